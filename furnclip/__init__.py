@@ -1,0 +1,60 @@
+"""Furniture search that works and proves it.
+
+The classes below are loaded when they are first used, so `import furnclip` stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from furnclip.arena import ArenaApp as ArenaApp
+    from furnclip.config import ArenaConfig as ArenaConfig
+    from furnclip.config import CleaningConfig as CleaningConfig
+    from furnclip.config import Config as Config
+    from furnclip.config import DataPaths as DataPaths
+    from furnclip.config import EmbeddingConfig as EmbeddingConfig
+    from furnclip.config import EvaluationConfig as EvaluationConfig
+    from furnclip.config import ModelConfig as ModelConfig
+    from furnclip.config import PrepConfig as PrepConfig
+    from furnclip.config import SearchConfig as SearchConfig
+    from furnclip.config import StorageConfig as StorageConfig
+    from furnclip.config import TrainingConfig as TrainingConfig
+    from furnclip.config import load_config as load_config
+    from furnclip.embed import EmbeddingGenerator as EmbeddingGenerator
+    from furnclip.search import Searcher as Searcher
+    from furnclip.storage import S3Manager as S3Manager
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ArenaApp": "furnclip.arena",
+    "EmbeddingGenerator": "furnclip.embed",
+    "S3Manager": "furnclip.storage",
+    "Searcher": "furnclip.search",
+    **dict.fromkeys(
+        (
+            "ArenaConfig",
+            "CleaningConfig",
+            "Config",
+            "DataPaths",
+            "EmbeddingConfig",
+            "EvaluationConfig",
+            "ModelConfig",
+            "PrepConfig",
+            "SearchConfig",
+            "StorageConfig",
+            "TrainingConfig",
+            "load_config",
+        ),
+        "furnclip.config",
+    ),
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'furnclip' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,217 @@
+"""Files that survive a kill: an append-only journal, and files replaced whole or not at all.
+
+A journal is one JSON object a line, flushed to the disk before `append` returns. A process killed
+in the middle of a line leaves a torn tail; replay drops it, because whoever was told that the event
+is safe was told after the newline. One process at a time may write: the lock is taken on opening.
+
+Everything else that furnclip writes goes through `replacing`: written aside, flushed, renamed, so
+that a file under its final name is always complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from furnclip.errors import JournalError
+
+Event = dict[str, Any]
+
+
+class Journal:
+    """An append-only JSON-lines file, held by one process at a time.
+
+        with Journal(path) as journal:
+            state = fold(journal.events())
+            journal.append({"event": "uploading", "part": 3})
+
+    Raises `JournalError` on opening when another process holds it, and on replay when a line other
+    than the last cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path.with_name(path.name + ".lock"))
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Journal:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise JournalError(
+                f"`{self.path}` is in use by another furnclip process",
+                hint="wait for that process to end, or stop it; nothing was changed",
+            ) from None
+        is_new = not self.path.exists()
+        self._file = self.path.open("ab")
+        self._drop_torn_tail()
+        if is_new:
+            sync_folder(self.path.parent)
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._lock.release()
+
+    def events(self) -> Iterator[Event]:
+        """Every event so far, oldest first."""
+        return read_journal(self.path)
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Write one event; when this returns, it is on the disk."""
+        if self._file is None:
+            raise RuntimeError("the journal is not open")
+        self._file.write(encode_event(event))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _drop_torn_tail(self) -> None:
+        # Without this, the next event would be glued to the torn line and both would be lost.
+        assert self._file is not None
+        complete_bytes = _complete_length(self.path)
+        if complete_bytes < self.path.stat().st_size:
+            self._file.truncate(complete_bytes)
+            os.fsync(self._file.fileno())
+
+
+def encode_event(event: Mapping[str, Any]) -> bytes:
+    """One journal line. ASCII only, so no line separator of Unicode can split it."""
+    return json.dumps(event, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
+
+
+def read_journal(path: Path) -> Iterator[Event]:
+    """Events of a journal without taking its lock; a torn last line is left out.
+
+    Raises `JournalError` naming the line when a complete line is not a JSON object.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = None
+            if not isinstance(event, dict):
+                raise JournalError(
+                    f"line {number} of `{path}` is damaged",
+                    hint="restore the file from a backup, or move it away to start again",
+                )
+            yield event
+
+
+def _complete_length(path: Path, chunk_bytes: int = 65536) -> int:
+    """Bytes up to and including the last newline."""
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        while end > 0:
+            start = max(0, end - chunk_bytes)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+    return 0
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends well, and not before.
+
+    On an error or a kill the old file stays as it was and no half-written file has its name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A folder that takes the place of `path` when the block ends well, and not before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        _sync_tree(aside)
+        publish_folder(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def publish_folder(aside: Path, path: Path) -> None:
+    """Rename `aside` to `path`; an older folder of that name is moved away first, then removed."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.replace(old)
+    aside.replace(path)
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, whole or not at all."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace `path` by indented JSON with a stable key order, whole or not at all."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a new or renamed file survives a power cut."""
+    if os.name == "nt":
+        return  # Windows cannot open a folder; its renames are flushed by the file system
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(folder)
