@@ -1,0 +1,118 @@
+"""What all tests share: no network but loopback, a clean environment, a small shop, a tiny CLIP."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.drawn_shop import write_shop
+
+_LOOPBACK = ("127.", "::1", "localhost")
+_CLEARED = ("OPENAI_", "AWS_", "FURNCLIP_", "MODEL_NAME", "WANDB_", "NO_COLOR", "FORCE_COLOR", "CI", "TMUX")
+
+# Set before any library looks: child processes inherit it.
+os.environ.update(
+    {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+    }
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _loopback_only() -> Iterator[None]:
+    """Connections to anything but this machine fail the test that makes them."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else ""
+        if isinstance(host, str) and host and not host.startswith(_LOOPBACK):
+            raise AssertionError(f"a test tried to reach {host}")
+        connect(self, address)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", guarded)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No key, no bucket and no personal settings of whoever runs the tests."""
+    for name in list(os.environ):
+        if name.startswith(_CLEARED) and name != "AWS_EC2_METADATA_DISABLED":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a `furnclip` process left behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+    def ok(self) -> Outcome:
+        """Itself, after checking that the command succeeded."""
+        assert self.code == 0, f"exit {self.code}\n{self.stdout}\n{self.stderr}"
+        return self
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli() -> Cli:
+    """Runs `furnclip ARGS` as a process in a folder: `cli("prepare", "--json", cwd=shop)`."""
+    return run_cli
+
+
+def run_cli(
+    *args: str | Path, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 300
+) -> Outcome:
+    """A real `furnclip` process in `cwd`; never raises for a failing command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "furnclip", *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, tiny_clip: Path) -> Path:
+    """A folder with a dozen drawn products and a `furnclip.toml` that uses the tiny CLIP."""
+    return write_shop(tmp_path / "shop", products=12, model=tiny_clip)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP with random weights and its own tokenizer, small enough for a test."""
+    from furnclip.model import build_tiny_clip
+
+    from tests.drawn_shop import captions
+
+    folder = tmp_path_factory.mktemp("model") / "tiny-clip"
+    return build_tiny_clip(folder, captions(), seed=0, image_px=32, width=32, layers=2)
