@@ -93,6 +93,7 @@ def run_cli(
         [sys.executable, "-m", "furnclip", *map(str, args)],
         cwd=cwd,
         env={**os.environ, **(env or {})},
+        check=False,
         capture_output=True,
         text=True,
         timeout=timeout_s,
