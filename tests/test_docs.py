@@ -1,0 +1,107 @@
+"""What is said twice must agree: README, tree, help texts, version and changelog."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import furnclip
+from furnclip.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.md"))]
+PIPELINE = ["init", "doctor", "clean", "prepare", "train", "eval", "embed", "search", "arena", "demo"]
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command that does something, with the words one types for it."""
+
+    def walk(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        children = getattr(command, "commands", {})
+        if words and (not children or getattr(command, "invoke_without_command", False)):
+            yield " ".join(words), command
+        for name, child in children.items():
+            yield from walk(child, (*words, name))
+
+    return walk(typer.main.get_command(app), ())
+
+
+COMMANDS = dict(commands())
+
+
+def test_commands_stand_in_pipeline_order() -> None:
+    assert list(typer.main.get_command(app).commands) == PIPELINE  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_has_help_with_an_example(name: str) -> None:
+    command = COMMANDS[name]
+    assert command.help, f"`furnclip {name}` has no help"
+    assert f"furnclip {name.split()[0]}" in (command.epilog or ""), f"`furnclip {name}` has no example"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    silent = [p.name for p in COMMANDS[name].params if p.name != "help" and not getattr(p, "help", None)]
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in ("init",)])
+def test_command_takes_config_and_json(name: str) -> None:
+    options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+    assert {"--config", "--json"} <= options
+
+
+def test_version_is_in_the_changelog() -> None:
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == furnclip.__version__
+
+
+def typed_commands(text: str) -> list[list[str]]:
+    """The words of every `furnclip ...` line in a document's shell blocks."""
+    blocks = re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    lines = [line.split("#")[0].split("|")[0].strip().removeprefix("$ ") for line in joined.splitlines()]
+    return [part.split() for line in lines for part in line.split("&&") if part.split()[:1] == ["furnclip"]]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_typed_commands_and_their_options_exist(document: Path) -> None:
+    for words in typed_commands(document.read_text(encoding="utf-8")):
+        name = next((n for n in (" ".join(words[1:3]), " ".join(words[1:2])) if n in COMMANDS), None)
+        if words[1:2] and words[1].startswith("-"):
+            continue
+        assert name, f"{document.name}: `{' '.join(words)}` is no command"
+        known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+        given = {word.split("=")[0] for word in words[2:] if word.startswith("--")} - {"--help"}
+        assert given <= known, f"{document.name}: `{' '.join(words)}`"
+
+
+def test_readme_shows_every_command() -> None:
+    shown = {words[1] for words in typed_commands(README)}
+    assert set(PIPELINE) <= shown
+
+
+def test_readme_tree_matches_the_package() -> None:
+    tree = README.split("<!-- tree -->")[1]
+    named = set(re.findall(r"^    (\w+(?:\.py|/))", tree, re.MULTILINE))
+    package = ROOT / "furnclip"
+    actual = {p.name for p in package.glob("*.py")} | {
+        f"{p.name}/" for p in package.iterdir() if p.is_dir() and p.name != "__pycache__"
+    }
+    assert named == actual
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_local_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text) + re.findall(
+        r'src="(?!https?:)([^"]+)"', text
+    )
+    assert [target for target in targets if not (document.parent / target).exists()] == []
