@@ -1,0 +1,178 @@
+"""The settings of each room: type, default, unit and meaning.
+
+The docstring under a field is its documentation; `template` prints it into `furnclip.toml`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+
+class DataPaths(_Section):
+    """Where the catalogue is, what its columns are called, and where furnclip works."""
+
+    products: Path = Path("products.csv")
+    """the raw catalogue: .csv, .tsv, .jsonl or .parquet"""
+    images: Path = Path("images")
+    """the folder that picture paths in the catalogue are relative to"""
+    work: Path = Path("work")
+    """the folder for everything that furnclip writes"""
+    id_column: str = "product_id"
+    """column with the unique product id"""
+    title_column: str = "title"
+    """column with the product's title"""
+    image_column: str = "image"
+    """column with the picture's path; several are separated by `|`, the first that can be read is used"""
+    group_column: str = ""
+    """column that ties variants of one product together; empty: same id, picture or title"""
+
+    @property
+    def clean(self) -> Path:
+        return self.work / "clean"
+
+    @property
+    def cleaned(self) -> Path:
+        return self.clean / "cleaned.csv"
+
+    @property
+    def shards(self) -> Path:
+        return self.work / "shards"
+
+    @property
+    def runs(self) -> Path:
+        return self.work / "runs"
+
+    @property
+    def embeddings(self) -> Path:
+        return self.work / "embeddings"
+
+    @property
+    def vectors(self) -> Path:
+        return self.embeddings / "master_vectors.parquet"
+
+    @property
+    def index(self) -> Path:
+        return self.work / "index.lance"
+
+    @property
+    def eval(self) -> Path:
+        return self.work / "eval"
+
+    @property
+    def arena(self) -> Path:
+        return self.work / "arena"
+
+    @property
+    def cache(self) -> Path:
+        return self.work / "cache"
+
+
+class ModelConfig(_Section):
+    """The base model."""
+
+    name: str = "openai/clip-vit-base-patch32"
+    """hub id, folder or `furnclip-tiny`; MODEL_NAME in the environment works too"""
+    revision: str = "main"
+    """branch, tag or commit on the hub; ignored for folders"""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """arithmetic of the towers; `auto` measures which is faster on this machine"""
+
+
+class CleaningConfig(_Section):
+    """Cleaning titles and attributes with a vision model."""
+
+    backend: Literal["openai", "live", "local"] = "openai"
+    """`openai`: Batch API; `live`: any chat-completions server; `local`: free offline rules"""
+
+
+class PrepConfig(_Section):
+    """Splits, pictures and shards."""
+
+    image_px: PositiveInt = 224
+    """side of the square picture in the shards, in pixels"""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """JPEG quality of the pictures in the shards, 1 to 100"""
+    train_fraction: Fraction = 0.8
+    """share of product groups for training"""
+    validation_fraction: Fraction = 0.1
+    """share of product groups for validation; the rest is the test split"""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """processes that decode pictures; 0: one a core"""
+
+
+class TrainingConfig(_Section):
+    """Fine-tuning."""
+
+    scenario: str = "dual_lora"
+    """`zero_shot`, `linear_probe`, `dual_lora`, `vision_lora`, `text_lora` or `all`"""
+    epochs: PositiveInt = 10
+    """passes over the training split"""
+    lr: PositiveFloat = 1e-4
+    """peak learning rate"""
+    seed: int = 0
+    """seed of data order, captions, augmentation and adapter weights"""
+
+
+class EmbeddingConfig(_Section):
+    """Turning the catalogue into vectors."""
+
+    batch_size: PositiveInt = 64
+    """pictures in one forward pass"""
+
+
+class EvaluationConfig(_Section):
+    """Measuring retrieval."""
+
+    seed: int = 0
+    """seed of the bootstrap"""
+
+
+class SearchConfig(_Section):
+    """Searching the catalogue."""
+
+    k: PositiveInt = 10
+    """number of hits"""
+
+
+class ArenaConfig(_Section):
+    """Blind voting in the terminal."""
+
+    k: PositiveInt = 5
+    """products in each row of results"""
+    seed: int = 0
+    """seed of the order of queries and of the sides"""
+    viewer: str | tuple[str, ...] = "auto"
+    """picture viewer: `auto`, `none`, `builtin`, or a command with {path}, {cols}, {rows}"""
+
+
+class StorageConfig(_Section):
+    """The S3 bucket; credentials come from boto3's own chain."""
+
+    bucket: str = ""
+    """bucket name; empty: no S3"""
+    prefix: str = "furnclip"
+    """key prefix inside the bucket"""
+    endpoint_url: str = ""
+    """endpoint of an S3-compatible server (MinIO, R2 ...); empty: AWS"""
+    region: str = ""
+    """region; empty: boto3's own chain decides"""
