@@ -1,0 +1,226 @@
+"""Reading and writing `master_vectors.parquet`; see the package for what is in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from furnclip.errors import InputError, MissingStageError, ModelMismatchError
+from furnclip.vectors.nearest import Floats
+
+PRODUCT_COLUMNS = (
+    "product_id",
+    "title",
+    "clean_title",
+    "style",
+    "material",
+    "color",
+    "object_type",
+    "group",
+    "split",
+    "image",
+    "content_hash",
+)
+LABELS = ("base", "finetuned")
+KINDS = ("image", "text", "vec")
+METADATA_KEY = b"furnclip"
+FORMAT = 1
+Dtype = Literal["fp32", "fp16"]
+_ARROW_TYPES = {"fp32": pa.float32(), "fp16": pa.float16()}
+
+
+def column_name(kind: str, label: str) -> str:
+    """`image_clip_base`, `text_clip_finetuned`, `vec_clip_base` ..."""
+    return f"{kind}_clip_{label}"
+
+
+class ModelProvenance(BaseModel):
+    """Which model made the vectors of one label, and how."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    name: str
+    """hub id, folder or run name, as given to `load_clip`"""
+    fingerprint: str
+    """of the weights and the preprocessing; equal fingerprints mean comparable vectors"""
+    dimension: int
+    image_px: int
+    precision: str
+    """arithmetic of the towers: `fp32` or `bf16`"""
+    precision_cosine: float | None = None
+    """lowest cosine to fp32 on the sample that was checked; null in fp32"""
+    image_weight: float = 0.5
+    """share of the picture in `vec_clip_*`"""
+    image_weight_reason: str = ""
+    """how the share was chosen"""
+
+
+class Provenance(BaseModel):
+    """Everything that made a vector file; stored in its metadata."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = FORMAT
+    furnclip_version: str = ""
+    key: str = ""
+    """hash of all inputs and settings; equal keys mean there is nothing to do"""
+    dtype: Dtype = "fp32"
+    """number format of the stored vectors"""
+    preprocessing: str = ""
+    source: str = ""
+    """name of the catalogue file"""
+    models: dict[str, ModelProvenance] = {}
+    """by label: `base`, `finetuned`"""
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """As Parquet or Lance schema metadata."""
+        return {METADATA_KEY: self.model_dump_json().encode()}
+
+    def require(self, label: str, fingerprint: str, *, where: Path | str) -> None:
+        """Raise `ModelMismatchError` unless the vectors of `label` were made by that very model."""
+        made_by = self.models.get(label)
+        if made_by is None:
+            raise ModelMismatchError(
+                f"`{where}` has no {label} vectors, only {', '.join(self.models) or 'none'}",
+                hint="run `furnclip embed` to add them",
+            )
+        if made_by.fingerprint != fingerprint:
+            raise ModelMismatchError(
+                f"the {label} vectors of `{where}` were made by `{made_by.name}` "
+                f"({made_by.fingerprint}), not by the model asked for ({fingerprint})",
+                hint="run `furnclip embed` with this model, or ask for the one that made the vectors",
+            )
+
+
+def vector_schema(provenance: Provenance, *, kinds: Sequence[str] = KINDS) -> pa.Schema:
+    """The Arrow schema of a file with these models; parts in progress leave `vec` out of `kinds`."""
+    value_type = _ARROW_TYPES[provenance.dtype]
+    fields = [pa.field(name, pa.string()) for name in PRODUCT_COLUMNS]
+    for label, model in provenance.models.items():
+        vector_type = pa.list_(value_type, model.dimension)
+        fields += [pa.field(column_name(kind, label), vector_type) for kind in kinds]
+    fields.append(pa.field("missing_reason", pa.string()))
+    return pa.schema(fields, metadata=provenance.metadata())
+
+
+def vector_array(vectors: Floats, present: npt.NDArray[np.bool_], dtype: Dtype) -> pa.FixedSizeListArray:
+    """`vectors` (N, D) as an Arrow column that is null where not `present` (N,)."""
+    values = np.where(present[:, None], vectors, 0).astype(np.float16 if dtype == "fp16" else np.float32)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(values.reshape(-1)), list_size=vectors.shape[1], mask=pa.array(~present)
+    )
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """The file, open; raises `MissingStageError` where there is none, `InputError` for another file."""
+    if not path.is_file():
+        raise MissingStageError(path, command="furnclip embed")
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"`{path}` is not a Parquet file: {error}", hint="remove it and run `furnclip embed` again"
+        ) from None
+
+
+def provenance_of(metadata: Mapping[bytes, bytes] | None, *, where: Path | str) -> Provenance:
+    """The provenance in schema metadata; raises `InputError` where there is none that can be read."""
+    try:
+        return Provenance.model_validate(json.loads((metadata or {})[METADATA_KEY]))
+    except (KeyError, ValueError, ValidationError):
+        raise InputError(
+            f"`{where}` does not say which model made it",
+            hint="it was not written by this version of `furnclip embed`; run that to make it again",
+        ) from None
+
+
+def read_provenance(path: Path) -> Provenance:
+    """Which models made the vectors in `path`, without reading them."""
+    with open_parquet(path) as file:
+        return provenance_of(file.schema_arrow.metadata, where=path)
+
+
+def read_vectors(path: Path) -> VectorTable:
+    """The vector file at `path`, columns read when asked for.
+
+    Raises `MissingStageError` when it does not exist and `InputError` when it is something else.
+    """
+    return VectorTable(path, read_provenance(path))
+
+
+class VectorTable:
+    """One vector file: its products, and its vectors as matrices.
+
+    A row number means the same product in `products`, `matrix` and `present`.
+    """
+
+    def __init__(self, path: Path, provenance: Provenance) -> None:
+        self.path = path
+        self.provenance = provenance
+        with open_parquet(path) as file:
+            self.columns: tuple[str, ...] = tuple(file.schema_arrow.names)
+            self._count = int(file.metadata.num_rows)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def products(self) -> list[dict[str, str | None]]:
+        """One dict a row with everything but the vectors."""
+        names = [name for name in self.columns if name in (*PRODUCT_COLUMNS, "missing_reason")]
+        rows: list[dict[str, str | None]] = pq.read_table(self.path, columns=names).to_pylist()
+        return rows
+
+    def matrix(self, name: str) -> Floats:
+        """The vectors of column `name` as float32 (N, D); rows that have none are zero."""
+        return self._vectors(name)[0]
+
+    def present(self, name: str) -> npt.NDArray[np.bool_]:
+        """Which rows have a vector in column `name`, (N,)."""
+        return self._vectors(name)[1]
+
+    def _vectors(self, name: str) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        if name not in self.columns:
+            vectors = [column for column in self.columns if "_clip_" in column]
+            raise InputError(
+                f"`{self.path}` has no column `{name}`", hint=f"vectors there: {', '.join(vectors)}"
+            )
+        if name not in self._matrices:
+            self._matrices[name] = self._read_matrix(name)
+        return self._matrices[name]
+
+    @cached_property
+    def _matrices(self) -> dict[str, tuple[Floats, npt.NDArray[np.bool_]]]:
+        return {}
+
+    def _read_matrix(self, name: str) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        with open_parquet(self.path) as file:
+            dimension = file.schema_arrow.field(name).type.list_size
+            matrix = np.zeros((self._count, dimension), dtype=np.float32)  # (N, D)
+            present = np.zeros(self._count, dtype=bool)
+            start = 0
+            for batch in file.iter_batches(columns=[name]):
+                stop = start + batch.num_rows
+                matrix[start:stop], present[start:stop] = matrix_of(batch.column(0))
+                start = stop
+        return matrix, present
+
+
+def matrix_of(column: pa.Array | pa.ChunkedArray) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """A column of fixed-size lists as float32 (N, D), zero where null, and which are there (N,)."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    present = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=bool)
+    matrix = np.zeros((len(array), array.type.list_size), dtype=np.float32)
+    # `flatten` leaves null rows out, so what remains belongs to the rows that are there.
+    values = array.flatten().to_numpy(zero_copy_only=False)
+    matrix[present] = values.reshape(-1, array.type.list_size)
+    return matrix, present
