@@ -6,9 +6,11 @@ The docstring under a field is its documentation; `template` prints it into `fur
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from furnclip.config.vocabulary import COLORS, MATERIALS, OBJECT_TYPES, STYLES
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -103,6 +105,62 @@ class CleaningConfig(_Section):
 
     backend: Literal["openai", "live", "local"] = "openai"
     """`openai`: Batch API; `live`: any chat-completions server; `local`: free offline rules"""
+    model: str = "gpt-5-nano"
+    """vision model; prices and limits come from the table that ships with furnclip and from `models` below"""
+    effort: str = ""
+    """reasoning effort; empty: the cheapest that the model knows"""
+    endpoint: Literal["/v1/chat/completions", "/v1/responses"] = "/v1/chat/completions"
+    """where the Batch API sends each request"""
+    base_url: str = ""
+    """address of another OpenAI-compatible server, ending in /v1; empty: OpenAI"""
+    image_px: Annotated[int, Field(ge=32, le=2048)] = 512
+    """longest side of the picture sent, in pixels; smaller pictures are not enlarged"""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 85
+    """JPEG quality of the picture sent, 1 to 100"""
+    max_completion_tokens: PositiveInt = 2000
+    """cap on answer and hidden reasoning together, in tokens; doubled, up to 8000, when an answer was cut"""
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """how often a row is asked before it is rejected"""
+    part_requests: Annotated[int, Field(ge=1, le=50_000)] = 10_000
+    """requests in one batch, at most"""
+    part_mb: Annotated[float, Field(gt=0, le=190)] = 90
+    """size of one batch's file, at most, in millions of bytes"""
+    tier: Annotated[int, Field(ge=1, le=5)] = 1
+    """usage tier of the OpenAI account; decides how many tokens may wait at once"""
+    max_queued_tokens: Annotated[int, Field(ge=0)] = 0
+    """input tokens in all open batches together, at most; 0: the model's limit for `tier`"""
+    max_concurrent_batches: PositiveInt = 4
+    """batches open at once, at most"""
+    poll_interval_s: PositiveFloat = 30
+    """seconds between looks at open batches; grows up to ten times while nothing changes"""
+    reconcile_wait_s: NonNegativeFloat = 45
+    """seconds to wait before looking again for a batch whose creation was not confirmed"""
+    retry_wait_s: NonNegativeFloat = 60
+    """seconds before failed rows or a full queue are tried again; doubles each time, up to 15 minutes"""
+    max_cost_usd: NonNegativeFloat = 0
+    """stop sending when paid plus open work would cost more, in US dollars; 0: no limit"""
+    allow_retiring_model: bool = False
+    """send although the model may be shut down before a batch ends"""
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
+    """`live`: requests on their way at once"""
+    requests_per_minute: Annotated[int, Field(ge=0)] = 0
+    """`live`: at most so many requests a minute; 0: no limit"""
+    timeout_s: PositiveFloat = 120
+    """`live`: seconds to wait for one answer"""
+    fallback: Literal["none", "local"] = "none"
+    """`local`: rows that the model could not clean get the offline rules' answer instead of being rejected"""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """processes that decode pictures; 0: one a core"""
+    styles: tuple[str, ...] = STYLES
+    """allowed styles; `unknown` is always allowed"""
+    materials: tuple[str, ...] = MATERIALS
+    """allowed materials; `unknown` is always allowed"""
+    colors: tuple[str, ...] = COLORS
+    """allowed colours; `unknown` is always allowed"""
+    object_types: tuple[str, ...] = OBJECT_TYPES
+    """allowed object types; `unknown` is always allowed"""
+    models: dict[str, dict[str, Any]] = {}
+    """more rows for the model table, or changed ones, as `[clean.models.NAME]`; keys as in models.toml"""
 
 
 class PrepConfig(_Section):
