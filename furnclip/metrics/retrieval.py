@@ -15,7 +15,7 @@ papers use the word. It depends on the gallery's size: never quote one without t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,8 @@ Gains = Callable[[slice, slice], Floats]
 """Gains of gallery items (second slice) for queries (first slice): an array (B, C), not negative."""
 
 TIE = 1e-6
-_QUERY_CHUNK = 256
-_GALLERY_CHUNK = 65536  # times the query chunk, in float32: 64 MB of scores at a time
+CHUNK = (256, 65536)
+"""Queries and gallery items looked at together: 64 MB of scores in float32."""
 
 
 def right_answers(
@@ -50,18 +50,28 @@ def right_answers(
 
 
 def ranks(
-    queries: Floats, gallery: Floats, relevant: Relevant, *, exclude: Integers | None = None
+    queries: Floats,
+    gallery: Floats,
+    relevant: Relevant,
+    *,
+    exclude: Integers | None = None,
+    chunk: tuple[int, int] = CHUNK,
 ) -> Integers:
     """Rank of the first right answer to each query, from 1: (Q,).
 
     `exclude`: the gallery item that is the query itself and is left out, one a query: (Q,).
     """
-    found = every_rank(queries, gallery, relevant, exclude=exclude)
+    found = every_rank(queries, gallery, relevant, exclude=exclude, chunk=chunk)
     return np.asarray([query_ranks[0] for query_ranks in found], dtype=np.int64)
 
 
 def every_rank(
-    queries: Floats, gallery: Floats, relevant: Relevant, *, exclude: Integers | None = None
+    queries: Floats,
+    gallery: Floats,
+    relevant: Relevant,
+    *,
+    exclude: Integers | None = None,
+    chunk: tuple[int, int] = CHUNK,
 ) -> list[Integers]:
     """Ranks of all right answers to each query, ascending, from 1: Q arrays.
 
@@ -69,9 +79,10 @@ def every_rank(
     """
     _check(queries, gallery, relevant, exclude)
     found: list[Integers] = []
-    for rows in _slices(len(queries), _QUERY_CHUNK):
+    for rows in _slices(len(queries), chunk[0]):
         hidden = _hidden(rows, relevant, exclude)
-        found.extend(_ranks_of_block(queries[rows], gallery, relevant[rows], hidden))
+        columns = _slices(len(gallery), chunk[1])
+        found.extend(_ranks_of_block(queries[rows], gallery, relevant[rows], hidden=hidden, columns=columns))
     return found
 
 
@@ -91,7 +102,13 @@ def average_precision(found: Sequence[Integers]) -> Floats:
 
 
 def ndcg_at_k(
-    queries: Floats, gallery: Floats, gains: Gains, *, k: int, exclude: Integers | None = None
+    queries: Floats,
+    gallery: Floats,
+    gains: Gains,
+    *,
+    k: int,
+    exclude: Integers | None = None,
+    chunk: tuple[int, int] = CHUNK,
 ) -> Floats:
     """Normalised discounted cumulative gain of each query's first k items: (Q,), 0 to 1.
 
@@ -99,9 +116,12 @@ def ndcg_at_k(
     ideal order has only those.
     """
     values: list[Floats] = []
-    for rows in _slices(len(queries), _QUERY_CHUNK):
-        hidden = None if exclude is None else [exclude[row : row + 1] for row in range(rows.start, rows.stop)]
-        reached, ideal = _top_gains(queries, gallery, gains, rows=rows, hidden=hidden, k=k)
+    for rows in _slices(len(queries), chunk[0]):
+        blocks = (
+            _scored(queries, gallery, gains, rows=rows, columns=columns, exclude=exclude)
+            for columns in _slices(len(gallery), chunk[1])
+        )
+        reached, ideal = _top_gains(blocks, rows.stop - rows.start, k)
         best = ideal @ _discounts(ideal.shape[1])
         if not np.all(best > 0):
             raise ValueError("a query has no gallery item with a gain above zero")
@@ -140,15 +160,20 @@ def _hidden(rows: slice, relevant: Relevant, exclude: Integers | None) -> list[I
 
 
 def _ranks_of_block(
-    block: Floats, gallery: Floats, relevant: Relevant, hidden: Sequence[Integers]
+    block: Floats,
+    gallery: Floats,
+    relevant: Relevant,
+    *,
+    hidden: Sequence[Integers],
+    columns: Iterable[slice],
 ) -> list[Integers]:
     right_scores = [
         np.sort(gallery[answers] @ query)[::-1] for query, answers in zip(block, relevant, strict=True)
     ]
     wrong_ahead = [np.zeros(len(scores), dtype=np.int64) for scores in right_scores]
-    for columns in _slices(len(gallery), _GALLERY_CHUNK):
-        scores = block @ gallery[columns].T  # (B, C)
-        _hide(scores, columns, hidden)
+    for chunk in columns:
+        scores = block @ gallery[chunk].T  # (B, C)
+        _hide(scores, chunk, hidden)
         scores.sort(axis=1)
         for row, right in enumerate(right_scores):
             wrong_ahead[row] += scores.shape[1] - np.searchsorted(scores[row], right - TIE, side="left")
@@ -162,30 +187,33 @@ def _hide(scores: Floats, columns: slice, hidden: Sequence[Integers]) -> None:
         scores[row, inside - columns.start] = -np.inf
 
 
-def _top_gains(
+def _scored(
     queries: Floats,
     gallery: Floats,
     gains: Gains,
     *,
     rows: slice,
-    hidden: Sequence[Integers] | None,
-    k: int,
+    columns: slice,
+    exclude: Integers | None,
 ) -> tuple[Floats, Floats]:
+    """Scores and gains of one chunk, both (B, C); the query itself is worth nothing and comes last."""
+    scores = np.round(queries[rows] @ gallery[columns].T, 6)
+    worth = np.array(gains(rows, columns), dtype=np.float64)  # a copy: it is changed below
+    if exclude is not None:
+        _hide(scores, columns, [exclude[row : row + 1] for row in range(rows.start, rows.stop)])
+        worth[np.isneginf(scores)] = 0.0
+    return scores, worth
+
+
+def _top_gains(blocks: Iterable[tuple[Floats, Floats]], queries: int, k: int) -> tuple[Floats, Floats]:
     """Gains of the first k items as the model orders them, and as the ideal order does: (B, k) twice."""
-    block_length = rows.stop - rows.start
-    best_scores = np.full((block_length, 0), -np.inf, dtype=np.float64)  # (B, up to k), as kept so far
-    best_gains = np.zeros((block_length, 0), dtype=np.float64)
-    ideal = np.zeros((block_length, 0), dtype=np.float64)
-    for columns in _slices(len(gallery), _GALLERY_CHUNK):
-        scores = np.round(queries[rows] @ gallery[columns].T, 6)  # (B, C)
-        chunk_gains = np.array(gains(rows, columns), dtype=np.float64)  # (B, C), a copy
-        if hidden is not None:
-            _hide(scores, columns, hidden)
-            chunk_gains[np.isneginf(scores)] = 0.0
+    nothing: Floats = np.zeros((queries, 0), dtype=np.float64)
+    best_scores, best_gains, ideal = nothing, nothing, nothing  # (B, up to k): the best so far
+    for scores, gains in blocks:
         best_scores, best_gains = _first_k(
-            np.hstack([best_scores, scores]), np.hstack([best_gains, chunk_gains]), k
+            np.hstack([best_scores, scores]), np.hstack([best_gains, gains]), k
         )
-        ideal = _largest(np.hstack([ideal, chunk_gains]), k)
+        ideal = _largest(np.hstack([ideal, gains]), k)
     return best_gains, ideal
 
 
