@@ -1,0 +1,242 @@
+"""Opening pictures from strangers: safe, upright, RGB, on white; and the square that CLIP sees.
+
+Input: a file or its bytes. Output: an RGB picture, or `BrokenImage` with a short stable `reason`:
+
+    missing, outside, not-a-file    there is no such file inside the picture folder
+    empty, too-many-bytes           nothing in it, or more than `MAX_BYTES`
+    not-a-picture                   none of `FORMATS`, whatever its name says
+    too-many-pixels, too-small      a decompression bomb, or a tracking pixel
+    truncated                       the header is fine, the picture stops in the middle or is damaged
+
+`load_square` is the one preprocessing of `prepare` and `embed`, so that what is trained on is what is
+searched. Large JPEGs are decoded at a fraction of their size (libjpeg's scaled DCT), which changes
+single pixels against a full decode by a few grey levels; colour profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFile, ImageOps, UnidentifiedImageError
+
+from furnclip.errors import InputError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+MAX_BYTES = 100 * 2**20
+MAX_PIXELS = 80_000_000
+MIN_SIDE_PX = 8
+WHITE = (255, 255, 255)
+
+# The decoders of Pillow answer damaged data with any of these.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    struct.error,
+)
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BrokenImage(InputError):
+    """A picture that cannot be used; `reason` is a short stable word for counting."""
+
+    def __init__(
+        self, reason: str, detail: str, *, hint: str = "replace the picture or drop the row"
+    ) -> None:
+        super().__init__(detail, hint=hint)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BrokenImage], tuple[str, str]]:
+        # the default would rebuild it from the message alone when it crosses a process
+        return BrokenImage, (self.reason, self.message)
+
+
+def open_image(source: Path | bytes, *, longest_px: int | None = None) -> Image.Image:
+    """The picture, upright, RGB, alpha on white, first frame.
+
+    `longest_px`: scale down so that the longest side has at most this many pixels; large JPEGs are
+    then never decoded in full. Raises `BrokenImage`.
+    """
+    data = read_bytes(source) if isinstance(source, Path) else source
+    name = f"`{source.name}`" if isinstance(source, Path) else "the picture"
+    # Damaged metadata makes Pillow warn; what it means for the picture is judged here.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = _identify(data, name)
+        try:
+            return _upright_rgb(image, longest_px)
+        except _DECODER_ERRORS as error:
+            raise BrokenImage("truncated", f"{name} is damaged or cut off ({error})") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a picture file. Raises `BrokenImage` where there are none, or too many."""
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise BrokenImage("not-a-file", f"`{path.name}` is not a file")
+        size_bytes = path.stat().st_size
+        if size_bytes > MAX_BYTES:
+            raise BrokenImage(
+                "too-many-bytes", f"`{path.name}` has {size_bytes:,} bytes, at most {MAX_BYTES:,}"
+            )
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BrokenImage("missing", f"`{path.name}` cannot be read: {detail.lower()}") from None
+
+
+def _identify(data: bytes, name: str) -> ImageFile.ImageFile:
+    """The lazily opened picture, after looking at nothing but its header."""
+    if not data:
+        raise BrokenImage("empty", f"{name} is empty")
+    if len(data) > MAX_BYTES:
+        raise BrokenImage("too-many-bytes", f"{name} has {len(data):,} bytes, at most {MAX_BYTES:,}")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_known_formats())
+    except UnidentifiedImageError:
+        raise BrokenImage("not-a-picture", f"{name} is not a picture ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise BrokenImage("too-many-pixels", f"{name} has too many pixels, at most {MAX_PIXELS:,}") from None
+    except _DECODER_ERRORS as error:
+        raise BrokenImage("truncated", f"{name} is damaged or cut off ({error})") from None
+    width_px, height_px = image.size
+    if width_px * height_px > MAX_PIXELS:
+        raise BrokenImage(
+            "too-many-pixels", f"{name} has {width_px} x {height_px} pixels, at most {MAX_PIXELS:,} in all"
+        )
+    if min(width_px, height_px) < MIN_SIDE_PX:
+        raise BrokenImage(
+            "too-small", f"{name} has {width_px} x {height_px} pixels, at least {MIN_SIDE_PX} a side"
+        )
+    return image
+
+
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _upright_rgb(image: ImageFile.ImageFile, longest_px: int | None) -> Image.Image:
+    orientation = _orientation(image)  # before decoding: Pillow forgets it for some formats
+    if longest_px is not None:
+        # libjpeg halves the picture while decoding, down to the last size that is large enough
+        image.draft("RGB", _fitted(image.size, longest_px))
+    image.load()
+    flat = _flat_rgb(image)
+    if longest_px is not None and max(flat.size) > longest_px:
+        flat = flat.resize(_fitted(flat.size, longest_px), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    turn = _UPRIGHT.get(orientation)
+    return flat if turn is None else flat.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _DECODER_ERRORS:
+        return 1  # unreadable metadata says nothing against the picture
+    return value if isinstance(value, int) else 1
+
+
+def _flat_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _grey_from_deep(image).convert("RGB")
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, (*WHITE, 255)), clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey_from_deep(image: Image.Image) -> Image.Image:
+    """8-bit grey from 16-bit, 32-bit or float grey; plain `convert` would clip at 255."""
+    deep = image.convert("F")
+    _, brightest = deep.getextrema()
+    full = 65535.0 if image.mode.startswith("I") else 255.0 if float(str(brightest)) > 1 else 1.0
+    return deep.point(lambda value: value * (255.0 / full) + 0.0).convert("L")
+
+
+def _fitted(size: tuple[int, int], longest_px: int) -> tuple[int, int]:
+    """`size` scaled so that its longest side is `longest_px`, never a side of 0."""
+    scale = longest_px / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def letterbox(image: Image.Image, side_px: int, fill: tuple[int, int, int] = WHITE) -> Image.Image:
+    """The whole picture, scaled up or down, in the middle of a square of `fill`."""
+    fitted = _fitted(image.size, side_px)
+    if image.size != fitted:
+        image = image.resize(fitted, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    if fitted == (side_px, side_px):
+        return image
+    square = Image.new("RGB", (side_px, side_px), fill)
+    square.paste(image, ((side_px - fitted[0]) // 2, (side_px - fitted[1]) // 2))
+    return square
+
+
+def load_square(source: Path | bytes, side_px: int) -> Image.Image:
+    """Open and letterbox: what every model of furnclip gets to see. Raises `BrokenImage`."""
+    return letterbox(open_image(source, longest_px=side_px), side_px)
+
+
+def encode_jpeg(image: Image.Image, quality: int) -> bytes:
+    """JPEG bytes; the same picture always gives the same bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2)
+    return buffer.getvalue()
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[tuple[Image.Image | None, str]]],
+    *,
+    cell_px: int = 160,
+    label_px: int = 16,
+    fill: tuple[int, int, int] = WHITE,
+) -> Image.Image:
+    """A grid of pictures, each with a line of text under it; None draws an empty frame."""
+    columns = max((len(row) for row in rows), default=1)
+    height_px = cell_px + label_px
+    sheet = Image.new("RGB", (max(1, columns) * cell_px, max(1, len(rows)) * height_px), fill)
+    draw = ImageDraw.Draw(sheet)
+    for row_index, row in enumerate(rows):
+        for column_index, (image, label) in enumerate(row):
+            left, top = column_index * cell_px, row_index * height_px
+            _draw_cell(sheet, draw, (left, top, cell_px), image)
+            draw.text((left + 2, top + cell_px + 1), _shortened(draw, label, cell_px - 4), fill=(0, 0, 0))
+    return sheet
+
+
+def _draw_cell(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int, int], image: Image.Image | None
+) -> None:
+    left, top, cell_px = place
+    if image is None:
+        draw.rectangle((left + 2, top + 2, left + cell_px - 3, top + cell_px - 3), outline=(160, 160, 160))
+        return
+    fitted = ImageOps.contain(image.convert("RGB"), (cell_px - 4, cell_px - 4))
+    sheet.paste(fitted, (left + (cell_px - fitted.width) // 2, top + (cell_px - fitted.height) // 2))
+
+
+def _shortened(draw: ImageDraw.ImageDraw, label: str, width_px: int) -> str:
+    text = " ".join(label.split())
+    while text and draw.textlength(text) > width_px:
+        text = text[:-1]
+    return text
