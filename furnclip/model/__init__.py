@@ -1,0 +1,13 @@
+"""CLIP and SigLIP behind one door: load, encode to unit vectors, adapt, merge, save.
+
+Only `model` and `train` know what a device is. `load_clip` takes a hub id, a folder, a run's name or
+`furnclip-tiny` and gives a `Clip`, whose `encode_images` and `encode_texts` return unit vectors in
+float32 whatever the precision of the towers and whatever `get_*_features` of the installed
+transformers returns.
+"""
+
+from furnclip.model.clip import Clip
+from furnclip.model.loading import BUNDLED, latest_run, load_clip
+from furnclip.model.tiny import build_tiny_clip
+
+__all__ = ["BUNDLED", "Clip", "build_tiny_clip", "latest_run", "load_clip"]
