@@ -201,8 +201,22 @@ class EmbeddingConfig(_Section):
 class EvaluationConfig(_Section):
     """Measuring retrieval."""
 
+    split: Literal["test", "validation"] = "test"
+    """split to measure on; training chooses its settings on `validation`, so only `test` is fair"""
+    batch_size: PositiveInt = 64
+    """pictures in one forward pass"""
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
+    """draws of the bootstrap and of the paired test"""
+    confidence: Annotated[float, Field(ge=0.5, le=0.999)] = 0.95
+    """share of intervals that hold the true value, 0.5 to 0.999"""
+    slice_min_queries: PositiveInt = 5
+    """fewest queries that a type, material, colour or style needs for a line of its own"""
+    examples: Annotated[int, Field(ge=0, le=100)] = 6
+    """queries with pictures in each part of the report"""
+    latency_s: Annotated[float, Field(ge=0, le=60)] = 2.0
+    """seconds to spend on each latency figure; 0: not measured"""
     seed: int = 0
-    """seed of the bootstrap"""
+    """seed of the bootstrap and of the queries drawn for the report"""
 
 
 class SearchConfig(_Section):
