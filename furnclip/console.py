@@ -93,6 +93,18 @@ def say(text: str) -> None:
     stdout().print(redact(text), markup=False, soft_wrap=True)
 
 
+def show_bytes(data: bytes) -> None:
+    """Write a picture as a terminal draws it, on stdout, in order with what was printed before."""
+    stream = stdout().file
+    stream.flush()
+    buffer = getattr(stream, "buffer", None)
+    if buffer is None:  # a text-only stream in a notebook or test
+        stream.write(data.decode("utf-8", "replace"))
+    else:
+        buffer.write(data)
+        buffer.flush()
+
+
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
     """Print a table as a result, on stdout; numbers are set flush right."""
     from rich import box

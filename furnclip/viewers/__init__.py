@@ -1,0 +1,43 @@
+"""Showing a picture in a terminal, whatever terminal it is.
+
+    plan = detect()                     # what this terminal can do, which tools there are, and why
+    for line in plan.lines(): ...       # the explanation that `furnclip doctor` prints
+    drawing = show_image(path, plan, cache=folder)     # bytes for the cursor's place
+    console.show_bytes(drawing.data)    # empty when drawing.viewer is `none`: print the path instead
+
+`detect` is a pure function of its surroundings; `Viewer` runs the tools (no shell, no keyboard, a
+time limit, captured output) and falls through to the next and at last to half blocks; `permitted`
+guards against a viewer command that came with somebody else's folder. Facts about the tools:
+man pages of chafa, timg, viu and kitty's icat; sw.kovidgoyal.net/kitty/graphics-protocol.
+
+Not to be trusted: a terminal's environment variables are inherited and can name the wrong terminal;
+then the picture looks wrong, and `viewer = "builtin"` or `"none"` is the way out.
+"""
+
+from furnclip.viewers.blocks import half_blocks
+from furnclip.viewers.desktop import desktop_command, open_on_desktop
+from furnclip.viewers.detection import Candidate, Plan, Surroundings, detect
+from furnclip.viewers.running import Box, Drawing, Viewer
+from furnclip.viewers.showing import preview_copy, show_image, test_card
+from furnclip.viewers.template import Setting, fill, parse_template
+from furnclip.viewers.trust import permitted
+
+__all__ = [
+    "Box",
+    "Candidate",
+    "Drawing",
+    "Plan",
+    "Setting",
+    "Surroundings",
+    "Viewer",
+    "desktop_command",
+    "detect",
+    "fill",
+    "half_blocks",
+    "open_on_desktop",
+    "parse_template",
+    "permitted",
+    "preview_copy",
+    "show_image",
+    "test_card",
+]
