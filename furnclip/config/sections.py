@@ -181,14 +181,74 @@ class PrepConfig(_Section):
 class TrainingConfig(_Section):
     """Fine-tuning."""
 
-    scenario: str = "dual_lora"
-    """`zero_shot`, `linear_probe`, `dual_lora`, `vision_lora`, `text_lora` or `all`"""
+    scenario: Literal["zero_shot", "linear_probe", "dual_lora", "vision_lora", "text_lora", "full", "all"] = (
+        "dual_lora"
+    )
+    """what trains; `zero_shot`: nothing, `full`: every weight, `all`: the ablation over the first five"""
     epochs: PositiveInt = 10
     """passes over the training split"""
     lr: PositiveFloat = 1e-4
     """peak learning rate"""
     seed: int = 0
     """seed of data order, captions, augmentation and adapter weights"""
+    effective_batch_size: Annotated[int, Field(ge=0)] = 0
+    """samples that one optimiser step contrasts; 0: 1024, or less so that an epoch has 8 steps"""
+    micro_batch_size: Annotated[int, Field(ge=0)] = 64
+    """samples in one forward pass, the memory knob; 0: the largest that fits, found on a throw-away copy"""
+    kept_activations_mb: Annotated[int, Field(ge=-1)] = -1
+    """memory for micro-batches that need no second forward pass, in MB; -1: a quarter of what is free"""
+    gradient_checkpointing: bool = False
+    """recompute each layer in the backward pass: less memory, more time"""
+    lora_r: PositiveInt = 16
+    """rank of the LoRA adapters"""
+    lora_alpha: PositiveFloat = 32
+    """scale of the LoRA adapters is lora_alpha / lora_r"""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """dropout in front of the adapters, as a share"""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    """names of the linear layers that get adapters; `fc1` and `fc2` are the others"""
+    loss: Literal["auto", "softmax", "sigmoid"] = "auto"
+    """`auto`: the loss that the base was trained with (CLIP softmax, SigLIP sigmoid)"""
+    multi_positive: bool = True
+    """products that share a caption or a group are each other's right answers, not wrong ones"""
+    caption_sampling: bool = True
+    """build the caption anew each epoch from the fields; off: always the caption of the shards"""
+    caption_variants: PositiveInt = 8
+    """different captions of one product; a frozen text tower encodes each once"""
+    attribute_dropout: Fraction = 0.3
+    """chance of each attribute to be left out of a sampled caption"""
+    augment: Literal["none", "simple", "advanced"] = "simple"
+    """`simple`: flip and shift with the product whole; `advanced`: also colour and tilt"""
+    mini_train: bool = False
+    """train on the small `mini_train` split"""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW's weight decay; scales, biases and norms have none"""
+    warmup_fraction: Fraction = 0.1
+    """share of the steps in which the learning rate climbs; then it falls along a cosine"""
+    max_gradient_norm: PositiveFloat = 1.0
+    """a larger gradient is scaled down to this norm"""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """`full` only: learning rate of each layer relative to the one above it; 1: all the same"""
+    max_logit_scale: PositiveFloat = 100.0
+    """ceiling of the trained temperature's factor, as in OpenAI's training"""
+    patience: Annotated[int, Field(ge=0)] = 5
+    """epochs without a better validation recall before training stops; 0: never stop early"""
+    checkpoint_interval_s: NonNegativeFloat = 60
+    """seconds between checkpoints; one is written at the end of every epoch as well"""
+    image_cache_mb: Annotated[int, Field(ge=0)] = 1024
+    """memory for decoded pictures, in MB; further ones are decoded each epoch"""
+    feature_cache: bool = True
+    """keep what frozen towers say on disk, under `work/cache`"""
+    wise_ft: bool = True
+    """after training, choose on validation how far to go from the base to the trained weights"""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases; needs the `[wandb]` extra"""
+    wandb_project: str = "furnclip"
+    """project that runs are logged to"""
+    wandb_artifacts: bool = False
+    """log the trained adapter as an artifact"""
+    upload: bool = False
+    """copy checkpoints and the finished run to the bucket"""
 
 
 class EmbeddingConfig(_Section):
@@ -248,3 +308,17 @@ class StorageConfig(_Section):
     """endpoint of an S3-compatible server (MinIO, R2 ...); empty: AWS"""
     region: str = ""
     """region; empty: boto3's own chain decides"""
+    concurrency: PositiveInt = 8
+    """requests at a time"""
+    timeout_s: PositiveFloat = 60.0
+    """seconds a connection may stay silent before it is tried again"""
+
+    @property
+    def shards(self) -> str:
+        """The prefix of the shards in the bucket."""
+        return f"{self.prefix.strip('/')}/shards".lstrip("/")
+
+    @property
+    def runs(self) -> str:
+        """The prefix of the training runs in the bucket."""
+        return f"{self.prefix.strip('/')}/runs".lstrip("/")
