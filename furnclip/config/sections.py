@@ -256,6 +256,14 @@ class EmbeddingConfig(_Section):
 
     batch_size: PositiveInt = 64
     """pictures in one forward pass"""
+    row_group_rows: PositiveInt = 1024
+    """products in one row group of the file; a killed run encodes at most one of them again"""
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    """number format of the stored vectors; `fp16` halves the file"""
+    image_weight: Literal["auto"] | Fraction = "auto"
+    """share of the picture in the fused vector, 0 to 1; `auto` chooses it on the validation split"""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """threads that decode pictures; 0: one a core"""
 
 
 class EvaluationConfig(_Section):
@@ -284,6 +292,16 @@ class SearchConfig(_Section):
 
     k: PositiveInt = 10
     """number of hits"""
+    mode: Literal["vector", "keyword", "hybrid"] = "vector"
+    """`vector`: by meaning; `keyword`: by words (BM25); `hybrid`: both, fused by rank"""
+    image_weight: Fraction = 0.5
+    """share of the picture where a search has both a picture and a text, 0 to 1"""
+    index: str = ""
+    """search table: folder or `s3://` address ending in `.lance`; empty: `index.lance` in `paths.work`"""
+    exact_below: PositiveInt = 10000
+    """products below which every vector is compared; from there on an approximate index is built"""
+    probes: PositiveInt = 20
+    """partitions of the approximate index that one search looks into; more: slower, fewer misses"""
 
 
 class ArenaConfig(_Section):
