@@ -1,0 +1,243 @@
+"""One bucket over HTTP: objects in and out, each checked, each failure a `StorageError`.
+
+Up to 8 MiB an object is one request; above that boto3's transfer manager sends and fetches parts side
+by side. Each request carries the SHA-256 of its content as a signed header, which the server compares
+with what arrived; the signature therefore need not hash the content a second time.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import boto3
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
+from botocore.config import Config as ClientConfig
+from botocore.exceptions import ClientError
+from s3transfer.subscribers import BaseSubscriber
+
+from furnclip.errors import ConfigError, StorageError
+from furnclip.storage.failures import BROKEN_STREAM, explained
+from furnclip.storage.inventory import Entry, Stored, sha256_of
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from s3transfer.futures import TransferFuture
+
+PART_BYTES = 8 * 2**20
+ATTEMPTS = 5
+_FIRST_PAUSE_S = 0.05
+_CONNECT_TIMEOUT_S = 10
+_DIGEST_KEY = "sha256"  # x-amz-meta-sha256
+
+Report = Callable[[int], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What an upload or a download did."""
+
+    sent: int
+    """files that went over the network"""
+    sent_bytes: int
+    kept: int
+    """files that were the same on both sides already"""
+
+
+class Bucket:
+    """The objects of one bucket. Used by several threads at once."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        endpoint_url: str = "",
+        region: str = "",
+        concurrency: int = 8,
+        timeout_s: float = 60,
+    ) -> None:
+        self.name = name
+        self.endpoint_url = endpoint_url
+        self.concurrency = concurrency
+        with explained(name, endpoint_url=endpoint_url):
+            self._client = _connect(endpoint_url, region, concurrency=concurrency, timeout_s=timeout_s)
+        transfer = TransferConfig(
+            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=concurrency
+        )
+        self._parts = create_transfer_manager(self._client, transfer)
+
+    def close(self) -> None:
+        """Stop transfers that are still running and give the connections back."""
+        self._parts.shutdown(cancel=True)
+        self._client.close()
+
+    def where(self, prefix: str) -> str:
+        """The address of a prefix, for people."""
+        return f"s3://{self.name}/{prefix}".rstrip("/")
+
+    def side_by_side(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """`function` of every item, several at once, in the order of the items.
+
+        After the first failure nothing new is begun; what is under way is waited for.
+        """
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="furnclip-s3")
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except KeyboardInterrupt:
+            self._parts.shutdown(cancel=True)
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return [future.result() for future in futures]
+
+    def listing(self, prefix: str) -> dict[str, Stored]:
+        """Everything under `prefix/`, by its path below it."""
+        start = f"{prefix}/" if prefix else ""
+        found: dict[str, Stored] = {}
+        with self._explained(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=start)
+            for item in (item for page in pages for item in page.get("Contents", ())):
+                name = item["Key"][len(start) :]
+                if name and not name.endswith("/"):  # some consoles make empty objects for folders
+                    found[name] = Stored(item["Size"], item["ETag"].strip('"'))
+        return found
+
+    def check(self) -> None:
+        """Raise `StorageError` unless the bucket exists and may be listed."""
+        with self._explained(""):
+            self._client.list_objects_v2(Bucket=self.name, MaxKeys=1)
+
+    def head(self, key: str) -> Entry | None:
+        """Size, SHA-256 (where we uploaded it) and ETag of an object; None when there is none."""
+        with self._explained(key):
+            try:
+                answer = self._client.head_object(Bucket=self.name, Key=key)
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
+                    return None
+                raise
+        digest = answer["Metadata"].get(_DIGEST_KEY, "")
+        return Entry(size_bytes=answer["ContentLength"], sha256=digest, etag=answer["ETag"].strip('"'))
+
+    def read(self, key: str, expected: Entry | None = None) -> bytes:
+        """The content of an object, in memory, and as `expected` says."""
+        with self._explained(key):
+            content = self._read(key)
+        if expected:
+            self._compare(key, expected, len(content), hashlib.sha256(content).hexdigest())
+        return content
+
+    def _read(self, key: str) -> bytes:
+        for attempt in range(1, ATTEMPTS):
+            with suppress(*BROKEN_STREAM):
+                return self._client.get_object(Bucket=self.name, Key=key)["Body"].read()
+            time.sleep(_FIRST_PAUSE_S * 2**attempt)
+        return self._client.get_object(Bucket=self.name, Key=key)["Body"].read()
+
+    def write(self, key: str, content: bytes) -> Entry:
+        """Put `content` under `key` in one request."""
+        digest = hashlib.sha256(content)
+        with self._explained(key):
+            answer = self._client.put_object(
+                Bucket=self.name,
+                Key=key,
+                Body=content,  # bytes: a file would cost a round trip for `Expect: 100-continue`
+                ChecksumSHA256=base64.b64encode(digest.digest()).decode("ascii"),
+                Metadata={_DIGEST_KEY: digest.hexdigest()},
+            )
+        return Entry(size_bytes=len(content), sha256=digest.hexdigest(), etag=answer["ETag"].strip('"'))
+
+    def send(self, path: Path, key: str, report: Report) -> Entry:
+        """Put a file under `key`. Raises `StorageError` when it changes meanwhile."""
+        with self._explained(key):
+            before = path.stat()
+            if before.st_size <= PART_BYTES:
+                entry = self.write(key, path.read_bytes())
+                report(entry.size_bytes)
+                return entry
+            digest = sha256_of(path)
+            extra = {"Metadata": {_DIGEST_KEY: digest}, "ChecksumAlgorithm": "SHA256"}
+            self._parts.upload(str(path), self.name, key, extra, [_Progress(report)]).result()
+            after = path.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise StorageError(f"`{path}` changed while it was being uploaded", hint="upload it again")
+        sent = self.head(key)
+        assert sent is not None
+        return sent
+
+    def fetch(self, key: str, expected: Entry, target: Path, report: Report) -> None:
+        """Write an object to `target`, whole and as `expected` says, or not at all.
+
+        The caller flushes all files at the end: one by one, that would take longer than the download.
+        """
+        with self._explained(key), _aside(target) as aside:
+            if expected.size_bytes <= PART_BYTES:
+                aside.write_bytes(self.read(key, expected))
+                report(expected.size_bytes)
+            else:
+                self._parts.download(self.name, key, str(aside), None, [_Progress(report)]).result()
+                self._compare(key, expected, aside.stat().st_size, sha256_of(aside))
+
+    def _compare(self, key: str, expected: Entry, size_bytes: int, sha256: str) -> None:
+        if size_bytes != expected.size_bytes or (expected.sha256 and sha256 != expected.sha256):
+            raise StorageError(
+                f"`{self.where(key)}` is not what was uploaded: it is damaged, or was replaced meanwhile",
+                hint="run the same command again; if that does not help, upload it again",
+            )
+
+    def _explained(self, key: str) -> AbstractContextManager[None]:
+        return explained(self.name, key, endpoint_url=self.endpoint_url)
+
+
+class _Progress(BaseSubscriber):
+    """Passes the transfer manager's byte counts on."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def on_progress(self, future: TransferFuture, bytes_transferred: int, **_: object) -> None:
+        self._report(bytes_transferred)
+
+
+def _connect(endpoint_url: str, region: str, *, concurrency: int, timeout_s: float) -> S3Client:
+    config = ClientConfig(
+        max_pool_connections=2 * concurrency,
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=timeout_s,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        tcp_keepalive=True,
+        # Own servers rarely have a host name for every bucket.
+        s3={"payload_signing_enabled": False, "addressing_style": "path" if endpoint_url else "auto"},
+    )
+    try:
+        session = boto3.session.Session(region_name=region or None)
+        return session.client("s3", endpoint_url=endpoint_url or None, config=config)
+    except ValueError as error:  # an endpoint that is not an address
+        message = f"`storage.endpoint_url` cannot be `{endpoint_url}`: {error}"
+        raise ConfigError(message, hint="write it like `https://s3.example.com:9000`") from None
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """A path beside `target` whose file is renamed to it when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        aside.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise

@@ -1,0 +1,200 @@
+"""A local S3 server as a process, and a proxy before it that breaks what it is told to break.
+
+Both speak real HTTP on the loopback interface; boto3 does not know that it is being tested.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from typing import Any, cast
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The address of a `moto_server` process that lives as long as the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_until_open(port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_open(port: int, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+@dataclass
+class Fault:
+    """Something to do to requests that match, `times` times, after letting `after` of them pass."""
+
+    kind: str
+    """`status`, `cut_request`, `cut_response`, `slow`, `stall`, `corrupt` or `before`"""
+    method: str = "GET"
+    path: str = ""
+    """regular expression that the path with its query must contain"""
+    times: int = 10**6
+    after: int = 0
+    status: int = 500
+    code: str = "InternalError"
+    pause_s: float = 0.0
+    action: Callable[[], object] = lambda: None
+    hits: int = 0
+
+
+@dataclass
+class Proxy:
+    """Hands requests on to a server, unless a fault applies; remembers what passed."""
+
+    address: str
+    upstream: str
+    faults: list[Fault] = field(default_factory=list)
+    log: list[tuple[str, str]] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
+
+    def keys(self, method: str) -> list[str]:
+        """The keys that requests of this method named, in order, without the bucket."""
+        return [path.split("?")[0].split("/", 2)[-1] for seen, path in self.log if seen == method]
+
+    def fault_for(self, method: str, path: str) -> Fault | None:
+        with self.lock:
+            self.log.append((method, path))
+            for fault in self.faults:
+                if fault.method != method or not re.search(fault.path, path):
+                    continue
+                fault.hits += 1
+                if fault.after < fault.hits <= fault.after + fault.times:
+                    return fault
+        return None
+
+
+@contextmanager
+def fault_proxy(upstream: str, *faults: Fault) -> Iterator[Proxy]:
+    """A proxy before the S3 server at `upstream`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    proxy = Proxy(f"http://127.0.0.1:{server.server_address[1]}", upstream, list(faults))
+    server.proxy = proxy  # type: ignore[attr-defined]
+    thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        proxy: Proxy = cast(Any, self.server).proxy
+        fault = proxy.fault_for(self.command, self.path)
+        length = int(self.headers.get("Content-Length") or 0)
+        if fault and fault.kind == "cut_request":
+            self.rfile.read(length // 2)
+            self._hang_up()
+            return
+        body = self.rfile.read(length)
+        if fault and fault.kind == "status":
+            self._refuse(fault)
+            return
+        if fault and fault.kind == "stall":
+            time.sleep(fault.pause_s)
+        if fault and fault.kind == "before":
+            fault.action()
+        self._forward(proxy, body, fault)
+
+    do_PUT = do_POST = do_HEAD = do_DELETE = do_GET
+
+    def _forward(self, proxy: Proxy, body: bytes, fault: Fault | None) -> None:
+        host = proxy.upstream.removeprefix("http://")
+        connection = http.client.HTTPConnection(host, timeout=60)
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+        connection.request(self.command, self.path, body or None, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        self.send_response_only(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "content-length", "connection"):
+                self.send_header(name, value)
+        self.send_header(
+            "Content-Length",
+            answer.headers.get("Content-Length") or str(len(content))
+            if self.command == "HEAD"
+            else str(len(content)),
+        )
+        self.end_headers()
+        self._send_body(content, fault)
+
+    def _send_body(self, content: bytes, fault: Fault | None) -> None:
+        if self.command == "HEAD":
+            return
+        kind = fault.kind if fault else ""
+        if kind == "corrupt":
+            middle = len(content) // 2
+            content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        if kind == "cut_response":
+            self.wfile.write(content[: len(content) // 2])
+            self._hang_up()
+        elif kind == "slow":
+            step = max(1, len(content) // 10)
+            for start in range(0, len(content), step):
+                self.wfile.write(content[start : start + step])
+                time.sleep(fault.pause_s if fault else 0)
+        else:
+            self.wfile.write(content)
+
+    def _refuse(self, fault: Fault) -> None:
+        text = f"<Error><Code>{fault.code}</Code><Message>told to fail</Message></Error>"
+        body = b"" if self.command == "HEAD" else text.encode()
+        self.send_response_only(fault.status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _hang_up(self) -> None:
+        self.wfile.flush()
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except OSError:  # the client hung up: that is its right
+            self.close_connection = True
