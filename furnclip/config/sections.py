@@ -307,12 +307,22 @@ class SearchConfig(_Section):
 class ArenaConfig(_Section):
     """Blind voting in the terminal."""
 
-    k: PositiveInt = 5
-    """products in each row of results"""
+    k: Annotated[int, Field(ge=1, le=10)] = 5
+    """products in each row of results, 1 to 10"""
+    queries: str = "images"
+    """`images`, `texts` or `both` of the test split, a text file with a query a line, or a picture folder"""
+    query_limit: PositiveInt = 500
+    """most queries drawn for one contest"""
     seed: int = 0
     """seed of the order of queries and of the sides"""
+    shared_share: Fraction = 0.25
+    """share of a rater's queries that every rater is shown, to measure agreement"""
+    repeat_every: Annotated[int, Field(ge=0)] = 10
+    """every how many votes an earlier query comes back with sides swapped, to measure consistency; 0: never"""
     viewer: str | tuple[str, ...] = "auto"
     """picture viewer: `auto`, `none`, `builtin`, or a command with {path}, {cols}, {rows}"""
+    viewer_timeout_s: PositiveFloat = 5.0
+    """seconds after which a viewer is given up"""
 
 
 class StorageConfig(_Section):
