@@ -1,9 +1,56 @@
-"""`furnclip evaluate`."""
+"""`furnclip eval`: base and fine-tuned models on the test split."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+from furnclip.cli.options import ConfigOption, JsonOption, settings
+
+if TYPE_CHECKING:
+    from furnclip.evaluate import Evaluation
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the app."""
+    app.command("eval", epilog="Example: furnclip eval --run first --run second")(evaluate)
+
+
+def evaluate(
+    config: ConfigOption = None,
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="run to measure, repeatable [default: the latest]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="base model: hub id, folder or `furnclip-tiny`")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="`test` or `validation`")] = None,
+    force: Annotated[bool, typer.Option("--force", help="measure again although nothing changed")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare models: recall, intervals, tests, pictures; writes report.html and report.json."""
+    from furnclip import console
+    from furnclip.evaluate import evaluate as run_evaluation
+
+    chosen = settings(config, model={"name": model}, eval={"split": split})
+    result = run_evaluation(chosen, run or (), force=force)
+    if result.was_there:
+        console.note(
+            "nothing to do: the same models, data and settings were measured before (`--force` repeats it)"
+        )
+    console.emit(
+        {**result.report, "report": str(result.html_path)}, as_json=as_json, human=lambda: _show(result)
+    )
+
+
+def _show(result: Evaluation) -> None:
+    from furnclip import console
+    from furnclip.evaluate import comparison_lines, summary_table
+
+    report = result.report
+    columns, rows = summary_table(report)
+    title = f"text to image, {report['queries']} queries, gallery of {report['gallery_size']}"
+    console.show_table(columns, rows, title=title)
+    for line in comparison_lines(report):
+        console.say(line)
+    console.say(f"report: {result.html_path}")

@@ -15,6 +15,7 @@ papers use the word. It depends on the gallery's size: never quote one without t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -89,6 +90,16 @@ def every_rank(
 def recall_at_k(first_ranks: Integers, k: int) -> float:
     """Share of queries with a right answer among the first k; 0 to 1."""
     return float(np.mean(first_ranks <= k))
+
+
+def chance_recall_at_k(right_counts: Sequence[int], gallery_size: int, k: int) -> float:
+    """recall@k of a gallery in random order, for queries with so many right answers each."""
+    misses = []
+    for right in right_counts:
+        wrong = gallery_size - right
+        drawn = range(min(k, gallery_size))
+        misses.append(math.prod(max(0, wrong - place) / (gallery_size - place) for place in drawn))
+    return 1.0 - float(np.mean(misses))
 
 
 def mean_reciprocal_rank(first_ranks: Integers) -> float:

@@ -1,0 +1,133 @@
+"""`report.html`: one self-contained page with tables, plots and pictures, for phones and desks.
+
+Out: HTML text without a single outside address. Pictures are JPEG data URIs, each in the page once.
+Product titles are shop data: the template escapes everything.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from furnclip.catalogue import ATTRIBUTES
+from furnclip.evaluate import plots
+from furnclip.evaluate.showcase import Part
+from furnclip.evaluate.split import Split
+from furnclip.evaluate.summary import (
+    HEADLINE,
+    comparison_lines,
+    interval_percent,
+    interval_text,
+    summary_table,
+    verdict,
+)
+from furnclip.images import encode_jpeg
+
+_THUMBNAIL_PX = 160
+_TASKS = {
+    "text_to_image": ("Text to picture", "a product's caption finds its picture"),
+    "image_to_text": ("Picture to text", "a picture finds its product's caption"),
+    "image_to_image": ("Picture to picture", "a picture finds the other pictures of its group"),
+    "attributes_to_image": ("Request to picture", "a short request finds every picture of that kind"),
+}
+_METRICS = ("recall@1", "recall@5", "recall@10", "mrr", "map", "ndcg@10")
+_ATTRIBUTE_NAMES = {"object_type": "type", "color": "colour"}
+
+
+def render(report: Mapping[str, Any], parts: Sequence[Part], split: Split) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=PackageLoader("furnclip.evaluate"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(figure=_figure, signed=_signed, p_value=_p_value, between=interval_text)
+    labels = report["labels"]
+    return environment.get_template("report.html").render(
+        report=report,
+        labels=labels,
+        summary=summary_table(report),
+        verdicts=_verdicts(report),
+        interval_name=interval_percent(report),
+        tasks={name: words for name, words in _TASKS.items() if name in report["models"][labels[0]]},
+        task_names={name: words[0] for name, words in _TASKS.items()},
+        metrics=_METRICS,
+        plots=_plots(report),
+        slices=_slices(report),
+        parts=parts,
+        pictures=_pictures(parts, split),
+    )
+
+
+def _verdicts(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    words = {"better": "Better", "worse": "Worse"}
+    kinds = {
+        label: verdict(report["paired"][label]["text_to_image"][HEADLINE]) for label in report["labels"][1:]
+    }
+    return [
+        {
+            "label": label,
+            "word": words.get(kinds[label], "No clear difference"),
+            "kind": kinds[label].split()[0],
+            "line": line,
+        }
+        for label, line in zip(kinds, comparison_lines(report), strict=True)
+    ]
+
+
+def _plots(report: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """Captions and drawings; the SVG is ours, so it is not escaped."""
+    return [
+        ("How often the first picture, or caption, is right", Markup(plots.plot_metrics(report, "recall@1"))),
+        ("How near the top the first right one is", Markup(plots.plot_metrics(report, "mrr"))),
+        ("Text to picture: found among the first k", Markup(plots.plot_curve(report))),
+    ]
+
+
+def _slices(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": _ATTRIBUTE_NAMES.get(attribute, attribute),
+            "values": report["slices"][attribute]["values"],
+            "left_out": report["slices"][attribute]["left_out"],
+            "plot": Markup(plots.plot_slices(report, attribute)),
+        }
+        for attribute in reversed(ATTRIBUTES)  # the type first: it tells most
+        if report["slices"][attribute]["values"]
+    ]
+
+
+def _pictures(parts: Sequence[Part], split: Split) -> dict[int, str]:
+    """Product index -> data URI, for every picture that is shown."""
+    shown: set[int] = set()
+    for part in parts:
+        for example in part.examples:
+            shown |= {hit.index for answer in example.answers for hit in answer.hits}
+            shown |= set() if example.target is None else {example.target}
+    return {index: _data_uri(split.picture(index)) for index in sorted(shown)}
+
+
+def _data_uri(picture: Image.Image) -> str:
+    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(picture, 80)).decode("ascii")
+
+
+def _figure(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
