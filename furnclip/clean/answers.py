@@ -1,0 +1,192 @@
+"""Result lines -> what became of each request.
+
+In: output and error files as the service wrote them, in any order, with lines missing, doubled or damaged.
+Out: one `Outcome` a request: cleaned, rejected for good, or to be asked again. A status of 200 is no
+success yet: refusals, cut and empty answers come with it too. Which of the two files a line stands in
+does not matter; the files are the truth, not the service's counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from furnclip.clean.prompt import BadAnswerError, Vocabulary, check_answer
+from furnclip.clean.state import Part, State
+from furnclip.clean.workspace import Workspace
+from furnclip.console import printable, redact
+
+Kind = Literal["cleaned", "rejected", "again"]
+_RETRYABLE_STATUS = frozenset({0, 408, 409, 425, 429})
+_DETAIL_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request. `values` are `prompt.FIELDS` when it was cleaned."""
+
+    kind: Kind
+    values: tuple[str, ...] = ()
+    reason: str = ""
+    detail: str = ""
+    source: str = ""
+    attempt: int = 1
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def settled(self, max_attempts: int) -> Outcome:
+        """Itself, or a rejection when it was asked often enough."""
+        if self.kind == "again" and self.attempt >= max_attempts:
+            return replace(self, kind="rejected")
+        return self
+
+
+_MISSING = Outcome("again", reason="no-answer", detail="the service returned no line for this row")
+
+
+def part_outcomes(workspace: Workspace, part: Part, vocabulary: Vocabulary) -> dict[str, Outcome]:
+    """The outcome of every request of a part; the first good line counts, others never replace it."""
+    missing = replace(_MISSING, attempt=part.attempt)
+    outcomes = {request.custom_id: missing for request in workspace.read_index(part.number)}
+    for path in (
+        workspace.output(part.number),
+        workspace.errors(part.number),
+        workspace.live(part.number),
+    ):
+        for line in read_lines(path):
+            custom_id = line.get("custom_id")
+            if not isinstance(custom_id, str) or custom_id not in outcomes:
+                continue
+            if outcomes[custom_id].kind == "cleaned":
+                continue
+            found = replace(classify(line, vocabulary), source=part.source, attempt=part.attempt)
+            if found.kind != "again" or outcomes[custom_id].kind == "again":
+                outcomes[custom_id] = found
+    return outcomes
+
+
+def collect(workspace: Workspace, state: State, vocabulary: Vocabulary) -> dict[str, Outcome]:
+    """The outcome of every request that was ever answered, later attempts over earlier ones."""
+    outcomes: dict[str, Outcome] = {}
+    for part in state.with_status("downloaded", "merged", "replaced"):
+        for custom_id, code, message in part.rejected_lines:
+            outcomes[custom_id] = Outcome("rejected", reason="request-invalid", detail=f"{code}: {message}")
+        if part.status == "replaced":
+            continue
+        for custom_id, found in part_outcomes(workspace, part, vocabulary).items():
+            before = outcomes.get(custom_id)
+            if before is None or before.kind == "again":
+                outcomes[custom_id] = found
+    return outcomes
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a result file. Lines are split at b"\\n" only: U+2028 is legal inside JSON text."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue  # the row counts as unanswered and is asked again
+            if isinstance(value, dict):
+                yield value
+
+
+def classify(line: dict[str, Any], vocabulary: Vocabulary) -> Outcome:
+    """What one result line means, whichever file it came from."""
+    response = line.get("response")
+    if isinstance(response, dict) and not line.get("error"):
+        status, body = response.get("status_code"), response.get("body")
+        if status == 200 and isinstance(body, dict):
+            return _answered(body, vocabulary)
+        return _refused_by_http(status if isinstance(status, int) else 0, body)
+    error = line.get("error")
+    code = str(error.get("code") or "") if isinstance(error, dict) else ""
+    message = str(error.get("message") or "") if isinstance(error, dict) else ""
+    reason = {"batch_expired": "expired", "batch_cancelled": "cancelled"}.get(code, "service-error")
+    return Outcome("again", reason=reason, detail=_short(f"{code}: {message}"))
+
+
+def _answered(body: dict[str, Any], vocabulary: Vocabulary) -> Outcome:
+    text, refusal, finish = _reply(body)
+    prompt_tokens, completion_tokens = usage_of(body)
+    outcome = _judged(text, refusal, finish, vocabulary)
+    return replace(outcome, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+
+def _judged(text: str, refusal: str, finish: str, vocabulary: Vocabulary) -> Outcome:
+    if refusal:
+        return Outcome("rejected", reason="refused", detail=_short(refusal))
+    if finish == "content_filter":
+        return Outcome("rejected", reason="content-filter", detail="the service's filter stopped the answer")
+    if finish == "length":
+        return Outcome("again", reason="cut-off", detail="the answer reached the token cap")
+    if not text.strip():
+        return Outcome("again", reason="empty-answer", detail="the model answered nothing")
+    try:
+        return Outcome("cleaned", values=check_answer(text, vocabulary).values())
+    except BadAnswerError as error:
+        return Outcome("again", reason="invalid-answer", detail=_short(str(error)))
+
+
+def _reply(body: dict[str, Any]) -> tuple[str, str, str]:
+    """(text, refusal, finish reason) of a chat completion or a response."""
+    if "output" in body:
+        return _responses_reply(body)
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    message = choice.get("message")
+    message = message if isinstance(message, dict) else {}
+    content, refusal = message.get("content"), message.get("refusal")
+    text = content if isinstance(content, str) else ""
+    return text, str(refusal or ""), str(choice.get("finish_reason") or "")
+
+
+def _responses_reply(body: dict[str, Any]) -> tuple[str, str, str]:
+    text = refusal = ""
+    for item in body["output"] if isinstance(body["output"], list) else []:
+        pieces = item.get("content") if isinstance(item, dict) else None
+        for piece in pieces if isinstance(pieces, list) else []:
+            text += str(piece.get("text") or "") if piece.get("type") == "output_text" else ""
+            refusal += str(piece.get("refusal") or "") if piece.get("type") == "refusal" else ""
+    incomplete = body.get("incomplete_details")
+    reason = str(incomplete.get("reason") or "") if isinstance(incomplete, dict) else ""
+    return text, refusal, {"max_output_tokens": "length"}.get(reason, reason)
+
+
+def _refused_by_http(status: int, body: Any) -> Outcome:
+    error = body.get("error") if isinstance(body, dict) else None
+    error = error if isinstance(error, dict) else {}
+    code = str(error.get("code") or error.get("type") or "")
+    message = str(error.get("message") or "")
+    # An internal name like `gpt-5-nano-batch` is the service's own slip and passes by itself.
+    transient = code == "model_not_found" and "-batch" in message
+    if status in _RETRYABLE_STATUS or status >= 500 or transient:
+        return Outcome("again", reason="service-error", detail=_short(f"HTTP {status} {code}: {message}"))
+    return Outcome("rejected", reason="request-refused", detail=_short(f"HTTP {status} {code}: {message}"))
+
+
+def usage_of(body: dict[str, Any]) -> tuple[int, int]:
+    """(prompt, completion) tokens as billed; hidden reasoning is part of the completion."""
+    usage = body.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    completion = usage.get("completion_tokens", usage.get("output_tokens"))
+    return (
+        prompt if isinstance(prompt, int) else 0,
+        completion if isinstance(completion, int) else 0,
+    )
+
+
+def tally(outcomes: dict[str, Outcome]) -> Counter[str]:
+    return Counter(outcome.kind for outcome in outcomes.values())
+
+
+def _short(text: str) -> str:
+    return printable(redact(text.strip()))[:_DETAIL_CHARACTERS]

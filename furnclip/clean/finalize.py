@@ -1,0 +1,216 @@
+"""`clean finalize`: results -> `cleaned.csv` and `rejected.csv`.
+
+In: the raw catalogue, `rows.jsonl` and all results. Out: every selected row in exactly one of the two
+files, raw columns first and in their order, then the cleaned fields; a summary by reason. A raw column
+that has the name of a cleaned one is kept as `raw_NAME`. Cells that a spreadsheet would run as a formula
+get an apostrophe in front, picture paths a `./`. Rows that are still on their way stop it, unless the
+user wants a partial result.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from furnclip.catalogue import (
+    CLEAN_COLUMNS,
+    Product,
+    Rejection,
+    content_hash,
+    find_images,
+    read_products,
+    read_records,
+)
+from furnclip.clean.answers import Outcome, collect
+from furnclip.clean.ledger import Ledger
+from furnclip.clean.local import SOURCE as LOCAL_SOURCE
+from furnclip.clean.local import local_answer
+from furnclip.clean.prompt import Vocabulary
+from furnclip.clean.state import State
+from furnclip.clean.workspace import RowEntry
+from furnclip.config import Config
+from furnclip.errors import MissingStageError, ServiceError
+from furnclip.images import BrokenImage, open_image
+from furnclip.journal import replacing
+
+if TYPE_CHECKING:
+    from _csv import Writer
+
+REJECT_COLUMNS = ("rejected_reason", "rejected_detail")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FALLBACK_PX = 64
+
+
+@dataclass
+class Summary:
+    """What `finalize` wrote, in rows."""
+
+    rows: int = 0
+    cleaned: int = 0
+    rejected: int = 0
+    pending: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    was_done: bool = False
+
+
+def finalize(ledger: Ledger, *, partial: bool) -> Summary:
+    """Write both files. Raises `ServiceError` when rows are unaccounted for and `partial` is off."""
+    config, state = ledger.config, ledger.state
+    if state.prepared is None or not ledger.workspace.rows.is_file():
+        raise MissingStageError(ledger.workspace.rows, command="furnclip clean prepare")
+    fingerprint = _fingerprint(config, state)
+    if _is_done(ledger, fingerprint):
+        facts = dict(state.finalized or {})
+        counts = {name: facts[name] for name in ("rows", "cleaned", "rejected", "pending")}
+        return Summary(**counts, reasons=Counter(facts["reasons"]), was_done=True)
+    outcomes = collect(ledger.workspace, state, Vocabulary.from_config(config.clean))
+    pending = _pending(ledger, outcomes)
+    if pending and not partial:
+        raise ServiceError(
+            f"{pending} rows have no answer yet",
+            hint="run `furnclip clean run` to get them, or add `--partial` to write what is there",
+        )
+    summary = _Writer(ledger, outcomes).write()
+    ledger.record(
+        "finalized",
+        fingerprint=fingerprint,
+        rows=summary.rows,
+        cleaned=summary.cleaned,
+        rejected=summary.rejected,
+        pending=summary.pending,
+        reasons=dict(sorted(summary.reasons.items())),
+    )
+    return summary
+
+
+def _is_done(ledger: Ledger, fingerprint: str) -> bool:
+    done = ledger.state.finalized
+    files = (ledger.workspace.cleaned, ledger.workspace.rejected)
+    return done is not None and done["fingerprint"] == fingerprint and all(path.is_file() for path in files)
+
+
+def _fingerprint(config: Config, state: State) -> str:
+    """Changes when another result file counts or a setting that shapes the output changes."""
+    assert state.prepared is not None
+    counted = [part.number for part in state.with_status("downloaded", "merged", "replaced")]
+    facts = (state.prepared["rows_sha256"], counted, config.clean.fallback, config.clean.max_attempts)
+    return content_hash(repr(facts))
+
+
+def _pending(ledger: Ledger, outcomes: Mapping[str, Outcome]) -> int:
+    attempts = ledger.config.clean.max_attempts
+    return sum(_fate(entry, outcomes, attempts) is None for entry in ledger.workspace.read_rows())
+
+
+def _fate(entry: RowEntry, outcomes: Mapping[str, Outcome], max_attempts: int) -> Outcome | None:
+    """What became of a row: cleaned, rejected, or None while it is pending."""
+    if entry.reason:
+        return Outcome("rejected", reason=entry.reason, detail=entry.detail)
+    outcome = outcomes.get(entry.custom_id)
+    if outcome is None:
+        return None
+    settled = outcome.settled(max_attempts)
+    return None if settled.kind == "again" else settled
+
+
+class _Writer:
+    """Streams the catalogue past its rows' outcomes into the two files."""
+
+    def __init__(self, ledger: Ledger, outcomes: Mapping[str, Outcome]) -> None:
+        self._ledger = ledger
+        self._config = ledger.config
+        self._outcomes = outcomes
+        self._vocabulary = Vocabulary.from_config(ledger.config.clean)
+        self._columns = read_records(ledger.config.paths.products)[0]
+        self._header = [f"raw_{name}" if name in CLEAN_COLUMNS else name for name in self._columns]
+
+    def write(self) -> Summary:
+        summary = Summary()
+        with ExitStack() as stack:
+            cleaned = _table(stack.enter_context(replacing(self._ledger.workspace.cleaned)), stack)
+            rejected = _table(stack.enter_context(replacing(self._ledger.workspace.rejected)), stack)
+            cleaned.writerow([*self._header, *CLEAN_COLUMNS])
+            rejected.writerow([*self._header, *REJECT_COLUMNS])
+            for product, outcome in self._fates():
+                summary.rows += 1
+                if outcome is None:
+                    summary.pending += 1
+                elif outcome.kind == "cleaned":
+                    summary.cleaned += 1
+                    cleaned.writerow([*self._raw(product), *map(harmless, outcome.values), outcome.source])
+                else:
+                    summary.rejected += 1
+                    summary.reasons[outcome.reason] += 1
+                    rejected.writerow([*self._raw(product), outcome.reason, harmless(outcome.detail)])
+        return summary
+
+    def _fates(self) -> Iterator[tuple[Product | Rejection, Outcome | None]]:
+        """Each selected row with what became of it, in catalogue order."""
+        paths = self._config.paths
+        products = read_products(paths.products, paths)
+        attempts = self._config.clean.max_attempts
+        for entry in self._ledger.workspace.read_rows():
+            product = next((product for product in products if product.row == entry.row), None)
+            if product is None or product.product_id != entry.product_id:
+                raise MissingStageError(self._ledger.workspace.rows, command="furnclip clean prepare")
+            outcome = _fate(entry, self._outcomes, attempts)
+            yield product, self._with_fallback(product, outcome)
+
+    def _with_fallback(self, product: Product | Rejection, outcome: Outcome | None) -> Outcome | None:
+        """The offline rules' answer for a rejected row that has a picture, when the user wants it."""
+        wanted = self._config.clean.fallback == "local" and isinstance(product, Product)
+        if not wanted or outcome is None or outcome.kind == "cleaned":
+            return outcome
+        assert isinstance(product, Product)
+        for path in _found_images(product, self._config):
+            try:
+                image = open_image(path, longest_px=_FALLBACK_PX)
+            except BrokenImage:
+                continue
+            answer = local_answer(product.title, image, self._vocabulary)
+            return Outcome("cleaned", values=answer.values(), source=LOCAL_SOURCE)
+        return outcome
+
+    def _raw(self, product: Product | Rejection) -> Iterator[str]:
+        image_column = self._config.paths.image_column
+        for name in self._columns:
+            cell = product.fields.get(name, "")
+            yield _harmless_path(cell) if name == image_column else harmless(cell)
+
+
+def _found_images(product: Product, config: Config) -> list[Path]:
+    try:
+        return find_images(product, config.paths.images)
+    except BrokenImage:
+        return []
+
+
+def _table(file: IO[bytes], stack: ExitStack) -> Writer:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    stack.callback(text.detach)
+    return csv.writer(text, lineterminator="\n")
+
+
+def harmless(cell: str) -> str:
+    """`cell`, unless a spreadsheet would run it as a formula: then with an apostrophe in front."""
+    if not cell.startswith(_FORMULA_STARTS) or _is_number(cell):
+        return cell
+    return "'" + cell
+
+
+def _harmless_path(cell: str) -> str:
+    return f"./{cell}" if cell.startswith(_FORMULA_STARTS) else cell
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

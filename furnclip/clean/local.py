@@ -1,0 +1,146 @@
+"""The offline backend: rules over the title, and the dominant colour of the picture. Free, deterministic.
+
+In: a product's title and picture. Out: an answer of the same shape as the model's, as a result line.
+It is the baseline that a paid model has to beat, and the fallback for rows that one could not clean.
+Style is known only where the title says it; colours are judged on the picture as shot, so warm light makes
+white things beige. Pixel counting follows no paper: nearest named colour, background taken off first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from furnclip.catalogue import Product, content_hash
+from furnclip.clean.prompt import UNKNOWN, Answer, Vocabulary
+from furnclip.clean.titles import clean_title, first_word, lexicon, object_type, usual_material
+from furnclip.images import open_image
+
+SOURCE = "local:rules-1"
+_SIDE_PX = 64
+_BACKGROUND_DISTANCE = 24  # RGB, 0 to 255 a channel
+_CLEARLY = 0.6  # share of the product's pixels that overrules the title
+_HARDLY = 0.04  # share under which a colour named in the title is not on the picture
+
+
+def local_id(product: Product, picture: bytes, vocabulary: Vocabulary) -> str:
+    """Like `Recipe.custom_id`: changes with everything that decides the answer."""
+    return f"local-{content_hash(rules_identity(vocabulary), product.product_id, product.title, picture)}"
+
+
+@cache
+def rules_identity(vocabulary: Vocabulary) -> str:
+    """Hash of rules, word lists and vocabulary."""
+    return content_hash(json.dumps([SOURCE, asdict(vocabulary), dict(lexicon())], sort_keys=True))
+
+
+def answer_line(custom_id: str, title: str, picture: bytes, vocabulary: Vocabulary) -> bytes:
+    """The answer as one line of a result file, in the shape of the Batch API. Raises `BrokenImage`."""
+    answer = local_answer(title, open_image(picture, longest_px=_SIDE_PX), vocabulary)
+    message = {"role": "assistant", "content": answer.model_dump_json()}
+    body = {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
+    line = {"custom_id": custom_id, "response": {"status_code": 200, "body": body}, "error": None}
+    return json.dumps(line, ensure_ascii=True).encode("ascii") + b"\n"
+
+
+def local_answer(title: str, image: Image.Image | None, vocabulary: Vocabulary) -> Answer:
+    """The answer of the rules; `image` is None where only the title counts."""
+    name = clean_title(title)
+    kind = object_type(name, vocabulary)
+    shares = color_shares(image) if image is not None else {}
+    material = first_word(name, "material", vocabulary)
+    values = {
+        "clean_title": name or (kind if kind != UNKNOWN else "product"),
+        "style": first_word(name, "style", vocabulary),
+        "material": material if material != UNKNOWN else usual_material(kind, vocabulary),
+        "color": _color(first_word(name, "color", vocabulary), shares, vocabulary),
+        "object_type": kind,
+    }
+    return Answer.model_validate(values, context=vocabulary)
+
+
+def _color(named: str, shares: dict[str, float], vocabulary: Vocabulary) -> str:
+    """The picture overrules the title, but only where it is sure."""
+    ranked = [color for color in shares if color in vocabulary.color]
+    if not ranked:
+        return named
+    if named == UNKNOWN:
+        return ranked[0]
+    contradicted = shares.get(named, 0.0) < _HARDLY and shares[ranked[0]] > _CLEARLY
+    return ranked[0] if contradicted else named
+
+
+def color_shares(image: Image.Image) -> dict[str, float]:
+    """Colour name -> share of the product's pixels, largest first; `multicolor` leads where none does."""
+    pixels = np.asarray(image.convert("RGB").resize((_SIDE_PX, _SIDE_PX)), dtype=np.int16)  # (H, W, 3)
+    product = pixels[~_background(pixels)]  # (N, 3)
+    if len(product) < _SIDE_PX:  # nearly all of it looks like background: a white thing on white
+        product = pixels.reshape(-1, 3)
+    counts = Counter(_names(product))
+    shares = {name: count / len(product) for name, count in counts.most_common()}
+    vivid = [name for name, share in shares.items() if share >= 0.12 and name not in _PLAIN]
+    if len(vivid) >= 3 and max(shares.values()) < 0.4:
+        return {"multicolor": 1.0, **shares}
+    return shares
+
+
+def _background(pixels: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """(H, W): pixels like the border's usual colour that hang together with the border."""
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # (4 * side, 3)
+    usual = np.median(border, axis=0)
+    alike: NDArray[np.bool_] = np.abs(pixels - usual).max(axis=2) <= _BACKGROUND_DISTANCE  # (H, W)
+    reached = np.zeros_like(alike)
+    reached[[0, -1]], reached[:, [0, -1]] = alike[[0, -1]], alike[:, [0, -1]]
+    while True:
+        grown = reached.copy()
+        grown[1:] |= reached[:-1]
+        grown[:-1] |= reached[1:]
+        grown[:, 1:] |= reached[:, :-1]
+        grown[:, :-1] |= reached[:, 1:]
+        grown &= alike
+        if (grown == reached).all():
+            return reached
+        reached = grown
+
+
+_PLAIN = frozenset({"white", "black", "gray", "beige", "brown"})
+_HUES = (
+    (15, "red"),
+    (42, "orange"),
+    (68, "yellow"),
+    (165, "green"),
+    (255, "blue"),
+    (290, "purple"),
+    (345, "pink"),
+    (361, "red"),
+)
+
+
+def _names(pixels: NDArray[np.int16]) -> list[str]:
+    """The colour name of each pixel, by hue, saturation and brightness."""
+    high, low = pixels.max(axis=1), pixels.min(axis=1)
+    spread = np.maximum(high - low, 1)
+    saturation = (high - low) / np.maximum(high, 1)
+    red, green, blue = pixels[:, 0], pixels[:, 1], pixels[:, 2]
+    hue = np.where(
+        high == red,
+        (60 * (green - blue) / spread) % 360,
+        np.where(high == green, 60 * (blue - red) / spread + 120, 60 * (red - green) / spread + 240),
+    )
+    names = np.array([name for _, name in _HUES], dtype="<U10")[
+        np.searchsorted([limit for limit, _ in _HUES], hue, side="right")
+    ]
+    warm = (hue >= 8) & (hue < 60)
+    names[((hue >= 330) | (hue < 15)) & (saturation < 0.45) & (high > 170)] = "pink"
+    names[warm & (saturation < 0.45) & (high >= 150)] = "beige"
+    names[warm & (saturation >= 0.18) & (high < 185) & ~((saturation > 0.75) & (high > 150))] = "brown"
+    names[(saturation < 0.14) & (high >= 205)] = "white"
+    names[(saturation < 0.14) & (high < 205)] = "gray"
+    names[(high < 50) | ((saturation < 0.25) & (high < 65))] = "black"
+    return [str(name) for name in names]

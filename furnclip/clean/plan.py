@@ -1,0 +1,214 @@
+"""`clean prepare`: the catalogue -> request parts, or the offline rules' answers.
+
+In: the raw catalogue and its pictures. Out: `parts/`, `rows.jsonl` and, in the journal, one `planned`
+event a part and `prepared` at the end. A kill loses at most the part being written; requests that were
+planned before, in this run or an earlier one with other settings, are not planned twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from furnclip import console
+from furnclip.catalogue import Product, Rejection, content_hash, read_products
+from furnclip.clean.encode import Encoded, Job, encode_all
+from furnclip.clean.ledger import Ledger
+from furnclip.clean.local import SOURCE, rules_identity
+from furnclip.clean.parts import Limits, Line, write_parts
+from furnclip.clean.requests import Recipe
+from furnclip.clean.state import State
+from furnclip.clean.workspace import RowEntry, Workspace
+from furnclip.config import CleaningConfig, Config
+from furnclip.errors import InputError
+from furnclip.journal import Event, encode_event, replacing
+
+QUEUE_HEADROOM = 0.9  # the service counts tokens in its own way; stay below its limit
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows to clean: all, the first `limit`, or a sample of `sample` that is always the same."""
+
+    limit: int = 0
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` found."""
+
+    rows: int
+    requests: int
+    rejected: int
+    parts: int
+    was_done: bool
+
+
+def prepare(ledger: Ledger, selection: Selection) -> Prepared:
+    """Plan every request of the selected rows. Does nothing when nothing changed."""
+    config = ledger.config
+    recipe = Recipe.from_config(config.clean)
+    fingerprint = _fingerprint(config, recipe, selection)
+    before = ledger.state.prepared
+    if before is not None and before["fingerprint"] == fingerprint and ledger.workspace.rows.is_file():
+        return _summary(ledger.state, was_done=True)
+    ledger.record("preparing", fingerprint=fingerprint)
+    _remove_dropped(ledger)
+    known = frozenset(_known_ids(ledger.workspace, ledger.state))
+    job = Job(config.paths.images, recipe, config.clean.backend == "local", known)
+    products = _selected(config, selection)
+    with (
+        console.progress("reading pictures", total=None) as meter,
+        replacing(ledger.workspace.rows) as file,
+    ):
+        rows = _Rows(file)
+        encoded = _counted(encode_all(products, job, workers=config.clean.workers), rows, meter)
+        _write(ledger, (item.line for item in encoded if item.line), recipe)
+    if not rows.total:
+        raise InputError(f"`{config.paths.products}` has no rows", hint="export the catalogue again")
+    ledger.record("prepared", fingerprint=fingerprint, **rows.facts())
+    return _summary(ledger.state, was_done=False)
+
+
+def part_limits(config: CleaningConfig, recipe: Recipe) -> Limits:
+    """What one batch may hold."""
+    return Limits(
+        requests=config.part_requests,
+        size_bytes=int(config.part_mb * 1e6),
+        tokens=queue_limit(config, recipe),
+        overhead_tokens=recipe.overhead_tokens,
+    )
+
+
+def queue_limit(config: CleaningConfig, recipe: Recipe, *, learned: int = 0) -> int:
+    """Input tokens that may wait at once: configured, learned from the service, or from the table."""
+    limit = config.max_queued_tokens or recipe.model.queue_tokens[config.tier - 1]
+    return int((min(limit, learned) if learned else limit) * QUEUE_HEADROOM)
+
+
+def _write(ledger: Ledger, lines: Iterator[Line], recipe: Recipe) -> None:
+    config, workspace = ledger.config.clean, ledger.workspace
+    is_local = config.backend == "local"
+    target = workspace.output if is_local else workspace.part
+    source = SOURCE if is_local else f"{config.backend}:{config.model}"
+    parts = write_parts(
+        workspace,
+        lines,
+        part_limits(config, recipe),
+        first_number=ledger.state.next_number,
+        target=target,
+    )
+    for facts in parts:
+        status = "downloaded" if is_local else "planned"
+        ledger.record("planned", **facts, backend=config.backend, source=source, status=status)
+
+
+class _Rows:
+    """Writes `rows.jsonl` while rows stream by, and counts them."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.total = self.requests = self.rejected = 0
+
+    def add(self, item: Encoded) -> None:
+        entry = RowEntry(item.row, item.product_id, item.custom_id, item.reason, item.detail)
+        line = encode_event(asdict(entry))
+        self._digest.update(line)
+        self._file.write(line)
+        self.total += 1
+        self.requests += bool(item.custom_id)
+        self.rejected += bool(item.reason)
+
+    def facts(self) -> Event:
+        counts = {"rows": self.total, "requests": self.requests, "rejected": self.rejected}
+        return {**counts, "rows_sha256": self._digest.hexdigest()}
+
+
+def _counted(items: Iterator[Encoded], rows: _Rows, meter: console.Meter) -> Iterator[Encoded]:
+    for item in items:
+        rows.add(item)
+        meter.advance()
+        yield item
+
+
+def _summary(state: State, *, was_done: bool) -> Prepared:
+    facts = state.prepared
+    assert facts is not None
+    parts = [part for part in state.parts.values() if part.status not in ("dropped", "replaced")]
+    return Prepared(facts["rows"], facts["requests"], facts["rejected"], len(parts), was_done)
+
+
+def _known_ids(workspace: Workspace, state: State) -> Iterator[str]:
+    """Requests that are planned, sent or answered already."""
+    for part in state.parts.values():
+        if part.status not in ("dropped", "replaced"):
+            yield from (request.custom_id for request in workspace.read_index(part.number))
+        yield from (custom_id for custom_id, _, _ in part.rejected_lines)
+
+
+def _remove_dropped(ledger: Ledger) -> None:
+    for part in ledger.state.with_status("dropped"):
+        ledger.workspace.part(part.number).unlink(missing_ok=True)
+        ledger.workspace.index(part.number).unlink(missing_ok=True)
+
+
+def _fingerprint(config: Config, recipe: Recipe, selection: Selection) -> str:
+    """Changes when a row, a picture file or a setting that shapes the parts changes."""
+    clean = config.clean
+    limits = (clean.part_requests, clean.part_mb, clean.tier, clean.max_queued_tokens)
+    settings = [clean.backend, recipe.identity, rules_identity(recipe.vocabulary), *limits]
+    pictures = hashlib.blake2b(digest_size=16)
+    for product in read_products(config.paths.products, config.paths):
+        if isinstance(product, Product):
+            pictures.update(_picture_facts(product, config.paths.images).encode())
+    return content_hash(
+        json.dumps([settings, asdict(selection)]),
+        _file_digest(config.paths.products),
+        pictures.digest(),
+    )
+
+
+def _picture_facts(product: Product, root: Path) -> str:
+    """Size and time of each picture: cheap to look at, and different after every change."""
+    facts = []
+    for name in product.images:
+        try:
+            stat = (root / name).stat()
+            facts.append(f"{name} {stat.st_size} {stat.st_mtime_ns}")
+        except (OSError, ValueError):
+            facts.append(f"{name} -")
+    return json.dumps(facts)
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _selected(config: Config, selection: Selection) -> Iterator[Product | Rejection]:
+    """The selected rows, in catalogue order."""
+    chosen = _sampled_rows(config, selection.sample) if selection.sample else None
+    count = 0
+    for product in read_products(config.paths.products, config.paths):
+        if selection.limit and count >= selection.limit:
+            return
+        if chosen is None or product.row in chosen:
+            count += 1
+            yield product
+
+
+def _sampled_rows(config: Config, size: int) -> frozenset[int]:
+    """Rows with the smallest hashes of their ids: a fair sample that does not change when rows are added."""
+    products = read_products(config.paths.products, config.paths)
+    hashed = ((content_hash(product.product_id), product.row) for product in products)
+    return frozenset(row for _, row in heapq.nsmallest(size, hashed))

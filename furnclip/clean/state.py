@@ -1,0 +1,291 @@
+"""Where every part stands: a pure fold over the journal's events.
+
+In: events of `work/clean/journal.jsonl`. Out: a `State`. Nothing here reads a clock, a file or the
+network, so any crash can be replayed in a test by cutting the list of events.
+
+    planned -> uploading -> uploaded -> creating -> open -> ended -> downloaded -> merged
+                   ^           ^ | not created, queue full          (any) -> replaced, dropped
+                   +-----------+ upload lost
+
+An event that announces a side effect (`uploading`, `creating`) is on the disk before the side effect is
+tried. So a part found in `creating` after a crash may or may not have a batch: `dispatch` asks the
+service before it ever creates another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from furnclip.errors import JournalError
+from furnclip.journal import Event
+
+Status = Literal[
+    "planned",
+    "uploading",
+    "uploaded",
+    "creating",
+    "open",
+    "ended",
+    "downloaded",
+    "merged",
+    "replaced",
+    "dropped",
+]
+UNSENT: frozenset[Status] = frozenset({"planned", "uploading", "uploaded"})
+SENT: frozenset[Status] = frozenset({"creating", "open"})
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens as billed, and their price."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cost_usd + other.cost_usd,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of requests and the batch made of it."""
+
+    number: int
+    requests: int
+    size_bytes: int
+    tokens: int
+    sha256: str
+    attempt: int = 1
+    backend: str = "openai"
+    source: str = ""
+    status: Status = "planned"
+    filename: str = ""
+    file_id: str = ""
+    uploads: int = 0
+    creations: int = 0
+    creating_at: float = 0.0
+    not_before: float = 0.0
+    strikes: int = 0
+    batch_id: str = ""
+    batch_status: str = ""
+    output_file_id: str = ""
+    error_file_id: str = ""
+    counts: tuple[int, int, int] = (0, 0, 0)  # total, completed, failed
+    outcomes: tuple[int, int, int] = (0, 0, 0)  # cleaned, rejected, to be asked again
+    usage: Usage = Usage()
+    rejected_lines: tuple[tuple[str, str, str], ...] = ()  # id, code, message
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the journal tells."""
+
+    run: str = ""
+    key_print: str = ""
+    preparing: str = ""
+    prepared: Event | None = None
+    parts: dict[int, Part] = field(default_factory=dict)
+    canaries: dict[str, Event] = field(default_factory=dict)
+    queue_limit: int = 0
+    halted: str = ""
+    finalized: Event | None = None
+
+    @property
+    def next_number(self) -> int:
+        return max(self.parts, default=0) + 1
+
+    def with_status(self, *statuses: Status) -> list[Part]:
+        """Parts in any of these states, in order of their number."""
+        return [part for _, part in sorted(self.parts.items()) if part.status in statuses]
+
+    @property
+    def canary_usage(self) -> Usage:
+        return sum((usage_of(event) for event in self.canaries.values()), Usage())
+
+    @property
+    def paid(self) -> Usage:
+        """The bill so far, from the usage that the service reported."""
+        return sum((part.usage for part in self.parts.values()), self.canary_usage)
+
+
+def fold(events: Iterable[Event], state: State | None = None) -> State:
+    """The state after these events."""
+    state = state or State()
+    for event in events:
+        state = apply(state, event)
+    return state
+
+
+def apply(state: State, event: Event) -> State:
+    """The state after one more event."""
+    name = event.get("event")
+    if name in _PART_EVENTS:
+        part = state.parts[event["part"]]
+        return _with_parts(state, _PART_EVENTS[name](part, event))
+    if name in _RUN_EVENTS:
+        return _RUN_EVENTS[name](state, event)
+    raise JournalError(
+        f"the journal holds an event `{name}` that this version does not know",
+        hint="it was written by a newer furnclip; upgrade with `pip install -U furnclip`",
+    )
+
+
+def usage_of(event: Event) -> Usage:
+    return Usage(event["prompt_tokens"], event["completion_tokens"], event["cost_usd"])
+
+
+def _with_parts(state: State, *parts: Part) -> State:
+    return replace(state, parts={**state.parts, **{part.number: part for part in parts}})
+
+
+def _part(facts: Event) -> Part:
+    known = {name: facts[name] for name in Part.__dataclass_fields__ if name in facts}
+    return Part(number=facts["part"], **known)
+
+
+def _started(state: State, event: Event) -> State:
+    return replace(state, run=event["run"], key_print=event["key_print"])
+
+
+def _preparing(state: State, event: Event) -> State:
+    """Another catalogue or other settings: what was never sent is not needed any more."""
+    if event["fingerprint"] == state.preparing:
+        return state
+    dropped = [replace(part, status="dropped") for part in state.with_status(*UNSENT)]
+    return replace(
+        _with_parts(state, *dropped), preparing=event["fingerprint"], prepared=None, finalized=None, halted=""
+    )
+
+
+def _planned(state: State, event: Event) -> State:
+    return _with_parts(state, _part(event))
+
+
+def _prepared(state: State, event: Event) -> State:
+    return replace(state, prepared=event)
+
+
+def _replaced(state: State, event: Event) -> State:
+    """A part whose batch never ran gives way to others; lines that can never run are rejected."""
+    lines = tuple((line["custom_id"], line["code"], line["message"]) for line in event["rejected_lines"])
+    old = replace(state.parts[event["part"]], status="replaced", rejected_lines=lines)
+    return _with_parts(state, old, *(_part(facts) for facts in event["by"]))
+
+
+def _again(state: State, event: Event) -> State:
+    return _with_parts(state, *(_part(facts) for facts in event["parts"]))
+
+
+def _canary(state: State, event: Event) -> State:
+    return replace(state, canaries={**state.canaries, event["recipe"]: event})
+
+
+def _queue_limit(state: State, event: Event) -> State:
+    return replace(state, queue_limit=event["limit"])
+
+
+def _halted(state: State, event: Event) -> State:
+    return replace(state, halted=event["reason"])
+
+
+def _resumed(state: State, _event: Event) -> State:
+    return replace(state, halted="")
+
+
+def _finalized(state: State, event: Event) -> State:
+    return replace(state, finalized=event)
+
+
+def _uploading(part: Part, event: Event) -> Part:
+    return replace(part, status="uploading", filename=event["filename"], uploads=part.uploads + 1)
+
+
+def _uploaded(part: Part, event: Event) -> Part:
+    return replace(part, status="uploaded", file_id=event["file_id"])
+
+
+def _upload_lost(part: Part, _event: Event) -> Part:
+    return replace(part, status="planned", file_id="", filename="")
+
+
+def _creating(part: Part, event: Event) -> Part:
+    return replace(part, status="creating", creating_at=event["at"], creations=part.creations + 1)
+
+
+def _not_created(part: Part, event: Event) -> Part:
+    """The service said no: nothing runs, and the uploaded file can be used again."""
+    return replace(
+        part,
+        status="uploaded",
+        not_before=event["not_before"],
+        strikes=part.strikes + 1,
+        batch_id="",
+        batch_status="",
+    )
+
+
+def _created(part: Part, event: Event) -> Part:
+    return replace(part, status="open", batch_id=event["batch_id"], batch_status=event["status"])
+
+
+def _seen(part: Part, event: Event) -> Part:
+    return replace(part, batch_status=event["status"], counts=_counts(event))
+
+
+def _ended(part: Part, event: Event) -> Part:
+    return replace(
+        part,
+        status="ended",
+        batch_status=event["status"],
+        output_file_id=event["output_file_id"],
+        error_file_id=event["error_file_id"],
+        counts=_counts(event),
+    )
+
+
+def _downloaded(part: Part, _event: Event) -> Part:
+    return replace(part, status="downloaded")
+
+
+def _merged(part: Part, event: Event) -> Part:
+    outcomes = (event["cleaned"], event["rejected"], event["again"])
+    return replace(part, status="merged", outcomes=outcomes, usage=usage_of(event))
+
+
+def _counts(event: Event) -> tuple[int, int, int]:
+    counts: Any = event["counts"]
+    return (counts[0], counts[1], counts[2])
+
+
+_RUN_EVENTS: dict[Any, Callable[[State, Event], State]] = {
+    "started": _started,
+    "preparing": _preparing,
+    "planned": _planned,
+    "prepared": _prepared,
+    "replaced": _replaced,
+    "again": _again,
+    "canary": _canary,
+    "queue_limit": _queue_limit,
+    "halted": _halted,
+    "resumed": _resumed,
+    "finalized": _finalized,
+}
+_PART_EVENTS: dict[Any, Callable[[Part, Event], Part]] = {
+    "uploading": _uploading,
+    "uploaded": _uploaded,
+    "upload_lost": _upload_lost,
+    "creating": _creating,
+    "not_created": _not_created,
+    "created": _created,
+    "seen": _seen,
+    "ended": _ended,
+    "downloaded": _downloaded,
+    "merged": _merged,
+}

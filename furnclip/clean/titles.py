@@ -1,0 +1,123 @@
+"""The offline rules for words: a shop's title -> a plain name and what it says about the product.
+
+In: a title and the vocabularies; `lexicon.toml` beside this file. Out: `clean_title` and the attributes
+that the words give away. English only, and no better than its word lists: a brand that is not listed
+stays in the title.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from furnclip.clean.prompt import MAX_TITLE_CHARACTERS, UNKNOWN, Vocabulary, sendable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_MONEY = r"(?:us)?[$€£]\s?\d[\d.,]*|\b\d[\d.,]*\s?(?:usd|eur|gbp|dollars?|euros?)\b"
+_COUNT = (
+    r"\(?\b(?:set|pack|pair|bundle|lot|box|qty)\s+of\s+(?:\d+|two|three|four|five|six|eight|ten)\b\)?"
+    r"|\b\d+\s?[- ]?(?:pack|pcs|pc|pieces?|count|ct)\b(?:\s+set\b)?|\bx\s?\d+\b|\b\d+\s?x\b(?!\s?\d)"
+)
+_SELLING = (
+    r"\bfree\s+(?:shipping|delivery|returns?)\b|\b(?:fast|quick|same[- ]day|next[- ]day|express)\s+"
+    r"(?:shipping|delivery)\b|\bships?\s+(?:free|today|fast)\b|\b(?:shipping|delivery)\s+included\b"
+    r"|\b(?:on\s+)?sale\b!*|\bclearance\b|\b\d+\s?%\s?off\b|\bbest\s?(?:seller|price|deal)\b|\bnew\s+arrivals?\b"
+    r"|\bhot\s+(?:deal|sale)\b|\blimited\s+(?:time|edition|offer)\b|\bin\s+stock\b|\bbrand[- ]new\b"
+    r"|\bamazon'?s?\s+choice\b|\beasy\s+assembly\b|\bno\s+assembly\s+required\b|\btop\s+quality\b"
+)
+_NUMBERS = (
+    r"\b(?:sku|model|item|art(?:icle)?|ref|mpn|upc|asin|style)\b\s*(?:no|nr|number)?\s*[.:#]*\s*[a-z]*[-_/]?\d[\w/-]*"
+    r"|#\s?\w*\d\w*|\b(?=\w*[a-z])(?=\w*\d)[a-z0-9]{2,}(?:[-_/][a-z0-9]+)+\b|\b(?=[a-z]*\d)[a-z]{1,5}\d{3,}[a-z0-9]*\b"
+    r"|\b\d{5,}\b|\bb0[a-z0-9]{8}\b"
+)
+_DROPPED = re.compile("|".join((_MONEY, _COUNT, _SELLING, _NUMBERS)), re.IGNORECASE)
+_BY_MAKER = re.compile(r"\s+by\s+[A-Z][\w&.'-]*(?:\s+[A-Z][\w&.'-]*){0,3}\s*(?=$|[,(|-])")
+_MARKED = re.compile(r"\b[\w&.'-]+\s?[®™©]")
+_TAGS = re.compile(r"<[^>]{0,80}>")
+_EMPTY_BRACKETS = re.compile(r"[(\[{]\s*[)\]}]")
+_DASHES = "\u2013\u2014"
+_EDGES = f" \t-{_DASHES}_|/,;:.!*~+#'\"\u201c\u201d\u2018\u2019"
+_JOINTS = re.compile(rf"\s*[|{_DASHES};,:*~!]\s*|\s+[-/+]\s+")
+_HEAD_ENDS = re.compile(r"\b(?:with|for|in|on|w/|without|from|of)\b|[(,|]", re.IGNORECASE)
+
+
+def clean_title(title: str) -> str:
+    """The title without brands, numbers, prices, shipping and counts, in lower case."""
+    text = _TAGS.sub(" ", html.unescape(html.unescape(sendable(title))))
+    text = _MARKED.sub(" ", _BY_MAKER.sub(" ", text))
+    text = _brands().sub(" ", text)
+    text = _EMPTY_BRACKETS.sub(" ", _DROPPED.sub(" ", text))
+    pieces = [piece.strip(_EDGES) for piece in _JOINTS.split(text)]
+    text = " ".join(" ".join(piece for piece in pieces if piece).split()).lower()
+    return text[:MAX_TITLE_CHARACTERS].strip(_EDGES)
+
+
+def object_type(title: str, vocabulary: Vocabulary) -> str:
+    """The kind of thing: the last known word before "with", "for" ..., since English puts it last."""
+    head = _HEAD_ENDS.split(title, maxsplit=1)[0]
+    for text in (head, title):
+        found = _matches(text, "object_type", vocabulary.object_type)
+        if found:
+            return found[-1]
+    return UNKNOWN
+
+
+def first_word(title: str, field: str, vocabulary: Vocabulary) -> str:
+    """The first value of `field` that the title names, or `unknown`."""
+    found = _matches(title, field, vocabulary.words(field))
+    return found[0] if found else UNKNOWN
+
+
+def usual_material(kind: str, vocabulary: Vocabulary) -> str:
+    """What things of this kind are mostly made of, or `unknown`."""
+    for material, kinds in lexicon()["usual_material"].items():
+        if kind in kinds and material in vocabulary.material:
+            return str(material)
+    return UNKNOWN
+
+
+@cache
+def lexicon() -> Mapping[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("lexicon.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _brands() -> re.Pattern[str]:
+    return _any_of(lexicon()["brands"]["names"])
+
+
+def _matches(text: str, field: str, allowed: tuple[str, ...]) -> list[str]:
+    pattern, values = _words(field, allowed)
+    return [values[_singular_key(match.group(0), values)] for match in pattern.finditer(text.lower())]
+
+
+@cache
+def _words(field: str, allowed: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    """A pattern that finds the longest known word, and what each word means."""
+    known = lexicon()[field]
+    values: dict[str, str] = {}
+    for value in allowed:
+        if value not in (UNKNOWN, "other"):
+            for word in (value, *known.get(value, ())):
+                values.setdefault(word, value)
+    return _any_of(values), values
+
+
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(words, key=len, reverse=True)
+    alternatives = "|".join(re.escape(word) for word in longest_first) or r"(?!)"
+    return re.compile(rf"(?<![\w-])(?:{alternatives})(?:es|s)?(?![\w-])", re.IGNORECASE)
+
+
+def _singular_key(word: str, values: Mapping[str, str]) -> str:
+    """The word as it stands in the lexicon: itself, or without its plural ending."""
+    return next(key for key in (word, word[:-1], word[:-2]) if key in values)

@@ -1,0 +1,100 @@
+"""The folder `work/clean/`: which file is where, and the small indexes beside the big files.
+
+journal.jsonl                     what was done, what is about to be done; see `state`
+rows.jsonl                        one line a catalogue row: its request's id, or why it has none
+parts/part-0001.jsonl             requests as sent
+parts/part-0001.index.jsonl       id, place and estimated tokens of every request in the part
+results/part-0001.output.jsonl    answers as received; `.errors.jsonl`: the error file
+cleaned.csv, rejected.csv         what `finalize` writes
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from furnclip.journal import encode_event, replacing
+
+
+@dataclass(frozen=True)
+class RowEntry:
+    """What became of one catalogue row: a request, or a rejection before anything was sent."""
+
+    row: int
+    product_id: str
+    custom_id: str = ""
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Where one request lies in its part, and what it probably costs."""
+
+    custom_id: str
+    offset: int
+    length_bytes: int
+    image_tokens: int
+    text_tokens: int
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths inside `work/clean/`."""
+
+    folder: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "journal.jsonl"
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+    @property
+    def cleaned(self) -> Path:
+        return self.folder / "cleaned.csv"
+
+    @property
+    def rejected(self) -> Path:
+        return self.folder / "rejected.csv"
+
+    def part(self, number: int) -> Path:
+        return self.folder / "parts" / f"part-{number:04d}.jsonl"
+
+    def index(self, number: int) -> Path:
+        return self.folder / "parts" / f"part-{number:04d}.index.jsonl"
+
+    def output(self, number: int) -> Path:
+        return self.folder / "results" / f"part-{number:04d}.output.jsonl"
+
+    def errors(self, number: int) -> Path:
+        return self.folder / "results" / f"part-{number:04d}.errors.jsonl"
+
+    def live(self, number: int) -> Path:
+        return self.folder / "results" / f"part-{number:04d}.live.jsonl"
+
+    def read_rows(self) -> Iterator[RowEntry]:
+        with self.rows.open("rb") as file:
+            for line in file:
+                yield RowEntry(**json.loads(line))
+
+    def read_index(self, number: int) -> Iterator[Request]:
+        with self.index(number).open("rb") as file:
+            for line in file:
+                yield Request(**json.loads(line))
+
+    def write_index(self, number: int, requests: Iterable[Request]) -> None:
+        with replacing(self.index(number)) as file:
+            for request in requests:
+                file.write(encode_event(asdict(request)))
+
+    def read_requests(self, number: int, wanted: Iterable[Request]) -> Iterator[tuple[Request, bytes]]:
+        """The lines of some requests of a part, without reading the others."""
+        with self.part(number).open("rb") as file:
+            for request in wanted:
+                file.seek(request.offset)
+                yield request, file.read(request.length_bytes)
