@@ -6,7 +6,7 @@ loads typer and nothing else.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,8 +24,18 @@ from furnclip.cli import (
 )
 from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup
 
+PIPELINE = ("init", "doctor", "clean", "prepare", "train", "eval", "embed", "search", "arena", "demo")
+
+
+class PipelineGroup(FurnclipGroup):
+    """Lists the commands in the order in which one needs them; typer would put sub-groups last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name in PIPELINE if name in self.commands]
+
+
 app = typer.Typer(
-    cls=FurnclipGroup,
+    cls=PipelineGroup,
     context_settings=CONTEXT_SETTINGS,
     no_args_is_help=True,
     rich_markup_mode="rich",
