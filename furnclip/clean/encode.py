@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -106,7 +107,7 @@ def encode_all(products: Iterable[Product | Rejection], job: Job, *, workers: in
 @contextmanager
 def _pool(workers: int, job: Job) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")  # forking a process that has threads can hang
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_jobs.append, initargs=(job,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
     try:
         yield pool
     finally:
@@ -114,6 +115,19 @@ def _pool(workers: int, job: Job) -> Iterator[ProcessPoolExecutor]:
 
 
 _jobs: list[Job] = []  # of a worker process: one, set when it starts
+
+
+def _start_worker(job: Job) -> None:
+    _jobs.append(job)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _encode_chunk(chunk: list[Product | Rejection]) -> list[Encoded]:
