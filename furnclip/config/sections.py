@@ -318,7 +318,7 @@ class ArenaConfig(_Section):
     shared_share: Fraction = 0.25
     """share of a rater's queries that every rater is shown, to measure agreement"""
     repeat_every: Annotated[int, Field(ge=0)] = 10
-    """every how many votes an earlier query comes back with sides swapped, to measure consistency; 0: never"""
+    """votes after which an earlier query comes back, sides swapped, to measure consistency; 0: never"""
     viewer: str | tuple[str, ...] = "auto"
     """picture viewer: `auto`, `none`, `builtin`, or a command with {path}, {cols}, {rows}"""
     viewer_timeout_s: PositiveFloat = 5.0
