@@ -1,0 +1,185 @@
+"""A shop drawn from nothing: pictures, a messy product file, and the truth about every product.
+
+Writes `images/NNN/pNNNNNN.jpg`, `products.csv` (what a shop has), `truth.csv` (what it should have
+had: nothing that cleaning reads) and, last, `shop.json`. Drawing goes on where it was stopped, and
+product N of a seed is always the same. Nothing here says how furnclip does on photographs: drawn
+pieces are simpler and cleaner than anything a camera sees.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from furnclip.demo.drawing import DRAWING_STYLES, draw, family_of, new_design
+from furnclip.demo.pieces import KINDS
+from furnclip.demo.pieces.design import Design, Dice
+from furnclip.demo.titles import messy_title, sku, true_title
+from furnclip.errors import InputError, UsageError
+from furnclip.journal import write_bytes, write_json, write_text
+
+MANIFEST_NAME = "shop.json"
+_CHUNK = 100  # products drawn by a process at a time
+_JPEG_QUALITY = 88
+_ALONE = 40  # fewer products than this are not worth starting processes for
+
+
+@dataclass(frozen=True)
+class ShopOrder:
+    """Which shop to draw."""
+
+    products: int
+    seed: int = 0
+    drawing_styles: tuple[str, ...] = DRAWING_STYLES
+    image_px: int = 224
+
+
+@dataclass(frozen=True)
+class ProductRow:
+    """One drawn product: the shop's columns and the true ones."""
+
+    shop: dict[str, str]
+    truth: dict[str, str]
+
+
+def write_shop(
+    folder: Path, order: ShopOrder, *, workers: int = 0, on_progress: Callable[[int], None] | None = None
+) -> bool:
+    """Draw the shop into `folder`; False when it is there already, as ordered.
+
+    `workers`: processes; 0: one a core. Raises `InputError` when another shop is in the folder.
+    """
+    _check(order)
+    if _already_drawn(folder, order):
+        return False
+    shop, truth = _CsvText(), _CsvText()
+    for rows in _drawn(folder, order, workers or os.cpu_count() or 1):
+        for row in rows:
+            shop.add(row.shop)
+            truth.add(row.truth)
+        if on_progress:
+            on_progress(len(rows))
+    write_text(folder / "products.csv", shop.text())
+    write_text(folder / "truth.csv", truth.text())
+    write_json(folder / MANIFEST_NAME, _described(order))
+    return True
+
+
+def _check(order: ShopOrder) -> None:
+    unknown = [style for style in order.drawing_styles if style not in DRAWING_STYLES]
+    if unknown:
+        raise UsageError(
+            f"there is no drawing style `{unknown[0]}`", hint=f"choose from {', '.join(DRAWING_STYLES)}"
+        )
+
+
+def _described(order: ShopOrder) -> dict[str, object]:
+    return {"format": 1, **asdict(order), "drawing_styles": list(order.drawing_styles)}
+
+
+def _already_drawn(folder: Path, order: ShopOrder) -> bool:
+    manifest = folder / MANIFEST_NAME
+    if not manifest.exists():
+        return False
+    if json.loads(manifest.read_text("utf-8")) == _described(order):
+        return True
+    raise InputError(
+        f"`{folder}` holds a shop drawn with other settings", hint="choose a new folder, or remove this one"
+    )
+
+
+def _drawn(folder: Path, order: ShopOrder, workers: int) -> Iterator[list[ProductRow]]:
+    chunks = [
+        range(start, min(start + _CHUNK, order.products)) for start in range(0, order.products, _CHUNK)
+    ]
+    work = partial(draw_products, folder, order)
+    if order.products < _ALONE or workers == 1:
+        yield from map(work, chunks)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts_to_parent) as pool:
+        try:
+            yield from pool.map(work, chunks)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def draw_products(folder: Path, order: ShopOrder, numbers: Sequence[int]) -> list[ProductRow]:
+    """Draw these products' pictures, those that are missing, and return their rows."""
+    return [_draw_product(folder, order, number) for number in numbers]
+
+
+def _draw_product(folder: Path, order: ShopOrder, number: int) -> ProductRow:
+    design = new_design(order.seed, number)
+    style = order.drawing_styles[number % len(order.drawing_styles)]
+    name = f"{number // 1000:03d}/p{number:06d}.jpg"
+    picture = draw(design, style, image_px=order.image_px)
+    path = folder / "images" / name
+    if not path.exists():
+        content = io.BytesIO()
+        picture.save(content, "JPEG", quality=_JPEG_QUALITY)
+        write_bytes(path, content.getvalue())
+    return _row(design, order, number, image=name, drawing_style=style)
+
+
+def _row(design: Design, order: ShopOrder, number: int, *, image: str, drawing_style: str) -> ProductRow:
+    dice = Dice(np.random.default_rng([order.seed, number, 2]))
+    product_id = f"p{number:06d}"
+    shop = {
+        "product_id": product_id,
+        "title": messy_title(design, dice, number),
+        "image": image,
+        "model": f"m{family_of(number):06d}",
+        "sku": sku(number),
+        "price": f"{dice.count(39, 1899)}.99",
+    }
+    truth = {
+        "product_id": product_id,
+        "true_title": true_title(design),
+        "true_style": design.style,
+        "true_material": design.material,
+        "true_color": design.color,
+        "true_object_type": KINDS[design.kind].object_type,
+        "kind": design.kind,
+        "details": "; ".join(design.details),
+        "drawing_style": drawing_style,
+    }
+    return ProductRow(shop, truth)
+
+
+class _CsvText:
+    """Rows of one CSV file, its header taken from the first."""
+
+    def __init__(self) -> None:
+        self._lines = io.StringIO(newline="")
+        self._writer: csv.DictWriter[str] | None = None
+
+    def add(self, row: dict[str, str]) -> None:
+        if self._writer is None:
+            self._writer = csv.DictWriter(self._lines, list(row), lineterminator="\n")
+            self._writer.writeheader()
+        self._writer.writerow(row)
+
+    def text(self) -> str:
+        return self._lines.getvalue()
+
+
+def read_truth(folder: Path) -> Iterable[dict[str, str]]:
+    """The rows of `truth.csv`."""
+    with (folder / "truth.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,120 @@
+"""What a shop writes above a picture: the true title, and the mess that is made of it.
+
+The mess is what real catalogues are full of: brands, article numbers, prices, shipping, set sizes,
+sizes in two units, capitals, typing errors, wrong colours, and now and then another language.
+"""
+
+from __future__ import annotations
+
+from furnclip.demo.looks import COLORS
+from furnclip.demo.pieces import KINDS
+from furnclip.demo.pieces.design import Design, Dice
+
+_BRANDS = ("Havenwood", "Nordhus", "Casa Lumi", "Brixley & Co", "OAKRIDGE", "Vellano", "Fjordby", "Maison Perle")
+_FLUFF = ("Luxury", "Premium", "Stylish", "Elegant", "Best Seller", "NEW", "Hot Sale!", "Easy Assembly", "Sturdy")
+_ROOMS = ("for Living Room", "for Bedroom", "Home Office", "for Small Spaces", "Hallway", "Indoor", "Apartment")
+_TAILS = ("FREE SHIPPING", "Ships Today", "2-Day Delivery", "30% OFF", "Limited Stock", "(Assembly Required)")
+_IN_SETS = ("chair", "stool", "bar stool", "nightstand", "table lamp")
+_FOREIGN_COLORS = {
+    "de": {"black": "schwarz", "white": "weiß", "gray": "grau", "brown": "braun", "green": "grün", "blue": "blau",
+           "red": "rot", "beige": "beige", "yellow": "gelb", "pink": "rosa", "orange": "orange", "purple": "lila"},
+    "fr": {"black": "noir", "white": "blanc", "gray": "gris", "brown": "marron", "green": "vert", "blue": "bleu",
+           "red": "rouge", "beige": "beige", "yellow": "jaune", "pink": "rose", "orange": "orange", "purple": "violet"},
+    "es": {"black": "negro", "white": "blanco", "gray": "gris", "brown": "marrón", "green": "verde", "blue": "azul",
+           "red": "rojo", "beige": "beige", "yellow": "amarillo", "pink": "rosa", "orange": "naranja",
+           "purple": "morado"},
+}  # fmt: skip
+
+
+def true_title(design: Design) -> str:
+    """The title an honest, tidy shop would print."""
+    wood = next((detail[: -len(" finish")] for detail in design.details if detail.endswith(" finish")), "")
+    material = wood if wood else design.material
+    color = "" if wood else design.color
+    name = KINDS[design.kind].names[0]
+    before = [detail for detail in design.details if not detail.startswith("with ") and not detail.endswith("finish")]
+    after = [detail for detail in design.details if detail.startswith("with ")]
+    words = [design.style, color, *before[:2], material, name, *after[:1]]
+    return _capitalised(" ".join(word for word in words if word))
+
+
+def messy_title(design: Design, dice: Dice, number: int) -> str:
+    """The same product as the shop's feed has it."""
+    foreign = KINDS[design.kind].foreign
+    if foreign and dice.chance(0.05):
+        return _foreign_title(design, dice, dice.pick(tuple(foreign)))
+    title = _noise_around(_told(design, dice), design, dice, number)
+    if dice.chance(0.1):
+        title = _mistyped(title, dice)
+    if dice.chance(0.08):
+        title = title.upper()
+    elif dice.chance(0.06):
+        title = title.lower()
+    return title
+
+
+def _told(design: Design, dice: Dice) -> str:
+    """The words that describe the product, some left out, some wrong."""
+    wood = [detail[: -len(" finish")] for detail in design.details if detail.endswith(" finish")]
+    color = dice.pick(COLORS[design.color][0]) if design.color in COLORS else design.color
+    if dice.chance(0.05):
+        color = dice.pick(tuple(COLORS))
+    if wood and dice.chance(0.75):
+        color = ""
+    material = wood[0] if wood and dice.chance(0.7) else design.material
+    others = [detail for detail in design.details if not detail.endswith(" finish")]
+    words = [
+        design.style if dice.chance(0.72) else "",
+        color if dice.chance(0.85) else "",
+        material if dice.chance(0.8) else "",
+        dice.pick(KINDS[design.kind].names),
+        " ".join(others[:2]) if dice.chance(0.6) else "",
+    ]
+    if dice.chance(0.2):
+        words = [words[3], words[4], "-", words[0], words[2], words[1]]
+    return _capitalised(" ".join(word for word in words if word))
+
+
+def _noise_around(told: str, design: Design, dice: Dice, number: int) -> str:
+    parts = [told]
+    if dice.chance(0.3):
+        parts.insert(0, dice.pick(_FLUFF))
+    if design.kind in _IN_SETS and dice.chance(0.3):
+        size = dice.count(2, 6)
+        parts.insert(0, f"Set of {size}") if dice.chance(0.6) else parts.append(f"({size} pcs)")
+    if dice.chance(0.5):
+        parts.insert(0, dice.pick(_BRANDS))
+    if dice.chance(0.3):
+        parts.append(dice.pick(_ROOMS))
+    if dice.chance(0.25):
+        parts.append(f"{dice.count(15, 79)}.{dice.count(0, 9)}'' W x {dice.count(10, 40)} cm D")
+    if dice.chance(0.35):
+        parts.append(f"{dice.pick(('SKU', 'Art.', 'Item', '#'))} {sku(number)}")
+    if dice.chance(0.15):
+        parts.append(f"${dice.count(39, 1899)}.99")
+    if dice.chance(0.2):
+        parts.append(dice.pick(_TAILS))
+    return dice.pick((" ", " ", ", ", " - ", " | ")).join(parts)
+
+
+def sku(number: int) -> str:
+    """An article number as shops make them."""
+    return f"FC-{(number * 7919) % 90000 + 10000}{'ABCDEFGHJK'[number % 10]}"
+
+
+def _foreign_title(design: Design, dice: Dice, language: str) -> str:
+    color = _FOREIGN_COLORS.get(language, {}).get(design.color, "")
+    return f"{dice.pick(_BRANDS)} {KINDS[design.kind].foreign[language]} {color}".strip()
+
+
+def _mistyped(title: str, dice: Dice) -> str:
+    """Two neighbouring letters swapped, or one lost."""
+    at = dice.count(1, max(2, len(title) - 3))
+    if dice.chance(0.5):
+        return title[:at] + title[at + 1] + title[at] + title[at + 2 :]
+    return title[:at] + title[at + 1 :]
+
+
+def _capitalised(text: str) -> str:
+    small = ("with", "and", "of")
+    return " ".join(word if word in small else word[:1].upper() + word[1:] for word in text.split())
