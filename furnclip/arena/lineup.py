@@ -1,0 +1,95 @@
+"""What is judged: the queries, and what each model answered to them, fixed before the first vote.
+
+A lineup is worked out once from the vectors and kept in `work/arena/lineups/KEY.json`, so that a
+later session starts at once and shows exactly the same contest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Card:
+    """A product as a rater sees it."""
+
+    product_id: str
+    title: str
+    image: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What was asked: a picture or a text; `category` groups the statistics."""
+
+    query_id: str
+    kind: str
+    text: str
+    image: str = ""
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Q queries and each model's answers, as rows of `cards`.
+
+    `models`: name -> fingerprint, baseline first. `answers`: name -> Q lists of at most k rows.
+    """
+
+    key: str
+    models: Mapping[str, str]
+    k: int
+    seed: int
+    queries: Sequence[Query]
+    answers: Mapping[str, Sequence[Sequence[str]]]
+    cards: Mapping[str, Card]
+
+    def duels(self) -> list[tuple[str, str]]:
+        """Every two models, the earlier one first."""
+        return list(combinations(self.models, 2))
+
+    def differing(self, duel: tuple[str, str]) -> list[int]:
+        """Queries to which two models gave different answers, or the same in another order."""
+        first, second = (self.answers[model] for model in duel)
+        return [index for index in range(len(self.queries)) if list(first[index]) != list(second[index])]
+
+    def agreement(self) -> dict[str, Any]:
+        """How many queries there were, and for each duel how many both models answered alike."""
+        return {
+            "queries": len(self.queries),
+            "agreed": [
+                {"models": list(duel), "queries": len(self.queries) - len(self.differing(duel))}
+                for duel in self.duels()
+            ],
+        }
+
+    def shown(self, model: str, query: int) -> tuple[Card, ...]:
+        """The row of results of one model."""
+        return tuple(self.cards[product_id] for product_id in self.answers[model][query])
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **{"key": self.key, "models": dict(self.models), "k": self.k, "seed": self.seed},
+            "queries": [asdict(query) for query in self.queries],
+            "answers": {model: [list(row) for row in rows] for model, rows in self.answers.items()},
+            "cards": [asdict(card) for card in self.cards.values()],
+            "order": list(self.models),  # the file sorts its keys
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Lineup:
+        """Raises KeyError or TypeError for something else."""
+        cards = [Card(**card) for card in value["cards"]]
+        return cls(
+            key=value["key"],
+            models={model: value["models"][model] for model in value["order"]},
+            k=value["k"],
+            seed=value["seed"],
+            queries=[Query(**query) for query in value["queries"]],
+            answers=value["answers"],
+            cards={card.product_id: card for card in cards},
+        )
