@@ -199,12 +199,12 @@ def _room(design: Design, drawing_style: str, geometry: Geometry) -> Room:
     if drawing_style == "studio":
         level = design.surface.between(0.86, 1.0) if design.surface.chance(0.6) else 0.0
         color: Rgb = (level, level, level) if level else looks.tinted(tint, 0.45, 0.55)
-        return _plain_room(color, None, (0.62, 0.62, 0.63), (0.46, 0.45, 0.43), 0.28)
+        return _plain_room(color, None, (0.74, 0.74, 0.75), (0.46, 0.45, 0.43), 0.28)
     if drawing_style == "ink":
         paper = looks.jitter((0.96, 0.93, 0.85), generator, 0.02)
         wash = looks.tinted(tint, 0.35, 0.62)
         floor, wall = Finish(paper, paper), Finish(wash, looks.tinted(wash, 0.96), "mottled", 1.5)
-        return Room(floor, wall, behind, (0.66, 0.66, 0.66), (0.42, 0.42, 0.40), 0.22, ink=True)
+        return Room(floor, wall, behind, (0.78, 0.78, 0.78), (0.42, 0.42, 0.40), 0.22, ink=True)
     plaster = looks.jitter(looks.tinted(tint, 0.5, 0.45), generator, 0.03)
     wood = looks.wood(design.surface.pick(("oak", "walnut", "pine", "ash")), generator)
     boards = Finish(wood.color, wood.second, "planks", 1.4, 1.5)
@@ -213,11 +213,11 @@ def _room(design: Design, drawing_style: str, geometry: Geometry) -> Room:
         concrete = Finish((0.62, 0.61, 0.60), (0.50, 0.50, 0.49), "mottled", 1.6)
         wall = brick if design.surface.chance(0.6) else concrete
         floor = concrete if design.surface.chance(0.5) else boards
-        return Room(floor, wall, behind, (0.50, 0.51, 0.54), (0.56, 0.54, 0.50), 0.45)
+        return Room(floor, wall, behind, (0.60, 0.61, 0.64), (0.56, 0.54, 0.50), 0.45)
     if drawing_style == "dusk":
         dark = looks.tinted(plaster, 0.55)
         wall = Finish(dark, looks.tinted(dark, 0.9), "mottled", 1.2)
-        return Room(boards, wall, behind, (0.42, 0.40, 0.48), (0.72, 0.56, 0.38), 0.5)
+        return Room(boards, wall, behind, (0.50, 0.48, 0.56), (0.78, 0.62, 0.44), 0.5)
     tiles = Finish((0.85, 0.83, 0.80), (0.66, 0.64, 0.62), "squares", 1.6)
     stripes = Finish(plaster, looks.tinted(plaster, 0.93), "stripes", 0.9)
     flat = Finish(plaster, looks.tinted(plaster, 0.97), "mottled", 1.2)

@@ -74,7 +74,7 @@ STYLES: dict[str, StyleTraits] = {
         ("bar", "cup"),
         ("plain", "mesh"),
         0.12,
-        ("rustic oak", "walnut", "black"),
+        ("weathered oak", "walnut", "black"),
         ("leather", "fabric"),
         ("brown", "black", "gray"),
         "black",
@@ -86,7 +86,7 @@ STYLES: dict[str, StyleTraits] = {
         ("ring", "cup"),
         ("planked", "crossed"),
         0.15,
-        ("rustic oak", "pine"),
+        ("weathered oak", "pine"),
         ("leather", "fabric"),
         ("brown", "beige", "green", "red"),
         "black",
@@ -158,7 +158,7 @@ STYLES: dict[str, StyleTraits] = {
 
 # color -> (titles call it, what it looks like)
 COLORS: dict[str, tuple[tuple[str, ...], Rgb]] = {
-    "black": (("black", "ebony", "jet black"), (0.13, 0.13, 0.14)),
+    "black": (("black", "ebony", "jet black"), (0.18, 0.18, 0.19)),
     "white": (("white", "ivory", "off-white"), (0.93, 0.92, 0.89)),
     "gray": (("gray", "grey", "charcoal", "slate"), (0.50, 0.51, 0.53)),
     "beige": (("beige", "cream", "sand", "oatmeal"), (0.83, 0.75, 0.61)),
@@ -175,7 +175,7 @@ COLORS: dict[str, tuple[tuple[str, ...], Rgb]] = {
 # finish of a wood -> (color in the truth, light tone, dark tone)
 WOODS: dict[str, tuple[str, Rgb, Rgb]] = {
     "oak": ("brown", (0.76, 0.58, 0.37), (0.62, 0.44, 0.25)),
-    "rustic oak": ("brown", (0.60, 0.42, 0.25), (0.35, 0.22, 0.12)),
+    "weathered oak": ("brown", (0.60, 0.42, 0.25), (0.35, 0.22, 0.12)),
     "walnut": ("brown", (0.44, 0.28, 0.18), (0.28, 0.16, 0.10)),
     "cherry": ("brown", (0.56, 0.27, 0.16), (0.42, 0.17, 0.10)),
     "mahogany": ("brown", (0.42, 0.17, 0.12), (0.28, 0.09, 0.07)),
@@ -183,14 +183,14 @@ WOODS: dict[str, tuple[str, Rgb, Rgb]] = {
     "pine": ("beige", (0.89, 0.72, 0.47), (0.76, 0.54, 0.29)),
     "rattan": ("beige", (0.80, 0.63, 0.40), (0.60, 0.43, 0.24)),
     "white": ("white", (0.93, 0.92, 0.90), (0.88, 0.87, 0.84)),
-    "black": ("black", (0.16, 0.15, 0.15), (0.10, 0.10, 0.10)),
+    "black": ("black", (0.21, 0.20, 0.20), (0.15, 0.15, 0.15)),
     "green": ("green", (0.26, 0.44, 0.34), (0.22, 0.38, 0.29)),
     "blue": ("blue", (0.24, 0.38, 0.55), (0.20, 0.33, 0.49)),
 }
 PAINTED_WOODS = ("white", "black", "green", "blue")
 
 METALS: dict[str, Rgb] = {
-    "black": (0.15, 0.15, 0.16),
+    "black": (0.19, 0.19, 0.20),
     "brass": (0.80, 0.62, 0.28),
     "silver": (0.72, 0.74, 0.77),
     "white": (0.92, 0.92, 0.92),

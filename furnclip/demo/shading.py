@@ -21,6 +21,7 @@ from furnclip.demo.view import Camera, Geometry, Ids, Sun
 
 Floats = NDArray[np.float32]
 Rgb = tuple[float, float, float]
+_PIXELS_AT_A_TIME = 16384
 _SKIRTING_M = 0.09
 _INK: Rgb = (0.13, 0.11, 0.14)
 
@@ -75,33 +76,41 @@ class Painter:
         self._finishes = finishes
         self._camera = camera
         self._sun = sun
+        self._faces = self._face_table()
+        self._face_part = geometry.face_part.astype(np.int32)
+        self._part_slot = np.array(mesh.slots, np.int32)
+        forward = (geometry.corners - camera.eye) @ camera.axes[2]
+        self._depths = (np.float32(forward.min()), np.float32(forward.max()))
 
     def picture(self, ids: Ids, room: Room) -> Image.Image:
         """The finished picture, (S, S) RGB, from the face number + 1 of every pixel."""
         side = self._camera.side_px
-        rays = self._camera.rays()
         shown = ids.ravel()
-        here, behind = np.flatnonzero(shown), np.flatnonzero(shown == 0)
-        surface = self._surface(rays[:, here], shown[here] - 1)
-        backdrop, floor_points = self._backdrop(rays[:, behind], behind, room)
+        here, behind = _pieces(np.flatnonzero(shown)), _pieces(np.flatnonzero(shown == 0))
         lit = np.empty(side * side, np.float32)
-        lit[here] = self._sunlit(surface.points, surface.part + 1)
-        lit[behind] = self._sunlit(floor_points, None)
+        picture = np.empty((side * side, 3), np.float32)
+        surfaces = [self._surface(self._camera.rays(pixels), shown[pixels] - 1) for pixels in here]
+        for pixels, surface in zip(here, surfaces, strict=True):
+            lit[pixels] = self._sunlit(surface.points, surface.part + 1)
+        for pixels in behind:
+            picture[pixels], points = self._backdrop(pixels, room)
+            lit[pixels] = self._sunlit(points, None)
         lit = _softened(lit.reshape(side, side), side / 180).ravel()
-        picture = np.empty((3, side * side), np.float32)
-        picture[:, behind] = backdrop * (1 - room.shadow * (1 - lit[behind]))
-        picture[:, here] = self._lighted(surface, lit[here], room)
+        for pixels in behind:
+            picture[pixels] *= (1 - room.shadow * (1 - lit[pixels]))[:, None]
+        for pixels, surface in zip(here, surfaces, strict=True):
+            picture[pixels] = self._lighted(surface, lit[pixels], room)
         if room.ink:
-            picture[:, self._outlines(ids)] = np.array(_INK, np.float32)[:, None]
-        pixels = (picture.clip(0, 1) * 255).astype(np.uint8)
-        return Image.fromarray(np.ascontiguousarray(pixels.T).reshape(side, side, 3))
+            picture[self._outlines(ids)] = np.array(_INK, np.float32)
+        np.clip(picture, 0, 1, out=picture)
+        picture *= 255
+        return Image.fromarray(picture.astype(np.uint8).reshape(side, side, 3))
 
     def _surface(self, rays: Floats, faces: Ids) -> _Surface:
-        columns = self._face_table().take(faces, axis=1)  # (21, N)
+        columns = self._faces.take(faces, axis=1)  # (21, N)
         flat_normal, depth, frame = columns[0:3], columns[3], columns[13:21]
         # An edge pixel may lie just outside its face, where the plane can be met anywhere.
-        forward = (self._geometry.corners - self._camera.eye) @ self._camera.axes[2]
-        points = rays * (depth / _dot(flat_normal, rays)).clip(forward.min(), forward.max())
+        points = rays * (depth / _dot(flat_normal, rays)).clip(*self._depths)
         offset = (points - columns[4:7]) * columns[7:10]
         square = offset * offset
         bulge = offset * (columns[10] + columns[11] * square * square) * columns[7:10]
@@ -109,8 +118,8 @@ class Painter:
         normals /= np.sqrt(_dot(normals, normals)) + np.float32(1e-9)
         sight = rays / -np.sqrt(_dot(rays, rays))
         uv = np.stack([_dot(frame[0:3], points) + frame[6], _dot(frame[3:6], points) + frame[7]])
-        part = self._geometry.face_part.astype(np.int32).take(faces)
-        slot = np.array(self._mesh.slots, np.int32).take(part)
+        part = self._face_part.take(faces)
+        slot = self._part_slot.take(part)
         return _Surface(points, normals, sight, uv, slot, part)
 
     def _face_table(self) -> Floats:
@@ -161,6 +170,7 @@ class Painter:
         return total / 4
 
     def _lighted(self, surface: _Surface, lit: Floats, room: Room) -> Floats:
+        """Colours (N, 3) of the piece."""
         slot, normals = surface.slot, surface.normals
         base = _textured(surface.uv, slot, self._finishes)
         towards = self._sun.direction.astype(np.float32)
@@ -177,21 +187,22 @@ class Painter:
         shine = _power16(shine) * _column(self._finishes, "gloss")[slot] * (0.25 + 0.75 * lit)
         grazing = (1 - _dot(normals, surface.sight).clip(0, 1)) ** 2
         grazing *= _column(self._finishes, "sheen")[slot]
-        out = np.empty_like(base)
+        out = np.empty((base.shape[1], 3), np.float32)
         for channel in range(3):
             light = room.ambient[channel] * sky + room.sun[channel] * facing + glow
-            out[channel] = base[channel] * (light + grazing) + shine * room.sun[channel]
+            out[:, channel] = base[channel] * (light + grazing) + shine * room.sun[channel]
         return out
 
-    def _backdrop(self, rays: Floats, pixels: NDArray[np.int64], room: Room) -> tuple[Floats, Floats]:
-        """Colours (3, N) of wall and floor, and the floor's points, for its shadows."""
+    def _backdrop(self, pixels: NDArray[np.int64], room: Room) -> tuple[Floats, Floats]:
+        """Colours (N, 3) of wall and floor, and their points (3, N), for the shadows."""
+        rays = self._camera.rays(pixels)
         eye = self._camera.eye.astype(np.float32)
         side = self._camera.side_px
         height = (pixels // side).astype(np.float32) / np.float32(side)
         reach = -eye[2] / np.minimum(rays[2], np.float32(-1e-4))
         if room.wall_y is None:
             rise = np.float32(1.04) - np.float32(0.16) * height
-            return np.array(room.floor.color, np.float32)[:, None] * rise, rays * reach
+            return rise[:, None] * np.array(room.floor.color, np.float32), rays * reach
         wall_reach = (np.float32(room.wall_y) - eye[1]) / np.maximum(rays[1], np.float32(1e-4))
         on_wall = wall_reach < reach
         points = rays * np.minimum(reach, wall_reach)
@@ -206,7 +217,7 @@ class Painter:
         color[:, skirting] = color[:, skirting] * np.float32(0.4) + np.float32(0.55)
         light = np.where(on_wall, np.float32(0.86) + np.float32(0.1) * there[2].clip(0, 2), np.float32(1))
         mean = np.array(room.ambient, np.float32) + np.float32(0.55) * np.array(room.sun, np.float32)
-        return color * light * mean[:, None], points
+        return (color * light * mean[:, None]).T, points
 
     def _outlines(self, ids: Ids) -> NDArray[np.int64]:
         """Pixels where one flat face or round part ends and another begins."""
@@ -252,6 +263,11 @@ def _textured(uv: Floats, slot: Ids, finishes: Sequence[Finish]) -> Floats:
     change = np.array([finish.second for finish in finishes], np.float32).T - first
     mixed: Floats = first.take(slot, axis=1) + change.take(slot, axis=1) * mix
     return mixed
+
+
+def _pieces(pixels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The pixels in runs whose working arrays stay in the processor's cache."""
+    return np.array_split(pixels, len(pixels) // _PIXELS_AT_A_TIME + 1)
 
 
 def _dot(left: Floats, right: Floats) -> Floats:

@@ -86,16 +86,13 @@ class Camera:
         flat = _project(points - self.eye, self.axes)
         return np.array(self.centre_px) + self.focal_px * flat * np.array([1.0, -1.0])
 
-    def rays(self) -> NDArray[np.float32]:
-        """Direction of sight of every pixel, (3, S * S), not normalised."""
-        steps = np.arange(self.side_px, dtype=np.float32) + 0.5
-        across = ((steps - self.centre_px[0]) / self.focal_px)[None, :]
-        upwards = (-(steps - self.centre_px[1]) / self.focal_px)[:, None]
+    def rays(self, pixels: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Direction of sight of these pixels (row by row numbers), (3, N), one metre deep."""
+        steps = np.arange(self.side_px) + 0.5
+        across = ((steps - self.centre_px[0]) / self.focal_px).astype(np.float32).take(pixels % self.side_px)
+        upwards = ((self.centre_px[1] - steps) / self.focal_px).astype(np.float32).take(pixels // self.side_px)
         right, up, forward = self.axes.astype(np.float32)
-        grid = [
-            (forward[i] + right[i] * across + up[i] * upwards).astype(np.float32).ravel() for i in range(3)
-        ]
-        return np.stack(grid)
+        return np.stack([forward[i] + right[i] * across + up[i] * upwards for i in range(3)])
 
 
 @dataclass(frozen=True)

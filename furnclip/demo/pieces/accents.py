@@ -42,7 +42,6 @@ def table_lamp(mesh: Mesh, design: Design) -> None:
         for level in range(3):
             z = 0.025 + base * level / 3
             mesh.ball(Slot.BODY, (0, 0, z + base / 6), (0.075, 0.075, base / 6))
-    mesh.post(Slot.TRIM, (0, 0, base + 0.02), (0, 0, base + 0.07), (0.012, 0.012), sides=8)
     _shade(mesh, design, 0.0, base + 0.04, 0.17)
 
 
@@ -50,6 +49,7 @@ def _shade(mesh: Mesh, design: Design, x: float, z: float, radius: float) -> Non
     kind = design.shape.pick(("drum", "cone", "globe"))
     design.add_detail(f"with {kind} shade")
     high = radius * 1.15
+    mesh.post(Slot.TRIM, (x, 0, z - 0.11), (x, 0, z + radius * 0.1), (0.012, 0.012), sides=8)
     if kind == "globe":
         mesh.ball(Slot.SOFT, (x, 0, z + radius * 0.7), (radius * 0.75, radius * 0.75, radius * 0.75))
     else:

@@ -30,6 +30,7 @@ class Slot(IntEnum):
     INNER = 12  # the shaded inside of a cabinet
 
 
+_HIGHEST_PLINTH_M = 0.2
 BOOK_SLOTS = (Slot.RED, Slot.BLUE, Slot.SAND, Slot.GREEN, Slot.PALE, Slot.DARK)
 
 
@@ -88,7 +89,8 @@ def legs(mesh: Mesh, design: Design, x: Span, y: Span, height: float) -> None:
         "turned": _turned,
         "block": _block,
     }
-    builders.get(design.legs, _splayed)(mesh, design, x, y, height)
+    kind = "brass" if design.legs == "plinth" and height > _HIGHEST_PLINTH_M else design.legs
+    builders.get(kind, _splayed)(mesh, design, x, y, height)
 
 
 def _corners(x: Span, y: Span, inset: float) -> list[tuple[float, float]]:
@@ -96,14 +98,14 @@ def _corners(x: Span, y: Span, inset: float) -> list[tuple[float, float]]:
 
 
 def _splayed(mesh: Mesh, design: Design, x: Span, y: Span, height: float) -> None:
-    """Round legs, tapered and leaning outwards for `tapered`, brass-capped for `brass`."""
+    """Round legs: leaning outwards for `tapered`, straight for `round`, of metal in art deco."""
     lean = 0.16 * height if design.legs == "tapered" else 0.0
     thick = 0.026 if design.legs != "round" else 0.032
     middle = ((x[0] + x[1]) / 2, (y[0] + y[1]) / 2)
     for px, py in _corners(x, y, 0.05 + lean * 0.6):
         foot = (px + lean * np.sign(px - middle[0]), py + lean * np.sign(py - middle[1]), 0.0)
         low = 0.6 * thick if design.legs != "round" else thick
-        slot = Slot.TRIM if design.legs == "brass" else Slot.FRAME
+        slot = Slot.TRIM if design.legs in ("brass", "plinth") else Slot.FRAME
         mesh.post(slot, foot, (px, py, height), (low, thick), sides=8)
 
 
