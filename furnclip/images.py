@@ -69,14 +69,16 @@ class BrokenImage(InputError):
         return BrokenImage, (self.reason, self.message)
 
 
-def open_image(source: Path | bytes, *, longest_px: int | None = None) -> Image.Image:
+def open_image(
+    source: Path | bytes, *, longest_px: int | None = None, name: str = "the picture"
+) -> Image.Image:
     """The picture, upright, RGB, alpha on white, first frame.
 
     `longest_px`: scale down so that the longest side has at most this many pixels; large JPEGs are
-    then never decoded in full. Raises `BrokenImage`.
+    then never decoded in full. `name`: what an error calls bytes. Raises `BrokenImage`.
     """
     data = read_bytes(source) if isinstance(source, Path) else source
-    name = f"`{source.name}`" if isinstance(source, Path) else "the picture"
+    name = f"`{source.name}`" if isinstance(source, Path) else name
     # Damaged metadata makes Pillow warn; what it means for the picture is judged here.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -200,7 +202,7 @@ def load_square(source: Path | bytes, side_px: int) -> Image.Image:
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     """JPEG bytes; the same picture always gives the same bytes."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2)
+    image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 

@@ -1,9 +1,94 @@
-"""`furnclip prepare`."""
+"""`furnclip prepare`: rows and pictures to shards without leaks."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+from furnclip.cli.options import ConfigOption, JsonOption, settings
+
+if TYPE_CHECKING:
+    from furnclip.config import Config
+    from furnclip.prepare import CheckReport, Summary
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
+    app.command("prepare", epilog="Example: furnclip prepare --check && furnclip prepare --upload")(prepare)
+
+
+def prepare(
+    config: ConfigOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="report unusable rows by reason; write nothing")
+    ] = False,
+    upload: Annotated[
+        bool, typer.Option("--upload", help="copy the shards to the S3 bucket afterwards")
+    ] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="decode every picture again")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="draw new splits too: never compare with models trained before")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="processes that decode pictures; 0: one a core")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Split products without leaks and pack them into shards."""
+    from furnclip import console
+    from furnclip.prepare import check as check_catalogue
+    from furnclip.prepare import prepare as prepare_shards
+
+    options = settings(config, prepare={"workers": workers})
+    if check:
+        report = check_catalogue(options)
+        console.emit(report.as_dict(), as_json=as_json, human=lambda: _show_report(report))
+        return
+    summary = prepare_shards(options, fresh=fresh, rebuild=rebuild)
+    payload = summary.as_dict()
+    if upload:
+        payload["uploaded"] = _upload(options, summary)
+    console.emit(payload, as_json=as_json, human=lambda: _show_summary(summary))
+
+
+def _upload(options: Config, summary: Summary) -> str:
+    from furnclip.storage import S3Manager
+
+    manager = S3Manager.from_config(options.storage)
+    manager.upload_dataset(summary.folder, "shards")
+    return "shards"
+
+
+def _show_report(report: CheckReport) -> None:
+    from furnclip import console
+
+    console.say(f"{report.usable} of {report.rows} rows of {report.catalogue} can be used")
+    if report.reasons:
+        rows = [
+            [reason, count, "; ".join(f"row {item.row}: {item.detail}" for item in report.examples[reason])]
+            for reason, count in report.reasons.items()
+        ]
+        console.show_table(["reason", "rows", "first of them"], rows)
+
+
+def _show_summary(summary: Summary) -> None:
+    from furnclip import console
+
+    if not summary.changed_shards and not summary.decoded:
+        console.say(f"nothing to do: {summary.folder} is up to date")
+    rows = [
+        [name, split.samples, split.groups, len(split.shards)]
+        for name, split in summary.manifest.splits.items()
+    ]
+    console.show_table(["split", "products", "groups", "shards"], rows)
+    leaks = summary.manifest.leaks
+    console.say(
+        f"{summary.products} of {summary.rows} rows are in the shards; {leaks['groups_joined']} groups of "
+        f"several products, the largest has {leaks['largest_group']}; "
+        f"{leaks['left_across_splits']} ties left across splits"
+    )
+    for reason, count in summary.rejected.items():
+        console.say(f"rejected: {count} {reason}")
+    if summary.rejected:
+        console.say(f"see {summary.folder / 'rejected.csv'}")

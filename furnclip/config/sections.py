@@ -174,6 +174,12 @@ class PrepConfig(_Section):
     """share of product groups for training"""
     validation_fraction: Fraction = 0.1
     """share of product groups for validation; the rest is the test split"""
+    shard_samples: PositiveInt = 5000
+    """most products in one shard"""
+    shard_mb: PositiveInt = 250
+    """most megabytes in one shard"""
+    mini_train_samples: PositiveInt = 1000
+    """products in `mini_train`, a small stratified copy of train for quick tries"""
     workers: Annotated[int, Field(ge=0)] = 0
     """processes that decode pictures; 0: one a core"""
 

@@ -1,0 +1,18 @@
+"""`furnclip prepare`: cleaned rows and pictures become splits without leaks, packed in shards.
+
+Input: `work/clean/cleaned.csv` (else the raw catalogue) and the picture folder. Output:
+`work/shards/`, complete when `manifest.json` is there, and `work/shards/rejected.csv` with every row
+that is not in them and why. Work in progress lies in `work/cache/prepare/`.
+
+Scan (decode what is new), tie (who belongs together), assign (a split for each group), pack. Every
+step goes on where a killed run stopped. Do not trust near-duplicates to be complete: crops, mirrors
+and recoloured variants of one photograph are different pictures to it; give `paths.group_column`
+where the shop knows its variants.
+"""
+
+from __future__ import annotations
+
+from furnclip.prepare.check import CheckReport, check
+from furnclip.prepare.run import Summary, prepare
+
+__all__ = ["CheckReport", "Summary", "check", "prepare"]

@@ -1,0 +1,66 @@
+"""`furnclip prepare --check`: what `prepare` would make of the catalogue, without writing anything."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from furnclip import console
+from furnclip.catalogue import Rejection, catalogue_path
+from furnclip.config import Config
+from furnclip.prepare.earlier import Earlier, Shelf
+from furnclip.prepare.scan import Scanner
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Rows by reason, with the first few of each."""
+
+    catalogue: Path
+    rows: int
+    usable: int
+    reasons: dict[str, int]
+    examples: dict[str, list[Rejection]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        examples = {
+            reason: [
+                {"row": item.row, "product_id": item.product_id, "detail": item.detail} for item in items
+            ]
+            for reason, items in self.examples.items()
+        }
+        return {
+            "catalogue": str(self.catalogue),
+            "rows": self.rows,
+            "usable": self.usable,
+            "reasons": self.reasons,
+            "examples": examples,
+        }
+
+
+def check(config: Config) -> CheckReport:
+    """Read every row and open every picture."""
+    nothing_known = Earlier([], Shelf([]), Path())
+    reasons: Counter[str] = Counter()
+    examples: dict[str, list[Rejection]] = defaultdict(list)
+    rows = 0
+    with console.progress("checking products", total=None) as meter:
+        for outcome in Scanner(config, nothing_known, None):
+            rows += 1
+            meter.advance()
+            if isinstance(outcome, Rejection):
+                reasons[outcome.reason] += 1
+                if len(examples[outcome.reason]) < EXAMPLES:
+                    examples[outcome.reason].append(outcome)
+    return CheckReport(
+        catalogue_path(config.paths),
+        rows,
+        rows - reasons.total(),
+        dict(reasons.most_common()),
+        dict(examples),
+    )

@@ -1,0 +1,79 @@
+"""`work/shards/assignments.parquet`: the group and split that each product was ever given.
+
+It only grows. A product that leaves the catalogue and comes back is in the split that it was in, and
+no later row changes that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from furnclip.errors import StorageError
+from furnclip.journal import replacing
+from furnclip.shards.manifest import SPLITS
+
+_SCHEMA = pyarrow.schema(
+    [
+        ("key", pyarrow.uint64()),
+        ("product_id", pyarrow.string()),
+        ("group", pyarrow.uint64()),
+        ("split", pyarrow.string()),
+    ]
+)
+LEDGER_NAME = "assignments.parquet"
+
+
+class Ledger:
+    """Known products, sorted by key."""
+
+    def __init__(self, table: pyarrow.Table) -> None:
+        self._table = table
+        self._keys = table["key"].to_numpy()
+        self._groups = table["group"].to_numpy()
+        numbers = {name: number for number, name in enumerate(SPLITS)}
+        self._splits = np.array([numbers[name] for name in table["split"].to_pylist()], dtype=np.int8)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Split (an index of `SPLITS`, -1: not known) and group of each key: (N,) and (N,)."""
+        split = np.full(len(keys), -1, dtype=np.int8)
+        group = np.zeros(len(keys), dtype=np.uint64)
+        if len(self._keys):
+            position = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+            known = self._keys[position] == keys
+            split[known] = self._splits[position[known]]
+            group[known] = self._groups[position[known]]
+        return split, group
+
+    def extended(self, rows: dict[str, object]) -> Ledger:
+        """This ledger with new products: `key`, `product_id`, `group`, `split` (names), a list each."""
+        added = pyarrow.table(
+            {name: pyarrow.array(rows[name], type=_SCHEMA.field(name).type) for name in _SCHEMA.names},
+            schema=_SCHEMA,
+        )
+        return Ledger(pyarrow.concat_tables([self._table, added]).sort_by("key"))
+
+    def write(self, path: Path) -> None:
+        """Replace the file, whole or not at all."""
+        with replacing(path) as file:
+            pyarrow.parquet.write_table(self._table, file, compression="zstd")
+
+
+def read_ledger(path: Path) -> Ledger:
+    """The ledger in a file; empty where there is none. Raises `StorageError` when it is damaged."""
+    if not path.is_file():
+        return Ledger(_SCHEMA.empty_table())
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return Ledger(file.read().cast(_SCHEMA))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise StorageError(
+            f"`{path}` is damaged: {error}",
+            hint="restore it, or run `furnclip prepare --fresh` to draw new splits",
+        ) from None

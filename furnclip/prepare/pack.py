@@ -1,0 +1,200 @@
+"""From assigned records to shards: which sample goes where, what is already there, what is written.
+
+A shard holds a range of keys (a key is a hash of the product id, so the order is a fixed shuffle).
+The ranges are halved until every shard is within the limits; thus a new product touches one shard,
+and the same products give the same shards, whatever was there before.
+
+New shards are staged under `work/cache/prepare/staged/` by the hash of their content and moved in
+place together at the end; until then the earlier shards stay complete and readable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from furnclip.catalogue import content_hash
+from furnclip.config import PrepConfig
+from furnclip.journal import sync_folder
+from furnclip.prepare.earlier import Earlier
+from furnclip.prepare.groups import Assignment
+from furnclip.prepare.spool import Records, entry_of
+from furnclip.shards.manifest import MINI_TRAIN, SPLITS, ShardInfo, SplitInfo
+from furnclip.shards.tar import Sample, decode_sample, index_path, read_about, write_shard
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One shard to be: its name, the rows in it by key, and a hash of what they hold."""
+
+    name: str
+    split: str
+    rows: np.ndarray
+    content: str
+
+
+def plan_shards(records: Records, assignment: Assignment, settings: PrepConfig) -> list[PlannedShard]:
+    """Every shard of every split, in order."""
+    planned = []
+    for number, split in enumerate(SPLITS):
+        rows = np.flatnonzero(assignment.split == number)
+        planned += _shards_of(split, rows[np.argsort(records["key"][rows])], records, assignment, settings)
+    rows = mini_train_rows(records, assignment, settings.mini_train_samples)
+    return planned + _shards_of(MINI_TRAIN, rows, records, assignment, settings)
+
+
+def _shards_of(
+    split: str, rows: np.ndarray, records: Records, assignment: Assignment, settings: PrepConfig
+) -> list[PlannedShard]:
+    keys = records["key"][rows]
+    sizes = records["sample_bytes"][rows].astype(np.int64)
+    shards = _shard_numbers(keys, sizes, settings.shard_samples, settings.shard_mb * 10**6)
+    planned = []
+    for number, start, end in _runs(shards):
+        inside = rows[start:end]
+        digest = hashlib.blake2b(digest_size=16)
+        for column in (records["content"][inside], assignment.group[inside]):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        planned.append(PlannedShard(f"{split}/shard-{number:06d}.tar", split, inside, digest.hexdigest()))
+    return planned
+
+
+def _shard_numbers(keys: np.ndarray, sizes: np.ndarray, most_samples: int, most_bytes: int) -> np.ndarray:
+    """The shard of each of the sorted keys: the fewest halvings of the key space within the limits."""
+    for halvings in range(64):
+        shards = (
+            (keys >> np.uint64(64 - halvings)).astype(np.int64) if halvings else np.zeros(len(keys), np.int64)
+        )
+        if not len(keys):
+            return shards
+        samples = np.bincount(shards - shards[0])
+        size = np.bincount(shards - shards[0], weights=sizes)
+        if samples.max() <= most_samples and (size.max() <= most_bytes or samples.max() == 1):
+            break
+    return np.unique(shards, return_inverse=True)[1]
+
+
+def _runs(numbers: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """(number, start, end) of each run of equal numbers."""
+    starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]]) if len(numbers) else np.empty(0, int)
+    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)], strict=True):
+        yield int(numbers[start]), start, end
+
+
+def mini_train_rows(records: Records, assignment: Assignment, samples: int) -> np.ndarray:
+    """A sample of the train split with the same share of every object type, by key."""
+    rows = np.flatnonzero(assignment.split == 0)
+    if len(rows) > samples:
+        order = np.lexsort((records["key"][rows], records["stratum"][rows]))
+        # of the rows sorted by type, every n-th: each type gets its share, rounded up or down
+        picks = (np.arange(samples) * len(rows) + len(rows) // 2) // samples
+        rows = rows[order[picks]]
+    return rows[np.argsort(records["key"][rows])]
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Writes planned shards and puts them in place."""
+
+    shards: Path
+    staged: Path
+    records: Records
+    assignment: Assignment
+    earlier: Earlier
+
+    def missing(self, planned: list[PlannedShard]) -> list[PlannedShard]:
+        """Those that are not in place already."""
+        return [shard for shard in planned if not _is_whole(self.shards / shard.name, shard.content)]
+
+    def stage(self, shard: PlannedShard) -> bool:
+        """Write the shard aside, unless a killed run already did; whether it was written."""
+        path = self._staged(shard)
+        if _is_whole(path, shard.content):
+            return False
+        write_shard(path, self._samples(shard.rows), content=shard.content)
+        return True
+
+    def _samples(self, rows: np.ndarray) -> Iterator[Sample]:
+        for row in rows.tolist():
+            record = self.records[row]
+            key = f"{int(record['key']):016x}"
+            sample = decode_sample(key, *self.earlier.members(entry_of(record)))
+            yield dataclasses.replace(sample, group=f"{int(self.assignment.group[row]):016x}")
+
+    def publish(self, planned: list[PlannedShard], changed: list[PlannedShard]) -> None:
+        """Move staged shards in place and remove those that are no longer planned."""
+        for shard in changed:
+            target = self.shards / shard.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            index_path(target).unlink(missing_ok=True)
+            self._staged(shard).replace(target)
+            index_path(self._staged(shard)).replace(index_path(target))
+        wanted = {self.shards / shard.name for shard in planned}
+        for path in published_shards(self.shards):
+            if path not in wanted:
+                index_path(path).unlink(missing_ok=True)
+                path.unlink()
+        for split in (*SPLITS, MINI_TRAIN):
+            if (self.shards / split).is_dir():
+                sync_folder(self.shards / split)
+        shutil.rmtree(self.staged, ignore_errors=True)
+
+    def _staged(self, shard: PlannedShard) -> Path:
+        return self.staged / f"{content_hash(shard.name, shard.content)}.tar"
+
+
+def published_shards(folder: Path) -> list[Path]:
+    """Every shard file under a folder of splits."""
+    return sorted(path for split in (*SPLITS, MINI_TRAIN) for path in (folder / split).glob("shard-*.tar"))
+
+
+def _is_whole(path: Path, content: str) -> bool:
+    about = read_about(path)
+    return about is not None and about["content"] == content
+
+
+def describe_split(
+    folder: Path, split: str, planned: list[PlannedShard], assignment: Assignment
+) -> SplitInfo:
+    """What the manifest says about a split whose shards are in place."""
+    shards, attributes = [], {}
+    counts: dict[str, Counter[str]] = {}
+    groups: set[int] = set()
+    for shard in planned:
+        if shard.split != split:
+            continue
+        about = read_about(folder / shard.name)
+        assert about is not None
+        shards.append(_shard_info(folder, shard.name, about))
+        groups.update(assignment.group[shard.rows].tolist())
+        for name, values in about["attributes"].items():
+            counts.setdefault(name, Counter()).update(values)
+    attributes = {name: _most_common(values) for name, values in counts.items()}
+    samples = sum(shard.samples for shard in shards)
+    return SplitInfo(samples, len(groups), tuple(shards), attributes)
+
+
+def _most_common(counts: Counter[str], most: int = 50) -> dict[str, int]:
+    """The commonest values; free text would make a manifest of megabytes."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return dict(ordered[:most])
+
+
+def _shard_info(folder: Path, name: str, about: dict[str, Any]) -> ShardInfo:
+    index = index_path(folder / name).read_bytes()
+    return ShardInfo(
+        name=name,
+        sha256=about["sha256"],
+        bytes=about["bytes"],
+        samples=about["samples"],
+        index_sha256=hashlib.sha256(index).hexdigest(),
+        index_bytes=len(index),
+    )

@@ -1,0 +1,186 @@
+"""From catalogue rows to records: every row judged, every new picture decoded, by several processes.
+
+The catalogue is streamed and results come back in row order, whatever the number of processes. What
+an earlier run decoded is not decoded again: same picture file (name, size, time), same settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from furnclip.catalogue import (
+    Product,
+    Rejection,
+    catalogue_path,
+    content_hash,
+    default_caption,
+    find_images,
+    normalised_title,
+    read_products,
+)
+from furnclip.config import Config
+from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image, read_bytes
+from furnclip.prepare.earlier import Earlier
+from furnclip.prepare.fingerprint import fingerprint
+from furnclip.prepare.pool import ordered_map
+from furnclip.prepare.spool import Entry, Spool
+from furnclip.shards.tar import Sample, encode_sample, member_bytes
+
+VERSION = "1"  # raise it when the same picture file would give other bytes
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: the square as JPEG, and what identifies it."""
+
+    jpeg: bytes
+    source: bytes  # 16 bytes, of the file's bytes
+    hash: bytes
+    thumb: bytes
+
+
+@dataclass(frozen=True)
+class PictureTask:
+    """The candidate files of one product's picture; the first that can be read is it."""
+
+    paths: tuple[Path, ...]
+    image_px: int
+    jpeg_quality: int
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A row on its way: rejected, or known from an earlier run, or waiting for its picture."""
+
+    product: Product | Rejection
+    task: PictureTask | None = None
+    text: tuple[bytes, bytes] = (b"", b"")  # JSON and caption
+    entry: Entry | None = None
+
+
+def decode_picture(task: PictureTask) -> Picture | BrokenImage:
+    """The picture, or why none of the candidates can be read. Runs in a worker process."""
+    problem: BrokenImage | None = None
+    for path in task.paths:
+        try:
+            data = read_bytes(path)
+            image = open_image(data, longest_px=task.image_px, name=f"`{path.name}`")
+        except BrokenImage as error:
+            problem = problem or error
+            continue
+        signs, thumb = fingerprint(image)
+        jpeg = encode_jpeg(letterbox(image, task.image_px), task.jpeg_quality)
+        return Picture(jpeg, bytes.fromhex(content_hash(data) + content_hash(b"2", data)), signs, thumb)
+    assert problem is not None
+    return problem
+
+
+class Scanner:
+    """Reads the catalogue once; iterating gives an `Entry` or a `Rejection` for every row, in order."""
+
+    def __init__(self, config: Config, earlier: Earlier, spool: Spool | None) -> None:
+        self._config = config
+        self._earlier = earlier
+        self._spool = spool
+        self.decoded = 0
+
+    def __iter__(self) -> Iterator[Entry | Rejection]:
+        path = catalogue_path(self._config.paths)
+        items = (self._judge(row) for row in read_products(path, self._config.paths))
+        outcomes = ordered_map(
+            decode_picture, items, task_of=lambda item: item.task, workers=self._config.prepare.workers
+        )
+        for item, outcome in outcomes:
+            yield self._settle(item, outcome)
+
+    def _judge(self, product: Product | Rejection) -> _Item:
+        if isinstance(product, Rejection):
+            return _Item(dataclasses.replace(product, fields={}))
+        caption = default_caption(product.fields, title=product.title)
+        if not caption:
+            return _Item(_rejection(product, "no-text", "neither title nor attributes"))
+        try:
+            paths = find_images(product, self._config.paths.images)
+        except BrokenImage as error:
+            return _Item(_rejection(product, error.reason, error.message))
+        sample = Sample("", b"", caption, product.product_id, "", product.fields, product.title)
+        _, about, caption_bytes = encode_sample(sample)
+        entry = self._entry(product, paths, content_hash(about, caption_bytes))
+        return self._recalled(_Item(product, None, (about, caption_bytes), entry), tuple(paths))
+
+    def _entry(self, product: Product, paths: list[Path], text: str) -> Entry:
+        """What is known of a product before its picture is opened."""
+        title = normalised_title(product.title)
+        return Entry(
+            row=product.row,
+            key=_number(content_hash(product.product_id)),
+            stat=_number(self._stat(paths)),
+            text=_number(text),
+            content=0,
+            group=_number(content_hash(product.group)) if product.group else 0,
+            title=_number(content_hash(title)) if title else 0,
+            stratum=_number(content_hash(product.fields.get("object_type", "").strip().lower())),
+            source=bytes(16),
+            hash=bytes(16),
+            thumb=bytes(192),
+            sample_bytes=0,
+        )
+
+    def _stat(self, paths: list[Path]) -> str:
+        settings = self._config.prepare
+        parts = [VERSION, str(settings.image_px), str(settings.jpeg_quality)]
+        for path in paths:
+            status = path.stat()
+            parts += [str(path), str(status.st_size), str(status.st_mtime_ns)]
+        return content_hash(*parts)
+
+    def _recalled(self, item: _Item, paths: tuple[Path, ...]) -> _Item:
+        """The item with what an earlier run found out about its picture, or else a task."""
+        assert item.entry is not None
+        known = self._earlier.find(item.entry)
+        if known is None:
+            settings = self._config.prepare
+            task = PictureTask(paths, settings.image_px, settings.jpeg_quality)
+            return dataclasses.replace(item, task=task)
+        if known.text == item.entry.text:
+            return dataclasses.replace(item, entry=known)
+        picture = Picture(self._earlier.jpeg(known), known.source, known.hash, known.thumb)
+        assert isinstance(item.product, Product)
+        return dataclasses.replace(item, entry=self._kept(item.entry, item.text, picture))
+
+    def _settle(self, item: _Item, picture: Picture | BrokenImage | None) -> Entry | Rejection:
+        if isinstance(item.product, Rejection):
+            return item.product
+        assert item.entry is not None
+        if picture is None:
+            return item.entry
+        self.decoded += 1
+        if isinstance(picture, BrokenImage):
+            return _rejection(item.product, picture.reason, picture.message)
+        return self._kept(item.entry, item.text, picture)
+
+    def _kept(self, entry: Entry, text: tuple[bytes, bytes], picture: Picture) -> Entry:
+        contents = (picture.jpeg, *text)
+        whole = dataclasses.replace(
+            entry,
+            content=_number(content_hash(*contents)),
+            source=picture.source,
+            hash=picture.hash,
+            thumb=picture.thumb,
+            sample_bytes=sum(member_bytes(len(content)) for content in contents),
+        )
+        return self._spool.append(whole, contents) if self._spool else whole
+
+
+def _rejection(product: Product, reason: str, detail: str) -> Rejection:
+    return Rejection(product.row, product.product_id, reason, detail)
+
+
+def _number(digits: str) -> int:
+    return int(digits, 16)
+
+
+Decoder = Callable[[PictureTask], Picture | BrokenImage]

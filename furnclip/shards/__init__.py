@@ -1,0 +1,40 @@
+"""The shard format: WebDataset tar files with an index beside each, and a manifest over all of them.
+
+    work/shards/manifest.json                    written last; where it exists, everything below is complete
+    work/shards/train/shard-000000.tar           KEY.jpg, KEY.json, KEY.txt; also validation, test, mini_train
+    work/shards/train/shard-000000.parquet       where each sample lies in the tar, its product id and group
+    work/shards/assignments.parquet              product -> group and split, for ever
+
+`ShardDataset` reads local shards by index, `ShardStream` a shard at a time from anywhere; both yield
+the same `Sample`s. The tar files are plain WebDataset and readable by any of its readers.
+"""
+
+from furnclip.shards.manifest import (
+    MANIFEST_NAME,
+    MINI_TRAIN,
+    SPLITS,
+    Manifest,
+    ShardInfo,
+    SplitInfo,
+    read_assignments,
+    read_manifest,
+    write_manifest,
+)
+from furnclip.shards.reader import ShardDataset, read_shard
+from furnclip.shards.tar import Sample, write_shard
+
+__all__ = [
+    "MANIFEST_NAME",
+    "MINI_TRAIN",
+    "SPLITS",
+    "Manifest",
+    "Sample",
+    "ShardDataset",
+    "ShardInfo",
+    "SplitInfo",
+    "read_assignments",
+    "read_manifest",
+    "read_shard",
+    "write_manifest",
+    "write_shard",
+]
