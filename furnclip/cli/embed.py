@@ -1,9 +1,79 @@
-"""`furnclip embed`."""
+"""`furnclip embed`: vectors and search table of the whole catalogue."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+from furnclip.cli.options import ConfigOption, JsonOption, settings
+
+if TYPE_CHECKING:
+    from furnclip.embed import Summary
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
+    app.command("embed", epilog="Example: furnclip embed --run my-run")(embed)
+
+
+def embed(
+    config: ConfigOption = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="fine-tuned run [default: the latest finished one]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="base model: hub id, folder or `furnclip-tiny`")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="pictures in one pass")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="stored numbers: `fp32` or `fp16`")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode every product once and build the search table; only what changed is encoded again."""
+    from furnclip import console
+    from furnclip.embed import embed_catalogue
+
+    chosen = settings(config, model={"name": model}, embed={"batch_size": batch_size, "dtype": dtype})
+    summary = embed_catalogue(chosen, run=run)
+    if summary.index is None:
+        return  # under torchrun: process 0 speaks for all
+    if summary.was_there:
+        console.note("nothing to do: every product is embedded by these models already")
+    console.emit(_payload(summary), as_json=as_json, human=lambda: _show(summary))
+
+
+def _payload(summary: Summary) -> dict[str, object]:
+    index = summary.index
+    assert index is not None
+    return {
+        "vectors": str(summary.vectors),
+        "index": index.uri,
+        "search": "exact" if index.exact else "ivf",
+        "products": summary.products,
+        "rejected": summary.rejected,
+        "missing": summary.missing,
+        "encoded": summary.encoded,
+        "row_groups": summary.row_groups,
+        "row_groups_encoded": summary.row_groups_encoded,
+        "row_groups_begun": summary.row_groups_begun,
+        "seconds": round(summary.seconds, 3),
+        "up_to_date": summary.was_there,
+        "models": {label: model.model_dump() for label, model in summary.provenance.models.items()},
+    }
+
+
+def _show(summary: Summary) -> None:
+    from furnclip import console
+
+    rows = [
+        (label, model.name, model.precision, summary.encoded.get(label, 0), model.image_weight)
+        for label, model in summary.provenance.models.items()
+    ]
+    title = f"{summary.products} products in {summary.seconds:.1f} s"
+    console.show_table(("vectors", "model", "arithmetic", "encoded", "picture's share"), rows, title=title)
+    for reason, count in sorted(summary.missing.items()):
+        console.say(f"without a picture: {count} ({reason})")
+    if summary.rejected:
+        console.say(f"rejected rows: {summary.rejected}, see {summary.vectors.with_name('rejected.jsonl')}")
+    console.say(f"vectors: {summary.vectors}")
+    console.say('next: furnclip search "a red armchair"')

@@ -86,7 +86,7 @@ def _source(name: str, runs: Path | None) -> str:
     """A folder, or a hub id, as the string that transformers wants."""
     if name == BUNDLED:
         return _bundled()
-    if runs is not None and name and (runs / name).is_dir():
+    if runs is not None and Path(name).name == name and (runs / name).is_dir():
         return _run_model(runs / name)
     if Path(name).expanduser().is_dir():
         return _checked_folder(Path(name).expanduser())

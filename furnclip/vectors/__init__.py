@@ -10,12 +10,13 @@ in the file's metadata under `furnclip`, as JSON; whoever reads vectors compares
 data as a LanceDB table.
 """
 
-from furnclip.vectors.nearest import fuse, top_k, unit
+from furnclip.vectors.nearest import Floats, fuse, top_k, unit
 from furnclip.vectors.parquet import (
     KINDS,
     LABELS,
     METADATA_KEY,
     PRODUCT_COLUMNS,
+    ModelProvenance,
     Provenance,
     VectorTable,
     column_name,
@@ -30,6 +31,8 @@ __all__ = [
     "LABELS",
     "METADATA_KEY",
     "PRODUCT_COLUMNS",
+    "Floats",
+    "ModelProvenance",
     "Provenance",
     "VectorTable",
     "column_name",

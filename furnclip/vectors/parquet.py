@@ -56,6 +56,7 @@ class ModelProvenance(BaseModel):
     image_px: int
     precision: str
     """arithmetic of the towers: `fp32` or `bf16`"""
+    precision_reason: str = ""
     precision_cosine: float | None = None
     """lowest cosine to fp32 on the sample that was checked; null in fp32"""
     image_weight: float = 0.5

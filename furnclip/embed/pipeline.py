@@ -1,0 +1,257 @@
+"""The whole of `furnclip embed`, in order, resumable at every row group.
+
+1. Read the catalogue once for its content hashes; with models and settings they make the key. A
+   vector file with this key is finished, and nothing is done.
+2. Encode the row groups that have no part yet; of vectors made earlier by the same model, those
+   whose content hash has not changed are copied.
+3. Choose the picture's share on validation, write the vector file, build the search table, and only
+   then remove the parts.
+
+Under `torchrun`, process r of w encodes every w-th row group. The parts on the disk are all they
+tell each other, so the folder has to be one that all of them see; process 0 finishes the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from furnclip import console
+from furnclip.catalogue import content_hash
+from furnclip.config import Config
+from furnclip.embed.assemble import fused_provenance, write_vectors
+from furnclip.embed.encoding import RowGroupEncoder, map_ahead
+from furnclip.embed.parts import Known, PartFolder, reusable_files
+from furnclip.embed.plan import PREPROCESSING, Ranks, read_or_make_plan, wait_until
+from furnclip.embed.rows import CatalogueReader, Row, read_content
+from furnclip.embed.sources import load_models, model_names, place
+from furnclip.errors import FurnclipError, InputError
+from furnclip.journal import Journal, replacing
+from furnclip.model import Clip
+from furnclip.vectors import Provenance, read_provenance
+from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one `furnclip embed` did."""
+
+    vectors: Path
+    products: int
+    row_groups: int
+    row_groups_encoded: int
+    """by this process, in this run"""
+    row_groups_begun: int
+    """by this process, in this run and the killed ones before it; the surplus was encoded twice"""
+    encoded: dict[str, int]
+    """pictures encoded by this process, by model label"""
+    missing: dict[str, int]
+    """rows without a picture vector, by the first word of the reason"""
+    rejected: int
+    seconds: float
+    provenance: Provenance
+    index: IndexReport | None
+    was_there: bool = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that the steps share."""
+
+    config: Config
+    ranks: Ranks
+    reader: CatalogueReader
+    clips: dict[str, Clip]
+    folder: PartFolder
+    products: int
+
+    @property
+    def row_groups(self) -> int:
+        return -(-self.products // self.config.embed.row_group_rows)
+
+    @property
+    def workers(self) -> int:
+        return self.config.embed.workers or os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What this process encoded."""
+
+    row_groups: int = 0
+    row_groups_begun: int = 0
+    pictures: Counter[str] = field(default_factory=Counter)
+
+
+def embed_catalogue(config: Config, *, run: str | None = None) -> Summary:
+    """Embed the catalogue with the base model and `run` (default: the run finished last).
+
+    Raises `InputError` for a catalogue without usable products, `ModelError` for a model that cannot
+    be used, `JournalError` when another process is at it.
+    """
+    start = time.monotonic()
+    ranks = Ranks.from_environment()
+    with Journal(config.paths.embeddings / f"journal-{ranks.rank}.jsonl") as journal, _quiet_decoders():
+        job = _open_job(config, run, ranks)
+        was_there = _is_finished(job)
+        work = _Work() if was_there else _encode(job, journal)
+        if ranks.leads and not was_there:
+            _finish(job)
+        index = _index(job) if ranks.leads else None
+        journal.append({"event": "finished", "key": job.folder.path.name})
+        return _summary(job, work, index, seconds=time.monotonic() - start, was_there=was_there)
+
+
+def _open_job(config: Config, run: str | None, ranks: Ranks) -> _Job:
+    reader = CatalogueReader(config)
+    clips = load_models(model_names(config, run), config)
+    key, products = _key(reader, clips, config)
+    if not products:
+        raise InputError(f"`{reader.path}` holds no usable product", hint="see `furnclip prepare` for why")
+    return _Job(config, ranks, reader, clips, PartFolder(config.paths.embeddings, key), products)
+
+
+def _key(reader: CatalogueReader, clips: Mapping[str, Clip], config: Config) -> tuple[str, int]:
+    """A hash of every input and setting that the vector file depends on, and the number of products."""
+    digest = hashlib.blake2b(digest_size=8)
+    models = {label: (clip.name, clip.fingerprint) for label, clip in clips.items()}
+    settings = config.embed.model_dump(exclude={"workers"})
+    digest.update(json.dumps([models, settings, config.model.precision, PREPROCESSING], default=str).encode())
+    products = 0
+    with ThreadPoolExecutor(config.embed.workers or os.cpu_count() or 1) as pool:
+        for line in map_ahead(pool, _identity, reader.rows(), ahead=64):
+            digest.update(line.encode())
+            products += 1
+    return digest.hexdigest(), products
+
+
+def _identity(row: Row) -> str:
+    return content_hash(*row.stored.values(), read_content(row).content_hash)
+
+
+def _is_finished(job: _Job) -> bool:
+    target = job.config.paths.vectors
+    try:
+        return target.is_file() and read_provenance(target).key == job.folder.path.name
+    except FurnclipError:
+        return False  # damaged or of another version: it is written again
+
+
+def _encode(job: _Job, journal: Journal) -> _Work:
+    """Encode this process's row groups that have no part yet."""
+    plan = read_or_make_plan(job.folder, job.ranks, job.reader, job.clips, config=job.config)
+    clips = {
+        label: place(clip, plan.models[label].precision, job.config) for label, clip in job.clips.items()
+    }
+    job.clips.update(clips)
+    known = {label: _known(job, plan, label) for label in clips}
+    encoder = RowGroupEncoder(clips, known, plan, batch_size=job.config.embed.batch_size)
+    todo = [number for number in job.ranks.share(range(job.row_groups)) if not job.folder.is_done(number)]
+    pictures: Counter[str] = Counter()
+    with (
+        console.progress("embedding", total=job.products, unit="products") as meter,
+        ThreadPoolExecutor(job.workers) as pool,
+    ):
+        meter.advance((job.row_groups - len(todo)) * job.config.embed.row_group_rows)
+        ahead = 2 * job.config.embed.batch_size
+        decoded = map_ahead(pool, encoder.decode, _rows_of(job, set(todo)), ahead=ahead)
+        for number in todo:
+            journal.append({"event": "begun", "key": plan.key, "row_group": number})
+            group = encoder.encode(islice(decoded, _rows_in(job, number)))
+            job.folder.write(number, group.table)
+            pictures.update(group.encoded)
+            meter.advance(group.table.num_rows)
+    return _Work(len(todo), _begun(journal), pictures)
+
+
+def _known(job: _Job, plan: Provenance, label: str) -> Known:
+    model = plan.models[label]
+    files = reusable_files(job.config.paths.embeddings, label, model.fingerprint, model.precision).files
+    return Known(files, label)
+
+
+def _rows_of(job: _Job, row_groups: set[int]) -> Iterator[Row]:
+    rows_each = job.config.embed.row_group_rows
+    for index, row in enumerate(job.reader.rows()):
+        if index // rows_each in row_groups:
+            yield row
+
+
+def _rows_in(job: _Job, number: int) -> int:
+    rows_each = job.config.embed.row_group_rows
+    return min(rows_each, job.products - number * rows_each)
+
+
+def _finish(job: _Job) -> None:
+    """Write what is made of all parts together."""
+    wait_until(lambda: all(job.folder.is_done(number) for number in range(job.row_groups)))
+    plan = Provenance.model_validate_json(job.folder.plan.read_text(encoding="utf-8"))
+    provenance = fused_provenance(job.folder, job.row_groups, plan, job.clips, config=job.config.embed)
+    with replacing(job.config.paths.embeddings / "rejected.jsonl") as file:
+        for rejection in job.reader.rejections():
+            line = {"row": rejection.row, "product_id": rejection.product_id, "reason": rejection.reason}
+            file.write(json.dumps({**line, "detail": rejection.detail}).encode() + b"\n")
+    write_vectors(job.folder, job.row_groups, provenance, job.config.paths.vectors)
+
+
+def _index(job: _Job) -> IndexReport:
+    """The search table of the finished vector file; then the parts are no longer needed."""
+    location = index_location(job.config)
+    key = job.folder.path.name
+    report = is_index_of(location, key) or write_index(location, job.config.paths.vectors, job.config.search)
+    job.folder.remove_all()
+    return report
+
+
+def _begun(journal: Journal) -> int:
+    """Row groups that this process and its killed predecessors began since the last finished run."""
+    count = 0
+    for event in journal.events():
+        count = count + 1 if event["event"] == "begun" else 0
+    return count
+
+
+def _summary(
+    job: _Job, work: _Work, index: IndexReport | None, *, seconds: float, was_there: bool
+) -> Summary:
+    vectors = job.config.paths.vectors
+    return Summary(
+        vectors=vectors,
+        products=job.products,
+        row_groups=job.row_groups,
+        row_groups_encoded=work.row_groups,
+        row_groups_begun=work.row_groups_begun,
+        encoded=dict(work.pictures),
+        missing=_missing(vectors) if job.ranks.leads else {},
+        rejected=sum(1 for _ in job.reader.rejections()),
+        seconds=seconds,
+        provenance=read_provenance(vectors) if job.ranks.leads else Provenance(),
+        index=index,
+        was_there=was_there,
+    )
+
+
+def _missing(vectors: Path) -> dict[str, int]:
+    reasons = pq.read_table(vectors, columns=["missing_reason"])["missing_reason"].drop_null().to_pylist()
+    return dict(Counter(reason.split(":")[0] for reason in reasons))
+
+
+@contextmanager
+def _quiet_decoders() -> Iterator[None]:
+    # Pictures are opened in several threads, and each opening saves and restores the process's
+    # warning filters; whatever order they end in, the filters are as before behind this block.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield

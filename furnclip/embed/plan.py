@@ -1,0 +1,113 @@
+"""What is decided once for one key: the models and their arithmetic; and who does which row group."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from PIL import Image
+from pydantic import ValidationError
+
+from furnclip import __version__
+from furnclip.config import Config, environment_variables
+from furnclip.embed.parts import PartFolder, reusable_files
+from furnclip.embed.rows import CatalogueReader, decode, read_content
+from furnclip.embed.sources import SAMPLE_ROWS, Sample, settle_precision
+from furnclip.journal import write_text
+from furnclip.model import Clip
+from furnclip.vectors import ModelProvenance, Provenance
+
+PREPROCESSING = "longest side fitted, letterboxed on white, bicubic, first readable picture"
+_POLL_S = 0.2
+_SAMPLE_SEARCHED = 64
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is; one of one without a launcher."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As `torchrun` sets RANK and WORLD_SIZE."""
+        variables = environment_variables()
+        return cls(int(variables.get("RANK", 0)), int(variables.get("WORLD_SIZE", 1)))
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, numbers: Iterable[int]) -> list[int]:
+        """The row groups of this process."""
+        return [number for number in numbers if number % self.world == self.rank]
+
+
+def wait_until(is_done: Callable[[], bool]) -> None:
+    """Wait for another process; the launcher ends all of them when one fails."""
+    while not is_done():
+        time.sleep(_POLL_S)
+
+
+def read_or_make_plan(
+    folder: PartFolder, ranks: Ranks, reader: CatalogueReader, clips: Mapping[str, Clip], *, config: Config
+) -> Provenance:
+    """The plan that lies in `folder`; process 0 makes it where there is none, the others wait."""
+    if ranks.leads and _read_plan(folder) is None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        plan = _make_plan(folder.path.name, reader, clips, config)
+        write_text(folder.plan, plan.model_dump_json(indent=2) + "\n")
+    wait_until(lambda: _read_plan(folder) is not None)
+    plan_read = _read_plan(folder)
+    assert plan_read is not None
+    return plan_read
+
+
+def _read_plan(folder: PartFolder) -> Provenance | None:
+    try:
+        return Provenance.model_validate_json(folder.plan.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def _make_plan(key: str, reader: CatalogueReader, clips: Mapping[str, Clip], config: Config) -> Provenance:
+    sample = _sample(reader, max(clip.image_px for clip in clips.values()))
+    models = {label: _settled(label, clip, config, sample) for label, clip in clips.items()}
+    return Provenance(
+        furnclip_version=__version__,
+        key=key,
+        dtype=config.embed.dtype,
+        preprocessing=PREPROCESSING,
+        source=reader.path.name,
+        models=models,
+    )
+
+
+def _settled(label: str, clip: Clip, config: Config, sample: Sample) -> ModelProvenance:
+    wanted = None if config.model.precision == "auto" else config.model.precision
+    earlier = reusable_files(config.paths.embeddings, label, clip.fingerprint, wanted)
+    settled = settle_precision(clip, config, sample, earlier=earlier.precision)
+    return ModelProvenance(
+        name=clip.name,
+        fingerprint=clip.fingerprint,
+        dimension=clip.dimension,
+        image_px=clip.image_px,
+        precision=settled.precision,
+        precision_reason=settled.reason,
+        precision_cosine=settled.cosine,
+    )
+
+
+def _sample(reader: CatalogueReader, side_px: int) -> Sample:
+    """The first products of the catalogue whose picture can be read."""
+    pictures: list[Image.Image] = []
+    captions: list[str] = []
+    for row in islice(reader.rows(), _SAMPLE_SEARCHED):
+        decoded = decode(row, read_content(row), frozenset({side_px}))
+        if decoded.squares and row.caption and len(pictures) < SAMPLE_ROWS:
+            pictures.append(decoded.squares[side_px])
+            captions.append(row.caption)
+    return Sample(pictures, captions)

@@ -1,0 +1,181 @@
+"""The search table: a LanceDB table made from the vector file, in a folder or on S3.
+
+In: `work/embeddings/master_vectors.parquet`. Out: `work/index.lance`, or `search.index`.
+
+It holds the product columns, `keywords` (everything one may search by word) and the fused vectors, with
+an index on the words, one on each attribute that filters use, and from `search.exact_below` products
+on an IVF index on each vector column; below that LanceDB compares every vector, which is exact.
+The schema metadata carries the provenance of the vector file. A table is replaced by a new version of
+itself, so readers of the old one are never disturbed, on S3 neither.
+
+The IVF index keeps whole vectors in its partitions: what is returned is ordered by the exact cosine,
+and what is missed lay in a partition that was not looked into (`search.probes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import pyarrow as pa
+from lancedb.index import FTS, Bitmap, IvfFlat
+
+from furnclip.catalogue import ATTRIBUTES
+from furnclip.config import Config, SearchConfig
+from furnclip.errors import InputError, MissingStageError, StorageError
+from furnclip.vectors.parquet import PRODUCT_COLUMNS, Provenance, column_name, open_parquet, provenance_of
+
+KEYWORDS = "keywords"
+_SEARCHABLE = ("title", "clean_title", *ATTRIBUTES)
+_FILTERABLE = (*ATTRIBUTES, "split")
+_SAYS_NOTHING = ("", "unknown", "other")
+_KEEP_OLD = timedelta(hours=1)  # for readers that opened the version before this one
+_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class IndexLocation:
+    """Where the table is and what its storage wants to know."""
+
+    uri: str
+    options: Mapping[str, str]
+
+    @property
+    def parent(self) -> str:
+        return self.uri.rsplit("/", 1)[0]
+
+    @property
+    def table(self) -> str:
+        return self.uri.rsplit("/", 1)[1].removesuffix(".lance")
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """The table as it is now."""
+
+    uri: str
+    products: int
+    exact: bool
+    """whether every vector is compared"""
+
+
+def index_location(config: Config) -> IndexLocation:
+    """The table of these settings. Raises `InputError` for a name that is no table's."""
+    uri = config.search.index or str(config.paths.index)
+    uri = uri.rstrip("/")
+    if not uri.endswith(".lance") or "/" not in uri:
+        raise InputError(
+            f"`search.index` cannot be `{uri}`",
+            hint="it ends in `.lance`, e.g. `s3://bucket/shop/index.lance`",
+        )
+    return IndexLocation(uri, _storage_options(config) if uri.startswith("s3://") else {})
+
+
+def _storage_options(config: Config) -> dict[str, str]:
+    storage = config.storage
+    options = {"timeout": "60s"}
+    if storage.endpoint_url:
+        options["endpoint"] = storage.endpoint_url
+        options["allow_http"] = str(storage.endpoint_url.startswith("http://")).lower()
+    if storage.region:
+        options["region"] = storage.region
+    return options
+
+
+def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) -> IndexReport:
+    """Make or replace the table from the vector file, then index it."""
+    with open_parquet(vectors) as file, _explained(location):
+        provenance = provenance_of(file.schema_arrow.metadata, where=vectors)
+        schema = _schema(provenance, file.schema_arrow)
+        database = lancedb.connect(location.parent, storage_options=dict(location.options))
+        # Marked finished only when the indexes are there, so that a kill in between is noticed.
+        table = database.create_table(
+            location.table, data=_batches(file, schema), schema=schema, mode="overwrite"
+        )
+        _index(table, provenance, search)
+    return _report(location, table)
+
+
+def is_index_of(location: IndexLocation, key: str) -> IndexReport | None:
+    """The table, if it was made from the vector file with this key and is complete; else None."""
+    try:
+        table, provenance = open_index(location)
+    except (MissingStageError, InputError):
+        return None
+    words = {name for index in table.list_indices() for name in index.columns}
+    complete = KEYWORDS in words
+    return _report(location, table) if provenance.key == key and complete else None
+
+
+def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
+    """The LanceDB table and what made its vectors.
+
+    Raises `MissingStageError` where there is none, `InputError` where it is something else, and
+    `StorageError` when the bucket refuses.
+    """
+    with _explained(location):
+        database = lancedb.connect(location.parent, storage_options=dict(location.options))
+        try:
+            table = database.open_table(location.table)
+        except (ValueError, FileNotFoundError) as error:
+            if "not found" in str(error).lower():
+                raise MissingStageError(location.uri, command="furnclip embed") from None
+            raise
+        return table, provenance_of(table.schema.metadata, where=location.uri)
+
+
+def _schema(provenance: Provenance, stored: pa.Schema) -> pa.Schema:
+    fields = [pa.field(name, pa.string()) for name in (*PRODUCT_COLUMNS, "missing_reason", KEYWORDS)]
+    fields += [stored.field(column_name("vec", label)) for label in provenance.models]
+    return pa.schema(fields, metadata=provenance.metadata())
+
+
+def _batches(file: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    names = [name for name in schema.names if name != KEYWORDS]
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
+        words = pa.array([_words(row) for row in batch.select(_SEARCHABLE).to_pylist()], pa.string())
+        columns = [words if name == KEYWORDS else batch.column(name) for name in schema.names]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _words(row: Mapping[str, str | None]) -> str:
+    """Everything that a product can be found by, each text once."""
+    texts = [(row[name] or "").strip() for name in _SEARCHABLE]
+    return " ".join(dict.fromkeys(text for text in texts if text.lower() not in _SAYS_NOTHING))
+
+
+def _index(table: Any, provenance: Provenance, search: SearchConfig) -> None:
+    for label in provenance.models:
+        column = column_name("vec", label)
+        if table.count_rows(f"{column} IS NOT NULL") >= search.exact_below:
+            table.create_index(column, config=IvfFlat(distance_type="dot"))
+    for name in _FILTERABLE:
+        table.create_index(name, config=Bitmap())
+    table.create_index(KEYWORDS, config=FTS())  # last: `is_index_of` takes it as the sign of completion
+    table.optimize(cleanup_older_than=_KEEP_OLD)
+
+
+def _report(location: IndexLocation, table: Any) -> IndexReport:
+    indexed = {name for index in table.list_indices() for name in index.columns}
+    exact = not any(name.startswith("vec_") for name in indexed)
+    return IndexReport(location.uri, table.count_rows(), exact)
+
+
+@contextmanager
+def _explained(location: IndexLocation) -> Iterator[None]:
+    """What LanceDB raises as one of our errors; it knows only `RuntimeError` and `OSError`."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown")
+        hint = "check `storage.endpoint_url`, `storage.region`, the bucket and your credentials"
+        local = f"remove `{location.uri}` and run `furnclip embed` again"
+        raise StorageError(
+            f"the search table `{location.uri}` cannot be used: {first_line[:300]}",
+            hint=hint if location.options else local,
+        ) from None
