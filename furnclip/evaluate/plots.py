@@ -38,7 +38,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _INK,
     "legend.frameon": False,
 }
-_WIDTH_IN = 5.2
+_WIDTH_IN = 4.4
 _TASKS = {
     "text_to_image": "text to picture",
     "image_to_text": "picture to text",
@@ -47,33 +47,38 @@ _TASKS = {
 }
 
 
-def plot_metrics(report: Report, metric: str) -> str:
+def plot_metrics(report: Report, metric: str, *, name: str) -> str:
     """One metric of every task: a point with its interval for each model."""
-    labels = report["labels"]
-    tasks = [name for name in _TASKS if name in report["models"][labels[0]]]
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(0.9 + 0.24 * len(tasks) * (len(labels) + 1))
-        for number, label in enumerate(labels):
-            scores = [report["models"][label][task] for task in tasks]
-            _points(
-                axes,
-                number,
-                label,
-                places=_places(len(tasks), len(labels), number),
-                values=[row[metric] for row in scores],
-                limits=[row["intervals"][metric] for row in scores],
-            )
-        names = [f"{_TASKS[task]}\n{_sizes(report['models'][labels[0]][task])}" for task in tasks]
-        _rows(axes, names, xlabel=metric)
-        _legend(axes, len(labels))
-        return _svg(figure, f"{metric} of every task, with intervals")
+    models = {label: report["models"][label] for label in report["labels"]}
+    first = models[report["labels"][0]]
+    tasks = [task for task in _TASKS if task in first]
+    return _interval_plot(
+        [f"{_TASKS[task]}\n{first[task]['queries']} in {first[task]['gallery_size']}" for task in tasks],
+        {label: [model[task] for task in tasks] for label, model in models.items()},
+        metric=metric,
+        xlabel=name,
+        title=f"{name} of every task, with intervals",
+    )
+
+
+def plot_slices(report: Report, attribute: str, *, metric: str = "recall@5", most: int = 12) -> str:
+    """One metric of text to image for each value of an attribute; the first have most queries."""
+    values = dict(list(report["slices"][attribute]["values"].items())[:most])
+    return _interval_plot(
+        [f"{name} ({row['queries']})" for name, row in values.items()],
+        {label: [row["models"][label] for row in values.values()] for label in report["labels"]},
+        metric=metric,
+        xlabel=metric,
+        title=f"{metric} by {attribute}",
+    )
 
 
 def plot_curve(report: Report) -> str:
-    """recall@k of text to image against k."""
+    """recall@k of text to image against k, and what chance would give."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(3.2)
-        for number, (label, curve) in enumerate(_curves(report)):
+        for number, label in enumerate(report["labels"]):
+            curve = report["curves"][label]
             steps = range(1, min(len(curve), report["gallery_size"]) + 1)
             axes.plot(
                 steps,
@@ -84,38 +89,29 @@ def plot_curve(report: Report) -> str:
                 label=label,
                 linewidth=1.8,
             )
-        axes.set_ylim(-0.02, 1.02)
+        axes.plot(steps, report["chance_curve"][: len(steps)], ":", color=_INK, label="chance", linewidth=1.2)
+        axes.set_ylim(*_range_from_zero(axes, "y"))
         axes.set_xlabel(f"k, of a gallery of {report['gallery_size']}")
         axes.set_ylabel("recall@k")
-        _legend(axes, len(report["curves"]))
+        _legend(axes, len(report["curves"]) + 1)
         return _svg(figure, "recall at k against k, text to picture")
 
 
-def _curves(report: Report) -> list[tuple[str, list[float]]]:
-    return [(label, report["curves"][label]) for label in report["labels"]]
-
-
-def plot_slices(report: Report, attribute: str, *, metric: str = "recall@5", most: int = 12) -> str:
-    """One metric of text to image for each value of an attribute; "" where none has enough queries."""
-    values = dict(list(report["slices"][attribute]["values"].items())[:most])
-    if not values:
-        return ""
-    labels = report["labels"]
+def _interval_plot(
+    names: Sequence[str], scores: Mapping[str, Sequence[Report]], *, metric: str, xlabel: str, title: str
+) -> str:
+    """A row for each name, and in it a point with its interval for each model."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(0.9 + 0.2 * len(values) * (len(labels) + 0.6))
-        for number, label in enumerate(labels):
-            scores = [row["models"][label] for row in values.values()]
-            _points(
-                axes,
-                number,
-                label,
-                places=_places(len(values), len(labels), number),
-                values=[row[metric] for row in scores],
-                limits=[row["intervals"][metric] for row in scores],
-            )
-        _rows(axes, [f"{name} ({row['queries']})" for name, row in values.items()], xlabel=metric)
-        _legend(axes, len(labels))
-        return _svg(figure, f"{metric} by {attribute}")
+        figure, axes = _figure(0.9 + 0.22 * len(names) * (len(scores) + 0.8))
+        for number, (label, rows) in enumerate(scores.items()):
+            places = _places(len(names), len(scores), number)
+            lows, highs = zip(*(row["intervals"][metric] for row in rows), strict=True)
+            axes.hlines(places, lows, highs, color=_color(number), linewidth=2)
+            values = [row[metric] for row in rows]
+            axes.plot(values, places, _marker(number), color=_color(number), label=label, markersize=6)
+        _rows(axes, names, xlabel=xlabel)
+        _legend(axes, len(scores))
+        return _svg(figure, title)
 
 
 def _figure(height_in: float) -> tuple[Figure, Axes]:
@@ -132,33 +128,21 @@ def _places(rows: int, models: int, number: int) -> list[float]:
     return [row + offset for row in range(rows)]
 
 
-def _points(
-    axes: Axes,
-    number: int,
-    label: str,
-    *,
-    places: Sequence[float],
-    values: Sequence[float],
-    limits: Sequence[Sequence[float]],
-) -> None:
-    axes.hlines(
-        places, [low for low, _ in limits], [high for _, high in limits], color=_color(number), linewidth=2
-    )
-    axes.plot(values, places, _marker(number), color=_color(number), label=label, markersize=6)
-
-
 def _rows(axes: Axes, names: Sequence[str], *, xlabel: str) -> None:
     axes.set_yticks(range(len(names)))
     axes.set_yticklabels(names, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlim(*_range_from_zero(axes))
     axes.set_xlabel(xlabel)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
 
 
-def _sizes(task: Mapping[str, Any]) -> str:
-    return f"{task['queries']} in {task['gallery_size']}"
+def _range_from_zero(axes: Axes, side: str = "x") -> tuple[float, float]:
+    """From zero, always, to a little above the largest value drawn."""
+    largest = axes.dataLim.xmax if side == "x" else axes.dataLim.ymax
+    top = min(1.0, max(0.1, float(largest)))
+    return -0.02 * top, 1.04 * top
 
 
 def _legend(axes: Axes, models: int) -> None:

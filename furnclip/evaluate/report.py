@@ -35,7 +35,19 @@ _TASKS = {
     "image_to_image": ("Picture to picture", "a picture finds the other pictures of its group"),
     "attributes_to_image": ("Request to picture", "a short request finds every picture of that kind"),
 }
-_METRICS = ("recall@1", "recall@5", "recall@10", "mrr", "map", "ndcg@10")
+_METRICS = {
+    "recall@1": "recall@1",
+    "recall@5": "recall@5",
+    "recall@10": "recall@10",
+    "mrr": "MRR",
+    "map": "mAP",
+    "ndcg@10": "nDCG@10",
+}
+_STEPS = {
+    "recall@1": "of captions find their picture first",
+    "recall@5": "find it among the first five",
+    "recall@10": "find it among the first ten",
+}
 _ATTRIBUTE_NAMES = {"object_type": "type", "color": "colour"}
 
 
@@ -48,7 +60,9 @@ def render(report: Mapping[str, Any], parts: Sequence[Part], split: Split) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=_figure, signed=_signed, p_value=_p_value, between=interval_text)
+    environment.filters.update(
+        figure=_figure, signed=_signed, p_value=_p_value, between=interval_text, percent=_percent
+    )
     labels = report["labels"]
     return environment.get_template("report.html").render(
         report=report,
@@ -66,7 +80,7 @@ def render(report: Mapping[str, Any], parts: Sequence[Part], split: Split) -> st
     )
 
 
-def _verdicts(report: Mapping[str, Any]) -> list[dict[str, str]]:
+def _verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     words = {"better": "Better", "worse": "Worse"}
     kinds = {
         label: verdict(report["paired"][label]["text_to_image"][HEADLINE]) for label in report["labels"][1:]
@@ -77,17 +91,28 @@ def _verdicts(report: Mapping[str, Any]) -> list[dict[str, str]]:
             "word": words.get(kinds[label], "No clear difference"),
             "kind": kinds[label].split()[0],
             "line": line,
+            "steps": _steps(report, label),
         }
         for label, line in zip(kinds, comparison_lines(report), strict=True)
+    ]
+
+
+def _steps(report: Mapping[str, Any], label: str) -> list[dict[str, Any]]:
+    before, after = (report["models"][name]["text_to_image"] for name in (report["labels"][0], label))
+    return [
+        {"before": before[metric], "after": after[metric], "name": name} for metric, name in _STEPS.items()
     ]
 
 
 def _plots(report: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     """Captions and drawings; the SVG is ours, so it is not escaped."""
     return [
-        ("How often the first picture, or caption, is right", Markup(plots.plot_metrics(report, "recall@1"))),
-        ("How near the top the first right one is", Markup(plots.plot_metrics(report, "mrr"))),
-        ("Text to picture: found among the first k", Markup(plots.plot_curve(report))),
+        (
+            "How often the first answer is right",
+            Markup(plots.plot_metrics(report, "recall@1", name="recall@1")),
+        ),
+        ("How near the top a right one is", Markup(plots.plot_metrics(report, "mrr", name="MRR"))),
+        ("Text to picture, among the first k", Markup(plots.plot_curve(report))),
     ]
 
 
@@ -100,7 +125,7 @@ def _slices(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "plot": Markup(plots.plot_slices(report, attribute)),
         }
         for attribute in reversed(ATTRIBUTES)  # the type first: it tells most
-        if report["slices"][attribute]["values"]
+        if len(report["slices"][attribute]["values"]) > 1
     ]
 
 
@@ -127,6 +152,10 @@ def _figure(value: object) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.3f}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
 
 
 def _p_value(value: float) -> str:

@@ -21,10 +21,12 @@ from furnclip.evaluate.showcase import Asked, Part, choose
 from furnclip.evaluate.split import Split, read_split
 from furnclip.evaluate.tasks import Request, Task, build_requests, build_tasks
 from furnclip.journal import write_json, write_text
+from furnclip.metrics import chance_recall_at_k, recall_at_k
 from furnclip.model import latest_run
 
 _FORMAT = "1"  # raise it when the meaning of a number changes, so that old reports are made again
 _FEW_QUERIES = 30
+_CURVE = range(1, 51)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def _numbers(measured: _Measured, config: Config) -> dict[str, Any]:
         "slices": slice_by_attribute(split, first_task, measured.answers[first_task.name], config.eval),
         "not_measured": _not_measured(measured.tasks),
         "curves": {label: _curve(found) for label, found in measured.answers[first_task.name].items()},
+        "chance_curve": _chance_curve(first_task, len(split)),
     }
 
 
@@ -191,9 +194,15 @@ def _not_measured(tasks: Sequence[Task]) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if name not in measured}
 
 
-def _curve(answers: Answers, longest: int = 50) -> list[float]:
-    """recall@k of text to image for k = 1 .. 50."""
-    return [float((answers.first_ranks <= k).mean()) for k in range(1, longest + 1)]
+def _curve(answers: Answers) -> list[float]:
+    """recall@k for k = 1 .. 50."""
+    return [recall_at_k(answers.first_ranks, k) for k in _CURVE]
+
+
+def _chance_curve(task: Task, gallery_size: int) -> list[float]:
+    """The same for a gallery in random order."""
+    counts = [len(found) for found in task.relevant]
+    return [chance_recall_at_k(counts, gallery_size, k) for k in _CURVE]
 
 
 def _parts(measured: _Measured, config: Config) -> list[Part]:

@@ -74,22 +74,22 @@ def choose(products: Asked, requests: Asked | None, config: EvaluationConfig) ->
     lot = np.random.default_rng(config.seed)
     parts = [
         _part(
-            products, "Drawn by lot", "a fair sample, chosen before looking", _by_lot(products, lot), config
+            products, "Drawn by lot", "A fair sample, chosen before looking", _by_lot(products, lot), config
         )
     ]
     if requests is not None:
-        note = "short queries as a shopper types them, drawn by lot; every product of that kind is right"
+        note = "Short queries as a shopper types them, drawn by lot; every product of that kind is right"
         parts.append(_part(requests, "Requests", note, _by_lot(requests, lot), config))
     if len(products.models) > 1:
         change = _change(products)
         gains = [row for row in np.argsort(-change, kind="stable") if change[row] > 0]
         losses = [row for row in np.argsort(change, kind="stable") if change[row] < 0]
-        parts.append(_part(products, "Gains", "where fine-tuning helped most", gains, config))
-        parts.append(_part(products, "Regressions", "where fine-tuning hurt most", losses, config))
+        parts.append(_part(products, "Gains", "Where fine-tuning helped most", gains, config))
+        parts.append(_part(products, "Regressions", "Where fine-tuning hurt most", losses, config))
     last = products.answers[products.models[-1].label].first_ranks
     hardest = [row for row in np.argsort(-last, kind="stable") if last[row] > TOP]
     name = products.models[-1].label
-    parts.append(_part(products, "Hardest", f"where {name} finds the right picture last", hardest, config))
+    parts.append(_part(products, "Hardest", f"Where {name} finds the right picture last", hardest, config))
     return [part for part in parts if part.examples]
 
 

@@ -11,7 +11,7 @@ HEADLINE = "mrr"  # decides the verdict: it sees every change of rank, recall@k 
 
 def summary_table(report: Report) -> tuple[list[str], list[list[object]]]:
     """Columns and rows of text to image, one row a model."""
-    columns = ["Model", "Accuracy@1", "Accuracy@5", "MRR", "ms a query"]
+    columns = ["Model", "Accuracy@1", "Accuracy@5", "MRR", "inference ms"]
     rows: list[list[object]] = []
     for label in report["labels"]:
         scores = report["models"][label]["text_to_image"]
@@ -22,7 +22,7 @@ def summary_table(report: Report) -> tuple[list[str], list[list[object]]]:
 
 def _brackets(scores: Mapping[str, Any], metric: str) -> str:
     low, high = scores["intervals"][metric]
-    return f"({low:.2f} to {high:.2f})"
+    return f"({low:.2f}-{high:.2f})"
 
 
 def interval_percent(report: Report) -> str:

@@ -16,6 +16,7 @@ papers use the word. It depends on the gallery's size: never quote one without t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -94,12 +95,12 @@ def recall_at_k(first_ranks: Integers, k: int) -> float:
 
 def chance_recall_at_k(right_counts: Sequence[int], gallery_size: int, k: int) -> float:
     """recall@k of a gallery in random order, for queries with so many right answers each."""
-    misses = []
-    for right in right_counts:
+    misses = 0.0
+    for right, queries in Counter(right_counts).items():
         wrong = gallery_size - right
         drawn = range(min(k, gallery_size))
-        misses.append(math.prod(max(0, wrong - place) / (gallery_size - place) for place in drawn))
-    return 1.0 - float(np.mean(misses))
+        misses += queries * math.prod(max(0, wrong - place) / (gallery_size - place) for place in drawn)
+    return 1.0 - misses / len(right_counts)
 
 
 def mean_reciprocal_rank(first_ranks: Integers) -> float:
