@@ -92,9 +92,9 @@ def _read(path: Path) -> tuple[dict[Side, Floats], dict[str, Any]] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             sides: tuple[Side, ...] = ("images", "captions", "requests")
-            return {side: file[side] for side in sides}, json.loads(str(file["latency"]))
+            return {side: arrays[side] for side in sides}, json.loads(str(arrays["latency"]))
     except (ValueError, KeyError, OSError, zipfile.BadZipFile):
         console.warn(f"`{path}` is damaged and is made again")
         return None
