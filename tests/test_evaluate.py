@@ -292,6 +292,33 @@ def test_an_unfinished_run(shop: Path) -> None:
     assert "the run `first` is not finished" in result.stderr
 
 
+def test_a_run_from_another_base_is_refused(shop: Path) -> None:
+    card = {"status": "finished", "base": {"name": "other/clip", "fingerprint": "0123456789abcdef"}}
+    write_json(shop / "work" / "runs" / "first" / "run.json", card)
+    result = run_eval(shop, "--run", "first")
+    assert result.exit_code == 1
+    assert "error: the run `first` was trained from `other/clip`, not from" in result.stderr
+    assert "hint: measure it against its own base with `--model other/clip`" in result.stderr
+
+
+def test_a_run_on_other_shards_is_a_warning_on_the_page(shop: Path) -> None:
+    card = {"status": "finished", "data_hash": "other"}
+    write_json(shop / "work" / "runs" / "first" / "run.json", card)
+    result = run_eval(shop, "--run", "first", "--json")
+    assert "warning: the run `first` was trained on other shards than these" in result.stderr
+    report = json.loads(result.stdout)
+    assert len(report["warnings"]) == 1
+    assert "it has seen some of the products" in Path(report["report"]).read_text(encoding="utf-8")
+
+
+def test_a_tiny_split_and_the_validation_split_are_warned_about(shop: Path) -> None:
+    report = evaluated(shop, "--split", "validation")
+    assert report["warnings"] == [
+        "the validation split holds 2 products: differences between models mean little",
+        "training chooses its settings on the validation split, so these numbers flatter",
+    ]
+
+
 def test_a_model_that_gives_no_numbers(shop: Path) -> None:
     from safetensors.numpy import load_file, save_file
 

@@ -14,6 +14,7 @@ from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.config import Config
 from furnclip.errors import UsageError
+from furnclip.evaluate.checks import check_comparison
 from furnclip.evaluate.encode import Encoded, encode_model
 from furnclip.evaluate.measure import Answers, answer, compare, slice_by_attribute, summarise
 from furnclip.evaluate.report import render
@@ -25,7 +26,6 @@ from furnclip.metrics import chance_recall_at_k, recall_at_k
 from furnclip.model import latest_run
 
 _FORMAT = "1"  # raise it when the meaning of a number changes, so that old reports are made again
-_FEW_QUERIES = 30
 _CURVE = range(1, 51)
 
 
@@ -63,13 +63,16 @@ def evaluate(config: Config, run_names: Sequence[str] = (), *, force: bool = Fal
     models = [
         encode_model(name, split, requests, label=label, config=config) for label, name in names.items()
     ]
-    identity = _identity(models, split, config)
+    warnings = check_comparison(models, split, config)
+    for warning in warnings:
+        console.warn(warning)
+    identity = _identity(models, split, config, warnings)
     json_path, html_path = config.paths.eval / "report.json", config.paths.eval / "report.html"
     earlier = _read_report(json_path)
     if not force and earlier.get("identity") == identity and html_path.is_file():
         return Evaluation(earlier, json_path, html_path, was_there=True)
     measured = _measure(split, requests, models)
-    report = {"identity": identity, **_numbers(measured, config)}
+    report = {"identity": identity, "warnings": warnings, **_numbers(measured, config)}
     write_text(html_path, render(report, _parts(measured, config), split))
     write_json(json_path, report)
     return Evaluation(report, json_path, html_path, was_there=False)
@@ -101,12 +104,12 @@ def _labels(run_names: Sequence[str], config: Config) -> dict[str, str]:
     return {"base": config.model.name, **labels}
 
 
-def _identity(models: Sequence[Encoded], split: Split, config: Config) -> str:
+def _identity(models: Sequence[Encoded], split: Split, config: Config, warnings: Sequence[str]) -> str:
     of_models = [
         part for model in models for part in (model.label, model.name, model.fingerprint, model.precision)
     ]
     return content_hash(
-        _FORMAT, furnclip.__version__, split.data_hash, config.eval.model_dump_json(), *of_models
+        _FORMAT, furnclip.__version__, split.data_hash, config.eval.model_dump_json(), *of_models, *warnings
     )
 
 
@@ -134,7 +137,6 @@ def _measure(split: Split, requests: Sequence[Request], models: Sequence[Encoded
 def _numbers(measured: _Measured, config: Config) -> dict[str, Any]:
     split = measured.split
     first_task = measured.tasks[0]
-    _warn_when_small(split)
     return {
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "furnclip": furnclip.__version__,
@@ -216,10 +218,3 @@ def _parts(measured: _Measured, config: Config) -> list[Part]:
     if "attributes_to_image" in by_name:
         requests = asked("attributes_to_image", [request.text for request in measured.requests])
     return choose(products, requests, config.eval)
-
-
-def _warn_when_small(split: Split) -> None:
-    if len(split) < _FEW_QUERIES:
-        console.warn(
-            f"the {split.name} split holds {len(split)} products: differences between models mean little"
-        )
