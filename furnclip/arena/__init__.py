@@ -1,0 +1,28 @@
+"""Blind judging: two models, one query, people decide; votes that are never lost, statistics that hold.
+
+Input: `work/embeddings/master_vectors.parquet`. Output: `work/arena/votes.jsonl`, and from it the
+standings, a CSV file and `work/arena/report.html`.
+
+`pairs` works out the contest, `state` says what is next, `votes` keeps what was said, `session` and
+`screen` put it in a terminal, `stats` and `page` say what it means. `ArenaApp` is the door for code.
+"""
+
+from furnclip.arena.app import ArenaApp, Question, require_choices
+from furnclip.arena.lineup import Card, Lineup, Query
+from furnclip.arena.stats import Standings, compute_standings
+from furnclip.arena.votes import OUTCOMES, Vote, VoteBook, export_csv
+
+__all__ = [
+    "OUTCOMES",
+    "ArenaApp",
+    "Card",
+    "Lineup",
+    "Query",
+    "Question",
+    "Standings",
+    "Vote",
+    "VoteBook",
+    "compute_standings",
+    "export_csv",
+    "require_choices",
+]

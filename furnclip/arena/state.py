@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,7 +158,8 @@ class Judging:
         if len(duels) == 1:
             return duels
         models = list(self._lineup.models)
-        fit = fit_strengths(votes, models)
+        counting = [vote for vote in votes if vote.counts]
+        fit = fit_strengths([(vote.duel, vote.winner) for vote in counting], models)
         shown = Counter(vote.duel for vote in votes)
 
         def worth(duel: tuple[str, str]) -> tuple[float, int]:
@@ -199,18 +200,15 @@ def _interleaved(shared: Sequence[int], rest: Sequence[int]) -> Iterator[int]:
             yield rest[place - taken]
 
 
-def fit_strengths(votes: Sequence[Vote], models: Sequence[str]) -> Strengths:
-    """Bradley-Terry strengths; ties and both-bad are half a win each, repeats and skips do not count."""
+def fit_strengths(results: Iterable[tuple[tuple[str, str], str]], models: Sequence[str]) -> Strengths:
+    """Bradley-Terry strengths from duels and their winners; no winner is half a win each."""
     place = {model: number for number, model in enumerate(models)}
     wins = np.zeros((len(models), len(models)))
-    for vote in votes:
-        if vote.repeat or vote.choice == "N" or not set(vote.duel) <= place.keys():
-            continue
-        first, second = (place[model] for model in vote.duel)
-        if vote.winner in vote.duel:
-            loser = second if place[vote.winner] == first else first
-            wins[place[vote.winner], loser] += 1
+    for (first, second), winner in results:
+        if winner in (first, second):
+            loser = second if winner == first else first
+            wins[place[winner], place[loser]] += 1
         else:
-            wins[first, second] += 0.5
-            wins[second, first] += 0.5
+            wins[place[first], place[second]] += 0.5
+            wins[place[second], place[first]] += 0.5
     return bradley_terry(wins, models)

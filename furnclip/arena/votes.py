@@ -67,6 +67,11 @@ class Vote:
         return self.sides["AB".index(self.choice)] if self.choice in ("A", "B") else self.outcome
 
     @property
+    def counts(self) -> bool:
+        """Whether it says something about the models: repeats measure the rater, skips nothing."""
+        return not self.repeat and self.choice != "N"
+
+    @property
     def trial_id(self) -> str:
         """What was judged, in the words of one lineup; the same for every rater."""
         return "|".join((self.lineup, self.query.query_id, *self.duel, "again" if self.repeat else "first"))

@@ -13,6 +13,7 @@ import re
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -86,6 +87,7 @@ class Viewer:
         self.plan = plan
         self._timeout_s = timeout_s
         self._candidates = list(plan.candidates)
+        self._stopped = threading.Event()
 
     @property
     def draws(self) -> bool:
@@ -96,6 +98,10 @@ class Viewer:
     def erasing(self) -> bytes:
         """What removes earlier pictures that clearing the screen may leave behind."""
         return b"\x1b_Ga=d,q=2\x1b\\" if self.plan.graphics == "kitty" else b""
+
+    def stop(self) -> None:
+        """End a drawing that another thread waits for; nothing is drawn from now on."""
+        self._stopped.set()
 
     def draw(self, picture: Path, box: Box, *, original: Path | None = None) -> Drawing:
         """The picture for this box from the first viewer that can; `original` fills `{original}`.
@@ -129,6 +135,7 @@ class Viewer:
             fill(candidate.arguments, {**box.values(), **paths}),
             timeout_s=self._timeout_s,
             stderr_means_failure=candidate.stderr_means_failure,
+            stopped=self._stopped,
         )
         return _presentable(output, box, colors=self.plan.colors)
 
@@ -167,11 +174,17 @@ def _keeps(escape: str, colors: str) -> bool:
     return colors != "none" and _COLOR.fullmatch(escape) is not None
 
 
-def run_viewer(arguments: Sequence[str], *, timeout_s: float, stderr_means_failure: bool = False) -> bytes:
+def run_viewer(
+    arguments: Sequence[str],
+    *,
+    timeout_s: float,
+    stderr_means_failure: bool = False,
+    stopped: threading.Event | None = None,
+) -> bytes:
     """What the command wrote to stdout.
 
     Raises `ViewerFailed` when it cannot start, takes too long, exits with another code than 0, or
-    writes more than any picture needs. It and its children are then gone.
+    writes more than any picture needs, or when `stopped` is set. It and its children are then gone.
     """
     try:
         process = subprocess.Popen(
@@ -185,7 +198,7 @@ def run_viewer(arguments: Sequence[str], *, timeout_s: float, stderr_means_failu
         raise ViewerFailed(f"cannot start: {error}") from None
     with process:
         try:
-            output, talk = _collect(process, time.monotonic() + timeout_s)
+            output, talk = _collect(process, time.monotonic() + timeout_s, stopped or threading.Event())
         finally:
             _end(process)
     if process.returncode != 0:
@@ -195,7 +208,9 @@ def run_viewer(arguments: Sequence[str], *, timeout_s: float, stderr_means_failu
     return output
 
 
-def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bytes]:
+def _collect(
+    process: subprocess.Popen[bytes], deadline: float, stopped: threading.Event
+) -> tuple[bytes, bytes]:
     """stdout and stderr until both end, or until the viewer itself has ended and fallen silent."""
     assert process.stdout is not None
     assert process.stderr is not None
@@ -205,6 +220,8 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, 
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map():
             ready = selector.select(min(_left_s(deadline), _GRACE_S))
+            if stopped.is_set():
+                raise ViewerFailed("stopped")
             if not ready and process.poll() is not None:
                 break
             for key, _ in ready:

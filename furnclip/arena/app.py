@@ -1,0 +1,190 @@
+"""`ArenaApp`: a contest, a rater and the votes, for the terminal and for code.
+
+    app = ArenaApp(rater="anna")
+    while question := app.next_query():
+        app.vote("A" if looks_better(question.a, question.b) else "B")
+    standings = app.standings()
+
+A `Question` does not say which model is on which side, neither do its attributes.
+"""
+
+from __future__ import annotations
+
+import getpass
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from furnclip.arena.lineup import Card, Lineup, Query
+from furnclip.arena.pairs import make_lineup
+from furnclip.arena.state import Judging, Trial
+from furnclip.arena.stats import Standings, compute_standings
+from furnclip.arena.votes import VoteBook
+from furnclip.catalogue import content_hash
+from furnclip.config import Config, load_config
+from furnclip.errors import InputError, JournalError, UsageError
+
+_LONGEST_NAME = 40
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a rater is asked: does row `a` or row `b` answer `query` better?"""
+
+    query: Query
+    a: tuple[Card, ...]
+    b: tuple[Card, ...]
+
+
+class ArenaApp:
+    """One rater's voting on one contest.
+
+    `config`: None reads `furnclip.toml`. `rater`: the name votes are written under; empty is the
+    login name. `runs`: names of the fine-tuned models; empty takes the one in the vector file. Raises
+    `MissingStageError` without vectors, and `JournalError` when this rater votes elsewhere already.
+    """
+
+    def __init__(self, config: Config | None = None, *, rater: str = "", runs: Sequence[str] = ()) -> None:
+        self.config = config or load_config()
+        self.rater = _checked_name(rater or getpass.getuser())
+        self.lineup: Lineup = make_lineup(self.config, runs)
+        self.book = VoteBook(self.config.paths.arena / "votes.jsonl")
+        self._lock = _rater_lock(self.config.paths.arena, self.rater)
+        arena = self.config.arena
+        self._judging = Judging(
+            self.lineup,
+            self.rater,
+            self.book.votes(),
+            shared_share=arena.shared_share,
+            repeat_every=arena.repeat_every,
+        )
+        self._asked = False
+        self._asked_at = time.monotonic()
+
+    def __enter__(self) -> ArenaApp:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let this rater vote elsewhere."""
+        self._lock.release()
+
+    @property
+    def trial(self) -> Trial | None:
+        """What is to be judged, with its secret sides; for drawing, not for showing."""
+        return self._judging.current
+
+    @property
+    def expected_trial(self) -> Trial | None:
+        """The trial that probably follows, for preparing its pictures."""
+        return self._judging.expected()
+
+    @property
+    def votes_cast(self) -> int:
+        """This rater's votes in this contest, skipped ones not counted."""
+        return sum(vote.choice != "N" for vote in self._judging.own)
+
+    @property
+    def queries_left(self) -> int:
+        """Queries that this rater has not seen."""
+        return self._judging.left
+
+    def next_query(self) -> Question | None:
+        """The next thing to judge, or None when there is no more.
+
+        Called again before a vote, it skips, as the N key does.
+        """
+        if self._asked and self.trial is not None:
+            self.vote("N")
+        self._asked = self.trial is not None
+        return self.question()
+
+    def question(self) -> Question | None:
+        """What is to be judged now; starts the clock of the vote."""
+        self._asked_at = time.monotonic()
+        trial = self.trial
+        return None if trial is None else Question(trial.query, *trial.results)
+
+    def vote(self, choice: str, *, seconds: float | None = None) -> int:
+        """Record A, B, T (tie), X (both bad) or N (skip); the number of votes cast so far.
+
+        When this returns, the vote is on the disk. `seconds`: time taken; None measures it from the
+        moment the question was asked.
+        """
+        taken_s = time.monotonic() - self._asked_at if seconds is None else seconds
+        vote = self._judging.cast(
+            choice.upper(), vote_id=uuid.uuid4().hex, at=_now(), seconds=round(taken_s, 3)
+        )
+        if not self._judging.own:
+            contest = {"event": "contest", "lineup": self.lineup.key, **self.lineup.agreement()}
+            self.book.append({**contest, "models": dict(self.lineup.models), "at": _now()})
+        self.book.append(vote.event())
+        self._judging.accept(vote)
+        self._asked = False
+        return self.votes_cast
+
+    def undo(self) -> bool:
+        """Take the last vote back, to judge it again; False when there is none."""
+        own = self._judging.own
+        if not own:
+            return False
+        self.book.append({"event": "undo", "vote_id": own[-1].vote_id, "rater": self.rater, "at": _now()})
+        self._judging.take_back(own[-1])
+        self._asked = False
+        return True
+
+    def standings(self) -> Standings:
+        """The statistics of all raters' votes on this contest."""
+        votes = [vote for vote in self.book.votes() if vote.lineup == self.lineup.key]
+        return compute_standings(votes, self.book.agreements())
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _checked_name(rater: str) -> str:
+    name = " ".join(rater.split())
+    if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise UsageError(
+            f"`{name[:_LONGEST_NAME]}` cannot be a rater's name",
+            hint=f"use 1 to {_LONGEST_NAME} printable characters",
+        )
+    return name
+
+
+def _rater_lock(folder: Path, rater: str) -> FileLock:
+    """Held as long as a rater votes, so that nobody is shown the same query in two windows."""
+    path = folder / "raters" / f"{content_hash(rater)}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise JournalError(
+            f"rater `{rater}` is voting in another window",
+            hint="go on there, or choose another name with `--rater`",
+        ) from None
+    return lock
+
+
+def require_choices(lineup: Lineup) -> None:
+    """Raise `InputError` when the models agreed on every query, so that there is nothing to judge."""
+    if not any(lineup.differing(duel) for duel in lineup.duels()):
+        raise InputError(
+            f"the models gave the same {lineup.k} answers to all {len(lineup.queries)} queries",
+            hint="train longer, raise `arena.k`, or use other queries with `--queries`",
+        )

@@ -1,0 +1,193 @@
+"""Voting in a terminal: one screen a trial, one key a vote.
+
+A key counts only while its trial is on the screen with its picture: what was typed before is thrown
+away, and so is what comes within the first moments after, which is a bounce or a second thought
+about the screen before. The next trial's picture is drawn while the rater looks at this one.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from furnclip.arena.app import ArenaApp
+from furnclip.arena.keys import CTRL_C
+from furnclip.arena.screen import Frame, View, compose
+from furnclip.arena.sheet import Sheets
+from furnclip.arena.state import Trial
+from furnclip.arena.terminal import Terminal
+from furnclip.arena.votes import OUTCOMES
+from furnclip.viewers import Box, Drawing, Viewer, desktop_command, open_on_desktop
+
+# Nobody judges a screen in this time; a bouncing key or an answer of the terminal comes faster.
+ARMING_S = 0.25
+_PATIENCE_S = 0.15  # waiting for a picture is mentioned only after this
+_POLL_S = 0.05
+_IDLE_S = 0.5
+_CLEAR = b"\x1b[0m\x1b[2J\x1b[1;1H"
+_QUIT = ("Q", CTRL_C)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing for the terminal, and the sheet that it shows."""
+
+    drawing: Drawing
+    sheet: Path
+
+
+class Pictures:
+    """Draws sheets in the background, one at a time; keeps this trial's and the next one's."""
+
+    def __init__(self, folder: Path, viewer: Viewer) -> None:
+        self.viewer = viewer
+        self._sheets = Sheets(folder)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self._started: dict[tuple[Trial, Box], Future[Picture]] = {}
+
+    def __enter__(self) -> Pictures:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.viewer.stop()
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def start(self, trial: Trial, box: Box) -> Future[Picture]:
+        """The drawing of a trial, begun now or earlier."""
+        key = (trial, box)
+        if key not in self._started:
+            latest = list(self._started.items())[-1:]
+            self._started = {**dict(latest), key: self._worker.submit(self._draw, trial, box)}
+        return self._started[key]
+
+    def _draw(self, trial: Trial, box: Box) -> Picture:
+        width_px, height_px = box.size_px
+        sheet = self._sheets.path(trial, width_px=width_px, height_px=height_px)
+        return Picture(self.viewer.draw(sheet, box), sheet)
+
+
+class Session:
+    """One rater at one terminal."""
+
+    def __init__(self, app: ArenaApp, terminal: Terminal, pictures: Pictures, *, color: bool) -> None:
+        self._app = app
+        self._terminal = terminal
+        self._pictures = pictures
+        self._color = color
+        self._message = "press ? for what the keys mean"
+        self._help = False
+        self._quitting = False
+        self._asked: Trial | None = None
+
+    def run(self, *, most_votes: int | None = None) -> None:
+        """Vote until the rater quits, everything is judged, or `most_votes` were cast in this sitting."""
+        enough = None if most_votes is None else self._app.votes_cast + most_votes
+        while (trial := self._app.trial) is not None and not self._quitting:
+            if enough is not None and self._app.votes_cast >= enough:
+                return
+            self._judge(trial)
+
+    def _judge(self, trial: Trial) -> None:
+        """Show a trial and wait for what makes this screen out of date: a vote, help, a new size."""
+        frame = self._frame(trial)
+        picture = None
+        if frame.box is not None:
+            picture = self._wait_for(self._pictures.start(trial, frame.box))
+            if picture is None:
+                return
+            frame = self._frame(trial)  # the viewer may have failed, which changes message and room
+        self._write(frame, picture)
+        if trial != self._asked:
+            self._app.question()  # the clock of the vote starts when there is something to see
+            self._asked = trial
+        self._prepare_next(frame)
+        self._terminal.drop_pending()
+        self._listen(frame, picture)
+
+    def _frame(self, trial: Trial) -> Frame:
+        view = View(
+            query=trial.query,
+            results=trial.results,
+            rater=self._app.rater,
+            votes=self._app.votes_cast,
+            left=self._app.queries_left,
+            message=self._message,
+            pictures=self._pictures.viewer.draws,
+            help=self._help,
+        )
+        return compose(view, self._terminal.window(), color=self._color)
+
+    def _wait_for(self, drawing: Future[Picture]) -> Picture | None:
+        """The picture; None when the rater quits while it is drawn."""
+        if not wait([drawing], _PATIENCE_S).done:
+            self._terminal.write(_CLEAR + b"drawing the pictures ...   Q quit")
+        while not drawing.done():
+            keys = self._terminal.read(_POLL_S)
+            if set(keys or ()).intersection(_QUIT):
+                self._quitting = True
+                return None
+        picture = drawing.result()
+        if picture.drawing.failures:
+            self._message = f"{'; '.join(picture.drawing.failures)}; now {picture.drawing.viewer}"
+        return picture
+
+    def _write(self, frame: Frame, picture: Picture | None) -> None:
+        """The whole screen in one piece, the picture last."""
+        text = "".join(f"\x1b[{number};1H{line}" for number, line in enumerate(frame.lines, start=1))
+        drawn = picture.drawing.data if picture is not None and frame.box is not None else b""
+        self._terminal.write(_CLEAR + self._pictures.viewer.erasing + text.encode() + drawn + b"\x1b[0m")
+
+    def _prepare_next(self, frame: Frame) -> None:
+        following = self._app.expected_trial
+        if following is not None and frame.box is not None:
+            self._pictures.start(following, frame.box)
+
+    def _listen(self, frame: Frame, picture: Picture | None) -> None:
+        armed_at_s = time.monotonic() + ARMING_S
+        while True:
+            keys = self._terminal.read(_IDLE_S)
+            if keys is None:
+                return
+            if time.monotonic() < armed_at_s or not frame.usable:
+                keys = [key for key in keys if key in _QUIT]
+            # One screen, one key: what follows in the same moment was not meant for the next screen.
+            if keys and self._press(keys[0], picture):
+                return
+
+    def _press(self, key: str, picture: Picture | None) -> bool:
+        """Do what a key says; whether the screen is out of date."""
+        if key in _QUIT and not (self._help and key == "Q"):
+            self._quitting = True
+        elif self._help or key == "?":
+            self._help = not self._help
+        elif key in OUTCOMES:
+            self._vote(key)
+        elif key == "U":
+            self._message = "vote taken back, judge it again" if self._app.undo() else "nothing to take back"
+        elif key == "O":
+            self._message = _open_window(picture)
+        else:
+            return False
+        return True
+
+    def _vote(self, key: str) -> None:
+        count = self._app.vote(key)
+        self._message = "skipped" if key == "N" else f"vote {count} saved: {OUTCOMES[key]}"
+
+
+def _open_window(picture: Picture | None) -> str:
+    command = desktop_command()
+    if picture is None:
+        return "there is no picture to open"
+    if not command:
+        return "there is no desktop to open a window on"
+    opened = open_on_desktop(picture.sheet, command)
+    return f"opened with {command[0]}" if opened else f"{command[0]} could not open the picture"
