@@ -1,9 +1,130 @@
-"""`furnclip search`."""
+"""`furnclip search`: a text, a picture or both to ranked products."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from furnclip.cli.options import ConfigOption, JsonOption, settings
+
+if TYPE_CHECKING:
+    from furnclip.search import Hit, Searcher
+
+_EXAMPLE = 'Example: furnclip search "walnut sideboard" --where "color = \'brown\'" --not glass -k 5'
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
+    app.command("search", epilog=_EXAMPLE)(search)
+
+
+def search(
+    text: Annotated[str | None, typer.Argument(help="what to look for")] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", help="look for products like this picture", resolve_path=True)
+    ] = None,
+    k: Annotated[int | None, typer.Option("-k", "--k", help="number of hits")] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help="SQL filter, e.g. \"color = 'brown' AND style <> ''\"")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--not", help="word that hits must not have, repeatable")
+    ] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="`vector`, `keyword` or `hybrid`")] = None,
+    image_weight: Annotated[
+        float | None, typer.Option("--image-weight", help="share of the picture beside a text, 0 to 1")
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="draw the hits as a contact sheet")] = False,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", "-i", help="ask again and again; the model stays loaded")
+    ] = False,
+    run: Annotated[
+        str | None, typer.Option("--run", help="search the vectors of this run [default: those embedded]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="search the vectors of this base model")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find products by meaning, by word or by picture."""
+    from furnclip.search import Searcher
+
+    flags = {"k": k, "mode": mode, "image_weight": image_weight}
+    chosen = settings(config, search=flags)
+    searcher = Searcher(chosen, run=run, model=model)
+    for question in _questions(text, image, interactive=interactive):
+        hits, seconds = _timed(searcher, question, image=image, where=where, exclude=exclude or [])
+        _answer(searcher, hits, question, seconds=seconds, preview=preview, as_json=as_json)
+
+
+def _questions(text: str | None, image: Path | None, *, interactive: bool) -> Iterator[str | None]:
+    """The text given, then with `--interactive` a line after the other until an empty one."""
+    from furnclip import console
+
+    if text or image or not interactive:
+        yield text
+    while interactive:
+        console.note("search for (an empty line ends):")
+        line = typer.get_text_stream("stdin").readline().strip()
+        if not line:
+            return
+        yield line
+
+
+def _timed(searcher: Searcher, text: str | None, **options: Any) -> tuple[list[Hit], float]:
+    import time
+
+    start = time.perf_counter()
+    hits = searcher.search(text, **options)
+    return hits, time.perf_counter() - start
+
+
+def _answer(
+    searcher: Searcher, hits: list[Hit], text: str | None, *, seconds: float, preview: bool, as_json: bool
+) -> None:
+    from furnclip import console
+
+    payload: dict[str, Any] = {
+        "query": text,
+        "mode": searcher.config.search.mode,
+        "model": searcher.clip.name,
+        "products": searcher.table.count_rows(),
+        "seconds": round(seconds, 4),
+        "hits": [hit.as_dict() for hit in hits],
+    }
+    if preview:
+        payload["preview"] = str(_draw(searcher, hits, quiet=as_json))
+    console.emit(payload, as_json=as_json, human=lambda: _show(hits, seconds))
+
+
+def _show(hits: list[Hit], seconds: float) -> None:
+    from furnclip import console
+
+    if not hits:
+        console.say("no product matches")
+        return
+    rows = [
+        (place, hit.score, hit.product_id, hit.clean_title or hit.title, hit.color, hit.material, hit.style)
+        for place, hit in enumerate(hits, start=1)
+    ]
+    columns = ("", "score", "id", "title", "color", "material", "style")
+    console.show_table(columns, rows, title=f"{len(hits)} hits in {seconds * 1000:.0f} ms")
+
+
+def _draw(searcher: Searcher, hits: list[Hit], *, quiet: bool) -> Path:
+    """Write the contact sheet and, on a terminal, draw it; its path."""
+    from furnclip import console
+    from furnclip.search import write_preview
+    from furnclip.viewers import show_image
+
+    paths = searcher.config.paths
+    sheet = write_preview(hits, paths.images, paths.cache / "search" / "preview.jpg")
+    if not quiet:
+        drawing = show_image(sheet, searcher.config.arena.viewer, cache=paths.cache / "viewer")
+        console.show_bytes(drawing.data)
+        console.say(f"preview: {sheet}")
+    return sheet

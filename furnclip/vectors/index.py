@@ -93,10 +93,8 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
         provenance = provenance_of(file.schema_arrow.metadata, where=vectors)
         schema = _schema(provenance, file.schema_arrow)
         database = lancedb.connect(location.parent, storage_options=dict(location.options))
-        # Marked finished only when the indexes are there, so that a kill in between is noticed.
-        table = database.create_table(
-            location.table, data=_batches(file, schema), schema=schema, mode="overwrite"
-        )
+        mode = "overwrite" if location.table in database.table_names(limit=10**6) else "create"
+        table = database.create_table(location.table, data=_batches(file, schema), schema=schema, mode=mode)
         _index(table, provenance, search)
     return _report(location, table)
 

@@ -1,0 +1,237 @@
+"""`Searcher`: a model and a table, kept open; the same for the command and for a web service."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lancedb.rerankers import RRFReranker
+from PIL import Image
+
+from furnclip import console
+from furnclip.catalogue import ATTRIBUTES
+from furnclip.config import Config, load_config
+from furnclip.errors import InputError, ModelMismatchError, UsageError
+from furnclip.images import letterbox, load_square
+from furnclip.model import Clip, latest_run, load_clip
+from furnclip.search.filters import combined, explained
+from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, column_name, fuse
+from furnclip.vectors.index import KEYWORDS, index_location, open_index
+
+Mode = Literal["vector", "keyword", "hybrid"]
+Picture = Path | str | Image.Image
+# Each side of a hybrid search contributes this many candidates before they are fused.
+_HYBRID_CANDIDATES = 100
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One product. `score`: cosine, BM25 or reciprocal rank, by mode; higher is better."""
+
+    product_id: str
+    title: str
+    score: float
+    clean_title: str
+    style: str
+    material: str
+    color: str
+    object_type: str
+    group: str
+    split: str
+    image: str
+    """path of the picture, relative to the picture folder"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Request:
+    vector: Floats | None  # (D,)
+    words: str
+    mode: Mode
+    k: int
+    where: str | None
+
+
+class Searcher:
+    """Searches one table with the model that made it; safe to share between threads.
+
+        searcher = Searcher()                                  # furnclip.toml of this folder
+        hits = searcher.search("walnut sideboard", k=5, where="color = 'brown'", exclude=["glass"])
+        hits = searcher.search(image="sofa.jpg")
+        many = searcher.search_many(["red chair", "oak table"])
+
+    It sees the table as it was when it was opened; make a new one after `furnclip embed`.
+
+    `run` or `model` choose between fine-tuned and base vectors; by default the fine-tuned ones where
+    the table has them. Raises `MissingStageError` before the first `furnclip embed`,
+    `ModelMismatchError` when the model asked for did not make the table's vectors.
+    """
+
+    def __init__(
+        self, config: Config | None = None, *, run: str | None = None, model: str | None = None
+    ) -> None:
+        self.config = config or load_config()
+        location = index_location(self.config)
+        self.table, self.provenance = open_index(location)
+        self.uri = location.uri
+        if self.table.count_rows() == 0:
+            raise InputError(f"the search table `{self.uri}` is empty", hint="run `furnclip embed` again")
+        self.label = _label(self.provenance, run=run, model=model, uri=self.uri)
+        self.clip = self._load(run=run, model=model)
+        self._encoding = threading.Lock()  # tokenizers change their own settings while they work
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        image: Picture | None = None,
+        k: int | None = None,
+        where: str | None = None,
+        exclude: Sequence[str] = (),
+        mode: Mode | None = None,
+        image_weight: float | None = None,
+    ) -> list[Hit]:
+        """The `k` best products for a text, a picture, or both.
+
+        `where`: SQL over the product columns. `exclude`: words that a product's title and attributes
+        must not have. `image_weight`: share of the picture when there is a text too, 0 to 1.
+        Raises `UsageError` for a bad filter and `BrokenImage` for a picture that cannot be read.
+        """
+        words = (text or "").strip()
+        chosen = self._mode(mode, words=words, has_image=image is not None)
+        vector = None if chosen == "keyword" else self._vector(words, image, image_weight)
+        return self._run(_Request(vector, words, chosen, k or self.config.search.k, combined(where, exclude)))
+
+    def search_many(
+        self,
+        texts: Sequence[str],
+        *,
+        k: int | None = None,
+        where: str | None = None,
+        exclude: Sequence[str] = (),
+        mode: Mode | None = None,
+    ) -> list[list[Hit]]:
+        """The hits of each text, in order; all texts go through the model together."""
+        chosen = self._mode(mode, words="several", has_image=False)
+        condition, count = combined(where, exclude), k or self.config.search.k
+        vectors: Sequence[Floats | None] = [None] * len(texts)
+        if chosen != "keyword" and texts:
+            with self._encoding:
+                vectors = list(self.clip.encode_texts(list(texts)))
+        return [
+            self._run(_Request(vector, text.strip(), chosen, count, condition))
+            for text, vector in zip(texts, vectors, strict=True)
+        ]
+
+    def _load(self, *, run: str | None, model: str | None) -> Clip:
+        made_by = self.provenance.models[self.label]
+        is_base = self.label == "base"
+        name = (model or self.config.model.name) if is_base else (run or made_by.name)
+        newest = latest_run(self.config.paths.runs)
+        if not is_base and not run and newest not in (None, made_by.name):
+            console.note(f"searching with run `{made_by.name}`; `furnclip embed` would take `{newest}`")
+        wanted = self.config.model
+        if wanted.precision == "auto":  # measuring which is faster takes longer than one request
+            wanted = wanted.model_copy(update={"precision": "fp32"})
+        clip = load_clip(name, wanted, runs=None if is_base else self.config.paths.runs)
+        self.provenance.require(self.label, clip.fingerprint, where=self.uri)
+        return clip
+
+    def _mode(self, mode: Mode | None, *, words: str, has_image: bool) -> Mode:
+        if not words and not has_image:
+            raise UsageError(
+                "there is nothing to search for", hint="give a text, or a picture with `--image`"
+            )
+        if not words and mode == "keyword":
+            raise UsageError("a picture has no keywords", hint="search by `vector`, or add a text")
+        chosen = mode or self.config.search.mode
+        if chosen not in get_args(Mode):
+            raise UsageError(
+                f"there is no mode `{chosen}`", hint=f"choose one of {', '.join(get_args(Mode))}"
+            )
+        return chosen if words else "vector"
+
+    def _vector(self, words: str, image: Picture | None, image_weight: float | None) -> Floats:
+        """The request as a unit vector (D,)."""
+        share = self.config.search.image_weight if image_weight is None else image_weight
+        square = None if image is None else _square(image, self.clip.image_px)
+        with self._encoding:
+            text_vectors = self.clip.encode_texts([words]) if words else None
+            image_vectors = None if square is None else self.clip.encode_images([square])
+        if image_vectors is not None and text_vectors is not None:
+            return _first(fuse(image_vectors, text_vectors, share))
+        only = text_vectors if image_vectors is None else image_vectors
+        assert only is not None
+        return _first(only)
+
+    def _run(self, request: _Request) -> list[Hit]:
+        with explained(self.table, request.where):
+            query = self._query(request)
+            if request.where:
+                query = query.where(request.where, prefilter=True)
+            found = query.select(self._columns(request)).to_list()
+        return [_hit(row, request.mode) for row in found[: request.k]]
+
+    def _query(self, request: _Request) -> Any:
+        column = column_name("vec", self.label)
+        if request.mode == "keyword":
+            query = self.table.search(request.words, query_type="fts", fts_columns=KEYWORDS)
+            return query.limit(request.k)
+        if request.mode == "vector":
+            query = self.table.search(request.vector, vector_column_name=column).limit(request.k)
+        else:
+            query = self.table.search(query_type="hybrid", vector_column_name=column, fts_columns=KEYWORDS)
+            query = query.vector(request.vector).text(request.words).rerank(RRFReranker())
+            query = query.limit(max(request.k, _HYBRID_CANDIDATES))
+        # A filter may leave little in the partitions looked into first; then all of them are searched.
+        query = query.minimum_nprobes(self.config.search.probes).maximum_nprobes(0)
+        return query.distance_type("dot")
+
+    def _columns(self, request: _Request) -> list[str]:
+        extra = {"vector": ["_distance"], "keyword": ["_score"], "hybrid": ["_distance", "_score"]}
+        return [*PRODUCT_COLUMNS, *extra[request.mode]]
+
+
+def _label(provenance: Provenance, *, run: str | None, model: str | None, uri: str) -> str:
+    """Which of the table's vectors are asked for."""
+    if run and model:
+        raise UsageError("`--run` and `--model` ask for two models", hint="give one of them")
+    if model:
+        return "base"
+    if run:
+        finetuned = provenance.models.get("finetuned")
+        if finetuned is None or finetuned.name != run:
+            made_by = f"made by run `{finetuned.name}`" if finetuned else "of the base model only"
+            raise ModelMismatchError(
+                f"the vectors of `{uri}` are {made_by}, not by run `{run}`",
+                hint=f"run `furnclip embed --run {run}`",
+            )
+        return "finetuned"
+    return "finetuned" if "finetuned" in provenance.models else "base"
+
+
+def _first(vectors: Floats) -> Floats:
+    row: Floats = vectors[0]
+    return row
+
+
+def _square(image: Picture, side_px: int) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return letterbox(image.convert("RGB"), side_px)
+    return load_square(Path(image), side_px)
+
+
+def _hit(row: dict[str, Any], mode: Mode) -> Hit:
+    score = {
+        "vector": lambda: 1.0 - row["_distance"],  # LanceDB's dot distance is 1 - cosine of unit vectors
+        "keyword": lambda: row["_score"],
+        "hybrid": lambda: row["_relevance_score"],
+    }[mode]()
+    texts = ("product_id", "title", "clean_title", *ATTRIBUTES, "group", "split", "image")
+    return Hit(score=float(score), **{name: row[name] or "" for name in texts})
