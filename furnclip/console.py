@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
     from furnclip.errors import FurnclipError
 
@@ -105,19 +106,24 @@ def show_bytes(data: bytes) -> None:
         buffer.flush()
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
-    """Print a table as a result, on stdout; numbers are set flush right."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> Table:
+    """A table to show or to redraw; numbers are set flush right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
     for index, name in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        made.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(format_cell(cell)) for cell in row))
-    show(table)
+        made.add_row(*(Text(format_cell(cell)) for cell in row))
+    return made
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
+    """Print a table as a result, on stdout."""
+    show(table(columns, rows, title=title))
 
 
 def format_cell(cell: object) -> str:

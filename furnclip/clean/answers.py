@@ -9,7 +9,6 @@ does not matter; the files are the truth, not the service's counts.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,10 +181,6 @@ def usage_of(body: dict[str, Any]) -> tuple[int, int]:
         prompt if isinstance(prompt, int) else 0,
         completion if isinstance(completion, int) else 0,
     )
-
-
-def tally(outcomes: dict[str, Outcome]) -> Counter[str]:
-    return Counter(outcome.kind for outcome in outcomes.values())
 
 
 def _short(text: str) -> str:

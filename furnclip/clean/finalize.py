@@ -14,7 +14,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -56,6 +56,9 @@ class Summary:
     rejected: int = 0
     pending: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    paid_usd: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     was_done: bool = False
 
 
@@ -68,7 +71,7 @@ def finalize(ledger: Ledger, *, partial: bool) -> Summary:
     if _is_done(ledger, fingerprint):
         facts = dict(state.finalized or {})
         counts = {name: facts[name] for name in ("rows", "cleaned", "rejected", "pending")}
-        return Summary(**counts, reasons=Counter(facts["reasons"]), was_done=True)
+        return _with_bill(Summary(**counts, reasons=Counter(facts["reasons"]), was_done=True), state)
     outcomes = collect(ledger.workspace, state, Vocabulary.from_config(config.clean))
     pending = _pending(ledger, outcomes)
     if pending and not partial:
@@ -86,7 +89,18 @@ def finalize(ledger: Ledger, *, partial: bool) -> Summary:
         pending=summary.pending,
         reasons=dict(sorted(summary.reasons.items())),
     )
-    return summary
+    return _with_bill(summary, state)
+
+
+def _with_bill(summary: Summary, state: State) -> Summary:
+    """The summary with what the service really billed."""
+    paid = state.paid
+    return replace(
+        summary,
+        paid_usd=round(paid.cost_usd, 8),
+        prompt_tokens=paid.prompt_tokens,
+        completion_tokens=paid.completion_tokens,
+    )
 
 
 def _is_done(ledger: Ledger, fingerprint: str) -> bool:

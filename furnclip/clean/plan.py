@@ -106,7 +106,8 @@ def _write(ledger: Ledger, lines: Iterator[Line], recipe: Recipe) -> None:
     )
     for facts in parts:
         status = "downloaded" if is_local else "planned"
-        ledger.record("planned", **facts, backend=config.backend, source=source, status=status)
+        origin = {"backend": config.backend, "source": source, "identity": recipe.identity}
+        ledger.record("planned", **facts, **origin, status=status)
 
 
 class _Rows:
@@ -170,7 +171,7 @@ def _fingerprint(config: Config, recipe: Recipe, selection: Selection) -> str:
             pictures.update(_picture_facts(product, config.paths.images).encode())
     return content_hash(
         json.dumps([settings, asdict(selection)]),
-        _file_digest(config.paths.products),
+        file_digest(config.paths.products),
         pictures.digest(),
     )
 
@@ -187,7 +188,8 @@ def _picture_facts(product: Product, root: Path) -> str:
     return json.dumps(facts)
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

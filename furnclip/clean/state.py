@@ -65,6 +65,7 @@ class Part:
     attempt: int = 1
     backend: str = "openai"
     source: str = ""
+    identity: str = ""  # of the recipe that the requests were made by
     status: Status = "planned"
     filename: str = ""
     file_id: str = ""
@@ -74,10 +75,12 @@ class Part:
     not_before: float = 0.0
     strikes: int = 0
     batch_id: str = ""
+    old_batches: tuple[str, ...] = ()  # ended without running anything
     batch_status: str = ""
     output_file_id: str = ""
     error_file_id: str = ""
     counts: tuple[int, int, int] = (0, 0, 0)  # total, completed, failed
+    billed: tuple[int, int] = (0, 0)  # prompt, completion tokens as the batch reports them
     outcomes: tuple[int, int, int] = (0, 0, 0)  # cleaned, rejected, to be asked again
     usage: Usage = Usage()
     rejected_lines: tuple[tuple[str, str, str], ...] = ()  # id, code, message
@@ -212,7 +215,8 @@ def _uploaded(part: Part, event: Event) -> Part:
 
 
 def _upload_lost(part: Part, _event: Event) -> Part:
-    return replace(part, status="planned", file_id="", filename="")
+    old = (*part.old_batches, part.batch_id) if part.batch_id else part.old_batches
+    return replace(part, status="planned", file_id="", filename="", batch_id="", old_batches=old)
 
 
 def _creating(part: Part, event: Event) -> Part:
@@ -226,6 +230,7 @@ def _not_created(part: Part, event: Event) -> Part:
         status="uploaded",
         not_before=event["not_before"],
         strikes=part.strikes + 1,
+        old_batches=(*part.old_batches, part.batch_id) if part.batch_id else part.old_batches,
         batch_id="",
         batch_status="",
     )
@@ -247,6 +252,7 @@ def _ended(part: Part, event: Event) -> Part:
         output_file_id=event["output_file_id"],
         error_file_id=event["error_file_id"],
         counts=_counts(event),
+        billed=(event["billed"][0], event["billed"][1]),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,12 +11,13 @@ import typer
 from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, FurnclipGroup, JsonOption, settings
 
 if TYPE_CHECKING:
-    from furnclip.clean import Prepared, Summary
+    from furnclip.clean.pipeline import Estimate, Prepared, Standing, Summary
     from furnclip.config import Config
 
 BackendOption = Annotated[
     str | None, typer.Option("--backend", help="`openai`, `live` or `local` (free offline rules)")
 ]
+ModelOption = Annotated[str | None, typer.Option("--model", help="vision model, e.g. `gpt-5-nano`")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="only the first N rows")]
 SampleOption = Annotated[
     int | None, typer.Option("--sample", min=1, help="only N rows, spread over the catalogue")
@@ -25,6 +28,24 @@ PartialOption = Annotated[
 FallbackOption = Annotated[
     str | None, typer.Option("--fallback", help="`local`: offline rules for rows that were rejected")
 ]
+BudgetOption = Annotated[
+    float | None, typer.Option("--max-cost-usd", min=0, help="stop sending at this price in US dollars")
+]
+IgnoreOption = Annotated[
+    bool, typer.Option("--ignore-errors", help="go on although many rows failed for the same reason")
+]
+
+_EXAMPLES = {
+    "prepare": "furnclip clean prepare --limit 20",
+    "dispatch": "furnclip clean dispatch --max-cost-usd 5",
+    "monitor": "furnclip clean monitor",
+    "finalize": "furnclip clean finalize --partial",
+    "run": "furnclip clean run --backend local",
+    "status": "furnclip clean status --json",
+    "estimate": "furnclip clean estimate --sample 200",
+    "cancel": "furnclip clean cancel",
+    "review": "furnclip clean review --rows 8",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -35,72 +56,168 @@ def register(app: typer.Typer) -> None:
         help="Clean titles and attributes with a vision model, from picture and title.",
         epilog="Example: furnclip clean run --backend local",
     )
-    group.command("prepare", epilog="Example: furnclip clean prepare --limit 20")(prepare)
-    group.command("finalize", epilog="Example: furnclip clean finalize --partial")(finalize)
-    group.command("run", epilog="Example: furnclip clean run --backend local")(run)
+    for command in (prepare, dispatch, monitor, finalize, run, status, estimate, cancel, review):
+        name = command.__name__
+        group.command(name, epilog=f"Example: {_EXAMPLES[name]}")(command)
     app.add_typer(group, name="clean")
 
 
 def prepare(
     config: ConfigOption = None,
     backend: BackendOption = None,
+    model: ModelOption = None,
     limit: LimitOption = None,
     sample: SampleOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn the catalogue into request files."""
-    from furnclip import clean, console
+    from furnclip import console
+    from furnclip.clean import pipeline as clean
 
-    with clean.open_ledger(_settings(config, backend=backend)) as ledger:
+    with clean.open_ledger(_settings(config, backend=backend, model=model)) as ledger:
         prepared = clean.prepare(ledger, clean.Selection(limit or 0, sample or 0))
-    console.emit(_prepared_facts(prepared), as_json=as_json, human=lambda: _say_prepared(prepared))
+    console.emit(asdict(prepared), as_json=as_json, human=lambda: _say_prepared(prepared))
+
+
+def dispatch(
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    max_cost_usd: BudgetOption = None,
+    ignore_errors: IgnoreOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload and start the batches."""
+    from furnclip import console
+    from furnclip.clean import pipeline as clean
+
+    with clean.open_ledger(_settings(config, model=model, max_cost_usd=max_cost_usd)) as ledger:
+        standing = clean.dispatch(ledger, ignore_errors=ignore_errors)
+    console.emit(asdict(standing), as_json=as_json, human=lambda: _say_standing(standing))
+
+
+def monitor(
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    max_cost_usd: BudgetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Watch the batches, fetch what they give, send what waits."""
+    from furnclip import console
+    from furnclip.clean import pipeline as clean
+
+    with clean.open_ledger(_settings(config, model=model, max_cost_usd=max_cost_usd)) as ledger:
+        standing = clean.monitor(ledger)
+    console.emit(asdict(standing), as_json=as_json, human=lambda: _say_standing(standing))
 
 
 def finalize(
     config: ConfigOption = None,
-    backend: BackendOption = None,
     fallback: FallbackOption = None,
     partial: PartialOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write cleaned.csv and rejected.csv."""
-    from furnclip import clean, console
+    from furnclip import console
+    from furnclip.clean import pipeline as clean
 
-    found = _settings(config, backend=backend, fallback=fallback)
+    found = _settings(config, fallback=fallback)
     with clean.open_ledger(found) as ledger:
         summary = clean.finalize(ledger, partial=partial)
-    facts = _summary_facts(summary, found)
-    console.emit(facts, as_json=as_json, human=lambda: _say_summary(summary, found))
+    console.emit(_summary_facts(summary, found), as_json=as_json, human=lambda: _say_summary(summary, found))
 
 
 def run(
     config: ConfigOption = None,
     backend: BackendOption = None,
-    fallback: FallbackOption = None,
+    model: ModelOption = None,
     limit: LimitOption = None,
     sample: SampleOption = None,
+    max_cost_usd: BudgetOption = None,
+    fallback: FallbackOption = None,
     partial: PartialOption = False,
+    ignore_errors: IgnoreOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """All steps in order; run it again after any interruption."""
-    from furnclip import clean, console
+    """All four steps in order; run it again after any interruption."""
+    from furnclip import console
+    from furnclip.clean import pipeline as clean
 
-    found = _settings(config, backend=backend, fallback=fallback)
+    found = _settings(config, backend=backend, model=model, max_cost_usd=max_cost_usd, fallback=fallback)
     with clean.open_ledger(found) as ledger:
-        clean.prepare(ledger, clean.Selection(limit or 0, sample or 0))
-        summary = clean.finalize(ledger, partial=partial)
-    facts = _summary_facts(summary, found)
-    console.emit(facts, as_json=as_json, human=lambda: _say_summary(summary, found))
+        summary = clean.run(
+            ledger,
+            clean.Selection(limit or 0, sample or 0),
+            partial=partial,
+            ignore_errors=ignore_errors,
+        )
+    console.emit(_summary_facts(summary, found), as_json=as_json, human=lambda: _say_summary(summary, found))
 
 
-def _settings(config: Any, **flags: Any) -> Config:
+def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Where things stand."""
+    from furnclip import console
+    from furnclip.clean import pipeline as clean
+
+    standing = clean.status(_settings(config))
+    console.emit(asdict(standing), as_json=as_json, human=lambda: _say_standing(standing))
+
+
+def estimate(
+    config: ConfigOption = None,
+    backend: BackendOption = None,
+    model: ModelOption = None,
+    limit: LimitOption = None,
+    sample: SampleOption = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="send one real request to know the price better")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What the run will cost, before anything is sent."""
+    from furnclip import console
+    from furnclip.clean import pipeline as clean
+
+    with clean.open_ledger(_settings(config, backend=backend, model=model)) as ledger:
+        found = clean.estimate(ledger, clean.Selection(limit or 0, sample or 0), calibrated=calibrate)
+    console.emit(asdict(found), as_json=as_json, human=lambda: _say_estimate(found))
+
+
+def cancel(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Stop all open batches; what they have finished is kept and billed."""
+    from furnclip import console
+    from furnclip.clean import pipeline as clean
+
+    with clean.open_ledger(_settings(config)) as ledger:
+        parts = clean.cancel(ledger)
+    numbers = ", ".join(map(str, parts)) or "none was open"
+    console.emit(
+        {"cancelled": parts}, as_json=as_json, human=lambda: console.say(f"cancelled parts: {numbers}")
+    )
+
+
+def review(
+    config: ConfigOption = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, max=100, help="how many rows")] = 8,
+    seed: Annotated[int, typer.Option("--seed", help="another seed shows other rows")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show some rows side by side, raw and cleaned, with their pictures."""
+    from furnclip import console
+    from furnclip.clean import pipeline as clean
+
+    pairs, sheet = clean.review(_settings(config), rows=rows, seed=seed)
+    payload = {"rows": [asdict(pair) for pair in pairs], "sheet": str(sheet)}
+
+    def human() -> None:
+        table = [(p.product_id, p.title, p.clean_title, ", ".join(p.attributes.values())) for p in pairs]
+        console.show_table(["product", "raw title", "clean title", "style, material, color, type"], table)
+        console.say(f"pictures in the same order: {sheet}")
+
+    console.emit(payload, as_json=as_json, human=human)
+
+
+def _settings(config: Path | None, **flags: Any) -> Config:
     return settings(config, clean=flags)
-
-
-def _prepared_facts(prepared: Prepared) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(prepared)
 
 
 def _say_prepared(prepared: Prepared) -> None:
@@ -108,17 +225,38 @@ def _say_prepared(prepared: Prepared) -> None:
 
     if prepared.was_done:
         console.say("nothing to do: the catalogue is prepared already")
-    console.say(f"{prepared.rows} rows: {prepared.requests} requests, {prepared.rejected} rejected")
+    console.say(
+        f"{prepared.rows} rows: {prepared.requests} requests in {prepared.parts} parts, "
+        f"{prepared.rejected} rejected"
+    )
+
+
+def _say_standing(standing: Standing) -> None:
+    from furnclip import console
+
+    columns = ("part", "attempt", "status", "done", "requests", "batch_id", "cost_usd")
+    console.show_table(columns, [tuple(part[name] for name in columns) for part in standing.parts])
+    console.say(f"paid so far: ${standing.paid_usd:.4f}")
+    if standing.halted:
+        console.say(f"sending stopped: {standing.halted}")
+
+
+def _say_estimate(found: Estimate) -> None:
+    from furnclip import console
+
+    console.say(
+        f"{found.requests} requests: {found.prompt_tokens:,} + {found.completion_tokens:,} tokens, "
+        f"about ${found.cost_usd:.4f} (known from: {found.basis})"
+    )
 
 
 def _summary_facts(summary: Summary, config: Config) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    files = {
+    return {
+        **asdict(summary),
+        "reasons": dict(summary.reasons),
         "cleaned_csv": str(config.paths.cleaned),
         "rejected_csv": str(config.paths.clean / "rejected.csv"),
     }
-    return {**asdict(summary), "reasons": dict(summary.reasons), **files}
 
 
 def _say_summary(summary: Summary, config: Config) -> None:
@@ -126,7 +264,7 @@ def _say_summary(summary: Summary, config: Config) -> None:
 
     if summary.was_done:
         console.say("nothing to do: the files are up to date")
-    rows = [("cleaned", summary.cleaned), ("pending", summary.pending)]
+    rows: list[tuple[str, int]] = [("cleaned", summary.cleaned), ("pending", summary.pending)]
     rows += [(f"rejected: {reason}", count) for reason, count in summary.reasons.most_common()]
     console.show_table(["rows", "count"], [row for row in rows if row[1]])
-    console.say(f"wrote {config.paths.cleaned}")
+    console.say(f"paid: ${summary.paid_usd:.4f}; wrote {config.paths.cleaned}")

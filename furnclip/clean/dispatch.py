@@ -1,0 +1,295 @@
+"""Sending parts: checks before money is spent, uploads, batches, and finding out after a crash.
+
+In: planned parts. Out: open batches, every one of them journalled before it was asked for and marked with
+run, part and try in its metadata. When the reply to a creation is lost, the service's list is read until
+it is certain enough that there is no such batch; only then is another one asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import date, datetime, timedelta, timezone
+
+from furnclip import console
+from furnclip.clean import estimate
+from furnclip.clean.again import backoff_s, cut_smaller
+from furnclip.clean.answers import classify, usage_of
+from furnclip.clean.ledger import Ledger, key_print
+from furnclip.clean.openai import Batch, BatchService, RefusedError, UnsureError, account_problem
+from furnclip.clean.parts import Limits
+from furnclip.clean.plan import file_digest, queue_limit
+from furnclip.clean.requests import Recipe
+from furnclip.clean.state import SENT, UNSENT, Part
+from furnclip.errors import ConfigError, JournalError, ServiceError
+
+_WARN_DAYS = 30
+_BATCH_DAYS = 2  # a batch may take 24 h; the other day is for clocks and time zones
+_LOOKS = 3
+_DAY_S = 86_400
+_FRESH_FILE_S = 60.0
+_FURTHEST = ("completed", "finalizing", "in_progress", "validating")
+
+
+class Dispatcher:
+    """Sends waiting parts, as far as limits, budget and the service allow."""
+
+    def __init__(self, ledger: Ledger, service: BatchService, recipe: Recipe) -> None:
+        self._ledger = ledger
+        self._service = service
+        self._recipe = recipe
+        self._clean = ledger.config.clean
+        self._checked = False
+        self.over_budget = False
+
+    def waiting(self) -> list[Part]:
+        """Parts that still have to be sent."""
+        return [part for part in self._ledger.state.with_status(*UNSENT) if part.backend == "openai"]
+
+    def open(self) -> list[Part]:
+        return [part for part in self._ledger.state.with_status(*SENT) if part.backend == "openai"]
+
+    def reconcile(self) -> None:
+        """Settle what a crash or a lost reply left open, before anything new is sent."""
+        now_print = key_print(self._ledger.config, self._ledger.state.run)
+        if self.open() and self._ledger.state.key_print not in ("", now_print):
+            console.warn("the batches were sent with another API key; if they cannot be found, use that one")
+        for part in self._ledger.state.with_status("creating"):
+            self._find_created(part)
+
+    def send(self) -> int:
+        """Send what may be sent now; how many batches were created."""
+        created = 0
+        while (part := self._next()) is not None:
+            self._check_once(part)
+            if self._too_large(part):
+                continue
+            created += self._send(part)
+        return created
+
+    # --- what may be sent
+
+    def _next(self) -> Part | None:
+        """The first waiting part, unless a limit says to wait."""
+        waiting, running = self.waiting(), self.open()
+        if not waiting or self._ledger.state.halted or len(running) >= self._clean.max_concurrent_batches:
+            return None
+        part = waiting[0]
+        if part.not_before > time.time():
+            return None
+        calibration = estimate.calibrate(self._ledger.state, self._recipe)
+        queued = sum(estimate.prompt_tokens(other, calibration) for other in [*running, part])
+        if running and queued > self._queue_limit():
+            return None
+        self.over_budget = self._budget_left() < self._cost(part)
+        return None if self.over_budget else part
+
+    def _queue_limit(self) -> int:
+        return queue_limit(self._clean, self._recipe, learned=self._ledger.state.queue_limit)
+
+    def _budget_left(self) -> float:
+        if not self._clean.max_cost_usd:
+            return float("inf")
+        return self._clean.max_cost_usd - estimate.committed_usd(self._ledger.state, self._recipe, batch=True)
+
+    def _cost(self, part: Part) -> float:
+        return estimate.estimate([part], self._ledger.state, self._recipe, batch=True).cost_usd
+
+    def _too_large(self, part: Part) -> bool:
+        """Cut a part that the queue will never take, now that its real limit is known."""
+        calibration = estimate.calibrate(self._ledger.state, self._recipe)
+        limit = self._queue_limit()
+        if part.requests == 1 or estimate.prompt_tokens(part, calibration) <= limit:
+            return False
+        overhead = round(calibration.overhead_tokens)
+        cut_smaller(self._ledger, part, Limits(self._clean.part_requests, part.size_bytes, limit, overhead))
+        return True
+
+    # --- checks before the first batch of a process
+
+    def _check_once(self, part: Part) -> None:
+        if self._checked:
+            return
+        self._check_retirement()
+        self.send_canary(part)
+        self._checked = True
+
+    def _check_retirement(self) -> None:
+        """Warn of a model that will be switched off, and stop when a batch might still be running then."""
+        model = self._recipe.model
+        day = self._service.shutdown_date(model.id)
+        if day is None:
+            return
+        left = day - _today()
+        successor = f"; its successor is `{model.successor}`" if model.successor else ""
+        if left <= timedelta(days=_BATCH_DAYS) and not self._clean.allow_retiring_model:
+            raise ConfigError(
+                f"the model `{model.id}` is shut down on {day}, before a batch sent now is sure to end",
+                hint=f"set `clean.model` in furnclip.toml to another one{successor}",
+            )
+        if left < timedelta(days=_WARN_DAYS):
+            console.warn(
+                f"the model `{model.id}` is shut down on {day}, in {left.days} days; "
+                f"`clean.model` in furnclip.toml chooses another one{successor}"
+            )
+
+    def send_canary(self, part: Part) -> None:
+        """One real request at once: a wrong parameter shows now and not in every line of a batch."""
+        if self._recipe.identity in self._ledger.state.canaries:
+            return
+        request = next(self._ledger.workspace.read_index(part.number))
+        _, line = next(self._ledger.workspace.read_requests(part.number, [request]))
+        body = json.loads(line)["body"]
+        try:
+            reply = self._service.ask(self._recipe.endpoint, body)
+        except RefusedError as error:
+            raise ServiceError(
+                f"a trial request was refused (HTTP {error.status} {error.code}): {error.message}",
+                hint=f"no batch was sent; check `clean.model` (now `{self._recipe.model.id}`) "
+                "and `clean.effort` in furnclip.toml",
+            ) from None
+        outcome = classify(
+            {"response": {"status_code": 200, "body": reply}, "error": None}, self._recipe.vocabulary
+        )
+        if outcome.kind != "cleaned":
+            console.warn(f"the trial request was not answered well ({outcome.reason}: {outcome.detail})")
+        prompt, completion = usage_of(reply)
+        billed = estimate.usage((prompt, completion), self._recipe, batch=False)
+        overhead = prompt - request.image_tokens - request.text_tokens
+        self._ledger.record(
+            "canary",
+            recipe=self._recipe.identity,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            overhead_tokens=overhead if overhead > 0 else self._recipe.overhead_tokens,
+            cost_usd=billed.cost_usd,
+        )
+        console.note(f"trial request: {prompt} + {completion} tokens, ${billed.cost_usd:.6f}")
+
+    # --- one part
+
+    def _send(self, part: Part) -> bool:
+        """Upload and create; whether there is a batch now."""
+        if part.status != "uploaded":
+            self._upload(part)
+        part = self._part(part)
+        at = time.time()
+        self._ledger.record("creating", part=part.number, at=at)
+        try:
+            batch = self._create(part)
+        except UnsureError:
+            return self._find_created(self._part(part))
+        except RefusedError as error:
+            self._not_created(part, error)
+            return False
+        self._created(part, batch, adopted=False)
+        return True
+
+    def _upload(self, part: Part) -> None:
+        ledger = self._ledger
+        path = ledger.workspace.part(part.number)
+        if file_digest(path) != part.sha256:
+            raise JournalError(
+                f"`{path}` was changed after it was planned",
+                hint="restore the file, or remove the folder `work/clean` to start again",
+            )
+        file_id: str | None = None
+        if part.status == "uploading":  # a crash came between the upload and its note
+            file_id = self._service.find_upload(part.filename, part.size_bytes)
+        else:
+            number = f"{part.number:04d}-{part.uploads + 1}"
+            filename = f"furnclip-{ledger.state.run}-{number}-{part.sha256[:8]}.jsonl"
+            ledger.record("uploading", part=part.number, filename=filename)
+        part = self._part(part)
+        if file_id is None:
+            file_id = self._service.upload(path, part.filename)
+        ledger.record("uploaded", part=part.number, file_id=file_id)
+
+    def _create(self, part: Part) -> Batch:
+        """Ask for the batch; a file that was just uploaded may take a moment to be found."""
+        metadata = {
+            "furnclip_run": self._ledger.state.run,
+            "part": str(part.number),
+            "try": str(self._part(part).creations),
+            "sha256": part.sha256,
+            "n": str(part.requests),
+        }
+        deadline = time.monotonic() + min(_FRESH_FILE_S, 2 * self._clean.reconcile_wait_s)
+        wait_s = min(1.0, self._clean.poll_interval_s)
+        while True:
+            try:
+                return self._service.create(part.file_id, self._recipe.endpoint, metadata)
+            except RefusedError as error:
+                if not _file_is_missing(error) or time.monotonic() + wait_s > deadline:
+                    raise
+            time.sleep(wait_s)
+            wait_s *= 2
+
+    def _not_created(self, part: Part, error: RefusedError) -> None:
+        """A definite no: note it, then wait, upload again, or stop."""
+        strikes = part.strikes + 1
+        if _file_is_missing(error):
+            self._ledger.record("upload_lost", part=part.number)
+            if part.uploads >= _LOOKS:
+                raise error.as_service_error()
+            return
+        wait_s = backoff_s(self._clean.retry_wait_s, strikes)
+        self._ledger.record("not_created", part=part.number, not_before=time.time() + wait_s)
+        problem = account_problem(error)
+        if problem is not None:
+            raise problem
+        if error.status != 429:
+            raise error.as_service_error()
+
+    def _created(self, part: Part, batch: Batch, *, adopted: bool) -> None:
+        self._ledger.record(
+            "created",
+            part=part.number,
+            batch_id=batch.id,
+            status=batch.status,
+            at=batch.created_at,
+            adopted=adopted,
+        )
+
+    def _find_created(self, part: Part) -> bool:
+        """Look for the batch of a part whose creation was not confirmed; adopt it if there is one."""
+        for look in range(_LOOKS):
+            if look:
+                time.sleep(self._clean.reconcile_wait_s)
+            found = [
+                batch
+                for batch in self._service.find_batches(
+                    self._ledger.state.run, part.number, since=part.creating_at - _DAY_S
+                )
+                if batch.id not in part.old_batches
+            ]
+            if found:
+                self._adopt(part, found)
+                return True
+        self._ledger.record("not_created", part=part.number, not_before=0.0)
+        return False
+
+    def _adopt(self, part: Part, found: list[Batch]) -> None:
+        """Keep the batch that is furthest along, of equals the earliest; stop the others."""
+        ranked = sorted(found, key=lambda batch: (_rank(batch), batch.created_at))
+        for other in ranked[1:]:
+            if other.status not in ("failed", "cancelled", "expired"):
+                console.warn(f"part {part.number} has a second batch `{other.id}`; it is cancelled")
+                self._service.cancel(other.id)
+        self._created(part, ranked[0], adopted=True)
+
+    def _part(self, part: Part) -> Part:
+        """The part as the journal knows it now."""
+        return self._ledger.state.parts[part.number]
+
+
+def _rank(batch: Batch) -> int:
+    return _FURTHEST.index(batch.status) if batch.status in _FURTHEST else len(_FURTHEST)
+
+
+def _file_is_missing(error: RefusedError) -> bool:
+    return error.status in (400, 404) and "file" in f"{error.code} {error.message}".lower()
+
+
+def _today() -> date:
+    return datetime.now(timezone.utc).date()

@@ -1,0 +1,282 @@
+"""The one place that talks to OpenAI's Files and Batches, in furnclip's own words.
+
+In: part files. Out: file ids, `Batch` views, verified result bytes. Creating a batch is never retried
+here: the service has no idempotency, so a lost reply is reported as `UnsureError` and `dispatch` looks
+before it asks again. Results are held in memory while they are checked: a part of 10,000 requests answers
+with about 15 MB.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from furnclip.config import Config
+from furnclip.console import redact
+from furnclip.errors import ServiceError
+
+OFFICIAL_URL = "https://api.openai.com/v1"
+TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+_UPLOAD_TIMEOUT_S = 900
+_DOWNLOAD_TRIES = 6
+
+
+class UnsureError(Exception):
+    """The reply was lost: the service may or may not have done what was asked."""
+
+
+class RefusedError(Exception):
+    """The service said no; nothing was created."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+    def as_service_error(self) -> ServiceError:
+        return ServiceError(
+            f"the service refused (HTTP {self.status} {self.code}): {self.message}",
+            hint="mend the cause and run the same command again; nothing is lost",
+        )
+
+
+@dataclass(frozen=True)
+class LineError:
+    """Why a batch failed validation; `line` counts from 1, 0 where none is named."""
+
+    code: str
+    message: str
+    param: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as the service shows it; only `id` and `status` are always there."""
+
+    id: str
+    status: str
+    counts: tuple[int, int, int]  # total, completed, failed
+    output_file_id: str
+    error_file_id: str
+    errors: tuple[LineError, ...]
+    usage: tuple[int, int]  # prompt, completion tokens
+    created_at: float
+    in_progress_at: float
+    metadata: Mapping[str, str]
+
+
+class BatchService:
+    """Files, batches, models and single requests of one account."""
+
+    def __init__(self, config: Config, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        key = config.openai_api_key.get_secret_value()
+        self._url = config.clean.base_url or OFFICIAL_URL
+        self._client = openai.OpenAI(api_key=key, base_url=self._url, timeout=config.clean.timeout_s)
+        self._retry_s = min(2.0, config.clean.poll_interval_s)
+        self._sleep = sleep
+
+    def shutdown_date(self, model: str) -> date | None:
+        """The day the provider switches the model off, when it has said so."""
+        try:
+            with self._explained():
+                found = self._client.models.retrieve(model)
+        except RefusedError as error:
+            if error.status != 404:
+                raise error.as_service_error() from None
+            raise ServiceError(
+                f"the service does not offer the model `{model}` to this key",
+                hint="set `clean.model` in furnclip.toml to one it offers",
+            ) from None
+        text = (found.model_extra or {}).get("shutdown_date") or getattr(found, "shutdown_date", None)
+        return date.fromisoformat(text) if isinstance(text, str) and text else None
+
+    def ask(self, endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """One synchronous request; its reply. Raises `RefusedError` for a definite no."""
+        with self._explained():
+            reply = self._client.post(endpoint.removeprefix("/v1"), body=dict(body), cast_to=object)
+        return reply if isinstance(reply, dict) else {}
+
+    def upload(self, path: Path, filename: str) -> str:
+        client = self._client.with_options(timeout=_UPLOAD_TIMEOUT_S)
+        with self._checked(), path.open("rb") as file:
+            return client.files.create(file=(filename, file), purpose="batch").id
+
+    def find_upload(self, filename: str, size_bytes: int) -> str | None:
+        """A file that we uploaded before a crash could note its id."""
+        with self._checked():
+            for file in self._client.files.list(purpose="batch", limit=1000, order="desc"):
+                if file.filename == filename and file.bytes == size_bytes:
+                    return file.id
+        return None
+
+    def create(self, file_id: str, endpoint: str, metadata: Mapping[str, str]) -> Batch:
+        """A new batch. Raises `RefusedError` for a definite no and `UnsureError` for anything else."""
+        once = self._client.with_options(max_retries=0)
+        try:
+            created = once.batches.create(
+                input_file_id=file_id,
+                endpoint=endpoint,  # type: ignore[arg-type]
+                completion_window="24h",
+                metadata=dict(metadata),
+            )
+        except openai.APIStatusError as error:
+            if error.status_code < 500 and error.status_code != 408:
+                raise _refused(error) from None
+            raise UnsureError from None
+        except (openai.APIConnectionError, openai.APIResponseValidationError):
+            raise UnsureError from None
+        return _view(created)
+
+    def find_batches(self, run: str, part: int, *, since: float) -> list[Batch]:
+        """Batches of one part of ours that are not older than `since`, newest first."""
+        found = []
+        with self._checked():
+            for batch in self._client.batches.list(limit=100):
+                view = _view(batch)
+                if view.created_at < since:
+                    break
+                if view.metadata.get("furnclip_run") == run and view.metadata.get("part") == str(part):
+                    found.append(view)
+        return found
+
+    def get(self, batch_id: str) -> Batch:
+        try:
+            with self._explained():
+                return _view(self._client.batches.retrieve(batch_id))
+        except RefusedError as error:
+            if error.status != 404:
+                raise error.as_service_error() from None
+            raise ServiceError(
+                f"the service does not know the batch `{batch_id}`",
+                hint="use the API key of the organisation and project that it was sent with; "
+                "nothing was sent again",
+            ) from None
+
+    def cancel(self, batch_id: str) -> Batch:
+        """Ask for a stop; a batch that has ended already stays as it is."""
+        try:
+            with self._explained():
+                return _view(self._client.with_options(max_retries=0).batches.cancel(batch_id))
+        except RefusedError as error:
+            if error.status == 409:
+                return self.get(batch_id)
+            raise error.as_service_error() from None
+
+    def download(self, file_id: str) -> bytes | None:
+        """A result file, checked for completeness; None when the service does not have it any more."""
+        problem = ""
+        for attempt in range(_DOWNLOAD_TRIES):
+            if attempt:
+                self._sleep(min(30.0, self._retry_s * 2 ** (attempt - 1)))
+            try:
+                with self._explained():
+                    expected_bytes = self._client.files.retrieve(file_id).bytes
+                    content = self._client.files.content(file_id).content
+            except RefusedError as error:
+                if error.status == 404:
+                    return None
+                raise error.as_service_error() from None
+            except ServiceError as error:
+                problem = error.message
+                continue
+            problem = _damage(content, expected_bytes)
+            if not problem:
+                return content
+        raise ServiceError(
+            f"the result file `{file_id}` does not arrive whole: {problem}",
+            hint="run the same command again later; the answers are kept by the service for 30 days",
+        )
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Every failure as a `ServiceError`."""
+        try:
+            with self._explained():
+                yield
+        except RefusedError as error:
+            raise error.as_service_error() from None
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Problems of the account and of the network as `ServiceError`, other refusals as `RefusedError`."""
+        try:
+            yield
+        except openai.APIStatusError as error:
+            if error.status_code >= 500:
+                raise ServiceError(
+                    f"the service at `{self._url}` answers with HTTP {error.status_code}",
+                    hint="run the same command again later; nothing is lost",
+                ) from None
+            refused = _refused(error)
+            raise (account_problem(refused) or refused) from None
+        except openai.APIConnectionError as error:
+            raise ServiceError(
+                f"the service at `{self._url}` cannot be reached ({error.__cause__ or error})",
+                hint="check the connection and `clean.base_url`, then run the same command again",
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ServiceError(
+                f"the answer of `{self._url}` cannot be read ({error})", hint="run the same command again"
+            ) from None
+
+
+def account_problem(refused: RefusedError) -> ServiceError | None:
+    """What the user has to mend before anything can be sent, or None when it is about one request."""
+    if refused.status == 401:
+        return ServiceError("the service refused the API key", hint="check OPENAI_API_KEY")
+    if refused.code == "insufficient_quota":
+        return ServiceError(
+            "the account has no credit left, or reached its spending limit",
+            hint="add credit, then run the same command again; nothing is lost or sent twice",
+        )
+    if refused.status == 403:
+        return ServiceError(
+            f"the API key may not do this: {refused.message}",
+            hint="give the key the permissions for files, batches and models",
+        )
+    return None
+
+
+def _refused(error: openai.APIStatusError) -> RefusedError:
+    return RefusedError(error.status_code, str(error.code or ""), redact(str(error.message)))
+
+
+def _view(batch: openai.types.Batch) -> Batch:
+    counts, usage = batch.request_counts, batch.usage
+    data = batch.errors.data if batch.errors and batch.errors.data else []
+    errors = [LineError(e.code or "", e.message or "", e.param or "", e.line or 0) for e in data]
+    return Batch(
+        id=batch.id,
+        status=batch.status,
+        counts=(counts.total, counts.completed, counts.failed) if counts else (0, 0, 0),
+        output_file_id=batch.output_file_id or "",  # seen as null and as ""
+        error_file_id=batch.error_file_id or "",
+        errors=tuple(errors),
+        usage=(usage.input_tokens, usage.output_tokens) if usage else (0, 0),
+        created_at=float(batch.created_at),
+        in_progress_at=float(batch.in_progress_at or 0),
+        metadata=dict(batch.metadata or {}),
+    )
+
+
+def _damage(content: bytes, expected_bytes: int | None) -> str:
+    """What shows that a download was cut, or an empty text."""
+    if expected_bytes and len(content) != expected_bytes:
+        return f"{len(content)} of {expected_bytes} bytes"
+    last = content.rstrip(b"\n").rsplit(b"\n", 1)[-1]
+    if last and not content.endswith(b"\n"):
+        try:
+            json.loads(last)
+        except ValueError:
+            return "the last line is cut"
+    return ""

@@ -1,0 +1,212 @@
+"""The commands of `furnclip clean`, each from start to end; what they return is what `cli` prints."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from furnclip import console
+from furnclip.clean import estimate as money
+from furnclip.clean.estimate import Estimate
+from furnclip.clean.finalize import Summary, finalize
+from furnclip.clean.ledger import Ledger, open_ledger, read_state
+from furnclip.clean.plan import Prepared, Selection, prepare
+from furnclip.clean.requests import Recipe
+from furnclip.clean.review import Pair, review
+from furnclip.clean.state import SENT, UNSENT, Part, State
+from furnclip.clean.workspace import Workspace
+from furnclip.config import Config
+from furnclip.errors import ConfigError, MissingStageError
+
+if TYPE_CHECKING:
+    from furnclip.clean.dispatch import Dispatcher
+
+# The client library takes over a second to load, so only what talks to a service imports it.
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where things stand."""
+
+    rows: int = 0
+    rejected_before_sending: int = 0
+    parts: list[dict[str, object]] = field(default_factory=list)
+    statuses: dict[str, int] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    paid_usd: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    halted: str = ""
+
+
+def run(ledger: Ledger, selection: Selection, *, partial: bool, ignore_errors: bool) -> Summary:
+    """Prepare, send, watch, write. Does nothing when nothing changed."""
+    if ledger.config.clean.backend == "openai":
+        _need_key(ledger.config)  # before an hour of reading pictures
+    prepare(ledger, selection)
+    answer(ledger, ignore_errors=ignore_errors)
+    return finalize(ledger, partial=partial)
+
+
+def answer(ledger: Ledger, *, ignore_errors: bool) -> None:
+    """Bring every planned part to its end with the configured backend."""
+    _need_prepared(ledger)
+    _resume(ledger, ignore_errors=ignore_errors)
+    backend, recipe = ledger.config.clean.backend, Recipe.from_config(ledger.config.clean)
+    if backend == "openai":
+        _need_key(ledger.config)
+        from furnclip.clean.monitor import Monitor
+        from furnclip.clean.openai import BatchService
+
+        Monitor(ledger, BatchService(ledger.config), recipe).watch()
+    elif backend == "live":
+        from furnclip.clean.live import Live
+
+        Live(ledger, recipe).run()
+
+
+def dispatch(ledger: Ledger, *, ignore_errors: bool) -> Standing:
+    """Send what may be sent now, without waiting for answers."""
+    _need_prepared(ledger)
+    _resume(ledger, ignore_errors=ignore_errors)
+    if ledger.config.clean.backend != "openai":
+        console.note(f"nothing to send: the backend `{ledger.config.clean.backend}` has no batches")
+        return standing(ledger.state)
+    dispatcher = _dispatcher(ledger)
+    dispatcher.reconcile()
+    dispatcher.send()
+    if waiting := len(dispatcher.waiting()):
+        console.note(f"{waiting} parts wait for room; `furnclip clean monitor` sends them as others end")
+    return standing(ledger.state)
+
+
+def monitor(ledger: Ledger) -> Standing:
+    """Watch until every part has ended."""
+    if ledger.config.clean.backend == "openai" and not _was_sent(ledger.state):
+        raise MissingStageError("an open batch", command="furnclip clean dispatch")
+    answer(ledger, ignore_errors=False)
+    return standing(ledger.state)
+
+
+def estimate(ledger: Ledger, selection: Selection, *, calibrated: bool) -> money.Estimate:
+    """The price of what is still to be sent; `calibrated` sends one real request to know it better."""
+    prepare(ledger, selection)
+    clean = ledger.config.clean
+    recipe = Recipe.from_config(clean)
+    waiting = [part for part in ledger.state.with_status(*UNSENT) if part.backend == clean.backend]
+    if calibrated and waiting and clean.backend == "openai":
+        _dispatcher(ledger).send_canary(waiting[0])
+    return money.estimate(waiting, ledger.state, recipe, batch=clean.backend == "openai")
+
+
+def cancel(ledger: Ledger) -> list[int]:
+    """Ask the service to stop every open batch; numbers of their parts."""
+    _need_key(ledger.config)
+    from furnclip.clean.openai import BatchService
+
+    service = BatchService(ledger.config)
+    _dispatcher(ledger).reconcile()
+    parts = ledger.state.with_status("open")
+    for part in parts:
+        batch = service.cancel(part.batch_id)
+        if batch.status != part.batch_status:
+            ledger.record("seen", part=part.number, status=batch.status, counts=list(batch.counts))
+    return [part.number for part in parts]
+
+
+def status(config: Config) -> Standing:
+    """Where things stand, read without touching anything, also while another process works."""
+    if not Workspace(config.paths.clean).journal.is_file():
+        raise MissingStageError(Workspace(config.paths.clean).journal, command="furnclip clean prepare")
+    return standing(read_state(config))
+
+
+def standing(state: State) -> Standing:
+    parts = [
+        part
+        for _, part in sorted(state.parts.items())
+        if part.status not in ("dropped", "replaced") and part.backend != "local"
+    ]
+    outcomes: Counter[str] = Counter()
+    for part in parts:
+        outcomes.update(dict(zip(("cleaned", "rejected", "again"), part.outcomes, strict=True)))
+    facts = state.prepared or {}
+    return Standing(
+        rows=facts.get("rows", 0),
+        rejected_before_sending=facts.get("rejected", 0),
+        parts=[_facts(part) for part in parts],
+        statuses=dict(Counter(part.status for part in parts)),
+        outcomes=dict(outcomes),
+        paid_usd=round(state.paid.cost_usd, 8),
+        prompt_tokens=state.paid.prompt_tokens,
+        completion_tokens=state.paid.completion_tokens,
+        halted=state.halted,
+    )
+
+
+def _facts(part: Part) -> dict[str, object]:
+    _, completed, failed = part.counts
+    return {
+        "part": part.number,
+        "attempt": part.attempt,
+        "status": part.batch_status if part.status == "open" else part.status,
+        "done": completed + failed,
+        "requests": part.requests,
+        "batch_id": part.batch_id,
+        "cost_usd": round(part.usage.cost_usd, 8),
+    }
+
+
+def _need_prepared(ledger: Ledger) -> None:
+    if ledger.state.prepared is None:
+        raise MissingStageError(ledger.workspace.rows, command="furnclip clean prepare")
+
+
+def _resume(ledger: Ledger, *, ignore_errors: bool) -> None:
+    if ignore_errors and ledger.state.halted:
+        ledger.record("resumed", at=time.time())
+
+
+def _was_sent(state: State) -> bool:
+    sent = state.with_status(*SENT, "ended", "downloaded", "merged")
+    return any(part.backend == "openai" for part in sent)
+
+
+def _need_key(config: Config) -> None:
+    if not config.openai_api_key.get_secret_value():
+        raise ConfigError(
+            "there is no OPENAI_API_KEY",
+            hint="put it into `.env` or the environment, or use `--backend local`: free and offline",
+        )
+
+
+def _dispatcher(ledger: Ledger) -> Dispatcher:
+    _need_key(ledger.config)
+    from furnclip.clean.dispatch import Dispatcher
+    from furnclip.clean.openai import BatchService
+
+    return Dispatcher(ledger, BatchService(ledger.config), Recipe.from_config(ledger.config.clean))
+
+
+__all__ = [
+    "Estimate",
+    "Ledger",
+    "Pair",
+    "Prepared",
+    "Selection",
+    "Standing",
+    "Summary",
+    "answer",
+    "cancel",
+    "dispatch",
+    "estimate",
+    "finalize",
+    "monitor",
+    "open_ledger",
+    "prepare",
+    "review",
+    "run",
+    "status",
+]
