@@ -1,9 +1,118 @@
-"""`furnclip train`."""
+"""`furnclip train`: fine-tune CLIP on the shards."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from furnclip.cli.options import ConfigOption, JsonOption, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SCENARIOS = """Fine-tune CLIP on the shards.
+
+[bold]zero_shot[/bold]: nothing trains, the base is measured\n
+[bold]linear_probe[/bold]: both projections; the towers run once\n
+[bold]dual_lora[/bold]: LoRA in both encoders, and both projections\n
+[bold]vision_lora[/bold]: LoRA in the vision encoder, and both projections\n
+[bold]text_lora[/bold]: LoRA in the text encoder, and both projections\n
+[bold]full[/bold]: every weight, lower layers more slowly\n
+[bold]all[/bold]: the first five one after another, and a table
+"""
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
+    app.command(
+        "train",
+        help=_SCENARIOS,
+        epilog="Example: furnclip train --scenario dual_lora --effective-batch-size 1024",
+    )(train)
+
+
+def train(
+    scenario: Annotated[str | None, typer.Option(help="what trains, see above")] = None,
+    run: Annotated[str, typer.Option(help="name of the run [default: the scenario]")] = "",
+    model: Annotated[str | None, typer.Option(help="base model: hub id, folder or `furnclip-tiny`")] = None,
+    epochs: Annotated[int | None, typer.Option(help="passes over the training split")] = None,
+    lr: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
+    effective_batch_size: Annotated[
+        int | None, typer.Option(help="samples that one step contrasts; 0: chosen")
+    ] = None,
+    micro_batch_size: Annotated[
+        int | None, typer.Option(help="samples in one forward pass; 0: the largest that fits")
+    ] = None,
+    lora_r: Annotated[int | None, typer.Option(help="rank of the adapters")] = None,
+    lora_alpha: Annotated[int | None, typer.Option(help="scale of the adapters, over the rank")] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="dropout before the adapters")] = None,
+    loss: Annotated[str | None, typer.Option(help="auto, softmax or sigmoid")] = None,
+    augment: Annotated[str | None, typer.Option(help="none, simple or advanced")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
+    patience: Annotated[int | None, typer.Option(help="epochs without progress; 0: never stop early")] = None,
+    mini_train: Annotated[
+        bool | None, typer.Option("--mini-train", help="train on the small `mini_train` split")
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option("--gradient-checkpointing", help="less memory, more time")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="go on with a run of that name; off: start it over")] = True,
+    upload: Annotated[bool | None, typer.Option("--upload", help="copy checkpoints to the bucket")] = None,
+    wandb: Annotated[str | None, typer.Option(help="off, offline or online")] = None,
+    s3_bucket: Annotated[str | None, typer.Option(help="the bucket")] = None,
+    s3_prefix: Annotated[str | None, typer.Option(help="key prefix in the bucket")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    flags = {
+        "scenario": scenario,
+        "epochs": epochs,
+        "lr": lr,
+        "effective_batch_size": effective_batch_size,
+        "micro_batch_size": micro_batch_size,
+        "lora_r": lora_r,
+        "lora_alpha": lora_alpha,
+        "lora_dropout": lora_dropout,
+        "loss": loss,
+        "augment": augment,
+        "seed": seed,
+        "patience": patience,
+        "mini_train": mini_train,
+        "gradient_checkpointing": gradient_checkpointing,
+        "upload": upload,
+        "wandb": wandb,
+    }
+    checked = settings(
+        config,
+        train=flags,
+        model={"name": _folder_made_absolute(model), "precision": precision},
+        storage={"bucket": s3_bucket, "prefix": s3_prefix},
+    )
+    from furnclip import console
+    from furnclip.train import train as train_run
+
+    card = train_run(checked, run=run, resume=resume)
+    console.emit(card, as_json=as_json, human=lambda: _show(card))
+
+
+def _folder_made_absolute(model: str | None) -> str | None:
+    """A folder stays findable when the command is repeated from elsewhere; other names are kept."""
+    return str(Path(model).resolve()) if model and Path(model).is_dir() else model
+
+
+def _show(card: Mapping[str, Any]) -> None:
+    from furnclip import console
+
+    if card["already_done"]:
+        console.say(f"run `{card['run']}` is finished already; nothing to do")
+    base, tuned = card["validation"]["base"], card["validation"]["finetuned"]
+    rows = [(name.replace("_", " "), base[name], tuned[name]) for name in base]
+    console.show_table(
+        ("validation", "base", "finetuned"),
+        rows,
+        title=f"{card['run']}: {card['samples']['validation']} products, each searched among all of them",
+    )
+    console.say(f"next: `furnclip eval --run {card['run']}`, then `furnclip embed`")

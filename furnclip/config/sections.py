@@ -207,7 +207,7 @@ class TrainingConfig(_Section):
     """recompute each layer in the backward pass: less memory, more time"""
     lora_r: PositiveInt = 16
     """rank of the LoRA adapters"""
-    lora_alpha: PositiveFloat = 32
+    lora_alpha: PositiveInt = 32
     """scale of the LoRA adapters is lora_alpha / lora_r"""
     lora_dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     """dropout in front of the adapters, as a share"""

@@ -57,6 +57,15 @@ class Clip:
         return float(self.module.logit_scale.detach().exp())
 
     @property
+    def layers(self) -> dict[str, int]:
+        """Number of encoder layers of each tower."""
+        config = self.module.config
+        return {
+            "vision": int(config.vision_config.num_hidden_layers),
+            "text": int(config.text_config.num_hidden_layers),
+        }
+
+    @property
     def device(self) -> torch.device:
         return next(self._parameters()).device
 

@@ -1,0 +1,9 @@
+"""Training: exact batches, frozen towers for free, runs that resume to the bit.
+
+In: `work/shards/` and a base model. Out: `work/runs/NAME/`. The techniques and their sources are in the
+modules: `exact` (GradCache), `frozen` (tower cache), `losses`, `captions`, `wiseft`.
+"""
+
+from furnclip.train.run import train
+
+__all__ = ["train"]

@@ -1,0 +1,133 @@
+"""From the best checkpoint to a model that others can load.
+
+Out: `adapter/` (PEFT), `model/` (merged, a plain Hugging Face folder with tokenizer and preprocessing).
+The folder just written is loaded again and compared with the base plus adapter: cosines below 0.9999
+stop the run, because a model that is not what was measured must not be handed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from peft import PeftModel
+from PIL import Image
+from torch import Tensor
+
+from furnclip.config import Config
+from furnclip.errors import ModelError
+from furnclip.journal import replacing_folder
+from furnclip.model.adapters import LoraShape, lora_state, save_adapter, scaled_lora, shifted, weight_changes
+from furnclip.model.clip import Clip
+from furnclip.model.loading import load_float32
+from furnclip.model.quiet import quiet
+from furnclip.train.data import TrainingData
+from furnclip.train.encoder import Encoder
+from furnclip.train.wiseft import Sweep, put_weights, sweep
+
+_PARITY = 0.9999
+_PROBES = 32
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came out: the sweep, the parity of the merged model, and its fingerprint."""
+
+    sweep: Sweep
+    parity: float
+    fingerprint: str
+
+
+def lora_shape(config: Config) -> LoraShape:
+    """The adapters that the settings ask for."""
+    train = config.train
+    return LoraShape(train.lora_r, train.lora_alpha, train.lora_dropout, train.lora_targets)
+
+
+def finish(run: Path, trained: Encoder, validation: TrainingData, config: Config) -> Finished:
+    """Sweep, merge, save and check the trained model, which holds its best weights already."""
+    name = trained.clip.name
+    plain = load_float32(name, config.model)
+    changes = weight_changes(trained.clip.module, plain.module)
+    shares = None if config.train.wise_ft and changes else (1.0,)
+    swept = _swept(plain, trained, changes, validation, shares=shares)
+    base = {key: value.detach().clone() for key, value in plain.module.named_parameters() if key in changes}
+    kept = shifted(base, changes, swept.best)
+    lora = scaled_lora(lora_state(trained.clip.module), swept.best)
+    _write_adapter(run / "adapter", lora, kept, trained, config)
+    put_weights(_encoder(plain, trained), kept)
+    with replacing_folder(run / "model") as aside:
+        plain.save(aside)
+    parity = _parity(run, plain, validation, config, base_name=name)
+    saved = load_float32(str(run / "model"), config.model)
+    return Finished(swept, parity, saved.fingerprint)
+
+
+def _swept(
+    plain: Clip,
+    trained: Encoder,
+    changes: Mapping[str, Tensor],
+    validation: TrainingData,
+    *,
+    shares: tuple[float, ...] | None,
+) -> Sweep:
+    """The sweep, in the arithmetic of training, on a copy that is thrown away."""
+    measured = _encoder(plain, trained)
+    if shares is None:
+        return sweep(measured, changes, validation)
+    return sweep(measured, changes, validation, shares=shares)
+
+
+def _encoder(clip: Clip, like: Encoder) -> Encoder:
+    """The plain model where and as the trained one runs; its frozen towers share the cache."""
+    clip.module.requires_grad_(False).to(like.device)
+    encoder = Encoder(clip, like.scenario, like.device, like.choice, None)
+    encoder.stores.update(like.stores)
+    return encoder
+
+
+def _write_adapter(
+    folder: Path, lora: Mapping[str, Tensor], kept: Mapping[str, Tensor], trained: Encoder, config: Config
+) -> None:
+    if trained.scenario.everything or not trained.scenario.trains:
+        return
+    projections = {f"{path}.weight" for path in trained.clip.family.projections.values()}
+    projections |= {f"{path}.bias" for path in trained.clip.family.projections.values()}
+    whole = {name: value for name, value in kept.items() if name in projections}
+    with replacing_folder(folder) as aside:
+        save_adapter(aside, lora=lora, projections=whole, shape=lora_shape(config), base=trained.clip.name)
+
+
+def _parity(run: Path, merged: Clip, validation: TrainingData, config: Config, *, base_name: str) -> float:
+    """Smallest cosine between vectors of the folder on disk and of the base with its adapter."""
+    unmerged = merged
+    if (run / "adapter" / "adapter_config.json").is_file():
+        unmerged = load_float32(base_name, config.model)
+        with quiet():
+            adapted: Any = PeftModel.from_pretrained(unmerged.module, run / "adapter")
+        unmerged.module = adapted.base_model.model.eval()
+    written = load_float32(str(run / "model"), config.model)
+    cosines = [float(np.min(np.sum(a * b, axis=1))) for a, b in _probes(written, unmerged, validation)]
+    if min(cosines) < _PARITY:
+        raise ModelError(
+            f"the merged model differs from the trained one (cosine {min(cosines):.6f})",
+            hint="this is a fault of furnclip or peft; keep `checkpoints/` and report it",
+        )
+    return min(cosines)
+
+
+def _probes(
+    first: Clip, second: Clip, validation: TrainingData
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Vectors of a few pictures and captions by both models."""
+    rows = range(min(_PROBES, len(validation)))
+    pictures = [Image.fromarray(square) for square in validation.squares(rows, epoch=None)]
+    captions = validation.fixed_captions()[: len(rows)]
+    return [
+        (first.encode_images(pictures), second.encode_images(pictures)),
+        (first.encode_texts(captions), second.encode_texts(captions)),
+    ]

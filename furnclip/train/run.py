@@ -1,0 +1,287 @@
+"""One run, from settings to a finished folder.
+
+In: `work/shards/`, a base model. Out: `work/runs/NAME/` with `run.json`, `metrics.jsonl`, `checkpoints/`,
+`adapter/`, `model/` and `README.md`. `run.json` says `finished` only when all the rest is there.
+
+Where a run starts from, in this order: its own last checkpoint, else the base model. Run again, a
+finished run does nothing; an interrupted one goes on; a changed one is refused, with what changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from furnclip import console
+from furnclip.config import Config
+from furnclip.errors import ConfigError, UsageError
+from furnclip.journal import write_text
+from furnclip.model.loading import load_float32, read_card
+from furnclip.model.precision import Choice, choose_device, choose_precision
+from furnclip.shards import MINI_TRAIN, ShardDataset, read_manifest
+from furnclip.train.captions import duplicate_rate
+from furnclip.train.card import check_same, identity, model_card, now, surroundings, write_card
+from furnclip.train.checkpoints import Position, has_checkpoint, load_checkpoint
+from furnclip.train.data import TrainingData
+from furnclip.train.encoder import Encoder
+from furnclip.train.exact import Memory
+from furnclip.train.finish import Finished, finish, lora_shape
+from furnclip.train.loop import Loop
+from furnclip.train.losses import LossName, chance_loss, checked_loss
+from furnclip.train.memory import kept_activations_bytes, storage_addresses
+from furnclip.train.order import default_batch_size
+from furnclip.train.processes import Processes, joined
+from furnclip.train.scenarios import SCENARIOS, unfreeze
+from furnclip.train.schedule import build_optimiser
+from furnclip.train.steps import StepMaker
+from furnclip.train.trackers import JournalTracker, Tracker, WandbTracker, forget_after
+
+_MANY_DUPLICATES = 0.5
+
+
+@dataclass
+class Prepared:
+    """Everything that a run needs, checked and loaded, before the first step."""
+
+    folder: Path
+    config: Config
+    processes: Processes
+    encoder: Encoder
+    parameters: dict[str, torch.nn.Parameter]
+    train: TrainingData
+    validation: TrainingData
+    loss_name: LossName
+    batch_size: int
+    micro_batch_size: int
+    card: dict[str, Any]
+
+
+def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, Any]:
+    """Train one scenario; returns the run card of the finished run, plus `already_done`.
+
+    `run`: its name; empty: the scenario's. `resume` off: an older run of that name is removed.
+    """
+    with joined() as processes:
+        return _train(config, run or config.train.scenario, processes, resume=resume)
+
+
+def _train(config: Config, name: str, processes: Processes, *, resume: bool) -> dict[str, Any]:
+    folder = _run_folder(config, name)
+    check_settings(config)
+    if not resume and processes.first:
+        shutil.rmtree(folder, ignore_errors=True)
+    processes.wait()
+    ready = _prepare(config, folder, processes)
+    if ready.card.get("status") == "finished":
+        return {**ready.card, "already_done": True}
+    _announce(ready)
+    started = time.monotonic()
+    position, base = _trained(ready)
+    ready.card["seconds"] = round(ready.card.get("seconds", 0) + time.monotonic() - started, 1)
+    if not processes.first:
+        return ready.card
+    finished = finish(folder, ready.encoder, ready.validation, config)
+    return {**_close(ready, position, finished, base=base), "already_done": False}
+
+
+def check_settings(config: Config) -> None:
+    """Refuse combinations that cannot be meant, before any work."""
+    train = config.train
+    if 0 < train.effective_batch_size < train.micro_batch_size:
+        raise ConfigError(
+            f"`train.micro_batch_size` ({train.micro_batch_size}) is larger than "
+            f"`train.effective_batch_size` ({train.effective_batch_size})",
+            hint="a micro-batch is a part of the effective batch: make it smaller",
+        )
+    if train.effective_batch_size == 1:
+        raise ConfigError(
+            "`train.effective_batch_size` cannot be 1",
+            hint="a contrastive loss needs wrong answers: 2 or more",
+        )
+
+
+def _run_folder(config: Config, name: str) -> Path:
+    if name != Path(name).name or name.startswith("."):
+        raise UsageError(f"`{name}` cannot be a run's name", hint="use letters, digits, `-` and `_`")
+    return config.paths.runs / name
+
+
+def _prepare(config: Config, folder: Path, processes: Processes) -> Prepared:
+    settings = config.train
+    scenario = SCENARIOS[settings.scenario]
+    manifest = read_manifest(config.paths.shards)
+    clip = load_float32(config.model.name, config.model, runs=config.paths.runs)
+    loss_name = checked_loss(settings.loss, clip.family)
+    card = _card(config, folder, clip_fingerprint=clip.fingerprint, data_hash=manifest.data_hash)
+    train_data, validation = _read_splits(config, clip.preprocessing)
+    device = choose_device(config.model.device)
+    parameters = unfreeze(clip, scenario, lora_shape(config), seed=settings.seed)
+    choice = _precision(config, card, lambda: choose_precision(config.model.precision, clip.module, device))
+    cache = config.paths.cache / "features" if settings.feature_cache and processes.first else None
+    encoder = Encoder(clip, scenario, device, choice, cache)
+    encoder.place()
+    if settings.gradient_checkpointing:
+        encoder.recompute_layers()
+    batch_size = min(settings.effective_batch_size or default_batch_size(len(train_data)), len(train_data))
+    return Prepared(
+        folder=folder,
+        config=config,
+        processes=processes,
+        encoder=encoder,
+        parameters=parameters,
+        train=train_data,
+        validation=validation,
+        loss_name=loss_name,
+        batch_size=batch_size,
+        micro_batch_size=min(settings.micro_batch_size or 64, batch_size),
+        card=card,
+    )
+
+
+def _read_splits(config: Config, preprocessing: Any) -> tuple[TrainingData, TrainingData]:
+    names = (MINI_TRAIN if config.train.mini_train else "train", "validation")
+    splits = []
+    for name in names:
+        dataset = ShardDataset(config.paths.shards, name)
+        if len(dataset) < 2:
+            raise UsageError(
+                f"the {name} split holds {len(dataset)} samples, training needs at least 2",
+                hint="change `prepare.train_fraction` and `prepare.validation_fraction`, or add products",
+            )
+        splits.append(TrainingData(dataset, preprocessing, config.train))
+    return splits[0], splits[1]
+
+
+def _card(config: Config, folder: Path, *, clip_fingerprint: str, data_hash: str) -> dict[str, Any]:
+    """The card of the run that is there, if it is the same run; else a new one."""
+    same = identity(config, scenario=config.train.scenario, data_hash=data_hash, fingerprint=clip_fingerprint)
+    card = read_card(folder)
+    if card:
+        check_same(folder.name, card["identity"], same)
+        return card
+    return {
+        "run": folder.name,
+        "status": "running",
+        "scenario": config.train.scenario,
+        "identity": same,
+        "config": json.loads(config.train.model_dump_json()),
+        "base": {"name": config.model.name, "fingerprint": clip_fingerprint},
+        "data_hash": data_hash,
+        "started_at": now(),
+        **surroundings(config.paths.work.parent),
+    }
+
+
+def _precision(config: Config, card: dict[str, Any], measure: Callable[[], Choice]) -> Choice:
+    """The arithmetic that the run began with, else the one that suits this machine."""
+    choice = Choice(**card["precision"]) if "precision" in card else measure()
+    card["precision"] = vars(choice)
+    return choice
+
+
+def _announce(ready: Prepared) -> None:
+    """Write the card and say, before the first step, what is going to happen."""
+    if not ready.processes.first:
+        return
+    card, train = ready.card, ready.train
+    module = ready.encoder.clip.module
+    rate = duplicate_rate(train.fixed_captions())
+    card["samples"] = {"train": len(train), "validation": len(ready.validation)}
+    card["batch"] = {"effective": ready.batch_size, "micro": ready.micro_batch_size}
+    card["duplicate_caption_rate"] = round(rate, 4)
+    card["trainable_parameters"] = sum(parameter.numel() for parameter in ready.parameters.values())
+    card["parameters"] = sum(parameter.numel() for parameter in module.parameters())
+    write_card(ready.folder, card)
+    chance = chance_loss(ready.batch_size, ready.loss_name)
+    console.note(
+        f"{card['scenario']}: {card['trainable_parameters']:,} of {card['parameters']:,} parameters train on "
+        f"{len(train)} samples, batch {ready.batch_size} in micro-batches of {ready.micro_batch_size}, "
+        f"{card['precision']['precision']} ({card['precision']['reason']})"
+        + (f", loss at chance {chance:.3f}" if chance else "")
+    )
+    console.note(f"{rate:.1%} of the captions are shared with another sample")
+    if rate > _MANY_DUPLICATES:
+        console.warn("most captions are not unique, so retrieval by caption cannot become sharp")
+
+
+def _trained(ready: Prepared) -> tuple[Position, dict[str, float]]:
+    """Run the loop if anything trains; the model then holds its best weights."""
+    checkpoints = ready.folder / "checkpoints"
+    config = ready.config.train
+    optimiser = None
+    if ready.parameters:
+        optimiser = build_optimiser(ready.parameters, config, layers=ready.encoder.clip.layers)
+    position = Position()
+    if has_checkpoint(checkpoints / "last"):
+        position = load_checkpoint(checkpoints / "last", ready.parameters, optimiser)
+    if ready.processes.first:
+        forget_after(ready.folder, position.step)
+    loop = _loop(ready, optimiser, checkpoints)
+    try:
+        position = loop.run(position)
+    finally:
+        for tracker in loop.trackers:
+            tracker.close()
+    if ready.parameters:
+        load_checkpoint(checkpoints / "best", ready.parameters)
+    return position, position.base_validation
+
+
+def _loop(ready: Prepared, optimiser: torch.optim.Optimizer | None, checkpoints: Path) -> Loop:
+    train = ready.config.train
+    weights = storage_addresses(ready.encoder.clip.module)
+    budget = kept_activations_bytes(train.kept_activations_mb, ready.encoder.device)
+    return Loop(
+        config=train,
+        loss_name=ready.loss_name,
+        encoder=ready.encoder,
+        maker=StepMaker(
+            ready.train, ready.encoder, ready.processes, ready.batch_size, ready.micro_batch_size
+        ),
+        validation=ready.validation,
+        parameters=ready.parameters,
+        optimiser=optimiser,
+        memory=Memory(budget, weights),
+        processes=ready.processes,
+        checkpoints=checkpoints,
+        trackers=_trackers(ready),
+    )
+
+
+def _trackers(ready: Prepared) -> list[Tracker]:
+    if not ready.processes.first:
+        return []
+    trackers: list[Tracker] = [JournalTracker(ready.folder)]
+    if ready.config.train.wandb != "off":
+        trackers.append(WandbTracker(ready.config, ready.folder))
+    return trackers
+
+
+def _close(
+    ready: Prepared, position: Position, finished: Finished, *, base: dict[str, float]
+) -> dict[str, Any]:
+    """Write the model card, and last of all the run card that says `finished`."""
+    card = {
+        **ready.card,
+        "status": "finished",
+        "finished_at": now(),
+        "epochs_done": position.epoch,
+        "steps": position.step,
+        "stopped_early": position.stopped_early,
+        "best_epoch": position.best_epoch,
+        "validation": {"base": base, "finetuned": finished.sweep.figures[finished.sweep.best]},
+        "share": finished.sweep.best,
+        "wise_ft": {str(share): figures["score"] for share, figures in finished.sweep.figures.items()},
+        "parity": finished.parity,
+        "model_fingerprint": finished.fingerprint,
+    }
+    write_text(ready.folder / "README.md", model_card(card))
+    write_card(ready.folder, card)
+    return card

@@ -1,0 +1,93 @@
+"""Where figures of a run go: `metrics.jsonl` always, the terminal if there is one, W&B if asked for.
+
+Out: `work/runs/NAME/metrics.jsonl`, one JSON object a line with `event` `start`, `step`, `validation` or
+`end`. Lines behind the checkpoint that a run goes on from are removed, so no step is there twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from furnclip.config import Config
+from furnclip.errors import UsageError
+from furnclip.journal import Journal, encode_event, read_journal, write_bytes
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class Tracker(Protocol):
+    """Takes events as they happen."""
+
+    def log(self, event: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JournalTracker:
+    """Appends to `metrics.jsonl`; holding it is also what keeps two processes off one run."""
+
+    def __init__(self, run: Path) -> None:
+        self._journal = Journal(run / METRICS_NAME)
+        self._journal.__enter__()
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        self._journal.append(event)
+
+    def close(self) -> None:
+        self._journal.__exit__(None, None, None)
+
+
+class WandbTracker:
+    """Weights & Biases; a run that goes on keeps its id and so its page."""
+
+    def __init__(self, config: Config, run: Path) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UsageError(
+                "`--wandb` needs the package wandb", hint="run `pip install 'furnclip[wandb]'`"
+            ) from None
+        self._run = wandb.init(
+            project=config.train.wandb_project,
+            name=run.name,
+            id=run.name,
+            dir=str(run),
+            mode="online" if config.train.wandb == "online" else "offline",
+            resume="allow",
+            config=json.loads(config.train.model_dump_json()),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        kind = str(event["event"])
+        figures = _flat(event)
+        self._run.log({f"{kind}/{name}": value for name, value in figures.items()}, step=int(event["step"]))
+
+    def log_folder(self, folder: Path, *, kind: str) -> None:
+        """Keep a folder as an artifact."""
+        self._run.log_artifact(str(folder), name=f"{self._run.name}-{kind}", type=kind)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Drop events of steps that the checkpoint does not know of; they will happen again."""
+    path = run / METRICS_NAME
+    kept = [event for event in read_journal(path) if event["step"] <= step]
+    if path.exists():
+        write_bytes(path, b"".join(encode_event(event) for event in kept))
+
+
+def _flat(event: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of an event, nested ones under `outer/inner`."""
+    figures: dict[str, float] = {}
+    for name, value in event.items():
+        if isinstance(value, Mapping):
+            figures.update({f"{name}/{inner}": number for inner, number in _flat(value).items()})
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
+            figures[name] = value
+    return figures

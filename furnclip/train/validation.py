@@ -1,0 +1,43 @@
+"""How well the model retrieves the validation split, both ways, during training.
+
+Out: a dict of figures. The gallery is the validation split alone, so the figures are higher than those
+of a whole catalogue; they are for comparing epochs. `furnclip eval` measures the test split.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from furnclip.metrics import mean_reciprocal_rank, ranks, recall_at_k
+from furnclip.train.data import TrainingData
+
+Vectors = NDArray[np.float32]
+
+
+def answer_sets(captions: Sequence[str], groups: Sequence[str]) -> list[NDArray[np.int64]]:
+    """For each sample the samples with the same caption or group, itself included, ascending."""
+    by_label: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, (caption, group) in enumerate(zip(captions, groups, strict=True)):
+        by_label["caption", caption].append(index)
+        by_label["group", group].append(index)
+    return [
+        np.array(sorted({*by_label["caption", caption], *by_label["group", group]}))
+        for caption, group in zip(captions, groups, strict=True)
+    ]
+
+
+def retrieval_figures(images: Vectors, texts: Vectors, data: TrainingData) -> dict[str, float]:
+    """recall@1, recall@5 and MRR both ways, and `score`, the mean of the four recalls."""
+    answers = answer_sets(data.fixed_captions(), [text.group for text in data.texts])
+    figures: dict[str, float] = {}
+    for way, queries, gallery in (("text_to_image", texts, images), ("image_to_text", images, texts)):
+        first = ranks(queries, gallery, answers)
+        figures[f"{way}_recall@1"] = recall_at_k(first, 1)
+        figures[f"{way}_recall@5"] = recall_at_k(first, 5)
+        figures[f"{way}_mrr"] = mean_reciprocal_rank(first)
+    recalls = [value for name, value in figures.items() if "recall" in name]
+    return {"score": float(np.mean(recalls)), **figures}
