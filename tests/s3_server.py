@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +55,12 @@ def _wait_until_open(port: int, timeout_s: float = 60) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+def create_bucket(server: str, name: str) -> None:
+    """Make a bucket; the local server asks for no signature here."""
+    request = urllib.request.Request(f"{server}/{name}", method="PUT")
+    urllib.request.urlopen(request, timeout=60).close()
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pytest
 from furnclip import S3Manager
 from furnclip.config import StorageConfig
 from furnclip.errors import ConfigError, InputError, StorageError
-from tests.s3_server import CREDENTIALS, Fault, fault_proxy, s3_server
+from tests.s3_server import CREDENTIALS, Fault, create_bucket, fault_proxy, s3_server
 
 INVENTORY = ".furnclip-inventory.json"
 MB = 2**20
@@ -30,11 +30,7 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
     """A new bucket, and credentials for it in the environment."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    name = "b" + hashlib.md5(request.node.name.encode()).hexdigest()
-    client = boto3.client("s3", endpoint_url=server)
-    client.create_bucket(Bucket=name)
-    client.close()
-    return name
+    return make_bucket(server, request.node.name)
 
 
 @pytest.fixture
@@ -62,6 +58,13 @@ def write_dataset(folder: Path, sizes: dict[str, int], *, seed: int = 0) -> Path
 
 def drawn_bytes(word: str, size_bytes: int) -> bytes:
     return hashlib.shake_256(word.encode()).digest(size_bytes)
+
+
+def make_bucket(server: str, word: str) -> str:
+    """A bucket of its own for each test."""
+    name = "b" + hashlib.md5(word.encode()).hexdigest()
+    create_bucket(server, name)
+    return name
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -142,9 +145,12 @@ def test_an_upload_that_did_not_end_is_not_a_dataset(
     server: str, bucket: str, manager: S3Manager, dataset: Path, tmp_path: Path
 ) -> None:
     fault = Fault("status", method="PUT", path="manifest", status=403, code="AccessDenied")
-    with fault_proxy(server, fault) as proxy, S3Manager(bucket, endpoint_url=proxy.address) as refused:
-        with pytest.raises(StorageError, match=r"no permission for PutObject on `s3://.*/p/manifest.json`"):
-            refused.upload_dataset(dataset, "p")
+    with (
+        fault_proxy(server, fault) as proxy,
+        S3Manager(bucket, endpoint_url=proxy.address) as refused,
+        pytest.raises(StorageError, match=r"no permission for PutObject on `s3://.*/p/manifest.json`"),
+    ):
+        refused.upload_dataset(dataset, "p")
     with pytest.raises(StorageError, match=r"the upload to `s3://.*/p` has not ended"):
         manager.download_dataset("p", tmp_path / "back")
     assert not (tmp_path / "back").exists()
@@ -160,9 +166,12 @@ def test_an_older_manifest_does_not_announce_a_half_new_dataset(
     write_dataset(dataset, {"train/a.tar": 9 * MB, "train/b.tar": 50_000}, seed=1)
     manager.upload_dataset(dataset, "p")
     fault = Fault("status", path="a.tar", status=403, code="AccessDenied")
-    with fault_proxy(server, fault) as proxy, S3Manager(bucket, endpoint_url=proxy.address) as refused:
-        with pytest.raises(StorageError, match="no permission"):
-            refused.download_dataset("p", tmp_path / "back")
+    with (
+        fault_proxy(server, fault) as proxy,
+        S3Manager(bucket, endpoint_url=proxy.address) as refused,
+        pytest.raises(StorageError, match="no permission"),
+    ):
+        refused.download_dataset("p", tmp_path / "back")
     assert not (tmp_path / "back/manifest.json").exists()
     manager.download_dataset("p", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(dataset)
@@ -227,6 +236,7 @@ def test_a_bucket_has_to_be_named() -> None:
 
 
 def put(server: str, bucket: str, key: str, content: bytes) -> None:
+    """Put an object as another program would: without our metadata."""
     client = boto3.client("s3", endpoint_url=server)
     client.put_object(Bucket=bucket, Key=key, Body=content)
     client.close()

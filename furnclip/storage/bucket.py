@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PART_BYTES = 8 * 2**20
 ATTEMPTS = 5
-_FIRST_PAUSE_S = 0.05
+_PAUSES_S = (0.1, 0.2, 0.4, 0.8)
 _CONNECT_TIMEOUT_S = 10
 _DIGEST_KEY = "sha256"  # x-amz-meta-sha256
 
@@ -140,11 +140,13 @@ class Bucket:
         return content
 
     def _read(self, key: str) -> bytes:
-        for attempt in range(1, ATTEMPTS):
-            with suppress(*BROKEN_STREAM):
-                return self._client.get_object(Bucket=self.name, Key=key)["Body"].read()
-            time.sleep(_FIRST_PAUSE_S * 2**attempt)
-        return self._client.get_object(Bucket=self.name, Key=key)["Body"].read()
+        for pause_s in _PAUSES_S:  # botocore tries requests again, but not the bodies of answers
+            body = self._client.get_object(Bucket=self.name, Key=key)["Body"]
+            with suppress(*BROKEN_STREAM), closing(body):
+                return body.read()
+            time.sleep(pause_s)
+        with closing(self._client.get_object(Bucket=self.name, Key=key)["Body"]) as body:
+            return body.read()
 
     def write(self, key: str, content: bytes) -> Entry:
         """Put `content` under `key` in one request."""
