@@ -9,7 +9,10 @@ standings, a CSV file and `work/arena/report.html`.
 
 from furnclip.arena.app import ArenaApp, Question, require_choices
 from furnclip.arena.lineup import Card, Lineup, Query
+from furnclip.arena.page import write_page
+from furnclip.arena.session import vote_in_terminal
 from furnclip.arena.stats import Standings, compute_standings
+from furnclip.arena.tables import duel_lines, tables
 from furnclip.arena.votes import OUTCOMES, Vote, VoteBook, export_csv
 
 __all__ = [
@@ -23,6 +26,10 @@ __all__ = [
     "Vote",
     "VoteBook",
     "compute_standings",
+    "duel_lines",
     "export_csv",
     "require_choices",
+    "tables",
+    "vote_in_terminal",
+    "write_page",
 ]

@@ -46,14 +46,23 @@ class ArenaApp:
     """One rater's voting on one contest.
 
     `config`: None reads `furnclip.toml`. `rater`: the name votes are written under; empty is the
-    login name. `runs`: names of the fine-tuned models; empty takes the one in the vector file. Raises
-    `MissingStageError` without vectors, and `JournalError` when this rater votes elsewhere already.
+    login name. `runs`: names of the fine-tuned models; empty takes the one in the vector file. `model`:
+    the base model that the vectors must have been made with; None takes any. Raises
+    `MissingStageError` without vectors, `ModelMismatchError` for another base model and `JournalError`
+    when this rater votes elsewhere already.
     """
 
-    def __init__(self, config: Config | None = None, *, rater: str = "", runs: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        rater: str = "",
+        runs: Sequence[str] = (),
+        model: str | None = None,
+    ) -> None:
         self.config = config or load_config()
         self.rater = _checked_name(rater or getpass.getuser())
-        self.lineup: Lineup = make_lineup(self.config, runs)
+        self.lineup: Lineup = make_lineup(self.config, runs, model=model)
         self.book = VoteBook(self.config.paths.arena / "votes.jsonl")
         self._lock = _rater_lock(self.config.paths.arena, self.rater)
         arena = self.config.arena

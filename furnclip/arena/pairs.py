@@ -19,7 +19,7 @@ import numpy.typing as npt
 from furnclip.arena.lineup import Card, Lineup, Query
 from furnclip.catalogue import ATTRIBUTES, content_hash, default_caption
 from furnclip.config import Config
-from furnclip.errors import InputError, MissingStageError
+from furnclip.errors import InputError, MissingStageError, ModelMismatchError
 from furnclip.images import open_image
 from furnclip.journal import write_json
 from furnclip.vectors import VectorTable, column_name, read_provenance, read_vectors, top_k
@@ -83,9 +83,14 @@ def _find_run(run: str, master: Path) -> Contender:
     raise MissingStageError(f"{master.parent}: vectors of run {run}", command=f"furnclip embed --run {run}")
 
 
-def make_lineup(config: Config, runs: Sequence[str]) -> Lineup:
+def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None) -> Lineup:
     """The contest for these settings: read if it was worked out before, else worked out and kept."""
     contenders = find_contenders(config, runs)
+    if model is not None and model != contenders[0].model:
+        raise ModelMismatchError(
+            f"the base vectors were made by `{contenders[0].model}`, not by `{model}`",
+            hint=f"run `furnclip embed --model {model}`, or leave `--model` out",
+        )
     arena = config.arena
     key = content_hash(
         _FORMAT,

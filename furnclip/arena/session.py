@@ -20,7 +20,7 @@ from furnclip.arena.sheet import Sheets
 from furnclip.arena.state import Trial
 from furnclip.arena.terminal import Terminal
 from furnclip.arena.votes import OUTCOMES
-from furnclip.viewers import Box, Drawing, Viewer, desktop_command, open_on_desktop
+from furnclip.viewers import Box, Drawing, Setting, Viewer, desktop_command, detect, open_on_desktop
 
 # Nobody judges a screen in this time; a bouncing key or an answer of the terminal comes faster.
 ARMING_S = 0.25
@@ -191,3 +191,14 @@ def _open_window(picture: Picture | None) -> str:
         return "there is no desktop to open a window on"
     opened = open_on_desktop(picture.sheet, command)
     return f"opened with {command[0]}" if opened else f"{command[0]} could not open the picture"
+
+
+def vote_in_terminal(app: ArenaApp, *, viewer: Setting = "auto", most_votes: int | None = None) -> None:
+    """Let a rater vote in this process's terminal, until they quit or nothing is left.
+
+    Raises `UsageError` where there is no terminal, `TerminalGone` when it is closed.
+    """
+    plan = detect(viewer)
+    shown_by = Viewer(plan, timeout_s=app.config.arena.viewer_timeout_s)
+    with Terminal() as terminal, Pictures(app.config.paths.cache / "arena", shown_by) as pictures:
+        Session(app, terminal, pictures, color=plan.colors != "none").run(most_votes=most_votes)

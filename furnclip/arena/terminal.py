@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from furnclip.arena.keys import KeyReader
+from furnclip.config import environment_variables
 from furnclip.errors import Interrupted, UsageError
 
 if sys.platform != "win32":
@@ -56,6 +57,11 @@ class Terminal:
             raise UsageError(
                 "the arena needs a terminal to vote in",
                 hint="run it in one, or vote from Python with `furnclip.ArenaApp`",
+            )
+        if environment_variables().get("TERM", "") in ("", "dumb"):
+            raise UsageError(
+                "this terminal cannot place text (TERM is empty or `dumb`)",
+                hint="use another terminal, or vote from Python with `furnclip.ArenaApp`",
             )
         self._output = screen.fileno()
         self._reader = KeyReader()

@@ -1,9 +1,173 @@
-"""`furnclip arena`."""
+"""`furnclip arena`: vote; `arena stats`: what the votes say; `arena export`: the votes as CSV."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, JsonOption, settings
+
+if TYPE_CHECKING:
+    from furnclip.arena import Standings, VoteBook
+    from furnclip.config import Config
+    from furnclip.viewers import Setting
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the app."""
+    """Add the command and its sub-commands to the app."""
+    group = typer.Typer(
+        invoke_without_command=True, context_settings=CONTEXT_SETTINGS, rich_markup_mode="rich"
+    )
+    group.callback(
+        invoke_without_command=True, epilog="Example: furnclip arena --rater anna --queries texts"
+    )(arena)
+    group.command("stats", epilog="Example: furnclip arena stats --json")(stats)
+    group.command("export", epilog="Example: furnclip arena export votes.csv")(export)
+    app.add_typer(group, name="arena")
+
+
+def arena(
+    context: typer.Context,
+    rater: Annotated[
+        str, typer.Option("--rater", help="name your votes are kept under [default: login]")
+    ] = "",
+    run: Annotated[
+        list[str] | None,
+        typer.Option("--run", help="fine-tuned run to judge, repeatable [default: the one embedded]"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="base model that the vectors must have been made with")
+    ] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option("--queries", help="`images`, `texts`, `both`, a text file or a folder of pictures"),
+    ] = None,
+    k: Annotated[int | None, typer.Option("-k", "--k", help="products in each row")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="seed of the order and of the sides")] = None,
+    viewer: Annotated[
+        str | None, typer.Option("--viewer", help="`auto`, `none`, `builtin` or a command with {path}")
+    ] = None,
+    votes: Annotated[int | None, typer.Option("--votes", min=1, help="stop after so many votes")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge two models blind: A, B, T tie, X both bad, N next, U undo, Q quit with statistics."""
+    if context.invoked_subcommand is not None:
+        return
+    from furnclip.arena import ArenaApp, require_choices, vote_in_terminal
+
+    flags: dict[str, Any] = {"queries": queries, "k": k, "seed": seed, "viewer": viewer}
+    chosen = settings(config, arena=flags)
+    shown_by = chosen.arena.viewer if viewer else _permitted_viewer(chosen, config)
+    with ArenaApp(chosen, rater=rater, runs=run or (), model=model) as app:
+        require_choices(app.lineup)
+        vote_in_terminal(app, viewer=shown_by, most_votes=votes)
+        _emit(app.book, app.standings(), as_json=as_json, finished=app.trial is None)
+
+
+def stats(
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", help="where to write the page [default: arena/report.html]", resolve_path=True
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what all votes say, with their uncertainty; writes a page with the pictures behind them."""
+    from furnclip.arena import compute_standings, write_page
+
+    paths = settings(config).paths
+    book = _book(paths.arena)
+    votes = book.votes()
+    standings = compute_standings(votes, book.agreements())
+    page = html or paths.arena / "report.html"
+    write_page(page, standings, votes)
+    _emit(book, standings, as_json=as_json, page=page)
+
+
+def export(
+    path: Annotated[
+        Path | None, typer.Argument(help="where to write [default: arena/votes.csv]", resolve_path=True)
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write every vote that stands to a CSV file."""
+    from furnclip import console
+    from furnclip.arena import export_csv
+
+    folder = settings(config).paths.arena
+    votes = _book(folder).votes()
+    target = path or folder / "votes.csv"
+    export_csv(votes, target)
+    console.emit(
+        {"written": str(target), "votes": len(votes)},
+        as_json=as_json,
+        human=lambda: console.say(f"wrote {len(votes)} votes to {target}"),
+    )
+
+
+def _book(folder: Path) -> VoteBook:
+    from furnclip.arena import VoteBook
+    from furnclip.errors import MissingStageError
+
+    book = VoteBook(folder / "votes.jsonl")
+    if not book.path.is_file():
+        raise MissingStageError(book.path, command="furnclip arena")
+    return book
+
+
+def _permitted_viewer(chosen: Config, config: Path | None) -> Setting:
+    """The viewer, asked about once if it is a command that came with the folder's settings."""
+    import sys
+
+    from furnclip.config import CONFIG_NAME, environment_variables
+    from furnclip.viewers import permitted
+
+    if "FURNCLIP_ARENA__VIEWER" in environment_variables():
+        return chosen.arena.viewer
+    ask = (lambda question: typer.confirm(question, err=True)) if sys.stdin.isatty() else None
+    return permitted(chosen.arena.viewer, config_file=config or Path.cwd() / CONFIG_NAME, ask=ask)
+
+
+def _emit(
+    book: VoteBook,
+    standings: Standings,
+    *,
+    as_json: bool,
+    page: Path | None = None,
+    finished: bool = False,
+) -> None:
+    from furnclip import console
+
+    payload = {**standings.payload(), "votes_file": str(book.path), "page": str(page) if page else None}
+
+    def human() -> None:
+        if finished:
+            console.say("everything has been judged")
+        _show(standings)
+        console.say(f"votes: {book.path}")
+        if page:
+            console.say(f"page: {page}")
+
+    console.emit(payload, as_json=as_json, human=human)
+
+
+def _show(standings: Standings) -> None:
+    from furnclip import console
+    from furnclip.arena import duel_lines, tables
+
+    if not standings.votes:
+        console.say("no votes yet")
+        return
+    for duel in standings.duels:
+        for line in duel_lines(duel):
+            console.say(line)
+    for table in tables(standings):
+        console.show_table(table.columns, table.rows, title=table.title)
+        if table.note:
+            console.say(table.note)
