@@ -294,8 +294,8 @@ def _changed(records: Records, before: Records) -> np.ndarray:
     for name in ("title", "group", "hash", "thumb", "source"):
         differs = old[name] != records[name]
         changed |= differs if differs.ndim == 1 else differs.any(axis=1)
-    same_product: np.ndarray = np.equal(old["key"], records["key"])
-    return np.logical_and(changed, same_product)
+    same_product = np.asarray(old["key"] == records["key"], dtype=bool)
+    return np.asarray(changed & same_product)
 
 
 def _product_id(earlier: Earlier, record: Any) -> str:
