@@ -21,6 +21,7 @@ from furnclip.shards.manifest import (
     write_manifest,
 )
 from furnclip.shards.reader import ShardDataset, read_shard
+from furnclip.shards.stream import ShardStream, read_tar
 from furnclip.shards.tar import Sample, write_shard
 
 __all__ = [
@@ -31,10 +32,12 @@ __all__ = [
     "Sample",
     "ShardDataset",
     "ShardInfo",
+    "ShardStream",
     "SplitInfo",
     "read_assignments",
     "read_manifest",
     "read_shard",
+    "read_tar",
     "write_manifest",
     "write_shard",
 ]
