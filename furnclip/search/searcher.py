@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lancedb.rerankers import RRFReranker
 from PIL import Image
 
 from furnclip import console
@@ -23,8 +22,8 @@ from furnclip.vectors.index import KEYWORDS, index_location, open_index
 
 Mode = Literal["vector", "keyword", "hybrid"]
 Picture = Path | str | Image.Image
-# Each side of a hybrid search contributes this many candidates before they are fused.
-_HYBRID_CANDIDATES = 100
+_HYBRID_CANDIDATES = 100  # of each side, before they are fused
+_RANK_OFFSET = 60  # of reciprocal rank fusion, as in the paper
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,9 @@ class Searcher:
         words = (text or "").strip()
         chosen = self._mode(mode, words=words, has_image=image is not None)
         vector = None if chosen == "keyword" else self._vector(words, image, image_weight)
-        return self._run(_Request(vector, words, chosen, k or self.config.search.k, combined(where, exclude)))
+        request = _Request(vector, words, chosen, k or self.config.search.k, combined(where, exclude))
+        with explained(self.table, where):
+            return self._run(request)
 
     def search_many(
         self,
@@ -124,10 +125,11 @@ class Searcher:
         if chosen != "keyword" and texts:
             with self._encoding:
                 vectors = list(self.clip.encode_texts(list(texts)))
-        return [
-            self._run(_Request(vector, text.strip(), chosen, count, condition))
-            for text, vector in zip(texts, vectors, strict=True)
-        ]
+        with explained(self.table, where):
+            return [
+                self._run(_Request(vector, text.strip(), chosen, count, condition))
+                for text, vector in zip(texts, vectors, strict=True)
+            ]
 
     def _load(self, *, run: str | None, model: str | None) -> Clip:
         made_by = self.provenance.models[self.label]
@@ -171,31 +173,45 @@ class Searcher:
         return _first(only)
 
     def _run(self, request: _Request) -> list[Hit]:
-        with explained(self.table, request.where):
-            query = self._query(request)
-            if request.where:
-                query = query.where(request.where, prefilter=True)
-            found = query.select(self._columns(request)).to_list()
-        return [_hit(row, request.mode) for row in found[: request.k]]
-
-    def _query(self, request: _Request) -> Any:
-        column = column_name("vec", self.label)
-        if request.mode == "keyword":
-            query = self.table.search(request.words, query_type="fts", fts_columns=KEYWORDS)
-            return query.limit(request.k)
         if request.mode == "vector":
-            query = self.table.search(request.vector, vector_column_name=column).limit(request.k)
-        else:
-            query = self.table.search(query_type="hybrid", vector_column_name=column, fts_columns=KEYWORDS)
-            query = query.vector(request.vector).text(request.words).rerank(RRFReranker())
-            query = query.limit(max(request.k, _HYBRID_CANDIDATES))
-        # A filter may leave little in the partitions looked into first; then all of them are searched.
-        query = query.minimum_nprobes(self.config.search.probes).maximum_nprobes(0)
-        return query.distance_type("dot")
+            return self._by_vector(request, request.k)
+        if request.mode == "keyword":
+            return self._by_keyword(request, request.k)
+        candidates = max(request.k, _HYBRID_CANDIDATES)
+        by_rank = fuse_ranks(self._by_vector(request, candidates), self._by_keyword(request, candidates))
+        return by_rank[: request.k]
 
-    def _columns(self, request: _Request) -> list[str]:
-        extra = {"vector": ["_distance"], "keyword": ["_score"], "hybrid": ["_distance", "_score"]}
-        return [*PRODUCT_COLUMNS, *extra[request.mode]]
+    def _by_vector(self, request: _Request, count: int) -> list[Hit]:
+        query = self.table.search(request.vector, vector_column_name=column_name("vec", self.label))
+        # A filter may leave little in the partitions looked into first; then all of them are searched.
+        query = query.distance_type("dot").minimum_nprobes(self.config.search.probes).maximum_nprobes(0)
+        rows = self._rows(query, request, count, score="_distance")
+        return [_hit(row, 1.0 - row["_distance"]) for row in rows]  # the distance is 1 - cosine
+
+    def _by_keyword(self, request: _Request, count: int) -> list[Hit]:
+        query = self.table.search(request.words, query_type="fts", fts_columns=KEYWORDS)
+        return [_hit(row, row["_score"]) for row in self._rows(query, request, count, score="_score")]
+
+    def _rows(self, query: Any, request: _Request, count: int, *, score: str) -> list[dict[str, Any]]:
+        if request.where:
+            query = query.where(request.where, prefilter=True)
+        rows: list[dict[str, Any]] = query.select([*PRODUCT_COLUMNS, score]).limit(count).to_list()
+        return rows
+
+
+def fuse_ranks(*rankings: Sequence[Hit]) -> list[Hit]:
+    """Reciprocal rank fusion: each ranking gives a product 1 / (60 + rank); best sum first.
+
+    Between equal sums the product that stood higher in the earlier ranking comes first.
+    """
+    sums: dict[str, float] = {}
+    hits: dict[str, Hit] = {}
+    for ranking in rankings:
+        for rank, hit in enumerate(ranking, start=1):
+            sums[hit.product_id] = sums.get(hit.product_id, 0.0) + 1 / (_RANK_OFFSET + rank)
+            hits.setdefault(hit.product_id, hit)
+    ordered = sorted(hits, key=lambda product_id: -sums[product_id])  # stable
+    return [replace(hits[product_id], score=sums[product_id]) for product_id in ordered]
 
 
 def _label(provenance: Provenance, *, run: str | None, model: str | None, uri: str) -> str:
@@ -227,11 +243,6 @@ def _square(image: Picture, side_px: int) -> Image.Image:
     return load_square(Path(image), side_px)
 
 
-def _hit(row: dict[str, Any], mode: Mode) -> Hit:
-    score = {
-        "vector": lambda: 1.0 - row["_distance"],  # LanceDB's dot distance is 1 - cosine of unit vectors
-        "keyword": lambda: row["_score"],
-        "hybrid": lambda: row["_relevance_score"],
-    }[mode]()
+def _hit(row: Mapping[str, Any], score: float) -> Hit:
     texts = ("product_id", "title", "clean_title", *ATTRIBUTES, "group", "split", "image")
     return Hit(score=float(score), **{name: row[name] or "" for name in texts})
