@@ -134,7 +134,7 @@ def _header(view: View) -> RenderableType:
     grid.add_column(justify="right", no_wrap=True)
     grid.add_row(
         _line(("furnclip arena", "bold"), (f"  {view.rater}", "dim")),
-        _line((f"{view.votes} votes", "bold"), (f"  {view.left} left", "dim")),
+        _line((f"{view.votes} vote{'' if view.votes == 1 else 's'}", "bold"), (f"  {view.left} left", "dim")),
     )
     return grid
 

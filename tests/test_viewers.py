@@ -1,0 +1,316 @@
+"""Viewers: what is detected where, templates without a shell, runners that hurt nobody, half blocks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from furnclip.errors import ConfigError
+from furnclip.viewers import (
+    Box,
+    Candidate,
+    Plan,
+    Surroundings,
+    Viewer,
+    desktop_command,
+    detect,
+    fill,
+    half_blocks,
+    parse_template,
+    permitted,
+    preview_copy,
+    show_image,
+)
+from furnclip.viewers import (
+    test_card as make_test_card,  # pytest would take the name for a test
+)
+
+EVERYTHING = {"chafa", "timg", "viu", "catimg", "img2sixel", "kitten", "wezterm"}
+
+
+def around(env: Mapping[str, str], tools: set[str] = EVERYTHING, **more: object) -> Surroundings:
+    values = {"isatty": True, "platform": "linux", "chafa_version": lambda: (1, 12), **more}
+    return Surroundings(env=env, which=lambda name: f"/bin/{name}" if name in tools else None, **values)
+
+
+KITTY = {"TERM": "xterm-kitty", "KITTY_WINDOW_ID": "1"}
+PLAIN = {"TERM": "xterm-256color"}
+TABLE = [
+    # environment, terminal, graphics, first viewer
+    (KITTY, "kitty", "kitty", "kitten icat"),
+    ({"TERM": "xterm-ghostty"}, "ghostty", "kitty", "kitten icat"),
+    ({"TERM": "xterm-256color", "TERM_PROGRAM": "ghostty"}, "ghostty", "kitty", "kitten icat"),
+    ({**PLAIN, "TERM_PROGRAM": "WezTerm"}, "WezTerm", "iterm", "wezterm imgcat"),
+    ({**PLAIN, "TERM_PROGRAM": "iTerm.app"}, "iTerm2", "iterm", "chafa (iterm)"),
+    ({**PLAIN, "SSH_TTY": "/dev/pts/1", "LC_TERMINAL": "iTerm2"}, "iTerm2", "iterm", "chafa (iterm)"),
+    ({"TERM": "foot-extra"}, "foot", "sixels", "chafa (sixels)"),
+    ({**PLAIN, "KONSOLE_VERSION": "220400"}, "Konsole", "sixels", "chafa (sixels)"),
+    ({**PLAIN, "KONSOLE_VERSION": "240801"}, "Konsole", "sixels", "chafa (sixels)"),
+    ({**PLAIN, "KONSOLE_VERSION": "211203"}, "Konsole", "symbols", "chafa (symbols)"),
+    ({**PLAIN, "TERM_PROGRAM": "mintty"}, "mintty", "sixels", "chafa (sixels)"),
+    (
+        {**PLAIN, "WT_SESSION": "x", "WSL_DISTRO_NAME": "Debian"},
+        "Windows Terminal",
+        "symbols",
+        "chafa (symbols)",
+    ),
+    (
+        {**PLAIN, "TERM_PROGRAM": "vscode", **KITTY, "TERM": "xterm-256color"},
+        "VS Code",
+        "symbols",
+        "chafa (symbols)",
+    ),
+    (
+        {**PLAIN, "VTE_VERSION": "7200", "KITTY_WINDOW_ID": "1"},
+        "a VTE terminal",
+        "symbols",
+        "chafa (symbols)",
+    ),
+    ({"TERM": "alacritty", "KITTY_WINDOW_ID": "1"}, "Alacritty", "symbols", "chafa (symbols)"),
+    ({**KITTY, "TMUX": "/tmp/t,1,0"}, "tmux", "symbols", "chafa (symbols)"),
+    ({**KITTY, "TERM": "screen-256color"}, "tmux or screen", "symbols", "chafa (symbols)"),
+    ({**KITTY, "STY": "1.x"}, "screen", "symbols", "chafa (symbols)"),
+    ({**KITTY, "ZELLIJ": "0"}, "zellij", "symbols", "chafa (symbols)"),
+    ({**PLAIN, "NVIM": "/tmp/n", "TERM_PROGRAM": "WezTerm"}, "Neovim", "symbols", "chafa (symbols)"),
+    ({**PLAIN, "INSIDE_EMACS": "29.1"}, "Emacs", "symbols", "chafa (symbols)"),
+    (PLAIN, "unknown terminal", "symbols", "chafa (symbols)"),
+]
+
+
+@pytest.mark.parametrize(("env", "terminal", "graphics", "first"), TABLE)
+def test_detection(env: dict[str, str], terminal: str, graphics: str, first: str) -> None:
+    plan = detect("auto", around(env))
+    assert (plan.terminal, plan.graphics, plan.candidates[0].name) == (terminal, graphics, first)
+    assert plan.candidates[-1].name == "half blocks"
+    assert terminal in plan.lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("env", "isatty", "reason"),
+    [
+        (PLAIN, False, "the output is not a terminal"),
+        ({"TERM": "dumb"}, True, "TERM is `dumb`"),
+        ({}, True, "TERM is ``"),
+        ({**PLAIN, "CI": "true"}, True, "CI is set"),
+        ({**KITTY, "NO_COLOR": "1"}, True, "NO_COLOR is set"),
+    ],
+)
+def test_where_only_the_path_is_printed(env: dict[str, str], isatty: bool, reason: str) -> None:
+    plan = detect("auto", around(env, isatty=isatty))
+    assert plan.candidates == ()
+    assert plan.reason == reason
+    assert "viewers: none, only the path" in plan.lines()
+
+
+def test_what_is_not_installed_is_skipped_and_named() -> None:
+    plan = detect("auto", around(PLAIN, {"viu"}))
+    assert [candidate.name for candidate in plan.candidates] == ["viu", "half blocks"]
+    assert plan.missing == ("chafa", "timg", "catimg")
+
+
+def test_a_new_chafa_is_told_not_to_ask_the_terminal() -> None:
+    old = detect("auto", around(PLAIN)).candidates[0].arguments
+    new = detect("auto", around(PLAIN, chafa_version=lambda: (1, 18))).candidates[0].arguments
+    assert "--probe" not in old
+    assert new[new.index("--probe") + 1] == "off"
+
+
+def test_an_explicit_viewer_is_followed_by_half_blocks_only() -> None:
+    plan = detect(["mytool", "{path}"], around(KITTY))
+    assert [candidate.name for candidate in plan.candidates] == ["mytool", "half blocks"]
+    assert detect("builtin", around(KITTY)).candidates[0].name == "half blocks"
+    assert detect("none", around(KITTY)).candidates == ()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("", "is empty"),
+        ("chafa", "does not contain {path}"),
+        ("{path}", "starts with a placeholder instead of a program"),
+        ("chafa {path} | less", "needs a shell, and none is used"),
+        ("chafa '{path}", "cannot be split: no closing quotation"),
+    ],
+)
+def test_a_template_that_cannot_work_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match="viewer") as caught:
+        parse_template(setting)
+    assert caught.value.message == f"the viewer `{setting}` {message}"
+
+
+def test_an_unknown_placeholder_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_template("chafa {pathh}")
+    assert caught.value.message == "the viewer's `{pathh}` is not a placeholder"
+    assert caught.value.hint == "did you mean `{path}`?"
+    with pytest.raises(ConfigError, match="not a placeholder"):
+        parse_template("chafa {path.__class__}")
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs"]), max_size=40))
+def test_what_is_filled_in_is_never_split_or_read_again(name: str) -> None:
+    path = f"/tmp/{name}"
+    assert fill(["show", "--size={cols}", "{{x}}", "{path}"], {"cols": 9, "path": path}) == [
+        "show",
+        "--size=9",
+        "{x}",
+        path,
+    ]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return make_test_card(tmp_path / "cards")
+
+
+def script(tmp_path: Path, body: str) -> str:
+    path = tmp_path / "viewer.sh"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return f"{path} {{path}}"
+
+
+def draw(setting: str, picture: Path, *, timeout_s: float = 0.6, **box: int) -> tuple[Viewer, object]:
+    viewer = Viewer(detect(setting, around({**PLAIN, "COLORTERM": "truecolor"})), timeout_s=timeout_s)
+    return viewer, viewer.draw(picture, Box(cols=20, rows=6, **box))
+
+
+BAD_VIEWERS = {
+    "fails": ("echo broken >&2; exit 2", "viewer.sh: exit code 2: broken"),
+    "hangs": ("sleep 60", "viewer.sh: it took too long"),
+    "is silent": ("exit 0", "viewer.sh: it drew nothing"),
+    "never ends": ("exec yes", "viewer.sh: it writes without end"),
+    "stops inside kitty's": ("printf '\\033_Gf=100;AAAA'", "its output stops in the middle of a picture"),
+    "stops inside sixels": ("printf '\\033Pq#0;2;0;0;0'", "its output stops in the middle of a picture"),
+    "stops inside iTerm's": ("printf '\\033]1337;File=:AAAA'", "its output stops in the middle of a picture"),
+    "leaves a child": ("(sleep 60; echo late) & exit 3", "viewer.sh: exit code 3"),
+    "wants keys": ("head -c1 </dev/tty || exit 4", "viewer.sh: exit code 4"),
+}
+
+
+@pytest.mark.parametrize(("body", "complaint"), BAD_VIEWERS.values(), ids=BAD_VIEWERS)
+def test_a_bad_viewer_gives_way_to_half_blocks(
+    tmp_path: Path, picture: Path, body: str, complaint: str
+) -> None:
+    start = time.monotonic()
+    viewer, drawing = draw(script(tmp_path, body), picture)
+    assert drawing.viewer == "half blocks"
+    assert complaint in drawing.failures[0]
+    assert "▀".encode() in drawing.data
+    assert time.monotonic() - start < 5
+    again = viewer.draw(picture, Box(cols=20, rows=6))
+    assert again.failures == ()  # not tried a second time
+
+
+def test_text_keeps_its_colours_and_nothing_else(tmp_path: Path, picture: Path) -> None:
+    hostile = r"\033[2J\033]0;title\007\033[6n\033[31mRED\033[0m\033[?1049l\033[38;5"
+    _, drawing = draw(script(tmp_path, f"printf '{hostile}'"), picture)
+    assert drawing.data == b"\x1b[31mRED\x1b[0m\x1b[0m\r\n"
+
+
+def test_lines_go_to_the_box_and_no_further(tmp_path: Path, picture: Path) -> None:
+    _, drawing = draw(script(tmp_path, "seq 1 50"), picture, left=3, top=2)
+    assert drawing.data.startswith(b"\x1b[3;4H1\x1b[0m\x1b[4;4H2")
+    assert b"\x1b[8;4H6" in drawing.data
+    assert b"\x1b[9;4H" not in drawing.data
+
+
+def test_no_shell_sees_the_arguments(tmp_path: Path) -> None:
+    odd = tmp_path / "-dash $(touch pwned) 'q' {cols} ü.png"
+    Image.new("RGB", (20, 20), "red").save(odd)
+    seen = tmp_path / "seen"
+    _, drawing = draw(script(tmp_path, f'printf "%s" "$1" > {seen}; echo shown'), odd)
+    assert drawing.viewer == "viewer.sh"
+    assert seen.read_text() == str(odd)
+
+
+def test_icat_that_exits_0_but_complains_has_failed(tmp_path: Path, picture: Path) -> None:
+    fake = tmp_path / "kitten"
+    fake.write_text("#!/bin/sh\necho 'cannot decode' >&2\n")
+    fake.chmod(0o755)
+    assert detect("auto", around(KITTY, {"kitten"})).candidates[0].stderr_means_failure
+    icat = Candidate("kitten icat", (str(fake), "{path}"), stderr_means_failure=True, needs_place=True)
+    plan = Plan("kitty", "", "kitty", "truecolor", (icat, Candidate("half blocks")))
+    drawing = Viewer(plan).draw(picture, Box(cols=20, rows=6, left=0, top=0))
+    assert drawing.failures == ("kitten icat: it complained: cannot decode",)
+
+
+def test_icat_is_not_asked_without_a_place(picture: Path) -> None:
+    viewer = Viewer(detect("auto", around(KITTY, {"kitten"})))
+    assert viewer.draw(picture, Box(cols=20, rows=6)).viewer == "half blocks"
+
+
+@pytest.mark.parametrize("colors", ["truecolor", "256"])
+def test_half_blocks_keep_shape_and_colour(colors: str) -> None:
+    image = Image.new("RGB", (40, 10), (255, 0, 0))
+    lines = half_blocks(image, cols=20, rows=20, colors=colors)
+    assert len(lines) == 3  # 20 wide, 5 pixels high: three lines, the last one half
+    red = "38;2;255;0;0" if colors == "truecolor" else "38;5;196"
+    assert all(line.startswith(f"\x1b[{red}") and line.endswith("\x1b[0m") for line in lines)
+    assert all(line.count("▀") == 20 for line in lines)
+    assert "48;" not in lines[-1]
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.integers(1, 30))
+def test_half_blocks_stay_inside_the_box(width: int, height: int, cols: int, rows: int) -> None:
+    lines = half_blocks(Image.new("RGB", (width, height)), cols=cols, rows=rows)
+    assert 1 <= len(lines) <= rows
+    assert {line.count("▀") for line in lines} <= set(range(1, cols + 1))
+
+
+def test_a_preview_copy_has_a_harmless_name_and_is_made_once(tmp_path: Path) -> None:
+    source = tmp_path / "ünusual $name.webp"
+    Image.new("RGBA", (3000, 20), (0, 0, 255, 0)).save(source)
+    copy = preview_copy(source, tmp_path / "cache")
+    assert copy.name.isascii()
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    with Image.open(copy) as image:
+        assert image.width == 1024
+        assert image.getpixel((0, 0)) == (255, 255, 255)
+    stamp = copy.stat().st_mtime_ns
+    assert preview_copy(source, tmp_path / "cache").stat().st_mtime_ns == stamp
+
+
+def test_show_image_without_a_terminal_shows_nothing(tmp_path: Path, picture: Path) -> None:
+    drawing = show_image(picture, detect("auto", around(PLAIN, isatty=False)), cache=tmp_path)
+    assert (drawing.data, drawing.viewer) == (b"", "none")
+
+
+DESKTOPS = [
+    ({"DISPLAY": ":0"}, "linux", ("xdg-open",)),
+    ({}, "linux", ()),
+    ({"SSH_CONNECTION": "x"}, "darwin", ()),
+    ({}, "darwin", ("open",)),
+    ({"WSL_DISTRO_NAME": "Debian"}, "linux", ("explorer.exe",)),
+    ({"DISPLAY": ":0", "CI": "1"}, "linux", ()),
+]
+
+
+@pytest.mark.parametrize(("env", "platform", "command"), DESKTOPS)
+def test_desktop_windows(env: dict[str, str], platform: str, command: tuple[str, ...]) -> None:
+    tools = {"xdg-open", "explorer.exe", "open"}
+    assert desktop_command(around(env, tools, platform=platform)) == command
+
+
+def test_a_command_from_a_folder_is_asked_about_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    config_file = tmp_path / "furnclip.toml"
+    asked: list[str] = []
+
+    def yes(question: str) -> bool:
+        asked.append(question)
+        return True
+
+    assert permitted("mytool {path}", config_file=config_file, ask=None) == "auto"
+    assert permitted("mytool {path}", config_file=config_file, ask=lambda question: False) == "auto"
+    for _ in range(2):
+        assert permitted("mytool {path}", config_file=config_file, ask=yes) == "mytool {path}"
+    assert asked == [f"`{config_file}` wants to show pictures with `mytool {{path}}`; run that program?"]
+    assert permitted("other {path}", config_file=config_file, ask=None) == "auto"
+    assert permitted("builtin", config_file=config_file, ask=None) == "builtin"
