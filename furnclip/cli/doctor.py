@@ -1,9 +1,52 @@
-"""`furnclip doctor`."""
+"""`furnclip doctor`: is this machine ready?"""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
 import typer
+
+from furnclip.cli.options import ConfigOption, JsonOption, settings
+
+if TYPE_CHECKING:
+    from furnclip.config import Config
+    from furnclip.doctor import Check, Retirement
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
+    app.command("doctor", epilog="Example: furnclip doctor")(doctor)
+
+
+def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Check Python, torch, device, base model, OpenAI key, bucket, disk and viewer."""
+    from furnclip import console
+    from furnclip.doctor import examine
+
+    options = settings(config)
+    checks = examine(options, ask_provider=lambda: _ask_provider(options))
+    is_ready = all(check.status != "fail" for check in checks)
+    payload = {"ready": is_ready, "checks": [asdict(check) for check in checks]}
+    console.emit(payload, as_json=as_json, human=lambda: _show(checks))
+    if not is_ready:
+        raise typer.Exit(1)
+
+
+def _ask_provider(options: Config) -> Retirement:
+    """What the cleaning room knows and hears about its model; rooms do not ask each other."""
+    from furnclip.clean.models import find_model
+    from furnclip.clean.openai import BatchService
+    from furnclip.doctor import NETWORK_S, Retirement
+
+    clean = options.clean.model_copy(update={"timeout_s": NETWORK_S})
+    service = BatchService(options.model_copy(update={"clean": clean}))
+    return Retirement(service.shutdown_date(clean.model), find_model(clean).successor)
+
+
+def _show(checks: list[Check]) -> None:
+    from furnclip import console
+
+    for check in checks:
+        hint = f"; {check.hint}" if check.hint else ""
+        console.say(f"{check.status:<5} {check.name:<11} {check.message}{hint}")

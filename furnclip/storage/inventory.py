@@ -93,12 +93,12 @@ def listed_inventory(listing: dict[str, Stored], manifest: object) -> Inventory:
 
 
 def _announced(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every (path, SHA-256) in a manifest, as `{"path": .., "sha256": ..}` or `path: {"sha256": ..}`."""
+    """Every (path, SHA-256) in a manifest, as `{"name": .., "sha256": ..}` or `path: {"sha256": ..}`."""
     if isinstance(node, list):
         for item in node:
             yield from _announced(item)
     if isinstance(node, dict):
-        path, digest = node.get("path", name), node.get("sha256")
+        path, digest = node.get("name", name), node.get("sha256")
         if isinstance(path, str) and isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest):
             yield path, digest
         for key, item in node.items():

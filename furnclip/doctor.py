@@ -1,0 +1,230 @@
+"""`furnclip doctor`: is this machine ready? One line for each thing that the other commands will need.
+
+In: the settings. Out: a list of `Check`, nothing is written. Everything is looked at at the same time,
+and after `LIMIT_S` seconds nobody waits any longer. An `ok` for a base model on the hub means that it is
+in the cache or that the hub offers it, not that its gigabytes have been downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from time import monotonic
+from typing import Literal
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from furnclip.config import Config
+from furnclip.errors import FurnclipError
+
+LIMIT_S = 30.0  # a slow machine needs half of it to import everything
+NETWORK_S = 5.0
+_PYTHON = (3, 10)
+_ENOUGH_BYTES = 5e9
+_LITTLE_BYTES = 5e8
+_WARN_DAYS = 60
+
+Status = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found about one thing; `hint` says what to do, unless it is `ok`."""
+
+    name: str
+    status: Status
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Retirement:
+    """What the provider says about the cleaning model."""
+
+    shutdown: date | None
+    successor: str
+
+
+def examine(config: Config, *, ask_provider: Callable[[], Retirement]) -> list[Check]:
+    """All checks, in the order of the pipeline.
+
+    `ask_provider`: asks the service of the cleaning backend about its model; only called with a key.
+    """
+    checks: dict[str, Callable[[], Check]] = {
+        "python": check_python,
+        "torch": check_torch,
+        "device": partial(check_device, config),
+        "base model": partial(check_base_model, config),
+        "cleaning": partial(check_cleaning, config, ask_provider),
+        "bucket": partial(check_bucket, config),
+        "disk": partial(check_disk, config.paths.work),
+        "viewer": partial(check_viewer, config),
+    }
+    return _at_the_same_time(checks)
+
+
+def _at_the_same_time(checks: dict[str, Callable[[], Check]]) -> list[Check]:
+    """Every check's answer; one that takes longer than `LIMIT_S` fails, and nobody waits for it."""
+    answers: Queue[Check] = Queue()
+    for name, check in checks.items():
+        Thread(target=lambda *task: answers.put(_guarded(*task)), args=(name, check), daemon=True).start()
+    found: dict[str, Check] = {}
+    deadline = monotonic() + LIMIT_S
+    while len(found) < len(checks):
+        try:
+            answer = answers.get(timeout=max(0.0, deadline - monotonic()))
+        except Empty:
+            break
+        found[answer.name] = answer
+    late = f"no answer within {LIMIT_S:.0f} s"
+    return [found.get(name) or Check(name, "fail", late, "check the network") for name in checks]
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except FurnclipError as error:
+        return Check(name, "fail", error.message, error.hint)
+    except Exception as error:  # a broken installation is what we look for, in whatever way it breaks
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return Check(name, "fail", reason, "install furnclip again: `pip install --force-reinstall furnclip`")
+
+
+def check_python() -> Check:
+    """The interpreter, and whether furnclip supports it."""
+    message = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.version_info < _PYTHON:
+        return Check("python", "fail", message, f"furnclip needs {'.'.join(map(str, _PYTHON))} or newer")
+    return Check("python", "ok", message)
+
+
+def check_torch() -> Check:
+    """That torch can be imported, which a wrong CUDA build cannot."""
+    # Imported here and below, not at the top: a broken one has to be reported, not to end the report.
+    import torch
+
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("transformers", "peft"))
+    return Check("torch", "ok", f"{torch.__version__}, {libraries}")
+
+
+def check_device(config: Config) -> Check:
+    """Where training and embedding will run."""
+    import torch
+
+    from furnclip.model.precision import choose_device
+
+    device = choose_device(config.model.device)
+    if device.type != "cuda":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return Check("device", "ok", f"{device.type}, {cores} cores, {torch.get_num_threads()} threads")
+    properties = torch.cuda.get_device_properties(device)
+    return Check("device", "ok", f"{device}, {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+
+
+def check_base_model(config: Config) -> Check:
+    """That the base model loads from its folder, or is in the hub's cache, or can be fetched."""
+    from furnclip.model import BUNDLED, load_clip
+
+    name = config.model.name
+    if name == BUNDLED or Path(name).expanduser().is_dir():
+        clip = load_clip(name, config.model)
+        message = f"{name} loads: {clip.image_px} px, {clip.dimension} dimensions"
+        return Check("base model", "ok", message)
+    return _check_hub(name, config.model.revision)
+
+
+def _check_hub(name: str, revision: str) -> Check:
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    folder = "download it once where there is a network, and give its folder to `model.name`"
+    try:
+        files = ("model.safetensors", "pytorch_model.bin")
+        cached = [try_to_load_from_cache(name, file, revision=revision) for file in files]
+    except HFValidationError:
+        hint = "give a folder that exists, or an id like `openai/clip-vit-base-patch32`"
+        return Check("base model", "fail", f"`{name}` is neither a folder nor a hub id", hint)
+    if any(isinstance(path, str) for path in cached):
+        return Check("base model", "ok", f"{name} is in the cache")
+    if constants.HF_HUB_OFFLINE:
+        return Check("base model", "fail", f"{name} is not in the cache, and HF_HUB_OFFLINE is set", folder)
+    address = hf_hub_url(name, "config.json", revision=revision)
+    try:
+        urlopen(Request(address, method="HEAD"), timeout=NETWORK_S).close()
+    except HTTPError as error:
+        hint = "correct `model.name` and `model.revision`; a private model has to be downloaded first"
+        return Check("base model", "fail", f"the hub does not offer {name} (HTTP {error.code})", hint)
+    except OSError:
+        return Check(
+            "base model", "fail", f"{name} is not in the cache, and the hub cannot be reached", folder
+        )
+    return Check("base model", "ok", f"{name} can be downloaded")
+
+
+def check_cleaning(config: Config, ask_provider: Callable[[], Retirement]) -> Check:
+    """The key for the cleaning backend, and whether its model is about to be switched off."""
+    backend, model = config.clean.backend, config.clean.model
+    if backend != "openai":
+        return Check("cleaning", "ok", f"backend `{backend}` needs no key")
+    if not config.openai_api_key.get_secret_value():
+        hint = "put it into .env, or clean offline with `furnclip clean run --backend local`"
+        return Check("cleaning", "warn", "OPENAI_API_KEY is not set", hint)
+    retirement = ask_provider()
+    if retirement.shutdown is None:
+        return Check("cleaning", "ok", f"key accepted, {model} has no shutdown date")
+    left_days = (retirement.shutdown - date.today()).days
+    successor = f" to `{retirement.successor}`" if retirement.successor else ""
+    hint = f"set `clean.model`{successor}"
+    if left_days <= 0:
+        return Check("cleaning", "fail", f"{model} was shut down on {retirement.shutdown}", hint)
+    status: Status = "warn" if left_days < _WARN_DAYS else "ok"
+    message = f"key accepted, {model} is shut down on {retirement.shutdown}"
+    return Check("cleaning", status, message, hint if status == "warn" else "")
+
+
+def check_bucket(config: Config) -> Check:
+    """That the bucket exists and these credentials may list it."""
+    storage = config.storage
+    if not storage.bucket:
+        return Check("bucket", "ok", "none is set, everything stays on this machine")
+    from furnclip.storage import S3Manager
+
+    patience = storage.model_copy(update={"timeout_s": min(storage.timeout_s, NETWORK_S)})
+    with S3Manager.from_config(patience) as manager:
+        manager.check()
+    return Check("bucket", "ok", f"s3://{storage.bucket} can be listed")
+
+
+def check_disk(work: Path) -> Check:
+    """Room in the work folder, and the permission to write there."""
+    folder = next(path for path in (work, *work.parents) if path.exists())
+    free_bytes = shutil.disk_usage(folder).free
+    message = f"{free_bytes / 1e9:,.1f} GB free for {work}"
+    if not os.access(folder, os.W_OK):
+        return Check("disk", "fail", f"{folder} cannot be written", "set `paths.work` to another folder")
+    if free_bytes < _ENOUGH_BYTES:
+        status: Status = "fail" if free_bytes < _LITTLE_BYTES else "warn"
+        return Check("disk", status, message, "free some space, or set `paths.work` to another disk")
+    return Check("disk", "ok", message)
+
+
+def check_viewer(config: Config) -> Check:
+    """How pictures will be shown in this terminal."""
+    from furnclip.viewers import detect
+
+    plan = detect(config.arena.viewer)
+    if not plan.candidates:
+        hint = "pictures are named instead of shown; a terminal with colours, or `arena.viewer`, changes that"
+        return Check("viewer", "warn", f"none: {plan.reason}", hint)
+    order = ", then ".join(candidate.name for candidate in plan.candidates)
+    return Check("viewer", "ok", f"{order} ({plan.terminal}: {plan.reason})")
