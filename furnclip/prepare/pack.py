@@ -84,7 +84,9 @@ def _shard_numbers(keys: np.ndarray, sizes: np.ndarray, most_samples: int, most_
 
 def _runs(numbers: np.ndarray) -> Iterator[tuple[int, int, int]]:
     """(number, start, end) of each run of equal numbers."""
-    starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]]) if len(numbers) else np.empty(0, int)
+    if not len(numbers):
+        return
+    starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]])
     for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)], strict=True):
         yield int(numbers[start]), start, end
 
