@@ -41,6 +41,7 @@ from furnclip.shards import (
 from tests import drawn_shop
 
 PRODUCTS = 40
+TASKS = ("text_to_image", "image_to_text", "image_to_image", "image_to_type", "attributes_to_image")
 CONFIG = """\
 [model]
 name = "{model}"
@@ -131,7 +132,7 @@ def test_the_report_has_the_agreed_shape(catalogue: Path) -> None:
     assert (report["gallery_size"], report["queries"]) == (PRODUCTS, PRODUCTS)
     assert report["labels"] == ["base", "finetuned"]
     for model in report["models"].values():
-        for task in ("text_to_image", "image_to_text", "image_to_image", "attributes_to_image"):
+        for task in TASKS:
             scores = model[task]
             assert scores["accuracy@1"] == scores["recall@1"]
             assert scores["accuracy@5"] == scores["recall@5"]
@@ -140,7 +141,7 @@ def test_the_report_has_the_agreed_shape(catalogue: Path) -> None:
             for metric, (low, high) in scores["intervals"].items():
                 assert 0 <= low <= scores[metric] <= high <= 1
             assert scores["queries"] > 0
-            assert scores["gallery_size"] == PRODUCTS - (task == "image_to_image")
+            assert scores["gallery_size"] == PRODUCTS - (task in ("image_to_image", "image_to_type"))
     assert Path(report["report"]).is_file()
 
 
@@ -410,6 +411,9 @@ def test_a_shared_caption_or_group_is_a_right_answer(tmp_path: Path) -> None:
     assert [found.tolist() for found in siblings.relevant] == [[2], [1]]
     assert siblings.exclude is not None
     assert siblings.exclude.tolist() == [1, 2]
+    alike = tasks["image_to_type"]  # the lamp is the only one of its type and does not ask
+    assert alike.rows.tolist() == [0, 1, 2]
+    assert [found.tolist() for found in alike.relevant] == [[1, 2], [0, 2], [0, 1]]
 
 
 def test_grades_follow_the_attributes(tmp_path: Path) -> None:
@@ -452,7 +456,7 @@ def test_a_split_without_attributes_says_what_is_not_measured(shop: Path) -> Non
     samples = [replace(s, fields={}, group=s.product_id) for s in drawn_samples(6)]
     write_shards(shop / "work" / "shards", samples)
     report = evaluated(shop, "--run", "first")
-    assert set(report["not_measured"]) == {"image_to_image", "attributes_to_image"}
+    assert set(report["not_measured"]) == {"image_to_image", "image_to_type", "attributes_to_image"}
     page = Path(report["report"]).read_text(encoding="utf-8")
     assert "is not measured: no two products of this split share a group" in page
 

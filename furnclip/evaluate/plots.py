@@ -43,6 +43,7 @@ _TASKS = {
     "text_to_image": "text to picture",
     "image_to_text": "picture to text",
     "image_to_image": "picture to picture",
+    "image_to_type": "picture to type",
     "attributes_to_image": "request to picture",
 }
 

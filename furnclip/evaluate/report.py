@@ -23,6 +23,7 @@ from furnclip.evaluate.summary import (
     comparison_lines,
     interval_percent,
     interval_text,
+    p_text,
     summary_table,
     verdict,
 )
@@ -33,6 +34,7 @@ _TASKS = {
     "text_to_image": ("Text to picture", "a product's caption finds its picture"),
     "image_to_text": ("Picture to text", "a picture finds its product's caption"),
     "image_to_image": ("Picture to picture", "a picture finds the other pictures of its group"),
+    "image_to_type": ("Picture to type", "a picture finds other pictures of the same type"),
     "attributes_to_image": ("Request to picture", "a short request finds every picture of that kind"),
 }
 _METRICS = {
@@ -61,7 +63,7 @@ def render(report: Mapping[str, Any], parts: Sequence[Part], split: Split) -> st
         lstrip_blocks=True,
     )
     environment.filters.update(
-        figure=_figure, signed=_signed, p_value=_p_value, between=interval_text, percent=_percent
+        figure=_figure, signed=_signed, p_value=p_text, between=interval_text, percent=_percent
     )
     labels = report["labels"]
     return environment.get_template("report.html").render(
@@ -156,7 +158,3 @@ def _signed(value: float) -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
-
-
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

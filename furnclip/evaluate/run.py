@@ -190,6 +190,7 @@ def _paired(measured: _Measured, config: Config) -> dict[str, Any]:
 def _not_measured(tasks: Sequence[Task]) -> dict[str, str]:
     reasons = {
         "image_to_image": "no two products of this split share a group",
+        "image_to_type": "no two products of this split are known to be of one type",
         "attributes_to_image": "no type is known together with a colour, material or style",
     }
     measured = {task.name for task in tasks}

@@ -46,9 +46,13 @@ def comparison_lines(report: Report) -> Iterator[str]:
         test = report["paired"][label]["text_to_image"][HEADLINE]
         yield (
             f"{label} is {verdict(test)} than the base: MRR {test['difference']:+.3f} "
-            f"({test['low']:+.3f} to {test['high']:+.3f}), p = {test['p_value']:.4f}, "
+            f"({test['low']:+.3f} to {test['high']:+.3f}), {p_text(test['p_value'])}, "
             f"{test['groups']} independent groups"
         )
+
+
+def p_text(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
 def verdict(test: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
     text_to_image        a product's caption finds its picture
     image_to_text        a picture finds its product's caption
     image_to_image       a picture finds other pictures of the same group; the picture itself is left out
+    image_to_type        a picture finds other pictures of the same type; the picture itself is left out
     attributes_to_image  a short request, "red velvet armchair", finds every picture of that kind
 
 A right answer to a product is every product of the same group or with the same caption: nobody
@@ -68,16 +69,22 @@ def build_tasks(split: Split, requests: Sequence[Request]) -> list[Task]:
         Task("text_to_image", "captions", "images", everything, relevant, units, gains),
         Task("image_to_text", "images", "captions", everything, relevant, units, gains),
     ]
-    siblings = right_answers(split.groups, split.groups, exclude_self=True)
-    rows = np.asarray([row for row, found in enumerate(siblings) if len(found)], dtype=np.int64)
-    if len(rows):
-        found = [siblings[row] for row in rows]
-        gains = _graded(codes[:, rows], codes, found)
-        names = tuple(units[row] for row in rows)
-        tasks.append(Task("image_to_image", "images", "images", rows, found, names, gains, exclude=rows))
+    tasks += _picture_task("image_to_image", split.groups, units, codes)
+    tasks += _picture_task("image_to_type", split.attributes["object_type"], units, codes)
     if requests:
         tasks.append(_attribute_task(split, requests, codes))
     return tasks
+
+
+def _picture_task(name: str, keys: Sequence[str], units: Sequence[str], codes: Integers) -> list[Task]:
+    """Pictures that look for others with their own key; no task when no key is there twice."""
+    others = right_answers(keys, keys, exclude_self=True)
+    rows = np.asarray([row for row, found in enumerate(others) if keys[row] and len(found)], dtype=np.int64)
+    if not len(rows):
+        return []
+    found = [others[row] for row in rows]
+    gains = _graded(codes[:, rows], codes, found)
+    return [Task(name, "images", "images", rows, found, tuple(units[row] for row in rows), gains, rows)]
 
 
 def _same_product(split: Split) -> list[Integers]:

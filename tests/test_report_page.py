@@ -1,0 +1,128 @@
+"""`report.html`: self-contained, escaped, and laid out in a real browser without a sideways scroll."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from furnclip.cli import app
+from tests.test_evaluate import CONFIG, add_run, drawn_samples, write_shards
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> str:
+    """The report of a catalogue whose titles are hostile, with two runs."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "furnclip.toml").write_text(CONFIG.format(model=tiny_clip), encoding="utf-8")
+    write_shards(folder / "work" / "shards", drawn_samples(40))
+    add_run(folder, "first", seed=1)
+    add_run(folder, "a-run-with-quite-a-long-name", seed=2)
+    runs = ("--run", "first", "--run", "a-run-with-quite-a-long-name")
+    result = CliRunner().invoke(app, ["eval", "--config", str(folder / "furnclip.toml"), *runs])
+    assert result.exit_code == 0, result.stderr
+    return (folder / "work" / "eval" / "report.html").read_text(encoding="utf-8")
+
+
+class Outline(HTMLParser):
+    """Tags, attributes and ids of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes.extend((name, value or "") for name, value in attrs)
+
+    def values(self, *names: str) -> list[str]:
+        return [value for name, value in self.attributes if name in names]
+
+
+def test_nothing_is_fetched_from_outside(page: str) -> None:
+    outline = Outline(page)
+    for address in outline.values("href", "src", "xlink:href"):
+        assert address.startswith(("#", "data:image/jpeg;base64,"))
+    assert not {"script", "link", "iframe", "object", "embed"} & set(outline.tags)
+    assert "@import" not in page
+    assert all(address.startswith("#") for address in re.findall(r"url\(([^)]*)\)", page))
+
+
+def test_every_reference_inside_the_page_has_one_target(page: str) -> None:
+    outline = Outline(page)
+    ids = outline.values("id")
+    assert len(ids) == len(set(ids))
+    references = [value[1:] for value in outline.values("href", "xlink:href") if value.startswith("#")]
+    references += re.findall(r"url\(#([^)]*)\)", page)
+    assert set(references) <= set(ids)
+
+
+def test_titles_cannot_write_html(page: str) -> None:
+    assert "&lt;script&gt;alert(" in page
+    assert "<script>" not in page
+
+
+def test_each_picture_is_in_the_page_once_and_small(page: str) -> None:
+    uris = re.findall(r'href="data:image/jpeg;base64,([^"]+)"', page)
+    assert uris
+    assert len(uris) == len(set(uris))
+    for uri in uris:
+        with Image.open(io.BytesIO(base64.b64decode(uri))) as picture:
+            assert max(picture.size) <= 160
+
+
+def test_every_part_is_there(page: str) -> None:
+    for heading in ("Drawn by lot", "Requests", "Gains", "Regressions", "Hardest", "How it was measured"):
+        assert f">{heading}</h2>" in page
+    assert page.count('role="img"') > 20
+    assert "prefers-color-scheme: dark" in page
+    assert "gallery of 40" in page
+
+
+MEASURE = """<!doctype html><body style="margin:0"><iframe id="frame"
+style="border:0;width:{width}px;height:900px" srcdoc="{page}"></iframe><script>
+addEventListener("load", () => {{
+  const root = document.getElementById("frame").contentDocument.documentElement;
+  const small = [...root.querySelectorAll("p, td, h2, h3")].filter(
+    (node) => node.checkVisibility() && parseFloat(getComputedStyle(node).fontSize) < 12);
+  document.title = root.scrollWidth + " " + root.clientWidth + " " + small.length;
+}});
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to lay out the page")
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_a_browser_shows_it_without_sideways_scroll(page: str, width: int, tmp_path: Path) -> None:
+    outer = tmp_path / "outer.html"
+    outer.write_text(MEASURE.format(width=width, page=html.escape(page)), encoding="utf-8")
+    done = subprocess.run(
+        [
+            str(CHROMIUM),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            *("--virtual-time-budget=5000", "--dump-dom", f"file://{outer}"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    found = re.search(r"<title>(\d+) (\d+) (\d+)</title>", done.stdout)
+    assert found, done.stderr[-2000:]
+    scroll_width, client_width, small = map(int, found.groups())
+    assert width - 20 <= client_width <= width  # the scroll bar at the side takes its part
+    assert scroll_width <= client_width
+    assert small == 0
