@@ -1,0 +1,319 @@
+"""The arena in a pseudo-terminal: what is on the screen, what is in the file, what is left behind.
+
+By default a sample of terminals, viewers and kills; all of them with FURNCLIP_FULL=1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pexpect
+import pyte
+import pytest
+
+from furnclip.arena import VoteBook
+from furnclip.arena.keys import KeyReader
+from tests.arena_contest import write_contest
+
+FULL = bool(os.environ.get("FURNCLIP_FULL"))
+ARMED_S = 0.4  # longer than the arena's own guard against bouncing keys
+# Says afterwards what the terminal is like, as the shell that the user comes back to finds it.
+SHELL = f'trap : INT; "{sys.executable}" -m furnclip arena "$@"; code=$?; stty -a; echo "exit=$code"'
+
+
+class Person:
+    """Sits at a terminal of a given size and looks at what is really on it."""
+
+    def __init__(self, folder: Path, *args: str, cols: int = 80, rows: int = 24, **env: str) -> None:
+        variables = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **env}
+        for name in ("COLUMNS", "LINES"):
+            variables.pop(name, None)
+        self.child = pexpect.spawn(
+            "/bin/sh",
+            ["-c", SHELL, "sh", *args],
+            cwd=str(folder),
+            env=variables,
+            dimensions=(rows, cols),
+            timeout=60,
+        )
+        self.screen = pyte.Screen(cols, rows)
+        self._stream = pyte.ByteStream(self.screen)
+        self.raw = b""
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.screen.display)
+
+    def read(self, seconds: float) -> bool:
+        """Take in what comes within this time; False when the other side is gone."""
+        try:
+            data = self.child.read_nonblocking(65536, timeout=seconds)
+        except pexpect.TIMEOUT:
+            return True
+        except pexpect.EOF:
+            return False
+        self.raw += data
+        self._stream.feed(data)
+        return True
+
+    def wait(self, *texts: str, timeout_s: float = 60) -> Person:
+        """Look until all of `texts` are on the screen."""
+        until = time.monotonic() + timeout_s
+        while not all(text in self.text for text in texts):
+            assert time.monotonic() < until, f"waited for {texts}, saw\n{self.text}"
+            assert self.read(0.1) or all(text in self.text for text in texts), f"ended at\n{self.text}"
+        return self
+
+    def press(self, keys: str | bytes) -> Person:
+        """Type after having looked at the screen for a moment."""
+        until = time.monotonic() + ARMED_S
+        while (left_s := until - time.monotonic()) > 0:
+            self.read(left_s)
+        self.child.send(keys)
+        return self
+
+    def rest(self) -> str:
+        """Everything until the end, as text."""
+        while self.read(0.2) and self.child.isalive():
+            pass
+        while self.read(0.2):
+            if b"exit=" in self.raw[-200:]:
+                break
+        return self.raw.decode("utf-8", "replace")
+
+
+def assert_restored(person: Person, *, code: int) -> None:
+    left = person.rest()
+    assert f"exit={code}" in left, left[-2000:]
+    modes = left[left.rindex("speed") :]
+    assert re.search(r"(?<!-)icanon", modes)
+    assert re.search(r"(?<!-)\becho\b", modes)
+    assert re.search(r"susp = \^Z", modes)
+    for on, off in (("?1049h", "?1049l"), ("?25l", "?25h"), ("?2004h", "?2004l")):
+        assert left.rindex(on) < left.rindex(off)
+
+
+def votes_in(folder: Path) -> list[str]:
+    return [vote.choice for vote in VoteBook(folder / "work/arena/votes.jsonl").votes()]  # none: no file
+
+
+@pytest.fixture
+def contest(tmp_path: Path) -> Path:
+    return write_contest(tmp_path / "contest", config="viewer_timeout_s = 1.0\nrepeat_every = 0")
+
+
+VIEWERS = {
+    "succeeds": "printf '\\033[32mPICTURE\\033[0m\\n'",
+    "fails": "echo sorry >&2; exit 3",
+    "hangs": "sleep 300",
+    "half an escape": "printf '\\033]1337;File=inline=1:AAAA'",
+    "reads the keyboard": "head -c 1 < /dev/tty || exit 5",
+}
+SIZES = ((80, 24), (40, 20), (200, 50))
+EVERY = list(itertools.product(VIEWERS, SIZES, (True, False)))
+# Each viewer, each size, with and without colour at least once.
+SAMPLE = [
+    ("succeeds", (80, 24), True),
+    ("fails", (40, 20), True),
+    ("hangs", (200, 50), False),
+    ("half an escape", (80, 24), False),
+    ("reads the keyboard", (40, 20), True),
+]
+
+
+@pytest.mark.parametrize(("kind", "size", "color"), EVERY if FULL else SAMPLE)
+def test_right_screen_right_votes_terminal_restored(
+    contest: Path, tmp_path: Path, kind: str, size: tuple[int, int], color: bool
+) -> None:
+    viewer = tmp_path / "viewer"
+    viewer.write_text(f"#!/bin/sh\n{VIEWERS[kind]}\n")
+    viewer.chmod(0o755)
+    env = {} if color else {"NO_COLOR": "1"}
+    person = Person(contest, "--viewer", f"{viewer} {{path}}", cols=size[0], rows=size[1], **env)
+    person.wait("furnclip arena", "0 votes  20 left", "query (picture): ", "Q quit")
+    if kind == "succeeds":
+        person.wait("PICTURE")
+    elif color:
+        person.wait("▀")
+    shown = person.text
+    for key in "ABTXNUOQ?":
+        assert re.search(rf"(^|\s){re.escape(key)} \w", shown)
+    assert "tuned" not in shown
+    assert "base" not in shown
+    person.press("a").wait("1 vote ", "vote 1 saved: A")
+    person.press("b").wait("2 votes", "vote 2 saved: B")
+    person.press("u").wait("1 vote ", "vote taken back")
+    person.press("x").wait("2 votes", "vote 2 saved: both bad")
+    person.press("q")
+    assert_restored(person, code=0)
+    assert votes_in(contest) == ["A", "X"]
+    colored = re.search(rb"\x1b\[(?:[0-9]+;)*(?:3[0-7]|38;[0-9;]+)m", person.raw)
+    assert bool(colored) == color
+
+
+def test_no_stray_byte_is_a_vote(contest: Path, tmp_path: Path) -> None:
+    viewer = tmp_path / "slow"
+    viewer.write_text("#!/bin/sh\nsleep 0.8\nprintf 'PICTURE\\033[c\\033[6n\\n'\n")
+    viewer.chmod(0o755)
+    person = Person(contest, "--viewer", f"{viewer} {{path}}")
+    person.wait("drawing the pictures")
+    person.child.send("abtx")  # typed before the picture was there
+    person.wait("PICTURE", "0 votes")
+    person.child.send("a")  # within the first moments: a bounce
+    answers = (
+        b"\x1b[?62;4;22c",  # what terminals are
+        b"\x1b[12;40R",  # where the cursor is
+        b"\x1b_Gi=31;BAD:A\x1b\\",  # kitty's answer
+        b"\x1bP>|XTerm(379)A\x1b\\",
+        b"\x1b]11;rgb:aaaa/bbbb/aaaa\x07",
+        b"\x1b[A\x1b[B\x1bOA",  # arrows
+        b"\x1ba",  # Alt and A
+        b"\x1b[200~bananas and tables\x1b[201~",  # a paste
+    )
+    for answer in answers:
+        person.press(answer)
+    for byte in b"\x1b[A\x1b_Ab\x1b\\":  # the same in pieces, over a slow line
+        person.child.send(bytes([byte]))
+        time.sleep(0.05)
+    person.press("zzz")
+    person.press("aaaa").wait("1 vote ", "PICTURE")  # a key held down is one vote
+    person.press("u").wait("vote taken back", "PICTURE")
+    person.press("Q")
+    assert_restored(person, code=0)
+    assert votes_in(contest) == []
+
+
+def test_help_and_a_new_size_do_not_vote(contest: Path) -> None:
+    person = Person(contest, "--viewer", "builtin").wait("0 votes", "▀")
+    person.press("?").wait("take back your last vote")
+    person.press("a").wait("0 votes", "▀")
+    person.screen.resize(20, 40)
+    person.child.setwinsize(20, 40)
+    person.wait("B wins")
+    assert max(len(line.rstrip()) for line in person.screen.display) <= 40
+    person.screen.resize(6, 30)
+    person.child.setwinsize(6, 30)
+    person.wait("too")
+    person.press("a")  # nothing to see, nothing to judge
+    person.screen.resize(24, 80)
+    person.child.setwinsize(24, 80)
+    person.wait("0 votes", "▀")
+    person.press("\x03")  # Ctrl-C
+    assert_restored(person, code=130)
+    assert votes_in(contest) == []
+
+
+def test_the_last_vote_ends_it_and_the_next_start_says_so(tmp_path: Path) -> None:
+    folder = write_contest(tmp_path / "c", config="query_limit = 3\nrepeat_every = 0")
+    person = Person(folder, "--viewer", "none", "--json")
+    for count in range(3):
+        person.wait(f"{count} vote").press("t")
+    assert_restored(person, code=0)
+    line = next(line for line in person.raw.splitlines() if line.startswith(b"{") or b'{"votes"' in line)
+    payload = json.loads(line[line.index(b"{") :])
+    assert payload["duels"][0]["score"]["ties"] == 3
+    again = Person(folder)
+    assert "everything has been judged" in again.rest()
+
+
+def test_a_viewer_from_the_folder_is_asked_about(tmp_path: Path) -> None:
+    folder = write_contest(tmp_path / "c", config='viewer = "touch pwned {path}"')
+    person = Person(folder).wait("wants to show pictures with", "[y/N]")
+    person.child.send("n\r")
+    person.wait("0 votes").press("q")
+    assert_restored(person, code=0)
+    assert not (folder / "pwned").exists()
+
+
+@pytest.mark.parametrize("number", range(50 if FULL else 4))
+def test_what_was_acknowledged_is_in_the_file_whatever_kills_it(
+    tmp_path_factory: pytest.TempPathFactory, number: int
+) -> None:
+    folder = _killed_contest(tmp_path_factory)
+    dice = random.Random(number)
+    before = votes_in(folder) if (folder / "work/arena/votes.jsonl").exists() else []
+    person = Person(folder, "--viewer", "none")
+    person.wait(f"{sum(vote != 'N' for vote in before)} vote")
+    until = time.monotonic() + dice.uniform(0.2, 3.0)
+    while time.monotonic() < until:
+        person.child.send(dice.choice("abtxabtxun"))
+        person.read(0.02)
+    _kill(person, signal.SIGKILL if number % 2 else signal.SIGHUP)
+    while person.read(0.2) and b"exit=" not in person.raw:
+        pass
+    counts = re.findall(rb"(\d+) votes?\b.{0,20}?(\d+) left", person.raw)
+    acknowledged = int(counts[-1][0])
+    standing = [vote for vote in VoteBook(folder / "work/arena/votes.jsonl").votes() if vote.choice != "N"]
+    # One vote or one undo may be on the disk and not on the screen yet; none may be the other way round.
+    assert abs(len(standing) - acknowledged) <= 1
+    lines = (folder / "work/arena/votes.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    undone = {event["vote_id"] for event in events if event["event"] == "undo"}
+    kept = [event for event in events if event["event"] == "vote" and event["vote_id"] not in undone]
+    things = [(event["rater"], event["query"]["query_id"]) for event in kept]
+    assert len(things) == len(set(things))
+
+
+_KILLED: list[Path] = []
+
+
+def _killed_contest(factory: pytest.TempPathFactory) -> Path:
+    """One folder for all kills: each start goes on from where the last one was cut off."""
+    if not _KILLED:
+        folder = factory.mktemp("killed") / "contest"
+        _KILLED.append(write_contest(folder, products=1200, config="repeat_every = 0\nquery_limit = 600"))
+    return _KILLED[0]
+
+
+def _kill(person: Person, number: int) -> None:
+    """Signal the arena itself, not the shell around it."""
+    import psutil
+
+    for child in psutil.Process(person.child.pid).children():
+        child.send_signal(number)
+
+
+@pytest.mark.parametrize(
+    ("data", "keys"),
+    [
+        (b"aB?", ["A", "B", "?"]),
+        (b"\x1b[Aa", ["A"]),
+        (b"\x1b[1;5Bb", ["B"]),
+        (b"\x1b_Gi=1;OK\x1b\\t", ["T"]),
+        (b"\x1b]0;aaa\x07x", ["X"]),
+        (b"\x1bPabc\x1b[Ab\x1b\\n", ["B", "N"]),  # a string cut off by an arrow ends there
+        (b"\x1b[200~abtx\x1b[201~n", ["N"]),
+        (b"[A", []),  # the rest of a sequence whose escape came long before
+        ("é".encode(), ["É"]),
+    ],
+)
+def test_keys_are_what_a_finger_pressed(data: bytes, keys: list[str]) -> None:
+    assert KeyReader().feed(data, 0.0) == keys
+    slowly, reader = [], KeyReader()
+    for number in range(len(data)):
+        slowly += reader.feed(data[number : number + 1], number * 0.1)
+    if data.isascii():
+        assert slowly == keys
+
+
+def test_an_escape_that_stays_alone_is_the_escape_key() -> None:
+    reader = KeyReader()
+    assert reader.feed(b"\x1b", 0.0) == []
+    assert reader.feed(b"", 0.1) == []
+    assert reader.feed(b"", 1.0) == ["\x1b"]
+    assert reader.feed(b"a", 1.1) == ["A"]
+
+
+def test_a_string_that_never_ends_does_not_swallow_for_ever() -> None:
+    reader = KeyReader()
+    assert reader.feed(b"\x1b_Gi=1", 0.0) == []
+    assert reader.feed(b"a", 1.0) == []
+    assert reader.feed(b"a", 3.0) == ["A"]
