@@ -40,9 +40,10 @@ OPEN = ("validating", "in_progress", "finalizing", "cancelling")
 class Fault:
     """Something that happens to an HTTP call.
 
-    `where`: start of "METHOD /path" without /v1; `what`: `drop-reply` (done, but the connection is cut),
-    `drop-request` (cut before it is done), `status:CODE[:code]`, `delay:SECONDS`, `truncate`,
-    `truncate-silently`, `reorder`, `gone`; `times`: how often; `skip`: how many calls pass first.
+    `where`: pattern for the start of "METHOD /path" without /v1; `what`: `drop-reply` (done, but the
+    connection is cut), `drop-request` (cut before it is done), `lost:CODE` (done, but answered with an
+    error), `status:CODE[:code]`, `delay:SECONDS`, `truncate`, `truncate-silently`, `reorder`, `gone`;
+    `times`: how often; `skip`: how many calls pass first.
     """
 
     where: str
@@ -51,7 +52,7 @@ class Fault:
     skip: int = 0
 
     def strikes(self, call: str) -> bool:
-        if not call.startswith(self.where) or self.times <= 0:
+        if not re.match(self.where, call) or self.times <= 0:
             return False
         if self.skip > 0:
             self.skip -= 1
@@ -110,9 +111,11 @@ class BatchServer:
         self.bodies: list[dict[str, Any]] = []  # of synchronous requests
         self.lock = threading.RLock()
         self.random = random.Random(seed)
+        self.scripts_single_requests = False
         self.polls_to_run = 1
+        self.clock_offset_s = 0
         self.max_open = 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("ItsHandler", (Handler,), {"api": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
@@ -154,8 +157,10 @@ class BatchServer:
         return {**facts, "shutdown_date": self.shutdown_date}
 
     def ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        self.bodies.append(body)
-        status, reply = self._answer(body, self._script(_title(body), count=False))
+        with self.lock:
+            self.bodies.append(body)
+            script = self._script(_title(body)) if self.scripts_single_requests else ""
+        status, reply = self._answer(body, script)
         if status != 200:
             error = reply["error"]
             raise ApiError(status, error["code"], error["message"])
@@ -190,7 +195,7 @@ class BatchServer:
                 if not isinstance(value, str):
                     raise ApiError(400, "invalid_type", f"metadata.{name} must be a string")
             batch_id = f"batch_{len(self.batches) + 1:06d}"
-            now = int(time.time())
+            now = int(time.time()) + self.clock_offset_s
             facts: dict[str, Any] = {
                 "id": batch_id,
                 "object": "batch",
@@ -264,6 +269,8 @@ class BatchServer:
             self._validate(batch)
         elif status == "in_progress":
             self._run(batch, plan, number)
+        elif status == "finalizing" and plan == "stuck-finalizing" and batch.looks <= int(number):
+            batch.facts["expires_at"] = int(time.time()) - 1
         elif status == "finalizing":
             self._publish(batch, "expired" if plan == "expire" else "completed", plan)
         elif status == "cancelling":
@@ -306,8 +313,9 @@ class BatchServer:
         batch.tokens = sum(prompt_tokens(request["body"]) for request in batch.requests) if not errors else 0
         queued = sum(b.tokens for b in self.batches.values() if b.status in OPEN and b is not batch)
         if not errors and queued + batch.tokens > self.queue_limit:
-            text = f"Enqueued token limit reached for gpt-5-nano in organization org-x. Limit: {self.queue_limit:,} "
-            text += "enqueued tokens. Please try again once some in_progress batches have been completed."
+            text = "Enqueued token limit reached for gpt-5-nano in organization org-x. Limit: "
+            text += f"{self.queue_limit:,} enqueued tokens. Please try again once some in_progress batches "
+            text += "have been completed."
             errors = [_error("token_limit_exceeded", text, None, None)]
         return errors
 
@@ -330,7 +338,7 @@ class BatchServer:
     def _execute(self, batch: StoredBatch, request: dict[str, Any]) -> None:
         custom_id, body = request["custom_id"], request["body"]
         self.asked[custom_id] += 1
-        script = self._script(_title(body), count=True)
+        script = self._script(_title(body))
         if script == "missing":
             return
         status, reply = self._answer(body, script)
@@ -346,7 +354,9 @@ class BatchServer:
             self.completion_tokens += usage.get("completion_tokens", usage.get("output_tokens"))
         if script == "server-error-line":
             line.update(response=None, error={"code": "server_error", "message": "try again"})
-        batch.results.append((line, script != "error-in-output" and (status != 200 or line["error"] is not None)))
+        batch.results.append(
+            (line, script != "error-in-output" and (status != 200 or line["error"] is not None))
+        )
         if script == "doubled":
             late = json.loads(json.dumps(line))
             late["response"]["body"]["choices"][0]["message"]["content"] = "{}"
@@ -375,11 +385,10 @@ class BatchServer:
 
     # --- answers
 
-    def _script(self, title: str, *, count: bool) -> str:
+    def _script(self, title: str) -> str:
         steps = self.scripts.get(title, [])
         place = self.titles[title]
-        if count:
-            self.titles[title] += 1
+        self.titles[title] += 1
         return steps[place] if place < len(steps) else ""
 
     def _answer(self, body: dict[str, Any], script: str) -> tuple[int, dict[str, Any]]:
@@ -499,7 +508,9 @@ def _dialect_problem(body: dict[str, Any]) -> str:
     if effort == "none" and body["model"] == "gpt-5-nano":
         return "Unsupported value: 'reasoning_effort' does not support 'none' with this model."
     schema = _schema(body)
-    if schema.get("additionalProperties") is not False or set(schema["required"]) != set(schema["properties"]):
+    if schema.get("additionalProperties") is not False or set(schema["required"]) != set(
+        schema["properties"]
+    ):
         return "Invalid schema for response_format"
     return ""
 
@@ -596,102 +607,110 @@ def _response_object(
 # --- HTTP
 
 
-def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(BaseHTTPRequestHandler):
+    """One connection; `api` is set by the server that makes it."""
 
-        def do_GET(self) -> None:
-            self._serve("GET")
+    api: BatchServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # headers and body in one packet
 
-        def do_POST(self) -> None:
-            self._serve("POST")
+    def do_GET(self) -> None:
+        self._serve("GET")
 
-        def log_message(self, *_: Any) -> None:
-            pass
+    def do_POST(self) -> None:
+        self._serve("POST")
 
-        def _serve(self, method: str) -> None:
-            url = urlparse(self.path)
-            path = url.path.removeprefix("/v1")
-            query = {name: values[0] for name, values in parse_qs(url.query).items()}
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            call = f"{method} {path}"
-            with server.lock:
-                server.calls.append(call)
-                what = next((fault.what for fault in server.faults if fault.strikes(call)), "")
-            try:
-                server.on_call(call, "before")
-                self._before(what)
-                status, reply = self._route(call, path, query, body)
-                server.on_call(call, "after")
-                if what == "drop-reply":
-                    raise CutError
-                self._reply(status, reply, what)
-            except ApiError as error:
-                self._reply(error.status, error.body, "")
-            except (CutError, BrokenPipeError, ConnectionResetError):
-                self.close_connection = True
+    def log_message(self, *_: Any) -> None:
+        pass
 
-        def _before(self, what: str) -> None:
-            kind, _, rest = what.partition(":")
-            if kind == "delay":
-                time.sleep(float(rest))
-            if kind == "drop-request":
-                raise CutError
-            if kind == "gone":
-                raise ApiError(404, "", "No such File object")
-            if kind == "status":
-                status, _, code = rest.partition(":")
-                raise ApiError(int(status), code, "told to fail")
-            if self.headers.get("Authorization", "").removeprefix("Bearer ") not in server.keys:
-                raise ApiError(401, "invalid_api_key", "Incorrect API key provided: " + KEY)
+    def _serve(self, method: str) -> None:
+        api = self.api
+        url = urlparse(self.path)
+        path = url.path.removeprefix("/v1")
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        call = f"{method} {path}"
+        with api.lock:
+            api.calls.append(call)
+            what = next((fault.what for fault in api.faults if fault.strikes(call)), "")
+        try:
+            api.on_call(call, "before")
+            self._before(what)
+            reply = self._route(call, path.strip("/").split("/"), query, body)
+            api.on_call(call, "after")
+            self._after(what)
+            self._reply(200, reply, what)
+        except ApiError as error:
+            self._reply(error.status, error.body, "")
+        except (CutError, BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
 
-        def _route(self, call: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, Any]:
-            parts = path.strip("/").split("/")
-            if call.startswith("GET /models/"):
-                return 200, server.model(parts[1])
-            if call in ("POST /chat/completions", "POST /responses"):
-                return 200, server.ask(json.loads(body))
-            if call == "POST /files":
-                return 200, server.upload(*_multipart(self.headers["Content-Type"], body))
-            if call == "GET /files":
-                return 200, server.list_files(query.get("purpose"))
-            if parts[0] == "files" and parts[1] not in server.files:
-                raise ApiError(404, "", f"No such File object: {parts[1]}")
-            if parts[0] == "files" and len(parts) == 3:
-                return 200, server.files[parts[1]].content
-            if parts[0] == "files":
-                return 200, _file_object(server.files[parts[1]])
-            if call == "POST /batches":
-                return 200, server.create_batch(json.loads(body))
-            if call == "GET /batches":
-                return 200, server.list_batches(int(query.get("limit", 20)), query.get("after"))
-            if len(parts) == 3 and parts[2] == "cancel":
-                return 200, server.cancel(parts[1])
-            return 200, server.look(parts[1])
+    def _before(self, what: str) -> None:
+        kind, _, rest = what.partition(":")
+        if kind == "delay-first":
+            time.sleep(float(rest))
+        if kind == "drop-request":
+            raise CutError
+        if kind == "gone":
+            raise ApiError(404, "", "No such File object")
+        if kind == "status":
+            status, _, code = rest.partition(":")
+            raise ApiError(int(status), code, "told to fail")
+        if self.headers.get("Authorization", "").removeprefix("Bearer ") not in self.api.keys:
+            raise ApiError(401, "invalid_api_key", "Incorrect API key provided: " + KEY)
 
-        def _reply(self, status: int, reply: Any, what: str) -> None:
-            content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-            if what == "reorder":
-                lines = content.split(b"\n")[:-1]
-                server.random.shuffle(lines)
-                content = b"".join(line + b"\n" for line in lines)
-            declared = len(content)
-            if what.startswith("truncate"):
-                content = content[: len(content) * 2 // 3]
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("retry-after-ms", "5")
-            if what == "truncate-silently":
-                self.send_header("Connection", "close")
-                self.close_connection = True
-            else:
-                self.send_header("Content-Length", str(declared))
-            self.end_headers()
-            self.wfile.write(content)
-            if what.startswith("truncate"):
-                self.close_connection = True
+    def _after(self, what: str) -> None:
+        kind, _, rest = what.partition(":")
+        if kind == "delay":
+            time.sleep(float(rest))
+        if kind == "drop-reply":
+            raise CutError
+        if kind == "lost":
+            raise ApiError(int(rest), "", "told to fail")
 
-    return Handler
+    def _route(self, call: str, parts: list[str], query: dict[str, str], body: bytes) -> Any:
+        if call in ("POST /chat/completions", "POST /responses"):
+            return self.api.ask(json.loads(body))
+        if parts[0] == "models":
+            return self.api.model(parts[1])
+        if parts[0] == "files":
+            return self._files(call, parts, query, body)
+        if call == "POST /batches":
+            return self.api.create_batch(json.loads(body))
+        if call == "GET /batches":
+            return self.api.list_batches(int(query.get("limit", 20)), query.get("after"))
+        return self.api.cancel(parts[1]) if parts[-1] == "cancel" else self.api.look(parts[1])
+
+    def _files(self, call: str, parts: list[str], query: dict[str, str], body: bytes) -> Any:
+        if call == "POST /files":
+            return self.api.upload(*_multipart(self.headers["Content-Type"], body))
+        if call == "GET /files":
+            return self.api.list_files(query.get("purpose"))
+        if parts[1] not in self.api.files:
+            raise ApiError(404, "", f"No such File object: {parts[1]}")
+        file = self.api.files[parts[1]]
+        return file.content if parts[-1] == "content" else _file_object(file)
+
+    def _reply(self, status: int, reply: Any, what: str) -> None:
+        content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+        if what == "reorder":
+            lines = content.split(b"\n")[:-1]
+            self.api.random.shuffle(lines)
+            content = b"".join(line + b"\n" for line in lines)
+        declared = len(content)
+        if what.startswith("truncate"):
+            content = content[: len(content) * 2 // 3]
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("retry-after-ms", "5")
+        if what == "truncate-silently":
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(declared))
+        self.end_headers()
+        self.wfile.write(content)
+        self.close_connection = self.close_connection or what.startswith("truncate")
 
 
 def _multipart(content_type: str, body: bytes) -> tuple[str, bytes, str]:

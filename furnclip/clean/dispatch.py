@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import date, datetime, timedelta, timezone
+from typing import Any
 
 from furnclip import console
 from furnclip.clean import estimate
@@ -21,13 +22,14 @@ from furnclip.clean.parts import Limits
 from furnclip.clean.plan import file_digest, queue_limit
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import SENT, UNSENT, Part
+from furnclip.clean.workspace import Request
 from furnclip.errors import ConfigError, JournalError, ServiceError
 
 _WARN_DAYS = 30
 _BATCH_DAYS = 2  # a batch may take 24 h; the other day is for clocks and time zones
 _LOOKS = 3
 _DAY_S = 86_400
-_FRESH_FILE_S = 60.0
+_FRESH_FILE_TRIES = 6  # with waits of 1, 2, 4, 8 and 16 s
 _FURTHEST = ("completed", "finalizing", "in_progress", "validating")
 
 
@@ -137,24 +139,13 @@ class Dispatcher:
         """One real request at once: a wrong parameter shows now and not in every line of a batch."""
         if self._recipe.identity in self._ledger.state.canaries:
             return
-        request = next(self._ledger.workspace.read_index(part.number))
-        _, line = next(self._ledger.workspace.read_requests(part.number, [request]))
-        body = json.loads(line)["body"]
-        try:
-            reply = self._service.ask(self._recipe.endpoint, body)
-        except RefusedError as error:
-            raise ServiceError(
-                f"a trial request was refused (HTTP {error.status} {error.code}): {error.message}",
-                hint=f"no batch was sent; check `clean.model` (now `{self._recipe.model.id}`) "
-                "and `clean.effort` in furnclip.toml",
-            ) from None
-        outcome = classify(
-            {"response": {"status_code": 200, "body": reply}, "error": None}, self._recipe.vocabulary
-        )
+        request, reply = self._first_accepted(part)
+        line = {"response": {"status_code": 200, "body": reply}, "error": None}
+        outcome = classify(line, self._recipe.vocabulary)
         if outcome.kind != "cleaned":
             console.warn(f"the trial request was not answered well ({outcome.reason}: {outcome.detail})")
         prompt, completion = usage_of(reply)
-        billed = estimate.usage((prompt, completion), self._recipe, batch=False)
+        cost_usd = self._recipe.model.cost_usd(prompt, completion, batch=False)
         overhead = prompt - request.image_tokens - request.text_tokens
         self._ledger.record(
             "canary",
@@ -162,9 +153,26 @@ class Dispatcher:
             prompt_tokens=prompt,
             completion_tokens=completion,
             overhead_tokens=overhead if overhead > 0 else self._recipe.overhead_tokens,
-            cost_usd=billed.cost_usd,
+            cost_usd=cost_usd,
         )
-        console.note(f"trial request: {prompt} + {completion} tokens, ${billed.cost_usd:.6f}")
+        console.note(f"trial request: {prompt} + {completion} tokens, ${cost_usd:.6f}")
+
+    def _first_accepted(self, part: Part) -> tuple[Request, dict[str, Any]]:
+        """A request that the service takes, and its reply. One product may be at fault, three are not."""
+        requests = list(self._ledger.workspace.read_index(part.number))
+        places = sorted({0, len(requests) // 2, len(requests) - 1})
+        chosen = [requests[place] for place in places]
+        refusal = RefusedError(0, "", "")
+        for request, line in self._ledger.workspace.read_requests(part.number, chosen):
+            try:
+                return request, self._service.ask(self._recipe.endpoint, json.loads(line)["body"])
+            except RefusedError as error:
+                refusal = error
+        raise ServiceError(
+            f"a trial request was refused (HTTP {refusal.status} {refusal.code}): {refusal.message}",
+            hint=f"no batch was sent; check `clean.model` (now `{self._recipe.model.id}`) "
+            "and `clean.effort` in furnclip.toml",
+        )
 
     # --- one part
 
@@ -214,16 +222,16 @@ class Dispatcher:
             "sha256": part.sha256,
             "n": str(part.requests),
         }
-        deadline = time.monotonic() + min(_FRESH_FILE_S, 2 * self._clean.reconcile_wait_s)
         wait_s = min(1.0, self._clean.poll_interval_s)
-        while True:
+        for _ in range(_FRESH_FILE_TRIES - 1):
             try:
                 return self._service.create(part.file_id, self._recipe.endpoint, metadata)
             except RefusedError as error:
-                if not _file_is_missing(error) or time.monotonic() + wait_s > deadline:
+                if not _file_is_missing(error):
                     raise
             time.sleep(wait_s)
             wait_s *= 2
+        return self._service.create(part.file_id, self._recipe.endpoint, metadata)
 
     def _not_created(self, part: Part, error: RefusedError) -> None:
         """A definite no: note it, then wait, upload again, or stop."""

@@ -1,0 +1,36 @@
+"""`furnclip clean` in a process of its own that starts in milliseconds, to be killed.
+
+A fork server loads the command once; each run is then a forked process: as real to SIGKILL as any other,
+without a second of imports. Used by the kill tests only.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import furnclip.clean.live
+import furnclip.clean.monitor
+from furnclip.cli import app
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
+
+
+def start(folder: Path, env: Mapping[str, str], *args: str) -> ForkServerProcess:
+    """A running `furnclip ARGS` in `folder`; its talk goes to `talk.txt` there."""
+    process = _CONTEXT.Process(target=_main, args=(folder, dict(env), args))
+    process.start()
+    return process
+
+
+def _main(folder: Path, env: dict[str, str], args: tuple[str, ...]) -> None:
+    os.chdir(folder)
+    os.environ.update(env)
+    talk = os.open("talk.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(talk, stream)
+    app(list(args), prog_name="furnclip")

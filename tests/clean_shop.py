@@ -1,0 +1,80 @@
+"""A drawn shop and a `furnclip clean` to run in it, for the tests of cleaning."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from furnclip.cli import app
+from tests.batch_server import BatchServer
+from tests.conftest import Outcome
+from tests.drawn_shop import write_shop
+
+
+@dataclass
+class CleanShop:
+    """A catalogue, and the command in the same process: real HTTP, real files, no start-up time."""
+
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    products: int
+
+    def run(self, *args: str, env: Mapping[str, str] | None = None) -> Outcome:
+        with self.monkeypatch.context() as patch:
+            patch.chdir(self.folder)
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            result = CliRunner().invoke(app, ["clean", *args])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Outcome(result.exit_code, result.stdout, result.stderr)
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work" / "clean"
+
+    def table(self, name: str) -> list[dict[str, str]]:
+        with (self.work / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    @property
+    def cleaned(self) -> dict[str, dict[str, str]]:
+        return {row["product_id"]: row for row in self.table("cleaned.csv")}
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        """product id -> reason"""
+        return {row["product_id"]: row["rejected_reason"] for row in self.table("rejected.csv")}
+
+    def events(self, name: str = "") -> list[dict[str, Any]]:
+        lines = (self.work / "journal.jsonl").read_bytes().split(b"\n")[:-1]
+        events = [json.loads(line) for line in lines]
+        return [event for event in events if not name or event["event"] == name]
+
+    def title(self, index: int) -> str:
+        with (self.folder / "products.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))[index]["title"]
+
+    def check_all_settled(self, *, rejected: Mapping[str, str] | None = None) -> None:
+        """Every row is in exactly one of the two files, and the rejected ones are those expected."""
+        assert self.rejected == dict(rejected or {})
+        assert not self.cleaned.keys() & self.rejected.keys()
+        assert len(self.table("cleaned.csv")) + len(self.table("rejected.csv")) == self.products
+
+
+def make_shop(folder: Path, monkeypatch: pytest.MonkeyPatch, *, products: int) -> CleanShop:
+    write_shop(folder, products=products, model=Path("not-used"))
+    return CleanShop(folder, monkeypatch, products)
+
+
+def with_parts_of(server: BatchServer, requests: int, **more: object) -> dict[str, str]:
+    """The server's environment with small parts; `more` are keys of `[clean]`."""
+    keys = {"part_requests": requests, **more}
+    return {**server.env, **{f"FURNCLIP_CLEAN__{name.upper()}": str(value) for name, value in keys.items()}}
