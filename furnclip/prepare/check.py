@@ -11,6 +11,7 @@ from furnclip import console
 from furnclip.catalogue import Rejection, catalogue_path
 from furnclip.config import Config
 from furnclip.prepare.earlier import Earlier, Shelf
+from furnclip.prepare.pool import Workers
 from furnclip.prepare.scan import Scanner
 
 EXAMPLES = 3
@@ -49,8 +50,11 @@ def check(config: Config) -> CheckReport:
     reasons: Counter[str] = Counter()
     examples: dict[str, list[Rejection]] = defaultdict(list)
     rows = 0
-    with console.progress("checking products", total=None) as meter:
-        for outcome in Scanner(config, nothing_known, None):
+    with (
+        console.progress("checking products", total=None) as meter,
+        Workers(config.prepare.workers) as workers,
+    ):
+        for outcome in Scanner(config, nothing_known, workers=workers):
             rows += 1
             meter.advance()
             if isinstance(outcome, Rejection):

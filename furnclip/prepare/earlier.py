@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from furnclip.prepare.spool import IN_SHARD, Entry, Records, entry_of, read_payload, read_records
-from furnclip.shards.tar import Place, read_about, read_index, read_place
+from furnclip.prepare.spool import IN_SHARD, Entry, Records, SpoolPlace, entry_of, read_payload, read_records
+from furnclip.shards.tar import Place, damaged, read_about, read_index, read_place
+
+Source = tuple[Path, Place | SpoolPlace]
 
 _PLACES = np.dtype(
     [
         ("content", "<u8"),
         ("shard", "<i4"),
-        ("row", "<i4"),
         ("offset", "<i8"),
         ("sizes", "<i4", (3,)),
         ("crc32", "<u4"),
@@ -36,19 +37,16 @@ class Shelf:
         places = np.concatenate([np.empty(0, _PLACES), *tables])
         self._places = places[np.argsort(places["content"], kind="stable")]
 
-    def row_of(self, content: int) -> int | None:
-        """A handle for `read`, or None where no shard has that sample."""
+    def find(self, content: int) -> Source | None:
+        """Where the sample is, or None where no shard has it."""
         row = int(np.searchsorted(self._places["content"], np.uint64(content)))
-        if row < len(self._places) and int(self._places["content"][row]) == content:
-            return row
-        return None
-
-    def read(self, row: int) -> tuple[bytes, bytes, bytes]:
-        """The members of a sample. Raises `StorageError` where the shard has changed."""
+        if row == len(self._places) or int(self._places["content"][row]) != content:
+            return None
         place = self._places[row]
         jpg_bytes, json_bytes, txt_bytes = (int(size) for size in place["sizes"])
-        found = Place("", int(place["offset"]), jpg_bytes, json_bytes, txt_bytes, int(place["crc32"]))
-        return read_place(self._shards[int(place["shard"])], found)
+        crc32, offset = int(place["crc32"]), int(place["offset"])
+        found = Place(f"{content:016x}", offset, jpg_bytes, json_bytes, txt_bytes, crc32)
+        return self._shards[int(place["shard"])], found
 
 
 def _places(number: int, shard: Path) -> np.ndarray:
@@ -58,7 +56,6 @@ def _places(number: int, shard: Path) -> np.ndarray:
     places = np.zeros(index.num_rows, _PLACES)
     places["content"] = [int(content, 16) for content in index["content"].to_pylist()]
     places["shard"] = number
-    places["row"] = np.arange(index.num_rows)
     for name in ("offset", "crc32"):
         places[name] = index[name].to_numpy()
     for column, name in enumerate(("jpg_bytes", "json_bytes", "txt_bytes")):
@@ -91,10 +88,13 @@ class Earlier:
         Row, group and title are those of `wanted`.
         """
         record = self.record(wanted.key)
-        if record is None or int(record["stat"]) != wanted.stat or not self._at_hand(record):
+        if record is None or int(record["stat"]) != wanted.stat:
+            return None
+        known = entry_of(record)
+        if not self._at_hand(known):
             return None
         return dataclasses.replace(
-            entry_of(record), row=wanted.row, group=wanted.group, title=wanted.title, stratum=wanted.stratum
+            known, row=wanted.row, group=wanted.group, title=wanted.title, stratum=wanted.stratum
         )
 
     def record(self, key: int) -> Any:
@@ -106,21 +106,26 @@ class Earlier:
         part = int(np.searchsorted(self._starts, position, side="right")) - 1
         return self._records[part][position - self._starts[part]]
 
-    def _at_hand(self, record: Any) -> bool:
-        if int(record["offset"]) == IN_SHARD:
-            return self._shelf.row_of(int(record["content"])) is not None
-        return read_payload(self._spool, record) is not None
+    def _at_hand(self, entry: Entry) -> bool:
+        if entry.offset == IN_SHARD:
+            return self._shelf.find(entry.content) is not None
+        return read_payload(self._spool, entry.place) is not None
 
-    def jpeg(self, entry: Entry) -> bytes:
-        """The picture of an entry that `find` gave."""
-        return self.members(entry)[0]
-
-    def members(self, entry: Entry) -> tuple[bytes, bytes, bytes]:
-        """The sample's members as they were written, with the group of then."""
+    def source(self, entry: Entry) -> Source:
+        """Where the sample of an entry that `find` gave is."""
         if entry.offset != IN_SHARD:
-            payload = read_payload(self._spool, vars(entry))
-            assert payload is not None
-            return payload
-        row = self._shelf.row_of(entry.content)
-        assert row is not None
-        return self._shelf.read(row)
+            return self._spool, entry.place
+        found = self._shelf.find(entry.content)
+        assert found is not None
+        return found
+
+
+def read_source(source: Source) -> tuple[bytes, bytes, bytes]:
+    """The members of a sample, with the group of then. Raises `StorageError` where they have changed."""
+    path, place = source
+    if isinstance(place, Place):
+        return read_place(path, place)
+    members = read_payload(path, place)
+    if members is None:
+        raise damaged(path, f"the payload at byte {place.offset} has changed")
+    return members

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 HASH_BYTES = 16
 THUMB_SIDE_PX = 8
@@ -28,6 +28,7 @@ THUMB_BYTES = THUMB_SIDE_PX * THUMB_SIDE_PX * 3
 MAX_BITS = 8
 MAX_DIFFERENCE = 0.15
 
+_ENOUGH_PX = 72  # for a frame to within a pixel and a grid of 9
 _GRID_PX = 9  # 8 gradients each way
 _FLAT_LEVELS = 2  # a gradient of JPEG noise is none
 _PLAIN_LEVELS = 24  # corners closer than this are one background
@@ -41,6 +42,8 @@ _ONES = np.array([number.bit_count() for number in range(2**16)], dtype=np.uint8
 
 def fingerprint(image: Image.Image) -> tuple[bytes, bytes]:
     """(gradient signs, colour thumbnail) of an RGB picture."""
+    if min(image.size) >= _ENOUGH_PX:
+        image = image.reduce(min(image.size) // _ENOUGH_PX)
     background, box = _framed(image)
     grid_image = image.resize((_GRID_PX, _GRID_PX), Image.Resampling.BILINEAR, box=box)
     grid = np.asarray(grid_image.convert("L"), dtype=np.int16)  # (9, 9)
@@ -54,21 +57,21 @@ def fingerprint(image: Image.Image) -> tuple[bytes, bytes]:
 
 def _framed(image: Image.Image) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """(background colour (3,), box around nearly all ink) of a picture."""
-    factor = 2 if min(image.size) >= 64 else 1
-    pixels = np.asarray(image.reduce(factor) if factor > 1 else image, dtype=np.int16)  # (H, W, 3)
-    corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]  # (4, 3)
+    corner_px = [image.getpixel((x, y)) for x in (0, image.width - 1) for y in (0, image.height - 1)]
+    corners = np.array(corner_px, dtype=np.int16)  # (4, 3)
     background = np.median(corners, axis=0)
     whole = (0.0, 0.0, float(image.width), float(image.height))
     if np.abs(corners - background).max() > _PLAIN_LEVELS:  # a photograph of a room
-        return pixels.reshape(-1, 3).mean(axis=0), whole
-    ink = np.abs(pixels - background.astype(np.int16)).max(axis=2) - _INK_LEVELS  # (H, W)
-    ink = np.maximum(ink, 0)
+        return np.array(ImageStat.Stat(image).mean), whole
+    plain = Image.new("RGB", image.size, tuple(background.astype(int).tolist()))
+    red, green, blue = ImageChops.difference(image, plain).split()
+    away = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    ink = np.maximum(np.asarray(away, dtype=np.int16) - _INK_LEVELS, 0)  # (H, W)
     if not ink.any():
         return background, whole
     left, right = _range(ink.sum(axis=0))
     top, bottom = _range(ink.sum(axis=1))
-    box = (left * factor, top * factor, min(right * factor, whole[2]), min(bottom * factor, whole[3]))
-    return background, box
+    return background, (left, top, right, bottom)
 
 
 def _range(ink: np.ndarray) -> tuple[float, float]:

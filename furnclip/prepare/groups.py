@@ -19,12 +19,12 @@ import numpy as np
 
 from furnclip.catalogue import content_hash
 from furnclip.prepare.fingerprint import near_pairs
-from furnclip.prepare.ledger import Ledger
+from furnclip.prepare.ledger import UNDECIDED, Ledger
 from furnclip.prepare.spool import Records
 from furnclip.shards.manifest import SPLITS
 
-UNDECIDED = -1
 _FREE = -1
+_NO_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class _Components:
         self.parent = list(range(count))
         self.split = [UNDECIDED] * count
         self.group: list[int | None] = [None] * count  # of the ledger, else the smallest key
-        self.from_ledger = [False] * count
+        self.settled = [False] * count  # whether the group is one of the ledger
 
     def root(self, node: int) -> int:
         while self.parent[node] != node:
@@ -110,85 +110,83 @@ class _Components:
             node = self.parent[node]
         return node
 
-    def join(self, roots: list[int], key: int, split: int, group: int | None) -> int:
-        """One component of these and a row; a ledger's split and group win over what is undecided."""
-        into, *others = roots
-        ledger_groups = [self.group[root] for root in roots if self.from_ledger[root]]
-        keys = [
-            found for root in roots if (found := self.group[root]) is not None and not self.from_ledger[root]
+    def join(self, roots: list[int], key: int, *, split: int, group: int | None) -> None:
+        """One component of these and a row; groups of the ledger win over what is undecided."""
+        into = roots[0]
+        settled = [found for root in roots if self.settled[root] and (found := self.group[root]) is not None]
+        settled += [group] if group is not None else []
+        others = [
+            found for root in roots if not self.settled[root] and (found := self.group[root]) is not None
         ]
-        known = [found for found in ledger_groups if found is not None] + (
-            [group] if group is not None else []
-        )
-        for root in others:
+        for root in roots[1:]:
             self.parent[root] = into
         self.split[into] = max([split, *(self.split[root] for root in roots)])
-        self.from_ledger[into] = bool(known)
-        self.group[into] = min(known) if known else min([*keys, key])
-        return into
+        self.settled[into] = bool(settled)
+        self.group[into] = min(settled or [*others, key])
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the ledger says of each row: split (`UNDECIDED`: nothing) and group."""
+
+    split: np.ndarray  # (N,)
+    group: np.ndarray  # (N,)
 
 
 def assign(
-    records: Records, ties: Ties, ledger: Ledger, changed: np.ndarray, shares: tuple[float, float]
+    records: Records, ties: Ties, ledger: Ledger, *, changed: np.ndarray, shares: tuple[float, float]
 ) -> Assignment:
     """A group and a split for each row, or none.
 
     changed: (N,) rows whose ties may differ from those that the ledger decided on.
     shares: of groups for train and validation; the rest is test.
     """
-    known_split, known_group = ledger.lookup(records["key"])  # (N,) each
-    rank = np.where(known_split == UNDECIDED, 2, changed.astype(int))
-    order = np.lexsort((records["key"], rank))
+    keys = records["key"]
+    known = _Known(*ledger.lookup(keys))
+    rank = np.where(known.split == UNDECIDED, 2, changed.astype(int))
     components = _Components(ties.count)
-    node_of = _place_rows(order, records, ties, components, (known_split, known_group))
-    return _decide(records, node_of, components, (known_split, known_group), shares)
+    placed = _place_rows(np.lexsort((keys, rank)), keys, ties=ties, components=components, known=known)
+    assignment = _decide(placed, components, known, shares)
+    _fill_empty_splits(assignment, known, shares)
+    return assignment
 
 
 def _place_rows(
-    order: np.ndarray,
-    records: Records,
-    ties: Ties,
-    components: _Components,
-    known: tuple[np.ndarray, np.ndarray],
+    order: np.ndarray, keys: np.ndarray, *, ties: Ties, components: _Components, known: _Known
 ) -> np.ndarray:
     """Per row a node of its component, or `_FREE` for a row that would join different splits: (N,)."""
-    placed = np.full(len(records), _FREE)
+    placed = np.full(len(keys), _FREE)
     active: set[int] = set()  # fingerprints of rows that were placed
-    keys = records["key"]
     for row in order.tolist():
         picture = int(ties.picture[row])
         nodes = [node for node in ties.nodes[row].tolist() if node != _FREE]
         nodes += [picture, *(near for near in ties.neighbours.get(picture, ()) if near in active)]
         roots = list(dict.fromkeys(components.root(node) for node in nodes))
-        split = int(known[0][row])
+        split = int(known.split[row])
         decided = {components.split[root] for root in roots} | {split}
         if len(decided - {UNDECIDED}) > 1:
             continue
-        group = int(known[1][row]) if split != UNDECIDED else None
-        components.join(roots, int(keys[row]), split, group)
+        group = int(known.group[row]) if split != UNDECIDED else None
+        components.join(roots, int(keys[row]), split=split, group=group)
         active.add(picture)
         placed[row] = picture
     return placed
 
 
 def _decide(
-    records: Records,
-    node_of: np.ndarray,
-    components: _Components,
-    known: tuple[np.ndarray, np.ndarray],
-    shares: tuple[float, float],
+    placed: np.ndarray, components: _Components, known: _Known, shares: tuple[float, float]
 ) -> Assignment:
-    group = np.zeros(len(records), dtype=np.uint64)
-    split = np.full(len(records), UNDECIDED, dtype=np.int8)
-    for row, node in enumerate(node_of.tolist()):
+    """Group and split of each row from the component it was placed in."""
+    group = np.zeros(len(placed), dtype=np.uint64)
+    split = np.full(len(placed), UNDECIDED, dtype=np.int8)
+    for row, node in enumerate(placed.tolist()):
         if node == _FREE:
             continue
         root = components.root(node)
-        found = components.group[root]
+        found, decided = components.group[root], components.split[root]
         assert found is not None
-        group[row] = known[1][row] if known[0][row] != UNDECIDED else found
-        split[row] = components.split[root] if components.split[root] != UNDECIDED else drawn(found, shares)
-    _fill_empty_splits(group, split, known[0], shares)
+        group[row] = known.group[row] if known.split[row] != UNDECIDED else found
+        split[row] = drawn(found, shares) if decided == UNDECIDED else decided
     return Assignment(group, split)
 
 
@@ -207,28 +205,31 @@ def _split_at(position: float, shares: tuple[float, float]) -> int:
     return 0 if position < train else 1 if position < train + validation else 2
 
 
-def _fill_empty_splits(
-    group: np.ndarray, split: np.ndarray, known_split: np.ndarray, shares: tuple[float, float]
-) -> None:
+def _fill_empty_splits(assignment: Assignment, known: _Known, shares: tuple[float, float]) -> None:
     """In a tiny catalogue chance may leave a split empty: it gets the group that came closest."""
+    group, split = assignment.group, assignment.split
     ranges = ((0.0, shares[0]), (shares[0], sum(shares)), (sum(shares), 1.0))
     for wanted, (low, high) in enumerate(ranges):
-        new = (split != UNDECIDED) & (known_split == UNDECIDED)
-        settled = set(group[known_split != UNDECIDED].tolist())
-        if high - low < 1e-9 or (split == wanted).any():
+        if high - low < _NO_SHARE or (split == wanted).any():
             continue
-        sizes = {number: len(set(group[split == number].tolist())) for number in range(len(SPLITS))}
-        spare = {
-            int(found): _position(int(found))
-            for found, number in zip(group[new].tolist(), split[new].tolist(), strict=True)
-            if sizes[number] > 1 and found not in settled
-        }
+        spare = _spare_groups(assignment, known)
         if spare:
-            chosen = min(spare, key=lambda found: (max(low - spare[found], spare[found] - high), found))
+            distance = {found: max(low - _position(found), _position(found) - high) for found in spare}
+            chosen = min(spare, key=lambda found: (distance[found], found))
             split[(group == np.uint64(chosen)) & (split != UNDECIDED)] = wanted
 
 
-def leaks_left(records: Records, ties: Ties, assignment: Assignment) -> int:
+def _spare_groups(assignment: Assignment, known: _Known) -> list[int]:
+    """Groups that no earlier run decided on and that are not alone in their split."""
+    settled = set(assignment.group[known.split != UNDECIDED].tolist())
+    spare = []
+    for number in range(len(SPLITS)):
+        groups = set(assignment.group[assignment.split == number].tolist())
+        spare += sorted(groups - settled) if len(groups) > 1 else []
+    return spare
+
+
+def leaks_left(ties: Ties, assignment: Assignment) -> int:
     """Ties that lead from one split into another, counted anew from the result: has to be zero."""
     split = assignment.split
     kept = split != UNDECIDED

@@ -6,6 +6,7 @@ no later row changes that.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ _SCHEMA = pyarrow.schema(
     ]
 )
 LEDGER_NAME = "assignments.parquet"
+UNDECIDED = -1
 
 
 class Ledger:
@@ -41,8 +43,8 @@ class Ledger:
         return len(self._keys)
 
     def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Split (an index of `SPLITS`, -1: not known) and group of each key: (N,) and (N,)."""
-        split = np.full(len(keys), -1, dtype=np.int8)
+        """Split (an index of `SPLITS`, `UNDECIDED`: not known) and group of each key: (N,) and (N,)."""
+        split = np.full(len(keys), UNDECIDED, dtype=np.int8)
         group = np.zeros(len(keys), dtype=np.uint64)
         if len(self._keys):
             position = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
@@ -51,18 +53,31 @@ class Ledger:
             group[known] = self._groups[position[known]]
         return split, group
 
-    def extended(self, rows: dict[str, object]) -> Ledger:
-        """This ledger with new products: `key`, `product_id`, `group`, `split` (names), a list each."""
-        added = pyarrow.table(
-            {name: pyarrow.array(rows[name], type=_SCHEMA.field(name).type) for name in _SCHEMA.names},
-            schema=_SCHEMA,
-        )
-        return Ledger(pyarrow.concat_tables([self._table, added]).sort_by("key"))
+    def extended(self, shards: Iterable[tuple[str, pyarrow.Table]]) -> Ledger:
+        """This ledger with the products that it does not have yet of (split, index of a shard)."""
+        added = [part for split, index in shards if len(part := self._unknown(split, index))]
+        return Ledger(pyarrow.concat_tables([self._table, *added]).sort_by("key")) if added else self
+
+    def _unknown(self, split: str, index: pyarrow.Table) -> pyarrow.Table:
+        keys, groups = (_numbers(index[name]) for name in ("key", "group"))
+        new = self.lookup(keys)[0] == UNDECIDED
+        columns = {
+            "key": keys[new],
+            "product_id": index["product_id"].filter(pyarrow.array(new)),
+            "group": groups[new],
+            "split": [split] * int(new.sum()),
+        }
+        return pyarrow.table(columns, schema=_SCHEMA)
 
     def write(self, path: Path) -> None:
         """Replace the file, whole or not at all."""
         with replacing(path) as file:
             pyarrow.parquet.write_table(self._table, file, compression="zstd")
+
+
+def _numbers(column: pyarrow.ChunkedArray) -> np.ndarray:
+    """Hex digits as numbers: (N,) uint64."""
+    return np.array([int(digits, 16) for digits in column.to_pylist()], dtype=np.uint64)
 
 
 def read_ledger(path: Path) -> Ledger:

@@ -24,7 +24,7 @@ import numpy as np
 from furnclip.catalogue import content_hash
 from furnclip.config import PrepConfig
 from furnclip.journal import sync_folder
-from furnclip.prepare.earlier import Earlier
+from furnclip.prepare.earlier import Earlier, Source, read_source
 from furnclip.prepare.groups import Assignment
 from furnclip.prepare.spool import Records, entry_of
 from furnclip.shards.manifest import MINI_TRAIN, SPLITS, ShardInfo, SplitInfo
@@ -103,8 +103,28 @@ def mini_train_rows(records: Records, assignment: Assignment, samples: int) -> n
 
 
 @dataclass(frozen=True)
+class PackTask:
+    """All that a worker process needs to write one shard: (key, content, group, source) a sample."""
+
+    path: Path
+    content: str
+    samples: list[tuple[str, str, str, Source]]
+
+
+def pack_shard(task: PackTask) -> None:
+    """Write one shard. Runs in a worker process."""
+    write_shard(task.path, _samples(task), content=task.content)
+
+
+def _samples(task: PackTask) -> Iterator[tuple[str, Sample]]:
+    for key, content, group, source in task.samples:
+        sample = decode_sample(key, *read_source(source))
+        yield content, dataclasses.replace(sample, group=group)
+
+
+@dataclass(frozen=True)
 class Packer:
-    """Writes planned shards and puts them in place."""
+    """Writes planned shards aside and puts them in place."""
 
     shards: Path
     staged: Path
@@ -116,29 +136,35 @@ class Packer:
         """Those that are not in place already."""
         return [shard for shard in planned if not _is_whole(self.shards / shard.name, shard.content)]
 
-    def stage(self, shard: PlannedShard) -> bool:
-        """Write the shard aside, unless a killed run already did; whether it was written."""
-        path = self._staged(shard)
+    def task(self, shard: PlannedShard) -> PackTask | None:
+        """How to write the shard aside; None where a killed run already did."""
+        path = self.where_staged(shard)
         if _is_whole(path, shard.content):
-            return False
-        write_shard(path, self._samples(shard.rows), content=shard.content)
-        return True
+            return None
+        samples = []
+        for row in shard.rows.tolist():
+            entry = entry_of(self.records[row])
+            group = group_name(self.assignment.group[row])
+            samples.append((f"{entry.key:016x}", f"{entry.content:016x}", group, self.earlier.source(entry)))
+        return PackTask(path, shard.content, samples)
 
-    def _samples(self, rows: np.ndarray) -> Iterator[Sample]:
-        for row in rows.tolist():
-            record = self.records[row]
-            key = f"{int(record['key']):016x}"
-            sample = decode_sample(key, *self.earlier.members(entry_of(record)))
-            yield dataclasses.replace(sample, group=f"{int(self.assignment.group[row]):016x}")
+    def where_staged(self, shard: PlannedShard) -> Path:
+        """Where the shard is written before it is put in place."""
+        return self.staged / f"{content_hash(shard.name, shard.content)}.tar"
+
+    def where_now(self, shard: PlannedShard) -> Path:
+        """Where the shard is: in place, or still staged."""
+        published = self.shards / shard.name
+        return published if _is_whole(published, shard.content) else self.where_staged(shard)
 
     def publish(self, planned: list[PlannedShard], changed: list[PlannedShard]) -> None:
         """Move staged shards in place and remove those that are no longer planned."""
         for shard in changed:
-            target = self.shards / shard.name
+            target, staged = self.shards / shard.name, self.where_staged(shard)
             target.parent.mkdir(parents=True, exist_ok=True)
-            index_path(target).unlink(missing_ok=True)
-            self._staged(shard).replace(target)
-            index_path(self._staged(shard)).replace(index_path(target))
+            index_path(target).unlink(missing_ok=True)  # it must never lie beside another tar
+            staged.replace(target)
+            index_path(staged).replace(index_path(target))
         wanted = {self.shards / shard.name for shard in planned}
         for path in published_shards(self.shards):
             if path not in wanted:
@@ -149,8 +175,10 @@ class Packer:
                 sync_folder(self.shards / split)
         shutil.rmtree(self.staged, ignore_errors=True)
 
-    def _staged(self, shard: PlannedShard) -> Path:
-        return self.staged / f"{content_hash(shard.name, shard.content)}.tar"
+
+def group_name(group: int) -> str:
+    """A group's id as it is written."""
+    return f"{int(group):016x}"
 
 
 def published_shards(folder: Path) -> list[Path]:

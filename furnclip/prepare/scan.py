@@ -7,7 +7,8 @@ an earlier run decoded is not decoded again: same picture file (name, size, time
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,11 @@ from furnclip.catalogue import (
 )
 from furnclip.config import Config
 from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image, read_bytes
-from furnclip.prepare.earlier import Earlier
+from furnclip.prepare.earlier import Earlier, read_source
 from furnclip.prepare.fingerprint import fingerprint
-from furnclip.prepare.pool import ordered_map
+from furnclip.prepare.pool import Workers
 from furnclip.prepare.spool import Entry, Spool
-from furnclip.shards.tar import Sample, encode_sample, member_bytes
+from furnclip.shards.tar import Sample, encode_sample, member_bytes, sample_content
 
 VERSION = "1"  # raise it when the same picture file would give other bytes
 
@@ -73,7 +74,7 @@ def decode_picture(task: PictureTask) -> Picture | BrokenImage:
             continue
         signs, thumb = fingerprint(image)
         jpeg = encode_jpeg(letterbox(image, task.image_px), task.jpeg_quality)
-        return Picture(jpeg, bytes.fromhex(content_hash(data) + content_hash(b"2", data)), signs, thumb)
+        return Picture(jpeg, hashlib.blake2b(data, digest_size=16).digest(), signs, thumb)
     assert problem is not None
     return problem
 
@@ -81,19 +82,19 @@ def decode_picture(task: PictureTask) -> Picture | BrokenImage:
 class Scanner:
     """Reads the catalogue once; iterating gives an `Entry` or a `Rejection` for every row, in order."""
 
-    def __init__(self, config: Config, earlier: Earlier, spool: Spool | None) -> None:
+    def __init__(
+        self, config: Config, earlier: Earlier, *, workers: Workers, spool: Spool | None = None
+    ) -> None:
         self._config = config
         self._earlier = earlier
+        self._workers = workers
         self._spool = spool
         self.decoded = 0
 
     def __iter__(self) -> Iterator[Entry | Rejection]:
         path = catalogue_path(self._config.paths)
         items = (self._judge(row) for row in read_products(path, self._config.paths))
-        outcomes = ordered_map(
-            decode_picture, items, task_of=lambda item: item.task, workers=self._config.prepare.workers
-        )
-        for item, outcome in outcomes:
+        for item, outcome in self._workers.map(decode_picture, items, task_of=lambda item: item.task):
             yield self._settle(item, outcome)
 
     def _judge(self, product: Product | Rejection) -> _Item:
@@ -147,7 +148,8 @@ class Scanner:
             return dataclasses.replace(item, task=task)
         if known.text == item.entry.text:
             return dataclasses.replace(item, entry=known)
-        picture = Picture(self._earlier.jpeg(known), known.source, known.hash, known.thumb)
+        jpeg = read_source(self._earlier.source(known))[0]
+        picture = Picture(jpeg, known.source, known.hash, known.thumb)
         assert isinstance(item.product, Product)
         return dataclasses.replace(item, entry=self._kept(item.entry, item.text, picture))
 
@@ -166,7 +168,7 @@ class Scanner:
         contents = (picture.jpeg, *text)
         whole = dataclasses.replace(
             entry,
-            content=_number(content_hash(*contents)),
+            content=_number(sample_content(contents)),
             source=picture.source,
             hash=picture.hash,
             thumb=picture.thumb,
@@ -181,6 +183,3 @@ def _rejection(product: Product, reason: str, detail: str) -> Rejection:
 
 def _number(digits: str) -> int:
     return int(digits, 16)
-
-
-Decoder = Callable[[PictureTask], Picture | BrokenImage]

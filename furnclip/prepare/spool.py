@@ -11,6 +11,7 @@ second decode and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import zlib
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from furnclip.journal import write_bytes
 from furnclip.prepare.fingerprint import HASH_BYTES, THUMB_BYTES
 
 Records = np.ndarray[Any, np.dtype[np.void]]
@@ -48,6 +50,15 @@ IN_SHARD = -1
 
 
 @dataclass(frozen=True)
+class SpoolPlace:
+    """Where a payload lies in the spool."""
+
+    offset: int
+    payload_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """One record as Python values, in the order of `RECORD`."""
 
@@ -66,6 +77,10 @@ class Entry:
     crc32: int = 0
     offset: int = IN_SHARD
     payload_bytes: int = 0
+
+    @property
+    def place(self) -> SpoolPlace:
+        return SpoolPlace(self.offset, self.payload_bytes, self.crc32)
 
     def pack(self) -> bytes:
         source = struct.unpack("<2Q", self.source)
@@ -90,6 +105,15 @@ def read_records(path: Path) -> Records:
     if not count:
         return np.empty(0, dtype=RECORD)
     return np.memmap(path, dtype=RECORD, mode="r", shape=(count,))
+
+
+def write_settled(path: Path, records: Records) -> None:
+    """Keep the records of a finished run, whose samples are all in shards."""
+    settled = np.array(records)
+    settled["offset"], settled["payload_bytes"], settled["crc32"] = IN_SHARD, 0, 0
+    data = settled.tobytes()
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
 
 
 class Spool:
@@ -121,8 +145,8 @@ class Spool:
         payloads, records = self._files
         data = _LENGTHS.pack(*map(len, contents)) + b"".join(contents)
         payloads.write(data)
-        placed = Entry(
-            **{**vars(entry), "offset": self._position, "payload_bytes": len(data), "crc32": zlib.crc32(data)}
+        placed = dataclasses.replace(
+            entry, offset=self._position, payload_bytes=len(data), crc32=zlib.crc32(data)
         )
         self._position += len(data)
         payloads.flush()  # before the record, which vouches for it
@@ -136,12 +160,12 @@ class Spool:
         self.records_path.unlink(missing_ok=True)
 
 
-def read_payload(spool: Path, record: Any) -> tuple[bytes, bytes, bytes] | None:
-    """The members that a record points to, or None where they are not what was written."""
+def read_payload(spool: Path, place: SpoolPlace) -> tuple[bytes, bytes, bytes] | None:
+    """The members at a place, or None where they are not what was written."""
     with spool.open("rb") as file:
-        file.seek(int(record["offset"]))
-        data = file.read(int(record["payload_bytes"]))
-    if len(data) < _LENGTHS.size or zlib.crc32(data) != int(record["crc32"]):
+        file.seek(place.offset)
+        data = file.read(place.payload_bytes)
+    if len(data) < _LENGTHS.size or zlib.crc32(data) != place.crc32:
         return None
     first, second, third = _LENGTHS.unpack_from(data)
     start = _LENGTHS.size

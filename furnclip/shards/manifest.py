@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from furnclip.catalogue import content_hash
 from furnclip.errors import MissingStageError, StorageError
 from furnclip.journal import write_json
 from furnclip.shards.tar import read_index
@@ -53,6 +54,11 @@ class Manifest:
     settings: dict[str, Any] = field(default_factory=dict)
     leaks: dict[str, Any] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
+
+    def with_hash(self) -> Manifest:
+        """This manifest with the hash of what its shards hold."""
+        hashes = [shard.sha256 for name in SPLITS for shard in self.splits[name].shards]
+        return replace(self, data_hash=content_hash(*hashes))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

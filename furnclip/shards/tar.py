@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,11 +52,6 @@ class Sample:
     group: str
     fields: dict[str, str]
     title: str = ""
-
-    @property
-    def content(self) -> str:
-        """Changes exactly when anything but the group does."""
-        return content_hash(*encode_sample(replace(self, group="")))
 
 
 @dataclass(frozen=True)
@@ -97,6 +92,11 @@ def encode_sample(sample: Sample) -> tuple[bytes, bytes, bytes]:
     return sample.image_bytes, text.encode("utf-8"), sample.caption.encode("utf-8")
 
 
+def sample_content(members: tuple[bytes, bytes, bytes]) -> str:
+    """Of a sample's members without a group: changes exactly when anything but the group does."""
+    return content_hash(*members)
+
+
 def decode_sample(key: str, image_bytes: bytes, about_bytes: bytes, caption_bytes: bytes) -> Sample:
     """The sample of three members' contents."""
     about = json.loads(about_bytes)
@@ -111,18 +111,20 @@ def decode_sample(key: str, image_bytes: bytes, about_bytes: bytes, caption_byte
     )
 
 
-def write_shard(path: Path, samples: Iterable[Sample], *, content: str) -> dict[str, Any]:
+def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: str) -> dict[str, Any]:
     """Write the tar at `path` and then its index; what the manifest says about the shard.
 
-    `content` names what should be in the shard; an index with that name proves that the tar beside
-    it is complete, because it is written after the tar.
+    samples: (content hash, sample), where the hash is `sample_content`.
+    content: names what should be in the shard; an index with that name proves that the tar beside it
+    is complete, because it is written after the tar.
     """
     index_path(path).unlink(missing_ok=True)
     columns: dict[str, list[Any]] = {name: [] for name in _INDEX_SCHEMA.names}
     attributes: dict[str, Counter[str]] = {name: Counter() for name in ATTRIBUTES}
     with replacing(path) as file:
         hashed = _HashedFile(file)
-        for sample in samples:
+        for sample_hash, sample in samples:
+            columns["content"].append(sample_hash)
             _write_sample(hashed, sample, columns)
             for name, counts in attributes.items():
                 counts[sample.fields.get(name, "")] += 1
@@ -158,7 +160,6 @@ def _write_sample(file: _HashedFile, sample: Sample, columns: dict[str, list[Any
     columns["key"].append(sample.key)
     columns["product_id"].append(sample.product_id)
     columns["group"].append(sample.group)
-    columns["content"].append(sample.content)
     columns["offset"].append(file.position)
     for suffix, content in contents.items():
         columns[f"{suffix}_bytes"].append(len(content))

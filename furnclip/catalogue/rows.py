@@ -1,69 +1,21 @@
-"""Reading product catalogues as shops write them, a row at a time.
-
-Input: `products.csv` (also `.tsv`, `.jsonl`, `.parquet`) or `work/clean/cleaned.csv`.
-Output: a stream of `Product` and `Rejection`; no row is dropped without one of the two.
-
-Rules that a row is judged by:
-
-* UTF-8 with or without BOM, UTF-16, and where neither fits cp1252; `,` `;` tab or `|` between cells.
-* An id has to be there, printable, and new: the first row with an id keeps it, later ones are rejected.
-* A row needs as many cells as the header; a cell over `MAX_CELL_CHARS` is refused.
-* Pictures lie inside the picture folder: no `..`, no link or absolute path that leads out of it.
-
-`content_hash` decides everywhere in furnclip whether something "is already done".
-"""
+"""Rows of any supported file, streamed, every damaged one marked."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-from furnclip.errors import ConfigError, InputError, nearest
-from furnclip.images import BrokenImage
+from furnclip.errors import InputError
 
-if TYPE_CHECKING:
-    from furnclip.config import DataPaths
-
-ATTRIBUTES = ("style", "material", "color", "object_type")
-CLEAN_COLUMNS = ("clean_title", *ATTRIBUTES, "clean_source")
 MAX_CELL_CHARS = 2**20
 MAX_LINE_CHARS = 2**25
-MAX_ID_CHARS = 200
-
 _DELIMITERS = ",;\t|"
-_UNKNOWN = frozenset({"", "unknown", "none", "nan", "null", "n/a", "na", "other", "-"})
 _CHUNK_BYTES = 2**20
 _BATCH_ROWS = 2048
-
-
-@dataclass(frozen=True)
-class Product:
-    """One usable row. `row` counts from 1, without the header; `fields` has every column as written."""
-
-    row: int
-    product_id: str
-    title: str
-    images: tuple[str, ...]
-    group: str
-    fields: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """One row that cannot be used; `reason` is a short stable word for counting."""
-
-    row: int
-    product_id: str
-    reason: str
-    detail: str
-    fields: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,11 +26,6 @@ class Record:
     fields: dict[str, str]
     reason: str = ""
     detail: str = ""
-
-
-def catalogue_path(paths: DataPaths) -> Path:
-    """The cleaned catalogue where there is one, else the raw one."""
-    return paths.cleaned if paths.cleaned.is_file() else paths.products
 
 
 def read_rows(path: Path) -> tuple[list[str], Iterator[dict[str, str]]]:
@@ -122,9 +69,6 @@ def _check_header(path: Path, columns: list[str]) -> None:
         raise InputError(
             f"`{path}` has the column `{twice[0]}` twice", hint="rename one of the two columns in the file"
         )
-
-
-# --- CSV and TSV
 
 
 def _read_csv(path: Path) -> tuple[list[str], Iterator[Record]]:
@@ -219,9 +163,6 @@ def _csv_records(columns: list[str], rows: Iterator[tuple[int, list[str]] | str]
         last_line = line
 
 
-# --- JSON lines and Parquet
-
-
 def _read_jsonl(path: Path) -> tuple[list[str], Iterator[Record]]:
     columns: dict[str, None] = {}
     for item in _json_lines(path):
@@ -309,156 +250,3 @@ def cell_text(value: object) -> str:
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)
-
-
-# --- products
-
-
-def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]:
-    """Every row as a product or as a rejection with its reason, in file order, streamed.
-
-    Raises `InputError` for a file that cannot be read and `ConfigError` for a column that is not
-    there, both before the first row.
-    """
-    columns, records = read_records(path)
-    _check_columns(path, columns, paths)
-    return _judge(records, paths)
-
-
-def _check_columns(path: Path, columns: list[str], paths: DataPaths) -> None:
-    for setting in ("id_column", "title_column", "image_column", "group_column"):
-        wanted = getattr(paths, setting)
-        if wanted and wanted not in columns:
-            close = nearest(wanted, columns)
-            advice = f'set `paths.{setting} = "{close}"`' if close else f"set `paths.{setting}`"
-            raise ConfigError(
-                f"`{path}` has no column `{wanted}`", hint=f"{advice}; columns there: {', '.join(columns)}"
-            )
-
-
-def _judge(records: Iterable[Record], paths: DataPaths) -> Iterator[Product | Rejection]:
-    seen: set[int] = set()  # 64-bit hashes: a million ids take 80 MB as strings in a dict, a third as these
-    for record in records:
-        product_id = record.fields.get(paths.id_column, "").strip()
-        reason, detail = record.reason, record.detail
-        if not reason:
-            reason, detail = _id_problem(product_id, seen)
-        if reason:
-            yield Rejection(record.row, product_id[:MAX_ID_CHARS], reason, detail, record.fields)
-            continue
-        seen.add(_id_number(product_id))
-        yield Product(
-            row=record.row,
-            product_id=product_id,
-            title=record.fields[paths.title_column].strip(),
-            images=_picture_names(record.fields[paths.image_column]),
-            group=record.fields[paths.group_column].strip() if paths.group_column else "",
-            fields=record.fields,
-        )
-
-
-def _id_problem(product_id: str, seen: set[int]) -> tuple[str, str]:
-    if not product_id:
-        return "no-id", "the id is empty"
-    if len(product_id) > MAX_ID_CHARS or not product_id.isprintable():
-        return "bad-id", f"an id is printable and has at most {MAX_ID_CHARS} characters"
-    if _id_number(product_id) in seen:
-        return "duplicate-id", f"`{product_id}` is the id of an earlier row"
-    return "", ""
-
-
-def _id_number(product_id: str) -> int:
-    return int(content_hash(product_id), 16)
-
-
-def _picture_names(cell: str) -> tuple[str, ...]:
-    return tuple(name for part in cell.split("|") if (name := part.strip()))
-
-
-# --- pictures of a product
-
-
-def find_image(product: Product, image_root: Path) -> Path:
-    """The product's first picture that is there. Raises `BrokenImage` when there is none."""
-    return find_images(product, image_root)[0]
-
-
-def find_images(product: Product, image_root: Path) -> list[Path]:
-    """Every picture of the product that is there, as listed. Raises `BrokenImage` when there is none."""
-    problem = BrokenImage("missing", "the row names no picture", hint="fill the picture column")
-    found = []
-    for name in reversed(product.images):
-        try:
-            found.append(_inside(name, image_root))
-        except BrokenImage as error:
-            problem = error  # of several, the first one is what the user will look at
-    if not found:
-        raise problem
-    return found[::-1]
-
-
-def _inside(name: str, image_root: Path) -> Path:
-    relative = name.replace("\\", "/")
-    if "://" in relative:
-        raise BrokenImage("outside", f"`{name}` is a web address", hint="download the pictures to the folder")
-    if ".." in Path(relative).parts:
-        raise BrokenImage("outside", f"`{name}` leads out of the picture folder")
-    root = _resolved(image_root)
-    try:
-        path = (root / relative).resolve()
-        if not path.is_relative_to(root):
-            raise BrokenImage("outside", f"`{name}` leads out of the picture folder `{image_root}`")
-        if not path.exists():
-            raise BrokenImage("missing", f"there is no picture `{name}` in `{image_root}`")
-        if not path.is_file():
-            raise BrokenImage("not-a-file", f"`{name}` is not a file")
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a loop of links
-        raise BrokenImage("missing", f"`{name}` is not the name of a picture ({error})") from None
-    return path
-
-
-@lru_cache(maxsize=8)
-def _resolved(folder: Path) -> Path:
-    return folder.resolve()
-
-
-# --- words
-
-
-def default_caption(fields: Mapping[str, str], *, title: str = "") -> str:
-    """The fixed caption of a product: for `KEY.txt`, for evaluation and for text vectors.
-
-    "a photo of a walnut mid-century sideboard": attributes that the title does not say yet, then the
-    title, in lower case. `title` is used where there is no `clean_title`; without it, the column
-    `title`. Empty when nothing is known.
-    """
-    name = _known(fields, "clean_title") or title.strip().lower() or _known(fields, "title")
-    name = " ".join(name.split()) or _known(fields, "object_type")
-    words = [_known(fields, attribute) for attribute in ("style", "color", "material")]
-    extra = [word for word in dict.fromkeys(words) if word and word not in name]
-    described = " ".join([*extra, name]).strip()
-    kind = _known(fields, "object_type")
-    if not described:
-        return ""
-    return f"a photo of {described}" + (f", {kind}" if kind and kind not in described else "")
-
-
-def _known(fields: Mapping[str, str], name: str) -> str:
-    value = " ".join(fields.get(name, "").lower().split())
-    return "" if value in _UNKNOWN else value
-
-
-def normalised_title(title: str) -> str:
-    """The title without case, accents' spelling, punctuation and doubled spaces, for comparing."""
-    folded = unicodedata.normalize("NFKC", title).casefold()
-    return " ".join("".join(c if c.isalnum() else " " for c in folded).split())
-
-
-def content_hash(*parts: bytes | str) -> str:
-    """16 hex digits over the parts; ("ab", "c") and ("a", "bc") differ."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()

@@ -1,0 +1,58 @@
+"""Reading product catalogues as shops write them, a row at a time.
+
+Input: `products.csv` (also `.tsv`, `.jsonl`, `.parquet`) or `work/clean/cleaned.csv`.
+Output: a stream of `Product` and `Rejection`; no row is dropped without one of the two.
+
+Rules that a row is judged by:
+
+* UTF-8 with or without BOM, UTF-16, and where neither fits cp1252; `,` `;` tab or `|` between cells.
+* An id has to be there, printable, and new: the first row with an id keeps it, later ones are rejected.
+* A row needs as many cells as the header; a cell over `MAX_CELL_CHARS` is refused.
+* Pictures lie inside the picture folder: no `..`, no link or absolute path that leads out of it.
+
+`content_hash` decides everywhere in furnclip whether something "is already done".
+"""
+
+from furnclip.catalogue.products import (
+    Product,
+    Rejection,
+    catalogue_path,
+    find_image,
+    find_images,
+    read_products,
+)
+from furnclip.catalogue.rows import (
+    MAX_CELL_CHARS,
+    Record,
+    cell_text,
+    detect_encoding,
+    read_records,
+    read_rows,
+)
+from furnclip.catalogue.words import (
+    ATTRIBUTES,
+    CLEAN_COLUMNS,
+    content_hash,
+    default_caption,
+    normalised_title,
+)
+
+__all__ = [
+    "ATTRIBUTES",
+    "CLEAN_COLUMNS",
+    "MAX_CELL_CHARS",
+    "Product",
+    "Record",
+    "Rejection",
+    "catalogue_path",
+    "cell_text",
+    "content_hash",
+    "default_caption",
+    "detect_encoding",
+    "find_image",
+    "find_images",
+    "normalised_title",
+    "read_products",
+    "read_records",
+    "read_rows",
+]

@@ -1,0 +1,152 @@
+"""Products and their pictures: which rows can be used, and where their pictures lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from furnclip.catalogue.rows import Record, read_records
+from furnclip.catalogue.words import content_hash
+from furnclip.errors import ConfigError, nearest
+from furnclip.images import BrokenImage
+
+if TYPE_CHECKING:
+    from furnclip.config import DataPaths
+
+MAX_ID_CHARS = 200
+
+
+@dataclass(frozen=True)
+class Product:
+    """One usable row. `row` counts from 1, without the header; `fields` has every column as written."""
+
+    row: int
+    product_id: str
+    title: str
+    images: tuple[str, ...]
+    group: str
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One row that cannot be used; `reason` is a short stable word for counting."""
+
+    row: int
+    product_id: str
+    reason: str
+    detail: str
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+def catalogue_path(paths: DataPaths) -> Path:
+    """The cleaned catalogue where there is one, else the raw one."""
+    return paths.cleaned if paths.cleaned.is_file() else paths.products
+
+
+def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]:
+    """Every row as a product or as a rejection with its reason, in file order, streamed.
+
+    Raises `InputError` for a file that cannot be read and `ConfigError` for a column that is not
+    there, both before the first row.
+    """
+    columns, records = read_records(path)
+    _check_columns(path, columns, paths)
+    return _judge(records, paths)
+
+
+def _check_columns(path: Path, columns: list[str], paths: DataPaths) -> None:
+    for setting in ("id_column", "title_column", "image_column", "group_column"):
+        wanted = getattr(paths, setting)
+        if wanted and wanted not in columns:
+            close = nearest(wanted, columns)
+            advice = f'set `paths.{setting} = "{close}"`' if close else f"set `paths.{setting}`"
+            raise ConfigError(
+                f"`{path}` has no column `{wanted}`", hint=f"{advice}; columns there: {', '.join(columns)}"
+            )
+
+
+def _judge(records: Iterable[Record], paths: DataPaths) -> Iterator[Product | Rejection]:
+    seen: set[int] = set()  # 64-bit hashes: a million ids take 80 MB as strings in a dict, a third as these
+    for record in records:
+        product_id = record.fields.get(paths.id_column, "").strip()
+        reason, detail = record.reason, record.detail
+        if not reason:
+            reason, detail = _id_problem(product_id, seen)
+        if reason:
+            yield Rejection(record.row, product_id[:MAX_ID_CHARS], reason, detail, record.fields)
+            continue
+        seen.add(_id_number(product_id))
+        yield Product(
+            row=record.row,
+            product_id=product_id,
+            title=record.fields[paths.title_column].strip(),
+            images=_picture_names(record.fields[paths.image_column]),
+            group=record.fields[paths.group_column].strip() if paths.group_column else "",
+            fields=record.fields,
+        )
+
+
+def _id_problem(product_id: str, seen: set[int]) -> tuple[str, str]:
+    if not product_id:
+        return "no-id", "the id is empty"
+    if len(product_id) > MAX_ID_CHARS or not product_id.isprintable():
+        return "bad-id", f"an id is printable and has at most {MAX_ID_CHARS} characters"
+    if _id_number(product_id) in seen:
+        return "duplicate-id", f"`{product_id}` is the id of an earlier row"
+    return "", ""
+
+
+def _id_number(product_id: str) -> int:
+    return int(content_hash(product_id), 16)
+
+
+def _picture_names(cell: str) -> tuple[str, ...]:
+    return tuple(name for part in cell.split("|") if (name := part.strip()))
+
+
+def find_image(product: Product, image_root: Path) -> Path:
+    """The product's first picture that is there. Raises `BrokenImage` when there is none."""
+    return find_images(product, image_root)[0]
+
+
+def find_images(product: Product, image_root: Path) -> list[Path]:
+    """Every picture of the product that is there, as listed. Raises `BrokenImage` when there is none."""
+    problem = BrokenImage("missing", "the row names no picture", hint="fill the picture column")
+    found = []
+    for name in reversed(product.images):
+        try:
+            found.append(_inside(name, image_root))
+        except BrokenImage as error:
+            problem = error  # of several, the first one is what the user will look at
+    if not found:
+        raise problem
+    return found[::-1]
+
+
+def _inside(name: str, image_root: Path) -> Path:
+    relative = name.replace("\\", "/")
+    if "://" in relative:
+        raise BrokenImage("outside", f"`{name}` is a web address", hint="download the pictures to the folder")
+    if ".." in Path(relative).parts:
+        raise BrokenImage("outside", f"`{name}` leads out of the picture folder")
+    root = _resolved(image_root)
+    try:
+        path = (root / relative).resolve()
+        if not path.is_relative_to(root):
+            raise BrokenImage("outside", f"`{name}` leads out of the picture folder `{image_root}`")
+        if not path.exists():
+            raise BrokenImage("missing", f"there is no picture `{name}` in `{image_root}`")
+        if not path.is_file():
+            raise BrokenImage("not-a-file", f"`{name}` is not a file")
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a loop of links
+        raise BrokenImage("missing", f"`{name}` is not the name of a picture ({error})") from None
+    return path
+
+
+@lru_cache(maxsize=8)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()

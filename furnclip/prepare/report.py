@@ -1,0 +1,95 @@
+"""What `prepare` tells about a run: the summary, the rejected rows, the leak report."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from furnclip.catalogue import Rejection
+from furnclip.errors import InputError
+from furnclip.journal import write_text
+from furnclip.prepare.groups import Assignment, Ties, leaks_left
+from furnclip.prepare.ledger import UNDECIDED
+from furnclip.shards import Manifest
+
+REJECTED_NAME = "rejected.csv"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did. `changed_shards` of 0 and `decoded` of 0: there was nothing to do."""
+
+    catalogue: Path
+    folder: Path
+    rows: int
+    products: int
+    rejected: dict[str, int]
+    decoded: int
+    changed_shards: int
+    manifest: Manifest
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        splits = {
+            name: {"samples": split.samples, "groups": split.groups, "shards": len(split.shards)}
+            for name, split in self.manifest.splits.items()
+        }
+        return {
+            **vars(self),
+            "catalogue": str(self.catalogue),
+            "folder": str(self.folder),
+            "manifest": str(self.folder / "manifest.json"),
+            "data_hash": self.manifest.data_hash,
+            "splits": splits,
+            "leaks": self.manifest.leaks,
+        }
+
+
+def leak_report(ties: Ties, assignment: Assignment) -> dict[str, Any]:
+    """Duplicates found, groups joined, and what is left across splits, counted anew: zero."""
+    kept = assignment.split != UNDECIDED
+    sizes = np.unique(assignment.group[kept], return_counts=True)[1]
+    return {
+        **ties.counts,
+        "groups": len(sizes),
+        "groups_joined": int((sizes > 1).sum()),
+        "largest_group": int(sizes.max(initial=0)),
+        "rows_rejected": int((~kept).sum()),
+        "left_across_splits": leaks_left(ties, assignment),
+    }
+
+
+def by_reason(rejections: Sequence[Rejection]) -> dict[str, int]:
+    """Rejected rows by reason, in the order of the words."""
+    return dict(sorted(Counter(item.reason for item in rejections).items()))
+
+
+def write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
+    """`rejected.csv`: every row that is not in the shards, with its reason."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["row", "product_id", "reason", "detail"])
+    writer.writerows([item.row, item.product_id, item.reason, item.detail] for item in rejections)
+    path, text = folder / REJECTED_NAME, buffer.getvalue()
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
+def nothing_usable(catalogue: Path, rejections: Sequence[Rejection]) -> InputError:
+    """The error for a catalogue without a single usable row."""
+    if not rejections:
+        return InputError(f"`{catalogue}` has no rows", hint="export the catalogue again")
+    reason, count = Counter(item.reason for item in rejections).most_common(1)[0]
+    first = next(item for item in rejections if item.reason == reason)
+    return InputError(
+        f"no row of `{catalogue}` can be used; {count} of {len(rejections)}: {reason}, "
+        f"first in row {first.row}: {first.detail}",
+        hint="run `furnclip prepare --check` for a report by reason",
+    )
