@@ -61,6 +61,8 @@ class Summary:
     """rows without a picture vector, by the first word of the reason"""
     rejected: int
     seconds: float
+    loading_s: float
+    """of these: loading the models and choosing their arithmetic"""
     provenance: Provenance
     index: IndexReport | None
     was_there: bool = False
@@ -76,6 +78,7 @@ class _Job:
     clips: dict[str, Clip]
     folder: PartFolder
     products: int
+    loading_s: float
 
     @property
     def row_groups(self) -> int:
@@ -88,11 +91,12 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Work:
-    """What this process encoded."""
+    """What this process encoded, and how long it took until the models were ready."""
 
     row_groups: int = 0
     row_groups_begun: int = 0
     pictures: Counter[str] = field(default_factory=Counter)
+    loading_s: float = 0.0
 
 
 def embed_catalogue(config: Config, *, run: str | None = None) -> Summary:
@@ -116,11 +120,14 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> Summary:
 
 def _open_job(config: Config, run: str | None, ranks: Ranks) -> _Job:
     reader = CatalogueReader(config)
+    start = time.monotonic()
     clips = load_models(model_names(config, run), config)
+    loading_s = time.monotonic() - start
     key, products = _key(reader, clips, config)
     if not products:
         raise InputError(f"`{reader.path}` holds no usable product", hint="see `furnclip prepare` for why")
-    return _Job(config, ranks, reader, clips, PartFolder(config.paths.embeddings, key), products)
+    folder = PartFolder(config.paths.embeddings, key)
+    return _Job(config, ranks, reader, clips, folder, products=products, loading_s=loading_s)
 
 
 def _key(reader: CatalogueReader, clips: Mapping[str, Clip], config: Config) -> tuple[str, int]:
@@ -151,11 +158,13 @@ def _is_finished(job: _Job) -> bool:
 
 def _encode(job: _Job, journal: Journal) -> _Work:
     """Encode this process's row groups that have no part yet."""
+    start = time.monotonic()
     plan = read_or_make_plan(job.folder, job.ranks, job.reader, job.clips, config=job.config)
     clips = {
         label: place(clip, plan.models[label].precision, job.config) for label, clip in job.clips.items()
     }
     job.clips.update(clips)
+    loading_s = time.monotonic() - start
     known = {label: _known(job, plan, label) for label in clips}
     encoder = RowGroupEncoder(clips, known, plan, batch_size=job.config.embed.batch_size)
     todo = [number for number in job.ranks.share(range(job.row_groups)) if not job.folder.is_done(number)]
@@ -173,7 +182,7 @@ def _encode(job: _Job, journal: Journal) -> _Work:
             job.folder.write(number, group.table)
             pictures.update(group.encoded)
             meter.advance(group.table.num_rows)
-    return _Work(len(todo), _begun(journal), pictures)
+    return _Work(len(todo), _begun(journal), pictures, loading_s)
 
 
 def _known(job: _Job, plan: Provenance, label: str) -> Known:
@@ -237,6 +246,7 @@ def _summary(
         missing=_missing(vectors) if job.ranks.leads else {},
         rejected=sum(1 for _ in job.reader.rejections()),
         seconds=seconds,
+        loading_s=job.loading_s + work.loading_s,
         provenance=read_provenance(vectors) if job.ranks.leads else Provenance(),
         index=index,
         was_there=was_there,
