@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from furnclip.catalogue import content_hash
 from furnclip.vectors import (
     PRODUCT_COLUMNS,
     Provenance,
-    column_name,
     unit,
     vector_array,
     vector_schema,
 )
+from furnclip.vectors.nearest import Floats
 from furnclip.vectors.parquet import ModelProvenance
 
 TYPES = ("sofa", "chair", "table", "lamp")
@@ -31,18 +33,20 @@ def write_contest(
     dimension: int = 16,
     runs: Sequence[str] = ("tuned-run",),
     config: str = "",
-    picture_px: int = 60,
+    picture: Callable[[int], Image.Image] | None = None,
+    pictures: int | None = None,
 ) -> Path:
     """`images/`, `furnclip.toml` and one vector file for each run; the folder.
 
-    The first run is in the master file. `config` is the body of the `[arena]` section.
+    The first run is in the master file. `config` is the body of the `[arena]` section. Each product
+    has a file of its own; `pictures` is how many different ones are drawn.
     """
     (folder / "images").mkdir(parents=True)
-    rows = [_product(index) for index in range(products)]
+    rows = [product(index) for index in range(products)]
+    drawn = [_encoded((picture or _picture)(index)) for index in range(pictures or products)]
     for index, row in enumerate(rows):
-        _picture(index, picture_px).save(folder / "images" / str(row["image"]), quality=85)
+        (folder / "images" / row["image"]).write_bytes(drawn[index % len(drawn)])
     vectors = folder / "work" / "embeddings"
-    vectors.mkdir(parents=True)
     for number, run in enumerate(runs):
         name = "master_vectors.parquet" if number == 0 else f"{run}.parquet"
         _write_vectors(vectors / name, rows, dimension=dimension, run=run, seed=number)
@@ -50,7 +54,7 @@ def write_contest(
     return folder
 
 
-def _product(index: int) -> dict[str, str]:
+def product(index: int) -> dict[str, str]:
     kind, color = TYPES[index % len(TYPES)], COLORS[index % len(COLORS)]
     return {
         **dict.fromkeys(PRODUCT_COLUMNS, ""),
@@ -64,7 +68,13 @@ def _product(index: int) -> dict[str, str]:
     }
 
 
-def _picture(index: int, side_px: int) -> Image.Image:
+def _encoded(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=85)
+    return file.getvalue()
+
+
+def _picture(index: int, side_px: int = 60) -> Image.Image:
     image = Image.new("RGB", (side_px, side_px), "white")
     box = (side_px // 6, side_px // 4, side_px * 5 // 6, side_px * 3 // 4)
     ImageDraw.Draw(image).rectangle(box, fill=COLORS[index % len(COLORS)])
@@ -74,24 +84,33 @@ def _picture(index: int, side_px: int) -> Image.Image:
 def _write_vectors(
     path: Path, rows: Sequence[dict[str, str]], *, dimension: int, run: str, seed: int
 ) -> None:
-    random = np.random.default_rng(0)
-    base = unit(random.normal(size=(len(rows), dimension)))
+    base = unit(np.random.default_rng(0).normal(size=(len(rows), dimension)))
     noise = np.random.default_rng(seed + 1).normal(size=base.shape)
-    tuned = unit(base + 0.15 * noise)
     models = {
-        "base": ModelProvenance(
-            name="test/base", fingerprint="b" * 16, dimension=dimension, image_px=32, precision="fp32"
-        ),
-        "finetuned": ModelProvenance(
-            name=run, fingerprint=f"f{seed}" * 8, dimension=dimension, image_px=32, precision="fp32"
-        ),
+        "base": _model("test/base", "b" * 16, dimension),
+        "finetuned": _model(run, f"f{seed}" * 8, dimension),
     }
-    provenance = Provenance(key=f"key-{seed}", models=models)
+    write_vectors(path, rows, {"base": base, "finetuned": unit(base + 0.15 * noise)}, models)
+
+
+def _model(name: str, fingerprint: str, dimension: int) -> ModelProvenance:
+    return ModelProvenance(
+        name=name, fingerprint=fingerprint, dimension=dimension, image_px=32, precision="fp32"
+    )
+
+
+def write_vectors(
+    path: Path,
+    rows: Sequence[dict[str, str]],
+    vectors: Mapping[str, Floats],
+    models: Mapping[str, ModelProvenance],
+) -> None:
+    """A vector file in which image, text and fused vectors of a model are the same (N, D)."""
+    provenance = Provenance(key=content_hash(str(path)), models=dict(models))
     everywhere = np.ones(len(rows), dtype=bool)
     arrays = [pa.array([row[name] for row in rows], type=pa.string()) for name in PRODUCT_COLUMNS]
-    schema = vector_schema(provenance)
-    for label, matrix in (("base", base), ("finetuned", tuned)):
-        arrays += [vector_array(matrix, everywhere, "fp32") for _ in ("image", "text", "vec")]
-        assert column_name("vec", label) in schema.names
+    for label in models:
+        arrays += [vector_array(vectors[label], everywhere, "fp32")] * 3
     arrays.append(pa.nulls(len(rows), pa.string()))
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_arrays(arrays, schema=vector_schema(provenance)), path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +18,19 @@ from typer.testing import CliRunner
 
 from furnclip import ArenaApp
 from furnclip.arena import Card, Lineup, Query, Vote, VoteBook, compute_standings
+from furnclip.arena.screen import View, compose
 from furnclip.arena.sheet import Sheets, arrange
 from furnclip.arena.state import Judging, query_order
 from furnclip.arena.stats import majority
+from furnclip.arena.terminal import Window
 from furnclip.cli import app as command
-from furnclip.config import load_config
+from furnclip.config import Config, load_config
 from furnclip.errors import InputError, JournalError, MissingStageError, ModelMismatchError, UsageError
-from tests.arena_contest import write_contest
+from furnclip.images import load_square
+from furnclip.vectors.parquet import ModelProvenance
+from tests.arena_contest import product, write_contest, write_vectors
 from tests.conftest import Cli
+from tests.drawn_shop import captions
 
 MODELS = ("base", "tuned", "third")
 
@@ -288,6 +295,73 @@ def test_text_queries_come_from_the_test_split(tmp_path: Path) -> None:
         assert all(query.text.startswith("a photo of ") and not query.image for query in texts)
 
 
+@pytest.fixture
+def real_models(tmp_path: Path, tiny_clip: Path) -> Path:
+    """A contest between two tiny CLIPs that can be loaded; the second one is a run's model folder."""
+    from furnclip.model import build_tiny_clip, load_clip
+
+    folder = write_contest(tmp_path / "real", products=12)
+    config = load_config(folder / "furnclip.toml")
+    other = build_tiny_clip(tmp_path / "other-run", captions(), seed=5, image_px=32, width=32, layers=2)
+    rows = [product(index) for index in range(12)]
+    pictures = [load_square(folder / "images" / row["image"], 32) for row in rows]
+    vectors, models = {}, {}
+    for label, path in (("base", tiny_clip), ("finetuned", other)):
+        clip = load_clip(str(path), config.model)
+        vectors[label] = clip.encode_images(pictures)
+        models[label] = ModelProvenance(
+            name=str(path),
+            fingerprint=clip.fingerprint,
+            dimension=clip.dimension,
+            image_px=32,
+            precision="fp32",
+        )
+    write_vectors(config.paths.vectors, rows, vectors, models)
+    return folder
+
+
+def with_queries(folder: Path, queries: Path) -> Config:
+    return load_config(folder / "furnclip.toml", {"arena": {"queries": str(queries)}})
+
+
+def test_queries_from_a_text_file_are_encoded_by_each_model(real_models: Path) -> None:
+    texts = real_models / "queries.txt"
+    texts.write_text("\ufeffred sofa\n\n  blue lamp \nred sofa\n", encoding="utf-8")
+    with ArenaApp(with_queries(real_models, texts), rater="anna") as app:
+        assert [query.text for query in app.lineup.queries] == ["red sofa", "blue lamp"]
+        assert list(app.lineup.models) == ["base", "other-run"]
+        key = app.lineup.key
+    texts.write_text("green chair\n")
+    with ArenaApp(with_queries(real_models, texts), rater="anna") as app:
+        assert app.lineup.key != key  # other queries are another contest
+
+
+def test_queries_from_a_picture_folder_find_that_very_product(real_models: Path) -> None:
+    queries = real_models / "photos"
+    queries.mkdir()
+    for name in ("00003.jpg", "00007.jpg"):
+        shutil.copy(real_models / "images" / name, queries / name)
+    (queries / "notes.txt").write_text("no picture")
+    with ArenaApp(with_queries(real_models, queries), rater="anna") as app:
+        assert [query.text for query in app.lineup.queries] == ["00003", "00007"]
+        assert {rows[0][0] for rows in app.lineup.answers.values()} <= {"P00003", "P00009"}  # same picture
+
+
+def test_vectors_of_another_model_are_refused(real_models: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "other-run")
+    build_other(tmp_path / "other-run")
+    texts = real_models / "queries.txt"
+    texts.write_text("red sofa\n")
+    with pytest.raises(ModelMismatchError, match="the finetuned vectors of"):
+        ArenaApp(with_queries(real_models, texts), rater="anna")
+
+
+def build_other(folder: Path) -> None:
+    from furnclip.model import build_tiny_clip
+
+    build_tiny_clip(folder, captions(), seed=6, image_px=32, width=32, layers=2)
+
+
 def test_three_models_are_ranked(tmp_path: Path) -> None:
     folder = write_contest(tmp_path / "c", runs=["one", "two"])
     with app_in(folder, runs=["one", "two"]) as app:
@@ -318,6 +392,26 @@ def test_a_sheet_is_cached_under_a_name_that_tells_nothing(contest: Path) -> Non
     assert re.fullmatch(r"[0-9a-f]{16}\.png", path.name)
     assert b"tuned" not in path.read_bytes()
     assert b"tEXt" not in path.read_bytes()
+
+
+def test_screen_and_sheet_depend_on_nothing_but_what_is_shown(contest: Path) -> None:
+    """Were the models on the other sides, with the same rows shown, not a byte would differ."""
+    with app_in(contest) as app:
+        trial = app.trial
+        assert trial is not None
+    other = replace(trial, sides=(trial.sides[1], trial.sides[0]), duel=("x", "y"), repeat=not trial.repeat)
+    window = Window(80, 24, 8, 16)
+    sheets = [
+        Sheets(contest / folder).path(which, width_px=640, height_px=208)
+        for folder, which in (("one", trial), ("two", other))
+    ]
+    assert sheets[0].name == sheets[1].name
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
+    frames = [
+        compose(View(which.query, which.results, "anna", 1, 2), window, color=True)
+        for which in (trial, other)
+    ]
+    assert frames[0] == frames[1]
 
 
 def test_a_missing_picture_is_said_on_the_sheet(contest: Path) -> None:

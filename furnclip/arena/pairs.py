@@ -63,7 +63,7 @@ def find_contenders(config: Config, runs: Sequence[str]) -> list[Contender]:
     provenance = read_provenance(master)
     if not runs and "finetuned" not in provenance.models:
         raise MissingStageError(f"{master}: fine-tuned vectors", command="furnclip embed")
-    wanted = list(dict.fromkeys(runs)) or [provenance.models["finetuned"].name]
+    wanted = list(dict.fromkeys(runs)) or [Path(provenance.models["finetuned"].name).name]
     return [_contender("base", master, "base"), *(_find_run(run, master) for run in wanted)]
 
 

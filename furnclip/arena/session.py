@@ -196,8 +196,11 @@ def _open_window(picture: Picture | None) -> str:
 def vote_in_terminal(app: ArenaApp, *, viewer: Setting = "auto", most_votes: int | None = None) -> None:
     """Let a rater vote in this process's terminal, until they quit or nothing is left.
 
-    Raises `UsageError` where there is no terminal, `TerminalGone` when it is closed.
+    Without anything to judge the terminal is left alone. Raises `UsageError` where there is no
+    terminal, `TerminalGone` when it is closed.
     """
+    if app.trial is None:
+        return
     plan = detect(viewer)
     shown_by = Viewer(plan, timeout_s=app.config.arena.viewer_timeout_s)
     with Terminal() as terminal, Pictures(app.config.paths.cache / "arena", shown_by) as pictures:
