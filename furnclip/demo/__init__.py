@@ -5,5 +5,6 @@ commands on them. Good for tours, tests and teaching; its numbers say nothing ab
 """
 
 from furnclip.demo.shop import ShopOrder, write_shop
+from furnclip.demo.tour import Score, Tour, take_tour
 
-__all__ = ["ShopOrder", "write_shop"]
+__all__ = ["Score", "ShopOrder", "Tour", "take_tour", "write_shop"]

@@ -116,7 +116,8 @@ class Painter:
         bulge = offset * (columns[10] + columns[11] * square * square) * columns[7:10]
         normals = flat_normal * columns[12] + bulge
         normals /= np.sqrt(_dot(normals, normals)) + np.float32(1e-9)
-        sight = rays / -np.sqrt(_dot(rays, rays))
+        length: Floats = np.sqrt(_dot(rays, rays))
+        sight = rays / -length
         uv = np.stack([_dot(frame[0:3], points) + frame[6], _dot(frame[3:6], points) + frame[7]])
         part = self._face_part.take(faces)
         slot = self._part_slot.take(part)
@@ -167,7 +168,7 @@ class Painter:
             row = (place[1] + dy).clip(0, limit).astype(np.int32)
             seen = buffer.take(row * np.int32(limit + 1) + column)
             total += (seen == 0) if own is None else (seen == own) | (seen == 0)
-        return total / 4
+        return total / np.float32(4)
 
     def _lighted(self, surface: _Surface, lit: Floats, room: Room) -> Floats:
         """Colours (N, 3) of the piece."""
@@ -187,7 +188,7 @@ class Painter:
         shine = _power16(shine) * _column(self._finishes, "gloss")[slot] * (0.25 + 0.75 * lit)
         grazing = (1 - _dot(normals, surface.sight).clip(0, 1)) ** 2
         grazing *= _column(self._finishes, "sheen")[slot]
-        out = np.empty((base.shape[1], 3), np.float32)
+        out: Floats = np.empty((base.shape[1], 3), np.float32)
         for channel in range(3):
             light = room.ambient[channel] * sky + room.sun[channel] * facing + glow
             out[:, channel] = base[channel] * (light + grazing) + shine * room.sun[channel]
@@ -288,4 +289,4 @@ def _power16(values: Floats) -> Floats:
 
 def _softened(values: Floats, radius_px: float) -> Floats:
     image = Image.fromarray((values * 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(radius_px))
-    return np.asarray(image, dtype=np.float32) / 255
+    return np.asarray(image, dtype=np.float32) / np.float32(255)

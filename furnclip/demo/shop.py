@@ -100,9 +100,7 @@ def _already_drawn(folder: Path, order: ShopOrder) -> bool:
 
 
 def _drawn(folder: Path, order: ShopOrder, workers: int) -> Iterator[list[ProductRow]]:
-    chunks = [
-        range(start, min(start + _CHUNK, order.products)) for start in range(0, order.products, _CHUNK)
-    ]
+    chunks = [range(start, min(start + _CHUNK, order.products)) for start in range(0, order.products, _CHUNK)]
     work = partial(draw_products, folder, order)
     if order.products < _ALONE or workers == 1:
         yield from map(work, chunks)

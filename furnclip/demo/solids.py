@@ -7,6 +7,7 @@ they are lit as if they were round. Slots are indices into the scene's list of f
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -184,7 +185,7 @@ def _rounded_rectangle(half: Array, bevel: float, inset: float, level: float) ->
 def _ring_faces(rings: Sequence[Array], *, caps: bool = False) -> list[Array]:
     """Faces between rings stacked from low to high, closed at both ends where asked."""
     faces = [rings[0][::-1], rings[-1]] if caps else []
-    for lower, upper in zip(rings, rings[1:], strict=False):
+    for lower, upper in itertools.pairwise(rings):
         following = np.roll(np.arange(len(lower)), -1)
         faces += [np.array([lower[i], lower[j], upper[j], upper[i]]) for i, j in enumerate(following)]
     return faces

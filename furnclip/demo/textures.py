@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,15 @@ SIDE = 256
 def atlas() -> Tile:
     """All tiles, (number of tiles, SIDE, SIDE), in the order of `NAMES`."""
     generator = np.random.default_rng(20)
-    return np.stack([make(generator).astype(np.float32) for make in _MAKERS.values()])
+    return np.stack([make(generator) for make in _MAKERS.values()])
 
 
 def tile_index(name: str) -> int:
     return NAMES.index(name)
+
+
+def _tile(values: NDArray[Any]) -> Tile:
+    return np.asarray(values, np.float32)
 
 
 def _noise(generator: np.random.Generator, across: int, along: int) -> Tile:
@@ -38,7 +43,7 @@ def _noise(generator: np.random.Generator, across: int, along: int) -> Tile:
         total += weight * _stretch(generator.random((rows, columns)))
         weight *= 0.5
     total -= total.min()
-    return (total / total.max()).astype(np.float32)
+    return _tile(total / total.max())
 
 
 def _stretch(coarse: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -70,7 +75,7 @@ def _mottled(generator: np.random.Generator) -> Tile:
 def _wood(generator: np.random.Generator) -> Tile:
     rings = _noise(generator, 6, 2) * 9
     fibres = _noise(generator, 96, 4)
-    return (0.65 * (0.5 + 0.5 * np.sin(2 * np.pi * rings)) + 0.35 * fibres).astype(np.float32)
+    return _tile(0.65 * (0.5 + 0.5 * np.sin(2 * np.pi * rings)) + 0.35 * fibres)
 
 
 def _planks(generator: np.random.Generator) -> Tile:
@@ -78,22 +83,22 @@ def _planks(generator: np.random.Generator) -> Tile:
     plank = (columns * 6).astype(int)
     tone = generator.random(6)[plank] * 0.5
     seam = ((columns * 6) % 1 < 0.05) | ((rows * 2 + plank * 0.37) % 1 < 0.012)
-    return np.where(seam, 1.0, tone + 0.35 * _noise(generator, 64, 4)).astype(np.float32)
+    return _tile(np.where(seam, 1.0, tone + 0.35 * _noise(generator, 64, 4)))
 
 
 def _weave(generator: np.random.Generator) -> Tile:
     rows, columns = _grid()
     threads = np.sin(2 * np.pi * 64 * rows) * np.sin(2 * np.pi * 64 * columns)
-    return (0.5 + 0.3 * threads + 0.4 * (_noise(generator, 32, 32) - 0.5)).clip(0, 1).astype(np.float32)
+    return _tile((0.5 + 0.3 * threads + 0.4 * (_noise(generator, 32, 32) - 0.5)).clip(0, 1))
 
 
 def _velvet(generator: np.random.Generator) -> Tile:
-    return (_noise(generator, 5, 5) ** 2).astype(np.float32)
+    return _tile(_noise(generator, 5, 5) ** 2)
 
 
 def _leather(generator: np.random.Generator) -> Tile:
     cells = np.abs(_noise(generator, 40, 40) - 0.5) * 2
-    return (0.6 * (1 - cells) ** 3 + 0.4 * _noise(generator, 6, 6)).astype(np.float32)
+    return _tile(0.6 * (1 - cells) ** 3 + 0.4 * _noise(generator, 6, 6))
 
 
 def _cane(_: np.random.Generator) -> Tile:
@@ -101,7 +106,7 @@ def _cane(_: np.random.Generator) -> Tile:
     across, along = (columns * 16) % 1, (rows * 16) % 1
     over = ((columns * 16).astype(int) + (rows * 16).astype(int)) % 2 == 0
     strand = np.where(over, np.abs(across - 0.5), np.abs(along - 0.5)) * 2
-    return (strand**2).astype(np.float32)
+    return _tile(strand**2)
 
 
 def _brushed(generator: np.random.Generator) -> Tile:
@@ -111,15 +116,13 @@ def _brushed(generator: np.random.Generator) -> Tile:
 def _marble(generator: np.random.Generator) -> Tile:
     veins = 1 - np.abs(_noise(generator, 4, 4) - 0.5) * 2
     fine = 1 - np.abs(_noise(generator, 9, 9) - 0.5) * 2
-    return (veins**14 + 0.5 * fine**18).clip(0, 1).astype(np.float32)
+    return _tile((veins**14 + 0.5 * fine**18).clip(0, 1))
 
 
 def _streaks(_: np.random.Generator) -> Tile:
     rows, columns = _grid()
     diagonal = (rows + columns * 0.8) % 1
-    return (0.5 * (diagonal > 0.62) * (diagonal < 0.8) + 0.5 * (np.abs(diagonal - 0.86) < 0.02)).astype(
-        np.float32
-    )
+    return _tile(0.5 * (diagonal > 0.62) * (diagonal < 0.8) + 0.5 * (np.abs(diagonal - 0.86) < 0.02))
 
 
 def _brick(generator: np.random.Generator) -> Tile:
@@ -128,22 +131,22 @@ def _brick(generator: np.random.Generator) -> Tile:
     shifted = (columns * 4 + 0.5 * (row % 2)) % 4
     tone = generator.random((8, 4))[row, shifted.astype(int)] * 0.45
     mortar = ((rows * 8) % 1 < 0.12) | (shifted % 1 < 0.06)
-    return np.where(mortar, 1.0, tone + 0.15 * _noise(generator, 64, 64)).astype(np.float32)
+    return _tile(np.where(mortar, 1.0, tone + 0.15 * _noise(generator, 64, 64)))
 
 
 def _squares(_: np.random.Generator) -> Tile:
     rows, columns = _grid()
-    return ((((rows * 4) % 1) < 0.03) | (((columns * 4) % 1) < 0.03)).astype(np.float32)
+    return _tile((((rows * 4) % 1) < 0.03) | (((columns * 4) % 1) < 0.03))
 
 
 def _checks(_: np.random.Generator) -> Tile:
     rows, columns = _grid()
-    return (((rows * 4).astype(int) + (columns * 4).astype(int)) % 2).astype(np.float32)
+    return _tile(((rows * 4).astype(int) + (columns * 4).astype(int)) % 2)
 
 
 def _stripes(_: np.random.Generator) -> Tile:
     rows, columns = _grid()
-    return (((rows * 8 + columns * 0) % 1) < 0.45).astype(np.float32)
+    return _tile(((rows * 8 + columns * 0) % 1) < 0.45)
 
 
 def _border(_: np.random.Generator) -> Tile:
@@ -153,18 +156,18 @@ def _border(_: np.random.Generator) -> Tile:
     medallion = np.abs(rows - 0.5) * 1.3 + np.abs(columns - 0.5) * 1.3
     frames = ((edge > 0.05) & (edge < 0.08)) | ((edge > 0.11) & (edge < 0.14))
     rings = (medallion < 0.12) | ((medallion > 0.2) & (medallion < 0.27))
-    return (frames | rings).astype(np.float32)
+    return _tile(frames | rings)
 
 
 def _diamonds(_: np.random.Generator) -> Tile:
     rows, columns = _grid()
     distance = np.abs((rows * 4) % 1 - 0.5) + np.abs((columns * 4) % 1 - 0.5)
-    return (((distance > 0.32) & (distance < 0.48)) | (distance < 0.1)).astype(np.float32)
+    return _tile(((distance > 0.32) & (distance < 0.48)) | (distance < 0.1))
 
 
 def _rings(_: np.random.Generator) -> Tile:
     rows, columns = _grid()
-    return ((np.hypot(rows - 0.5, columns - 0.5) * 12) % 1 < 0.4).astype(np.float32)
+    return _tile((np.hypot(rows - 0.5, columns - 0.5) * 12) % 1 < 0.4)
 
 
 def _picture(generator: np.random.Generator) -> Tile:
@@ -174,7 +177,7 @@ def _picture(generator: np.random.Generator) -> Tile:
     shapes = np.hypot(rows - 0.4, columns - 0.45) < 0.2
     hills = rows > 0.66 + 0.08 * np.sin(columns * 9)
     ink = np.where(shapes | hills, 0.85, 0.1) + 0.1 * _noise(generator, 8, 8)
-    return np.where(edge < 0.03, 1.0, np.where(edge < 0.12, 0.0, ink)).clip(0, 1).astype(np.float32)
+    return _tile(np.where(edge < 0.03, 1.0, np.where(edge < 0.12, 0.0, ink)).clip(0, 1))
 
 
 _MAKERS: dict[str, Callable[[np.random.Generator], Tile]] = {

@@ -10,20 +10,45 @@ from furnclip.demo.looks import COLORS
 from furnclip.demo.pieces import KINDS
 from furnclip.demo.pieces.design import Design, Dice
 
-_BRANDS = ("Havenwood", "Nordhus", "Casa Lumi", "Brixley & Co", "OAKRIDGE", "Vellano", "Fjordby", "Maison Perle")
-_FLUFF = ("Luxury", "Premium", "Stylish", "Elegant", "Best Seller", "NEW", "Hot Sale!", "Easy Assembly", "Sturdy")
-_ROOMS = ("for Living Room", "for Bedroom", "Home Office", "for Small Spaces", "Hallway", "Indoor", "Apartment")
+_BRANDS = (
+    "Havenwood",
+    "Nordhus",
+    "Casa Lumi",
+    "Brixley & Co",
+    "OAKRIDGE",
+    "Vellano",
+    "Fjordby",
+    "Maison Perle",
+)
+_FLUFF = (
+    "Luxury",
+    "Premium",
+    "Stylish",
+    "Elegant",
+    "Best Seller",
+    "NEW",
+    "Hot Sale!",
+    "Easy Assembly",
+    "Sturdy",
+)
+_ROOMS = (
+    "for Living Room",
+    "for Bedroom",
+    "Home Office",
+    "for Small Spaces",
+    "Hallway",
+    "Indoor",
+    "Apartment",
+)
 _TAILS = ("FREE SHIPPING", "Ships Today", "2-Day Delivery", "30% OFF", "Limited Stock", "(Assembly Required)")
 _IN_SETS = ("chair", "stool", "bar stool", "nightstand", "table lamp")
+# In the order of `_TRANSLATED`; what is not in it keeps its English name or is left out.
+_TRANSLATED = ("black", "white", "gray", "brown", "green", "blue", "red", "yellow", "pink", "purple")
 _FOREIGN_COLORS = {
-    "de": {"black": "schwarz", "white": "weiß", "gray": "grau", "brown": "braun", "green": "grün", "blue": "blau",
-           "red": "rot", "beige": "beige", "yellow": "gelb", "pink": "rosa", "orange": "orange", "purple": "lila"},
-    "fr": {"black": "noir", "white": "blanc", "gray": "gris", "brown": "marron", "green": "vert", "blue": "bleu",
-           "red": "rouge", "beige": "beige", "yellow": "jaune", "pink": "rose", "orange": "orange", "purple": "violet"},
-    "es": {"black": "negro", "white": "blanco", "gray": "gris", "brown": "marrón", "green": "verde", "blue": "azul",
-           "red": "rojo", "beige": "beige", "yellow": "amarillo", "pink": "rosa", "orange": "naranja",
-           "purple": "morado"},
-}  # fmt: skip
+    "de": ("schwarz", "weiß", "grau", "braun", "grün", "blau", "rot", "gelb", "rosa", "lila"),
+    "fr": ("noir", "blanc", "gris", "marron", "vert", "bleu", "rouge", "jaune", "rose", "violet"),
+    "es": ("negro", "blanco", "gris", "marrón", "verde", "azul", "rojo", "amarillo", "rosa", "morado"),
+}
 
 
 def true_title(design: Design) -> str:
@@ -32,7 +57,11 @@ def true_title(design: Design) -> str:
     material = wood if wood else design.material
     color = "" if wood else design.color
     name = KINDS[design.kind].names[0]
-    before = [detail for detail in design.details if not detail.startswith("with ") and not detail.endswith("finish")]
+    before = [
+        detail
+        for detail in design.details
+        if not detail.startswith("with ") and not detail.endswith("finish")
+    ]
     after = [detail for detail in design.details if detail.startswith("with ")]
     words = [design.style, color, *before[:2], material, name, *after[:1]]
     return _capitalised(" ".join(word for word in words if word))
@@ -103,7 +132,8 @@ def sku(number: int) -> str:
 
 
 def _foreign_title(design: Design, dice: Dice, language: str) -> str:
-    color = _FOREIGN_COLORS.get(language, {}).get(design.color, "")
+    colors = dict(zip(_TRANSLATED, _FOREIGN_COLORS[language], strict=True))
+    color = colors.get(design.color, "")
     return f"{dice.pick(_BRANDS)} {KINDS[design.kind].foreign[language]} {color}".strip()
 
 

@@ -84,13 +84,16 @@ class Camera:
     def pixels(self, points: Array) -> Array:
         """Where points (V, 3) lie in the picture, (V, 2)."""
         flat = _project(points - self.eye, self.axes)
-        return np.array(self.centre_px) + self.focal_px * flat * np.array([1.0, -1.0])
+        placed: Array = np.array(self.centre_px) + self.focal_px * flat * np.array([1.0, -1.0])
+        return placed
 
     def rays(self, pixels: NDArray[np.int64]) -> NDArray[np.float32]:
         """Direction of sight of these pixels (row by row numbers), (3, N), one metre deep."""
         steps = np.arange(self.side_px) + 0.5
         across = ((steps - self.centre_px[0]) / self.focal_px).astype(np.float32).take(pixels % self.side_px)
-        upwards = ((self.centre_px[1] - steps) / self.focal_px).astype(np.float32).take(pixels // self.side_px)
+        upwards = (
+            ((self.centre_px[1] - steps) / self.focal_px).astype(np.float32).take(pixels // self.side_px)
+        )
         right, up, forward = self.axes.astype(np.float32)
         return np.stack([forward[i] + right[i] * across + up[i] * upwards for i in range(3)])
 
@@ -110,7 +113,7 @@ def paint(geometry: Geometry, camera: Camera) -> Ids:
     """The face number + 1 that each pixel shows, 0 where there is none; (S, S)."""
     facing = np.einsum("fi,fi->f", geometry.normals, camera.eye - geometry.anchors) > 1e-9
     order = drawing_order(geometry, camera.eye)
-    fills = np.arange(len(geometry.normals)) + 1
+    fills = np.arange(len(geometry.normals), dtype=np.int64) + 1
     return _fill(geometry, camera.pixels(geometry.corners), (facing, order, fills), camera.side_px)
 
 
@@ -157,7 +160,10 @@ def _sorted(before: NDArray[np.bool_], distance: Array) -> list[int]:
 
 
 def _fill(
-    geometry: Geometry, pixels: Array, what: tuple[NDArray[np.bool_], list[int], Ids], side_px: int
+    geometry: Geometry,
+    pixels: Array,
+    what: tuple[NDArray[np.bool_], list[int], NDArray[np.int64]],
+    side_px: int,
 ) -> Ids:
     facing, order, fills = what
     image = Image.new("I", (side_px, side_px))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from furnclip.demo.pieces.design import Design, Slot
@@ -20,7 +22,7 @@ def floor_lamp(mesh: Mesh, design: Design) -> None:
         design.add_detail("arc")
         mesh.post(Slot.BODY, (0, 0, 0), (0, 0, 0.05), (0.18, 0.18), sides=16)
         curve = [(0.75 * (1 - np.cos(t)) * 0.62, high * 1.08 * np.sin(t)) for t in np.linspace(0, 1.75, 9)]
-        for (x0, z0), (x1, z1) in zip(curve, curve[1:], strict=False):
+        for (x0, z0), (x1, z1) in itertools.pairwise(curve):
             mesh.bar(Slot.BODY, (x0, 0, z0 + 0.05), (x1, 0, z1 + 0.05), 0.03)
         _shade(mesh, design, curve[-1][0], curve[-1][1] - 0.16, 0.2)
     else:

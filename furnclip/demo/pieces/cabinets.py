@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from furnclip.demo.pieces.design import Design, Slot, books, front, handle, legs, vase
@@ -43,8 +45,8 @@ def _drawer_case(mesh: Mesh, design: Design, x: Span, deep: float, z: Span, grid
     handles, fronts = design.shape.pick(design.traits.handles), design.shape.pick(design.traits.fronts)
     fronts = "plain" if fronts in ("crossed", "sunburst") else fronts
     across, up = np.linspace(x[0], x[1], columns + 1), np.linspace(z[0] + 0.01, z[1] - 0.02, rows + 1)
-    for left, right in zip(across, across[1:], strict=False):
-        for bottom, top in zip(up, up[1:], strict=False):
+    for left, right in itertools.pairwise(across):
+        for bottom, top in itertools.pairwise(up):
             front(mesh, fronts, (left, right), 0.0, (bottom, top))
             spots = (0.5,) if right - left < 0.55 else (0.3, 0.7)
             for spot in spots:
@@ -65,7 +67,7 @@ def wardrobe(mesh: Mesh, design: Design) -> None:
     if design.shape.chance(0.45):
         design.add_detail("with drawers")
         edges = np.linspace(-half, half, 3)
-        for left, right in zip(edges, edges[1:], strict=False):
+        for left, right in itertools.pairwise(edges):
             front(mesh, "plain", (left, right), 0.0, (low, low + 0.28))
             handle(mesh, "knob", (left + right) / 2, -0.02, low + 0.14)
         low += 0.28
@@ -77,7 +79,7 @@ def _doors(
 ) -> None:
     edges, z = layout
     style = design.shape.pick(design.traits.handles)
-    for index, (left, right) in enumerate(zip(edges, edges[1:], strict=False)):
+    for index, (left, right) in enumerate(itertools.pairwise(edges)):
         front(mesh, kind, (left, right), 0.0, z)
         at = right - 0.05 if index % 2 == 0 else left + 0.05
         handle(mesh, style, at, -0.03, (z[0] + z[1]) / 2, upright=True)
@@ -101,7 +103,7 @@ def bookshelf(mesh: Mesh, design: Design) -> None:
     levels = np.linspace(0.08, high, shelves + 1)
     for level in levels:
         mesh.box(Slot.BODY, (-half + 0.026, half - 0.026), (0.0, deep - 0.016), (level - 0.025, level))
-    for low, top in zip(levels, levels[1:], strict=False):
+    for low, top in itertools.pairwise(levels):
         inner = (-half + 0.05, half - 0.05)
         if design.shape.chance(0.8):
             books(mesh, design, inner, (0.04, deep - 0.05), (low, top - 0.025))
@@ -126,7 +128,7 @@ def sideboard(mesh: Mesh, design: Design) -> None:
         _doors(mesh, design, fronts, (np.array([-half, -third]), z))
         _doors(mesh, design, fronts, (np.array([third, half]), z))
         edges = np.linspace(*z, 4)
-        for bottom, top in zip(edges, edges[1:], strict=False):
+        for bottom, top in itertools.pairwise(edges):
             front(mesh, "plain", (-third, third), 0.0, (bottom, top))
             handle(mesh, "knob", 0.0, -0.02, (bottom + top) / 2)
     vase(mesh, -half * 0.6, 0.2, high)

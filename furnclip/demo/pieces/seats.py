@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from furnclip.demo.pieces.design import Design, Slot, legs, pillow
@@ -212,7 +214,7 @@ def _back_cushion(mesh: Mesh, design: Design, x: Span, depth: float, high: float
     elif design.style == "art deco":
         design.add_detail("channel back")
         edges = np.linspace(*x, max(3, round((x[1] - x[0]) / 0.11)) + 1)
-        for low, top in zip(edges, edges[1:], strict=False):
+        for low, top in itertools.pairwise(edges):
             mesh.cushion(Slot.BODY, (low, top), y, (0.46, high), roundness=0.9)
     else:
         mesh.cushion(Slot.BODY, x, y, (0.46, high), roundness=0.6)
@@ -280,7 +282,7 @@ def _headboard(mesh: Mesh, design: Design, x: Span, high: float) -> None:
         edges = np.linspace(*x, 5 if design.shape.chance(0.5) else 2)
         if len(edges) > 2:
             design.add_detail("channel headboard")
-        for low, top in zip(edges, edges[1:], strict=False):
+        for low, top in itertools.pairwise(edges):
             mesh.cushion(Slot.BODY, (low, top), (2.0, 2.11), (0.2, high), roundness=0.5)
     elif design.shape.pick(design.traits.backs) in ("slats", "spindles", "ladder", "fan"):
         design.add_detail("slatted headboard")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from furnclip.demo.pieces.design import Design, Slot, front, handle, legs, vase
@@ -112,7 +114,7 @@ def _pedestal(mesh: Mesh, design: Design, x: Span, deep: float, drawers: int) ->
     low = 0.705 - drawers * 0.165
     mesh.box(Slot.BODY, x, (0.03, deep - 0.02), (low, 0.705))
     edges = np.linspace(low, 0.705, drawers + 1)
-    for bottom, top in zip(edges, edges[1:], strict=False):
+    for bottom, top in itertools.pairwise(edges):
         front(mesh, "plain" if fronts in ("crossed", "sunburst") else fronts, x, 0.03, (bottom, top))
         handle(mesh, handles, (x[0] + x[1]) / 2, 0.0, (bottom + top) / 2)
 

@@ -1,0 +1,122 @@
+"""The two steps of furnclip-tiny's recipe that are not commands; `tiny_clip.md` has the whole recipe.
+
+    python examples/tiny_clip.py start tiny --sweethome sh3d
+    python examples/tiny_clip.py finish tiny/work/runs/furnclip-tiny
+
+`start` reads a drawn catalogue (`tiny/products.csv`, `truth.csv`, `work/clean/cleaned.csv`) and a
+prepared Sweet Home 3D catalogue, of which only the train split is taken. It writes
+`tiny/training.csv`, `tiny/start/` (random weights and a tokenizer) and `tiny/furnclip.toml`.
+`finish` writes the run's model in half precision, with its model card, into the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import CLIPModel
+
+import furnclip
+from furnclip.catalogue import CLEAN_COLUMNS, default_caption, read_rows
+from furnclip.journal import write_text
+from furnclip.model import build_tiny_clip
+from furnclip.shards import read_assignments
+
+IMAGE_PX = 96
+SETTINGS = """\
+# Settings that furnclip-tiny is trained with; every other key has its default.
+
+[paths]
+products = "training.csv"
+work = "work_training"
+group_column = "model"
+
+[model]
+name = "start"
+
+[clean]
+backend = "local"
+
+[prepare]
+image_px = 96
+train_fraction = 0.97
+validation_fraction = 0.02
+
+[train]
+scenario = "full"
+layer_decay = 1.0
+wise_ft = false
+attribute_dropout = 0.25
+"""
+COLUMNS = ("product_id", "title", "image", "model", *CLEAN_COLUMNS)
+
+
+def main() -> None:
+    """Read the step from the command line and do it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    steps = parser.add_subparsers(required=True)
+    start = steps.add_parser("start", help="gather the training rows and write the random start")
+    start.add_argument("folder", type=Path, help="the drawn catalogue, cleaned")
+    start.add_argument("--sweethome", type=Path, required=True, help="Sweet Home 3D, cleaned and prepared")
+    start.set_defaults(run=lambda arguments: write_start(arguments.folder, arguments.sweethome))
+    finish = steps.add_parser("finish", help="put the trained model into the package")
+    finish.add_argument("run", type=Path, help="folder of the finished run")
+    finish.set_defaults(run=lambda arguments: write_bundle(arguments.run))
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+def write_start(folder: Path, sweethome: Path) -> None:
+    """Training rows, settings and the random model."""
+    rows = [*_drawn_rows(folder), *_sweethome_rows(folder, sweethome)]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "training.csv", text.getvalue())
+    write_text(folder / "furnclip.toml", SETTINGS)
+    captions = [default_caption(row) for row in rows]
+    build_tiny_clip(
+        folder / "start", captions, image_px=IMAGE_PX, width=192, layers=4, patch_px=16, text_positions=32
+    )
+    print(f"{len(rows)} training rows, start model in {folder / 'start'}")
+
+
+def _drawn_rows(folder: Path) -> Iterator[dict[str, str]]:
+    """The cleaner's titles, so that shop words occur, with the true attributes."""
+    truth = {row["product_id"]: row for row in read_rows(folder / "truth.csv")[1]}
+    for row in read_rows(folder / "work" / "clean" / "cleaned.csv")[1]:
+        known = truth[row["product_id"]]
+        true = {name: known[f"true_{name}"] for name in ("style", "material", "color", "object_type")}
+        yield {**row, **true}
+
+
+def _sweethome_rows(folder: Path, sweethome: Path) -> Iterator[dict[str, str]]:
+    """The train split, its pictures copied beside the drawn ones."""
+    assignments = read_assignments(sweethome / "work" / "shards")
+    target = folder / "images" / "sweethome"
+    target.mkdir(parents=True, exist_ok=True)
+    for row in read_rows(sweethome / "work" / "clean" / "cleaned.csv")[1]:
+        if assignments.get(row["product_id"], ("", ""))[1] == "train":
+            shutil.copyfile(sweethome / "images" / row["image"], target / row["image"])
+            yield {**row, "image": f"sweethome/{row['image']}", "model": row["product_id"]}
+
+
+def write_bundle(run: Path) -> None:
+    """The merged model in half precision, tokenizer and model card, where `furnclip-tiny` is looked for."""
+    target = Path(furnclip.__file__).parent / "demo" / "furnclip_tiny"
+    target.mkdir(exist_ok=True)
+    for path in sorted((run / "model").iterdir()):
+        if path.is_file() and path.suffix != ".safetensors":
+            shutil.copyfile(path, target / path.name)
+    CLIPModel.from_pretrained(run / "model").half().save_pretrained(target)
+    size_mb = sum(path.stat().st_size for path in target.iterdir()) / 1e6
+    print(f"{size_mb:.1f} MB in {target}")
+
+
+if __name__ == "__main__":
+    main()
