@@ -33,6 +33,8 @@ def prepare(
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="processes that decode pictures; 0: one a core")
     ] = None,
+    s3_bucket: Annotated[str | None, typer.Option("--s3-bucket", help="bucket for --upload")] = None,
+    s3_prefix: Annotated[str | None, typer.Option("--s3-prefix", help="key prefix inside the bucket")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Split products without leaks and pack them into shards."""
@@ -40,24 +42,36 @@ def prepare(
     from furnclip.prepare import check as check_catalogue
     from furnclip.prepare import prepare as prepare_shards
 
-    options = settings(config, prepare={"workers": workers})
+    storage = {"bucket": s3_bucket, "prefix": s3_prefix}
+    options = settings(config, prepare={"workers": workers}, storage=storage)
     if check:
         report = check_catalogue(options)
         console.emit(report.as_dict(), as_json=as_json, human=lambda: _show_report(report))
         return
-    summary = prepare_shards(options, fresh=fresh, rebuild=rebuild)
-    payload = summary.as_dict()
     if upload:
-        payload["uploaded"] = _upload(options, summary)
-    console.emit(payload, as_json=as_json, human=lambda: _show_summary(summary))
+        _check_bucket(options)
+    summary = prepare_shards(options, fresh=fresh, rebuild=rebuild)
+    uploaded = _upload(options, summary) if upload else {}
+    payload = summary.as_dict() | ({"upload": uploaded} if upload else {})
+    console.emit(payload, as_json=as_json, human=lambda: _show_summary(summary, uploaded))
 
 
-def _upload(options: Config, summary: Summary) -> str:
+def _check_bucket(options: Config) -> None:
+    """Before hours of decoding, not after."""
     from furnclip.storage import S3Manager
 
-    manager = S3Manager.from_config(options.storage)
-    manager.upload_dataset(summary.folder, "shards")
-    return "shards"
+    with S3Manager.from_config(options.storage) as manager:
+        manager.check()
+
+
+def _upload(options: Config, summary: Summary) -> dict[str, int | str]:
+    from furnclip.storage import S3Manager
+
+    key = options.storage.shards
+    with S3Manager.from_config(options.storage) as manager:
+        transfer = manager.upload_dataset(summary.folder, key)
+    where = f"s3://{options.storage.bucket}/{key}"
+    return {"to": where, "sent": transfer.sent, "sent_bytes": transfer.sent_bytes, "kept": transfer.kept}
 
 
 def _show_report(report: CheckReport) -> None:
@@ -72,7 +86,7 @@ def _show_report(report: CheckReport) -> None:
         console.show_table(["reason", "rows", "first of them"], rows)
 
 
-def _show_summary(summary: Summary) -> None:
+def _show_summary(summary: Summary, uploaded: dict[str, int | str]) -> None:
     from furnclip import console
 
     if not summary.changed_shards and not summary.decoded:
@@ -92,3 +106,7 @@ def _show_summary(summary: Summary) -> None:
         console.say(f"rejected: {count} {reason}")
     if summary.rejected:
         console.say(f"see {summary.folder / 'rejected.csv'}")
+    if uploaded:
+        console.say(
+            f"uploaded {uploaded['sent']} files to {uploaded['to']}; {uploaded['kept']} were there already"
+        )
