@@ -24,7 +24,7 @@ def floor_lamp(mesh: Mesh, design: Design) -> None:
         curve = [(0.75 * (1 - np.cos(t)) * 0.62, high * 1.08 * np.sin(t)) for t in np.linspace(0, 1.75, 9)]
         for (x0, z0), (x1, z1) in itertools.pairwise(curve):
             mesh.bar(Slot.BODY, (x0, 0, z0 + 0.05), (x1, 0, z1 + 0.05), 0.03)
-        _shade(mesh, design, curve[-1][0], curve[-1][1] - 0.16, 0.2)
+        _shade(mesh, design, curve[-1][0], curve[-1][1] - 0.16, 0.2, hanging=True)
     else:
         mesh.post(Slot.BODY, (0, 0, 0), (0, 0, 0.04), (0.16, 0.15), sides=16)
         mesh.post(Slot.BODY, (0, 0, 0.04), (0, 0, high), (0.018, 0.018), sides=8)
@@ -47,11 +47,12 @@ def table_lamp(mesh: Mesh, design: Design) -> None:
     _shade(mesh, design, 0.0, base + 0.04, 0.17)
 
 
-def _shade(mesh: Mesh, design: Design, x: float, z: float, radius: float) -> None:
+def _shade(mesh: Mesh, design: Design, x: float, z: float, radius: float, *, hanging: bool = False) -> None:
     kind = design.shape.pick(("drum", "cone", "globe"))
     design.add_detail(f"with {kind} shade")
     high = radius * 1.15
-    mesh.post(Slot.TRIM, (x, 0, z - 0.11), (x, 0, z + radius * 0.1), (0.012, 0.012), sides=8)
+    if not hanging:
+        mesh.post(Slot.TRIM, (x, 0, z - 0.11), (x, 0, z + radius * 0.1), (0.012, 0.012), sides=8)
     if kind == "globe":
         mesh.ball(Slot.SOFT, (x, 0, z + radius * 0.7), (radius * 0.75, radius * 0.75, radius * 0.75))
     else:
