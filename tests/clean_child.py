@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-import furnclip.clean.live
-import furnclip.clean.monitor
 from furnclip.cli import app
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__])
+_CONTEXT.set_forkserver_preload([__name__, "furnclip.clean.live", "furnclip.clean.monitor"])
 
 
 def start(folder: Path, env: Mapping[str, str], *args: str) -> ForkServerProcess:

@@ -62,7 +62,7 @@ def part_outcomes(workspace: Workspace, part: Part, vocabulary: Vocabulary) -> d
                 continue
             if outcomes[custom_id].kind == "cleaned":
                 continue
-            found = replace(classify(line, vocabulary), source=part.source, attempt=part.attempt)
+            found = classify(line, vocabulary, source=part.source, attempt=part.attempt)
             if found.kind != "again" or outcomes[custom_id].kind == "again":
                 outcomes[custom_id] = found
     return outcomes
@@ -90,33 +90,41 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for line in file:
             try:
-                value = json.loads(line)
+                value = json.loads(line.decode("utf-8"))
             except ValueError:
                 continue  # the row counts as unanswered and is asked again
             if isinstance(value, dict):
                 yield value
 
 
-def classify(line: dict[str, Any], vocabulary: Vocabulary) -> Outcome:
+def classify(line: dict[str, Any], vocabulary: Vocabulary, *, source: str = "", attempt: int = 1) -> Outcome:
     """What one result line means, whichever file it came from."""
     response = line.get("response")
-    if isinstance(response, dict) and not line.get("error"):
-        status, body = response.get("status_code"), response.get("body")
-        if status == 200 and isinstance(body, dict):
-            return _answered(body, vocabulary)
-        return _refused_by_http(status if isinstance(status, int) else 0, body)
-    error = line.get("error")
+    response = response if isinstance(response, dict) else {}
+    status, body = response.get("status_code"), response.get("body")
+    prompt_tokens = completion_tokens = 0
+    if line.get("error") or not response:
+        outcome = _failed(line.get("error"))
+    elif status == 200 and isinstance(body, dict):
+        outcome = _judged(*_reply(body), vocabulary)
+        prompt_tokens, completion_tokens = usage_of(body)
+    else:
+        outcome = _refused_by_http(status if isinstance(status, int) else 0, body)
+    return replace(
+        outcome,
+        source=source,
+        attempt=attempt,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+    )
+
+
+def _failed(error: object) -> Outcome:
+    """A request that was not executed, or not to its end."""
     code = str(error.get("code") or "") if isinstance(error, dict) else ""
     message = str(error.get("message") or "") if isinstance(error, dict) else ""
     reason = {"batch_expired": "expired", "batch_cancelled": "cancelled"}.get(code, "service-error")
     return Outcome("again", reason=reason, detail=_short(f"{code}: {message}"))
-
-
-def _answered(body: dict[str, Any], vocabulary: Vocabulary) -> Outcome:
-    text, refusal, finish = _reply(body)
-    prompt_tokens, completion_tokens = usage_of(body)
-    outcome = _judged(text, refusal, finish, vocabulary)
-    return replace(outcome, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
 
 def _judged(text: str, refusal: str, finish: str, vocabulary: Vocabulary) -> Outcome:

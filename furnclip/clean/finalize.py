@@ -73,13 +73,7 @@ def finalize(ledger: Ledger, *, partial: bool) -> Summary:
         counts = {name: facts[name] for name in ("rows", "cleaned", "rejected", "pending")}
         return _with_bill(Summary(**counts, reasons=Counter(facts["reasons"]), was_done=True), state)
     outcomes = collect(ledger.workspace, state, Vocabulary.from_config(config.clean))
-    pending = _pending(ledger, outcomes)
-    if pending and not partial:
-        raise ServiceError(
-            f"{pending} rows have no answer yet",
-            hint="run `furnclip clean run` to get them, or add `--partial` to write what is there",
-        )
-    summary = _Writer(ledger, outcomes).write()
+    summary = _Writer(ledger, outcomes).write(partial=partial)
     ledger.record(
         "finalized",
         fingerprint=fingerprint,
@@ -117,11 +111,6 @@ def _fingerprint(config: Config, state: State) -> str:
     return content_hash(repr(facts))
 
 
-def _pending(ledger: Ledger, outcomes: Mapping[str, Outcome]) -> int:
-    attempts = ledger.config.clean.max_attempts
-    return sum(_fate(entry, outcomes, attempts) is None for entry in ledger.workspace.read_rows())
-
-
 def _fate(entry: RowEntry, outcomes: Mapping[str, Outcome], max_attempts: int) -> Outcome | None:
     """What became of a row: cleaned, rejected, or None while it is pending."""
     if entry.reason:
@@ -144,7 +133,8 @@ class _Writer:
         self._columns = read_records(ledger.config.paths.products)[0]
         self._header = [f"raw_{name}" if name in CLEAN_COLUMNS else name for name in self._columns]
 
-    def write(self) -> Summary:
+    def write(self, *, partial: bool) -> Summary:
+        """Both files, or neither: an error in here leaves the old ones as they were."""
         summary = Summary()
         with ExitStack() as stack:
             cleaned = _table(stack.enter_context(replacing(self._ledger.workspace.cleaned)), stack)
@@ -162,6 +152,11 @@ class _Writer:
                     summary.rejected += 1
                     summary.reasons[outcome.reason] += 1
                     rejected.writerow([*self._raw(product), outcome.reason, harmless(outcome.detail)])
+            if summary.pending and not partial:
+                raise ServiceError(
+                    f"{summary.pending} rows have no answer yet",
+                    hint="run `furnclip clean run` to get them, or add `--partial` to write what is there",
+                )
         return summary
 
     def _fates(self) -> Iterator[tuple[Product | Rejection, Outcome | None]]:

@@ -50,6 +50,10 @@ class Live:
         self._answered = self._refused = 0
         self._spent_usd = 0.0
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def run(self) -> None:
         """Ask until every row is settled."""
         while True:

@@ -85,6 +85,10 @@ class BatchService:
         self._retry_s = min(2.0, config.clean.poll_interval_s)
         self._sleep = sleep
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def shutdown_date(self, model: str) -> date | None:
         """The day the provider switches the model off, when it has said so."""
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ from furnclip.errors import ConfigError, MissingStageError
 
 if TYPE_CHECKING:
     from furnclip.clean.dispatch import Dispatcher
+    from furnclip.clean.openai import BatchService
 
 # The client library takes over a second to load, so only what talks to a service imports it.
 
@@ -56,15 +59,15 @@ def answer(ledger: Ledger, *, ignore_errors: bool) -> None:
     _resume(ledger, ignore_errors=ignore_errors)
     backend, recipe = ledger.config.clean.backend, Recipe.from_config(ledger.config.clean)
     if backend == "openai":
-        _need_key(ledger.config)
         from furnclip.clean.monitor import Monitor
-        from furnclip.clean.openai import BatchService
 
-        Monitor(ledger, BatchService(ledger.config), recipe).watch()
+        with _service(ledger.config) as service:
+            Monitor(ledger, service, recipe).watch()
     elif backend == "live":
         from furnclip.clean.live import Live
 
-        Live(ledger, recipe).run()
+        with closing(Live(ledger, recipe)) as live:
+            live.run()
 
 
 def dispatch(ledger: Ledger, *, ignore_errors: bool) -> Standing:
@@ -74,9 +77,10 @@ def dispatch(ledger: Ledger, *, ignore_errors: bool) -> Standing:
     if ledger.config.clean.backend != "openai":
         console.note(f"nothing to send: the backend `{ledger.config.clean.backend}` has no batches")
         return standing(ledger.state)
-    dispatcher = _dispatcher(ledger)
-    dispatcher.reconcile()
-    dispatcher.send()
+    with _service(ledger.config) as service:
+        dispatcher = _dispatcher(ledger, service)
+        dispatcher.reconcile()
+        dispatcher.send()
     if waiting := len(dispatcher.waiting()):
         console.note(f"{waiting} parts wait for room; `furnclip clean monitor` sends them as others end")
     return standing(ledger.state)
@@ -97,22 +101,20 @@ def estimate(ledger: Ledger, selection: Selection, *, calibrated: bool) -> money
     recipe = Recipe.from_config(clean)
     waiting = [part for part in ledger.state.with_status(*UNSENT) if part.backend == clean.backend]
     if calibrated and waiting and clean.backend == "openai":
-        _dispatcher(ledger).send_canary(waiting[0])
+        with _service(ledger.config) as service:
+            _dispatcher(ledger, service).send_canary(waiting[0])
     return money.estimate(waiting, ledger.state, recipe, batch=clean.backend == "openai")
 
 
 def cancel(ledger: Ledger) -> list[int]:
     """Ask the service to stop every open batch; numbers of their parts."""
-    _need_key(ledger.config)
-    from furnclip.clean.openai import BatchService
-
-    service = BatchService(ledger.config)
-    _dispatcher(ledger).reconcile()
-    parts = ledger.state.with_status("open")
-    for part in parts:
-        batch = service.cancel(part.batch_id)
-        if batch.status != part.batch_status:
-            ledger.record("seen", part=part.number, status=batch.status, counts=list(batch.counts))
+    with _service(ledger.config) as service:
+        _dispatcher(ledger, service).reconcile()
+        parts = ledger.state.with_status("open")
+        for part in parts:
+            batch = service.cancel(part.batch_id)
+            if batch.status != part.batch_status:
+                ledger.record("seen", part=part.number, status=batch.status, counts=list(batch.counts))
     return [part.number for part in parts]
 
 
@@ -182,12 +184,19 @@ def _need_key(config: Config) -> None:
         )
 
 
-def _dispatcher(ledger: Ledger) -> Dispatcher:
-    _need_key(ledger.config)
-    from furnclip.clean.dispatch import Dispatcher
+@contextmanager
+def _service(config: Config) -> Iterator[BatchService]:
+    _need_key(config)
     from furnclip.clean.openai import BatchService
 
-    return Dispatcher(ledger, BatchService(ledger.config), Recipe.from_config(ledger.config.clean))
+    with closing(BatchService(config)) as service:
+        yield service
+
+
+def _dispatcher(ledger: Ledger, service: BatchService) -> Dispatcher:
+    from furnclip.clean.dispatch import Dispatcher
+
+    return Dispatcher(ledger, service, Recipe.from_config(ledger.config.clean))
 
 
 __all__ = [

@@ -85,7 +85,9 @@ class Answer(BaseModel):
     @field_validator("clean_title")
     @classmethod
     def _one_line(cls, title: str) -> str:
-        return " ".join("".join(c if unicodedata.category(c)[0] != "C" else " " for c in title).split())
+        if not title.isprintable():
+            title = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in title)
+        return " ".join(title.split())
 
     @field_validator("style", "material", "color", "object_type")
     @classmethod

@@ -1,0 +1,225 @@
+"""How fast `clean prepare` and `clean finalize` are, against the plain way of doing each.
+
+    python -m tests.bench.clean [--quick] [--json]
+
+The catalogue repeats a few dozen pictures of 1600 x 1200 pixels, drawn with the grain of a photograph, under
+as many ids and titles as there are rows. The plain way of preparing decodes each picture in full in one
+process, scales it with LANCZOS, pads it to a square and writes base64 lines; that of finalizing is a loop
+over the answers that writes cell by cell into a pandas frame. Both read the same files in the same run.
+The plain rates are measured on fewer rows where the whole would take hours; the plain finalize gets slower
+with the number of rows, so it is measured on a frame of full size.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from furnclip.clean.prompt import FIELDS, Vocabulary, answer_schema, developer_prompt
+from furnclip.clean.workspace import Workspace
+from furnclip.config import CleaningConfig
+from furnclip.journal import Journal
+from tests.bench.measure import parse, peak_mb, report
+
+PICTURES = 48
+SIZE_PX = (1600, 1200)
+COMMAND = [sys.executable, "-m", "furnclip", "clean"]
+
+
+def write_catalogue(folder: Path, rows: int) -> None:
+    """`products.csv`, `images/` and settings for a run that asks no one."""
+    random = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    for number in range(PICTURES):
+        small = random.integers(0, 255, (9, 12, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(small).resize(SIZE_PX, Image.Resampling.BICUBIC), dtype=np.int16)
+        grain = random.normal(0, 6, (SIZE_PX[1], SIZE_PX[0], 1)).astype(np.int16)
+        pixels = np.clip(smooth + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number:02d}.jpg", quality=90)
+    with (folder / "products.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["product_id", "title", "image", "price", "vendor"])
+        for row in range(rows):
+            title = f"ACME No. {row} Oak Sideboard, 3 doors - FREE SHIPPING"
+            writer.writerow([f"P{row:06d}", title, f"{row % PICTURES:02d}.jpg", f"{row % 900}.99", "Acme"])
+    (folder / "furnclip.toml").write_text('[clean]\nbackend = "openai"\ntier = 4\n', encoding="utf-8")
+
+
+# --- prepare
+
+
+def plain_prepare(folder: Path, rows: int) -> None:
+    """One process, full decode, LANCZOS, a white square, base64."""
+    config = CleaningConfig()
+    schema = answer_schema(Vocabulary.from_config(config))
+    frame = pd.read_csv(folder / "products.csv", nrows=rows)
+    with (folder / "plain.jsonl").open("w", encoding="utf-8") as file:
+        for index, row in frame.iterrows():
+            image = Image.open(folder / "images" / row["image"]).convert("RGB")
+            scale = config.image_px / max(image.size)
+            fitted = image.resize(
+                (round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS
+            )
+            square = Image.new("RGB", (config.image_px, config.image_px), (255, 255, 255))
+            square.paste(fitted, (0, 0))
+            buffer = io.BytesIO()
+            square.save(buffer, "JPEG", quality=config.jpeg_quality)
+            picture = base64.b64encode(buffer.getvalue()).decode()
+            content = [
+                {"type": "text", "text": row["title"]},
+                {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}},
+            ]
+            form = {"type": "json_schema", "json_schema": {"name": "f", "strict": True, "schema": schema}}
+            messages = [
+                {"role": "developer", "content": developer_prompt()},
+                {"role": "user", "content": content},
+            ]
+            body = {"model": config.model, "messages": messages, "response_format": form}
+            line = {
+                "custom_id": str(index),
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": body,
+            }
+            file.write(json.dumps(line) + "\n")
+
+
+def our_prepare(folder: Path, rows: int) -> float:
+    """Rows a second of `clean prepare` on the first `rows` rows, start of the process included."""
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    seconds, _ = peak_mb([*COMMAND, "prepare", "--limit", str(rows)], cwd=folder)
+    return rows / seconds
+
+
+# --- finalize
+
+
+def write_answers(folder: Path) -> int:
+    """Result files for every prepared request, as the service would have sent them; how many."""
+    workspace = Workspace(folder / "work" / "clean")
+    (workspace.folder / "results").mkdir(exist_ok=True)
+    answers = 0
+    with Journal(workspace.journal) as journal:
+        parts = sorted(
+            int(path.name[5:9]) for path in (workspace.folder / "parts").glob("part-????.index.jsonl")
+        )
+        for part in parts:
+            with workspace.output(part).open("wb") as file:
+                for request in workspace.read_index(part):
+                    file.write(json.dumps(answer_line(request.custom_id, answers)).encode() + b"\n")
+                    answers += 1
+            journal.append({"event": "downloaded", "part": part})
+    return answers
+
+
+def answer_line(custom_id: str, number: int) -> dict[str, Any]:
+    values = (f"oak sideboard {number}", "rustic", "wood", "brown", "sideboard")
+    message = {
+        "role": "assistant",
+        "content": json.dumps(dict(zip(FIELDS, values, strict=True))),
+        "refusal": None,
+        "annotations": [],
+    }
+    details = {"cached_tokens": 0, "audio_tokens": 0, "reasoning_tokens": 0}
+    usage = {"prompt_tokens": 1000, "completion_tokens": 50, "prompt_tokens_details": details}
+    body = {
+        "id": f"chatcmpl-{number:029d}",
+        "object": "chat.completion",
+        "created": 1754425777,
+        "model": "gpt-5-nano-2025-08-07",
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
+        "usage": {**usage, "total_tokens": 1050, "completion_tokens_details": details},
+        "service_tier": "default",
+    }
+    response = {"status_code": 200, "request_id": f"req_{number:032d}", "body": body}
+    return {
+        "id": f"batch_req_{number:024d}",
+        "custom_id": custom_id,
+        "response": response,
+        "error": None,
+    }
+
+
+def plain_finalize(folder: Path, answers: int, *, accessor: str) -> float:
+    """Rows a second of a loop that writes cells into a frame; stops after `answers` of them."""
+    start = time.perf_counter()
+    frame = pd.read_csv(folder / "products.csv")
+    for name in FIELDS:
+        frame[name] = ""
+    place = {product_id: index for index, product_id in enumerate(frame["product_id"])}
+    read_s = time.perf_counter() - start
+    start = time.perf_counter()
+    written = 0
+    cells = getattr(frame, accessor)
+    for path in sorted((folder / "work" / "clean" / "results").glob("*.output.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if written == answers:
+                break
+            result = json.loads(line)
+            answer = json.loads(result["response"]["body"]["choices"][0]["message"]["content"])
+            index = place[result["custom_id"].rsplit("-", 1)[0]]
+            for name in FIELDS:
+                cells[index, name] = answer[name]
+            written += 1
+    loop_s = time.perf_counter() - start
+    start = time.perf_counter()
+    frame.to_csv(folder / "plain.csv", index=False)
+    write_s = time.perf_counter() - start
+    # reading and writing the frame is paid once for all rows
+    return 1 / (loop_s / written + (read_s + write_s) / len(frame))
+
+
+def main() -> None:
+    arguments = parse("clean")
+    rows, plain_rows, cells = (600, 120, 300) if arguments.quick else (50_000, 400, 1_500)
+    figures: dict[str, object] = {"rows": rows}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "shop"
+        write_catalogue(folder, rows)
+        ratios = []
+        for _ in range(1 if arguments.quick else 3):
+            compared = min(rows, 1_000)
+            ours = our_prepare(folder, compared)
+            start = time.perf_counter()
+            plain_prepare(folder, plain_rows)
+            ratios.append(ours / (plain_rows / (time.perf_counter() - start)))
+        shutil.rmtree(folder / "work")
+        prepare_s, prepare_mb = peak_mb([*COMMAND, "prepare"], cwd=folder)
+        write_answers(folder)
+        finalize_s, finalize_mb = peak_mb([*COMMAND, "finalize"], cwd=folder)
+        plain = {how: plain_finalize(folder, cells, accessor=how) for how in ("loc", "at")}
+        cleaned = (folder / "work" / "clean" / "cleaned.csv").read_bytes().count(b"\n") - 1
+    assert cleaned == rows
+    figures |= {
+        "prepare_s": prepare_s,
+        "prepare_rows_per_s": rows / prepare_s,
+        "finalize_s": finalize_s,
+        "finalize_rows_per_s": rows / finalize_s,
+        "plain_finalize_loc_rows_per_s": plain["loc"],
+        "plain_finalize_at_rows_per_s": plain["at"],
+        "peak_mb": max(prepare_mb, finalize_mb),
+        "prepare_peak_mb": prepare_mb,
+        "finalize_peak_mb": finalize_mb,
+    }
+    measured = {
+        "prepare": sorted(ratios)[len(ratios) // 2],
+        "finalize": rows / finalize_s / plain["loc"],
+        "finalize_at": rows / finalize_s / plain["at"],
+    }
+    report("clean", measured, figures, as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    main()
