@@ -1,0 +1,304 @@
+"""The shard format: the same bytes for the same samples, found again by any reader, damage noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from furnclip.errors import MissingStageError, StorageError, UsageError
+from furnclip.shards import (
+    SPLITS,
+    Manifest,
+    Sample,
+    ShardDataset,
+    ShardInfo,
+    ShardStream,
+    SplitInfo,
+    read_assignments,
+    read_manifest,
+    read_shard,
+    read_tar,
+    write_manifest,
+    write_shard,
+)
+from furnclip.shards.tar import encode_sample, index_path, read_about, sample_content
+
+
+def sample(number: int, image_bytes: bytes = b"") -> Sample:
+    chance = random.Random(number)
+    return Sample(
+        key=f"{number:016x}",
+        image_bytes=image_bytes or chance.randbytes(chance.randrange(1, 3000)),
+        caption=f"a photo of tür {number}",
+        product_id=f"p-{number}",
+        group=f"{number // 2:016x}",
+        fields={"title": f"Tür {number}", "color": "rot"},
+        title=f"Tür {number}",
+    )
+
+
+def write(path: Path, samples: list[Sample], content: str = "content") -> dict[str, object]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_shard(
+        path, ((sample_content(encode_sample(item)), item) for item in samples), content=content
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three shards of train, one of test, none of validation, and their manifest."""
+    numbers = {"train/shard-000000.tar": range(5), "train/shard-000001.tar": range(5, 12)}
+    numbers |= {"train/shard-000002.tar": range(12, 13), "test/shard-000000.tar": range(20, 23)}
+    infos: dict[str, list[ShardInfo]] = {name: [] for name in SPLITS}
+    for name, range_ in numbers.items():
+        about = write(tmp_path / name, [sample(number) for number in range_])
+        digest = hashlib.sha256(index_path(tmp_path / name).read_bytes()).hexdigest()
+        sizes = (int(str(about["bytes"])), int(str(about["samples"])))
+        infos[name.split("/")[0]].append(ShardInfo(name, str(about["sha256"]), *sizes, digest, 1))
+    splits = {
+        name: SplitInfo(sum(shard.samples for shard in shards), 1, tuple(shards))
+        for name, shards in infos.items()
+    }
+    write_manifest(tmp_path, Manifest("", splits).with_hash())
+    return tmp_path
+
+
+# --- the tar
+
+
+@given(st.lists(st.binary(min_size=1, max_size=2000), min_size=1, max_size=8), st.text(max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_whatever_is_written_comes_back_by_index_and_by_tar(
+    tmp_path_factory: pytest.TempPathFactory, images: list[bytes], text: str
+) -> None:
+    shard = tmp_path_factory.mktemp("shard") / "shard-000000.tar"
+    caption = text.encode("utf-8", "replace").decode()
+    samples = [
+        Sample(f"{number:016x}", data, caption, f"p{number}", "g", {"title": caption, "": ""}, caption)
+        for number, data in enumerate(images)
+    ]
+    write(shard, samples)
+    assert list(read_shard(shard)) == list(read_tar(shard)) == samples
+
+
+def test_the_bytes_depend_on_the_samples_alone(tmp_path: Path) -> None:
+    samples = [sample(number) for number in range(20)]
+    first, second = (write(tmp_path / name / "shard.tar", samples) for name in ("a", "b"))
+    assert first == second
+    assert (tmp_path / "a/shard.tar").read_bytes() == (tmp_path / "b/shard.tar").read_bytes()
+    assert hashlib.sha256((tmp_path / "a/shard.tar").read_bytes()).hexdigest() == first["sha256"]
+    with tarfile.open(tmp_path / "a/shard.tar") as tar:
+        members = tar.getmembers()
+    assert [member.name for member in members[:3]] == [
+        f"{0:016x}.{suffix}" for suffix in ("jpg", "json", "txt")
+    ]
+    assert {(member.mtime, member.uid, member.gid, member.uname, member.mode) for member in members} == {
+        (0, 0, 0, "", 0o644)
+    }
+
+
+_READ_WITH_WEBDATASET = """
+import hashlib, json, sys, webdataset
+for item in webdataset.WebDataset(sys.argv[1:], shardshuffle=False):
+    digest = hashlib.sha256(item["jpg"]).hexdigest()
+    print(json.dumps([item["__key__"], digest, json.loads(item["json"]), item["txt"].decode()]))
+"""
+
+
+def test_the_plain_webdataset_library_reads_them(folder: Path) -> None:
+    urls = [f"file:{folder}/train/shard-{number:06d}.tar" for number in range(3)]
+    # a process of its own, because the library leaves its files open
+    command = [sys.executable, "-c", _READ_WITH_WEBDATASET, *urls]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [json.loads(line) for line in lines] == [
+        [
+            item.key,
+            hashlib.sha256(item.image_bytes).hexdigest(),
+            {"product_id": item.product_id, "group": item.group, "title": item.title, "fields": item.fields},
+            item.caption,
+        ]
+        for item in ShardDataset(folder, "train")
+    ]
+
+
+def test_a_shard_whose_index_does_not_fit_is_no_shard(tmp_path: Path) -> None:
+    path = tmp_path / "shard-000000.tar"
+    assert read_about(path) is None
+    about = write(path, [sample(1)])
+    assert read_about(path) == about
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_about(path) is None
+    index_path(path).write_bytes(b"no")
+    assert read_about(path) is None
+    with pytest.raises(StorageError, match="damaged"):
+        list(read_shard(path))
+
+
+# --- random access
+
+
+def test_a_dataset_is_a_sequence_in_the_order_of_the_shards(folder: Path) -> None:
+    dataset = ShardDataset(folder, "train")
+    assert len(dataset) == 13
+    assert [item.product_id for item in dataset] == dataset.product_ids == [f"p-{n}" for n in range(13)]
+    assert dataset.groups == [f"{n // 2:016x}" for n in range(13)]
+    order = random.Random(0).sample(range(13), 13)
+    assert [dataset[index] for index in order] == [sample(index) for index in order]
+    for outside in (-1, 13):
+        with pytest.raises(IndexError):
+            dataset[outside]
+
+
+def test_an_empty_split_is_an_empty_sequence_and_an_unknown_one_an_error(folder: Path) -> None:
+    assert list(ShardDataset(folder, "validation")) == []
+    with pytest.raises(UsageError, match="no split `valid`") as caught:
+        ShardDataset(folder, "valid")
+    assert caught.value.hint == "one of: test, train, validation"
+
+
+def test_a_dataset_crosses_processes(folder: Path) -> None:
+    dataset = ShardDataset(folder, "train")
+    assert dataset[3] == sample(3)
+    assert pickle.loads(pickle.dumps(dataset))[12] == sample(12)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        assert list(pool.map(dataset.__getitem__, range(13))) == [sample(number) for number in range(13)]
+
+
+def test_the_data_hash_changes_with_the_data(folder: Path) -> None:
+    before = ShardDataset(folder, "train").data_hash
+    manifest = read_manifest(folder)
+    assert ShardDataset(folder, "test").data_hash != before
+    about = write(folder / "train/shard-000002.tar", [sample(12, b"other")])
+    train = manifest.splits["train"]
+    changed = ShardInfo(**{**vars(train.shards[2]), "sha256": str(about["sha256"])})
+    splits = {**manifest.splits, "train": SplitInfo(13, 1, (*train.shards[:2], changed))}
+    write_manifest(folder, Manifest("", splits).with_hash())
+    assert ShardDataset(folder, "train").data_hash != before
+    assert read_manifest(folder).data_hash != manifest.data_hash
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damage_is_noticed_and_named(folder: Path, damage: str) -> None:
+    path = folder / "train/shard-000001.tar"
+    data = bytearray(path.read_bytes())
+    dataset = ShardDataset(folder, "train")
+    assert dataset[5] == sample(5)
+    data[700] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flip" else data[:600])
+    with pytest.raises(StorageError, match="shard-000001") as caught:
+        dataset[5]
+    assert "furnclip prepare --rebuild" in caught.value.hint
+
+
+# --- manifest
+
+
+def test_without_a_manifest_the_command_to_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingStageError) as caught:
+        read_manifest(tmp_path)
+    assert caught.value.hint == "run `furnclip prepare` first"
+
+
+def test_a_manifest_comes_back_as_it_was_written(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    before = (folder / "manifest.json").read_bytes()
+    write_manifest(folder, manifest)
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "splits": {"train": 3}}'])
+def test_a_damaged_manifest_is_one_clear_error(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(StorageError, match=r"manifest\.json` is damaged"):
+        read_manifest(folder)
+
+
+def test_assignments_tell_group_and_split_of_each_product(folder: Path) -> None:
+    found = read_assignments(folder)
+    assert len(found) == 16
+    assert found["p-5"] == (f"{2:016x}", "train")
+    assert found["p-21"] == (f"{10:016x}", "test")
+
+
+# --- streaming
+
+
+def fetched_from(folder: Path, log: list[str]):  # type: ignore[no-untyped-def]
+    def fetch(name: str, target: Path) -> None:
+        log.append(name)
+        shutil.copy(folder / name, target)
+
+    return fetch
+
+
+def test_a_stream_yields_the_samples_of_the_dataset_and_keeps_two_shards_at_most(
+    folder: Path, tmp_path: Path
+) -> None:
+    log: list[str] = []
+    scratch = tmp_path / "scratch"
+    stream = ShardStream(read_manifest(folder), "train", fetch=fetched_from(folder, log), scratch=scratch)
+    found = []
+    for item in stream:
+        found.append(item)
+        assert len(list(scratch.iterdir())) <= 2
+    assert found == list(ShardDataset(folder, "train"))
+    assert (len(stream), log) == (13, [f"train/shard-{number:06d}.tar" for number in range(3)])
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_shuffled_stream_has_each_sample_once_and_repeats_with_its_seed(
+    folder: Path, tmp_path: Path
+) -> None:
+    def order(seed: int) -> list[str]:
+        stream = ShardStream(
+            read_manifest(folder), "train", fetch=fetched_from(folder, []), scratch=tmp_path / "s", seed=seed
+        )
+        return [item.product_id for item in stream]
+
+    assert order(1) == order(1) != order(2)
+    assert sorted(order(3)) == sorted(ShardDataset(folder, "train").product_ids)
+
+
+def test_ranks_share_a_split_without_overlap(folder: Path, tmp_path: Path) -> None:
+    manifest, fetch = read_manifest(folder), fetched_from(folder, [])
+    parts = [
+        [
+            item.product_id
+            for item in ShardStream(
+                manifest, "train", fetch=fetch, scratch=tmp_path / str(rank), seed=0, rank=rank, ranks=2
+            )
+        ]
+        for rank in range(2)
+    ]
+    assert sorted(parts[0] + parts[1]) == sorted(ShardDataset(folder, "train").product_ids)
+
+
+def test_a_stream_refuses_a_shard_that_the_manifest_does_not_mean(folder: Path, tmp_path: Path) -> None:
+    def fetch(name: str, target: Path) -> None:
+        target.write_bytes((folder / name).read_bytes()[:-512])
+
+    with pytest.raises(StorageError, match="checksum"):
+        list(ShardStream(read_manifest(folder), "train", fetch=fetch, scratch=tmp_path / "s"))
+
+
+def test_a_tar_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "shard-000000.tar"
+    path.write_bytes(b"no tar at all" * 100)
+    with pytest.raises(StorageError, match="damaged"):
+        list(read_tar(path))
