@@ -21,7 +21,7 @@ from pathlib import Path
 from transformers import CLIPModel
 
 import furnclip
-from furnclip.catalogue import CLEAN_COLUMNS, default_caption, read_rows
+from furnclip.catalogue import ATTRIBUTES, CLEAN_COLUMNS, default_caption, read_rows
 from furnclip.journal import write_text
 from furnclip.model import build_tiny_clip
 from furnclip.shards import read_assignments
@@ -49,8 +49,12 @@ validation_fraction = 0.02
 [train]
 scenario = "full"
 layer_decay = 1.0
+effective_batch_size = 64
+lr = 1e-3
+warmup_fraction = 0.05
+patience = 0
 wise_ft = false
-attribute_dropout = 0.25
+attribute_dropout = 0.5
 """
 COLUMNS = ("product_id", "title", "image", "model", *CLEAN_COLUMNS)
 
@@ -87,12 +91,13 @@ def write_start(folder: Path, sweethome: Path) -> None:
 
 
 def _drawn_rows(folder: Path) -> Iterator[dict[str, str]]:
-    """The cleaner's titles, so that shop words occur, with the true attributes."""
+    """The true attributes; every third title as the cleaner left it, so that shop words occur too."""
     truth = {row["product_id"]: row for row in read_rows(folder / "truth.csv")[1]}
-    for row in read_rows(folder / "work" / "clean" / "cleaned.csv")[1]:
+    for number, row in enumerate(read_rows(folder / "work" / "clean" / "cleaned.csv")[1]):
         known = truth[row["product_id"]]
-        true = {name: known[f"true_{name}"] for name in ("style", "material", "color", "object_type")}
-        yield {**row, **true}
+        true = {name: known[f"true_{name}"] for name in ATTRIBUTES}
+        title = row["clean_title"] if number % 3 == 0 else known["true_title"].lower()
+        yield {**row, **true, "clean_title": title}
 
 
 def _sweethome_rows(folder: Path, sweethome: Path) -> Iterator[dict[str, str]]:
