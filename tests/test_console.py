@@ -85,5 +85,7 @@ def test_version(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_underscores_work_as_dashes(cli: Cli, tmp_path: Path) -> None:
-    outcome = cli("prepare", "--image_px", "0", cwd=tmp_path)
-    assert "no such option" not in outcome.stderr.lower()
+    dashes = cli("train", "--effective-batch-size", "-1", cwd=tmp_path)
+    underscores = cli("train", "--effective_batch_size", "-1", cwd=tmp_path)
+    assert "train.effective_batch_size" in dashes.stderr
+    assert underscores == dashes

@@ -31,7 +31,8 @@ HEAVY = (
     "numpy",
     "webdataset",
     "PIL",
-    "pydantic",
+    "peft",
+    "matplotlib",
 )
 
 
@@ -56,7 +57,8 @@ def imported_units(tree: ast.AST) -> Iterator[str]:
             names = [node.module]
         else:
             continue
-        yield from (name.split(".")[1] for name in names if name.startswith("furnclip."))
+        units = (name.split(".")[1] for name in names if name.startswith("furnclip."))
+        yield from (name for name in units if name != "__version__")
 
 
 def edges() -> dict[str, set[str]]:
