@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -28,7 +29,7 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     checks = examine(options, ask_provider=lambda: _ask_provider(options))
     is_ready = all(check.status != "fail" for check in checks)
     payload = {"ready": is_ready, "checks": [asdict(check) for check in checks]}
-    console.emit(payload, as_json=as_json, human=lambda: _show(checks))
+    console.emit(payload, as_json=as_json, human=lambda: _show(checks, options, config))
     if not is_ready:
         raise typer.Exit(1)
 
@@ -44,9 +45,24 @@ def _ask_provider(options: Config) -> Retirement:
     return Retirement(service.shutdown_date(clean.model), find_model(clean).successor)
 
 
-def _show(checks: list[Check]) -> None:
+def _show(checks: list[Check], options: Config, config: Path | None) -> None:
     from furnclip import console
 
     for check in checks:
         hint = f"; {check.hint}" if check.hint else ""
         console.say(f"{check.status:<5} {check.name:<11} {check.message}{hint}")
+    _show_test_card(options, config)
+
+
+def _show_test_card(options: Config, config: Path | None) -> None:
+    """How a picture looks here: a round circle on rainbow and grey, or another viewer is needed."""
+    import tempfile
+
+    from furnclip import console
+    from furnclip.config import CONFIG_NAME
+    from furnclip.viewers import permitted, show_image, test_card
+
+    viewer = permitted(options.arena.viewer, config_file=config or Path.cwd() / CONFIG_NAME, ask=None)
+    with tempfile.TemporaryDirectory() as name:  # a doctor leaves nothing behind
+        folder = Path(name)
+        console.show_bytes(show_image(test_card(folder), viewer, cache=folder, cols=36, rows=9).data)
