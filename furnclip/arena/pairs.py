@@ -19,6 +19,7 @@ import numpy.typing as npt
 from furnclip.arena.lineup import Card, Lineup, Query
 from furnclip.catalogue import ATTRIBUTES, content_hash, default_caption
 from furnclip.config import Config
+from furnclip.console import note
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
 from furnclip.images import open_image
 from furnclip.journal import write_json
@@ -104,6 +105,7 @@ def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None
             return Lineup.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError):
             pass  # damaged: it is worked out again, to the same result
+    note("working out what each model answers; this is kept for the next time")
     lineup = _work_out(config, contenders, key)
     write_json(path, lineup.as_json())
     return lineup
@@ -286,6 +288,7 @@ def _clip(contender: Contender, config: Config) -> Clip:
     """The contender's model, checked to be the one that made its vectors."""
     from furnclip.model import load_clip  # torch takes seconds to import, and most contests need no model
 
+    note(f"encoding the queries with `{contender.model}`")
     clip = load_clip(contender.model, config.model, runs=config.paths.runs)
     contender.table.provenance.require(contender.label, clip.fingerprint, where=contender.table.path)
     return clip
