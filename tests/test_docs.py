@@ -92,7 +92,7 @@ def test_readme_shows_every_command() -> None:
 
 def test_readme_tree_matches_the_package() -> None:
     tree = README.split("<!-- tree -->")[1]
-    named = set(re.findall(r"^    (\w+(?:\.py|/))", tree, re.MULTILINE))
+    named = set(re.findall(r"^    (\w+(?:\.py|/)) ", tree, re.MULTILINE))
     package = ROOT / "furnclip"
     actual = {p.name for p in package.glob("*.py")} | {
         f"{p.name}/" for p in package.iterdir() if p.is_dir() and p.name != "__pycache__"
