@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from furnclip.catalogue import Rejection
+from furnclip.console import printable
 from furnclip.errors import InputError
 from furnclip.journal import write_text
 from furnclip.prepare.groups import Assignment, Ties, leaks_left
@@ -76,7 +77,8 @@ def write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["row", "product_id", "reason", "detail"])
-    writer.writerows([item.row, item.product_id, item.reason, item.detail] for item in rejections)
+    for item in rejections:
+        writer.writerow([item.row, printable(item.product_id), item.reason, printable(item.detail)])
     path, text = folder / REJECTED_NAME, buffer.getvalue()
     if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)

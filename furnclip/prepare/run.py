@@ -55,6 +55,7 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Su
         )
     cache = config.paths.cache / "prepare"
     with _only_one(cache), Workers(config.prepare.workers) as workers:
+        _sweep(cache, config.paths.shards)
         if fresh or rebuild:
             _forget(config.paths.shards, cache, splits_too=fresh)
         return _Run(config, cache, workers).run()
@@ -70,6 +71,13 @@ def _only_one(cache: Path) -> Iterator[None]:
         raise StorageError(
             "another `furnclip prepare` is at work in this folder", hint="wait for it to end, or stop it"
         ) from None
+
+
+def _sweep(*folders: Path) -> None:
+    """Remove what killed runs left half-written; nobody else is at work here."""
+    for folder in folders:
+        for path in folder.glob(".*.part"):
+            path.unlink()
 
 
 def _forget(folder: Path, cache: Path, *, splits_too: bool) -> None:

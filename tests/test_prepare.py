@@ -1,0 +1,553 @@
+"""`furnclip prepare` from the outside: splits without leaks, shards that only change where they have to."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from furnclip.cli import app
+from furnclip.shards import MINI_TRAIN, SPLITS, ShardDataset, read_assignments, read_manifest
+from tests.conftest import Cli
+from tests.s3_server import CREDENTIALS, create_bucket, s3_server
+
+FULL = os.environ.get("FURNCLIP_FULL") == "1"
+Row = dict[str, str]
+
+
+@dataclass
+class Shop:
+    """A catalogue on disk that a test can change."""
+
+    folder: Path
+    rows: list[Row] = field(default_factory=list)
+    settings: dict[str, object] = field(default_factory=dict)
+
+    def write(self) -> None:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        with (self.folder / "products.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        lines = ["[prepare]", *(f"{name} = {value}" for name, value in self.settings.items())]
+        (self.folder / "furnclip.toml").write_text("\n".join(lines) + "\n")
+
+    def add(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            draw(self.folder / f"images/{number}.png", number)
+            self.rows.append(
+                {
+                    "product_id": f"p{number}",
+                    "title": f"Sofa {number}",
+                    "image": f"{number}.png",
+                    "color": ("red", "blue")[number % 2],
+                    "object_type": ("sofa", "chair", "lamp")[number % 3],
+                }
+            )
+
+    def run(self, *arguments: str) -> Result:
+        return CliRunner().invoke(
+            app,
+            ["prepare", "--config", str(self.folder / "furnclip.toml"), *arguments],
+            catch_exceptions=False,
+        )
+
+    def prepared(self, *arguments: str) -> dict[str, object]:
+        self.write()
+        result = self.run("--json", *arguments)
+        assert result.exit_code == 0, result.stderr
+        summary: dict[str, object] = json.loads(result.stdout)
+        return summary
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "work/shards"
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every shard, index and manifest."""
+        files = sorted(path for path in self.shards.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.shards)): _sha256(path) for path in files}
+
+    def times(self) -> dict[str, int]:
+        files = sorted(path for path in self.shards.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.shards)): path.stat().st_mtime_ns for path in files}
+
+    def rejected(self) -> dict[str, str]:
+        with (self.shards / "rejected.csv").open(encoding="utf-8", newline="") as file:
+            return {row["product_id"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def draw(path: Path, seed: int, side_px: int = 48) -> None:
+    """A picture of its own for each seed."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise).resize((side_px, side_px), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Shop:
+    shop = Shop(tmp_path, settings={"image_px": 32, "workers": 1})
+    shop.add(range(60))
+    return shop
+
+
+# --- what comes out
+
+
+def test_every_row_is_in_one_split_or_rejected_with_its_reason(store: Shop) -> None:
+    (store.folder / "images/3.png").write_bytes(b"no picture")
+    (store.folder / "images/4.png").unlink()
+    store.rows[5]["title"] = ""
+    store.rows[5] |= {"color": "", "object_type": ""}
+    store.rows.append({**store.rows[0], "title": "again"})
+    summary = store.prepared()
+    assert summary["rejected"] == {"duplicate-id": 1, "missing": 1, "no-text": 1, "not-a-picture": 1}
+    assert store.rejected() == {"p3": "not-a-picture", "p4": "missing", "p5": "no-text", "p0": "duplicate-id"}
+    found = [item.product_id for split in SPLITS for item in ShardDataset(store.shards, split)]
+    assert sorted(found) == sorted({row["product_id"] for row in store.rows} - {"p3", "p4", "p5"})
+    assert (summary["rows"], summary["products"]) == (61, 57)
+
+
+def test_a_sample_holds_the_picture_the_caption_and_every_column(store: Shop) -> None:
+    store.prepared()
+    samples = [item for split in SPLITS for item in ShardDataset(store.shards, split)]
+    [sample] = [item for item in samples if item.product_id == "p7"]
+    assert sample.fields == store.rows[7]
+    assert sample.caption == "a photo of blue sofa 7, chair"
+    assert sample.group == read_assignments(store.shards)["p7"][0]
+    square = Image.open(__import__("io").BytesIO(sample.image_bytes))
+    assert (square.format, square.size) == ("JPEG", (32, 32))
+
+
+def test_the_first_picture_that_can_be_read_is_used(store: Shop) -> None:
+    (store.folder / "images/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    store.rows[0]["image"] = "nope.png|broken.png|0.png"
+    store.prepared()
+    assert "p0" in read_assignments(store.shards)
+
+
+def test_splits_have_about_their_shares_and_mini_train_is_stratified(tmp_path: Path) -> None:
+    store = Shop(tmp_path, settings={"image_px": 16, "workers": 1, "mini_train_samples": 60})
+    store.add(range(600))
+    store.prepared()
+    manifest = read_manifest(store.shards)
+    sizes = [manifest.splits[split].samples for split in SPLITS]
+    assert sum(sizes) == 600
+    assert np.abs(np.array(sizes) - [480, 60, 60]).max() < 35
+    train = {item.product_id for item in ShardDataset(store.shards, "train")}
+    mini = [item.fields["object_type"] for item in ShardDataset(store.shards, MINI_TRAIN)]
+    assert {item.product_id for item in ShardDataset(store.shards, MINI_TRAIN)} <= train
+    whole = manifest.splits["train"].attributes["object_type"]
+    for kind in ("sofa", "chair", "lamp"):
+        assert abs(mini.count(kind) - 60 * whole[kind] / sum(whole.values())) <= 1
+
+
+def test_no_split_is_empty_even_in_a_dozen(tmp_path: Path) -> None:
+    store = Shop(tmp_path, settings={"image_px": 16, "workers": 1})
+    store.add(range(4))
+    store.prepared()
+    assert {split for _, split in read_assignments(store.shards).values()} == set(SPLITS)
+    store.add(range(4, 30))
+    before = read_assignments(store.shards)
+    store.prepared()
+    assert before.items() <= read_assignments(store.shards).items()
+
+
+def test_shards_keep_to_their_limits(store: Shop) -> None:
+    store.settings["shard_samples"] = 7
+    store.prepared()
+    manifest = read_manifest(store.shards)
+    for split in manifest.splits.values():
+        assert all(0 < shard.samples <= 7 for shard in split.shards)
+        assert all((store.shards / shard.name).stat().st_size == shard.bytes for shard in split.shards)
+        assert all(_sha256(store.shards / shard.name) == shard.sha256 for shard in split.shards)
+
+
+# --- what belongs together
+
+
+def split_of(store: Shop, *product_ids: str) -> set[tuple[str, str]]:
+    assignments = read_assignments(store.shards)
+    return {assignments[product_id] for product_id in product_ids}
+
+
+def test_same_title_same_bytes_and_near_duplicates_are_one_group(store: Shop) -> None:
+    pictures = store.folder / "images"
+    first = store.rows[0]
+    Image.open(pictures / "0.png").convert("RGB").resize((90, 90)).save(pictures / "near.jpg", quality=50)
+    (pictures / "copy.png").write_bytes((pictures / "0.png").read_bytes())
+    draw(pictures / "other.png", 1000)
+    store.rows += [
+        {**first, "product_id": "near", "title": "Near", "image": "near.jpg"},
+        {**first, "product_id": "copy", "title": "Copy", "image": "copy.png"},
+        {**first, "product_id": "title", "title": "SOFA, 0!", "image": "other.png"},
+    ]
+    leaks = store.prepared()["leaks"]
+    assert len(split_of(store, "p0", "near", "copy", "title")) == 1
+    assert isinstance(leaks, dict)
+    assert (leaks["same_picture"], leaks["same_title"]) == (1, 1)
+    assert leaks["near_duplicate_pairs"] == 3  # p0, near and copy with one another
+    assert (leaks["groups"], leaks["groups_joined"], leaks["largest_group"]) == (60, 1, 4)
+    assert leaks["left_across_splits"] == 0
+
+
+def test_with_a_group_column_titles_do_not_count_but_pictures_do(store: Shop) -> None:
+    for number, row in enumerate(store.rows):
+        row |= {"title": "Sofa", "family": f"f{number // 2}"}
+    (store.folder / "images/59.png").write_bytes((store.folder / "images/0.png").read_bytes())
+    store.write()
+    (store.folder / "furnclip.toml").write_text(
+        '[paths]\ngroup_column = "family"\n[prepare]\nimage_px = 32\n'
+    )
+    assert store.run().exit_code == 0
+    assert len(split_of(store, "p0", "p1", "p58", "p59")) == 1
+    assert len({group for group, _ in read_assignments(store.shards).values()}) == 29
+
+
+def test_a_row_that_joins_two_splits_is_rejected_and_nothing_moves(store: Shop) -> None:
+    store.prepared()
+    before = read_assignments(store.shards)
+    of_split = {split: product_id for product_id, (_, split) in before.items()}
+    train, test = of_split["train"], of_split["test"]
+    store.rows.append(
+        {"product_id": "bridge", "title": f"Sofa {train[1:]}", "image": f"{test[1:]}.png", "color": "red"}
+    )
+    store.add([100])
+    summary = store.prepared()
+    assert summary["rejected"] == {"joins-splits": 1}
+    assert store.rejected() == {"bridge": "joins-splits"}
+    after = read_assignments(store.shards)
+    assert {product_id: after[product_id] for product_id in before} == before
+    assert after.keys() - before.keys() == {"p100"}
+
+
+def test_a_known_product_that_turns_into_another_splits_twin_is_the_one_rejected(store: Shop) -> None:
+    store.prepared()
+    of_split = {split: product_id for product_id, (_, split) in read_assignments(store.shards).items()}
+    train, test = of_split["train"], of_split["test"]
+    pictures = store.folder / "images"
+    (pictures / f"{train[1:]}.png").write_bytes((pictures / f"{test[1:]}.png").read_bytes())
+    assert store.prepared()["rejected"] == {"joins-splits": 1}
+    assert store.rejected() == {train: "joins-splits"}
+    assert read_manifest(store.shards).leaks["left_across_splits"] == 0
+
+
+def test_a_product_that_comes_back_is_where_it_was(store: Shop) -> None:
+    store.prepared()
+    before = read_assignments(store.shards)
+    away, store.rows = store.rows[:20], store.rows[20:]
+    store.prepared()
+    assert read_assignments(store.shards).keys() == {row["product_id"] for row in store.rows}
+    store.rows += away
+    store.prepared()
+    assert read_assignments(store.shards) == before
+
+
+# --- the same bytes, and only the work there is
+
+
+def test_the_bytes_do_not_depend_on_processes_or_the_order_of_rows(tmp_path: Path) -> None:
+    found = []
+    for workers, seed in ((1, 0), (2, 1), (4, 2)):
+        folder = tmp_path / str(workers)
+        store = Shop(folder, settings={"image_px": 32, "workers": workers, "shard_samples": 30})
+        store.add(range(100))
+        random.Random(seed).shuffle(store.rows)
+        store.prepared()
+        found.append(store.hashes())
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_second_run_does_nothing_and_says_so(store: Shop) -> None:
+    store.prepared()
+    before = store.times()
+    result = store.run()
+    assert "nothing to do" in result.stdout
+    assert store.times() == before
+    assert json.loads(store.run("--json").stdout)["changed_shards"] == 0
+
+
+def test_a_changed_row_touches_its_shard_alone(store: Shop) -> None:
+    store.settings["shard_samples"] = 5
+    store.settings["mini_train_samples"] = 1
+    store.prepared()
+    before, samples = store.hashes(), read_assignments(store.shards)
+    store.rows[9]["color"] = "green"
+    summary = store.prepared()
+    after = store.hashes()
+    changed = {name for name in after if name.endswith(".tar") and before.get(name) != after[name]}
+    assert len(changed) == 1
+    assert changed.pop().startswith(samples["p9"][1])
+    assert (summary["decoded"], summary["changed_shards"]) == (0, 1)
+
+
+def test_what_was_built_in_steps_is_what_is_built_at_once(tmp_path: Path) -> None:
+    steps, once = (
+        Shop(tmp_path / name, settings={"image_px": 32, "workers": 1}) for name in ("steps", "once")
+    )
+    for upto in (30, 31, 60):
+        steps.rows = []
+        steps.add(range(upto))
+        steps.prepared()
+    once.add(range(60))
+    once.prepared()
+    assert steps.hashes() == once.hashes()
+
+
+def test_a_new_picture_under_an_old_name_is_decoded(store: Shop) -> None:
+    store.prepared()
+    draw(store.folder / "images/5.png", 999, side_px=64)
+    summary = store.prepared()
+    assert summary["decoded"] == 1
+    assert int(str(summary["changed_shards"])) >= 1
+
+
+def test_other_settings_mean_other_pictures(store: Shop) -> None:
+    store.prepared()
+    before = read_assignments(store.shards)
+    store.settings["image_px"] = 40
+    assert store.prepared()["decoded"] == 60
+    assert read_assignments(store.shards) == before
+
+
+def test_without_its_cache_it_decodes_again_and_writes_nothing_new(store: Shop) -> None:
+    store.prepared()
+    before = store.times()
+    for path in (store.folder / "work/cache/prepare").glob("*.bin"):
+        path.unlink()
+    summary = store.prepared()
+    assert (summary["decoded"], summary["changed_shards"]) == (60, 0)
+    assert store.times() == before
+
+
+def test_a_damaged_shard_is_named_and_rebuild_mends_it(store: Shop) -> None:
+    store.settings["mini_train_samples"] = 1  # else the sample would be found there
+    store.prepared()
+    before = store.hashes()
+    path = store.shards / read_manifest(store.shards).splits["train"].shards[0].name
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    store.rows[0]["color"] = store.rows[1]["color"] = store.rows[2]["color"] = "green"
+    store.write()
+    result = store.run()
+    assert result.exit_code == 1
+    assert "has changed" in result.stderr
+    assert "furnclip prepare --rebuild" in result.stderr
+    for row, color in zip(store.rows[:3], ("red", "blue", "red"), strict=True):
+        row["color"] = color
+    store.prepared("--rebuild")
+    assert store.hashes() == before
+
+
+def test_fresh_draws_new_splits(store: Shop) -> None:
+    store.prepared()
+    store.settings |= {"train_fraction": 0.2, "validation_fraction": 0.2}
+    store.prepared()
+    assert read_manifest(store.shards).splits["train"].samples > 30
+    store.prepared("--fresh")
+    assert read_manifest(store.shards).splits["train"].samples < 30
+
+
+# --- killed
+
+
+def _start(store: Shop) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "furnclip", "prepare", "--workers", "2"],
+        cwd=store.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _end(process: subprocess.Popen[bytes], deadline_s: float = 60) -> None:
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + deadline_s
+    while _alive(process.pid):
+        assert time.monotonic() < deadline, "worker processes outlived their parent"
+        time.sleep(0.05)
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("times", [50 if FULL else 3])
+def test_killed_at_any_moment_the_next_run_goes_on(tmp_path: Path, times: int) -> None:
+    store = Shop(tmp_path / "killed", settings={"image_px": 64, "shard_samples": 20})
+    wanted = Shop(tmp_path / "whole", settings=store.settings)
+    for shop in (store, wanted):
+        shop.add(range(120))
+        shop.write()
+    start = time.monotonic()
+    assert wanted.run().exit_code == 0
+    whole_s = time.monotonic() - start
+    chance = random.Random(time.time_ns())
+    for round_number in range(times):
+        if round_number % 5 == 0:  # start over, else the runs would soon have nothing left to do
+            subprocess.run(["rm", "-rf", str(store.folder / "work")], check=True)
+        process = _start(store)
+        time.sleep(chance.uniform(0.3, 0.5 + 1.5 * whole_s))
+        _end(process)
+        _assert_complete_or_absent(store)
+    assert store.run().exit_code == 0
+    assert store.hashes() == wanted.hashes()
+    assert sorted(path.name for path in (store.folder / "work/cache/prepare").iterdir()) == [
+        "lock",
+        "records.bin",
+    ]
+
+
+def _assert_complete_or_absent(store: Shop) -> None:
+    """A manifest that is there is true, whatever was killed."""
+    if (store.shards / "manifest.json").is_file():
+        for split in read_manifest(store.shards).splits.values():
+            for shard in split.shards:
+                assert _sha256(store.shards / shard.name) == shard.sha256
+
+
+@pytest.mark.parametrize("step", ["furnclip.prepare.run.assign", "furnclip.prepare.run.read_index"])
+def test_killed_at_a_step_with_other_rows_afterwards_nothing_moves(store: Shop, step: str) -> None:
+    """Whatever an unfinished run had decided, a product is in one split ever after."""
+    store.prepared()
+    before = read_assignments(store.shards)
+    store.add(range(200, 260))
+    store.write()
+    module, name = step.rsplit(".", 1)
+    script = (
+        f"import os, signal, {module} as module\n"
+        f"module.{name} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from furnclip.cli import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "prepare"], cwd=store.folder, check=False)
+    assert done.returncode == -signal.SIGKILL
+    store.rows = store.rows[:90]
+    store.prepared()
+    assert before.items() <= read_assignments(store.shards).items()
+
+
+def test_two_at_a_time_are_refused(store: Shop) -> None:
+    from filelock import FileLock
+
+    store.write()
+    cache = store.folder / "work/cache/prepare"
+    cache.mkdir(parents=True)
+    with FileLock(cache / "lock"):
+        result = store.run()
+    assert result.exit_code == 1
+    assert "another `furnclip prepare` is at work" in result.stderr
+
+
+# --- used wrongly
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        ("", 1, "is empty"),
+        ("product_id,title,image\n", 1, "has no rows"),
+        ("id,title,image\n1,a,b\n", 2, "has no column `product_id`"),
+        ("product_id,title,image\n1,a,b.png\n2,b,b.png\n", 1, "no row of"),
+    ],
+)
+def test_a_useless_catalogue_is_two_lines(tmp_path: Path, content: str, code: int, message: str) -> None:
+    store = Shop(tmp_path)
+    (tmp_path / "images").mkdir()
+    store.write()
+    (tmp_path / "products.csv").write_text(content)
+    result = store.run()
+    assert (result.exit_code, result.stdout) == (code, "")
+    error, hint = result.stderr.splitlines()
+    assert message in error
+    assert hint.startswith("hint: ")
+
+
+def test_no_catalogue_and_impossible_shares(tmp_path: Path) -> None:
+    store = Shop(tmp_path, settings={"train_fraction": 0.8, "validation_fraction": 0.3})
+    store.write()
+    assert "add up to more than 1" in store.run().stderr
+    assert store.run().exit_code == 2
+    store.settings = {}
+    store.write()
+    (tmp_path / "products.csv").unlink()
+    assert "there is no catalogue" in store.run().stderr
+
+
+def test_a_damaged_ledger_is_not_taken_for_a_fresh_start(store: Shop) -> None:
+    store.prepared()
+    (store.shards / "assignments.parquet").write_bytes(b"PAR1")
+    result = store.run()
+    assert result.exit_code == 1
+    assert "assignments.parquet` is damaged" in result.stderr
+
+
+def test_check_reports_by_reason_and_writes_nothing(store: Shop) -> None:
+    for number in range(5):
+        (store.folder / f"images/{number}.png").write_bytes(b"no")
+    store.rows[10]["product_id"] = store.rows[11]["product_id"]
+    store.write()
+    report = json.loads(store.run("--check", "--json").stdout)
+    assert (report["rows"], report["usable"]) == (60, 54)
+    assert report["reasons"] == {"not-a-picture": 5, "duplicate-id": 1}
+    assert [example["row"] for example in report["examples"]["not-a-picture"]] == [1, 2, 3]
+    assert not (store.folder / "work").exists()
+    shown = store.run("--check").stdout
+    assert "54 of 60 rows" in shown
+    assert "duplicate-id" in shown
+
+
+# --- to the bucket
+
+
+def test_upload_and_download_give_the_same_shards(store: Shop, tmp_path: Path, cli: Cli) -> None:
+    from furnclip import S3Manager
+
+    store.write()
+    with s3_server() as server:
+        create_bucket(server, "shop")
+        env = {**CREDENTIALS, "FURNCLIP_STORAGE__ENDPOINT_URL": server}
+        missing = cli("prepare", "--upload", "--s3-bucket", "nope", cwd=store.folder, env=env)
+        assert missing.code == 1
+        assert not store.shards.exists()  # looked at before the work
+        done = cli("prepare", "--upload", "--s3_bucket", "shop", "--json", cwd=store.folder, env=env).ok()
+        assert done.json["upload"]["sent"] > 4
+        again = cli("prepare", "--upload", "--s3-bucket", "shop", "--json", cwd=store.folder, env=env).ok()
+        assert again.json["upload"]["sent"] == 0
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in CREDENTIALS.items():
+                patch.setenv(name, value)
+            with S3Manager("shop", endpoint_url=server) as manager:
+                manager.download_dataset("furnclip/shards", tmp_path / "copy")
+    ours, theirs = (list(ShardDataset(folder, "train")) for folder in (store.shards, tmp_path / "copy"))
+    assert ours == theirs
+    assert _names(ours) == sorted(_names(ours))
+
+
+def _names(samples: Sequence[object]) -> list[str]:
+    return [str(getattr(sample, "key", "")) for sample in samples]
