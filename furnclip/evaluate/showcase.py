@@ -72,6 +72,7 @@ class Asked:
 def choose(products: Asked, requests: Asked | None, config: EvaluationConfig) -> list[Part]:
     """The parts that have something to show, in the report's order."""
     lot = np.random.default_rng(config.seed)
+    first, name = products.models[0].label, products.models[-1].label
     parts = [
         _part(
             products, "Drawn by lot", "A fair sample, chosen before looking", _by_lot(products, lot), config
@@ -84,11 +85,10 @@ def choose(products: Asked, requests: Asked | None, config: EvaluationConfig) ->
         change = _change(products)
         gains = [row for row in np.argsort(-change, kind="stable") if change[row] > 0]
         losses = [row for row in np.argsort(change, kind="stable") if change[row] < 0]
-        parts.append(_part(products, "Gains", "Where fine-tuning helped most", gains, config))
-        parts.append(_part(products, "Regressions", "Where fine-tuning hurt most", losses, config))
-    last = products.answers[products.models[-1].label].first_ranks
+        parts.append(_part(products, "Gains", f"Where {name} is most ahead of {first}", gains, config))
+        parts.append(_part(products, "Regressions", f"Where {name} is most behind {first}", losses, config))
+    last = products.answers[name].first_ranks
     hardest = [row for row in np.argsort(-last, kind="stable") if last[row] > TOP]
-    name = products.models[-1].label
     parts.append(_part(products, "Hardest", f"Where {name} finds the right picture last", hardest, config))
     return [part for part in parts if part.examples]
 
