@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -236,14 +238,37 @@ def test_icat_that_exits_0_but_complains_has_failed(tmp_path: Path, picture: Pat
     fake.chmod(0o755)
     assert detect("auto", around(KITTY, {"kitten"})).candidates[0].stderr_means_failure
     icat = Candidate("kitten icat", (str(fake), "{path}"), stderr_means_failure=True, needs_place=True)
-    plan = Plan("kitty", "", "kitty", "truecolor", (icat, Candidate("half blocks")))
+    plan = Plan("kitty", "", "kitty", "truecolor", (icat, Candidate("half blocks", protocol="blocks")))
     drawing = Viewer(plan).draw(picture, Box(cols=20, rows=6, left=0, top=0))
     assert drawing.failures == ("kitten icat: it complained: cannot decode",)
 
 
 def test_icat_is_not_asked_without_a_place(picture: Path) -> None:
     viewer = Viewer(detect("auto", around(KITTY, {"kitten"})))
-    assert viewer.draw(picture, Box(cols=20, rows=6)).viewer == "half blocks"
+    assert viewer.draw(picture, Box(cols=20, rows=6)).viewer == "kitty protocol"
+
+
+def test_kitty_and_iterm_are_spoken_without_any_tool(picture: Path) -> None:
+    content = picture.read_bytes()
+    box = Box(cols=20, rows=6, left=2, top=1)
+    kitty = Viewer(detect("auto", around(KITTY, set()))).draw(picture, box)
+    assert kitty.viewer == "kitty protocol"
+    pieces = re.findall(rb"\x1b_G([^;]*);([^\x1b]*)\x1b\\", kitty.data)
+    assert pieces[0][0] == b"a=T,f=100,q=2,C=1,c=20,m=%d" % (len(pieces) > 1)
+    assert all(len(chunk) <= 4096 for _, chunk in pieces)
+    assert [control[-1:] for control, _ in pieces] == [b"1"] * (len(pieces) - 1) + [b"0"]
+    assert base64.b64decode(b"".join(chunk for _, chunk in pieces)) == content
+    iterm = Viewer(detect("auto", around({**PLAIN, "TERM_PROGRAM": "iTerm.app"}, set()))).draw(picture, box)
+    assert iterm.data.startswith(b"\x1b[2;3H\x1b]1337;File=inline=1;")
+    assert base64.b64decode(iterm.data.rpartition(b":")[2][:-1]) == content
+
+
+@pytest.mark.parametrize(("size", "side"), [((40, 10), b"c=20"), ((10, 40), b"r=6")])
+def test_kitty_keeps_the_shape(tmp_path: Path, size: tuple[int, int], side: bytes) -> None:
+    path = tmp_path / "shape.png"
+    Image.new("RGB", size).save(path)
+    drawn = Viewer(detect("auto", around(KITTY, set()))).draw(path, Box(cols=20, rows=6))
+    assert side in drawn.data.partition(b";")[0]
 
 
 @pytest.mark.parametrize("colors", ["truecolor", "256"])

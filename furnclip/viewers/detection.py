@@ -46,17 +46,19 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to draw; `arguments` is empty for what needs no program."""
+    """One way to draw: a program with its arguments, or a protocol that is written directly."""
 
     name: str
     arguments: tuple[str, ...] = ()
+    protocol: str = ""
+    """`blocks`, `kitty` or `iterm`; empty for a program"""
     # kitten icat exits 0 even if it could not read the picture, and says so on stderr.
     stderr_means_failure: bool = False
     # Its output positions itself on the screen, so it cannot be drawn at the cursor.
     needs_place: bool = False
 
 
-BUILTIN = Candidate("half blocks")
+BUILTIN = Candidate("half blocks", protocol="blocks")
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,9 @@ def _no_pictures(around: Surroundings, colors: str) -> str:
 def _choices(terminal: str, graphics: str, colors: str, around: Surroundings) -> Iterator[Candidate]:
     """Every tool worth trying here, best first, installed or not."""
     if terminal == "kitty" or (terminal == "ghostty" and around.which("kitten")):
-        yield Candidate("kitten icat", ("kitten", "icat", *_ICAT), True, True)
+        yield Candidate(
+            "kitten icat", ("kitten", "icat", *_ICAT), stderr_means_failure=True, needs_place=True
+        )
     if terminal == "WezTerm":
         yield Candidate(
             "wezterm imgcat", ("wezterm", "imgcat", "--width={cols}", "--height={rows}", "{path}")
@@ -210,6 +214,8 @@ def _choices(terminal: str, graphics: str, colors: str, around: Surroundings) ->
         yield _chafa(graphics, colors, around.chafa_version())
     else:
         yield Candidate("chafa", ("chafa",))
+    if graphics in ("kitty", "iterm"):
+        yield Candidate(f"{graphics} protocol", protocol=graphics)
     if graphics == "sixels":
         yield Candidate("img2sixel", ("img2sixel", "--static", "--width={pxw}", "{path}"))
     yield Candidate("timg", ("timg", "-ph", f"-g{_BOX}", "--frames=1", "{path}"))
@@ -232,7 +238,7 @@ def _available(
     found: list[Candidate] = []
     missing: list[str] = []
     for candidate in candidates:
-        if which(candidate.arguments[0]):
+        if candidate.protocol or which(candidate.arguments[0]):
             found.append(candidate)
         else:
             missing.append(candidate.arguments[0])

@@ -25,6 +25,7 @@ from PIL import Image
 from furnclip.console import printable
 from furnclip.viewers.blocks import half_blocks
 from furnclip.viewers.detection import Candidate, Plan
+from furnclip.viewers.protocols import fits_by_width, iterm_picture, kitty_picture
 from furnclip.viewers.template import fill
 
 _MOST_OUTPUT_BYTES = 32 * 2**20  # a full-screen sixel picture is about 1 MB
@@ -120,12 +121,8 @@ class Viewer:
         return Drawing(b"", "none", tuple(failures))
 
     def _draw_with(self, candidate: Candidate, picture: Path, box: Box, original: Path) -> bytes:
-        if not candidate.arguments:
-            if self.plan.colors == "none":
-                raise ViewerFailed("half blocks are nothing without colour")
-            with Image.open(picture) as image:
-                lines = half_blocks(image, cols=box.cols, rows=box.rows, colors=self.plan.colors)
-            return place_lines(lines, box)
+        if candidate.protocol:
+            return self._draw_directly(candidate.protocol, picture, box)
         paths = {
             "path": picture.absolute(),
             "uri": picture.absolute().as_uri(),
@@ -138,6 +135,24 @@ class Viewer:
             stopped=self._stopped,
         )
         return _presentable(output, box, colors=self.plan.colors)
+
+    def _draw_directly(self, protocol: str, picture: Path, box: Box) -> bytes:
+        if self.plan.colors == "none":
+            raise ViewerFailed("it is nothing without colour")
+        if protocol == "kitty":
+            by_width = fits_by_width(picture, *box.size_px)
+            cells = box.cols if by_width else box.rows
+            return _start(box) + kitty_picture(picture, fitted_by_width=by_width, cells=cells)
+        if protocol == "iterm":
+            return _start(box) + iterm_picture(picture, cols=box.cols, rows=box.rows)
+        with Image.open(picture) as image:
+            lines = half_blocks(image, cols=box.cols, rows=box.rows, colors=self.plan.colors)
+        return place_lines(lines, box)
+
+
+def _start(box: Box) -> bytes:
+    """Moves the cursor to the box, if it has a place."""
+    return b"" if box.left is None else f"\x1b[{(box.top or 0) + 1};{box.left + 1}H".encode()
 
 
 def place_lines(lines: Sequence[str], box: Box) -> bytes:
@@ -153,8 +168,7 @@ def _presentable(output: bytes, box: Box, *, colors: str) -> bytes:
     if _PICTURE_START.search(output):
         if _PICTURE_START.search(_PICTURE_WHOLE.sub(b"", output)):
             raise ViewerFailed("its output stops in the middle of a picture")
-        start = b"" if box.left is None else f"\x1b[{(box.top or 0) + 1};{box.left + 1}H".encode()
-        return start + output + b"\x1b[0m"
+        return _start(box) + output + b"\x1b[0m"
     lines = [_only_colored_text(line, colors) for line in output.decode("utf-8", "replace").splitlines()]
     lines = [line for line in lines if _COLOR.sub("", line)][: box.rows]
     if not lines:
