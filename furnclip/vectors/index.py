@@ -93,8 +93,11 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
         provenance = provenance_of(file.schema_arrow.metadata, where=vectors)
         schema = _schema(provenance, file.schema_arrow)
         database = lancedb.connect(location.parent, storage_options=dict(location.options))
-        mode = "overwrite" if location.table in database.table_names(limit=10**6) else "create"
-        table = database.create_table(location.table, data=_batches(file, schema), schema=schema, mode=mode)
+        # Overwriting what is not there works too, but LanceDB warns about it.
+        mode = "create" if _open_table(database, location) is None else "overwrite"
+        table = database.create_table(
+            location.table, _batches(file, schema), schema=schema, mode=mode, on_bad_vectors="null"
+        )
         _index(table, provenance, search)
     return _report(location, table)
 
@@ -118,13 +121,20 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
     """
     with _explained(location):
         database = lancedb.connect(location.parent, storage_options=dict(location.options))
-        try:
-            table = database.open_table(location.table)
-        except (ValueError, FileNotFoundError) as error:
-            if "not found" in str(error).lower():
-                raise MissingStageError(location.uri, command="furnclip embed") from None
-            raise
-        return table, provenance_of(table.schema.metadata, where=location.uri)
+        table = _open_table(database, location)
+    if table is None:
+        raise MissingStageError(location.uri, command="furnclip embed")
+    return table, provenance_of(table.schema.metadata, where=location.uri)
+
+
+def _open_table(database: Any, location: IndexLocation) -> Any | None:
+    """The table, or None where there is none."""
+    try:
+        return database.open_table(location.table)
+    except (ValueError, FileNotFoundError) as error:
+        if "not found" in str(error).lower():
+            return None
+        raise
 
 
 def _schema(provenance: Provenance, stored: pa.Schema) -> pa.Schema:

@@ -1,0 +1,409 @@
+"""Embedding through the real door: what is written, what is encoded again, and what a kill costs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from furnclip import EmbeddingGenerator, vectors
+from furnclip.cli import app
+from furnclip.config import load_config
+from furnclip.embed.fusion import choose_image_weight
+from furnclip.embed.sources import LEAST_COSINE, Sample, settle_precision
+from furnclip.errors import InputError
+from furnclip.images import BrokenImage, open_image
+from furnclip.model import Clip, build_tiny_clip, load_clip
+from tests.conftest import Cli
+from tests.drawn_shop import captions, write_shop
+
+FULL = os.environ.get("FURNCLIP_FULL") == "1"
+
+
+def embed(shop: Path, *flags: str) -> dict[str, Any]:
+    """The JSON that `furnclip embed` prints, run in this process to save the imports."""
+    done = CliRunner().invoke(app, ["embed", "--json", "--config", str(shop / "furnclip.toml"), *flags])
+    assert done.exit_code == 0, done.output
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def table_of(shop: Path) -> vectors.VectorTable:
+    return vectors.read_vectors(shop / "work" / "embeddings" / "master_vectors.parquet")
+
+
+def rewrite(shop: Path, change: Mapping[str, str], *, product: int = 0) -> None:
+    """Change cells of one product in `products.csv`."""
+    path = shop / "products.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rows[product].update(change)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def add_run(shop: Path, name: str, *, seed: int) -> None:
+    """A finished run whose model has other weights."""
+    run = shop / "work" / "runs" / name
+    build_tiny_clip(run / "model", captions(), seed=seed, image_px=32, width=32, layers=2)
+    (run / "run.json").write_text(json.dumps({"status": "finished", "finished_at": name}))
+
+
+def test_every_product_gets_unit_vectors_that_the_model_made(shop: Path, tiny_clip: Path) -> None:
+    said = embed(shop)
+    assert said["products"] == 12
+    assert said["encoded"] == {"base": 12}
+    table = table_of(shop)
+    assert table.columns == (
+        *vectors.PRODUCT_COLUMNS,
+        "image_clip_base",
+        "text_clip_base",
+        "vec_clip_base",
+        "missing_reason",
+    )
+    clip = load_clip(str(tiny_clip), load_config(shop / "furnclip.toml").model)
+    assert table.provenance.models["base"].fingerprint == clip.fingerprint
+    title = str(table.products[3]["title"]).lower()
+    expected = clip.encode_texts([f"a photo of {title}"])
+    np.testing.assert_allclose(table.matrix("text_clip_base")[3:4], expected, atol=1e-6)
+    fused = vectors.fuse(table.matrix("image_clip_base"), table.matrix("text_clip_base"), 0.5)
+    np.testing.assert_allclose(table.matrix("vec_clip_base"), fused, atol=1e-6)
+    for name in ("image_clip_base", "text_clip_base", "vec_clip_base"):
+        np.testing.assert_allclose(np.linalg.norm(table.matrix(name), axis=1), 1, atol=1e-5)
+
+
+def test_the_second_run_does_nothing_and_says_so(shop: Path) -> None:
+    embed(shop)
+    before = (shop / "work/embeddings/master_vectors.parquet").stat().st_mtime_ns
+    done = CliRunner().invoke(app, ["embed", "--config", str(shop / "furnclip.toml")])
+    assert done.exit_code == 0
+    assert "nothing to do: every product is embedded by these models already" in done.stderr
+    assert (shop / "work/embeddings/master_vectors.parquet").stat().st_mtime_ns == before
+    assert not (shop / "work/embeddings/parts").exists()
+
+
+def test_a_picture_that_fails_is_a_null_vector_with_its_reason(shop: Path) -> None:
+    (shop / "images/00001.jpg").unlink()
+    (shop / "images/00002.jpg").write_bytes((shop / "images/00003.jpg").read_bytes()[:300])
+    (shop / "images/00004.jpg").write_text("not a picture")
+    said = embed(shop)
+    assert said["missing"] == {"missing": 1, "truncated": 1, "not-a-picture": 1}
+    table = table_of(shop)
+    assert table.present("image_clip_base").tolist() == [row not in (1, 2, 4) for row in range(12)]
+    assert (table.present("vec_clip_base") == table.present("image_clip_base")).all()
+    assert table.present("text_clip_base").all()
+    assert str(table.products[1]["missing_reason"]).startswith("missing: there is no picture `00001.jpg`")
+    assert table.products[0]["missing_reason"] is None
+
+
+def test_a_second_picture_steps_in_for_a_broken_first_one(shop: Path) -> None:
+    (shop / "images/00000.jpg").write_text("broken")
+    rewrite(shop, {"image": "00000.jpg|00005.jpg"})
+    assert embed(shop)["missing"] == {}
+    table = table_of(shop)
+    image = table.matrix("image_clip_base")
+    np.testing.assert_allclose(image[0], image[5], atol=1e-5)
+
+
+def test_only_what_changed_is_encoded_again(shop: Path) -> None:
+    embed(shop)
+    old = table_of(shop).matrix("vec_clip_base")
+    rewrite(shop, {"title": "a velvet bed"}, product=4)
+    (shop / "images/00007.jpg").write_bytes((shop / "images/00002.jpg").read_bytes())
+    assert embed(shop)["encoded"] == {"base": 2}
+    new = table_of(shop).matrix("vec_clip_base")
+    changed = [row for row in range(12) if not np.array_equal(old[row], new[row])]
+    assert changed == [4, 7]
+
+
+def test_a_new_column_value_is_stored_without_encoding(shop: Path) -> None:
+    embed(shop)
+    toml = shop / "furnclip.toml"
+    toml.write_text(toml.read_text() + '\n[paths]\ngroup_column = "price"\n')
+    assert embed(shop)["encoded"] == {"base": 0}
+    assert table_of(shop).products[0]["group"] == "99.00"
+
+
+def test_a_new_run_is_encoded_beside_the_base_vectors_that_stay(shop: Path) -> None:
+    embed(shop)
+    base = table_of(shop).matrix("vec_clip_base")
+    add_run(shop, "first", seed=1)
+    assert embed(shop)["encoded"] == {"base": 0, "finetuned": 12}
+    table = table_of(shop)
+    np.testing.assert_array_equal(table.matrix("vec_clip_base"), base)
+    assert table.provenance.models["finetuned"].name == "first"
+    assert not np.allclose(table.matrix("vec_clip_finetuned"), base)
+    add_run(shop, "second", seed=2)
+    assert embed(shop, "--run", "first")["up_to_date"]
+    assert embed(shop)["models"]["finetuned"]["name"] == "second"
+
+
+def test_half_precision_halves_the_vectors_and_keeps_their_direction(shop: Path) -> None:
+    embed(shop)
+    exact = table_of(shop).matrix("vec_clip_base")
+    assert embed(shop, "--dtype", "fp16")["encoded"] == {"base": 0}
+    assert table_of(shop).provenance.dtype == "fp16"
+    np.testing.assert_allclose(table_of(shop).matrix("vec_clip_base"), exact, atol=1e-3)
+
+
+def test_rows_that_are_no_products_are_kept_with_their_reason(shop: Path) -> None:
+    rewrite(shop, {"product_id": "P00001"}, product=5)
+    said = embed(shop)
+    assert (said["products"], said["rejected"]) == (11, 1)
+    rejected = (shop / "work/embeddings/rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in rejected] == ["duplicate-id"]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        ("product_id,title,image\n", 1, "holds no usable product"),
+        ("", 1, "is empty"),
+        ("id,title,image\n1,a,b\n", 2, "has no column `product_id`"),
+    ],
+)
+def test_a_catalogue_that_cannot_be_used_is_one_clear_line(
+    shop: Path, content: str, code: int, words: str
+) -> None:
+    (shop / "products.csv").write_text(content)
+    done = CliRunner().invoke(app, ["embed", "--config", str(shop / "furnclip.toml")])
+    assert done.exit_code == code
+    assert words in done.stderr
+    assert "hint: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_processes_share_the_row_groups(shop: Path, tmp_path: Path) -> None:
+    shutil.copytree(shop, tmp_path / "alone")
+    environment = {**os.environ, "FURNCLIP_EMBED__ROW_GROUP_ROWS": "3"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "furnclip", "embed", "--json"],
+        cwd=shop,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["row_groups"], said["row_groups_encoded"]) == (4, 2)
+    embed(tmp_path / "alone")
+    alone, shared = table_of(tmp_path / "alone"), table_of(shop)
+    assert alone.products == shared.products
+    np.testing.assert_allclose(alone.matrix("vec_clip_base"), shared.matrix("vec_clip_base"), atol=1e-5)
+
+
+# --- killed at any moment
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = 20 if FULL else 2
+    model = build_tiny_clip(tmp_path / "clip", captions(), image_px=32, width=128, layers=6)
+    shop = write_shop(tmp_path / "shop", products=240, model=model)
+    shutil.copytree(shop, tmp_path / "calm")
+    env = {**os.environ, "FURNCLIP_EMBED__ROW_GROUP_ROWS": "8", "FURNCLIP_EMBED__BATCH_SIZE": "4"}
+    for name in ("FURNCLIP_EMBED__ROW_GROUP_ROWS", "FURNCLIP_EMBED__BATCH_SIZE"):
+        monkeypatch.setenv(name, env[name])
+    calm = embed(tmp_path / "calm")
+    expected = (tmp_path / "calm/work/embeddings/master_vectors.parquet").read_bytes()
+    chance = random.Random(7)
+    survived, twice = 0, []
+    while kills:
+        shutil.rmtree(shop / "work", ignore_errors=True)
+        here = min(kills, chance.randint(2, 4))
+        killed = sum(kill_at_random(shop, env, chance) for _ in range(here))
+        said = run_embed(shop, env)
+        kills -= here
+        survived += here - killed
+        again = said["row_groups_begun"] - said["row_groups"] if said["row_groups_begun"] else 0
+        assert again <= killed
+        twice.append(again)
+        assert (shop / "work/embeddings/master_vectors.parquet").read_bytes() == expected
+        assert not list((shop / "work").rglob("*.part"))
+        assert not (shop / "work/embeddings/parts").exists()
+    assert calm["row_groups"] == 30
+    print(f"row groups encoded twice after each restart: {twice}; {survived} runs ended before their kill")
+
+
+def run_embed(shop: Path, env: Mapping[str, str]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "furnclip", "embed", "--json"],
+        cwd=shop,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def kill_at_random(shop: Path, env: Mapping[str, str], chance: random.Random) -> bool:
+    """Start `furnclip embed` and kill it a moment after it begins to work; False if it ended first."""
+    journal = shop / "work/embeddings/journal-0.jsonl"
+    size_before = journal.stat().st_size if journal.exists() else 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "furnclip", "embed"],
+        cwd=shop,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size > size_before):
+        time.sleep(0.01)
+    time.sleep(chance.uniform(0, 1.5))
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def test_a_second_process_is_turned_away(shop: Path, cli: Cli) -> None:
+    from furnclip.journal import Journal
+
+    with Journal(shop / "work/embeddings/journal-0.jsonl"):
+        outcome = cli("embed", cwd=shop)
+    assert outcome.code == 1
+    assert "is in use by another furnclip process" in outcome.stderr
+
+
+# --- choosing
+
+
+class _Words:
+    """Stands in for a text tower: a phrase is the mean of its words' directions."""
+
+    dimension = 16
+
+    def encode_texts(self, texts: list[str]) -> np.ndarray:
+        return vectors.unit(np.stack([phrase_vector(text) for text in texts]))
+
+
+def phrase_vector(text: str) -> np.ndarray:
+    rows = [np.random.default_rng(sum(map(ord, word))).normal(size=16) for word in text.split()]
+    return np.mean(rows, axis=0)
+
+
+def test_the_better_side_gets_the_larger_share() -> None:
+    products = [
+        {"color": color, "object_type": kind}
+        for color in ("red", "blue", "green", "grey")
+        for kind in ("chair", "table", "bed")
+        for _ in range(4)
+    ]
+    good = vectors.unit(np.stack([phrase_vector(" ".join(row.values())) for row in products]))
+    noise = vectors.unit(np.random.default_rng(0).normal(size=good.shape))
+    words: Any = _Words()
+    image_good = choose_image_weight(products, good, noise, words)
+    assert image_good.image_weight > 0.5
+    assert "mean average precision" in image_good.reason
+    # A picture that says nothing also asks nothing, so requests decide.
+    assert choose_image_weight(products, noise, good, words).image_weight < 0.5
+
+
+def test_without_queries_the_shares_are_even() -> None:
+    words: Any = _Words()
+    choice = choose_image_weight(
+        [{"color": ""}] * 3, np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), words
+    )
+    assert choice.image_weight == 0.5
+    assert choice.reason == "only 0 requests to choose with, 10 needed"
+
+
+def test_bf16_is_checked_against_float32_on_a_sample(shop: Path, tiny_clip: Path) -> None:
+    config = load_config(shop / "furnclip.toml", {"model": {"precision": "bf16"}})
+    clip: Clip = load_clip(str(tiny_clip), config.model.model_copy(update={"precision": "fp32"}))
+    picture = open_image(shop / "images/00000.jpg")
+    settled = settle_precision(clip, config, Sample([picture], ["a red chair"]), earlier=None)
+    assert settled.precision == "bf16"
+    assert settled.cosine is not None
+    assert LEAST_COSINE < settled.cosine < 1
+
+
+# --- any CLIP of Hugging Face
+
+
+def test_the_generator_takes_a_plain_model_and_processor(shop: Path, tiny_clip: Path) -> None:
+    import torch
+    from transformers import CLIPModel, CLIPProcessor
+
+    model = CLIPModel.from_pretrained(tiny_clip).eval()
+    processor = CLIPProcessor.from_pretrained(tiny_clip)
+    generator = EmbeddingGenerator(batch_size=4)
+    paths = sorted((shop / "images").iterdir())[:6]
+    images = generator.generate_image_embeddings(model, processor, paths)
+    texts = generator.generate_text_embeddings(model, processor, ["a red chair", "a blue bed"])
+    assert images.shape == (6, 32)
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
+    inputs = processor(
+        text=["a red chair", "a blue bed"],
+        images=[open_image(path) for path in paths],
+        return_tensors="pt",
+        padding=True,
+    )
+    with torch.no_grad():
+        output = model(**inputs)
+    np.testing.assert_allclose(images, output.image_embeds.numpy(), atol=1e-5)
+    np.testing.assert_allclose(texts, output.text_embeds.numpy(), atol=1e-5)
+    with pytest.raises(InputError, match="`texts` is one string"):
+        generator.generate_text_embeddings(model, processor, "a red chair")
+    with pytest.raises(BrokenImage):
+        generator.generate_image_embeddings(model, processor, [shop / "products.csv"])
+
+
+# --- others read the file too
+
+
+def test_other_libraries_read_the_file(shop: Path) -> None:
+    (shop / "images/00001.jpg").unlink()
+    embed(shop)
+    path = shop / "work/embeddings/master_vectors.parquet"
+    expected = table_of(shop).matrix("vec_clip_base")
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(path)
+    np.testing.assert_array_equal(frame["vec_clip_base"][0], expected[0])
+    assert frame["vec_clip_base"][1] is None
+    lancedb = pytest.importorskip("lancedb")
+    import pyarrow.parquet as pq
+
+    table = lancedb.connect(shop / "lance").create_table("t", pq.read_table(path), on_bad_vectors="null")
+    best = table.search(expected[2], vector_column_name="vec_clip_base").limit(1).to_list()
+    assert best[0]["product_id"] == "P00002"
+
+
+def test_duckdb_reads_the_file(shop: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    embed(shop)
+    path = shop / "work/embeddings/master_vectors.parquet"
+    expected = table_of(shop).matrix("vec_clip_base")
+    query = f"SELECT product_id, vec_clip_base FROM '{path}' ORDER BY product_id"
+    rows = duckdb.sql(query).fetchall()
+    assert len(rows) == 12
+    np.testing.assert_array_equal(np.asarray(rows[5][1], dtype=np.float32), expected[5])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_polars_reads_the_file(shop: Path, dtype: str) -> None:
+    polars = pytest.importorskip("polars")
+    embed(shop, "--dtype", dtype)
+    frame = polars.read_parquet(shop / "work/embeddings/master_vectors.parquet")
+    found = np.asarray(frame["vec_clip_base"][5].to_list(), dtype=np.float32)
+    np.testing.assert_array_equal(found, table_of(shop).matrix("vec_clip_base")[5])
