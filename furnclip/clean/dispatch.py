@@ -184,7 +184,7 @@ class Dispatcher:
         at = time.time()
         self._ledger.record("creating", part=part.number, at=at)
         try:
-            batch = self._create(part)
+            batch = self._create(self._part(part))
         except UnsureError:
             return self._find_created(self._part(part))
         except RefusedError as error:
@@ -215,13 +215,7 @@ class Dispatcher:
 
     def _create(self, part: Part) -> Batch:
         """Ask for the batch; a file that was just uploaded may take a moment to be found."""
-        metadata = {
-            "furnclip_run": self._ledger.state.run,
-            "part": str(part.number),
-            "try": str(self._part(part).creations),
-            "sha256": part.sha256,
-            "n": str(part.requests),
-        }
+        metadata = {**self._mark(part), "try": str(part.creations), "n": str(part.requests)}
         wait_s = min(1.0, self._clean.poll_interval_s)
         for _ in range(_FRESH_FILE_TRIES - 1):
             try:
@@ -266,9 +260,7 @@ class Dispatcher:
                 time.sleep(self._clean.reconcile_wait_s)
             found = [
                 batch
-                for batch in self._service.find_batches(
-                    self._ledger.state.run, part.number, since=part.creating_at - _DAY_S
-                )
+                for batch in self._service.find_batches(self._mark(part), since=part.creating_at - _DAY_S)
                 if batch.id not in part.old_batches
             ]
             if found:
@@ -285,6 +277,14 @@ class Dispatcher:
                 console.warn(f"part {part.number} has a second batch `{other.id}`; it is cancelled")
                 self._service.cancel(other.id)
         self._created(part, ranked[0], adopted=True)
+
+    def _mark(self, part: Part) -> dict[str, str]:
+        """The metadata by which a batch of this part is known again, down to its content."""
+        return {
+            "furnclip_run": self._ledger.state.run,
+            "part": str(part.number),
+            "sha256": part.sha256,
+        }
 
     def _part(self, part: Part) -> Part:
         """The part as the journal knows it now."""

@@ -29,7 +29,7 @@ from furnclip.clean.workspace import Request
 from furnclip.errors import ServiceError
 from furnclip.journal import Journal
 
-_RETRIES = 4
+_RETRIES = 2  # by the client itself; after that the row waits for its next attempt
 _HOPELESS = 10  # refusals from the start on, without one answer
 
 

@@ -141,15 +141,15 @@ class BatchService:
             raise UnsureError from None
         return _view(created)
 
-    def find_batches(self, run: str, part: int, *, since: float) -> list[Batch]:
-        """Batches of one part of ours that are not older than `since`, newest first."""
+    def find_batches(self, wanted: Mapping[str, str], *, since: float) -> list[Batch]:
+        """Batches that carry all of the wanted metadata and are not older than `since`, newest first."""
         found = []
         with self._checked():
             for batch in self._client.batches.list(limit=100):
                 view = _view(batch)
                 if view.created_at < since:
                     break
-                if view.metadata.get("furnclip_run") == run and view.metadata.get("part") == str(part):
+                if wanted.items() <= view.metadata.items():
                     found.append(view)
         return found
 

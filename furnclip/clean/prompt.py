@@ -87,6 +87,8 @@ class Answer(BaseModel):
     def _one_line(cls, title: str) -> str:
         if not title.isprintable():
             title = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in title)
+        if not title.strip():
+            raise ValueError("nothing that can be read")
         return " ".join(title.split())
 
     @field_validator("style", "material", "color", "object_type")
