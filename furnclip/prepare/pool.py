@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import connection
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 from furnclip.errors import FurnclipError
@@ -82,9 +83,8 @@ class Workers:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            # `spawn`: a fork of a process with threads (pyarrow has some) can hang
             self._pool = ProcessPoolExecutor(
-                self._count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+                self._count, mp_context=_start_method(), initializer=_start_worker
             )
         return self._pool
 
@@ -95,6 +95,15 @@ def _matched(
     results = iter(future.result())
     for item, expects_result in zip(chunk, has_task, strict=True):
         yield item, next(results) if expects_result else None
+
+
+def _start_method() -> BaseContext:
+    """Not `fork`: a fork of a process with threads, and pyarrow has some, can hang."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["furnclip.prepare"])  # imported once, shared by all workers
+    return context
 
 
 def _run_all(function: Callable[[Task], Result], tasks: list[Task]) -> list[Result]:
