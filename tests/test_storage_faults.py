@@ -300,7 +300,8 @@ def test_killed_downloads_go_on(server: str, bucket: str, tmp_path: Path) -> Non
         manager.upload_dataset(dataset, "p")
     slow = Fault("slow", path=r"\.tar", pause_s=0.004)
     with fault_proxy(server, slow) as proxy:
-        for moment_s in moments(seed=1):
+        whole_s = seconds(process(DOWNLOAD, bucket, proxy.address, tmp_path / "first", "0"))
+        for moment_s in moments(whole_s, seed=1):
             kill_after(process(DOWNLOAD, bucket, proxy.address, tmp_path / "back", "0"), moment_s)
             assert_no_half_files(tmp_path / "back", contents(dataset))
         last = process(DOWNLOAD, bucket, proxy.address, tmp_path / "back", "0")
@@ -314,7 +315,8 @@ def test_killed_uploads_go_on(server: str, bucket: str, tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "many", {f"s{number:02}.tar": 200_000 for number in range(30)})
     slow = Fault("stall", method="PUT", path=r"\.tar", pause_s=0.05)
     with fault_proxy(server, slow) as proxy, S3Manager(bucket, endpoint_url=server) as manager:
-        for round_number, moment_s in enumerate(moments(seed=2)):
+        whole_s = seconds(process(UPLOAD, make_bucket(server, "first"), proxy.address, dataset))
+        for round_number, moment_s in enumerate(moments(whole_s, seed=2)):
             kill_after(process(UPLOAD, bucket, proxy.address, dataset), moment_s)
             folder = tmp_path / f"back{round_number}"
             assert outcome(manager, folder) in ("not ended", "nothing", "whole")
@@ -334,10 +336,17 @@ def outcome(manager: S3Manager, folder: Path) -> str:
     return "whole"
 
 
-def moments(seed: int) -> list[float]:
-    """Seconds after the start at which to kill; start-up alone takes about half a second."""
+def seconds(running: subprocess.Popen[str]) -> float:
+    """How long a process takes that nobody kills."""
+    start = time.monotonic()
+    assert running.communicate(timeout=120)[1] == ""
+    return time.monotonic() - start
+
+
+def moments(whole_s: float, seed: int) -> list[float]:
+    """Seconds after the start at which to kill; the first fifth is Python starting up."""
     draw = random.Random(seed)
-    return [draw.uniform(0.4, 1.6) for _ in range(50 if FULL else 4)]
+    return [draw.uniform(0.2, 1.0) * whole_s for _ in range(50 if FULL else 3)]
 
 
 def kill_after(running: subprocess.Popen[str], moment_s: float) -> None:
