@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     config: ConfigOption = None,
     run: Annotated[
-        list[str] | None, typer.Option("--run", help="run to measure, repeatable [default: the latest]")
+        list[str] | None, typer.Option("--run", help="run to measure, repeatable; without it the latest")
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="base model: hub id, folder or `furnclip-tiny`")
