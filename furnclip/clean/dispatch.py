@@ -58,6 +58,8 @@ class Dispatcher:
             console.warn("the batches were sent with another API key; if they cannot be found, use that one")
         for part in self._ledger.state.with_status("creating"):
             self._find_created(part)
+        if self.waiting():
+            self._adopt_forgotten()
 
     def send(self) -> int:
         """Send what may be sent now; how many batches were created."""
@@ -268,6 +270,18 @@ class Dispatcher:
                 return True
         self._ledger.record("not_created", part=part.number, not_before=0.0)
         return False
+
+    def _adopt_forgotten(self) -> None:
+        """Take over batches of this run that the journal lost, as after a restored backup."""
+        state = self._ledger.state
+        known = {batch_id for part in state.parts.values() for batch_id in (part.batch_id, *part.old_batches)}
+        listed = self._service.find_batches({"furnclip_run": state.run}, since=state.started_at - _DAY_S)
+        for part in self.waiting():
+            mark = self._mark(part).items()
+            found = [b for b in listed if mark <= b.metadata.items() and b.id not in known]
+            running = [batch for batch in found if batch.status != "failed"]
+            if running:
+                self._adopt(part, running)
 
     def _adopt(self, part: Part, found: list[Batch]) -> None:
         """Keep the batch that is furthest along, of equals the earliest; stop the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,7 +32,7 @@ class Ledger:
         """Give a new journal its run id, which marks uploads and batches as ours."""
         if not self.state.run:
             run = secrets.token_hex(4)
-            self.record("started", run=run, key_print=key_print(self.config, run))
+            self.record("started", run=run, at=time.time(), key_print=key_print(self.config, run))
 
 
 @contextmanager

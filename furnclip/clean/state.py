@@ -91,6 +91,7 @@ class State:
     """Everything the journal tells."""
 
     run: str = ""
+    started_at: float = 0.0
     key_print: str = ""
     preparing: str = ""
     prepared: Event | None = None
@@ -154,7 +155,7 @@ def _part(facts: Event) -> Part:
 
 
 def _started(state: State, event: Event) -> State:
-    return replace(state, run=event["run"], key_print=event["key_print"])
+    return replace(state, run=event["run"], started_at=event["at"], key_print=event["key_print"])
 
 
 def _preparing(state: State, event: Event) -> State:
