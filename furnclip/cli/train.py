@@ -93,7 +93,12 @@ def train(
     )
     from furnclip import console
     from furnclip.train import train as train_run
+    from furnclip.train import train_all
 
+    if checked.train.scenario == "all":
+        result = train_all(checked, prefix=run, resume=resume)
+        console.emit(result, as_json=as_json, human=lambda: _show_ablation(result))
+        return
     card = train_run(checked, run=run, resume=resume)
     console.emit(card, as_json=as_json, human=lambda: _show(card))
 
@@ -116,3 +121,28 @@ def _show(card: Mapping[str, Any]) -> None:
         title=f"{card['run']}: {card['samples']['validation']} products, each searched among all of them",
     )
     console.say(f"next: `furnclip eval --run {card['run']}`, then `furnclip embed`")
+
+
+def _show_ablation(result: Mapping[str, Any]) -> None:
+    from furnclip import console
+
+    if result["already_done"]:
+        console.say("every scenario is finished already; nothing to do")
+    rows = [
+        (
+            row["scenario"],
+            f"{row['trainable_parameters']:,}",
+            f"{row['seconds']:.0f} s",
+            _with_interval(row["recall@1"]),
+            _with_interval(row["recall@5"]),
+            f"{row['latency_ms']['image']:.1f} / {row['latency_ms']['text']:.1f} ms",
+        )
+        for row in result["ablation"]
+    ]
+    columns = ("scenario", "trainable", "time", "recall@1", "recall@5", "picture / text")
+    console.show_table(columns, rows, title="text to image on the validation split, 95 % intervals")
+
+
+def _with_interval(values: list[float]) -> str:
+    value, low, high = values
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"

@@ -4,6 +4,7 @@ In: `work/shards/` and a base model. Out: `work/runs/NAME/`. The techniques and 
 modules: `exact` (GradCache), `frozen` (tower cache), `losses`, `captions`, `wiseft`.
 """
 
+from furnclip.train.ablation import train_all
 from furnclip.train.run import train
 
-__all__ = ["train"]
+__all__ = ["train", "train_all"]

@@ -84,7 +84,7 @@ def _encode(chunk: Chunk, *, only: bool, memory: Memory) -> Tensor:
     if only:
         return chunk()
     if memory.fits():
-        vectors, graph_bytes = _measured(chunk, memory.weights)
+        vectors, graph_bytes = measured(chunk, memory.weights)
         if memory.used_bytes + graph_bytes <= memory.budget_bytes:
             memory.used_bytes += graph_bytes
             memory.largest_bytes = max(memory.largest_bytes, graph_bytes)
@@ -107,7 +107,7 @@ def _push_back(chunks: Sequence[Chunk], parts: list[Tensor], gradient: Tensor) -
         parts[index] = vectors.detach()
 
 
-def _measured(chunk: Chunk, weights: frozenset[int]) -> tuple[Tensor, int]:
+def measured(chunk: Chunk, weights: frozenset[int]) -> tuple[Tensor, int]:
     """The chunk's vectors with their graph, and the bytes that the graph holds on to."""
     storages: dict[int, int] = {}
 

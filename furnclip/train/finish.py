@@ -7,7 +7,9 @@ stop the run, because a model that is not what was measured must not be handed o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +25,31 @@ from furnclip.errors import ModelError
 from furnclip.journal import replacing_folder
 from furnclip.model.adapters import LoraShape, lora_state, save_adapter, scaled_lora, shifted, weight_changes
 from furnclip.model.clip import Clip
+from furnclip.model.families import TOWERS
 from furnclip.model.loading import load_float32
 from furnclip.model.quiet import quiet
 from furnclip.train.data import TrainingData
 from furnclip.train.encoder import Encoder
+from furnclip.train.validation import recall_intervals
 from furnclip.train.wiseft import Sweep, put_weights, sweep
 
 _PARITY = 0.9999
 _PROBES = 32
+_TIMED = 9
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What came out: the sweep, the parity of the merged model, and its fingerprint."""
+    """What came out: the sweep, and the merged model's parity, fingerprint, recall and speed.
+
+    `intervals`: figure -> [value, low, high]; `latency_ms`: one picture or caption at a time.
+    """
 
     sweep: Sweep
     parity: float
     fingerprint: str
+    intervals: dict[str, list[float]]
+    latency_ms: dict[str, float]
 
 
 def lora_shape(config: Config) -> LoraShape:
@@ -62,9 +72,15 @@ def finish(run: Path, trained: Encoder, validation: TrainingData, config: Config
     put_weights(_encoder(plain, trained), kept)
     with replacing_folder(run / "model") as aside:
         plain.save(aside)
-    parity = _parity(run, plain, validation, config, base_name=name)
     saved = load_float32(str(run / "model"), config.model)
-    return Finished(swept, parity, saved.fingerprint)
+    vectors = [_encoder(plain, trained).vectors(tower, validation) for tower in TOWERS]
+    return Finished(
+        sweep=swept,
+        parity=_parity(run, saved, plain, validation, config, base_name=name),
+        fingerprint=saved.fingerprint,
+        intervals=recall_intervals(vectors[0], vectors[1], validation),
+        latency_ms=_latency_ms(saved, validation),
+    )
 
 
 def _swept(
@@ -102,7 +118,9 @@ def _write_adapter(
         save_adapter(aside, lora=lora, projections=whole, shape=lora_shape(config), base=trained.clip.name)
 
 
-def _parity(run: Path, merged: Clip, validation: TrainingData, config: Config, *, base_name: str) -> float:
+def _parity(
+    run: Path, saved: Clip, merged: Clip, validation: TrainingData, config: Config, *, base_name: str
+) -> float:
     """Smallest cosine between vectors of the folder on disk and of the base with its adapter."""
     unmerged = merged
     if (run / "adapter" / "adapter_config.json").is_file():
@@ -110,8 +128,7 @@ def _parity(run: Path, merged: Clip, validation: TrainingData, config: Config, *
         with quiet():
             adapted: Any = PeftModel.from_pretrained(unmerged.module, run / "adapter")
         unmerged.module = adapted.base_model.model.eval()
-    written = load_float32(str(run / "model"), config.model)
-    cosines = [float(np.min(np.sum(a * b, axis=1))) for a, b in _probes(written, unmerged, validation)]
+    cosines = [float(np.min(np.sum(a * b, axis=1))) for a, b in _probes(saved, unmerged, validation)]
     if min(cosines) < _PARITY:
         raise ModelError(
             f"the merged model differs from the trained one (cosine {min(cosines):.6f})",
@@ -124,10 +141,33 @@ def _probes(
     first: Clip, second: Clip, validation: TrainingData
 ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Vectors of a few pictures and captions by both models."""
-    rows = range(min(_PROBES, len(validation)))
-    pictures = [Image.fromarray(square) for square in validation.squares(rows, epoch=None)]
-    captions = validation.fixed_captions()[: len(rows)]
+    pictures, captions = _some(validation)
     return [
         (first.encode_images(pictures), second.encode_images(pictures)),
         (first.encode_texts(captions), second.encode_texts(captions)),
     ]
+
+
+def _latency_ms(saved: Clip, validation: TrainingData) -> dict[str, float]:
+    """Median milliseconds for one picture and for one caption, after a warm-up."""
+    pictures, captions = _some(validation)
+    encode = {
+        "image": lambda row: saved.encode_images([pictures[row % len(pictures)]]),
+        "text": lambda row: saved.encode_texts([captions[row % len(captions)]]),
+    }
+    return {name: _median_ms(work) for name, work in encode.items()}
+
+
+def _median_ms(work: Callable[[int], object]) -> float:
+    seconds = []
+    for row in range(_TIMED + 1):
+        start = time.perf_counter()
+        work(row)
+        seconds.append(time.perf_counter() - start)
+    return round(1000 * statistics.median(seconds[1:]), 2)
+
+
+def _some(validation: TrainingData) -> tuple[list[Image.Image], list[str]]:
+    rows = range(min(_PROBES, len(validation)))
+    pictures = [Image.fromarray(square) for square in validation.squares(rows, epoch=None)]
+    return pictures, validation.fixed_captions()[: len(rows)]

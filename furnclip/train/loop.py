@@ -10,19 +10,21 @@ import math
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from furnclip import console
 from furnclip.config import TrainingConfig
 from furnclip.errors import InputError, Interrupted, ModelError
 from furnclip.train.checkpoints import Position, save_checkpoint
 from furnclip.train.data import TrainingData
 from furnclip.train.encoder import Encoder
 from furnclip.train.exact import Memory, NonFiniteLossError, exact_backward
+from furnclip.train.fit import is_out_of_memory
 from furnclip.train.losses import LossName, chance_loss, contrastive_loss, right_answers
 from furnclip.train.order import steps_per_epoch
 from furnclip.train.processes import Processes
@@ -33,6 +35,7 @@ from furnclip.train.validation import retrieval_figures
 
 _CHANCE_STEPS = 100  # so long the loss may stay at chance before the run stops
 _CHANCE_SHARE = 0.99
+_LONG_WAIT = 0.3
 
 
 @dataclass
@@ -77,23 +80,49 @@ class Loop:
     def _epoch(self, position: Position) -> None:
         self._fill_caches(position.epoch)
         self.encoder.clip.module.train()
-        waited_since = time.perf_counter()
+        waited_since, waits = time.perf_counter(), []
         for step in self.maker.steps(position.epoch, position.step_in_epoch):
             started = time.perf_counter()
-            figures = self._step(step, position)
+            figures = self._step_that_fits(step, position)
             ended = time.perf_counter()
             figures["data_wait"] = (started - waited_since) / (ended - waited_since)
             figures["samples_per_s"] = len(step.indices) / (ended - waited_since)
             waited_since = ended
+            waits.append(figures["data_wait"])
             position.step += 1
             position.step_in_epoch += 1
             self._log("step", position, figures)
             self._stop_at_chance(figures)
             if position.step_in_epoch < self.steps_per_epoch:
                 self._save_if_due(position)
+        self._mind_the_wait(waits)
         position.epoch += 1
         position.step_in_epoch = 0
         self._judge(position)
+
+    def _mind_the_wait(self, waits: list[float]) -> None:
+        share = sum(waits) / max(1, len(waits))
+        if share > _LONG_WAIT and self.processes.first:
+            console.warn(
+                f"{share:.0%} of the time went into waiting for pictures; a faster disk, a larger "
+                "`train.image_cache_mb` or `--augment none` would help"
+            )
+
+    def _step_that_fits(self, step: Step, position: Position) -> dict[str, Any]:
+        """The step; while memory runs out, in micro-batches of half the size."""
+        while True:
+            try:
+                if _longest(step) > self.maker.micro_batch_size:
+                    step = self.maker.prepare(step.indices, position.epoch)
+                return self._step(step, position)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.maker.micro_batch_size == 1:
+                    raise
+            half = max(1, min(self.maker.micro_batch_size, _longest(step)) // 2)
+            console.warn(f"out of memory: going on with micro-batches of {half} instead of {2 * half}")
+            self.maker = replace(self.maker, micro_batch_size=half)
+            self.memory = Memory(0, self.memory.weights)
+            step = self.maker.prepare(step.indices, position.epoch)
 
     def _step(self, step: Step, position: Position) -> dict[str, Any]:
         assert self.optimiser is not None
@@ -221,6 +250,10 @@ class Loop:
             f"the {what} of step {number} is not finite; samples: {named}{more}",
             hint='lower `--lr`, use `model.precision = "fp32"`, or look at those products; no step was taken',
         )
+
+
+def _longest(step: Step) -> int:
+    return max(len(range(rows.start, rows.stop)) for rows in step.micro_batches)
 
 
 def _peak_memory_mb(device: torch.device) -> float:

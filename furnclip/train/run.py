@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from furnclip.journal import write_text
 from furnclip.model.loading import load_float32, read_card
 from furnclip.model.precision import Choice, choose_device, choose_precision
 from furnclip.shards import MINI_TRAIN, ShardDataset, read_manifest
+from furnclip.storage import S3Manager
 from furnclip.train.captions import duplicate_rate
 from furnclip.train.card import check_same, identity, model_card, now, surroundings, write_card
 from furnclip.train.checkpoints import Position, has_checkpoint, load_checkpoint
@@ -33,17 +35,20 @@ from furnclip.train.data import TrainingData
 from furnclip.train.encoder import Encoder
 from furnclip.train.exact import Memory
 from furnclip.train.finish import Finished, finish, lora_shape
+from furnclip.train.fit import largest_micro_batch
 from furnclip.train.loop import Loop
 from furnclip.train.losses import LossName, chance_loss, checked_loss
 from furnclip.train.memory import kept_activations_bytes, storage_addresses
-from furnclip.train.order import default_batch_size
+from furnclip.train.order import default_batch_size, steps_per_epoch
 from furnclip.train.processes import Processes, joined
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from furnclip.train.schedule import build_optimiser
 from furnclip.train.steps import StepMaker
 from furnclip.train.trackers import JournalTracker, Tracker, WandbTracker, forget_after
+from furnclip.train.view import LiveView
 
 _MANY_DUPLICATES = 0.5
+_LONG_CAPTION_TOKENS = 40
 
 
 @dataclass
@@ -100,6 +105,10 @@ def check_settings(config: Config) -> None:
             f"`train.effective_batch_size` ({train.effective_batch_size})",
             hint="a micro-batch is a part of the effective batch: make it smaller",
         )
+    if train.upload and not config.storage.bucket:
+        raise ConfigError("there is no bucket to upload to", hint="set `storage.bucket` or add `--s3-bucket`")
+    if train.wandb != "off" and not find_spec("wandb"):
+        raise UsageError("`--wandb` needs the package wandb", hint="run `pip install 'furnclip[wandb]'`")
     if train.effective_batch_size == 1:
         raise ConfigError(
             "`train.effective_batch_size` cannot be 1",
@@ -140,9 +149,18 @@ def _prepare(config: Config, folder: Path, processes: Processes) -> Prepared:
         validation=validation,
         loss_name=loss_name,
         batch_size=batch_size,
-        micro_batch_size=min(settings.micro_batch_size or 64, batch_size),
+        micro_batch_size=_micro_batch_size(config, encoder, card, batch_size),
         card=card,
     )
+
+
+def _micro_batch_size(config: Config, encoder: Encoder, card: dict[str, Any], batch_size: int) -> int:
+    """As asked for; where it is to be found, what the run began with, else the largest that fits."""
+    if config.train.micro_batch_size:
+        return min(config.train.micro_batch_size, batch_size)
+    if "batch" in card:
+        return int(card["batch"]["micro"])
+    return largest_micro_batch(encoder, limit=batch_size, tokens=_LONG_CAPTION_TOKENS)
 
 
 def _read_splits(config: Config, preprocessing: Any) -> tuple[TrainingData, TrainingData]:
@@ -252,6 +270,7 @@ def _loop(ready: Prepared, optimiser: torch.optim.Optimizer | None, checkpoints:
         processes=ready.processes,
         checkpoints=checkpoints,
         trackers=_trackers(ready),
+        saved=_uploader(ready),
     )
 
 
@@ -259,9 +278,26 @@ def _trackers(ready: Prepared) -> list[Tracker]:
     if not ready.processes.first:
         return []
     trackers: list[Tracker] = [JournalTracker(ready.folder)]
+    steps = steps_per_epoch(len(ready.train), ready.batch_size)
+    epochs = ready.config.train.epochs
+    trackers.append(LiveView(ready.folder.name, epochs=epochs, total_steps=steps * epochs))
     if ready.config.train.wandb != "off":
         trackers.append(WandbTracker(ready.config, ready.folder))
     return trackers
+
+
+def _uploader(ready: Prepared) -> Callable[[Path], None]:
+    """Copies a folder of the run to its place in the bucket, if that was asked for."""
+    storage = ready.config.storage
+    if not ready.config.train.upload:
+        return lambda folder: None
+    manager = S3Manager.from_config(storage)
+
+    def upload(folder: Path) -> None:
+        inside = folder.relative_to(ready.folder).as_posix()
+        manager.upload_checkpoint(folder, f"{storage.runs}/{ready.folder.name}/{inside}")
+
+    return upload
 
 
 def _close(
@@ -281,7 +317,17 @@ def _close(
         "wise_ft": {str(share): figures["score"] for share, figures in finished.sweep.figures.items()},
         "parity": finished.parity,
         "model_fingerprint": finished.fingerprint,
+        "intervals": finished.intervals,
+        "latency_ms": finished.latency_ms,
     }
     write_text(ready.folder / "README.md", model_card(card))
+    upload = _uploader(ready)
+    for name in ("adapter", "model"):
+        if (ready.folder / name).is_dir():
+            upload(ready.folder / name)
+    if ready.config.train.wandb != "off" and ready.config.train.wandb_artifacts:
+        tracker = WandbTracker(ready.config, ready.folder)
+        tracker.log_folder(ready.folder / "model", kind="model")
+        tracker.close()
     write_card(ready.folder, card)
     return card

@@ -32,6 +32,7 @@ class Step:
     captions: list[str]
     groups: list[str]
     own: slice
+    micro_batches: list[slice]
     pictures: list[NDArray[np.uint8]]
     tokens: list[Tensor]
 
@@ -65,16 +66,18 @@ class StepMaker:
         by_length = np.argsort([len(caption) for caption in captions], kind="stable")
         indices, captions = indices[by_length], [captions[row] for row in by_length]
         own = self.processes.slice_of(len(indices))
-        micro = [indices[rows] for rows in self._micro_batches(own)]
-        spoken = [captions[rows] for rows in self._micro_batches(own)]
+        parts = self._micro_batches(own)
         scenario = self.encoder.scenario
         return Step(
             indices=indices,
             captions=captions,
             groups=[self.data.texts[index].group for index in indices],
             own=own,
-            pictures=[self.data.squares(rows, epoch=epoch) for rows in micro if scenario.is_live("vision")],
-            tokens=[self.encoder.clip.tokenize(texts) for texts in spoken if scenario.is_live("text")],
+            micro_batches=parts,
+            pictures=[
+                self.data.squares(indices[rows], epoch=epoch) for rows in parts if scenario.is_live("vision")
+            ],
+            tokens=[self.encoder.clip.tokenize(captions[rows]) for rows in parts if scenario.is_live("text")],
         )
 
     def image_chunks(self, step: Step, number: int) -> list[Chunk]:
@@ -82,7 +85,7 @@ class StepMaker:
         if not self.encoder.scenario.is_live("vision"):
             keys = [self.data.texts[index].image_key for index in step.indices[step.own]]
             return [self.encoder.frozen("vision", keys)]
-        seeds = self._dropout_seeds("vision", number, step.own)
+        seeds = self._dropout_seeds("vision", number, step)
         return [self.encoder.live("vision", *pair) for pair in zip(step.pictures, seeds, strict=True)]
 
     def text_chunks(self, step: Step, number: int) -> list[Chunk]:
@@ -90,14 +93,13 @@ class StepMaker:
         if not self.encoder.scenario.is_live("text"):
             keys = [content_hash(caption) for caption in step.captions[step.own]]
             return [self.encoder.frozen("text", keys)]
-        seeds = self._dropout_seeds("text", number, step.own)
+        seeds = self._dropout_seeds("text", number, step)
         return [self.encoder.live("text", *pair) for pair in zip(step.tokens, seeds, strict=True)]
 
-    def _dropout_seeds(self, tower: Tower, number: int, own: slice) -> list[int]:
+    def _dropout_seeds(self, tower: Tower, number: int, step: Step) -> list[int]:
         """One for each micro-batch of the step, by where in the effective batch it begins."""
         seed = self.data.config.seed
-        starts = [rows.start for rows in self._micro_batches(own)]
-        return [dropout_seed(seed, step=number, tower=tower, start=start) for start in starts]
+        return [dropout_seed(seed, step=number, tower=tower, start=rows.start) for rows in step.micro_batches]
 
     def _micro_batches(self, own: slice) -> list[slice]:
         size = self.micro_batch_size

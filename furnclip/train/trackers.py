@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from furnclip.config import Config
-from furnclip.errors import UsageError
 from furnclip.journal import Journal, encode_event, read_journal, write_bytes
 
 METRICS_NAME = "metrics.jsonl"
@@ -44,12 +43,8 @@ class WandbTracker:
     """Weights & Biases; a run that goes on keeps its id and so its page."""
 
     def __init__(self, config: Config, run: Path) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UsageError(
-                "`--wandb` needs the package wandb", hint="run `pip install 'furnclip[wandb]'`"
-            ) from None
+        import wandb  # an extra, and slow to load
+
         self._run = wandb.init(
             project=config.train.wandb_project,
             name=run.name,
