@@ -46,13 +46,13 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def write_dataset(folder: Path, sizes: dict[str, int], *, seed: int = 0) -> Path:
-    files = {}
+    files = []
     for name, size_bytes in sizes.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(drawn_bytes(f"{seed}{name}", size_bytes))
-        files[name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+        files.append({"name": name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    (folder / "manifest.json").write_text(json.dumps({"splits": {"train": {"shards": files}}}))
     return folder
 
 
@@ -106,7 +106,7 @@ def test_the_inventory_and_manifest_come_down_first(
         manager.upload_dataset(dataset, "p")
         proxy.log.clear()
         manager.download_dataset("p", tmp_path / "back")
-    assert proxy.keys("GET")[1:3] == [f"p/{INVENTORY}", "p/manifest.json"]  # [0] is the listing
+    assert proxy.keys("GET")[:2] == [f"p/{INVENTORY}", "p/manifest.json"]
 
 
 def test_only_what_changed_goes_up(server: str, bucket: str, dataset: Path) -> None:

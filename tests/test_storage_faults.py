@@ -70,7 +70,6 @@ PASSING_DOWN = [
     Fault("cut_response", path=r"b\.tar", times=2),
     Fault("cut_response", path=r"a\.tar", times=2),
     Fault("cut_response", path=INVENTORY, times=2),
-    Fault("cut_response", path="list-type", times=2),
     Fault("status", path=r"b\.tar", times=2),
     Fault("status", path=r"a\.tar", times=2, status=503, code="SlowDown"),
     Fault("slow", path=r"[ab]\.tar", pause_s=0.05),

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
@@ -36,6 +36,8 @@ PART_BYTES = 8 * 2**20
 ATTEMPTS = 5
 _PAUSES_S = (0.1, 0.2, 0.4, 0.8)
 _CONNECT_TIMEOUT_S = 10
+# Only where we do not know the SHA-256 ourselves: hashing once is enough.
+_SERVER_CHECKS: dict[str, Any] = {"ChecksumMode": "ENABLED"}
 _DIGEST_KEY = "sha256"  # x-amz-meta-sha256
 
 Report = Callable[[int], None]
@@ -133,19 +135,30 @@ class Bucket:
 
     def read(self, key: str, expected: Entry | None = None) -> bytes:
         """The content of an object, in memory, and as `expected` says."""
+        known = expected is not None and expected.sha256
         with self._explained(key):
-            content = self._read(key)
+            content = self._read(key, {} if known else _SERVER_CHECKS)
         if expected:
             self._compare(key, expected, len(content), hashlib.sha256(content).hexdigest())
         return content
 
-    def _read(self, key: str) -> bytes:
+    def find(self, key: str) -> bytes | None:
+        """The content of an object, or None when there is none."""
+        with self._explained(key):
+            try:
+                return self._read(key, _SERVER_CHECKS)
+            except ClientError as error:
+                if error.response["Error"]["Code"] == "NoSuchKey":
+                    return None
+                raise
+
+    def _read(self, key: str, extra: dict[str, Any]) -> bytes:
         for pause_s in _PAUSES_S:  # botocore tries requests again, but not the bodies of answers
-            body = self._client.get_object(Bucket=self.name, Key=key)["Body"]
+            body = self._client.get_object(Bucket=self.name, Key=key, **extra)["Body"]
             with suppress(*BROKEN_STREAM), closing(body):
                 return body.read()
             time.sleep(pause_s)
-        with closing(self._client.get_object(Bucket=self.name, Key=key)["Body"]) as body:
+        with closing(self._client.get_object(Bucket=self.name, Key=key, **extra)["Body"]) as body:
             return body.read()
 
     def write(self, key: str, content: bytes) -> Entry:
@@ -189,7 +202,8 @@ class Bucket:
                 aside.write_bytes(self.read(key, expected))
                 report(expected.size_bytes)
             else:
-                self._parts.download(self.name, key, str(aside), None, [_Progress(report)]).result()
+                extra = {} if expected.sha256 else _SERVER_CHECKS
+                self._parts.download(self.name, key, str(aside), extra, [_Progress(report)]).result()
                 self._compare(key, expected, aside.stat().st_size, sha256_of(aside))
 
     def _compare(self, key: str, expected: Entry, size_bytes: int, sha256: str) -> None:
@@ -220,6 +234,9 @@ def _connect(endpoint_url: str, region: str, *, concurrency: int, timeout_s: flo
         read_timeout=timeout_s,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         tcp_keepalive=True,
+        # We name our checksums ourselves, in headers that every server knows or ignores.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
         # Own servers rarely have a host name for every bucket.
         s3={"payload_signing_enabled": False, "addressing_style": "path" if endpoint_url else "auto"},
     )

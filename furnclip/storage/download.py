@@ -70,22 +70,28 @@ def fetch_file(bucket: Bucket, key: str, stored: Entry, target: Path) -> Transfe
 
 def _dataset(bucket: Bucket, prefix: str) -> Inventory:
     """What there is to download; `StorageError` when there is nothing, or only half of it."""
-    listing = bucket.listing(prefix)
-    if not listing:
-        raise StorageError(
-            f"there is nothing at `{bucket.where(prefix)}`",
-            hint="check the bucket and the prefix, or upload first: `furnclip prepare --upload`",
-        )
-    if INVENTORY_NAME not in listing:
-        manifest = bucket.read(key_of(prefix, "manifest.json")) if "manifest.json" in listing else b"null"
-        return listed_inventory(listing, _parsed(manifest))
-    inventory = parse_inventory(bucket.read(key_of(prefix, INVENTORY_NAME)), bucket.where(prefix))
+    content = bucket.find(key_of(prefix, INVENTORY_NAME))
+    if content is None:
+        return _listed(bucket, prefix)
+    inventory = parse_inventory(content, bucket.where(prefix))
     if not inventory.complete:
         raise StorageError(
             f"the upload to `{bucket.where(prefix)}` has not ended",
             hint="wait for it, or run the upload again: it goes on where it stopped",
         )
     return inventory
+
+
+def _listed(bucket: Bucket, prefix: str) -> Inventory:
+    """A dataset that another program uploaded."""
+    listing = bucket.listing(prefix)
+    if not listing:
+        raise StorageError(
+            f"there is nothing at `{bucket.where(prefix)}`",
+            hint="check the bucket and the prefix, or upload first: `furnclip prepare --upload`",
+        )
+    manifest = bucket.read(key_of(prefix, "manifest.json")) if "manifest.json" in listing else b""
+    return listed_inventory(listing, _parsed(manifest))
 
 
 def _parsed(manifest: bytes) -> object:
