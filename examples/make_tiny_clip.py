@@ -22,9 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder of a catalogue that `furnclip clean` has cleaned")
     parser.add_argument("--image-px", type=int, default=64, help="side of the pictures it sees, in pixels")
-    parser.add_argument("--width", type=int, default=128, help="width of its towers, a multiple of 32")
-    parser.add_argument("--layers", type=int, default=4, help="layers in each tower")
-    parser.add_argument("--patch-px", type=int, default=8, help="side of a patch, in pixels")
+    parser.add_argument("--width", type=int, default=96, help="width of its towers, a multiple of 32")
+    parser.add_argument("--layers", type=int, default=3, help="layers in each tower")
+    parser.add_argument("--patch-px", type=int, default=16, help="side of a patch, in pixels")
     arguments = parser.parse_args()
     _, rows = read_rows(arguments.folder / "work" / "clean" / "cleaned.csv")
     captions = [text for row in rows for text in (default_caption(row), row["title"])]

@@ -45,6 +45,18 @@ name = "tiny-clip"
 
 [clean]
 backend = "local"
+
+[prepare]
+# The pictures are no larger.
+image_px = 128
+
+[train]
+# From random weights everything has to be learnt, and for longer than a pretrained model needs.
+scenario = "full"
+layer_decay = 1.0
+lr = 1e-3
+epochs = 60
+patience = 0
 """
 
 
