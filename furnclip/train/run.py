@@ -26,7 +26,7 @@ from furnclip.errors import ConfigError, UsageError
 from furnclip.journal import write_text
 from furnclip.model.loading import load_float32, read_card
 from furnclip.model.precision import Choice, choose_device, choose_precision
-from furnclip.shards import MINI_TRAIN, ShardDataset, read_manifest
+from furnclip.shards import MANIFEST_NAME, MINI_TRAIN, ShardDataset, read_manifest
 from furnclip.storage import S3Manager
 from furnclip.train.captions import duplicate_rate
 from furnclip.train.card import check_same, identity, model_card, now, surroundings, write_card
@@ -82,6 +82,8 @@ def _train(config: Config, name: str, processes: Processes, *, resume: bool) -> 
     check_settings(config)
     if not resume and processes.first:
         shutil.rmtree(folder, ignore_errors=True)
+    if processes.first:
+        _fetch_shards(config)
     processes.wait()
     ready = _prepare(config, folder, processes)
     if ready.card.get("status") == "finished":
@@ -114,6 +116,14 @@ def check_settings(config: Config) -> None:
             "`train.effective_batch_size` cannot be 1",
             hint="a contrastive loss needs wrong answers: 2 or more",
         )
+
+
+def _fetch_shards(config: Config) -> None:
+    """Shards that are only in the bucket are brought here; those that are here are taken as they are."""
+    if not config.storage.bucket or (config.paths.shards / MANIFEST_NAME).is_file():
+        return
+    with S3Manager.from_config(config.storage) as manager:
+        manager.download_dataset(config.storage.shards, config.paths.shards)
 
 
 def _run_folder(config: Config, name: str) -> Path:
