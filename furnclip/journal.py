@@ -179,6 +179,21 @@ def publish_folder(aside: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def keep_copy(source: Path, path: Path) -> None:
+    """Give `source` a second name, `path`, without a second copy where the file system can do that.
+
+    When `source` is replaced later, `path` stays what it was.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(source, aside)
+    except OSError:  # no hard links here: FAT, some network drives
+        shutil.copyfile(source, aside)
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, whole or not at all."""
     with replacing(path) as file:

@@ -59,10 +59,13 @@ class Person:
         return self
 
     def press(self, keys: str | bytes) -> Person:
-        """Type after having looked at the screen for a moment."""
+        """Type after the screen has been still for a moment."""
         until = time.monotonic() + ARMED_S
         while (left_s := until - time.monotonic()) > 0:
+            seen_bytes = len(self.raw)
             self.read(left_s)
+            if len(self.raw) > seen_bytes:
+                until = time.monotonic() + ARMED_S
         self.child.send(keys)
         return self
 

@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from furnclip.errors import JournalError
-from furnclip.journal import Journal, encode_event, read_journal, replacing, replacing_folder, write_json
+from furnclip.journal import (
+    Journal,
+    encode_event,
+    keep_copy,
+    read_journal,
+    replacing,
+    replacing_folder,
+    write_json,
+    write_text,
+)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -120,3 +129,14 @@ def test_replacing_folder_replaces_whole(tmp_path: Path) -> None:
             (aside / "deep" / content).write_text(content)
     assert [p.name for p in (path / "deep").iterdir()] == ["second"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_kept_copy_stays_what_it_was(tmp_path: Path) -> None:
+    source, kept = tmp_path / "a", tmp_path / "b"
+    write_text(source, "first")
+    keep_copy(source, kept)
+    write_text(source, "second")
+    assert kept.read_text() == "first"
+    keep_copy(source, kept)
+    assert kept.read_text() == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

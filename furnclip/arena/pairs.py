@@ -57,7 +57,7 @@ class Asked:
 def find_contenders(config: Config, runs: Sequence[str]) -> list[Contender]:
     """The base model and the runs asked for; without `runs`, the one in the master file.
 
-    A run's vectors are looked for in every vector file beside the master file. Raises
+    `furnclip embed` keeps the vectors of every run beside the master file, as `RUN.parquet`. Raises
     `MissingStageError` when a run has none.
     """
     master = config.paths.vectors
@@ -77,10 +77,10 @@ def _contender(name: str, path: Path, label: str) -> Contender:
 
 
 def _find_run(run: str, master: Path) -> Contender:
-    for path in [master, *sorted(set(master.parent.glob("*.parquet")) - {master})]:
-        for label, made_by in read_provenance(path).models.items():
-            if label != "base" and Path(made_by.name).name == run:
-                return _contender(run, path, label)
+    for path in (master, master.with_name(f"{run}.parquet")):
+        made_by = read_provenance(path).models.get("finetuned") if path.is_file() else None
+        if made_by is not None and Path(made_by.name).name == run:
+            return _contender(run, path, "finetuned")
     raise MissingStageError(f"{master.parent}: vectors of run {run}", command=f"furnclip embed --run {run}")
 
 

@@ -38,7 +38,7 @@ from furnclip.embed.plan import PREPROCESSING, Ranks, read_or_make_plan, wait_un
 from furnclip.embed.rows import CatalogueReader, Row, read_content
 from furnclip.embed.sources import load_models, model_names, place
 from furnclip.errors import FurnclipError, InputError
-from furnclip.journal import Journal, replacing
+from furnclip.journal import Journal, keep_copy, replacing
 from furnclip.model import Clip
 from furnclip.vectors import Provenance, read_provenance
 from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
@@ -213,6 +213,10 @@ def _finish(job: _Job) -> None:
             line = {"row": rejection.row, "product_id": rejection.product_id, "reason": rejection.reason}
             file.write(json.dumps({**line, "detail": rejection.detail}).encode() + b"\n")
     write_vectors(job.folder, job.row_groups, provenance, job.config.paths.vectors)
+    if "finetuned" in provenance.models:
+        # under the run's name as well, so that `furnclip arena --run a --run b` can compare runs
+        run = Path(provenance.models["finetuned"].name).name
+        keep_copy(job.config.paths.vectors, job.config.paths.embeddings / f"{run}.parquet")
 
 
 def _index(job: _Job) -> IndexReport:
