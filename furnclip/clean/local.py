@@ -26,6 +26,7 @@ SOURCE = "local:rules-1"
 _SIDE_PX = 64
 _BACKGROUND_DISTANCE = 24  # RGB, 0 to 255 a channel
 _CLEARLY = 0.6  # share of the product's pixels that overrules the title
+_WHITE_FROM, _BLACK_TO = 195, 90  # brightness of the lit side, 0 to 255
 _HARDLY = 0.04  # share under which a colour named in the title is not on the picture
 
 
@@ -55,11 +56,14 @@ def local_answer(title: str, image: Image.Image | None, vocabulary: Vocabulary) 
     kind = object_type(name, vocabulary)
     shares = color_shares(image) if image is not None else {}
     material = first_word(name, "material", vocabulary)
+    if material == UNKNOWN:
+        material = usual_material(name, kind, vocabulary)
+    color = _color(first_word(name, "color", vocabulary), shares, vocabulary)
     values = {
         "clean_title": name or (kind if kind != UNKNOWN else "product"),
         "style": first_word(name, "style", vocabulary),
-        "material": material if material != UNKNOWN else usual_material(kind, vocabulary),
-        "color": _color(first_word(name, "color", vocabulary), shares, vocabulary),
+        "material": material,
+        "color": _wooden(color, vocabulary) if material == "wood" else color,
         "object_type": kind,
     }
     return Answer.model_validate(values, context=vocabulary)
@@ -74,6 +78,11 @@ def _color(named: str, shares: dict[str, float], vocabulary: Vocabulary) -> str:
         return ranked[0]
     contradicted = shares.get(named, 0.0) < _HARDLY and shares[ranked[0]] > _CLEARLY
     return ranked[0] if contradicted else named
+
+
+def _wooden(color: str, vocabulary: Vocabulary) -> str:
+    """Varnished wood is orange to a camera and brown to people."""
+    return "brown" if color == "orange" and "brown" in vocabulary.color else color
 
 
 def color_shares(image: Image.Image) -> dict[str, float]:
@@ -140,7 +149,14 @@ def _names(pixels: NDArray[np.int16]) -> list[str]:
     names[((hue >= 330) | (hue < 15)) & (saturation < 0.45) & (high > 170)] = "pink"
     names[warm & (saturation < 0.45) & (high >= 150)] = "beige"
     names[warm & (saturation >= 0.18) & (high < 185) & ~((saturation > 0.75) & (high > 150))] = "brown"
-    names[(saturation < 0.14) & (high >= 205)] = "white"
-    names[(saturation < 0.14) & (high < 205)] = "gray"
-    names[(high < 50) | ((saturation < 0.25) & (high < 65))] = "black"
+    names[(hue >= 42) & (hue < 60) & (saturation > 0.6) & (high > 140)] = "yellow"
+    plain = (saturation < 0.14) | (high < 50) | ((saturation < 0.25) & (high < 65))
+    if plain.any():
+        names[plain] = _plain_name(high[plain])
     return [str(name) for name in names]
+
+
+def _plain_name(brightness: NDArray[np.int16]) -> str:
+    """White, gray or black: all of it gets one name, since shade darkens half of a white thing."""
+    lit = float(np.quantile(brightness, 0.6))
+    return "white" if lit >= _WHITE_FROM else "black" if lit < _BLACK_TO else "gray"

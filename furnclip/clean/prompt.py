@@ -85,11 +85,10 @@ class Answer(BaseModel):
     @field_validator("clean_title")
     @classmethod
     def _one_line(cls, title: str) -> str:
-        if not title.isprintable():
-            title = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in title)
-        if not title.strip():
+        title = readable(title)
+        if not title:
             raise ValueError("nothing that can be read")
-        return " ".join(title.split())
+        return title
 
     @field_validator("style", "material", "color", "object_type")
     @classmethod
@@ -128,6 +127,13 @@ def sendable(text: str) -> str:
     """`text` in NFC, without lone surrogates, control characters and runs of blanks."""
     valid = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
     return " ".join("".join(c if unicodedata.category(c) != "Cc" else " " for c in valid).split())
+
+
+def readable(text: str) -> str:
+    """`text` on one line, without characters that cannot be seen."""
+    if not text.isprintable():
+        text = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
+    return " ".join(text.split())
 
 
 def answer_schema(vocabulary: Vocabulary) -> dict[str, Any]:

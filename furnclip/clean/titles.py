@@ -10,12 +10,12 @@ from __future__ import annotations
 import html
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from furnclip.clean.prompt import MAX_TITLE_CHARACTERS, UNKNOWN, Vocabulary, sendable
+from furnclip.clean.prompt import MAX_TITLE_CHARACTERS, UNKNOWN, Vocabulary, readable, sendable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,12 +47,15 @@ _EMPTY_BRACKETS = re.compile(r"[(\[{]\s*[)\]}]")
 _DASHES = "\u2013\u2014"
 _EDGES = f" \t-{_DASHES}_|/,;:.!*~+#'\"\u201c\u201d\u2018\u2019"
 _JOINTS = re.compile(rf"\s*[|{_DASHES};,:*~!]\s*|\s+[-/+]\s+")
+_PARTS = re.compile(
+    r"\b[\w-]+\s+(?:doors?|fronts?|shelf|shelves|legs?|handles?|base|frame|top)\b(?=.*\w)", re.I
+)
 _HEAD_ENDS = re.compile(r"\b(?:with|for|in|on|w/|without|from|of)\b|[(,|]", re.IGNORECASE)
 
 
 def clean_title(title: str) -> str:
     """The title without brands, numbers, prices, shipping and counts, in lower case."""
-    text = _TAGS.sub(" ", html.unescape(html.unescape(sendable(title))))
+    text = _TAGS.sub(" ", readable(html.unescape(html.unescape(sendable(title)))))
     text = _MARKED.sub(" ", _BY_MAKER.sub(" ", text))
     text = _brands().sub(" ", text)
     text = _EMPTY_BRACKETS.sub(" ", _DROPPED.sub(" ", text))
@@ -72,15 +75,19 @@ def object_type(title: str, vocabulary: Vocabulary) -> str:
 
 
 def first_word(title: str, field: str, vocabulary: Vocabulary) -> str:
-    """The first value of `field` that the title names, or `unknown`."""
-    found = _matches(title, field, vocabulary.words(field))
+    """The first value of `field` that the title names, or `unknown`; "glass door" is no material."""
+    found = _matches(_PARTS.sub(" ", title), field, vocabulary.words(field))
     return found[0] if found else UNKNOWN
 
 
-def usual_material(kind: str, vocabulary: Vocabulary) -> str:
-    """What things of this kind are mostly made of, or `unknown`."""
-    for material, kinds in lexicon()["usual_material"].items():
-        if kind in kinds and material in vocabulary.material:
+def usual_material(name: str, kind: str, vocabulary: Vocabulary) -> str:
+    """What such a thing is mostly made of: by a word of its name, else by its kind; or `unknown`."""
+    usual = lexicon()["usual_material"]
+    for material, words in usual.items():
+        if material in vocabulary.material and _any_of(tuple(words)).search(name):
+            return str(material)
+    for material, kinds in lexicon()["usual_material_of_kind"].items():
+        if material in vocabulary.material and kind in kinds:
             return str(material)
     return UNKNOWN
 
@@ -92,7 +99,7 @@ def lexicon() -> Mapping[str, Any]:
 
 @cache
 def _brands() -> re.Pattern[str]:
-    return _any_of(lexicon()["brands"]["names"])
+    return _any_of(tuple(lexicon()["brands"]["names"]))
 
 
 def _matches(text: str, field: str, allowed: tuple[str, ...]) -> list[str]:
@@ -106,13 +113,14 @@ def _words(field: str, allowed: tuple[str, ...]) -> tuple[re.Pattern[str], dict[
     known = lexicon()[field]
     values: dict[str, str] = {}
     for value in allowed:
-        if value not in (UNKNOWN, "other"):
+        if value != UNKNOWN:
             for word in (value, *known.get(value, ())):
                 values.setdefault(word, value)
-    return _any_of(values), values
+    return _any_of(tuple(values)), values
 
 
-def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+@cache
+def _any_of(words: tuple[str, ...]) -> re.Pattern[str]:
     longest_first = sorted(words, key=len, reverse=True)
     alternatives = "|".join(re.escape(word) for word in longest_first) or r"(?!)"
     return re.compile(rf"(?<![\w-])(?:{alternatives})(?:es|s)?(?![\w-])", re.IGNORECASE)
