@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from furnclip import S3Manager
+from furnclip.shards import ShardDataset, ShardStream, read_manifest
 from tests.conftest import Cli
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server
 
@@ -33,15 +35,26 @@ def test_one_machine_prepares_and_another_trains(
         assert card["status"] == "finished"
         shards = {path.name: path.read_bytes() for path in (shop / "work/shards").rglob("*.tar")}
         assert shards == {path.name: path.read_bytes() for path in (other / "work/shards").rglob("*.tar")}
-        check_run_in_bucket(server, other / "work" / "runs" / card["run"], tmp_path / "run")
+        with S3Manager("shop", endpoint_url=server) as manager:
+            check_run_in_bucket(manager, other / "work" / "runs" / card["run"], tmp_path / "run")
+            check_streaming(manager, other / "work" / "shards", tmp_path / "scratch")
 
 
-def check_run_in_bucket(server: str, run: Path, back: Path) -> None:
-    from furnclip import S3Manager
-
-    with S3Manager("shop", endpoint_url=server) as manager:
-        manager.download_dataset(f"furnclip/runs/{run.name}/model", back)
+def check_run_in_bucket(manager: S3Manager, run: Path, back: Path) -> None:
+    manager.download_checkpoint(f"furnclip/runs/{run.name}/model", back)
     assert (back / "model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
+
+
+def check_streaming(manager: S3Manager, shards: Path, scratch: Path) -> None:
+    """Shards that never all lie on the disk give the same samples."""
+
+    def fetch(name: str, path: Path) -> None:
+        manager.download_checkpoint(f"furnclip/shards/{name}", path)
+
+    streamed = list(ShardStream(read_manifest(shards), "train", fetch=fetch, scratch=scratch))
+    dataset = ShardDataset(shards, "train")
+    assert streamed == [dataset[index] for index in range(len(dataset))]
+    assert not any(scratch.rglob("*.tar"))
 
 
 def test_the_bucket_is_looked_at_before_the_work(cli: Cli, shop: Path) -> None:

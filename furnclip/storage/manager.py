@@ -95,7 +95,3 @@ class S3Manager:
         if stored is None:
             return fetch_dataset(self.bucket, key, local)
         return fetch_file(self.bucket, key, stored, local)
-
-    def read(self, key: str) -> bytes:
-        """The content of one object, in memory: for readers that stream a dataset larger than the disk."""
-        return self.bucket.read(key.strip("/"))
