@@ -20,6 +20,7 @@ import json
 import math
 import random
 import re
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -115,8 +116,7 @@ class BatchServer:
         self.polls_to_run = 1
         self.clock_offset_s = 0
         self.max_open = 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("ItsHandler", (Handler,), {"api": self}))
-        self._server.daemon_threads = True
+        self._server = _QuietServer(("127.0.0.1", 0), type("ItsHandler", (Handler,), {"api": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> BatchServer:
@@ -605,6 +605,16 @@ def _response_object(
 
 
 # --- HTTP
+
+
+class _QuietServer(ThreadingHTTPServer):
+    """Clients are killed here all the time; that is no error of the server."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
