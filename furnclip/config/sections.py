@@ -146,7 +146,7 @@ class CleaningConfig(_Section):
     requests_per_minute: Annotated[int, Field(ge=0)] = 0
     """`live`: at most so many requests a minute; 0: no limit"""
     timeout_s: PositiveFloat = 120
-    """`live`: seconds to wait for one answer"""
+    """seconds to wait for one reply of the service"""
     fallback: Literal["none", "local"] = "none"
     """`local`: rows that the model could not clean get the offline rules' answer instead of being rejected"""
     workers: Annotated[int, Field(ge=0)] = 0
