@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from furnclip.clean.board import Board
+from furnclip.clean.ledger import open_ledger
+from furnclip.clean.openai import Batch
+from furnclip.clean.requests import Recipe
 from furnclip.clean.state import State, apply, fold
+from furnclip.config import load_config
 from furnclip.errors import JournalError
 from tests.batch_server import KEY, BatchServer, Fault
 from tests.clean_shop import CleanShop, make_shop, with_parts_of
@@ -104,27 +109,52 @@ def test_empty_catalogue(shop: CleanShop) -> None:
     assert "has no rows" in stopped.stderr
 
 
-def test_ctrl_c_while_watching(tmp_path: Path, shop: CleanShop, server: BatchServer) -> None:
+def test_live_table_and_ctrl_c(shop: CleanShop, server: BatchServer) -> None:
+    """In a terminal: the table is drawn, Ctrl-C ends with 130, and the same command goes on."""
     server.plans.append("stuck:100000")
-    env = {**os.environ, **server.env, "FURNCLIP_CLEAN__POLL_INTERVAL_S": "0.05"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "furnclip", "clean", "run"],
-        cwd=shop.folder,
+    env = {**os.environ, **server.env, "FURNCLIP_CLEAN__POLL_INTERVAL_S": "0.05", "TERM": "xterm-256color"}
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "furnclip", "clean", "run"],
+        cwd=str(shop.folder),
         env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        dimensions=(30, 100),
+        timeout=30,
     )
-    while not any(call.startswith("GET /batches/") for call in server.calls):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, talk = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "Traceback" not in talk
+    child.expect_exact("left")
+    child.expect(r"1 .*validating .*0/6 .*\$0\.000")
+    child.sendintr()
+    child.expect_exact("interrupted")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
     next(iter(server.batches.values())).plan = ""
     shop.run("run", env=server.env).ok()
     shop.check_all_settled()
     assert len(server.batches) == 1
+
+
+def test_board_at_every_stage(shop: CleanShop, server: BatchServer) -> None:
+    env = with_parts_of(server, 2, max_concurrent_batches=1)
+    shop.run("prepare", env=env).ok()
+    shop.run("dispatch", env=env).ok()
+    config = load_config(shop.folder / "furnclip.toml", {"clean": {"backend": "openai"}})
+    with open_ledger(config) as ledger:
+        board = Board(ledger, Recipe.from_config(config.clean))
+        before = board.rows()
+        counts = (2, 1, 0)
+        now = time.time()
+        batch = Batch("b", "in_progress", counts, "", "", (), (0, 0), now - 3700, now - 60, {})
+        board.saw(1, batch)
+        after = board.rows()
+    assert [(row[0], row[1], row[2]) for row in before] == [
+        (1, "validating", "0/2"),
+        (2, "planned", "0/2"),
+        (3, "planned", "0/2"),
+    ]
+    assert before[1][5:] == ("-", "-"), "a total of 0 and no batch are no reason to fail"
+    assert (after[0][2], after[0][6]) == ("1/2", "0:01:00")
+    assert str(after[0][5]).startswith("1:01:")
 
 
 # --- rows that change

@@ -28,6 +28,7 @@ _LATE_ID_LOOKS = 10
 _SAME_ERROR_SHARE = 0.2
 _SAME_ERROR_ROWS = 10
 _MAX_CREATIONS = 3
+_SURPRISE = 0.25  # share of the estimate
 _SLOWEST = 10  # times the poll interval
 _KNOWN = TERMINAL | {"validating", "in_progress", "finalizing", "cancelling"}
 
@@ -191,7 +192,18 @@ class Monitor:
     def _merge(self, part: Part) -> None:
         outcomes = part_outcomes(self.ledger.workspace, part, self.recipe.vocabulary)
         billed = part.billed if any(part.billed) else billed_tokens(outcomes)
+        self._compare(part, billed[0])
         record_merged(self.ledger, part, outcomes, estimate.usage(billed, self.recipe, batch=True))
+
+    def _compare(self, part: Part, prompt_tokens: int) -> None:
+        """Say so when the service counts quite differently: prices and limits would be off as well."""
+        calibration = estimate.calibrate(self.ledger.state, self.recipe)
+        expected = estimate.prompt_tokens(part, calibration)
+        if part.counts[1] == part.requests and abs(prompt_tokens - expected) > _SURPRISE * expected:
+            console.warn(
+                f"part {part.number} was billed {prompt_tokens:,} input tokens, {expected:,} were expected; "
+                "check `image_multiplier` of the model"
+            )
 
 
 def record_merged(ledger: Ledger, part: Part, outcomes: dict[str, Outcome], usage: Usage) -> None:
