@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 
@@ -88,7 +89,7 @@ def _source(name: str, runs: Path | None) -> str:
         return _bundled()
     if runs is not None and Path(name).name == name and (runs / name).is_dir():
         return _run_model(runs / name)
-    if Path(name).expanduser().is_dir():
+    if name and Path(name).expanduser().is_dir():
         return _checked_folder(Path(name).expanduser())
     if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
@@ -136,7 +137,7 @@ def _hub(source: str, config: ModelConfig) -> dict[str, Any]:
 def _explained(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"the model `{name}` cannot be loaded: {first_line.strip().rstrip('.')}",

@@ -48,7 +48,8 @@ def step_line(event: Mapping[str, Any], *, epochs: int, total_steps: int) -> Tex
     return Text(
         f"epoch {min(event['epoch'] + 1, epochs)}/{epochs}  step {event['step']}/{total_steps}  "
         f"loss {event['loss']:.3f}{chance}  lr {event['lr']:.1e}  "
-        f"gradient {event['gradient_norm']['all']:.2f}  {event['samples_per_s']:.0f} samples/s, {event['data_wait']:.0%} waiting"
+        f"gradient {event['gradient_norm']['all']:.2f}  "
+        f"{event['samples_per_s']:.0f} samples/s, {event['data_wait']:.0%} waiting"
     )
 
 

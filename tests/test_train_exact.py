@@ -1,0 +1,255 @@
+"""The gradient of micro-batches is that of the whole batch: for each loss, scenario and dropout."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from furnclip.config import ModelConfig
+from furnclip.errors import ConfigError
+from furnclip.model.adapters import LoraShape
+from furnclip.model.families import CLIP, SIGLIP
+from furnclip.model.loading import load_float32
+from furnclip.model.precision import Choice
+from furnclip.train.encoder import Encoder, dropout_seed
+from furnclip.train.exact import Chunk, Memory, NonFiniteLossError, exact_backward
+from furnclip.train.losses import LossName, chance_loss, checked_loss, contrastive_loss, right_answers
+from furnclip.train.memory import storage_addresses
+from furnclip.train.scenarios import SCENARIOS, unfreeze
+
+SAMPLES = 24
+CAPTIONS = [f"a {color} {kind}" for color in ("red", "blue", "green black") for kind in ("chair", "bed")] * 4
+GROUPS = [f"group {index // 2}" for index in range(SAMPLES)]
+TRAINING = ("linear_probe", "dual_lora", "vision_lora", "text_lora", "full")
+
+
+class Setting:
+    """A tiny model in a scenario, with pictures and captions, cut into micro-batches at will."""
+
+    def __init__(self, folder: Path, scenario: str, dropout: float) -> None:
+        clip = load_float32(str(folder), ModelConfig(device="cpu", precision="fp32"))
+        shape = LoraShape(r=4, alpha=8, dropout=dropout, targets=("q_proj", "v_proj", "fc1"))
+        self.scenario = SCENARIOS[scenario]
+        self.parameters = unfreeze(clip, self.scenario, shape, seed=0)
+        with torch.no_grad():  # adapters start at zero, where their first matrix has no gradient
+            for name, parameter in self.parameters.items():
+                if ".lora_" in name:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=_generator(1)))
+        self.encoder = Encoder(clip, self.scenario, torch.device("cpu"), Choice("fp32", "test"), None)
+        clip.module.train()
+        self.pictures = np.random.default_rng(0).integers(0, 256, (SAMPLES, 32, 32, 3), dtype=np.uint8)
+
+    def chunks(self, bounds: Sequence[int]) -> tuple[list[Chunk], list[Chunk]]:
+        clip = self.encoder.clip
+        images, texts = [], []
+        for start, stop in itertools.pairwise(bounds):
+            tokens = clip.tokenize(CAPTIONS[start:stop])
+            images.append(self.encoder.live("vision", self.pictures[start:stop], 0))
+            texts.append(self.encoder.live("text", tokens, 0))
+        return images, texts
+
+    def gradient(self, bounds: Sequence[int], loss: LossName, *, keep_bytes: int = 0) -> tuple[float, Tensor]:
+        module = self.encoder.clip.module
+        module.zero_grad()
+        scalars: dict[str, Tensor] = {"logit_scale": module.logit_scale}
+        scalars["logit_bias"] = torch.tensor(-5.0)
+        right = right_answers(CAPTIONS, GROUPS)
+
+        def value(images: Tensor, texts: Tensor) -> Tensor:
+            return contrastive_loss(images, texts, scalars, right, name=loss)
+
+        images, texts = self.chunks(bounds)
+        memory = Memory(keep_bytes, storage_addresses(module))
+        total = exact_backward(images, texts, value, memory=memory)
+        return float(total), _flat(self.parameters)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _flat(parameters: Mapping[str, nn.Parameter]) -> Tensor:
+    parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters.values()]
+    return torch.cat([part.flatten().double() for part in parts])
+
+
+def _relative_error(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("scenario", TRAINING)
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_micro_batches_have_the_gradient_of_the_whole_batch(
+    tiny_clip: Path, scenario: str, loss: LossName
+) -> None:
+    setting = Setting(tiny_clip, scenario, dropout=0.0)
+    whole_loss, whole = setting.gradient([0, SAMPLES], loss)
+    for bounds in ([0, 8, 16, 24], [0, 5, 10, 15, 20, 24], range(SAMPLES + 1)):
+        found_loss, found = setting.gradient(list(bounds), loss)
+        assert found_loss == pytest.approx(whole_loss, rel=1e-6)
+        assert _relative_error(found, whole) <= 1e-5
+
+
+@pytest.mark.parametrize("scenario", ["dual_lora", "vision_lora", "text_lora"])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_with_dropout_the_second_pass_draws_what_the_first_drew(
+    tiny_clip: Path, scenario: str, loss: LossName
+) -> None:
+    """One-shot here means one graph over all micro-batches, each with its own dropout."""
+    setting = Setting(tiny_clip, scenario, dropout=0.3)
+    bounds = [0, 8, 16, 24]
+    _, two_passes = setting.gradient(bounds, loss)
+    _, one_graph = setting.gradient(bounds, loss, keep_bytes=2**40)
+    assert _relative_error(two_passes, one_graph) <= 1e-5
+    without, _ = Setting(tiny_clip, scenario, dropout=0.0).gradient(bounds, loss)
+    assert setting.gradient(bounds, loss)[0] != pytest.approx(without, rel=1e-6), "dropout did nothing"
+
+
+def test_summing_micro_batch_losses_is_something_else(tiny_clip: Path) -> None:
+    """The rival's way points elsewhere, so the equality above is no accident of the data."""
+    setting = Setting(tiny_clip, "full", dropout=0.0)
+    _, whole = setting.gradient([0, SAMPLES], "softmax")
+    module = setting.encoder.clip.module
+    module.zero_grad()
+    for start in range(0, SAMPLES, 4):
+        images, texts = setting.chunks([start, start + 4])
+        rows = slice(start, start + 4)
+        right = right_answers(CAPTIONS[rows], GROUPS[rows])
+        scalars = {"logit_scale": module.logit_scale}
+        contrastive_loss(images[0](), texts[0](), scalars, right, name="softmax").backward()
+    naive = _flat(setting.parameters)
+    assert torch.nn.functional.cosine_similarity(whole, naive, dim=0) < 0.98
+
+
+@pytest.mark.parametrize("keep_mb", [0, 0.2, 1, 1000])
+def test_kept_graphs_change_no_bit(tiny_clip: Path, keep_mb: float) -> None:
+    setting = Setting(tiny_clip, "dual_lora", dropout=0.2)
+    bounds = [0, 6, 12, 18, 24]
+    torch.set_num_threads(1)
+    try:
+        _, without = setting.gradient(bounds, "softmax")
+        _, kept = setting.gradient(bounds, "softmax", keep_bytes=int(keep_mb * 2**20))
+    finally:
+        torch.set_num_threads(2)
+    assert torch.equal(without, kept)
+
+
+def test_bf16_accumulates_to_the_one_shot_gradient_of_bf16(tiny_clip: Path) -> None:
+    setting = Setting(tiny_clip, "dual_lora", dropout=0.0)
+    setting.encoder.choice = Choice("bf16", "test")
+    setting.encoder.place()
+    _, whole = setting.gradient([0, SAMPLES], "softmax")
+    _, parts = setting.gradient([0, 8, 16, 24], "softmax")
+    assert _relative_error(parts, whole) <= 0.02
+    assert all(p.dtype == torch.float32 for p in setting.parameters.values())
+
+
+def test_gradient_checkpointing_changes_nothing_but_time(tiny_clip: Path) -> None:
+    setting = Setting(tiny_clip, "dual_lora", dropout=0.2)
+    _, plain = setting.gradient([0, 12, 24], "softmax")
+    setting.encoder.recompute_layers()
+    _, recomputed = setting.gradient([0, 12, 24], "softmax")
+    assert _relative_error(recomputed, plain) <= 1e-6
+
+
+def test_a_cached_tower_trains_as_a_live_one(tiny_clip: Path) -> None:
+    setting = Setting(tiny_clip, "linear_probe", dropout=0.0)
+    _, live = setting.gradient([0, 8, 24], "softmax")
+    encoder = setting.encoder
+    with torch.no_grad():
+        pooled = {
+            "vision": encoder._pooled("vision", setting.pictures),
+            "text": encoder._pooled("text", encoder.clip.tokenize(CAPTIONS)),
+        }
+    keys = [str(row) for row in range(SAMPLES)]
+    chunks = []
+    for tower in ("vision", "text"):
+        encoder.stores[tower].fill(keys, lambda rows, tower=tower: pooled[tower][rows], chunk_size=7)
+        chunks.append([encoder.frozen(tower, keys)])
+    encoder.clip.module.zero_grad()
+    scalars = {"logit_scale": encoder.clip.module.logit_scale}
+    right = right_answers(CAPTIONS, GROUPS)
+    exact_backward(*chunks, lambda a, b: contrastive_loss(a, b, scalars, right, name="softmax"))
+    assert _relative_error(_flat(setting.parameters), live) <= 1e-5
+
+
+def test_a_poisoned_sample_is_named_before_any_gradient(tiny_clip: Path) -> None:
+    vectors = nn.Parameter(torch.nn.functional.normalize(torch.randn(6, 4), dim=1))
+    poison = torch.ones(6, 1)
+    poison[4] = math.nan
+    with pytest.raises(NonFiniteLossError) as caught:
+        exact_backward([lambda: vectors * poison], [lambda: vectors], lambda a, b: (a * b).sum())
+    assert caught.value.rows == [4]
+    assert vectors.grad is None
+
+
+def test_right_answers_are_shared_captions_and_groups() -> None:
+    captions, groups = ["a", "b", "a", "c"], ["1", "1", "2", "3"]
+    expected = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+    assert right_answers(captions, groups).int().tolist() == expected
+    assert right_answers(range(3)).int().tolist() == torch.eye(3).int().tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 5), min_size=2, max_size=12),
+    seed=st.integers(0, 1000),
+    scale=st.floats(0, 4),
+)
+def test_losses_agree_with_a_slow_obvious_version(labels: list[int], seed: int, scale: float) -> None:
+    random = np.random.default_rng(seed)
+    images, texts = (
+        vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        for vectors in random.standard_normal((2, len(labels), 5))
+    )
+    logits = images @ texts.T * math.exp(scale)
+    softmax, sigmoid = 0.0, 0.0
+    for row, label in enumerate(labels):
+        answers = [other for other in range(len(labels)) if labels[other] == label]
+        for line in (logits[row], logits[:, row]):
+            total = math.log(np.exp(line - line.max()).sum()) + line.max()
+            softmax += sum(total - line[answer] for answer in answers) / len(answers) / (2 * len(labels))
+        for other in range(len(labels)):
+            sign = 1 if labels[other] == label else -1
+            sigmoid += np.logaddexp(0, -sign * (logits[row, other] - 3)) / len(labels)
+    scalars = {"logit_scale": torch.tensor(scale), "logit_bias": torch.tensor(-3.0)}
+    right = right_answers(labels)
+    for name, expected in (("softmax", softmax), ("sigmoid", sigmoid)):
+        found = contrastive_loss(torch.from_numpy(images), torch.from_numpy(texts), scalars, right, name=name)
+        assert float(found) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+def test_chance_is_the_loss_of_a_model_that_knows_nothing() -> None:
+    vectors = torch.nn.functional.normalize(torch.ones(16, 4), dim=1)
+    right = right_answers([index // 3 for index in range(16)])
+    loss = contrastive_loss(vectors, vectors, {"logit_scale": torch.tensor(2.0)}, right, name="softmax")
+    assert float(loss) == pytest.approx(chance_loss(16, "softmax"), rel=1e-6)
+    assert chance_loss(16, "sigmoid") is None
+
+
+def test_loss_and_base_are_a_checked_pair() -> None:
+    assert checked_loss("auto", CLIP) == "softmax"
+    assert checked_loss("auto", SIGLIP) == "sigmoid"
+    with pytest.raises(ConfigError, match="sigmoid loss does not fit a clip base"):
+        checked_loss("sigmoid", CLIP)
+    with pytest.raises(ConfigError, match="softmax loss does not fit a siglip base"):
+        checked_loss("softmax", SIGLIP)
+
+
+def test_dropout_seeds_differ_by_step_tower_and_place() -> None:
+    seeds = {
+        dropout_seed(0, step=step, tower=tower, start=start)
+        for step in range(4)
+        for tower in ("vision", "text")
+        for start in (0, 64)
+    }
+    assert len(seeds) == 16
