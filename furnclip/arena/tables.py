@@ -54,6 +54,8 @@ def _verdict(duel: Duel) -> str:
         return f"decided, {duel.decided} is preferred"
     if duel.votes_still_needed is None:
         return "not decided, and no preference is in sight yet"
+    if duel.votes_still_needed == 0:
+        return "not decided; there are enough votes for one test planned beforehand, not for many looks"
     return (
         f"not decided; if this rate is the true one, about {duel.votes_still_needed} more votes "
         "give a decision at 80 % power"
