@@ -209,8 +209,8 @@ def _scored(
     exclude: Integers | None,
 ) -> tuple[Floats, Floats]:
     """Scores and gains of one chunk, both (B, C); the query itself is worth nothing and comes last."""
-    scores = np.round(queries[rows] @ gallery[columns].T, 6)
-    worth = np.array(gains(rows, columns), dtype=np.float64)  # a copy: it is changed below
+    scores = queries[rows] @ gallery[columns].T
+    worth = np.array(gains(rows, columns), dtype=np.float32)  # a copy: it is changed below
     if exclude is not None:
         _hide(scores, columns, [exclude[row : row + 1] for row in range(rows.start, rows.stop)])
         worth[np.isneginf(scores)] = 0.0
@@ -219,24 +219,25 @@ def _scored(
 
 def _top_gains(blocks: Iterable[tuple[Floats, Floats]], queries: int, k: int) -> tuple[Floats, Floats]:
     """Gains of the first k items as the model orders them, and as the ideal order does: (B, k) twice."""
-    nothing: Floats = np.zeros((queries, 0), dtype=np.float64)
+    nothing: Floats = np.zeros((queries, 0), dtype=np.float32)
     best_scores, best_gains, ideal = nothing, nothing, nothing  # (B, up to k): the best so far
     for scores, gains in blocks:
+        chunk_scores, chunk_gains = _first_k(scores, gains, k)
         best_scores, best_gains = _first_k(
-            np.hstack([best_scores, scores]), np.hstack([best_gains, gains]), k
+            np.hstack([best_scores, chunk_scores]), np.hstack([best_gains, chunk_gains]), k
         )
-        ideal = _largest(np.hstack([ideal, gains]), k)
+        ideal = _largest(np.hstack([ideal, _largest(gains, k)]), k)
     return best_gains, ideal
 
 
 def _first_k(scores: Floats, gains: Floats, k: int) -> tuple[Floats, Floats]:
     """The k best scores of each row in order, the smaller gain first among equals, and their gains."""
     count = min(k, scores.shape[1])
-    thresholds = np.partition(scores, -count, axis=1)[:, -count]  # (B,)
+    thresholds = np.partition(scores, -count, axis=1)[:, -count] - TIE  # (B,)
     order = np.empty((len(scores), count), dtype=np.int64)
     for row, threshold in enumerate(thresholds):
         candidates = np.flatnonzero(scores[row] >= threshold)
-        by_score = np.lexsort((gains[row, candidates], -scores[row, candidates]))
+        by_score = np.lexsort((gains[row, candidates], -np.round(scores[row, candidates], 6)))
         order[row] = candidates[by_score[:count]]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(gains, order, axis=1)
 
