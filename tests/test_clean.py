@@ -234,6 +234,34 @@ def test_parts_are_the_same_bytes_on_any_number_of_cores(
     assert contents[0] == contents[1]
 
 
+def test_catalogue_changed_between_the_steps(shop: CleanShop, server: BatchServer) -> None:
+    shop.run("prepare", "--backend", "local").ok()
+    products = shop.folder / "products.csv"
+    products.write_text(products.read_text(encoding="utf-8").replace("red", "blue"), encoding="utf-8")
+    stopped = shop.run("finalize")
+    assert stopped.code == 1
+    assert "was changed after it was prepared" in stopped.stderr
+
+
+def test_settings_changed_between_the_steps(shop: CleanShop, server: BatchServer) -> None:
+    shop.run("prepare", env=server.env).ok()
+    stopped = shop.run("dispatch", "--model", "gpt-6-luna", env=server.env)
+    assert stopped.code == 2
+    assert "prepared for another backend, model or vocabulary" in stopped.stderr
+    assert not server.calls
+
+
+def test_model_changed_while_a_batch_is_open(shop: CleanShop, server: BatchServer) -> None:
+    """The open batch is still fetched and paid at its own price; its answers are not mixed in."""
+    shop.run("prepare", env=server.env).ok()
+    shop.run("dispatch", env=server.env).ok()
+    shop.run("run", "--model", "gpt-6-luna", env=server.env).ok()
+    shop.check_all_settled()
+    assert {row["clean_source"] for row in shop.table("cleaned.csv")} == {"openai:gpt-6-luna"}
+    first, second = shop.events("merged")
+    assert second["cost_usd"] > first["cost_usd"]
+
+
 def test_part_that_was_tampered_with_is_not_sent(shop: CleanShop, server: BatchServer) -> None:
     shop.run("prepare", env=server.env).ok()
     part = shop.work / "parts" / "part-0001.jsonl"

@@ -15,7 +15,7 @@ from furnclip.clean.openai import Batch
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import Part
 
-TYPE_COLUMNS = ("part", "status", "done", "tokens", "cost", "age", "left")
+COLUMNS = ("part", "status", "done", "tokens", "cost", "age", "left")
 
 
 class Board:
@@ -50,7 +50,7 @@ class Board:
     def show(self) -> None:
         """Draw the table again."""
         if self._is_live:
-            self._live.update(console.table(TYPE_COLUMNS, self.rows()), refresh=True)
+            self._live.update(console.table(COLUMNS, self.rows()), refresh=True)
 
     def rows(self) -> list[tuple[object, ...]]:
         """The table's cells."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from furnclip.clean.models import VisionModel
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import Part, State, Usage
 
@@ -81,7 +82,7 @@ def committed_usd(state: State, recipe: Recipe, *, batch: bool) -> float:
     return state.paid.cost_usd + estimate(mine, state, recipe, batch=batch).cost_usd
 
 
-def usage(model_tokens: tuple[int, int], recipe: Recipe, *, batch: bool) -> Usage:
-    """Billed tokens with their price."""
-    prompt, completion = model_tokens
-    return Usage(prompt, completion, recipe.model.cost_usd(prompt, completion, batch=batch))
+def usage(tokens: tuple[int, int], model: VisionModel, *, batch: bool) -> Usage:
+    """Billed (prompt, completion) tokens with their price."""
+    prompt, completion = tokens
+    return Usage(prompt, completion, model.cost_usd(prompt, completion, batch=batch))

@@ -31,11 +31,12 @@ from furnclip.clean.answers import Outcome, collect
 from furnclip.clean.ledger import Ledger
 from furnclip.clean.local import SOURCE as LOCAL_SOURCE
 from furnclip.clean.local import local_answer
+from furnclip.clean.plan import file_digest
 from furnclip.clean.prompt import Vocabulary
 from furnclip.clean.state import State
 from furnclip.clean.workspace import RowEntry
 from furnclip.config import Config
-from furnclip.errors import MissingStageError, ServiceError
+from furnclip.errors import InputError, MissingStageError, ServiceError
 from furnclip.images import BrokenImage, open_image
 from furnclip.journal import replacing
 
@@ -67,6 +68,11 @@ def finalize(ledger: Ledger, *, partial: bool) -> Summary:
     config, state = ledger.config, ledger.state
     if state.prepared is None or not ledger.workspace.rows.is_file():
         raise MissingStageError(ledger.workspace.rows, command="furnclip clean prepare")
+    if state.prepared["catalogue_sha256"] != file_digest(config.paths.products):
+        raise InputError(
+            f"`{config.paths.products}` was changed after it was prepared",
+            hint="run `furnclip clean run`: unchanged rows are not asked again",
+        )
     fingerprint = _fingerprint(config, state)
     if _is_done(ledger, fingerprint):
         facts = dict(state.finalized or {})
@@ -165,9 +171,7 @@ class _Writer:
         products = read_products(paths.products, paths)
         attempts = self._config.clean.max_attempts
         for entry in self._ledger.workspace.read_rows():
-            product = next((product for product in products if product.row == entry.row), None)
-            if product is None or product.product_id != entry.product_id:
-                raise MissingStageError(self._ledger.workspace.rows, command="furnclip clean prepare")
+            product = next(product for product in products if product.row == entry.row)
             outcome = _fate(entry, self._outcomes, attempts)
             yield product, self._with_fallback(product, outcome)
 

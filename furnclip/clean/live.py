@@ -48,7 +48,7 @@ class Live:
         )
         self._pace = Pace(clean.requests_per_minute)
         self._answered = self._refused = 0
-        self._spent_usd = 0.0
+        self._spent_usd = 0.0  # on the part at hand; the state has the others
 
     def close(self) -> None:
         """Close the connections."""
@@ -77,6 +77,7 @@ class Live:
         workspace = self._ledger.workspace
         path = workspace.live(part.number)
         done = {line.get("custom_id") for line in read_lines(path) if not self._is_refusal(line)}
+        self._spent_usd = sum(self._price_usd(line) for line in read_lines(path))
         todo = [request for request in workspace.read_index(part.number) if request.custom_id not in done]
         with (
             Journal(path) as answers,
@@ -88,7 +89,7 @@ class Live:
                 meter.advance()
                 self._check(line)
         outcomes = part_outcomes(workspace, part, self._recipe.vocabulary)
-        usage = estimate.usage(billed_tokens(outcomes), self._recipe, batch=False)
+        usage = estimate.usage(billed_tokens(outcomes), self._recipe.model, batch=False)
         record_merged(self._ledger, part, outcomes, usage)
 
     def _is_refusal(self, line: dict[str, Any]) -> bool:
@@ -144,14 +145,17 @@ class Live:
                 f"the first {self._refused} requests were refused: {outcome.detail}",
                 hint="check `clean.model` and `clean.base_url`; the rows are asked again when you run again",
             )
-        body = line["response"]["body"]
-        tokens = usage_of(body) if isinstance(body, dict) else (0, 0)
-        self._spent_usd += estimate.usage(tokens, self._recipe, batch=False).cost_usd
+        self._spent_usd += self._price_usd(line)
         limit = self._clean.max_cost_usd
         if limit and self._ledger.state.paid.cost_usd + self._spent_usd >= limit:
             raise ServiceError(
                 f"the limit of ${limit:g} is reached", hint="raise `clean.max_cost_usd` and run again"
             )
+
+    def _price_usd(self, line: dict[str, Any]) -> float:
+        body = line["response"]["body"]
+        tokens = usage_of(body) if isinstance(body, dict) else (0, 0)
+        return estimate.usage(tokens, self._recipe.model, batch=False).cost_usd
 
 
 class Pace:

@@ -18,9 +18,11 @@ from furnclip.clean.answers import Outcome, part_outcomes
 from furnclip.clean.board import Board
 from furnclip.clean.dispatch import Dispatcher
 from furnclip.clean.ledger import Ledger
+from furnclip.clean.models import VisionModel, find_model
 from furnclip.clean.openai import TERMINAL, Batch, BatchService
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import Part, Usage
+from furnclip.config import CleaningConfig
 from furnclip.errors import ServiceError
 from furnclip.journal import write_bytes
 
@@ -193,7 +195,8 @@ class Monitor:
         outcomes = part_outcomes(self.ledger.workspace, part, self.recipe.vocabulary)
         billed = part.billed if any(part.billed) else billed_tokens(outcomes)
         self._compare(part, billed[0])
-        record_merged(self.ledger, part, outcomes, estimate.usage(billed, self.recipe, batch=True))
+        model = model_of(part, self._clean)
+        record_merged(self.ledger, part, outcomes, estimate.usage(billed, model, batch=True))
 
     def _compare(self, part: Part, prompt_tokens: int) -> None:
         """Say so when the service counts quite differently: prices and limits would be off as well."""
@@ -204,6 +207,11 @@ class Monitor:
                 f"part {part.number} was billed {prompt_tokens:,} input tokens, {expected:,} were expected; "
                 "check `image_multiplier` of the model"
             )
+
+
+def model_of(part: Part, clean: CleaningConfig) -> VisionModel:
+    """The model that a part was made for, which the settings may have left since."""
+    return find_model(clean.model_copy(update={"model": part.source.partition(":")[2], "effort": ""}))
 
 
 def record_merged(ledger: Ledger, part: Part, outcomes: dict[str, Outcome], usage: Usage) -> None:

@@ -101,7 +101,7 @@ class BatchService:
                 f"the service does not offer the model `{model}` to this key",
                 hint="set `clean.model` in furnclip.toml to one it offers",
             ) from None
-        text = (found.model_extra or {}).get("shutdown_date") or getattr(found, "shutdown_date", None)
+        text = found.model_dump().get("shutdown_date")
         return date.fromisoformat(text) if isinstance(text, str) and text else None
 
     def ask(self, endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:

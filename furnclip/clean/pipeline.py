@@ -20,7 +20,7 @@ from furnclip.clean.review import Pair, review
 from furnclip.clean.state import SENT, UNSENT, Part, State
 from furnclip.clean.workspace import Workspace
 from furnclip.config import Config
-from furnclip.errors import ConfigError, MissingStageError
+from furnclip.errors import ConfigError, MissingStageError, UsageError
 
 if TYPE_CHECKING:
     from furnclip.clean.dispatch import Dispatcher
@@ -162,8 +162,16 @@ def _facts(part: Part) -> dict[str, object]:
 
 
 def _need_prepared(ledger: Ledger) -> None:
-    if ledger.state.prepared is None:
+    prepared = ledger.state.prepared
+    if prepared is None:
         raise MissingStageError(ledger.workspace.rows, command="furnclip clean prepare")
+    clean = ledger.config.clean
+    wanted = (clean.backend, Recipe.from_config(clean).identity)
+    if wanted != (prepared["backend"], prepared["identity"]):
+        raise UsageError(
+            "the requests were prepared for another backend, model or vocabulary",
+            hint="run `furnclip clean prepare` with these settings first",
+        )
 
 
 def _resume(ledger: Ledger, *, ignore_errors: bool) -> None:

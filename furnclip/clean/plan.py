@@ -72,7 +72,14 @@ def prepare(ledger: Ledger, selection: Selection) -> Prepared:
         _write(ledger, (item.line for item in encoded if item.line), recipe)
     if not rows.total:
         raise InputError(f"`{config.paths.products}` has no rows", hint="export the catalogue again")
-    ledger.record("prepared", fingerprint=fingerprint, **rows.facts())
+    ledger.record(
+        "prepared",
+        fingerprint=fingerprint,
+        backend=config.clean.backend,
+        identity=recipe.identity,
+        catalogue_sha256=file_digest(config.paths.products),
+        **rows.facts(),
+    )
     return _summary(ledger.state, was_done=False)
 
 
