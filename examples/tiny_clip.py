@@ -6,7 +6,7 @@
 `start` reads a drawn catalogue (`tiny/products.csv`, `truth.csv`, `work/clean/cleaned.csv`) and a
 prepared Sweet Home 3D catalogue, of which only the train split is taken. It writes
 `tiny/training.csv`, `tiny/start/` (random weights and a tokenizer) and `tiny/furnclip.toml`.
-`finish` writes the run's model in half precision, with its model card, into the package.
+`finish` writes the run's model in half precision into the package; the model card there is kept.
 """
 
 from __future__ import annotations
@@ -112,11 +112,11 @@ def _sweethome_rows(folder: Path, sweethome: Path) -> Iterator[dict[str, str]]:
 
 
 def write_bundle(run: Path) -> None:
-    """The merged model in half precision, tokenizer and model card, where `furnclip-tiny` is looked for."""
+    """The merged model in half precision and its tokenizer, where `furnclip-tiny` is looked for."""
     target = Path(furnclip.__file__).parent / "demo" / "furnclip_tiny"
     target.mkdir(exist_ok=True)
     for path in sorted((run / "model").iterdir()):
-        if path.is_file() and path.suffix != ".safetensors":
+        if path.is_file() and path.suffix not in (".safetensors", ".md"):
             shutil.copyfile(path, target / path.name)
     CLIPModel.from_pretrained(run / "model").half().save_pretrained(target)
     size_mb = sum(path.stat().st_size for path in target.iterdir()) / 1e6

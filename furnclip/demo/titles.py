@@ -116,7 +116,7 @@ def _noise_around(told: str, design: Design, dice: Dice, number: int) -> str:
     if dice.chance(0.3):
         parts.append(dice.pick(_ROOMS))
     if dice.chance(0.25):
-        parts.append(f"{dice.count(15, 79)}.{dice.count(0, 9)}'' W x {dice.count(10, 40)} cm D")
+        parts.append(_size(dice))
     if dice.chance(0.35):
         parts.append(f"{dice.pick(('SKU', 'Art.', 'Item', '#'))} {sku(number)}")
     if dice.chance(0.15):
@@ -124,6 +124,12 @@ def _noise_around(told: str, design: Design, dice: Dice, number: int) -> str:
     if dice.chance(0.2):
         parts.append(dice.pick(_TAILS))
     return dice.pick((" ", " ", ", ", " - ", " | ")).join(parts)
+
+
+def _size(dice: Dice) -> str:
+    if dice.chance(0.5):
+        return f'{dice.count(15, 79)}.{dice.count(0, 9)}"W x {dice.count(10, 40)}"D'
+    return f"{dice.count(40, 200)} x {dice.count(25, 100)} cm"
 
 
 def sku(number: int) -> str:

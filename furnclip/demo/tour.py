@@ -78,7 +78,8 @@ class Tour:
         found = []
         for label in report["labels"]:
             figures = report["models"][label]["text_to_image"]
-            found.append(Score(label, figures["recall@1"], figures["recall@5"], figures["mrr"]))
+            name = "zero_shot (base)" if label == "base" else label
+            found.append(Score(name, figures["recall@1"], figures["recall@5"], figures["mrr"]))
         return found
 
 
@@ -92,7 +93,7 @@ def stages(products: int, seed: int) -> Iterator[Stage]:
     yield Stage("prepare", "shards, with no product in two splits", ("prepare",))
     for scenario in SCENARIOS:
         yield Stage(scenario, _WHY[scenario], ("train", "--scenario", scenario, *_TRAINING[scenario]))
-    runs = tuple(word for scenario in SCENARIOS for word in ("--run", scenario))
+    runs = tuple(word for scenario in SCENARIOS[1:] for word in ("--run", scenario))
     yield Stage("eval", "did it get better?", ("eval", *runs))
     yield Stage("embed", "vectors and a search table", ("embed", "--run", SCENARIOS[-1]))
     for number, query in enumerate(QUERIES, start=1):
@@ -108,7 +109,8 @@ _WHY = {
 }
 _TRAINING: dict[str, tuple[str, ...]] = {
     "zero_shot": (),
-    "linear_probe": ("--epochs", "20", "--lr", "1e-3"),
+    # Without augmentation both towers run once, and the projections train on what they said.
+    "linear_probe": ("--epochs", "20", "--lr", "1e-3", "--augment", "none"),
     "dual_lora": ("--epochs", "20", "--lr", "1e-3"),
 }
 
