@@ -250,8 +250,9 @@ with S3Manager(sys.argv[1], endpoint_url=sys.argv[2], timeout_s=5) as manager:
 print(transfer.sent, transfer.kept)
 """
 UPLOAD = """
-import sys
+import signal, sys
 from furnclip import S3Manager
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with S3Manager(sys.argv[1], endpoint_url=sys.argv[2], timeout_s=5) as manager:
     transfer = manager.upload_dataset(sys.argv[3], "p")
 print(transfer.sent, transfer.kept)
@@ -324,6 +325,20 @@ def test_killed_uploads_go_on(server: str, bucket: str, tmp_path: Path) -> None:
         assert last.communicate(timeout=60)[1] == ""
         manager.download_dataset("p", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(dataset)
+
+
+def test_ctrl_c_does_not_wait_for_the_queue(server: str, bucket: str, tmp_path: Path) -> None:
+    """40 files at 8 a second each: begun ones end, the others are left for the next run."""
+    dataset = write_dataset(tmp_path / "many", {f"s{number:02}.tar": 1000 for number in range(40)})
+    slow = Fault("stall", method="PUT", path=r"\.tar", pause_s=1)
+    with fault_proxy(server, slow) as proxy:
+        running = process(UPLOAD, bucket, proxy.address, dataset)
+        while not proxy.keys("PUT"):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        running.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in running.communicate(timeout=30)[1]
+    assert len([key for key in proxy.keys("PUT") if key.endswith(".tar")]) < 30
 
 
 def outcome(manager: S3Manager, folder: Path) -> str:
