@@ -81,12 +81,12 @@ def _shared(values: np.ndarray, first_node: int, *, ignore_zero: bool) -> tuple[
 
 def _picture_nodes(records: Records, first_node: int) -> tuple[np.ndarray, dict[int, list[int]], int, int]:
     """Each row's fingerprint node, near nodes of each, number of nodes, pairs of near-duplicate rows."""
-    prints = np.concatenate([records["hash"], records["thumb"]], axis=1)  # (N, 208)
+    prints = np.concatenate([records["hash"], records["colours"]], axis=1)  # (N, 211)
     rows = np.ascontiguousarray(prints).view(f"V{prints.shape[1]}").ravel()
     _, first_row, inverse, counts = np.unique(
         rows, return_index=True, return_inverse=True, return_counts=True
     )
-    pairs = near_pairs(records["hash"][first_row], records["thumb"][first_row])  # (P, 2)
+    pairs = near_pairs(records["hash"][first_row], records["colours"][first_row])  # (P, 2)
     neighbours: dict[int, list[int]] = defaultdict(list)
     for left, right in (pairs + first_node).tolist():
         neighbours[left].append(right)

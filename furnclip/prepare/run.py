@@ -206,7 +206,7 @@ def _changed(records: Records, before: Records) -> np.ndarray:
     order = np.argsort(before["key"])
     position = np.minimum(np.searchsorted(before["key"][order], records["key"]), len(before) - 1)
     old = before[order[position]]
-    for name in ("title", "group", "hash", "thumb", "source"):
+    for name in ("title", "group", "hash", "colours", "source"):
         differs = old[name] != records[name]
         changed |= differs if differs.ndim == 1 else differs.any(axis=1)
     return np.asarray(changed & (old["key"] == records["key"]))

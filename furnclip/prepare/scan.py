@@ -25,12 +25,12 @@ from furnclip.catalogue import (
 from furnclip.config import Config
 from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image, read_bytes
 from furnclip.prepare.earlier import Earlier, read_source
-from furnclip.prepare.fingerprint import fingerprint
+from furnclip.prepare.fingerprint import COLOUR_BYTES, HASH_BYTES, fingerprint
 from furnclip.prepare.pool import Workers
 from furnclip.prepare.spool import Entry, Spool
 from furnclip.shards.tar import Sample, encode_sample, member_bytes, sample_content
 
-VERSION = "1"  # raise it when the same picture file would give other bytes
+VERSION = "2"  # raise it when the same picture file would give other bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Picture:
     jpeg: bytes
     source: bytes  # 16 bytes, of the file's bytes
     hash: bytes
-    thumb: bytes
+    colours: bytes
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def decode_picture(task: PictureTask) -> Picture | BrokenImage:
         except BrokenImage as error:
             problem = problem or error
             continue
-        signs, thumb = fingerprint(image)
+        signs, colours = fingerprint(image)
         jpeg = encode_jpeg(letterbox(image, task.image_px), task.jpeg_quality)
-        return Picture(jpeg, hashlib.blake2b(data, digest_size=16).digest(), signs, thumb)
+        return Picture(jpeg, hashlib.blake2b(data, digest_size=16).digest(), signs, colours)
     assert problem is not None
     return problem
 
@@ -125,8 +125,8 @@ class Scanner:
             title=_number(content_hash(title)) if title else 0,
             stratum=_number(content_hash(product.fields.get("object_type", "").strip().lower())),
             source=bytes(16),
-            hash=bytes(16),
-            thumb=bytes(192),
+            hash=bytes(HASH_BYTES),
+            colours=bytes(COLOUR_BYTES),
             sample_bytes=0,
         )
 
@@ -149,7 +149,7 @@ class Scanner:
         if known.text == item.entry.text:
             return dataclasses.replace(item, entry=known)
         jpeg = read_source(self._earlier.source(known))[0]
-        picture = Picture(jpeg, known.source, known.hash, known.thumb)
+        picture = Picture(jpeg, known.source, known.hash, known.colours)
         assert isinstance(item.product, Product)
         return dataclasses.replace(item, entry=self._kept(item.entry, item.text, picture))
 
@@ -171,7 +171,7 @@ class Scanner:
             content=_number(sample_content(contents)),
             source=picture.source,
             hash=picture.hash,
-            thumb=picture.thumb,
+            colours=picture.colours,
             sample_bytes=sum(member_bytes(len(content)) for content in contents),
         )
         return self._spool.append(whole, contents) if self._spool else whole

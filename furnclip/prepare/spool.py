@@ -4,7 +4,7 @@
     work/cache/prepare/spool.bin      caption, fields and picture of what is new or changed
     work/cache/prepare/spooled.bin    the records of `spool.bin`, so that a killed run goes on
 
-Records are mapped, not loaded: 320 bytes a product, looked at a column at a time. A record is written
+Records are mapped, not loaded: 315 bytes a product, looked at a column at a time. A record is written
 after its payload, and a payload is checked when it is read, so a torn tail costs its products a
 second decode and nothing else.
 """
@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from furnclip.journal import write_bytes
-from furnclip.prepare.fingerprint import HASH_BYTES, THUMB_BYTES
+from furnclip.prepare.fingerprint import COLOUR_BYTES, HASH_BYTES
 
 Records = np.ndarray[Any, np.dtype[np.void]]
 
@@ -37,14 +37,14 @@ RECORD = np.dtype(
         ("stratum", "<u8"),  # of the object type
         ("source", "<u8", (2,)),  # of the picture file's bytes
         ("hash", "u1", (HASH_BYTES,)),
-        ("thumb", "u1", (THUMB_BYTES,)),
+        ("colours", "u1", (COLOUR_BYTES,)),
         ("sample_bytes", "<u4"),  # about what the sample takes in a shard
         ("crc32", "<u4"),  # of the payload
         ("offset", "<i8"),  # of the payload in `spool.bin`; -1: the sample is in a shard
         ("payload_bytes", "<i8"),
     ]
 )
-_PACKED = struct.Struct(f"<q7Q2Q{HASH_BYTES}s{THUMB_BYTES}s2I2q")
+_PACKED = struct.Struct(f"<q7Q2Q{HASH_BYTES}s{COLOUR_BYTES}s2I2q")
 _LENGTHS = struct.Struct("<3I")
 IN_SHARD = -1
 
@@ -72,7 +72,7 @@ class Entry:
     stratum: int
     source: bytes
     hash: bytes
-    thumb: bytes
+    colours: bytes
     sample_bytes: int
     crc32: int = 0
     offset: int = IN_SHARD
@@ -87,7 +87,7 @@ class Entry:
         return _PACKED.pack(
             *(self.row, self.key, self.stat, self.text, self.content, self.group, self.title, self.stratum),
             *source,
-            *(self.hash, self.thumb, self.sample_bytes, self.crc32, self.offset, self.payload_bytes),
+            *(self.hash, self.colours, self.sample_bytes, self.crc32, self.offset, self.payload_bytes),
         )
 
 

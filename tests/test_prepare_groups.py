@@ -1,0 +1,262 @@
+"""No group and no near-duplicate pair in two splits, whatever the rows; adding rows never moves one."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageEnhance
+
+from furnclip.catalogue import content_hash
+from furnclip.prepare import fingerprint as prints
+from furnclip.prepare.fingerprint import fingerprint, near_pairs
+from furnclip.prepare.groups import Assignment, assign, drawn, find_ties, leaks_left
+from furnclip.prepare.ledger import UNDECIDED, Ledger, read_ledger
+from furnclip.prepare.spool import RECORD, Records
+
+SHARES = (0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A row by small numbers: the same number means the same title, picture and so on."""
+
+    number: int
+    title: int
+    source: int
+    look: int  # looks that are next to each other are near-duplicates
+
+
+LOOKS = st.integers(0, 30)
+ROWS = st.lists(
+    st.builds(Made, st.integers(0, 60), st.integers(0, 25), st.integers(0, 40), LOOKS),
+    max_size=30,
+    unique_by=lambda row: row.number,
+)
+
+
+def records_of(rows: list[Made]) -> Records:
+    records = np.zeros(len(rows), dtype=RECORD)
+    for record, row in zip(records, rows, strict=True):
+        record["key"] = int(content_hash("id", str(row.number)), 16)
+        record["title"] = record["group"] = row.title
+        record["source"] = (row.source, 1)
+        record["hash"] = hash_of(row.look)
+        record["colours"] = 200
+    return records
+
+
+def hash_of(look: int) -> np.ndarray:
+    """128 bits, of which `MAX_BITS - 2` change from one look to the next; ten looks on, it is another."""
+    bits = np.zeros(128, dtype=np.uint8)
+    bits[: (prints.MAX_BITS - 2) * (look % 10)] = 1
+    bits[64:] = np.random.default_rng(look // 10).random(64) < 0.5
+    return np.packbits(bits)
+
+
+def assigned(rows: list[Made], ledger: Ledger, by_column: bool = False) -> Assignment:
+    records = records_of(rows)
+    ties = find_ties(records, by_column=by_column)
+    changed = np.zeros(len(rows), dtype=bool)
+    assignment = assign(records, ties, ledger, changed=changed, shares=SHARES)
+    assert leaks_left(ties, assignment) == 0
+    return assignment
+
+
+def remembered(ledger: Ledger, rows: list[Made], assignment: Assignment) -> Ledger:
+    import pyarrow
+
+    keys = records_of(rows)["key"]
+    shards = []
+    for number, split in enumerate(("train", "validation", "test")):
+        inside = np.flatnonzero(assignment.split == number)
+        index = pyarrow.table(
+            {
+                "key": [f"{int(keys[row]):016x}" for row in inside],
+                "product_id": pyarrow.array([str(rows[row].number) for row in inside], pyarrow.string()),
+                "group": [f"{int(assignment.group[row]):016x}" for row in inside],
+            }
+        )
+        shards.append((split, index))
+    return ledger.extended(shards)
+
+
+def tied(first: Made, second: Made) -> bool:
+    """The definition, spelt out for two rows."""
+    bits = int(np.unpackbits(hash_of(first.look) ^ hash_of(second.look)).sum())
+    return first.title == second.title != 0 or first.source == second.source or bits <= prints.MAX_BITS
+
+
+def assert_no_tie_across_splits(rows: list[Made], assignment: Assignment) -> None:
+    for one, other in combinations(range(len(rows)), 2):
+        splits = {int(assignment.split[one]), int(assignment.split[other])}
+        if UNDECIDED not in splits and len(splits) > 1:
+            assert not tied(rows[one], rows[other])
+
+
+NOTHING = read_ledger(Path("nowhere"))
+FAST = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+
+
+@given(ROWS, st.booleans())
+@FAST
+def test_at_first_every_row_is_placed_and_no_tie_crosses_splits(rows: list[Made], by_column: bool) -> None:
+    assignment = assigned(rows, NOTHING, by_column)
+    assert not (assignment.split == UNDECIDED).any()
+    assert_no_tie_across_splits(rows, assignment)
+    for one, other in combinations(range(len(rows)), 2):
+        if tied(rows[one], rows[other]):
+            assert assignment.group[one] == assignment.group[other]
+
+
+@given(ROWS, st.randoms(use_true_random=False))
+@FAST
+def test_the_order_of_rows_does_not_matter(rows: list[Made], chance: object) -> None:
+    shuffled = list(rows)
+    chance.shuffle(shuffled)  # type: ignore[attr-defined]
+    found = {}
+    for version in (rows, shuffled):
+        assignment = assigned(version, NOTHING)
+        pairs = zip(assignment.group.tolist(), assignment.split.tolist(), strict=True)
+        found[id(version)] = {row.number: pair for row, pair in zip(version, pairs, strict=True)}
+    assert found[id(rows)] == found[id(shuffled)]
+
+
+@given(st.lists(ROWS, min_size=1, max_size=4))
+@FAST
+def test_adding_rows_moves_none_and_lets_no_tie_cross(batches: list[list[Made]]) -> None:
+    ledger, rows, before = NOTHING, [], {}
+    for batch in batches:
+        known = {row.number for row in rows}
+        rows = rows + [row for row in batch if row.number not in known]
+        assignment = assigned(rows, ledger)
+        assert_no_tie_across_splits(rows, assignment)
+        after = {
+            row.number: (int(group), int(split))
+            for row, group, split in zip(rows, assignment.group, assignment.split, strict=True)
+        }
+        assert before.items() <= after.items()
+        ledger = remembered(ledger, rows, assignment)
+        before = {number: pair for number, pair in after.items() if pair[1] != UNDECIDED}
+    assert len(ledger) == len(before)
+
+
+@given(ROWS, ROWS)
+@FAST
+def test_rows_that_change_or_leave_let_no_tie_cross(rows: list[Made], others: list[Made]) -> None:
+    ledger = remembered(NOTHING, rows, assigned(rows, NOTHING))
+    records = records_of(others)
+    ties = find_ties(records, by_column=False)
+    changed = np.isin(records["key"], records_of(rows)["key"])
+    assignment = assign(records, ties, ledger, changed=changed, shares=SHARES)
+    assert_no_tie_across_splits(others, assignment)
+    known, _ = ledger.lookup(records["key"])
+    kept = (known != UNDECIDED) & (assignment.split != UNDECIDED)
+    assert (assignment.split[kept] == known[kept]).all()
+
+
+def test_a_rejected_row_does_not_tie_what_it_would_have_joined() -> None:
+    rows = [Made(number, number + 1, number, number * 10) for number in range(3)]
+    first = assigned(rows, NOTHING)
+    assert len(set(first.split.tolist())) == 3
+    ledger = remembered(NOTHING, rows, first)
+    bridge, tail = Made(9, 1, 1, 25), Made(10, 9, 9, 25)
+    after = assigned([*rows, bridge, tail], ledger)
+    assert after.split[3] == UNDECIDED
+    assert after.split[4] != UNDECIDED
+    assert after.split[:3].tolist() == first.split.tolist()
+
+
+def test_a_share_of_nothing_gets_nothing_and_shares_are_kept() -> None:
+    splits = np.array([drawn(group, (0.8, 0.1)) for group in range(20_000)])
+    assert np.abs(np.bincount(splits) / 20_000 - [0.8, 0.1, 0.1]).max() < 0.01
+    assert {drawn(group, (1.0, 0.0)) for group in range(1000)} == {0}
+
+
+# --- near-duplicates
+
+
+@given(st.integers(0, 2**32), st.integers(0, 40))
+@settings(deadline=None, max_examples=40)
+def test_the_search_finds_exactly_the_pairs_that_comparing_all_finds(seed: int, count: int) -> None:
+    chance = np.random.default_rng(seed)
+    hashes = np.packbits(chance.random((count, 128)) < 0.02, axis=1)
+    hashes[: count // 2] ^= np.packbits(chance.random((count // 2, 128)) < 0.04, axis=1)
+    colours = (128 + chance.integers(-60, 60, 1) + chance.integers(-9, 10, (count, 195))).astype(np.uint8)
+    every = np.array([*combinations(range(count), 2)], dtype=np.int64).reshape(-1, 2)
+    words = np.ascontiguousarray(hashes).view(np.uint16)
+    wanted = prints._verified(every[:, 0], every[:, 1], words, colours)
+    assert near_pairs(hashes, colours).tolist() == wanted.tolist()
+
+
+def drawn_chair(color: str = "brown", legs: int = 4, side_px: int = 200) -> Image.Image:
+    """A chair of sorts on white, away from the border."""
+    image = Image.new("RGB", (side_px, side_px), "white")
+    draw = ImageDraw.Draw(image)
+    unit = side_px / 20
+    draw.rectangle((6 * unit, 3 * unit, 7 * unit, 11 * unit), fill=color)
+    draw.rectangle((6 * unit, 10 * unit, 14 * unit, 12 * unit), fill=color, outline="black")
+    for leg in range(legs):
+        left = (6 + leg * 7 / max(1, legs - 1)) * unit
+        draw.rectangle((left, 12 * unit, left + unit, 17 * unit), fill=color)
+    return image
+
+
+def near(first: Image.Image, second: Image.Image) -> bool:
+    pair = [fingerprint(image) for image in (first, second)]
+    hashes, colours = (np.array([np.frombuffer(part[kind], np.uint8) for part in pair]) for kind in (0, 1))
+    return len(near_pairs(hashes, colours)) == 1
+
+
+def recoded(image: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
+
+
+def padded(image: Image.Image, border_px: int) -> Image.Image:
+    wide = Image.new("RGB", (image.width + 2 * border_px, image.height + border_px), "white")
+    wide.paste(image, (border_px, border_px // 3))
+    return wide
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        recoded(drawn_chair(), 40),
+        drawn_chair().resize((120, 120), Image.Resampling.BICUBIC),
+        drawn_chair().resize((431, 431), Image.Resampling.BICUBIC),
+        padded(drawn_chair(), 60),
+        recoded(padded(drawn_chair(), 25), 70),
+        ImageEnhance.Brightness(drawn_chair()).enhance(0.95),
+        drawn_chair().crop((4, 4, 196, 196)),
+    ],
+    ids=["jpeg 40", "smaller", "larger", "padded", "padded jpeg", "darker", "cropped"],
+)
+def test_the_same_photograph_is_a_near_duplicate(changed: Image.Image) -> None:
+    assert near(drawn_chair(), changed)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [drawn_chair("red"), drawn_chair(legs=2), drawn_chair().transpose(Image.Transpose.FLIP_LEFT_RIGHT)],
+    ids=["recoloured", "other legs", "mirrored"],
+)
+def test_another_product_on_white_is_none(other: Image.Image) -> None:
+    assert not near(drawn_chair(), other)
+
+
+def test_blank_and_tiny_pictures_have_a_fingerprint() -> None:
+    blank = Image.new("RGB", (300, 200), "white")
+    assert fingerprint(blank) == fingerprint(blank.resize((90, 300)))
+    assert not near(blank, drawn_chair())
+    assert not near(Image.new("RGB", (90, 90), "navy"), Image.new("RGB", (90, 90), "olive"))  # swatches
+    for size in ((8, 8), (8, 500), (224, 1), (1, 1)):
+        signs, colours = fingerprint(Image.new("RGB", size, "navy"))
+        assert (len(signs), len(colours)) == (16, 195)
