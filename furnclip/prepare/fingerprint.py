@@ -30,7 +30,7 @@ THUMB_SIDE_PX = 8
 COLOUR_BYTES = THUMB_SIDE_PX * THUMB_SIDE_PX * 3 + 3
 MAX_BITS = 8
 MAX_DIFFERENCE = 0.15
-MAX_LEVELS = 16
+MAX_LEVELS = 24
 
 _ENOUGH_PX = 72  # for a frame to within a pixel and a grid of 9
 _GRID_PX = 9  # 8 gradients each way
