@@ -18,7 +18,7 @@ from furnclip.arena.keys import CTRL_C
 from furnclip.arena.screen import Frame, View, compose
 from furnclip.arena.sheet import Sheets
 from furnclip.arena.state import Trial
-from furnclip.arena.terminal import Terminal
+from furnclip.arena.terminal import Terminal, Window
 from furnclip.arena.votes import OUTCOMES
 from furnclip.viewers import Box, Drawing, Setting, Viewer, desktop_command, detect, open_on_desktop
 
@@ -97,13 +97,15 @@ class Session:
 
     def _judge(self, trial: Trial) -> None:
         """Show a trial and wait for what makes this screen out of date: a vote, help, a new size."""
-        frame = self._frame(trial)
+        window = self._terminal.window()
+        frame = self._frame(trial, window)
         picture = None
         if frame.box is not None:
             picture = self._wait_for(self._pictures.start(trial, frame.box))
-            if picture is None:
+            if picture is None or self._terminal.window() != window:
                 return
-            frame = self._frame(trial)  # the viewer may have failed, which changes message and room
+            if picture.drawing.failures:  # there is something to say, and perhaps no viewer left
+                frame = self._frame(trial, window)
         self._write(frame, picture)
         if trial != self._asked:
             self._app.question()  # the clock of the vote starts when there is something to see
@@ -112,7 +114,7 @@ class Session:
         self._terminal.drop_pending()
         self._listen(frame, picture)
 
-    def _frame(self, trial: Trial) -> Frame:
+    def _frame(self, trial: Trial, window: Window) -> Frame:
         view = View(
             query=trial.query,
             results=trial.results,
@@ -123,7 +125,7 @@ class Session:
             pictures=self._pictures.viewer.draws,
             help=self._help,
         )
-        return compose(view, self._terminal.window(), color=self._color)
+        return compose(view, window, color=self._color)
 
     def _wait_for(self, drawing: Future[Picture]) -> Picture | None:
         """The picture; None when the rater quits while it is drawn."""
