@@ -287,7 +287,7 @@ class EvaluationConfig(_Section):
     """fewest queries that a type, material, colour or style needs for a line of its own"""
     examples: Annotated[int, Field(ge=0, le=100)] = 6
     """queries with pictures in each part of the report"""
-    latency_s: Annotated[float, Field(ge=0, le=60)] = 2.0
+    latency_s: Annotated[float, Field(ge=0, le=60)] = 1.0
     """seconds to spend on each latency figure; 0: not measured"""
     seed: int = 0
     """seed of the bootstrap and of the queries drawn for the report"""
