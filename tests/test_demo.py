@@ -82,6 +82,15 @@ def test_another_shop_in_the_folder_is_refused(drawn: Path, cli: Cli) -> None:
     assert "hint: choose a new folder, or remove this one" in refused.stderr
 
 
+def test_a_catalogue_of_ones_own_is_never_written_over(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "products.csv").write_text("mine")
+    refused = cli("demo", "--catalogue", ".", "--products", "5", cwd=tmp_path)
+    assert refused.code == 1
+    assert "products.csv` was not drawn by furnclip" in refused.stderr
+    assert "hint: choose a new folder for the catalogue" in refused.stderr
+    assert contents(tmp_path) == {"products.csv": b"mine"}
+
+
 def test_unknown_drawing_style_is_refused(cli: Cli, tmp_path: Path) -> None:
     refused = cli("demo", "--catalogue", "shop", "--drawing-style", "cubist", cwd=tmp_path)
     assert refused.code == 2

@@ -1,9 +1,10 @@
 """A shop drawn from nothing: pictures, a messy product file, and the truth about every product.
 
 Writes `images/NNN/pNNNNNN.jpg`, `products.csv` (what a shop has), `truth.csv` (what it should have
-had: nothing that cleaning reads) and, last, `shop.json`. Drawing goes on where it was stopped, and
-product N of a seed is always the same. Nothing here says how furnclip does on photographs: drawn
-pieces are simpler and cleaner than anything a camera sees.
+had: nothing that cleaning reads) and `shop.json`, which says first what is drawn and last that it is
+finished. Drawing goes on where it was stopped, and product N of a seed is always the same. Nothing
+here says how furnclip does on photographs: drawn pieces are simpler and cleaner than what a camera
+sees.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def write_shop(
     _check(order)
     if _already_drawn(folder, order):
         return False
+    write_json(folder / MANIFEST_NAME, _described(order, finished=False))
     shop, truth = _CsvText(), _CsvText()
     for rows in _drawn(folder, order, workers or os.cpu_count() or 1):
         for row in rows:
@@ -72,7 +74,7 @@ def write_shop(
             on_progress(len(rows))
     write_text(folder / "products.csv", shop.text())
     write_text(folder / "truth.csv", truth.text())
-    write_json(folder / MANIFEST_NAME, _described(order))
+    write_json(folder / MANIFEST_NAME, _described(order, finished=True))
     return True
 
 
@@ -84,16 +86,25 @@ def _check(order: ShopOrder) -> None:
         )
 
 
-def _described(order: ShopOrder) -> dict[str, object]:
-    return {"format": 1, **asdict(order), "drawing_styles": list(order.drawing_styles)}
+def _described(order: ShopOrder, *, finished: bool) -> dict[str, object]:
+    described = {**asdict(order), "drawing_styles": list(order.drawing_styles)}
+    return {"format": 1, "finished": finished, **described}
 
 
 def _already_drawn(folder: Path, order: ShopOrder) -> bool:
+    """Whether all is there. Nothing that somebody else put there is ever written over."""
     manifest = folder / MANIFEST_NAME
     if not manifest.exists():
+        own = [name for name in ("products.csv", "truth.csv", "images") if (folder / name).exists()]
+        if own:
+            raise InputError(
+                f"`{folder / own[0]}` was not drawn by furnclip", hint="choose a new folder for the catalogue"
+            )
         return False
-    if json.loads(manifest.read_text("utf-8")) == _described(order):
-        return True
+    found = json.loads(manifest.read_text("utf-8"))
+    finished = bool(found.get("finished"))
+    if found == _described(order, finished=finished):
+        return finished
     raise InputError(
         f"`{folder}` holds a shop drawn with other settings", hint="choose a new folder, or remove this one"
     )

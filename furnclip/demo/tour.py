@@ -21,6 +21,7 @@ from typing import Any
 
 from furnclip import console
 from furnclip.config import environment_variables
+from furnclip.demo.shop import MANIFEST_NAME
 from furnclip.errors import FurnclipError, InputError, Interrupted
 from furnclip.journal import write_json, write_text
 
@@ -36,7 +37,6 @@ SETTINGS = {
 }
 _UNSEEN_STYLE = "ink"
 _RECORD = Path("work") / "tour.json"
-_OWN_FILES = ("furnclip.toml", "products.csv", "shop.json", "images", "work", ".env.example")
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ def take_tour(folder: Path, *, products: int, seed: int, quietly: bool = False) 
 
 
 def _check_folder(folder: Path) -> None:
-    strangers = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if strangers and not (folder / _RECORD).exists() and not (folder / "images").is_dir():
-        raise InputError(f"`{folder}` is not empty", hint="name a new folder: `furnclip demo my-tour`")
+    if (folder / MANIFEST_NAME).exists() or not folder.is_dir() or not any(folder.iterdir()):
+        return
+    raise InputError(f"`{folder}` is not empty", hint="name a new folder: `furnclip demo my-tour`")
 
 
 def _read_record(folder: Path, order: Mapping[str, int]) -> dict[str, Any]:
