@@ -1,0 +1,450 @@
+"""`furnclip train` through its command: scenarios, runs, kills, ranks, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import CLIPModel, CLIPProcessor
+
+from furnclip.config import ModelConfig, load_config
+from furnclip.errors import ConfigError, InputError, ModelError
+from furnclip.journal import read_journal
+from furnclip.model import latest_run, load_clip
+from furnclip.model.adapters import LoraShape
+from furnclip.model.loading import load_float32
+from furnclip.model.quiet import quiet
+from furnclip.train import train
+from furnclip.train.captions import duplicate_rate, sample_caption
+from furnclip.train.order import default_batch_size, permutation, step_batches
+from furnclip.train.scenarios import SCENARIOS, unfreeze
+from furnclip.train.schedule import depth_below_top, learning_rate
+from furnclip.train.view import sparkline
+from tests.conftest import Cli, run_cli
+from tests.drawn_shop import write_shop
+
+CPU = ModelConfig(device="cpu", precision="fp32")
+KILLS = 20 if os.environ.get("FURNCLIP_FULL") else 2
+GOLDEN = Path(__file__).parent / "golden" / "loss.txt"
+# Small steps and a checkpoint after each, so that there is something to kill.
+SETTINGS = """
+[train]
+epochs = 3
+lr = 0.01
+effective_batch_size = 12
+micro_batch_size = 4
+lora_r = 4
+lora_alpha = 8
+lora_dropout = 0.1
+checkpoint_interval_s = 0
+patience = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+    """A shop of 60 products whose shards are made; tests work on copies."""
+    folder = write_shop(tmp_path_factory.mktemp("prepared") / "shop", products=60, model=tiny_clip)
+    for command in (("clean", "run"), ("prepare",)):
+        run_cli(*command, cwd=folder).ok()
+    with (folder / "furnclip.toml").open("a") as file:
+        file.write(SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def ready(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "ready"))
+
+
+def run_train(folder: Path, *, run: str = "", resume: bool = True, **flags: Any) -> dict[str, Any]:
+    """One run in this process: a hundred times faster than starting another."""
+    config = load_config(folder / "furnclip.toml", {"train": flags})
+    return train(config, run=run, resume=resume)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(e["step"], e["loss"]) for e in read_journal(run / "metrics.jsonl") if e["event"] == "step"]
+
+
+SHAPE = LoraShape(r=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"))
+EXPECTED = {
+    "zero_shot": set(),
+    "linear_probe": {"projections"},
+    "dual_lora": {"projections", "vision", "text"},
+    "vision_lora": {"projections", "vision"},
+    "text_lora": {"projections", "text"},
+}
+
+
+def _part(name: str) -> str:
+    if "projection" in name:
+        return "projections"
+    if name == "logit_scale":
+        return name
+    return name.split("_model.")[0]
+
+
+@pytest.mark.parametrize("scenario", [*EXPECTED, "full"])
+def test_precisely_what_a_scenario_trains_changes_and_the_rest_stays_bit_equal(
+    ready: Path, tiny_clip: Path, scenario: str
+) -> None:
+    run_train(ready, scenario=scenario, wise_ft=False, epochs=1)
+    before = CLIPModel.from_pretrained(tiny_clip).state_dict()
+    after = CLIPModel.from_pretrained(ready / "work" / "runs" / scenario / "model").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    if scenario == "full":
+        assert {_part(name) for name in changed} == {"projections", "vision", "text", "logit_scale"}
+        return
+    targets = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight")
+    wanted = {
+        name
+        for name in before
+        if _part(name) in EXPECTED[scenario] and (_part(name) == "projections" or name.endswith(targets))
+    }
+    wanted |= {"logit_scale"} if EXPECTED[scenario] else set()
+    assert changed == wanted
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_trainable_parameters_are_those_of_the_table(tiny_clip: Path, scenario: str) -> None:
+    clip = load_float32(str(tiny_clip), CPU)
+    names = unfreeze(clip, SCENARIOS[scenario], SHAPE, seed=0)
+    adapters = {name for name in names if ".lora_" in name}
+    towers = {name.split("_model.")[0] for name in adapters}
+    assert towers == set(SCENARIOS[scenario].lora)
+    if scenario not in ("zero_shot", "full"):
+        rest = set(names) - adapters
+        assert rest == {"logit_scale", "visual_projection.weight", "text_projection.weight"}
+
+
+def test_a_finished_run_is_a_plain_model_with_card_adapter_and_figures(ready: Path, tiny_clip: Path) -> None:
+    card = run_train(ready, scenario="dual_lora")
+    run = ready / "work" / "runs" / "dual_lora"
+    assert card == {**json.loads((run / "run.json").read_text()), "already_done": False}
+    assert card["status"] == "finished"
+    assert card["parity"] >= 0.9999
+    assert latest_run(run.parent) == "dual_lora"
+    assert set(card["wise_ft"]) == {str(share / 10) for share in range(11)}
+    best = card["validation"]["finetuned"]["score"]
+    assert best == max(card["wise_ft"].values())
+    assert best >= card["validation"]["base"]["score"]
+    CLIPProcessor.from_pretrained(run / "model")
+    readme = (run / "README.md").read_text()
+    assert card["data_hash"] in readme
+    assert "licence" in readme.lower()
+    merged = load_clip("dual_lora", CPU, runs=run.parent)
+    assert merged.fingerprint == card["model_fingerprint"]
+    adapted = load_float32(str(tiny_clip), CPU)
+    with quiet():
+        adapted.module = PeftModel.from_pretrained(adapted.module, run / "adapter").base_model.model.eval()
+    texts = ["a red chair", "a blue bed"]
+    assert np.sum(merged.encode_texts(texts) * adapted.encode_texts(texts), axis=1).min() >= 0.9999
+    assert not [path for path in run.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl", ".npy")]
+
+
+def test_metrics_say_what_happened_in_each_step(ready: Path) -> None:
+    run_train(ready, scenario="dual_lora", epochs=1)
+    events = list(read_journal(ready / "work" / "runs" / "dual_lora" / "metrics.jsonl"))
+    assert [event["event"] for event in events[:2]] == ["validation", "step"]
+    step = events[1]
+    assert {"loss", "chance", "lr", "samples_per_s", "data_wait", "memory_mb", "logit_scale"} <= set(step)
+    assert set(step["gradient_norm"]) == {"all", "projections", "scalars", "text_lora", "vision_lora"}
+    assert step["chance"] == pytest.approx(np.log(12), abs=0.2)
+
+
+def test_a_second_run_does_nothing_and_says_so(ready: Path, cli: Cli) -> None:
+    first = cli("train", "--scenario", "linear_probe", "--json", cwd=ready).ok()
+    weights = ready / "work" / "runs" / "linear_probe" / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    second = cli("train", "--scenario", "linear_probe", cwd=ready).ok()
+    assert first.json["already_done"] is False
+    assert "nothing to do" in second.stdout
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_a_frozen_tower_runs_once_and_is_kept_on_disk(ready: Path) -> None:
+    run_train(ready, scenario="linear_probe", run="first")
+    files = sorted((ready / "work" / "cache" / "features").glob("*.safetensors"))
+    assert [path.name.split("-")[1] for path in files] == ["text", "vision"]
+    rows = {path: len(load_file(path)["features"]) for path in files}
+    run_train(ready, scenario="linear_probe", run="second")
+    assert {path: len(load_file(path)["features"]) for path in files} == rows
+    runs = ready / "work" / "runs"
+    assert losses(runs / "first") == losses(runs / "second")
+    for path in files:
+        path.write_bytes(b"damaged")
+    run_train(ready, scenario="linear_probe", run="third")
+    assert losses(runs / "first") == losses(runs / "third")
+
+
+def test_other_settings_or_data_are_refused_with_what_changed(ready: Path) -> None:
+    run_train(ready, scenario="linear_probe", epochs=1)
+    with pytest.raises(ConfigError) as caught:
+        run_train(ready, scenario="linear_probe", epochs=1, lr=0.5)
+    assert caught.value.message.endswith("was started differently: `train.lr` was 0.01, is 0.5")
+    assert "--run NAME" in caught.value.hint
+    run_train(ready, scenario="linear_probe", epochs=1, lr=0.5, resume=False)
+    manifest = ready / "work" / "shards" / "manifest.json"
+    value = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**value, "data_hash": "other"}))
+    with pytest.raises(ConfigError, match="`data` was"):
+        run_train(ready, scenario="linear_probe", epochs=1, lr=0.5)
+
+
+def test_harmless_settings_may_change_and_change_no_bit(ready: Path) -> None:
+    run_train(ready, scenario="vision_lora", run="a", kept_activations_mb=0, image_cache_mb=0)
+    run_train(ready, scenario="vision_lora", run="b", kept_activations_mb=500, feature_cache=False)
+    runs = ready / "work" / "runs"
+    assert losses(runs / "a") == losses(runs / "b")
+    assert _weights(runs / "a") == _weights(runs / "b")
+
+
+def _weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def _killed(folder: Path, run: str, *, after_events: int, delay_s: float) -> bool:
+    """Start the run and SIGKILL it once its metrics have grown; False when it ended before."""
+    metrics = folder / "work" / "runs" / run / "metrics.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "furnclip", "train", "--run", run],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and len(list(read_journal(metrics))) < after_events:
+        time.sleep(0.005)
+    time.sleep(delay_s)
+    ended = process.poll() is not None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return not ended
+
+
+def test_killed_again_and_again_a_run_equals_the_uninterrupted_one_bit_for_bit(ready: Path, cli: Cli) -> None:
+    cli("train", "--run", "whole", cwd=ready).ok()
+    chance = random.Random(0)
+    events = len(list(read_journal(ready / "work" / "runs" / "whole" / "metrics.jsonl")))
+    killed = 0
+    for kill in range(KILLS):
+        run = f"torn{kill % 10}"  # several runs, so that every stretch of a run is hit
+        moment = chance.randrange(1, events + 1)
+        killed += _killed(ready, run, after_events=moment, delay_s=chance.random() * 0.3)
+    runs = ready / "work" / "runs"
+    for torn in sorted(runs.glob("torn*")):
+        cli("train", "--run", torn.name, cwd=ready).ok()
+        assert losses(torn) == losses(runs / "whole")
+        assert _weights(torn) == _weights(runs / "whole")
+    assert killed
+
+
+def test_two_ranks_have_the_gradient_of_one(tiny_clip: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    script = [str(root / "tests" / "train_ranks.py"), str(tiny_clip)]
+    alone = [sys.executable, *script, str(tmp_path / "one")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONWARNINGS": "ignore"}
+    for argv in (alone, [*launcher, *script, str(tmp_path / "two")]):
+        subprocess.run(argv, cwd=root, env=environment, check=True, capture_output=True, timeout=120)
+    one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
+    flat = [torch.cat([part[name].flatten() for name in sorted(one)]) for part in (one, two)]
+    assert (flat[0] - flat[1]).norm() <= 1e-5 * flat[0].norm()
+
+
+def test_torchrun_trains_one_run_and_writes_it_once(ready: Path, cli: Cli) -> None:
+    flags = ["train", "--lora-dropout", "0", "--epochs", "2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*launcher, "-m", "furnclip", *flags, "--run", "two"],
+        cwd=ready,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        check=True,
+        capture_output=True,
+        timeout=200,
+    )
+    cli(*flags, "--run", "one", cwd=ready).ok()
+    runs = ready / "work" / "runs"
+    one, two = losses(runs / "one"), losses(runs / "two")
+    assert [step for step, _ in one] == [step for step, _ in two]
+    assert np.allclose([loss for _, loss in one], [loss for _, loss in two], rtol=1e-4)
+
+
+def test_the_first_twenty_losses_are_the_golden_ones(ready: Path) -> None:
+    """A change to `golden/loss.txt` needs a reason in the commit message."""
+    run_train(ready, scenario="dual_lora", epochs=5, lora_dropout=0.0, run="golden")
+    found = [loss for _, loss in losses(ready / "work" / "runs" / "golden")][:20]
+    golden = [float(line) for line in GOLDEN.read_text().split()]
+    assert len(golden) == 20
+    assert np.allclose(found, golden, rtol=2e-3)
+
+
+def test_a_poisoned_weight_stops_before_the_step_and_names_samples(ready: Path) -> None:
+    from furnclip.train import run as room
+    from furnclip.train.checkpoints import Position
+    from furnclip.train.processes import Processes
+
+    config = load_config(ready / "furnclip.toml", {})
+    prepared = room._prepare(config, ready / "work" / "runs" / "poisoned", Processes())
+    optimiser = room.build_optimiser(prepared.parameters, config.train, layers=prepared.encoder.clip.layers)
+    loop = room._loop(prepared, optimiser, prepared.folder / "checkpoints")
+    before = {name: parameter.detach().clone() for name, parameter in prepared.parameters.items()}
+    prepared.encoder.clip.module.vision_model.post_layernorm.weight.data[0] = float("nan")
+    with pytest.raises(InputError, match=r"the loss of step 0 is not finite; samples: `P\d+`"):
+        loop.run(Position(best_score=0.0))
+    for tracker in loop.trackers:
+        tracker.close()
+    assert all(torch.equal(before[name], parameter) for name, parameter in prepared.parameters.items())
+
+
+def test_a_loss_that_stays_at_chance_stops_with_a_diagnosis(ready: Path) -> None:
+    with pytest.raises(ModelError, match="the loss has stayed at") as caught:
+        run_train(ready, scenario="linear_probe", lr=1e-12, epochs=40, effective_batch_size=12, run="stuck")
+    assert "chance (ln" in caught.value.message
+    assert "--lr" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--micro-batch-size", "64", "--effective-batch-size", "16"], 2, "is larger than"),
+        (["--effective-batch-size", "1"], 2, "cannot be 1"),
+        (["--loss", "sigmoid"], 2, "sigmoid loss does not fit a clip base"),
+        (["--lr", "nan"], 2, "`train.lr` cannot be NaN"),
+        (["--lr", "-1"], 2, "`train.lr` cannot be -1"),
+        (["--epochs", "0"], 2, "`train.epochs` cannot be 0"),
+        (["--scenario", "dual"], 2, "`train.scenario` cannot be"),
+        (["--run", "../elsewhere"], 2, "cannot be a run's name"),
+        (["--upload"], 2, "there is no bucket"),
+        (["--model", "nowhere/at/all"], 1, "there is no model folder"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    ready: Path, cli: Cli, flags: list[str], code: int, message: str
+) -> None:
+    outcome = cli("train", *flags, cwd=ready)
+    assert outcome.code == code, outcome.stderr
+    assert message in outcome.stderr
+    assert "hint: " in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert not (ready / "work" / "runs").exists()
+
+
+def test_training_before_preparing_names_the_command(shop: Path, cli: Cli) -> None:
+    outcome = cli("train", cwd=shop)
+    assert outcome.code == 2
+    assert "run `furnclip prepare` first" in outcome.stderr
+
+
+def test_help_explains_each_scenario(cli: Cli, tmp_path: Path) -> None:
+    text = cli("train", "--help", cwd=tmp_path).ok().stdout
+    for scenario in (*SCENARIOS, "all"):
+        assert f"{scenario}:" in text
+
+
+def test_wandb_gets_the_figures_offline(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run_train(ready, scenario="linear_probe", epochs=1, wandb="offline", run="watched")
+    logged = list((ready / "work" / "runs" / "watched").glob("wandb/offline-run-*/*.wandb"))
+    assert len(logged) == 1
+    assert b"step/gradient_norm/projections" in logged[0].read_bytes()
+
+
+def test_the_ablation_gives_one_row_for_each_scenario(ready: Path, cli: Cli) -> None:
+    result = cli("train", "--scenario", "all", "--epochs", "1", "--json", cwd=ready).ok().json
+    rows = {row["scenario"]: row for row in result["ablation"]}
+    assert set(rows) == set(EXPECTED)
+    for row in rows.values():
+        value, low, high = row["recall@1"]
+        assert 0 <= low <= value <= high <= 1
+    assert rows["zero_shot"]["trainable_parameters"] == 0
+    assert rows["linear_probe"]["trainable_parameters"] == 2 * 32 * 32 + 1
+
+
+@given(
+    samples=st.integers(1, 3000), batch=st.integers(1, 700), seed=st.integers(0, 99), epoch=st.integers(0, 9)
+)
+def test_an_epoch_sees_every_sample_once_in_steps_of_like_size(
+    samples: int, batch: int, seed: int, epoch: int
+) -> None:
+    batches = step_batches(samples, batch, seed=seed, epoch=epoch)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(samples))
+    sizes = [len(part) for part in batches]
+    assert max(sizes) <= batch
+    assert max(sizes) - min(sizes) <= 1
+    if samples > 20:
+        assert not np.array_equal(
+            permutation(samples, seed=seed, epoch=epoch), permutation(samples, seed=seed, epoch=epoch + 1)
+        )
+
+
+def test_the_default_batch_gives_small_catalogues_several_steps() -> None:
+    assert [default_batch_size(samples) for samples in (10, 200, 800, 8192, 50_000)] == [
+        10,
+        32,
+        100,
+        1024,
+        1024,
+    ]
+
+
+FIELDS = {
+    "clean_title": "side table",
+    "style": "rustic",
+    "material": "oak",
+    "color": "brown",
+    "object_type": "table",
+}
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1))
+def test_a_sampled_caption_says_only_what_is_known(seed: int, dropout: float) -> None:
+    caption = sample_caption(FIELDS, "fixed", dropout=dropout, random=np.random.default_rng(seed))
+    words = set(caption.replace(",", " ").split()) - {"a", "photo", "picture", "of", "product"}
+    assert words <= {"side", "table", "rustic", "oak", "brown"}
+    assert "table" in words
+
+
+def test_a_product_without_fields_keeps_its_caption() -> None:
+    nothing = {"clean_title": "unknown", "color": ""}
+    assert sample_caption(nothing, "fixed", dropout=0.5, random=np.random.default_rng(0)) == "fixed"
+    assert duplicate_rate(["a", "b", "a", "a"]) == 0.75
+
+
+def test_the_rate_climbs_then_falls_and_lower_layers_get_less() -> None:
+    rates = [learning_rate(step, total_steps=100, peak=1.0, warmup_fraction=0.1) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    layers = {"vision": 2, "text": 2}
+    depths = {
+        "visual_projection.weight": 0,
+        "vision_model.post_layernorm.weight": 0,
+        "vision_model.encoder.layers.1.mlp.fc1.weight": 1,
+        "text_model.encoder.layers.0.mlp.fc1.weight": 2,
+        "text_model.embeddings.token_embedding.weight": 3,
+        "logit_scale": 0,
+    }
+    assert {name: depth_below_top(name, layers) for name in depths} == depths
+
+
+def test_a_sparkline_spans_its_values() -> None:
+    assert sparkline([1, 2, 3]) == "▁▅█"
+    assert sparkline([2, 2]) == "▁▁"
+    assert sparkline([]) == ""
