@@ -27,6 +27,8 @@ from furnclip.embed.sources import LEAST_COSINE, Sample, settle_precision
 from furnclip.errors import InputError
 from furnclip.images import BrokenImage, open_image
 from furnclip.model import Clip, build_tiny_clip, load_clip
+from furnclip.model.packing import can_pack, pack
+from furnclip.model.precision import Choice
 from tests.conftest import Cli
 from tests.drawn_shop import captions, write_shop
 
@@ -335,6 +337,18 @@ def test_bf16_is_checked_against_float32_on_a_sample(shop: Path, tiny_clip: Path
     assert settled.precision == "bf16"
     assert settled.cosine is not None
     assert LEAST_COSINE < settled.cosine < 1
+
+
+def test_packed_towers_say_what_plain_ones_say(shop: Path, tiny_clip: Path) -> None:
+    config = load_config(shop / "furnclip.toml").model
+    plain, packed = load_clip(str(tiny_clip), config), load_clip(str(tiny_clip), config)
+    if not can_pack(packed):
+        pytest.skip("this processor or this build of torch has no bf16 in oneDNN")
+    pack(packed, Choice("bf16", "asked for"))
+    pictures = [open_image(path) for path in sorted((shop / "images").iterdir())]
+    texts = captions()[:5]
+    assert (plain.encode_images(pictures) * packed.encode_images(pictures)).sum(axis=1).min() > 0.999
+    assert (plain.encode_texts(texts) * packed.encode_texts(texts)).sum(axis=1).min() > 0.999
 
 
 # --- any CLIP of Hugging Face

@@ -16,7 +16,8 @@ from furnclip import console
 from furnclip.config import Config
 from furnclip.errors import ModelError
 from furnclip.model import Clip, latest_run, load_clip
-from furnclip.model.precision import choose_precision
+from furnclip.model.packing import can_pack, pack
+from furnclip.model.precision import Choice, choose_precision
 from furnclip.vectors import LABELS, Floats
 
 LEAST_COSINE = 0.999
@@ -69,7 +70,7 @@ def settle_precision(clip: Clip, config: Config, sample: Sample, *, earlier: str
     if choice.precision == "fp32":
         return Settled("fp32", None, choice.reason)
     exact = _encode(clip, sample)
-    cosine = _lowest_cosine(exact, _encode(clip.place(clip.device, choice), sample))
+    cosine = _lowest_cosine(exact, _encode(_rounded(clip, choice), sample))
     if cosine >= LEAST_COSINE:
         return Settled("bf16", cosine, choice.reason)
     if config.model.precision == "bf16":
@@ -79,11 +80,17 @@ def settle_precision(clip: Clip, config: Config, sample: Sample, *, earlier: str
 
 
 def place(clip: Clip, precision: str, config: Config) -> Clip:
-    """The model in `precision`; loaded again where it has been rounded to another one."""
+    """The model in `precision`; loaded again where float32 is wanted and it has been rounded."""
     if clip.precision.precision == precision:
         return clip
-    wanted = config.model.model_copy(update={"precision": precision})
-    return load_clip(clip.name, wanted, runs=config.paths.runs)
+    if precision == "bf16":
+        return _rounded(clip, Choice("bf16", "planned"))
+    exact = config.model.model_copy(update={"precision": "fp32"})
+    return load_clip(clip.name, exact, runs=config.paths.runs)
+
+
+def _rounded(clip: Clip, choice: Choice) -> Clip:
+    return pack(clip, choice) if can_pack(clip) else clip.place(clip.device, choice)
 
 
 def _encode(clip: Clip, sample: Sample) -> Floats:

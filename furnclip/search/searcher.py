@@ -131,6 +131,14 @@ class Searcher:
                 for text, vector in zip(texts, vectors, strict=True)
             ]
 
+    def nearest(
+        self, vector: Floats, *, k: int | None = None, where: str | None = None, exclude: Sequence[str] = ()
+    ) -> list[Hit]:
+        """The `k` products nearest to a unit vector (D,) of this model, made by whoever."""
+        request = _Request(vector, "", "vector", k or self.config.search.k, combined(where, exclude))
+        with explained(self.table, where):
+            return self._run(request)
+
     def _load(self, *, run: str | None, model: str | None) -> Clip:
         made_by = self.provenance.models[self.label]
         is_base = self.label == "base"

@@ -15,7 +15,7 @@ Where FURNCLIP_BENCH_EXTRAS names a folder (`pip install --no-deps --target FOLD
 sentence-transformers torchvision ...`), only those two see it. A rival that cannot run is left out
 and named under `figures`.
 
-Memory: 10,000 and 100,000 products (`--quick`: 1,000 and 10,000) through a model of stub size.
+Memory: 10,000 and 100,000 products (`--quick`: 500 and 5,000) through a model of stub size.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def main() -> None:
     arguments = measure.parse("embed")
     if os.environ.get("FURNCLIP_BENCH_CONTENDER"):
         return contend(os.environ["FURNCLIP_BENCH_CONTENDER"])
-    rounds, products = (1, 96) if arguments.quick else (3, 384)
-    sizes = (1_000, 10_000) if arguments.quick else (10_000, 100_000)
+    rounds, products = (1, 64) if arguments.quick else (3, 384)
+    sizes = (500, 5_000) if arguments.quick else (10_000, 100_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shop = write_shop(folder / "shop", products, pictures=products, side_px=500)
@@ -72,6 +72,7 @@ def race(folder: Path, shop: Path, rounds: int) -> tuple[dict[str, float], dict[
     for _ in range(rounds):
         for contender in CONTENDERS:
             said = run_contender(contender, folder, shop, precision=figures.get("precision", "fp32"))
+            print(f"{contender}: {said}", file=sys.stderr)
             if "error" in said:
                 figures[f"{contender}_left_out"] = said["error"]
             else:

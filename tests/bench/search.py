@@ -1,0 +1,296 @@
+"""Searching 100,000 and 1,000,000 products: time, recall, memory; and a cold start from the shell.
+
+    python -m tests.bench.search [--quick] [--json]
+
+Vectors of 512 numbers in clusters (one for each hundred products, spread as CLIP's are: neighbours at a
+cosine of about 0.55). Queries come from the same clusters and are no products. Truth is the exact
+top 10 in numpy. `p50_ms` and `p95_ms` are whole searches by a warm `Searcher`, product fields included.
+The rivals return row numbers only: numpy's exact product, faiss exact and faiss IVF with the same
+number of partitions and probes.
+
+Without `--quick` also: where an index begins to pay (`flat_*` against `ivf_*`), and a million products
+in a process of its own (time to build, peak memory, size on disk).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from furnclip import Searcher, vectors
+from furnclip.config import Config, load_config
+from furnclip.embed.parts import write_row_groups
+from furnclip.model import build_tiny_clip, load_clip
+from furnclip.vectors.index import index_location, write_index
+from tests.bench import measure
+
+DIMENSION = 512
+QUERIES = 200
+COLORS = ("brown", "red", "blue", "grey", "white")
+ROWS_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class Built:
+    """A searchable table and what is true of it."""
+
+    config: Config
+    queries: np.ndarray  # (Q, D)
+    truth: np.ndarray  # (Q, 10) row numbers
+    red_truth: np.ndarray  # (Q, 10) row numbers among red products
+    build_s: float
+
+
+def main() -> None:
+    arguments = measure.parse("search")
+    if os.environ.get("FURNCLIP_BENCH_MILLION"):
+        return million(Path(os.environ["FURNCLIP_BENCH_MILLION"]))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        figures = hundred_thousand(folder / "hundred-thousand")
+        figures |= cold_start(folder / "cold")
+        if not arguments.quick:
+            figures |= threshold(folder)
+            figures |= run_million(folder / "million")
+    ratios = {
+        rival: round(figures[f"{rival}_ms"] / figures["p50_ms"], 2)
+        for rival in ("numpy_exact", "faiss_exact", "faiss_ivf")
+        if f"{rival}_ms" in figures
+    }
+    measure.report("search", ratios, figures, as_json=arguments.json)
+
+
+def hundred_thousand(folder: Path) -> dict[str, Any]:
+    built = build(folder, 100_000)
+    searcher = Searcher(built.config)
+    p50_ms, p95_ms, recall = timed(built.queries, built.truth, lambda query: searcher.nearest(query, k=10))
+    filtered = timed(
+        built.queries, built.red_truth, lambda query: searcher.nearest(query, k=10, where="color = 'red'")
+    )
+    words = [f"{color} sideboard {number}" for number in range(20) for color in COLORS]
+    figures: dict[str, Any] = {
+        "p50_ms": p50_ms,
+        "p95_ms": p95_ms,
+        "recall_at_10": recall,
+        "filtered_p50_ms": filtered[0],
+        "filtered_p95_ms": filtered[1],
+        "filtered_recall_at_10": filtered[2],
+        "build_s": round(built.build_s, 1),
+        "keyword_p50_ms": p50(lambda word: searcher.search(word, mode="keyword"), words),
+        "hybrid_p50_ms": p50(lambda word: searcher.search(word, mode="hybrid"), words),
+    }
+    return figures | rivals(vectors.read_vectors(built.config.paths.vectors), built)
+
+
+def rivals(table: vectors.VectorTable, built: Built) -> dict[str, Any]:
+    gallery = table.matrix("vec_clip_base")
+    figures: dict[str, Any] = {}
+
+    def exact(query: np.ndarray) -> np.ndarray:
+        return vectors.top_k(query[None], gallery, 10)[1][0]
+
+    figures["numpy_exact_ms"], _, _ = timed(built.queries, built.truth, exact)
+    try:
+        import faiss
+    except ImportError as error:
+        return figures | {"faiss_left_out": str(error)}
+    faiss.omp_set_num_threads(2)
+    flat = faiss.IndexFlatIP(DIMENSION)
+    flat.add(gallery)
+    figures["faiss_exact_ms"], _, _ = timed(
+        built.queries, built.truth, lambda query: flat.search(query[None], 10)[1][0]
+    )
+    partitions = int(len(gallery) ** 0.5)
+    ivf = faiss.IndexIVFFlat(faiss.IndexFlatIP(DIMENSION), DIMENSION, partitions, faiss.METRIC_INNER_PRODUCT)
+    start = time.perf_counter()
+    ivf.train(gallery)
+    ivf.add(gallery)
+    figures["faiss_ivf_build_s"] = round(time.perf_counter() - start, 1)
+    ivf.nprobe = built.config.search.probes
+    found = timed(built.queries, built.truth, lambda query: ivf.search(query[None], 10)[1][0])
+    figures["faiss_ivf_ms"], _, figures["faiss_ivf_recall_at_10"] = found
+    return figures
+
+
+def threshold(folder: Path) -> dict[str, Any]:
+    """Median time with every vector compared, and with the index, for growing tables."""
+    figures: dict[str, Any] = {}
+    for products in (2_000, 5_000, 10_000, 20_000, 50_000):
+        for kind, exact_below in (("flat", 10**9), ("ivf", 1)):
+            built = build(folder / f"{kind}-{products}", products, exact_below=exact_below)
+            searcher = Searcher(built.config)
+            found = timed(built.queries[:60], built.truth, lambda query, s=searcher: s.nearest(query, k=10))
+            figures[f"{kind}_{products}_p50_ms"] = found[0]
+            if kind == "ivf":
+                figures[f"ivf_{products}_recall"] = found[2]
+    return figures
+
+
+def run_million(folder: Path) -> dict[str, Any]:
+    """A million products in a process of its own; peak memory is that of building and searching."""
+    setting = f"FURNCLIP_BENCH_MILLION={folder}"
+    _, peak_mb = measure.peak_mb(["env", setting, sys.executable, "-m", "tests.bench.search"])
+    said: dict[str, Any] = json.loads((folder / "said.json").read_text())
+    return {**said, "million_peak_mb": round(peak_mb, 1)}
+
+
+def million(folder: Path) -> None:
+    built = build(folder, 1_000_000)
+    searcher = Searcher(built.config)
+    p50_ms, p95_ms, recall = timed(built.queries, built.truth, lambda query: searcher.nearest(query, k=10))
+    filtered = timed(
+        built.queries, built.red_truth, lambda query: searcher.nearest(query, k=10, where="color = 'red'")
+    )
+    on_disk = sum(path.stat().st_size for path in built.config.paths.index.rglob("*") if path.is_file())
+    said = {
+        "million_p50_ms": p50_ms,
+        "million_p95_ms": p95_ms,
+        "million_recall_at_10": recall,
+        "million_filtered_p50_ms": filtered[0],
+        "million_build_s": round(built.build_s, 1),
+        "million_index_mb": round(on_disk / 1e6),
+        "million_vectors_mb": round(built.config.paths.vectors.stat().st_size / 1e6),
+    }
+    (folder / "said.json").write_text(json.dumps(said))
+
+
+def cold_start(folder: Path) -> dict[str, Any]:
+    """`furnclip search` from the shell with a tiny model, and what its imports take of it."""
+    build(folder, 1_000, dimension=32)
+    command = [sys.executable, "-m", "furnclip", "search", "red chair", "--json"]
+
+    def run() -> None:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+    run()
+    figures: dict[str, Any] = {"cold_s": round(measure.median_s(run, 3), 2)}
+    traced = [sys.executable, "-X", "importtime", *command[1:]]
+    done = subprocess.run(traced, cwd=folder, check=True, capture_output=True, text=True)
+    for name in ("torch", "transformers", "lancedb", "furnclip.search"):
+        found = re.search(rf"\|\s*(\d+) \|\s*{re.escape(name)}$", done.stderr, re.MULTILINE)
+        figures[f"cold_import_{name.replace('furnclip.', 'all_of_')}_s"] = (
+            round(int(found.group(1)) / 1e6, 2) if found else None
+        )
+    searching = json.loads(done.stdout)["seconds"]
+    return figures | {"cold_first_search_s": searching}
+
+
+# --- what is searched
+
+
+def build(folder: Path, products: int, *, dimension: int = DIMENSION, exact_below: int = 10_000) -> Built:
+    """A vector file and its table, as `furnclip embed` leaves them, from made-up vectors."""
+    model = build_tiny_clip(folder / "clip", ["a red chair"], image_px=32, width=dimension, layers=1)
+    (folder / "furnclip.toml").write_text(f'[model]\nname = "{model}"\ndevice = "cpu"\n')
+    config = load_config(folder / "furnclip.toml", {"search": {"exact_below": exact_below}})
+    clip = load_clip(str(model), config.model)
+    provenance = vectors.Provenance(
+        key="bench",
+        models={
+            "base": vectors.ModelProvenance(
+                name=clip.name,
+                fingerprint=clip.fingerprint,
+                dimension=clip.dimension,
+                image_px=clip.image_px,
+                precision="fp32",
+            )
+        },
+    )
+    random = np.random.default_rng(0)
+    centres = vectors.unit(random.normal(size=(max(10, products // 100), dimension)))
+    queries = scattered(centres, QUERIES, random)
+    best, red = Best(queries), Best(queries)
+    schema = vectors.vector_schema(provenance)
+    config.paths.embeddings.mkdir(parents=True)
+    with config.paths.vectors.open("wb") as file:
+        write_row_groups(file, schema, tables(products, centres, schema, random, (best, red)))
+    start = time.perf_counter()
+    write_index(index_location(config), config.paths.vectors, config.search)
+    return Built(config, queries, best.rows, red.rows, time.perf_counter() - start)
+
+
+class Best:
+    """The exact top 10 of a gallery that is never held whole."""
+
+    def __init__(self, queries: np.ndarray) -> None:
+        self._queries = queries
+        self._scores = np.full((len(queries), 10), -np.inf, dtype=np.float32)
+        self.rows = np.full((len(queries), 10), -1)
+
+    def see(self, gallery: np.ndarray, rows: np.ndarray) -> None:
+        scores, places = vectors.top_k(self._queries, gallery[rows % ROWS_AT_ONCE], 10)
+        merged = np.concatenate([self._scores, scores], axis=1)
+        merged_rows = np.concatenate([self.rows, rows[places]], axis=1)
+        order = np.argsort(-merged, axis=1, kind="stable")[:, :10]
+        self._scores = np.take_along_axis(merged, order, axis=1)
+        self.rows = np.take_along_axis(merged_rows, order, axis=1)
+
+
+def tables(
+    products: int,
+    centres: np.ndarray,
+    schema: pa.Schema,
+    random: np.random.Generator,
+    seen: tuple[Best, Best],
+) -> Iterator[pa.Table]:
+    for start in range(0, products, ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + ROWS_AT_ONCE, products))
+        gallery = scattered(centres, len(rows), random)
+        seen[0].see(gallery, rows)
+        seen[1].see(gallery, rows[rows % len(COLORS) == COLORS.index("red")])
+        texts = {name: [""] * len(rows) for name in vectors.PRODUCT_COLUMNS}
+        texts["product_id"] = [str(row) for row in rows]
+        texts["color"] = [COLORS[row % len(COLORS)] for row in rows]
+        texts["title"] = [f"{COLORS[row % len(COLORS)]} sideboard {row % 1000}" for row in rows]
+        stored = vectors.vector_array(gallery, np.ones(len(rows), dtype=bool), "fp32")
+        columns = [pa.array(texts[name]) for name in vectors.PRODUCT_COLUMNS]
+        yield pa.Table.from_arrays(
+            [*columns, stored, stored, stored, pa.nulls(len(rows), pa.string())], schema=schema
+        )
+
+
+def scattered(centres: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Unit vectors around randomly chosen centres, (count, D)."""
+    chosen = centres[random.integers(0, len(centres), count)]
+    noise = random.normal(scale=0.9 / centres.shape[1] ** 0.5, size=chosen.shape)
+    return vectors.unit(chosen + noise)
+
+
+def timed(
+    queries: np.ndarray, truth: np.ndarray, search: Callable[[np.ndarray], Any]
+) -> tuple[float, float, float]:
+    """Warm p50 and p95 in milliseconds, and recall@10."""
+    for query in queries[:10]:
+        search(query)
+    seconds, right = [], 0
+    for query, expected in zip(queries, truth, strict=False):
+        start = time.perf_counter()
+        found = search(query)
+        seconds.append(time.perf_counter() - start)
+        rows = {int(getattr(hit, "product_id", hit)) for hit in found}
+        right += len(rows & set(expected.tolist()))
+    p50_s, p95_s = np.percentile(seconds, [50, 95])
+    return round(p50_s * 1000, 2), round(p95_s * 1000, 2), round(right / (10 * len(seconds)), 4)
+
+
+def p50(search: Callable[[Any], object], items: list[Any]) -> float:
+    search(items[0])
+    return round(
+        float(np.median([measure.median_s(lambda item=item: search(item), 1) for item in items])) * 1000, 2
+    )
+
+
+if __name__ == "__main__":
+    main()
