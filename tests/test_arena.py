@@ -491,6 +491,17 @@ def test_several_raters_of_one_query_count_once() -> None:
     assert [rater.votes for rater in standings.raters] == [4, 4, 4]
 
 
+def test_a_run_trained_again_under_its_name_is_another_model() -> None:
+    first = votes_of("anna", "ttt")
+    models = {"base": "hash-base", "tuned": "other-hash"}
+    second = [replace(vote, models=models, lineup="k2") for vote in votes_of("anna", "bbbb")]
+    contest = {"queries": 9, "agreed": [{"models": ["base", "tuned"], "queries": 2}], "models": models}
+    standings = compute_standings([*first, *second], {"k2": contest})
+    found = {duel.challenger: (duel.score.wins, duel.score.losses) for duel in standings.duels}
+    assert found == {"tuned (hash-t)": (3, 0), "tuned (other-)": (0, 4)}
+    assert [duel.queries_agreed for duel in standings.duels] == [None, 2]
+
+
 @pytest.mark.parametrize(
     ("winners", "result"),
     [("tt", "t"), ("tb", "tie"), ("ttb", "t"), (["tie", "t", "b"], "tie"), (["tie", "tie", "b"], "tie")],
@@ -564,8 +575,8 @@ def test_stats_export_and_page_through_the_command(contest: Path, monkeypatch: p
 def test_voting_without_a_terminal_is_an_error_of_two_lines(contest: Path, cli: Cli) -> None:
     outcome = cli("arena", cwd=contest)
     assert outcome.code == 2
-    assert outcome.stderr == (
-        "error: the arena needs a terminal to vote in\n"
+    assert outcome.stderr.endswith(
+        "\nerror: the arena needs a terminal to vote in\n"
         "hint: run it in one, or vote from Python with `furnclip.ArenaApp`\n"
     )
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from furnclip.arena.state import fit_strengths
@@ -124,6 +124,7 @@ def planner() -> dict[str, int | None]:
 
 def compute_standings(votes: Sequence[Vote], agreements: Mapping[str, Mapping[str, Any]]) -> Standings:
     """The statistics of votes that stand; `agreements` as `VoteBook.agreements` gives them."""
+    votes, agreements = _told_apart(votes, agreements)
     fresh = [vote for vote in votes if vote.counts]
     by_query = _grouped(fresh, lambda vote: (vote.lineup, vote.duel, vote.query.query_id))
     outcomes = {key: majority([vote.winner for vote in group]) for key, group in by_query.items()}
@@ -144,6 +145,37 @@ def compute_standings(votes: Sequence[Vote], agreements: Mapping[str, Mapping[st
         ranking=() if fit is None else _ranking(fit.models, fit.scores, fit.intervals),
         ranking_is_regularised=fit is not None and fit.regularised,
     )
+
+
+def _told_apart(
+    votes: Sequence[Vote], agreements: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Vote], Mapping[str, Mapping[str, Any]]]:
+    """With a piece of its fingerprint in the name of a run that was trained again under that name."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for vote in votes:
+        for name, fingerprint in vote.models.items():
+            known[name].add(fingerprint)
+
+    def label(name: str, models: Mapping[str, str]) -> str:
+        return f"{name} ({models[name][:6]})" if len(known[name]) > 1 else name
+
+    def renamed(vote: Vote) -> Vote:
+        first, second = (label(name, vote.models) for name in vote.duel)
+        sides = (first, second) if vote.sides == vote.duel else (second, first)
+        models = {label(name, vote.models): fingerprint for name, fingerprint in vote.models.items()}
+        return replace(vote, duel=(first, second), sides=sides, models=models)
+
+    contests = {
+        lineup: {
+            **contest,
+            "agreed": [
+                {**entry, "models": [label(name, contest["models"]) for name in entry["models"]]}
+                for entry in contest["agreed"]
+            ],
+        }
+        for lineup, contest in agreements.items()
+    }
+    return [renamed(vote) for vote in votes], contests
 
 
 Outcomes = Mapping[tuple[str, tuple[str, str], str], str]
