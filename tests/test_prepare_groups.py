@@ -49,6 +49,7 @@ def records_of(rows: list[Made]) -> Records:
         record["source"] = (row.source, 1)
         record["hash"] = hash_of(row.look)
         record["colours"] = 200
+        record["look"] = row.look
     return records
 
 
@@ -190,9 +191,10 @@ def test_the_search_finds_exactly_the_pairs_that_comparing_all_finds(seed: int, 
     hashes[: count // 2] ^= np.packbits(chance.random((count // 2, 128)) < 0.04, axis=1)
     colours = (128 + chance.integers(-60, 60, 1) + chance.integers(-9, 10, (count, 195))).astype(np.uint8)
     every = np.array([*combinations(range(count), 2)], dtype=np.int64).reshape(-1, 2)
-    words = np.ascontiguousarray(hashes).view(np.uint16)
-    wanted = prints._verified(every[:, 0], every[:, 1], words, colours)
-    assert near_pairs(hashes, colours).tolist() == wanted.tolist()
+    apart = np.unpackbits(hashes[every[:, 0]] ^ hashes[every[:, 1]], axis=1).sum(axis=1)
+    agree = prints.colours_agree(colours[every[:, 0]], colours[every[:, 1]])
+    wanted = every[(apart <= prints.MAX_BITS) & agree]
+    assert near_pairs(hashes, colours, np.arange(count)).tolist() == wanted.tolist()
 
 
 def drawn_chair(color: str = "brown", legs: int = 4, side_px: int = 200) -> Image.Image:
@@ -211,7 +213,7 @@ def drawn_chair(color: str = "brown", legs: int = 4, side_px: int = 200) -> Imag
 def near(first: Image.Image, second: Image.Image) -> bool:
     pair = [fingerprint(image) for image in (first, second)]
     hashes, colours = (np.array([np.frombuffer(part[kind], np.uint8) for part in pair]) for kind in (0, 1))
-    return len(near_pairs(hashes, colours)) == 1
+    return len(near_pairs(hashes, colours, np.arange(2))) == 1
 
 
 def recoded(image: Image.Image, quality: int) -> Image.Image:

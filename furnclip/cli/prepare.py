@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from furnclip.config import Config
     from furnclip.prepare import CheckReport, Summary
 
+_LARGE_GROUP_SHARE = 0.1
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
@@ -106,6 +108,11 @@ def _show_summary(summary: Summary, uploaded: dict[str, int | str]) -> None:
         console.say(f"rejected: {count} {reason}")
     if summary.rejected:
         console.say(f"see {summary.folder / 'rejected.csv'}")
+    if leaks["largest_group"] > max(_LARGE_GROUP_SHARE * summary.products, 10):
+        console.warn(
+            f"one group holds {leaks['largest_group']} of {summary.products} products, all in one split; if "
+            "they only share a title, set `paths.group_column` to the column that tells variants apart"
+        )
     if uploaded:
         console.say(
             f"uploaded {uploaded['sent']} files to {uploaded['to']}; {uploaded['kept']} were there already"

@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from furnclip.prepare.spool import IN_SHARD, Entry, Records, SpoolPlace, entry_of, read_payload, read_records
+from furnclip.prepare.spool import (
+    IN_SHARD,
+    Entry,
+    Records,
+    SpoolPlace,
+    cache_file,
+    entry_of,
+    read_payload,
+    read_records,
+)
 from furnclip.shards.tar import Place, damaged, read_about, read_index, read_place
 
 Source = tuple[Path, Place | SpoolPlace]
@@ -78,9 +87,9 @@ class Earlier:
     @classmethod
     def load(cls, cache: Path, shelf: Shelf) -> Earlier:
         """From the files in `cache`; a spool that lost its payloads is no use."""
-        spool = cache / "spool.bin"
-        spooled = read_records(cache / "spooled.bin") if spool.is_file() else read_records(Path())
-        return cls([read_records(cache / "records.bin"), spooled], shelf, spool)
+        spool = cache_file(cache, "spool")
+        spooled = read_records(cache_file(cache, "spooled")) if spool.is_file() else read_records(Path())
+        return cls([read_records(cache_file(cache, "records")), spooled], shelf, spool)
 
     def find(self, wanted: Entry) -> Entry | None:
         """The product's entry from an earlier run, if its picture is the same and still at hand.

@@ -89,16 +89,19 @@ def _range(ink: np.ndarray) -> tuple[float, float]:
     return (first, last) if last - first >= 1 else (0.0, float(len(ink)))
 
 
-def near_pairs(hashes: np.ndarray, colours: np.ndarray) -> np.ndarray:
+def near_pairs(hashes: np.ndarray, colours: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Pairs (i, j), i < j, of near-duplicates among distinct fingerprints: (P, 2).
 
-    hashes: (N, 16) uint8, colours: (N, 195) uint8.
+    hashes: (N, 16) uint8. colours: (M, 195) uint8, perhaps on disk; rows: (N,) which are of which hash.
     """
     found = [np.empty((0, 2), dtype=np.int64)]
     words = np.ascontiguousarray(hashes).view(np.uint16)  # (N, 8)
     for first, second in combinations(_bands(hashes), 2):
         for left, right in _pairs_of_equals(first << np.uint32(16) | second):
-            found.append(_verified(left, right, words, colours))
+            close = _ONES[words[left] ^ words[right]].sum(axis=1) <= MAX_BITS
+            left, right = left[close], right[close]
+            same = colours_agree(colours[rows[left]], colours[rows[right]])
+            found.append(np.sort(np.stack([left[same], right[same]], axis=1), axis=1))
     return np.unique(np.concatenate(found), axis=0)
 
 
@@ -136,13 +139,11 @@ def _pairs_of_equals(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
         first = last
 
 
-def _verified(left: np.ndarray, right: np.ndarray, words: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """The pairs that are near-duplicates, smaller index first: (P, 2)."""
-    close = _ONES[words[left] ^ words[right]].sum(axis=1) <= MAX_BITS
-    left, right = left[close], right[close]
-    first, second = colours[left].astype(np.int16), colours[right].astype(np.int16)  # (P, 195)
+def colours_agree(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whether thumbnails and backgrounds (P, 195) are close enough: (P,)."""
+    first, second = first.astype(np.int16), second.astype(np.int16)
     apart = np.abs(first - second)
-    ink = (np.abs(first - _NEUTRAL)[:, :-3].mean(axis=1) + np.abs(second - _NEUTRAL)[:, :-3].mean(axis=1)) / 2
-    same = apart[:, :-3].mean(axis=1) <= MAX_DIFFERENCE * np.maximum(ink, _LEAST_INK)
-    same &= apart[:, -3:].max(axis=1, initial=0) <= MAX_LEVELS
-    return np.sort(np.stack([left[same], right[same]], axis=1), axis=1)
+    ink = np.abs(first[:, :-3] - _NEUTRAL).mean(axis=1) + np.abs(second[:, :-3] - _NEUTRAL).mean(axis=1)
+    thumbnails = apart[:, :-3].mean(axis=1) <= MAX_DIFFERENCE * np.maximum(ink / 2, _LEAST_INK)
+    backgrounds = apart[:, -3:].max(axis=1, initial=0) <= MAX_LEVELS
+    return np.asarray(thumbnails & backgrounds)

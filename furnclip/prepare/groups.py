@@ -35,7 +35,7 @@ class Ties:
     """
 
     nodes: np.ndarray
-    picture: np.ndarray  # (N,) the number of the row's fingerprint node
+    look: np.ndarray  # (N,) the number of the row's fingerprint node
     neighbours: dict[int, list[int]]  # fingerprint node -> near-duplicate fingerprint nodes
     count: int
     counts: dict[str, int] = field(default_factory=dict)
@@ -51,48 +51,38 @@ class Assignment:
 
 def find_ties(records: Records, *, by_column: bool) -> Ties:
     """Shared group or title, shared picture bytes, shared or close fingerprints."""
-    labels = {"group" if by_column else "title": records["group"] if by_column else records["title"]}
-    columns, counts, first_free = [], {}, 0
-    for name, values in labels.items():
-        column, first_free, counts[f"same_{name}"] = _shared(values, first_free, ignore_zero=True)
-        columns.append(column)
-    source = _joined(records["source"].reshape(len(records), 2))
-    column, first_free, counts["same_picture"] = _shared(source, first_free, ignore_zero=False)
-    columns.append(column)
-    picture, neighbours, unique_count, pairs = _picture_nodes(records, first_free)
-    counts["near_duplicate_pairs"] = pairs
-    return Ties(np.stack(columns, axis=1), picture, neighbours, first_free + unique_count, counts)
-
-
-def _joined(pairs: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(pairs).view("V16").ravel()
+    label = "group" if by_column else "title"
+    labels, first_free, same_label = _shared(records[label], 0, ignore_zero=True)
+    sources = np.ascontiguousarray(records["source"]).view("V16").ravel()
+    pictures, first_free, same_picture = _shared(sources, first_free, ignore_zero=False)
+    looks, neighbours, look_count, pairs = _looks(records, first_free)
+    counts = {f"same_{label}": same_label, "same_picture": same_picture, "near_duplicate_pairs": pairs}
+    return Ties(np.stack([labels, pictures], axis=1), looks, neighbours, first_free + look_count, counts)
 
 
 def _shared(values: np.ndarray, first_node: int, *, ignore_zero: bool) -> tuple[np.ndarray, int, int]:
-    """(node of each row or `_FREE`, next free node number, rows that share their value with another)."""
+    """(node of each row or `_FREE`, next free node number, rows whose value an earlier row has)."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     shared = counts > 1
-    if ignore_zero and len(values):
-        shared &= ~np.isin(np.arange(len(counts)), inverse[values == 0])
+    if ignore_zero:
+        shared[inverse[values == 0]] = False
     numbers = np.full(len(counts), _FREE)
     numbers[shared] = first_node + np.arange(shared.sum())
     return numbers[inverse], first_node + int(shared.sum()), int((counts[shared] - 1).sum())
 
 
-def _picture_nodes(records: Records, first_node: int) -> tuple[np.ndarray, dict[int, list[int]], int, int]:
+def _looks(records: Records, first_node: int) -> tuple[np.ndarray, dict[int, list[int]], int, int]:
     """Each row's fingerprint node, near nodes of each, number of nodes, pairs of near-duplicate rows."""
-    prints = np.concatenate([records["hash"], records["colours"]], axis=1)  # (N, 211)
-    rows = np.ascontiguousarray(prints).view(f"V{prints.shape[1]}").ravel()
-    _, first_row, inverse, counts = np.unique(
-        rows, return_index=True, return_inverse=True, return_counts=True
+    _, rows, inverse, counts = np.unique(
+        records["look"], return_index=True, return_inverse=True, return_counts=True
     )
-    pairs = near_pairs(records["hash"][first_row], records["colours"][first_row])  # (P, 2)
+    pairs = near_pairs(records["hash"][rows], records["colours"], rows)  # (P, 2)
     neighbours: dict[int, list[int]] = defaultdict(list)
     for left, right in (pairs + first_node).tolist():
         neighbours[left].append(right)
         neighbours[right].append(left)
     pair_count = int((counts * (counts - 1) // 2).sum() + (counts[pairs[:, 0]] * counts[pairs[:, 1]]).sum())
-    return inverse + first_node, dict(neighbours), len(first_row), pair_count
+    return inverse + first_node, dict(neighbours), len(rows), pair_count
 
 
 class _Components:
@@ -158,9 +148,9 @@ def _place_rows(
     placed = np.full(len(keys), _FREE)
     active: set[int] = set()  # fingerprints of rows that were placed
     for row in order.tolist():
-        picture = int(ties.picture[row])
+        look = int(ties.look[row])
         nodes = [node for node in ties.nodes[row].tolist() if node != _FREE]
-        nodes += [picture, *(near for near in ties.neighbours.get(picture, ()) if near in active)]
+        nodes += [look, *(near for near in ties.neighbours.get(look, ()) if near in active)]
         roots = list(dict.fromkeys(components.root(node) for node in nodes))
         split = int(known.split[row])
         decided = {components.split[root] for root in roots} | {split}
@@ -168,8 +158,8 @@ def _place_rows(
             continue
         group = int(known.group[row]) if split != UNDECIDED else None
         components.join(roots, int(keys[row]), split=split, group=group)
-        active.add(picture)
-        placed[row] = picture
+        active.add(look)
+        placed[row] = look
     return placed
 
 
@@ -234,11 +224,11 @@ def leaks_left(ties: Ties, assignment: Assignment) -> int:
     split = assignment.split
     kept = split != UNDECIDED
     left = 0
-    for nodes in (*ties.nodes.T, ties.picture):
+    for nodes in (*ties.nodes.T, ties.look):
         rows = kept & (nodes != _FREE)
         pairs = np.unique(np.stack([nodes[rows], split[rows]], axis=1), axis=0)  # (node, split)
         left += len(pairs) - len(np.unique(pairs[:, 0]))
-    splits_of: dict[int, int] = dict(zip(ties.picture[kept].tolist(), split[kept].tolist(), strict=True))
+    splits_of: dict[int, int] = dict(zip(ties.look[kept].tolist(), split[kept].tolist(), strict=True))
     for node, near in ties.neighbours.items():
         left += sum(
             node < other and node in splits_of and other in splits_of and splits_of[node] != splits_of[other]

@@ -30,7 +30,7 @@ from furnclip.prepare.pack import (
 from furnclip.prepare.pool import Workers
 from furnclip.prepare.report import Summary, by_reason, leak_report, nothing_usable, write_rejected
 from furnclip.prepare.scan import Scanner
-from furnclip.prepare.spool import Records, Spool, entry_of, read_records, write_settled
+from furnclip.prepare.spool import Records, Spool, cache_file, entry_of, read_records, write_settled
 from furnclip.shards.manifest import (
     MANIFEST_NAME,
     MINI_TRAIN,
@@ -136,7 +136,7 @@ class _Run:
 
     def _scan(self) -> tuple[Records, int]:
         """Judge every row and decode what is new; the records of all usable rows, and the number decoded."""
-        path = self._cache / "current.bin"
+        path = cache_file(self._cache, "current")
         earlier = self._earlier()
         with (
             Spool(self._cache) as spool,
@@ -157,7 +157,7 @@ class _Run:
 
     def _assign(self, records: Records, ties: Ties, ledger: Ledger) -> Assignment:
         settings = self._config.prepare
-        changed = _changed(records, read_records(self._cache / "records.bin"))
+        changed = _changed(records, read_records(cache_file(self._cache, "records")))
         shares = (settings.train_fraction, settings.validation_fraction)
         assignment = assign(records, ties, ledger, changed=changed, shares=shares)
         earlier = self._earlier()
@@ -193,9 +193,9 @@ class _Run:
         write_rejected(self._folder, self._rejections)
         if not (self._folder / MANIFEST_NAME).is_file() or read_manifest(self._folder) != manifest:
             write_manifest(self._folder, manifest)
-        write_settled(self._cache / "records.bin", records)
+        write_settled(cache_file(self._cache, "records"), records)
         Spool(self._cache).clear()
-        (self._cache / "current.bin").unlink(missing_ok=True)
+        (cache_file(self._cache, "current")).unlink(missing_ok=True)
 
 
 def _changed(records: Records, before: Records) -> np.ndarray:
@@ -204,9 +204,8 @@ def _changed(records: Records, before: Records) -> np.ndarray:
     if not len(before):
         return changed
     order = np.argsort(before["key"])
-    position = np.minimum(np.searchsorted(before["key"][order], records["key"]), len(before) - 1)
-    old = before[order[position]]
-    for name in ("title", "group", "hash", "colours", "source"):
-        differs = old[name] != records[name]
+    position = order[np.minimum(np.searchsorted(before["key"][order], records["key"]), len(before) - 1)]
+    for name in ("title", "group", "look", "source"):
+        differs = before[name][position] != records[name]
         changed |= differs if differs.ndim == 1 else differs.any(axis=1)
-    return np.asarray(changed & (old["key"] == records["key"]))
+    return np.asarray(changed & (before["key"][position] == records["key"]))

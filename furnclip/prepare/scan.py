@@ -27,10 +27,8 @@ from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image, rea
 from furnclip.prepare.earlier import Earlier, read_source
 from furnclip.prepare.fingerprint import COLOUR_BYTES, HASH_BYTES, fingerprint
 from furnclip.prepare.pool import Workers
-from furnclip.prepare.spool import Entry, Spool
+from furnclip.prepare.spool import VERSION, Entry, Spool
 from furnclip.shards.tar import Sample, encode_sample, member_bytes, sample_content
-
-VERSION = "2"  # raise it when the same picture file would give other bytes
 
 
 @dataclass(frozen=True)
@@ -127,12 +125,13 @@ class Scanner:
             source=bytes(16),
             hash=bytes(HASH_BYTES),
             colours=bytes(COLOUR_BYTES),
+            look=0,
             sample_bytes=0,
         )
 
     def _stat(self, paths: list[Path]) -> str:
         settings = self._config.prepare
-        parts = [VERSION, str(settings.image_px), str(settings.jpeg_quality)]
+        parts = [str(VERSION), str(settings.image_px), str(settings.jpeg_quality)]
         for path in paths:
             status = path.stat()
             parts += [str(path), str(status.st_size), str(status.st_mtime_ns)]
@@ -172,6 +171,7 @@ class Scanner:
             source=picture.source,
             hash=picture.hash,
             colours=picture.colours,
+            look=_number(content_hash(picture.hash, picture.colours)),
             sample_bytes=sum(member_bytes(len(content)) for content in contents),
         )
         return self._spool.append(whole, contents) if self._spool else whole

@@ -1,10 +1,10 @@
 """What `prepare` knows about each product between reading it and packing it, on disk, not in memory.
 
-    work/cache/prepare/records.bin    one fixed-size record a product, of the last finished run
-    work/cache/prepare/spool.bin      caption, fields and picture of what is new or changed
-    work/cache/prepare/spooled.bin    the records of `spool.bin`, so that a killed run goes on
+    work/cache/prepare/records-3.bin    one fixed-size record a product, of the last finished run
+    work/cache/prepare/spool-3.bin      caption, fields and picture of what is new or changed
+    work/cache/prepare/spooled-3.bin    the records of the spool, so that a killed run goes on
 
-Records are mapped, not loaded: 315 bytes a product, looked at a column at a time. A record is written
+Records are mapped, not loaded: 323 bytes a product, looked at a column at a time. A record is written
 after its payload, and a payload is checked when it is read, so a torn tail costs its products a
 second decode and nothing else.
 """
@@ -14,15 +14,17 @@ from __future__ import annotations
 import dataclasses
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from furnclip.journal import write_bytes
+from furnclip.journal import replacing
 from furnclip.prepare.fingerprint import COLOUR_BYTES, HASH_BYTES
 
+VERSION = 3  # raise it when a record has another layout, or the same picture file would give other bytes
 Records = np.ndarray[Any, np.dtype[np.void]]
 
 RECORD = np.dtype(
@@ -38,15 +40,17 @@ RECORD = np.dtype(
         ("source", "<u8", (2,)),  # of the picture file's bytes
         ("hash", "u1", (HASH_BYTES,)),
         ("colours", "u1", (COLOUR_BYTES,)),
+        ("look", "<u8"),  # of hash and colours
         ("sample_bytes", "<u4"),  # about what the sample takes in a shard
         ("crc32", "<u4"),  # of the payload
         ("offset", "<i8"),  # of the payload in `spool.bin`; -1: the sample is in a shard
         ("payload_bytes", "<i8"),
     ]
 )
-_PACKED = struct.Struct(f"<q7Q2Q{HASH_BYTES}s{COLOUR_BYTES}s2I2q")
+_PACKED = struct.Struct(f"<q7Q16s{HASH_BYTES}s{COLOUR_BYTES}sQ2I2q")
 _LENGTHS = struct.Struct("<3I")
 IN_SHARD = -1
+_CHUNK_ROWS = 2**16
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Entry:
     source: bytes
     hash: bytes
     colours: bytes
+    look: int
     sample_bytes: int
     crc32: int = 0
     offset: int = IN_SHARD
@@ -83,12 +88,13 @@ class Entry:
         return SpoolPlace(self.offset, self.payload_bytes, self.crc32)
 
     def pack(self) -> bytes:
-        source = struct.unpack("<2Q", self.source)
-        return _PACKED.pack(
-            *(self.row, self.key, self.stat, self.text, self.content, self.group, self.title, self.stratum),
-            *source,
-            *(self.hash, self.colours, self.sample_bytes, self.crc32, self.offset, self.payload_bytes),
-        )
+        """The bytes of one `RECORD`."""
+        return _PACKED.pack(*vars(self).values())
+
+
+def cache_file(folder: Path, name: str) -> Path:
+    """A file of the cache; one of another layout has another name."""
+    return folder / f"{name}-{VERSION}.bin"
 
 
 def entry_of(record: Any) -> Entry:
@@ -109,19 +115,27 @@ def read_records(path: Path) -> Records:
 
 def write_settled(path: Path, records: Records) -> None:
     """Keep the records of a finished run, whose samples are all in shards."""
-    settled = np.array(records)
-    settled["offset"], settled["payload_bytes"], settled["crc32"] = IN_SHARD, 0, 0
-    data = settled.tobytes()
-    if not path.is_file() or path.read_bytes() != data:
-        write_bytes(path, data)
+    before = read_records(path)
+    if len(before) == len(records) and all(map(np.array_equal, _settled(records), _settled(before))):
+        return
+    with replacing(path) as file:
+        for chunk in _settled(records):
+            file.write(chunk.tobytes())
+
+
+def _settled(records: Records) -> Iterator[Records]:
+    for start in range(0, len(records), _CHUNK_ROWS):
+        chunk = np.array(records[start : start + _CHUNK_ROWS])
+        chunk["offset"], chunk["payload_bytes"], chunk["crc32"] = IN_SHARD, 0, 0
+        yield chunk
 
 
 class Spool:
     """Payloads and their records, appended; goes on where a killed run stopped."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "spool.bin"
-        self.records_path = folder / "spooled.bin"
+        self.path = cache_file(folder, "spool")
+        self.records_path = cache_file(folder, "spooled")
         self._files: tuple[IO[bytes], IO[bytes]] | None = None
         self._position = 0
 
