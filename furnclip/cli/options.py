@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="settings file [default: ./furnclip.toml if there is one]", resolve_path=True
+        "--config", help="settings file; without it ./furnclip.toml, if there is one", resolve_path=True
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
