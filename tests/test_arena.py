@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,6 +265,37 @@ def test_one_rater_votes_in_one_window(contest: Path) -> None:
         with app_in(contest, "ben") as ben:  # another rater may vote at the same time
             ben.next_query()
             ben.vote("B")
+
+
+def test_raters_who_vote_in_the_same_moment_do_not_lose_a_vote(tmp_path: Path) -> None:
+    book = VoteBook(tmp_path / "votes.jsonl")
+
+    def vote_often(rater: int) -> None:
+        for number in range(20):
+            book.append({"event": "contest", "lineup": f"{rater}-{number}"})
+
+    with ThreadPoolExecutor(4) as raters:
+        list(raters.map(vote_often, range(4)))
+    assert len(book.agreements()) == 80
+
+
+class FullDisk(VoteBook):
+    """A votes file on a disk without room."""
+
+    def append(self, event: Mapping[str, object]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+
+
+def test_a_vote_that_cannot_be_written_does_not_count(contest: Path) -> None:
+    with app_in(contest) as app:
+        asked = app.next_query()
+        book, app.book = app.book, FullDisk(app.book.path)
+        with pytest.raises(OSError, match="No space left"):
+            app.vote("A")
+        assert app.votes_cast == 0
+        app.book = book
+        assert app.question() == asked
+        assert app.vote("A") == 1
 
 
 def test_what_is_missing_is_named(contest: Path, tmp_path: Path) -> None:

@@ -146,6 +146,14 @@ def test_help_and_a_new_size_do_not_vote(contest: Path) -> None:
     assert votes_in(contest) == []
 
 
+def test_a_polite_kill_leaves_the_terminal_as_it_was(contest: Path) -> None:
+    person = Person(contest, "--viewer", "none").wait("0 votes")
+    person.press("a").wait("vote 1 saved")
+    _kill(person, signal.SIGTERM)
+    assert_restored(person, code=130)
+    assert votes_in(contest) == ["A"]
+
+
 def test_the_last_vote_ends_it_and_the_next_start_says_so(tmp_path: Path) -> None:
     folder = write_contest(tmp_path / "c", config="query_limit = 3\nrepeat_every = 0")
     person = Person(folder, "--viewer", "none", "--json")
