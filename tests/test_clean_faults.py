@@ -488,6 +488,13 @@ def test_slow_and_shaky_server(shop: CleanShop, server: BatchServer) -> None:
     assert set(server.asked.values()) == {1}
 
 
+def test_outage_while_watching_is_waited_out(shop: CleanShop, server: BatchServer) -> None:
+    server.faults.append(Fault("GET /batches/", "status:503", times=12))
+    warned = shop.run("run", env=server.env).ok()
+    assert warned.stderr.count("answers with HTTP 503; trying on") == 1
+    shop.check_all_settled()
+
+
 def test_answers_are_joined_by_id_not_by_order(shop: CleanShop, server: BatchServer) -> None:
     server.faults.append(Fault("GET /files/.*/content", "reorder"))
     shop.run("run", env=server.env).ok()

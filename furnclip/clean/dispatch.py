@@ -138,7 +138,11 @@ class Dispatcher:
             )
 
     def send_canary(self, part: Part) -> None:
-        """One real request at once: a wrong parameter shows now and not in every line of a batch."""
+        """One real request at once: a wrong parameter shows now and not in every line of a batch.
+
+        Its answer is not used. A kill before its bill is noted sends another one: the only thing here that
+        may be paid for twice, and worth a fraction of a cent.
+        """
         if self._recipe.identity in self._ledger.state.canaries:
             return
         request, reply = self._first_accepted(part)

@@ -19,7 +19,7 @@ from furnclip.clean.board import Board
 from furnclip.clean.dispatch import Dispatcher
 from furnclip.clean.ledger import Ledger
 from furnclip.clean.models import VisionModel, find_model
-from furnclip.clean.openai import TERMINAL, Batch, BatchService
+from furnclip.clean.openai import TERMINAL, Batch, BatchService, OutageError
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import Part, Usage
 from furnclip.config import CleaningConfig
@@ -31,6 +31,7 @@ _SAME_ERROR_SHARE = 0.2
 _SAME_ERROR_ROWS = 10
 _MAX_CREATIONS = 3
 _SURPRISE = 0.25  # share of the estimate
+_PATIENCE = 20  # failed looks in a row
 _SLOWEST = 10  # times the poll interval
 _KNOWN = TERMINAL | {"validating", "in_progress", "finalizing", "cancelling"}
 
@@ -46,6 +47,7 @@ class Monitor:
         self._dispatcher = Dispatcher(ledger, service, recipe)
         self._late: Counter[int] = Counter()  # looks at a part whose file ids are not there yet
         self._odd: set[str] = set()
+        self._outages = 0  # failed looks in a row
 
     def watch(self) -> None:
         """Send, poll, fetch and ask again until every part is merged or something has to be decided."""
@@ -102,7 +104,9 @@ class Monitor:
     # --- looking
 
     def _look(self, part: Part, board: Board) -> None:
-        batch = self.service.get(part.batch_id)
+        batch = self._seen(part)
+        if batch is None:
+            return
         board.saw(part.number, batch)
         if batch.status not in _KNOWN and batch.status not in self._odd:
             self._odd.add(batch.status)
@@ -113,6 +117,20 @@ class Monitor:
             self._ended(part, batch)
         elif batch.status != part.batch_status:
             self.ledger.record("seen", part=part.number, status=batch.status, counts=list(batch.counts))
+
+    def _seen(self, part: Part) -> Batch | None:
+        """The batch as it is now; None while the service is out of order, which may take hours."""
+        try:
+            batch = self.service.get(part.batch_id)
+        except OutageError as error:
+            self._outages += 1
+            if self._outages == 1:
+                console.warn(f"{error.message}; trying on")
+            if self._outages > _PATIENCE:
+                raise
+            return None
+        self._outages = 0
+        return batch
 
     def _ended(self, part: Part, batch: Batch) -> None:
         _, completed, failed = batch.counts

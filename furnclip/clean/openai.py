@@ -29,6 +29,10 @@ _UPLOAD_TIMEOUT_S = 900
 _DOWNLOAD_TRIES = 6
 
 
+class OutageError(ServiceError):
+    """The service cannot be reached or is out of order; it may pass by itself."""
+
+
 class UnsureError(Exception):
     """The reply was lost: the service may or may not have done what was asked."""
 
@@ -217,14 +221,14 @@ class BatchService:
             yield
         except openai.APIStatusError as error:
             if error.status_code >= 500:
-                raise ServiceError(
+                raise OutageError(
                     f"the service at `{self._url}` answers with HTTP {error.status_code}",
                     hint="run the same command again later; nothing is lost",
                 ) from None
             refused = _refused(error)
             raise (account_problem(refused) or refused) from None
         except openai.APIConnectionError as error:
-            raise ServiceError(
+            raise OutageError(
                 f"the service at `{self._url}` cannot be reached ({error.__cause__ or error})",
                 hint="check the connection and `clean.base_url`, then run the same command again",
             ) from None
