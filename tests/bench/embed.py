@@ -21,6 +21,7 @@ Memory: 10,000 and 100,000 products (`--quick`: 500 and 5,000) through a model o
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import statistics
@@ -43,6 +44,7 @@ THREADS = 2
 CONTENDERS = ("furnclip", "plain_loop", "model_only", "open_clip", "sentence_transformers")
 COLORS = ("red", "blue", "green", "brown", "black", "white")
 MATERIALS = ("oak", "walnut", "steel", "velvet", "linen", "glass")
+DECLARED: list[Any] = []  # torchvision operators; they vanish with their library object
 KINDS = ("armchair", "sofa", "sideboard", "lamp", "table", "bookcase")
 
 
@@ -194,7 +196,7 @@ def model_only(folder: Path) -> Embed:
 
 def open_clip(folder: Path) -> Embed:
     """open_clip's own ViT-B/32, transform and tokenizer, as its README shows."""
-    _declare_torchvision_operators()
+    DECLARED.extend(_declare_torchvision_operators())
     import open_clip as library
 
     model, _, preprocess = library.create_model_and_transforms("ViT-B-32-quickgelu")
@@ -215,7 +217,7 @@ def open_clip(folder: Path) -> Embed:
 
 def sentence_transformers(folder: Path) -> Embed:
     """`SentenceTransformer.encode` over the same Hugging Face folder."""
-    _declare_torchvision_operators()
+    DECLARED.extend(_declare_torchvision_operators())
     from sentence_transformers import SentenceTransformer, models
 
     model = SentenceTransformer(modules=[models.CLIPModel(str(folder / "vit-b-32"))], device="cpu")
@@ -236,13 +238,19 @@ RIVALS: dict[str, Callable[[Path], Embed]] = {
 }
 
 
-def _declare_torchvision_operators() -> None:
+def _declare_torchvision_operators() -> list[Any]:
+    """Empty operators in place of compiled ones that do not load."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return []
     try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
+        torch.ops.load_library(str(Path(spec.origin).with_name("_C.so")))
+    except OSError:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return [library]
+    return []
 
 
 def numpy_unit(features: Any) -> np.ndarray:

@@ -60,7 +60,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         figures = hundred_thousand(folder / "hundred-thousand")
+        print(figures, file=sys.stderr)
         figures |= cold_start(folder / "cold")
+        print(figures, file=sys.stderr)
         if not arguments.quick:
             figures |= threshold(folder)
             figures |= run_million(folder / "million")
@@ -91,6 +93,7 @@ def hundred_thousand(folder: Path) -> dict[str, Any]:
         "keyword_p50_ms": p50(lambda word: searcher.search(word, mode="keyword"), words),
         "hybrid_p50_ms": p50(lambda word: searcher.search(word, mode="hybrid"), words),
     }
+    print(figures, file=sys.stderr)
     return figures | rivals(vectors.read_vectors(built.config.paths.vectors), built)
 
 
@@ -254,10 +257,12 @@ def tables(
         texts["product_id"] = [str(row) for row in rows]
         texts["color"] = [COLORS[row % len(COLORS)] for row in rows]
         texts["title"] = [f"{COLORS[row % len(COLORS)]} sideboard {row % 1000}" for row in rows]
-        stored = vectors.vector_array(gallery, np.ones(len(rows), dtype=bool), "fp32")
+        everywhere = np.ones(len(rows), dtype=bool)
+        stored = vectors.vector_array(gallery, everywhere, "fp32")
+        none = vectors.vector_array(gallery, ~everywhere, "fp32")
         columns = [pa.array(texts[name]) for name in vectors.PRODUCT_COLUMNS]
         yield pa.Table.from_arrays(
-            [*columns, stored, stored, stored, pa.nulls(len(rows), pa.string())], schema=schema
+            [*columns, none, none, stored, pa.nulls(len(rows), pa.string())], schema=schema
         )
 
 
