@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, JsonOption, settings
+from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, JsonOption, allowed_viewer, settings
 
 if TYPE_CHECKING:
     from furnclip.arena import Standings, VoteBook
-    from furnclip.config import Config
-    from furnclip.viewers import Setting
 
 
 def register(app: typer.Typer) -> None:
@@ -60,7 +58,7 @@ def arena(
 
     flags: dict[str, Any] = {"queries": queries, "k": k, "seed": seed, "viewer": viewer}
     chosen = settings(config, arena=flags)
-    shown_by = chosen.arena.viewer if viewer else _permitted_viewer(chosen, config)
+    shown_by = chosen.arena.viewer if viewer else allowed_viewer(chosen, config)
     with ArenaApp(chosen, rater=rater, runs=run or (), model=model) as app:
         require_choices(app.lineup)
         vote_in_terminal(app, viewer=shown_by, most_votes=votes)
@@ -119,19 +117,6 @@ def _book(folder: Path) -> VoteBook:
     if not book.path.is_file():
         raise MissingStageError(book.path, command="furnclip arena")
     return book
-
-
-def _permitted_viewer(chosen: Config, config: Path | None) -> Setting:
-    """The viewer, asked about once if it is a command that came with the folder's settings."""
-    import sys
-
-    from furnclip.config import CONFIG_NAME, environment_variables
-    from furnclip.viewers import permitted
-
-    if "FURNCLIP_ARENA__VIEWER" in environment_variables():
-        return chosen.arena.viewer
-    ask = (lambda question: typer.confirm(question, err=True)) if sys.stdin.isatty() else None
-    return permitted(chosen.arena.viewer, config_file=config or Path.cwd() / CONFIG_NAME, ask=ask)
 
 
 def _emit(

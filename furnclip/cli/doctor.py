@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, settings
+from furnclip.cli.options import ConfigOption, JsonOption, allowed_viewer, settings
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -59,10 +59,9 @@ def _show_test_card(options: Config, config: Path | None) -> None:
     import tempfile
 
     from furnclip import console
-    from furnclip.config import CONFIG_NAME
-    from furnclip.viewers import permitted, show_image, test_card
+    from furnclip.viewers import show_image, test_card
 
-    viewer = permitted(options.arena.viewer, config_file=config or Path.cwd() / CONFIG_NAME, ask=None)
+    viewer = allowed_viewer(options, config)
     with tempfile.TemporaryDirectory() as name:  # a doctor leaves nothing behind
         folder = Path(name)
         console.show_bytes(show_image(test_card(folder), viewer, cache=folder, cols=36, rows=9).data)

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from furnclip.config import Config
+    from furnclip.viewers import Setting
 
 ConfigOption = Annotated[
     Path | None,
@@ -38,6 +39,16 @@ def settings(config: Path | None, **flags: dict[str, Any]) -> Config:
         for section, values in flags.items()
     }
     return load_config(config, {section: values for section, values in given.items() if values})
+
+
+def allowed_viewer(chosen: Config, config: Path | None) -> Setting:
+    """The picture viewer of the settings, asked about once if it is a command that came with a folder."""
+    import sys
+
+    from furnclip.viewers import permitted
+
+    ask = (lambda question: typer.confirm(question, err=True)) if sys.stdin.isatty() else None
+    return permitted(chosen.arena.viewer, config_file=config, ask=ask)
 
 
 class FurnclipGroup(TyperGroup):

@@ -11,19 +11,23 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from furnclip.config import environment_variables
+from furnclip.config import CONFIG_NAME, environment_variables
 from furnclip.journal import write_json
 from furnclip.viewers.template import WORDS, Setting
 
+_VARIABLE = "FURNCLIP_ARENA__VIEWER"
 
-def permitted(setting: Setting, *, config_file: Path, ask: Callable[[str], bool] | None) -> Setting:
+
+def permitted(setting: Setting, *, config_file: Path | None, ask: Callable[[str], bool] | None) -> Setting:
     """`setting` if it may be used, else `auto`.
 
-    For a command read from `config_file`, which may have come with a download; one given by flag or
-    environment needs no permission. `ask` puts a question to the user; None when there is nobody.
+    For a command read from `config_file` (None: the current folder's), which may have come with a
+    download; one set in the environment needs no permission, nor does a flag, which is not passed
+    here. `ask` puts a question to the user; None when there is nobody.
     """
-    if setting in WORDS:
+    if setting in WORDS or _VARIABLE in environment_variables():
         return setting
+    config_file = config_file or Path.cwd() / CONFIG_NAME
     key = _key(setting, config_file)
     if key in _approved():
         return setting
