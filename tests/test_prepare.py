@@ -432,6 +432,26 @@ def _assert_complete_or_absent(store: Shop) -> None:
                 assert _sha256(store.shards / shard.name) == shard.sha256
 
 
+def test_ctrl_c_stops_in_two_lines_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    store = Shop(tmp_path, settings={"image_px": 64, "workers": 2})
+    store.add(range(300))
+    store.write()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "furnclip", "prepare"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not any((tmp_path / "work/cache/prepare").glob("spooled-*.bin")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, talk = process.communicate(timeout=60)
+    assert (process.returncode, talk.splitlines()) == (
+        130,
+        ["error: interrupted", "hint: run the same command again to go on from here"],
+    )
+    assert int(str(store.prepared()["products"])) == 300
+
+
 @pytest.mark.parametrize("step", ["furnclip.prepare.run.assign", "furnclip.prepare.run.read_index"])
 def test_killed_at_a_step_with_other_rows_afterwards_nothing_moves(store: Shop, step: str) -> None:
     """Whatever an unfinished run had decided, a product is in one split ever after."""
