@@ -66,12 +66,12 @@ def main() -> None:
     start = steps.add_parser("start", help="gather the training rows and write the random start")
     start.add_argument("folder", type=Path, help="the drawn catalogue, cleaned")
     start.add_argument("--sweethome", type=Path, required=True, help="Sweet Home 3D, cleaned and prepared")
-    start.set_defaults(run=lambda arguments: write_start(arguments.folder, arguments.sweethome))
+    start.set_defaults(step=lambda arguments: write_start(arguments.folder, arguments.sweethome))
     finish = steps.add_parser("finish", help="put the trained model into the package")
     finish.add_argument("run", type=Path, help="folder of the finished run")
-    finish.set_defaults(run=lambda arguments: write_bundle(arguments.run))
+    finish.set_defaults(step=lambda arguments: write_bundle(arguments.run))
     arguments = parser.parse_args()
-    arguments.run(arguments)
+    arguments.step(arguments)
 
 
 def write_start(folder: Path, sweethome: Path) -> None:
