@@ -278,6 +278,7 @@ def test_the_bytes_do_not_depend_on_processes_or_the_order_of_rows(tmp_path: Pat
 
 
 def test_the_second_run_does_nothing_and_says_so(store: Shop) -> None:
+    (store.folder / "images/3.png").write_bytes(b"no picture")
     store.prepared()
     before = store.times()
     result = store.run()

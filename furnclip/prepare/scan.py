@@ -158,9 +158,9 @@ class Scanner:
         assert item.entry is not None
         if picture is None:
             return item.entry
-        self.decoded += 1
         if isinstance(picture, BrokenImage):
             return _rejection(item.product, picture.reason, picture.message)
+        self.decoded += 1
         return self._kept(item.entry, item.text, picture)
 
     def _kept(self, entry: Entry, text: tuple[bytes, bytes], picture: Picture) -> Entry:
