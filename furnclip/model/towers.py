@@ -15,19 +15,20 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.nn.functional import normalize
 
+from furnclip.model.attention import attend
 from furnclip.model.families import CLIP, Family, Tower
 
 # Before 5.0 the layers took other arguments; the plain forward pass serves those versions.
-_SHORT_CUT = int(transformers.__version__.split(".")[0]) >= 5
+SHORT_CUT = int(transformers.__version__.split(".")[0]) >= 5
 
 
 def pooled_images(module: nn.Module, family: Family, pixels: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, W), before the projection."""
     vision: Any = module.vision_model
     pixels = pixels.to(next(module.parameters()).device)
-    if family is not CLIP or not _SHORT_CUT:
+    if family is not CLIP or not SHORT_CUT:
         return _pooler_output(vision(pixel_values=pixels))
     hidden = vision.pre_layrnorm(vision.embeddings(pixels))  # (B, T, W)
     for layer in vision.encoder.layers[:-1]:
@@ -43,7 +44,7 @@ def pooled_texts(module: nn.Module, family: Family, token_ids: Tensor) -> Tensor
     if family is not CLIP:
         hidden = text(input_ids=token_ids).last_hidden_state  # (B, T, W)
         return _as_tensor(hidden[:, -1])
-    if not _SHORT_CUT:
+    if not SHORT_CUT:
         return _pooler_output(text(input_ids=token_ids))
     ends = _end_positions(token_ids, text.eos_token_id)
     hidden = text.embeddings(input_ids=token_ids)
@@ -79,12 +80,13 @@ def _one_position(layer: Any, hidden: Tensor, positions: Tensor, seen: Tensor | 
     def heads(projected: Tensor) -> Tensor:
         return projected.view(len(hidden), -1, attention.num_heads, attention.head_dim).transpose(1, 2)
 
-    attended = scaled_dot_product_attention(
+    attended = attend(
         heads(attention.q_proj(normed[rows, positions])),  # (B, H, 1, W / H)
         heads(attention.k_proj(normed)),
         heads(attention.v_proj(normed)),
-        attn_mask=None if seen is None else seen[:, None, None, :],
         scale=attention.scale,
+        causal=False,
+        seen=None if seen is None else seen[:, None, None, :],
     )
     picked = hidden[rows, positions] + attention.out_proj(attended.transpose(1, 2).flatten(1))
     return _as_tensor(picked + layer.mlp(layer.layer_norm2(picked)))
