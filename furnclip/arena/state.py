@@ -33,7 +33,6 @@ _REPEAT_DISTANCE = 4  # votes after which a repeated query is no longer fresh in
 class Trial:
     """One thing to judge. `sides` tell the models apart: nothing of them may reach a rater."""
 
-    query_index: int
     query: Query
     duel: tuple[str, str]
     sides: tuple[str, str]
@@ -105,8 +104,7 @@ class Judging:
     def take_back(self, vote: Vote) -> None:
         """Forget a vote whose undoing was written; its trial is to be judged again."""
         self._votes.remove(vote)
-        place = self._places[vote.query.query_id]
-        self.current = Trial(place, vote.query, vote.duel, vote.sides, vote.results, vote.repeat)
+        self.current = Trial(vote.query, vote.duel, vote.sides, vote.results, vote.repeat)
 
     def expected(self) -> Trial | None:
         """The trial after the current one, if that is a tie: a guess for whoever prepares pictures."""
@@ -131,7 +129,7 @@ class Judging:
     def _trial(self, place: int, duel: tuple[str, str], sides: tuple[str, str], *, repeat: bool) -> Trial:
         shown = self._lineup.shown
         results = (shown(sides[0], place), shown(sides[1], place))
-        return Trial(place, self._lineup.queries[place], duel, sides, results, repeat)
+        return Trial(self._lineup.queries[place], duel, sides, results, repeat)
 
     def _repeat_due(self, own: Sequence[Vote]) -> Vote | None:
         """The earlier vote whose query comes back now, if it is time for one."""

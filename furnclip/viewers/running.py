@@ -147,7 +147,7 @@ class Viewer:
             return _start(box) + iterm_picture(picture, cols=box.cols, rows=box.rows)
         with Image.open(picture) as image:
             lines = half_blocks(image, cols=box.cols, rows=box.rows, colors=self.plan.colors)
-        return place_lines(lines, box)
+        return _place_lines(lines, box)
 
 
 def _start(box: Box) -> bytes:
@@ -155,7 +155,7 @@ def _start(box: Box) -> bytes:
     return b"" if box.left is None else f"\x1b[{(box.top or 0) + 1};{box.left + 1}H".encode()
 
 
-def place_lines(lines: Sequence[str], box: Box) -> bytes:
+def _place_lines(lines: Sequence[str], box: Box) -> bytes:
     """Lines of text at the box's place, each at its own position; below each other at the cursor."""
     if box.left is None or box.top is None:
         return "".join(f"{line}\r\n" for line in lines).encode()
@@ -173,7 +173,7 @@ def _presentable(output: bytes, box: Box, *, colors: str) -> bytes:
     lines = [line for line in lines if _COLOR.sub("", line)][: box.rows]
     if not lines:
         raise ViewerFailed("it drew nothing")
-    return place_lines(lines, box)
+    return _place_lines(lines, box)
 
 
 def _only_colored_text(line: str, colors: str) -> str:
