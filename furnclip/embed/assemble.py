@@ -31,12 +31,12 @@ _MOST_VALIDATION_ROWS = 2000
 
 
 def fused_provenance(
-    folder: PartFolder, count: int, plan: Provenance, clips: Mapping[str, Clip], config: EmbeddingConfig
+    folder: PartFolder, count: int, plan: Provenance, clips: Mapping[str, Clip], *, config: EmbeddingConfig
 ) -> Provenance:
     """The plan with the picture's share of each model in it."""
     models = {}
     for label, model in plan.models.items():
-        choice = _choice(folder, count, label, clips[label], config)
+        choice = _choice(folder, count, label, clips[label], config=config)
         update = {"image_weight": choice.image_weight, "image_weight_reason": choice.reason}
         models[label] = model.model_copy(update=update)
     return plan.model_copy(update={"models": models})
@@ -50,7 +50,7 @@ def write_vectors(folder: PartFolder, count: int, provenance: Provenance, target
         write_row_groups(file, schema, tables)
 
 
-def _choice(folder: PartFolder, count: int, label: str, clip: Clip, config: EmbeddingConfig) -> Choice:
+def _choice(folder: PartFolder, count: int, label: str, clip: Clip, *, config: EmbeddingConfig) -> Choice:
     if config.image_weight != "auto":
         return Choice(config.image_weight, "set by `embed.image_weight`")
     products, image, text = _validation(folder, count, label, clip.dimension)

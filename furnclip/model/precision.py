@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from furnclip.config import environment_variables
 from furnclip.errors import ConfigError
 
 Precision = Literal["fp32", "bf16"]
@@ -31,10 +32,11 @@ class Choice:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto` is the first GPU, else Apple's, else the CPU."""
+    """`auto` is this process's GPU (the first without `torchrun`), else Apple's, else the CPU."""
     if wanted == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            local_rank = int(environment_variables().get("LOCAL_RANK", "0"))
+            return torch.device("cuda", local_rank % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(wanted)
