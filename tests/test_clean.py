@@ -50,7 +50,7 @@ def test_four_steps(shop: CleanShop, server: BatchServer) -> None:
     assert not server.calls, "preparing is offline"
     dispatched = shop.run("dispatch", "--json", env=env).ok()
     assert dispatched.json["statuses"] == {"open": 2, "planned": 1}
-    assert "1 parts wait for room" in dispatched.stderr
+    assert "waiting for room: 1 of the parts" in dispatched.stderr
     watched = shop.run("monitor", "--json", env=env).ok().json
     assert watched["statuses"] == {"merged": 3}
     assert server.max_open <= 2
@@ -426,7 +426,8 @@ def test_live_stops_when_nothing_works(
     assert len(server.bodies) < 20
 
 
-def test_live_answers_survive_a_kill(shop: CleanShop, server: BatchServer) -> None:
+@pytest.mark.parametrize("changed", [False, True])
+def test_live_answers_survive_a_kill(shop: CleanShop, server: BatchServer, changed: bool) -> None:
     answered = 0
 
     def count(call: str, moment: str) -> None:
@@ -443,7 +444,11 @@ def test_live_answers_survive_a_kill(shop: CleanShop, server: BatchServer) -> No
     process = subprocess.Popen(command, cwd=shop.folder, env=env)
     process.wait(30)
     assert process.returncode == -9
-    shop.run("run", env=live(server)).ok()
+    if changed:  # other settings: parts are cut again, but what was answered stays
+        env = {**live(server), "FURNCLIP_CLEAN__PART_REQUESTS": "5"}
+        shop.run("run", env=env).ok()
+    else:
+        shop.run("run", env=live(server)).ok()
     shop.check_all_settled()
     assert len(server.bodies) == 7, "six rows, and the one that was on its way"
 

@@ -19,9 +19,9 @@ import openai
 from furnclip import console
 from furnclip.clean import estimate
 from furnclip.clean.again import ask_again
-from furnclip.clean.answers import classify, part_outcomes, read_lines, usage_of
+from furnclip.clean.answers import classify, read_lines, usage_of
 from furnclip.clean.ledger import Ledger
-from furnclip.clean.monitor import billed_tokens, record_merged
+from furnclip.clean.merge import merge_live
 from furnclip.clean.openai import OFFICIAL_URL, RefusedError, account_problem
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import UNSENT, Part
@@ -88,9 +88,7 @@ class Live:
                 answers.append(line)
                 meter.advance()
                 self._check(line)
-        outcomes = part_outcomes(workspace, part, self._recipe.vocabulary)
-        usage = estimate.usage(billed_tokens(outcomes), self._recipe.model, batch=False)
-        record_merged(self._ledger, part, outcomes, usage)
+        merge_live(self._ledger, part)
 
     def _is_refusal(self, line: dict[str, Any]) -> bool:
         """A refused request is asked again after a stop: the server may have been mended since."""

@@ -14,21 +14,18 @@ from collections import Counter
 from furnclip import console
 from furnclip.clean import estimate
 from furnclip.clean.again import ask_again, backoff_s, without_bad_lines
-from furnclip.clean.answers import Outcome, part_outcomes
+from furnclip.clean.answers import part_outcomes
 from furnclip.clean.board import Board
 from furnclip.clean.dispatch import Dispatcher
 from furnclip.clean.ledger import Ledger
-from furnclip.clean.models import VisionModel, find_model
+from furnclip.clean.merge import SAME_ERROR_ROWS, SAME_ERROR_SHARE, billed_tokens, model_of, record_merged
 from furnclip.clean.openai import TERMINAL, Batch, BatchService, OutageError
 from furnclip.clean.requests import Recipe
-from furnclip.clean.state import Part, Usage
-from furnclip.config import CleaningConfig
+from furnclip.clean.state import Part
 from furnclip.errors import ServiceError
 from furnclip.journal import write_bytes
 
 _LATE_ID_LOOKS = 10
-_SAME_ERROR_SHARE = 0.2
-_SAME_ERROR_ROWS = 10
 _MAX_CREATIONS = 3
 _SURPRISE = 0.25  # share of the estimate
 _PATIENCE = 20  # failed looks in a row
@@ -173,7 +170,7 @@ class Monitor:
     def _drop_lines(self, part: Part, batch: Batch, text: str) -> None:
         bad = len({error.line for error in batch.errors if error.line})
         without_bad_lines(self.ledger, part, batch.errors)
-        if bad >= _SAME_ERROR_ROWS and bad > _SAME_ERROR_SHARE * part.requests:
+        if bad >= SAME_ERROR_ROWS and bad > SAME_ERROR_SHARE * part.requests:
             self.ledger.record("halted", reason=f"{bad} of {part.requests} requests are invalid ({text})")
 
     # --- fetching
@@ -225,44 +222,6 @@ class Monitor:
                 f"part {part.number} was billed {prompt_tokens:,} input tokens, {expected:,} were expected; "
                 "check `image_multiplier` of the model"
             )
-
-
-def model_of(part: Part, clean: CleaningConfig) -> VisionModel:
-    """The model that a part was made for, which the settings may have left since."""
-    return find_model(clean.model_copy(update={"model": part.source.partition(":")[2], "effort": ""}))
-
-
-def record_merged(ledger: Ledger, part: Part, outcomes: dict[str, Outcome], usage: Usage) -> None:
-    """Note what a part gave; stop sending when too many of its rows failed alike."""
-    kinds = Counter(outcome.kind for outcome in outcomes.values())
-    ledger.record(
-        "merged",
-        part=part.number,
-        cleaned=kinds["cleaned"],
-        rejected=kinds["rejected"],
-        again=kinds["again"],
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cost_usd=usage.cost_usd,
-    )
-    halt_on_same_error(ledger, part, outcomes)
-
-
-def billed_tokens(outcomes: dict[str, Outcome]) -> tuple[int, int]:
-    """(prompt, completion) tokens of all answered requests."""
-    prompt = sum(outcome.prompt_tokens for outcome in outcomes.values())
-    return prompt, sum(outcome.completion_tokens for outcome in outcomes.values())
-
-
-def halt_on_same_error(ledger: Ledger, part: Part, outcomes: dict[str, Outcome]) -> None:
-    """Many rows refused for one reason: the next part would fare no better."""
-    refused = Counter(
-        outcome.detail.split(":")[0] for outcome in outcomes.values() if outcome.reason == "request-refused"
-    )
-    for detail, count in refused.most_common(1):
-        if count >= _SAME_ERROR_ROWS and count > _SAME_ERROR_SHARE * part.requests:
-            reason = f"{count} of {part.requests} requests of part {part.number} were refused ({detail})"
-            ledger.record("halted", reason=reason)
 
 
 def _is_queue_limit(batch: Batch) -> bool:

@@ -82,7 +82,7 @@ def dispatch(ledger: Ledger, *, ignore_errors: bool) -> Standing:
         dispatcher.reconcile()
         dispatcher.send()
     if waiting := len(dispatcher.waiting()):
-        console.note(f"{waiting} parts wait for room; `furnclip clean monitor` sends them as others end")
+        console.note(f"waiting for room: {waiting} of the parts; `furnclip clean monitor` sends them")
     return standing(ledger.state)
 
 

@@ -20,6 +20,7 @@ from furnclip.catalogue import Product, Rejection, content_hash, read_products
 from furnclip.clean.encode import Encoded, Job, encode_all
 from furnclip.clean.ledger import Ledger
 from furnclip.clean.local import SOURCE, rules_identity
+from furnclip.clean.merge import keep_live_answers
 from furnclip.clean.parts import Limits, Line, write_parts
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import State
@@ -58,6 +59,8 @@ def prepare(ledger: Ledger, selection: Selection) -> Prepared:
     before = ledger.state.prepared
     if before is not None and before["fingerprint"] == fingerprint and ledger.workspace.rows.is_file():
         return _summary(ledger.state, was_done=True)
+    if fingerprint != ledger.state.preparing:
+        keep_live_answers(ledger)
     ledger.record("preparing", fingerprint=fingerprint)
     _remove_dropped(ledger)
     known = frozenset(_known_ids(ledger.workspace, ledger.state))
