@@ -51,12 +51,14 @@ backend = "local"
 image_px = 128
 
 [train]
-# From random weights everything has to be learnt, and for longer than a pretrained model needs.
+# From random weights everything has to be learnt: many small steps, on every weight.
 scenario = "full"
-layer_decay = 1.0
+epochs = 40
+effective_batch_size = 64
 lr = 1e-3
-epochs = 60
+layer_decay = 1.0
 patience = 0
+wise_ft = false
 """
 
 
