@@ -29,11 +29,11 @@ def register(app: typer.Typer) -> None:
 def arena(
     context: typer.Context,
     rater: Annotated[
-        str, typer.Option("--rater", help="name your votes are kept under [default: login]")
+        str, typer.Option("--rater", help="name your votes are kept under; default: login")
     ] = "",
     run: Annotated[
         list[str] | None,
-        typer.Option("--run", help="fine-tuned run to judge, repeatable [default: the one embedded]"),
+        typer.Option("--run", help="fine-tuned run to judge, repeatable; default: the one embedded"),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="base model that the vectors must have been made with")
@@ -69,7 +69,7 @@ def stats(
     html: Annotated[
         Path | None,
         typer.Option(
-            "--html", help="where to write the page [default: arena/report.html]", resolve_path=True
+            "--html", help="where to write the page; default: arena/report.html", resolve_path=True
         ),
     ] = None,
     config: ConfigOption = None,
@@ -89,7 +89,7 @@ def stats(
 
 def export(
     path: Annotated[
-        Path | None, typer.Argument(help="where to write [default: arena/votes.csv]", resolve_path=True)
+        Path | None, typer.Argument(help="where to write; default: arena/votes.csv", resolve_path=True)
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 def embed(
     config: ConfigOption = None,
     run: Annotated[
-        str | None, typer.Option("--run", help="fine-tuned run [default: the latest finished one]")
+        str | None, typer.Option("--run", help="fine-tuned run; default: the latest finished one")
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="base model: hub id, folder or `furnclip-tiny`")

@@ -42,7 +42,7 @@ def search(
         bool, typer.Option("--interactive", "-i", help="ask again and again; the model stays loaded")
     ] = False,
     run: Annotated[
-        str | None, typer.Option("--run", help="search the vectors of this run [default: those embedded]")
+        str | None, typer.Option("--run", help="search the vectors of this run; default: those embedded")
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="search the vectors of this base model")
