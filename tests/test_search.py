@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -232,8 +234,17 @@ def test_preview_is_a_contact_sheet_of_the_hits(embedded: Path) -> None:
 
 
 def test_interactive_answers_line_after_line_until_an_empty_one(embedded: Path) -> None:
-    done = run(embedded, "--interactive", "--json", "-k", "1", stdin="red bed\nblue lamp\n\nnever asked\n")
-    assert done.exit_code == 0, done.output
+    # A real process: the test runner's stdin does not read ahead as a pipe does.
+    done = subprocess.run(
+        [sys.executable, "-m", "furnclip", "search", "--interactive", "--json", "-k", "1"],
+        cwd=embedded,
+        input="red bed\nblue lamp\n\nnever asked\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
     assert [json.loads(line)["query"] for line in done.stdout.splitlines()] == ["red bed", "blue lamp"]
 
 
