@@ -40,7 +40,6 @@ from tests.drawn_shop import write_shop
 
 CPU = ModelConfig(device="cpu", precision="fp32")
 KILLS = 20 if os.environ.get("FURNCLIP_FULL") else 2
-GOLDEN = Path(__file__).parent / "golden" / "loss.txt"
 # Small steps and a checkpoint after each, so that there is something to kill.
 SETTINGS = """
 [train]
@@ -283,15 +282,6 @@ def test_torchrun_trains_one_run_and_writes_it_once(ready: Path, cli: Cli) -> No
     one, two = losses(runs / "one"), losses(runs / "two")
     assert [step for step, _ in one] == [step for step, _ in two]
     assert np.allclose([loss for _, loss in one], [loss for _, loss in two], rtol=1e-4)
-
-
-def test_the_first_twenty_losses_are_the_golden_ones(ready: Path) -> None:
-    """A change to `golden/loss.txt` needs a reason in the commit message."""
-    run_train(ready, scenario="dual_lora", epochs=5, lora_dropout=0.0, run="golden")
-    found = [loss for _, loss in losses(ready / "work" / "runs" / "golden")][:20]
-    golden = [float(line) for line in GOLDEN.read_text().split()]
-    assert len(golden) == 20
-    assert np.allclose(found, golden, rtol=2e-3)
 
 
 def test_a_poisoned_weight_stops_before_the_step_and_names_samples(ready: Path) -> None:

@@ -29,6 +29,7 @@ from furnclip.train.scenarios import SCENARIOS, unfreeze
 SAMPLES = 24
 CAPTIONS = [f"a {color} {kind}" for color in ("red", "blue", "green black") for kind in ("chair", "bed")] * 4
 GROUPS = [f"group {index // 2}" for index in range(SAMPLES)]
+GOLDEN = Path(__file__).parent / "golden" / "loss.txt"
 TRAINING = ("linear_probe", "dual_lora", "vision_lora", "text_lora", "full")
 
 
@@ -253,3 +254,22 @@ def test_dropout_seeds_differ_by_step_tower_and_place() -> None:
         for start in (0, 64)
     }
     assert len(seeds) == 16
+
+
+def golden_losses(model: Path) -> list[float]:
+    """Twenty steps of AdamW on one batch, in micro-batches of 8."""
+    setting = Setting(model, "dual_lora", dropout=0.0)
+    optimiser = torch.optim.AdamW(setting.parameters.values(), lr=3e-3)
+    found = []
+    for _ in range(20):
+        found.append(setting.gradient([0, 8, 16, 24], "softmax")[0])
+        optimiser.step()
+    return found
+
+
+def test_the_first_twenty_losses_are_the_golden_ones(tiny_clip: Path) -> None:
+    """A change to `golden/loss.txt` needs a reason in the commit message."""
+    golden = [float(line) for line in GOLDEN.read_text(encoding="ascii").split()]
+    found = golden_losses(tiny_clip)
+    assert found[-1] < 0.9 * found[0]
+    assert np.allclose(found, golden, rtol=1e-3)

@@ -101,6 +101,11 @@ def _train(config: Config, name: str, processes: Processes, *, resume: bool) -> 
 def check_settings(config: Config) -> None:
     """Refuse combinations that cannot be meant, before any work."""
     train = config.train
+    if train.effective_batch_size == 1:
+        raise ConfigError(
+            "`train.effective_batch_size` cannot be 1",
+            hint="a contrastive loss needs wrong answers: 2 or more",
+        )
     if 0 < train.effective_batch_size < train.micro_batch_size:
         raise ConfigError(
             f"`train.micro_batch_size` ({train.micro_batch_size}) is larger than "
@@ -111,11 +116,6 @@ def check_settings(config: Config) -> None:
         raise ConfigError("there is no bucket to upload to", hint="set `storage.bucket` or add `--s3-bucket`")
     if train.wandb != "off" and not find_spec("wandb"):
         raise UsageError("`--wandb` needs the package wandb", hint="run `pip install 'furnclip[wandb]'`")
-    if train.effective_batch_size == 1:
-        raise ConfigError(
-            "`train.effective_batch_size` cannot be 1",
-            hint="a contrastive loss needs wrong answers: 2 or more",
-        )
 
 
 def _fetch_shards(config: Config) -> None:
