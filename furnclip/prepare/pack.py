@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -173,7 +172,6 @@ class Packer:
         for split in (*SPLITS, MINI_TRAIN):
             if (self.shards / split).is_dir():
                 sync_folder(self.shards / split)
-        shutil.rmtree(self.staged, ignore_errors=True)
 
 
 def group_name(group: int) -> str:

@@ -21,7 +21,6 @@ Item = TypeVar("Item")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_CHUNKS_A_WORKER = 4
 _TASKS_WORTH_A_POOL = 64
 
 
@@ -51,10 +50,12 @@ class Workers:
         *,
         task_of: Callable[[Item], Task | None],
         chunk_items: int = 16,
+        chunks_ahead: int = 4,
     ) -> Iterator[tuple[Item, Result | None]]:
         """(item, result of its task, or None where it has none) for each item, in their order.
 
-        The items are taken from their iterator only as fast as results are fetched.
+        The items are taken from their iterator only as fast as results are fetched, `chunk_items` a
+        task, `chunks_ahead` tasks a process.
         """
         waiting: deque[tuple[list[Item], list[bool], Future[list[Result]]]] = deque()
         iterator = iter(items)
@@ -63,7 +64,7 @@ class Workers:
                 tasks = [task_of(item) for item in chunk]
                 future = self._submit(function, [task for task in tasks if task is not None])
                 waiting.append((chunk, [task is not None for task in tasks], future))
-                if len(waiting) > self._count * _CHUNKS_A_WORKER:
+                if len(waiting) > self._count * chunks_ahead:
                     yield from _matched(*waiting.popleft())
             while waiting:
                 yield from _matched(*waiting.popleft())

@@ -176,7 +176,9 @@ class _Run:
         packer = Packer(self._folder, self._cache / "staged", records, assignment, self._earlier())
         changed = packer.missing(planned)
         with console.progress("writing shards", total=len(changed), unit="shards") as meter:
-            for _ in self._workers.map(pack_shard, changed, task_of=packer.task, chunk_items=1):
+            for _ in self._workers.map(
+                pack_shard, changed, task_of=packer.task, chunk_items=1, chunks_ahead=1
+            ):
                 meter.advance()
         # Splits are settled before a shard shows them, so that no later run can decide differently.
         shards = [shard for shard in planned if shard.split in SPLITS]
@@ -195,6 +197,7 @@ class _Run:
             write_manifest(self._folder, manifest)
         write_settled(cache_file(self._cache, "records"), records)
         Spool(self._cache).clear()
+        shutil.rmtree(self._cache / "staged", ignore_errors=True)
         (cache_file(self._cache, "current")).unlink(missing_ok=True)
 
 
