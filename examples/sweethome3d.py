@@ -53,10 +53,12 @@ image_px = 128
 [train]
 # From random weights everything has to be learnt: many small steps, on every weight.
 scenario = "full"
-epochs = 40
+epochs = 80
 effective_batch_size = 64
 lr = 1e-3
 layer_decay = 1.0
+weight_decay = 0.1
+attribute_dropout = 0.6
 patience = 0
 wise_ft = false
 """
