@@ -112,7 +112,7 @@ def _products(package: Path) -> Iterator[tuple[dict[str, str], Image.Image]]:
 def _entries(properties: str) -> Iterator[dict[str, str]]:
     """The `key#N=value` lines of a Java properties file, put together by N."""
     entries: dict[int, dict[str, str]] = {}
-    for key, number, value in re.findall(r"^(\w+)#(\d+)\s*=\s*(.*?)\s*$", properties, re.MULTILINE):
+    for key, number, value in re.findall(r"^(\w+)#(\d+)[^\S\n]*=[^\S\n]*(.*?)\s*$", properties, re.MULTILINE):
         entries.setdefault(int(number), {})[key] = _unescape(value)
     yield from entries.values()
 
