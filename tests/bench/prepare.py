@@ -12,12 +12,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,25 +98,13 @@ def furnclip(folder: Path, *arguments: str) -> None:
 
 
 def compare(folder: Path, count: int, side_px: int) -> tuple[float, dict[str, float]]:
-    """furnclip's rate over the rival's, and the wall and processor seconds of both."""
+    """furnclip's rate over the rival's, and both times."""
     draw_photos(folder, count, side_px)
-    ours_cpu_s, rival_cpu_s = [], []
     ours_s, rival_s = interleaved_s(
-        lambda: ours_cpu_s.append(_cpu_s(lambda: furnclip(folder, "--fresh"))),
-        lambda: rival_cpu_s.append(_cpu_s(lambda: plain(folder, folder / "rival"))),
-        repeats=1,
+        lambda: furnclip(folder, "--fresh"), lambda: plain(folder, folder / "rival"), repeats=1
     )
     name = f"photos_{side_px}px"
-    figures = {f"{name}_s": ours_s, f"{name}_rival_s": rival_s}
-    figures |= {f"{name}_cpu_s": ours_cpu_s[0], f"{name}_rival_cpu_s": rival_cpu_s[0]}
-    return rival_s / ours_s, figures
-
-
-def _cpu_s(work: Callable[[], object]) -> float:
-    """Processor seconds of this process and of the children that ended meanwhile."""
-    before = os.times()
-    work()
-    return sum(os.times()[:4]) - sum(before[:4])
+    return rival_s / ours_s, {f"{name}_s": ours_s, f"{name}_rival_s": rival_s}
 
 
 def large_catalogue(folder: Path, count: int) -> dict[str, float]:
