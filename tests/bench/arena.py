@@ -38,7 +38,7 @@ _SILENCE_S = 0.03
 
 def main() -> None:
     options = parse("arena")
-    votes = 25 if options.quick else 150
+    votes = 15 if options.quick else 150
     with tempfile.TemporaryDirectory() as name:
         start = time.perf_counter()
         folder = write_contest(
