@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from furnclip.config import StorageConfig
 from furnclip.errors import ConfigError, InputError
 from furnclip.storage.bucket import Bucket, Transfer
 from furnclip.storage.download import fetch_dataset, fetch_file
 from furnclip.storage.upload import send_dataset, send_file
+
+if TYPE_CHECKING:
+    from furnclip.config import StorageConfig  # a quarter of the time to import this package
 
 
 class S3Manager:
