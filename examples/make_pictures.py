@@ -13,6 +13,7 @@ import argparse
 import io
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,11 @@ def main() -> None:
     shop_sheet().save(arguments.out / "shop.jpg", quality=82)
     tour = arguments.tour.resolve()
     search = ("search", QUERY, "-k", "5", "--preview")
-    save_screen(arguments.out / "search.svg", recorded(search, tour), title=f'furnclip search "{QUERY}"')
+    save_screen(
+        arguments.out / "search.svg",
+        recorded(search, tour),
+        title=f'furnclip search "{QUERY}" -k 5 --preview',
+    )
     save_screen(arguments.out / "tour.svg", recorded(("demo", "."), tour), title="furnclip demo")
     page = tour / "work" / "eval" / "report.html"
     if shutil.which("chromium"):
@@ -71,6 +76,7 @@ def recorded(words: tuple[str, ...], folder: Path) -> str:
     environment = {
         **os.environ,
         **{"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": str(COLUMNS), "LINES": "60"},
+        "FURNCLIP_ARENA__VIEWER": "builtin",  # coloured half blocks: the only pictures an SVG can hold
     }
     command = [sys.executable, "-m", "furnclip", *words]
     process = subprocess.Popen(
@@ -89,7 +95,8 @@ def recorded(words: tuple[str, ...], folder: Path) -> str:
     os.close(reader)
     if process.wait():
         sys.exit(f"`furnclip {' '.join(words)}` failed:\n{written.decode()}")
-    return written.decode("utf-8").replace("\r\n", "\n")
+    text = re.sub(r"\r+\n", "\n", written.decode("utf-8"))
+    return text.replace(str(folder), "~/furnclip-demo")
 
 
 def save_screen(path: Path, output: str, *, title: str) -> None:
