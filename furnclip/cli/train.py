@@ -35,7 +35,9 @@ def register(app: typer.Typer) -> None:
 
 def train(
     scenario: Annotated[str | None, typer.Option(help="what trains, see above")] = None,
-    run: Annotated[str, typer.Option(help="name of the run; default: the scenario")] = "",
+    run: Annotated[  # torchrun takes `--run` for its own `--run-path`, hence the second spelling
+        str, typer.Option("--run", "--run-name", help="name of the run; default: the scenario")
+    ] = "",
     model: Annotated[str | None, typer.Option(help="base model: hub id, folder or `furnclip-tiny`")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over the training split")] = None,
     lr: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
