@@ -102,6 +102,8 @@ def train(
         console.emit(result, as_json=as_json, human=lambda: _show_ablation(result))
         return
     card = train_run(checked, run=run, resume=resume)
+    if not card:  # one of several processes, and not the one that talks
+        return
     console.emit(card, as_json=as_json, human=lambda: _show(card))
 
 

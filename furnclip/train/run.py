@@ -71,6 +71,8 @@ class Prepared:
 def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, Any]:
     """Train one scenario; returns the run card of the finished run, plus `already_done`.
 
+    Of several processes only the first has a card, the others return an empty one.
+
     `run`: its name; empty: the scenario's. `resume` off: an older run of that name is removed.
     """
     with joined() as processes:
@@ -93,7 +95,7 @@ def _train(config: Config, name: str, processes: Processes, *, resume: bool) -> 
     position, base = _trained(ready)
     ready.card["seconds"] = round(ready.card.get("seconds", 0) + time.monotonic() - started, 1)
     if not processes.first:
-        return ready.card
+        return {}
     finished = finish(folder, ready.encoder, ready.validation, config)
     return {**_close(ready, position, finished, base=base), "already_done": False}
 
