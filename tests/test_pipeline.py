@@ -69,10 +69,8 @@ def snapshot(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("stage", "needed"),
     [
-        (("prepare",), "furnclip clean run"),
         (("train",), "furnclip prepare"),
         (("eval",), "furnclip prepare"),
-        (("embed",), "furnclip clean run"),
         (("search", "chair"), "furnclip embed"),
         (("arena", "stats"), "furnclip arena"),
     ],
@@ -84,3 +82,12 @@ def test_a_stage_out_of_order_names_the_one_it_needs(
     assert outcome.code == 2
     assert f"hint: run `{needed}`" in outcome.stderr
     assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize("stage", ["prepare", "embed"])
+def test_raw_titles_are_never_used_in_silence(cli: Cli, shop: Path, stage: str) -> None:
+    assert "warning: using the raw titles" in cli(stage, cwd=shop).ok().stderr
+    cli("clean", "prepare", cwd=shop).ok()  # begun, not finished
+    outcome = cli(stage, cwd=shop)
+    assert outcome.code == 2
+    assert "hint: run `furnclip clean run` first" in outcome.stderr

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, settings
+from furnclip.cli.options import ConfigOption, JsonOption, check_cleaning, settings
 
 if TYPE_CHECKING:
     from furnclip.embed import Summary
@@ -34,6 +34,7 @@ def embed(
     from furnclip.embed import embed_catalogue
 
     chosen = settings(config, model={"name": model}, embed={"batch_size": batch_size, "dtype": dtype})
+    check_cleaning(chosen)
     summary = embed_catalogue(chosen, run=run)
     if summary.index is None:
         return  # under torchrun: process 0 speaks for all

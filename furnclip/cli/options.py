@@ -51,6 +51,22 @@ def allowed_viewer(chosen: Config, config: Path | None) -> Setting:
     return permitted(chosen.arena.viewer, config_file=config, ask=ask)
 
 
+def check_cleaning(options: Config) -> None:
+    """Raw titles are used only where nobody has begun to clean them, and not in silence.
+
+    Raises `MissingStageError` when cleaning has begun and is not finished.
+    """
+    from furnclip.console import warn
+    from furnclip.errors import MissingStageError
+
+    paths = options.paths
+    if paths.cleaned.is_file():
+        return
+    if (paths.clean / "journal.jsonl").exists():
+        raise MissingStageError(paths.cleaned, command="furnclip clean run")
+    warn(f"using the raw titles of {paths.products}; run `furnclip clean run` first for better ones")
+
+
 class FurnclipGroup(TyperGroup):
     """Turns our errors into `error:` and `hint:` on stderr and the right exit code."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, settings
+from furnclip.cli.options import ConfigOption, JsonOption, check_cleaning, settings
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -50,6 +50,7 @@ def prepare(
         report = check_catalogue(options)
         console.emit(report.as_dict(), as_json=as_json, human=lambda: _show_report(report))
         return
+    check_cleaning(options)
     if upload:
         _check_bucket(options)
     summary = prepare_shards(options, fresh=fresh, rebuild=rebuild)
