@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,13 @@ def test_accuracy_on_labelled_furniture(tmp_path: Path, cli: Cli) -> None:
         for field, floor in floors.items():
             right, labelled = measured[half][field]
             assert right / labelled >= floor, (half, field, right, labelled)
+
+
+@pytest.mark.parametrize("line_end", ["\r", "\n", "\r\n"])
+def test_line_ends_inside_a_cell_survive(cli: Cli, shop: Path, line_end: str) -> None:
+    title = f"oak chair{line_end}second line"
+    with (shop / "products.csv").open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(["odd", title, "00000.jpg", "1"])
+    cli("clean", "run", cwd=shop).ok()
+    with (shop / "work" / "clean" / "cleaned.csv").open(newline="", encoding="utf-8") as file:
+        assert {row["product_id"]: row["title"] for row in csv.DictReader(file)}["odd"] == title

@@ -207,7 +207,7 @@ def _found_images(product: Product, config: Config) -> list[Path]:
 def _table(file: IO[bytes], stack: ExitStack) -> Writer:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     stack.callback(text.detach)
-    return csv.writer(text, lineterminator="\n")
+    return csv.writer(text)  # its own line ends: with others it leaves a lone carriage return unquoted
 
 
 def harmless(cell: str) -> str:
