@@ -114,7 +114,8 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> Summary:
         if ranks.leads and not was_there:
             _finish(job)
         index = _index(job) if ranks.leads else None
-        journal.append({"event": "finished", "key": job.folder.path.name})
+        if not was_there:
+            journal.append({"event": "finished", "key": job.folder.path.name})
         return _summary(job, work, index, seconds=time.monotonic() - start, was_there=was_there)
 
 
