@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from transformers import SiglipConfig, SiglipModel
+
 from furnclip.journal import write_json
 from furnclip.model.pixels import Preprocessing
 from furnclip.model.quiet import quiet
 from furnclip.model.tiny import learn_tokenizer
-from transformers import SiglipConfig, SiglipModel
-
 from tests.drawn_shop import captions
 
 

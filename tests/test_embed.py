@@ -250,7 +250,7 @@ def embed_in_child(shop: Path, *, kill_after_s: float | None = None) -> BaseProc
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["furnclip.model", "furnclip.shards"])  # LanceDB does not like forks
-    process = context.Process(target=embed, args=(shop,))
+    process = context.Process(target=embed_as, args=(dict(os.environ), shop))
     journal = shop / "work/embeddings/journal-0.jsonl"
     size_before = journal.stat().st_size if journal.exists() else 0
     process.start()
@@ -261,6 +261,12 @@ def embed_in_child(shop: Path, *, kill_after_s: float | None = None) -> BaseProc
         process.kill()
     process.join()
     return process
+
+
+def embed_as(environment: dict[str, str], shop: Path) -> None:
+    """The fork server may be older than this test's settings."""
+    os.environ.update(environment)
+    embed(shop)
 
 
 def kill_at_random(shop: Path, chance: random.Random) -> bool:

@@ -68,9 +68,7 @@ def arena(
 def stats(
     html: Annotated[
         Path | None,
-        typer.Option(
-            "--html", help="where to write the page; default: arena/report.html", resolve_path=True
-        ),
+        typer.Option("--html", help="where to write the page; default: arena/report.html", resolve_path=True),
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
