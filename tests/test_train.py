@@ -440,3 +440,9 @@ def test_a_sparkline_spans_its_values() -> None:
     assert sparkline([1, 2, 3]) == "▁▅█"
     assert sparkline([2, 2]) == "▁▁"
     assert sparkline([]) == ""
+
+
+def test_the_ablation_refuses_torchrun(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("train", "--scenario", "all", cwd=tmp_path, env={"WORLD_SIZE": "2"})
+    assert outcome.code == 2
+    assert "error: `--scenario all` runs in one process" in outcome.stderr

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from furnclip.config import Config
+from furnclip.config import Config, environment_variables
+from furnclip.errors import UsageError
 from furnclip.journal import write_json
 from furnclip.train.run import train
 from furnclip.train.scenarios import ABLATION
@@ -18,7 +19,15 @@ ABLATION_NAME = "ablation.json"
 
 
 def train_all(config: Config, *, prefix: str = "", resume: bool = True) -> dict[str, Any]:
-    """Train every scenario of the ablation; returns one row for each."""
+    """Train every scenario of the ablation; returns one row for each.
+
+    Raises `UsageError` under torchrun: the scenarios share nothing but this process.
+    """
+    if int(environment_variables().get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "`--scenario all` runs in one process",
+            hint="start each scenario with torchrun, or leave torchrun out",
+        )
     rows = []
     for scenario in ABLATION:
         one = config.model_copy(update={"train": config.train.model_copy(update={"scenario": scenario})})
