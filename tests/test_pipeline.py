@@ -86,7 +86,7 @@ def test_a_stage_out_of_order_names_the_one_it_needs(
 
 @pytest.mark.parametrize("stage", ["prepare", "embed"])
 def test_raw_titles_are_never_used_in_silence(cli: Cli, shop: Path, stage: str) -> None:
-    assert "warning: using the raw titles" in cli(stage, cwd=shop).ok().stderr
+    assert "warning: used the raw titles" in cli(stage, cwd=shop).ok().stderr
     cli("clean", "prepare", cwd=shop).ok()  # begun, not finished
     outcome = cli(stage, cwd=shop)
     assert outcome.code == 2

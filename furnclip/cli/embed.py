@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, check_cleaning, settings
+from furnclip.cli.options import ConfigOption, JsonOption, check_cleaning, mention_raw_titles, settings
 
 if TYPE_CHECKING:
     from furnclip.embed import Summary
@@ -38,6 +38,7 @@ def embed(
     summary = embed_catalogue(chosen, run=run)
     if summary.index is None:
         return  # under torchrun: process 0 speaks for all
+    mention_raw_titles(chosen)
     if summary.was_there:
         console.note("nothing to do: every product is embedded by these models already")
     console.emit(_payload(summary), as_json=as_json, human=lambda: _show(summary))

@@ -52,19 +52,23 @@ def allowed_viewer(chosen: Config, config: Path | None) -> Setting:
 
 
 def check_cleaning(options: Config) -> None:
-    """Raw titles are used only where nobody has begun to clean them, and not in silence.
+    """Raw titles serve where nobody has begun to clean them.
 
     Raises `MissingStageError` when cleaning has begun and is not finished.
     """
-    from furnclip.console import warn
     from furnclip.errors import MissingStageError
 
     paths = options.paths
-    if paths.cleaned.is_file():
-        return
-    if (paths.clean / "journal.jsonl").exists():
+    if not paths.cleaned.is_file() and (paths.clean / "journal.jsonl").exists():
         raise MissingStageError(paths.cleaned, command="furnclip clean run")
-    warn(f"using the raw titles of {paths.products}; run `furnclip clean run` first for better ones")
+
+
+def mention_raw_titles(options: Config) -> None:
+    """Say after the work that it was done on raw titles, if it was."""
+    from furnclip.console import warn
+
+    if not options.paths.cleaned.is_file():
+        warn(f"used the raw titles of {options.paths.products}; `furnclip clean run` makes better ones")
 
 
 class FurnclipGroup(TyperGroup):

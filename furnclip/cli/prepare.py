@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, check_cleaning, settings
+from furnclip.cli.options import ConfigOption, JsonOption, check_cleaning, mention_raw_titles, settings
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -54,6 +54,7 @@ def prepare(
     if upload:
         _check_bucket(options)
     summary = prepare_shards(options, fresh=fresh, rebuild=rebuild)
+    mention_raw_titles(options)
     uploaded = _upload(options, summary) if upload else {}
     payload = summary.as_dict() | ({"upload": uploaded} if upload else {})
     console.emit(payload, as_json=as_json, human=lambda: _show_summary(summary, uploaded))
