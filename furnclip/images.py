@@ -16,6 +16,7 @@ single pixels against a full decode by a few grey levels; colour profiles are no
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ _DECODER_ERRORS = (
     AttributeError,
     struct.error,
 )
+# The filter under which Pillow's own modules may warn without anybody hearing it.
+_QUIET_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -83,14 +86,23 @@ def open_image(
     """
     data = read_bytes(source) if isinstance(source, Path) else source
     name = f"`{source.name}`" if isinstance(source, Path) else name
-    # Damaged metadata makes Pillow warn; what it means for the picture is judged here.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = _identify(data, name)
-        try:
-            return _upright_rgb(image, longest_px)
-        except _DECODER_ERRORS as error:
-            raise BrokenImage("truncated", f"{name} is damaged or cut off ({error})") from None
+    _quiet_pillow()
+    image = _identify(data, name)
+    try:
+        return _upright_rgb(image, longest_px)
+    except _DECODER_ERRORS as error:
+        raise BrokenImage("truncated", f"{name} is damaged or cut off ({error})") from None
+
+
+def _quiet_pillow() -> None:
+    """Damaged metadata makes Pillow warn; what it means for the picture is judged here.
+
+    `warnings.catch_warnings` would do for one thread; with several it restores the filters in the
+    wrong order, and the whole process stays deaf to warnings. So the filter is put in once, and again
+    where somebody has taken it out.
+    """
+    if _QUIET_PILLOW not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_QUIET_PILLOW[3].pattern)
 
 
 def read_bytes(path: Path) -> bytes:

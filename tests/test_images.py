@@ -6,7 +6,9 @@ import io
 import pickle
 import random
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +141,16 @@ def test_damaged_metadata_says_nothing_against_the_picture() -> None:
     data = encoded(drawn(), "JPEG")
     broken = data[:2] + b"\xff\xe1" + struct.pack(">H", 20) + b"Exif\0\0MM\0*" + b"\xff" * 8 + data[2:]
     assert open_image(broken).size == (400, 300)
+
+
+def test_many_threads_open_pictures_and_the_process_still_hears_warnings() -> None:
+    open_image(encoded(drawn(), "PNG"))
+    before = list(warnings.filters)
+    damaged = encoded(drawn((40, 30)), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0garbage")
+    with ThreadPoolExecutor(8) as threads:
+        sizes = {image.size for image in threads.map(open_image, [damaged] * 200)}
+    assert sizes == {(40, 30)}
+    assert warnings.filters == before
 
 
 # --- what cannot be read
