@@ -8,27 +8,44 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from furnclip.clean.ledger import Ledger
 from furnclip.cli import app
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__, "furnclip.clean.live", "furnclip.clean.monitor"])
 
 
-def start(folder: Path, env: Mapping[str, str], *args: str) -> ForkServerProcess:
-    """A running `furnclip ARGS` in `folder`; its talk goes to `talk.txt` there."""
-    process = _CONTEXT.Process(target=_main, args=(folder, dict(env), args))
+def start(folder: Path, env: Mapping[str, str], *args: str, die_before: str = "") -> ForkServerProcess:
+    """A running `furnclip ARGS` in `folder`; its talk goes to `talk.txt` there.
+
+    `die_before`: the event at which it gets SIGKILL, after the deed and before the note of it.
+    """
+    process = _CONTEXT.Process(target=_main, args=(folder, dict(env), args, die_before))
     process.start()
     return process
 
 
-def _main(folder: Path, env: dict[str, str], args: tuple[str, ...]) -> None:
+def _main(folder: Path, env: dict[str, str], args: tuple[str, ...], die_before: str) -> None:
     os.chdir(folder)
     os.environ.update(env)
     talk = os.open("talk.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(talk, stream)
+    _die_before(die_before)
     app(list(args), prog_name="furnclip")
+
+
+def _die_before(event: str) -> None:
+    record = Ledger.record
+
+    def record_or_die(ledger: Ledger, name: str, **facts: object) -> None:
+        if name == event:
+            os.kill(os.getpid(), signal.SIGKILL)
+        record(ledger, name, **facts)
+
+    Ledger.record = record_or_die  # type: ignore[method-assign]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import connection
 from pathlib import Path
 
 import pexpect
@@ -23,6 +23,7 @@ from furnclip.clean.requests import Recipe
 from furnclip.clean.state import State, apply, fold
 from furnclip.config import load_config
 from furnclip.errors import JournalError
+from tests import clean_child
 from tests.batch_server import KEY, BatchServer, Fault
 from tests.clean_shop import CleanShop, make_shop, with_parts_of
 
@@ -302,6 +303,25 @@ def test_bill_comes_from_real_usage(shop: CleanShop, server: BatchServer) -> Non
     assert summary["paid_usd"] == pytest.approx(batch_usd + canary["cost_usd"], abs=1e-8)
 
 
+@pytest.mark.parametrize("what", ["drop-reply", "lost:503", "drop-request"])
+def test_trial_request_is_not_sent_twice(shop: CleanShop, server: BatchServer, what: str) -> None:
+    """Its reply is lost: counted as unconfirmed, the first batch goes alone, and only a user asks again."""
+    env = with_parts_of(server, 2, max_concurrent_batches=3)
+    server.faults.append(Fault("POST /chat", what))
+    shop.run("prepare", env=env).ok()
+    sent = shop.run("dispatch", "--json", env=env).ok()
+    assert sent.json["statuses"] == {"open": 1, "planned": 2}
+    assert 0 < sent.json["unconfirmed_usd"] < 0.001
+    assert "it is not sent again" in " ".join(sent.stderr.split())
+    assert shop.run("estimate", "--json", env=env).ok().json["basis"] == "table"
+    assert server.calls.count("POST /chat/completions") == 1
+    assert shop.run("estimate", "--calibrate", "--json", env=env).ok().json["basis"] == "canary"
+    summary = shop.run("run", "--json", env=env).ok().json
+    assert server.calls.count("POST /chat/completions") == 2
+    assert summary["unconfirmed_usd"] == sent.json["unconfirmed_usd"], "both are on the bill"
+    assert set(server.asked.values()) == {1}
+
+
 def test_budget_stops_sending_and_loses_nothing(shop: CleanShop, server: BatchServer) -> None:
     env = with_parts_of(server, 2, max_concurrent_batches=1)
     stopped = shop.run("run", "--max-cost-usd", "0.00016", env=env)
@@ -436,14 +456,13 @@ def test_live_answers_survive_a_kill(shop: CleanShop, server: BatchServer, chang
             answered += 1
             if answered == 5:
                 process.kill()
-                process.wait()
+                connection.wait([process.sentinel])
 
     server.on_call = count
-    command = [sys.executable, "-m", "furnclip", "clean", "run"]
-    env = {**os.environ, **live(server), "FURNCLIP_CLEAN__CONCURRENCY": "1"}
-    process = subprocess.Popen(command, cwd=shop.folder, env=env)
-    process.wait(30)
-    assert process.returncode == -9
+    env = {**live(server), "FURNCLIP_CLEAN__CONCURRENCY": "1"}
+    process = clean_child.start(shop.folder, env, "clean", "run")
+    process.join(60)
+    assert process.exitcode == -9
     if changed:  # other settings: parts are cut again, but what was answered stays
         env = {**live(server), "FURNCLIP_CLEAN__PART_REQUESTS": "5"}
         shop.run("run", env=env).ok()

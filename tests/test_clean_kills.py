@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from furnclip.clean.state import fold
+from furnclip.journal import read_journal
 from tests import clean_child
 from tests.batch_server import BatchServer, CutError
 from tests.clean_shop import with_parts_of
@@ -69,6 +71,7 @@ def finish(folder: Path, server: BatchServer) -> Result:
     process.join(60)
     assert process.exitcode == 0, (folder / "talk.txt").read_text(encoding="utf-8")
     work = folder / "work" / "clean"
+    assert server.calls.count("POST /chat/completions") <= 1, "a trial request is never sent twice"
     return Result(
         cleaned=(work / "cleaned.csv").read_bytes(),
         rejected=(work / "rejected.csv").read_bytes(),
@@ -145,6 +148,7 @@ EVENTS = {
     "preparing": 1,
     "planned": 4,
     "prepared": 1,
+    "canary_asking": 1,
     "canary": 1,
     "uploading": 3,
     "uploaded": 3,
@@ -173,6 +177,36 @@ def test_killed_after_an_event(tmp_path: Path, server: BatchServer, undisturbed:
     process.join(60)
     assert journal.read_bytes().count(wanted) >= EVENTS[event]
     assert finish(folder, server) == undisturbed
+
+
+NOTES = ("canary", "uploaded", "created", "downloaded", "merged", "finalized")  # of what cannot be undone
+
+
+@pytest.mark.parametrize("event", EVENTS if FULL else NOTES)
+def test_killed_between_a_deed_and_its_note(
+    tmp_path: Path, server: BatchServer, undisturbed: Result, event: str
+) -> None:
+    folder = shop_folder(tmp_path / "shop")
+    process = clean_child.start(folder, environment(server), "clean", "run", die_before=event)
+    process.join(60)
+    assert process.exitcode == -9
+    assert finish(folder, server) == undisturbed
+
+
+def test_lost_trial_request_stays_on_the_bill(tmp_path: Path, server: BatchServer) -> None:
+    """Answered and perhaps billed, but nobody noted it: not sent again, and counted as unconfirmed."""
+    folder = shop_folder(tmp_path / "shop")
+    process = clean_child.start(folder, environment(server), "clean", "run", die_before="canary")
+    process.join(60)
+    finish(folder, server)
+    assert len(server.bodies) == 1
+    state = fold(read_journal(folder / "work" / "clean" / "journal.jsonl"))
+    paid = (state.paid.prompt_tokens, state.paid.completion_tokens)
+    assert paid == (server.prompt_tokens, server.completion_tokens)
+    assert 0 < state.unconfirmed_usd < 0.001
+    talk = (folder / "talk.txt").read_text(encoding="utf-8")
+    assert "it is not sent again, and the first batch goes alone instead" in " ".join(talk.split())
+    assert "for a trial request whose reply was lost" in talk
 
 
 def test_killed_at_random_moments(tmp_path: Path, undisturbed: Result) -> None:

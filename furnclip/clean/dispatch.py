@@ -7,23 +7,20 @@ it is certain enough that there is no such batch; only then is another one asked
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import date, datetime, timedelta, timezone
-from typing import Any
 
 from furnclip import console
 from furnclip.clean import estimate
 from furnclip.clean.again import backoff_s, cut_smaller
-from furnclip.clean.answers import classify, usage_of
+from furnclip.clean.canary import send_canary
 from furnclip.clean.ledger import Ledger, key_print
 from furnclip.clean.openai import Batch, BatchService, RefusedError, UnsureError, account_problem
 from furnclip.clean.parts import Limits
 from furnclip.clean.plan import file_digest, queue_limit
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import SENT, UNSENT, Part
-from furnclip.clean.workspace import Request
-from furnclip.errors import ConfigError, JournalError, ServiceError
+from furnclip.errors import ConfigError, JournalError
 
 _WARN_DAYS = 30
 _BATCH_DAYS = 2  # a batch may take 24 h; the other day is for clocks and time zones
@@ -85,6 +82,8 @@ class Dispatcher:
         queued = sum(estimate.prompt_tokens(other, calibration) for other in [*running, part])
         if running and queued > self._queue_limit():
             return None
+        if calibration.basis == "table" and any(other.identity == part.identity for other in running):
+            return None  # the canary's reply was lost: the first batch goes alone in its place
         self.over_budget = self._budget_left() < self._cost(part)
         return None if self.over_budget else part
 
@@ -115,7 +114,7 @@ class Dispatcher:
         if self._checked:
             return
         self._check_retirement()
-        self.send_canary(part)
+        send_canary(self._ledger, self._service, self._recipe, part)
         self._checked = True
 
     def _check_retirement(self) -> None:
@@ -136,49 +135,6 @@ class Dispatcher:
                 f"the model `{model.id}` is shut down on {day}, in {left.days} days; "
                 f"`clean.model` in furnclip.toml chooses another one{successor}"
             )
-
-    def send_canary(self, part: Part) -> None:
-        """One real request at once: a wrong parameter shows now and not in every line of a batch.
-
-        Its answer is not used. A kill before its bill is noted sends another one: the only thing here that
-        may be paid for twice, and worth a fraction of a cent.
-        """
-        if self._recipe.identity in self._ledger.state.canaries:
-            return
-        request, reply = self._first_accepted(part)
-        line = {"response": {"status_code": 200, "body": reply}, "error": None}
-        outcome = classify(line, self._recipe.vocabulary)
-        if outcome.kind != "cleaned":
-            console.warn(f"the trial request was not answered well ({outcome.reason}: {outcome.detail})")
-        prompt, completion = usage_of(reply)
-        cost_usd = self._recipe.model.cost_usd(prompt, completion, batch=False)
-        overhead = prompt - request.image_tokens - request.text_tokens
-        self._ledger.record(
-            "canary",
-            recipe=self._recipe.identity,
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            overhead_tokens=overhead if overhead > 0 else self._recipe.overhead_tokens,
-            cost_usd=cost_usd,
-        )
-        console.note(f"trial request: {prompt} + {completion} tokens, ${cost_usd:.6f}")
-
-    def _first_accepted(self, part: Part) -> tuple[Request, dict[str, Any]]:
-        """A request that the service takes, and its reply. One product may be at fault, three are not."""
-        requests = list(self._ledger.workspace.read_index(part.number))
-        places = sorted({0, len(requests) // 2, len(requests) - 1})
-        chosen = [requests[place] for place in places]
-        refusal = RefusedError(0, "", "")
-        for request, line in self._ledger.workspace.read_requests(part.number, chosen):
-            try:
-                return request, self._service.ask(self._recipe.endpoint, json.loads(line)["body"])
-            except RefusedError as error:
-                refusal = error
-        raise ServiceError(
-            f"a trial request was refused (HTTP {refusal.status} {refusal.code}): {refusal.message}",
-            hint=f"no batch was sent; check `clean.model` (now `{self._recipe.model.id}`) "
-            "and `clean.effort` in furnclip.toml",
-        )
 
     # --- one part
 

@@ -76,10 +76,11 @@ def estimate(parts: list[Part], state: State, recipe: Recipe, *, batch: bool) ->
 
 
 def committed_usd(state: State, recipe: Recipe, *, batch: bool) -> float:
-    """Paid, plus what open batches will probably cost."""
+    """Paid, surely or perhaps, plus what open batches will probably cost."""
     running = state.with_status("creating", "open", "ended", "downloaded")
     mine = [part for part in running if part.backend != "local"]
-    return state.paid.cost_usd + estimate(mine, state, recipe, batch=batch).cost_usd
+    paid_usd = state.paid.cost_usd + state.unconfirmed_usd
+    return paid_usd + estimate(mine, state, recipe, batch=batch).cost_usd
 
 
 def usage(tokens: tuple[int, int], model: VisionModel, *, batch: bool) -> Usage:

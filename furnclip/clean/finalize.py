@@ -58,6 +58,7 @@ class Summary:
     pending: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     paid_usd: float = 0.0
+    unconfirmed_usd: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     was_done: bool = False
@@ -98,6 +99,7 @@ def _with_bill(summary: Summary, state: State) -> Summary:
     return replace(
         summary,
         paid_usd=round(paid.cost_usd, 8),
+        unconfirmed_usd=round(state.unconfirmed_usd, 8),
         prompt_tokens=paid.prompt_tokens,
         completion_tokens=paid.completion_tokens,
     )

@@ -109,10 +109,13 @@ class BatchService:
         return date.fromisoformat(text) if isinstance(text, str) and text else None
 
     def ask(self, endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """One synchronous request; its reply. Raises `RefusedError` for a definite no."""
-        with self._explained():
-            reply = self._client.post(endpoint.removeprefix("/v1"), body=dict(body), cast_to=object)
-        return reply if isinstance(reply, dict) else {}
+        """One synchronous request; its reply. Raises `RefusedError` for a definite no, else `UnsureError`."""
+        with _sure():
+            once = self._client.with_options(max_retries=0)
+            reply = once.post(endpoint.removeprefix("/v1"), body=dict(body), cast_to=object)
+        if not isinstance(reply, dict):
+            raise UnsureError
+        return reply
 
     def upload(self, path: Path, filename: str) -> str:
         client = self._client.with_options(timeout=_UPLOAD_TIMEOUT_S)
@@ -129,20 +132,14 @@ class BatchService:
 
     def create(self, file_id: str, endpoint: str, metadata: Mapping[str, str]) -> Batch:
         """A new batch. Raises `RefusedError` for a definite no and `UnsureError` for anything else."""
-        once = self._client.with_options(max_retries=0)
-        try:
+        with _sure():
+            once = self._client.with_options(max_retries=0)
             created = once.batches.create(
                 input_file_id=file_id,
                 endpoint=endpoint,  # type: ignore[arg-type]
                 completion_window="24h",
                 metadata=dict(metadata),
             )
-        except openai.APIStatusError as error:
-            if error.status_code < 500 and error.status_code != 408:
-                raise _refused(error) from None
-            raise UnsureError from None
-        except (openai.APIConnectionError, openai.APIResponseValidationError):
-            raise UnsureError from None
         return _view(created)
 
     def find_batches(self, wanted: Mapping[str, str], *, since: float) -> list[Batch]:
@@ -236,6 +233,19 @@ class BatchService:
             raise ServiceError(
                 f"the answer of `{self._url}` cannot be read ({error})", hint="run the same command again"
             ) from None
+
+
+@contextmanager
+def _sure() -> Iterator[None]:
+    """A call that costs money: `RefusedError` when it surely did nothing, `UnsureError` when it may have."""
+    try:
+        yield
+    except openai.APIStatusError as error:
+        if error.status_code < 500 and error.status_code != 408:
+            raise _refused(error) from None
+        raise UnsureError from None
+    except (openai.APIConnectionError, openai.APIResponseValidationError, ValueError):
+        raise UnsureError from None
 
 
 def account_problem(refused: RefusedError) -> ServiceError | None:

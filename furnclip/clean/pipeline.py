@@ -39,6 +39,7 @@ class Standing:
     statuses: dict[str, int] = field(default_factory=dict)
     outcomes: dict[str, int] = field(default_factory=dict)
     paid_usd: float = 0.0
+    unconfirmed_usd: float = 0.0  # of requests whose reply was lost
     prompt_tokens: int = 0
     completion_tokens: int = 0
     halted: str = ""
@@ -101,8 +102,10 @@ def estimate(ledger: Ledger, selection: Selection, *, calibrated: bool) -> money
     recipe = Recipe.from_config(clean)
     waiting = [part for part in ledger.state.with_status(*UNSENT) if part.backend == clean.backend]
     if calibrated and waiting and clean.backend == "openai":
+        from furnclip.clean.canary import send_canary
+
         with _service(ledger.config) as service:
-            _dispatcher(ledger, service).send_canary(waiting[0])
+            send_canary(ledger, service, recipe, waiting[0], once_more=True)
     return money.estimate(waiting, ledger.state, recipe, batch=clean.backend == "openai")
 
 
@@ -142,6 +145,7 @@ def standing(state: State) -> Standing:
         statuses=dict(Counter(part.status for part in parts)),
         outcomes=dict(outcomes),
         paid_usd=round(state.paid.cost_usd, 8),
+        unconfirmed_usd=round(state.unconfirmed_usd, 8),
         prompt_tokens=state.paid.prompt_tokens,
         completion_tokens=state.paid.completion_tokens,
         halted=state.halted,

@@ -7,9 +7,9 @@ network, so any crash can be replayed in a test by cutting the list of events.
                    ^           ^ | not created, queue full          (any) -> replaced, dropped
                    +-----------+ upload lost
 
-An event that announces a side effect (`uploading`, `creating`) is on the disk before the side effect is
-tried. So a part found in `creating` after a crash may or may not have a batch: `dispatch` asks the
-service before it ever creates another one.
+An event that announces a side effect (`uploading`, `creating`, `canary_asking`) is on the disk before the
+side effect is tried. So a part found in `creating` after a crash may or may not have a batch: `dispatch`
+asks the service before it ever creates another one.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class State:
     prepared: Event | None = None
     parts: dict[int, Part] = field(default_factory=dict)
     canaries: dict[str, Event] = field(default_factory=dict)
+    unanswered: tuple[Event, ...] = ()  # canaries that were sent and whose reply is not known
     queue_limit: int = 0
     halted: str = ""
     finalized: Event | None = None
@@ -112,6 +113,15 @@ class State:
     @property
     def canary_usage(self) -> Usage:
         return sum((usage_of(event) for event in self.canaries.values()), Usage())
+
+    def lost_canaries(self, recipe: str) -> list[Event]:
+        """Canaries of this recipe that may or may not have been billed."""
+        return [event for event in self.unanswered if event["recipe"] == recipe]
+
+    @property
+    def unconfirmed_usd(self) -> float:
+        """What canaries cost if they were billed although their reply was lost."""
+        return sum((float(event["cost_usd"]) for event in self.unanswered), 0.0)
 
     @property
     def paid(self) -> Usage:
@@ -187,8 +197,20 @@ def _again(state: State, event: Event) -> State:
     return _with_parts(state, *(_part(facts) for facts in event["parts"]))
 
 
+def _canary_asking(state: State, event: Event) -> State:
+    return replace(state, unanswered=(*state.unanswered, event))
+
+
+def _canary_refused(state: State, event: Event) -> State:
+    """The last one sent has its reply; an earlier one whose reply was lost stays on the bill."""
+    sent = state.unanswered
+    answered = sent[-1:] if sent and sent[-1]["recipe"] == event["recipe"] else ()
+    return replace(state, unanswered=sent[: len(sent) - len(answered)])
+
+
 def _canary(state: State, event: Event) -> State:
-    return replace(state, canaries={**state.canaries, event["recipe"]: event})
+    canaries = {**state.canaries, event["recipe"]: event}
+    return replace(_canary_refused(state, event), canaries=canaries)
 
 
 def _queue_limit(state: State, event: Event) -> State:
@@ -278,6 +300,8 @@ _RUN_EVENTS: dict[Any, Callable[[State, Event], State]] = {
     "prepared": _prepared,
     "replaced": _replaced,
     "again": _again,
+    "canary_asking": _canary_asking,
+    "canary_refused": _canary_refused,
     "canary": _canary,
     "queue_limit": _queue_limit,
     "halted": _halted,

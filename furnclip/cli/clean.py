@@ -236,7 +236,7 @@ def _say_standing(standing: Standing) -> None:
 
     columns = ("part", "attempt", "status", "done", "requests", "batch_id", "cost_usd")
     console.show_table(columns, [tuple(part[name] for name in columns) for part in standing.parts])
-    console.say(f"paid so far: ${standing.paid_usd:.4f}")
+    console.say(f"paid so far: {_bill(standing)}")
     if standing.halted:
         console.say(f"sending stopped: {standing.halted}")
 
@@ -267,4 +267,11 @@ def _say_summary(summary: Summary, config: Config) -> None:
     rows: list[tuple[str, int]] = [("cleaned", summary.cleaned), ("pending", summary.pending)]
     rows += [(f"rejected: {reason}", count) for reason, count in summary.reasons.most_common()]
     console.show_table(["rows", "count"], [row for row in rows if row[1]])
-    console.say(f"paid: ${summary.paid_usd:.4f}; wrote {config.paths.cleaned}")
+    console.say(f"paid: {_bill(summary)}; wrote {config.paths.cleaned}")
+
+
+def _bill(found: Standing | Summary) -> str:
+    paid = f"${found.paid_usd:.4f}"
+    if not found.unconfirmed_usd:
+        return paid
+    return f"{paid}, and perhaps ${found.unconfirmed_usd:.6f} for a trial request whose reply was lost"
