@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from furnclip.cli import app
+from furnclip.prepare import spread
+from furnclip.prepare.pack import MOST_VALUES
 from furnclip.prepare.spool import cache_file
-from furnclip.shards import MINI_TRAIN, SPLITS, ShardDataset, read_assignments, read_manifest
+from furnclip.shards import (
+    MINI_TRAIN,
+    SPLITS,
+    Manifest,
+    ShardDataset,
+    SplitInfo,
+    read_assignments,
+    read_manifest,
+)
 from tests.conftest import Cli
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server
 
@@ -68,11 +79,11 @@ class Shop:
             catch_exceptions=False,
         )
 
-    def prepared(self, *arguments: str) -> dict[str, object]:
+    def prepared(self, *arguments: str) -> dict[str, Any]:
         self.write()
         result = self.run("--json", *arguments)
         assert result.exit_code == 0, result.stderr
-        summary: dict[str, object] = json.loads(result.stdout)
+        summary: dict[str, Any] = json.loads(result.stdout)
         return summary
 
     @property
@@ -162,6 +173,33 @@ def test_splits_have_about_their_shares_and_mini_train_is_stratified(tmp_path: P
         assert abs(mini.count(kind) - 60 * whole[kind] / sum(whole.values())) <= 1
 
 
+def test_the_summary_shows_how_object_types_are_spread(store: Shop) -> None:
+    summary = store.prepared()
+    spread = summary["attributes"]["object_type"]
+    splits = read_assignments(store.shards)
+    assert set(spread) == {"sofa", "chair", "lamp"}
+    assert spread["sofa"] == {
+        split: sum(splits[row["product_id"]][1] == split for row in store.rows[::3]) for split in SPLITS
+    }
+    assert "style" in summary["attributes"]  # without values
+    shown = store.run().stdout
+    assert "the 3 commonest of 3 object types" in shown
+    [line] = [line for line in shown.splitlines() if line.split()[:1] == ["sofa"]]
+    assert [int(cell) for cell in line.split()[1:]] == list(spread["sofa"].values())
+
+
+def test_a_count_that_the_manifest_does_not_keep_is_not_called_zero(tmp_path: Path) -> None:
+    many = {f"t{number:02}": 9 - (number > 0) for number in range(MOST_VALUES)}
+    splits = {
+        "train": SplitInfo(0, 0, (), {"object_type": many}),
+        "validation": SplitInfo(0, 0, (), {"object_type": {"rare": 1}}),
+        "test": SplitInfo(0, 0, ()),
+    }
+    found = spread(Manifest("", splits), "object_type")
+    assert next(iter(found)) == "t00"
+    assert found["rare"] == {"train": None, "validation": 1, "test": 0}
+
+
 def test_no_split_is_empty_even_in_a_dozen(tmp_path: Path) -> None:
     store = Shop(tmp_path, settings={"image_px": 16, "workers": 1})
     store.add(range(4))
@@ -204,7 +242,6 @@ def test_same_title_same_bytes_and_near_duplicates_are_one_group(store: Shop) ->
     ]
     leaks = store.prepared()["leaks"]
     assert len(split_of(store, "p0", "near", "copy", "title")) == 1
-    assert isinstance(leaks, dict)
     assert (leaks["same_picture"], leaks["same_title"]) == (1, 1)
     assert leaks["near_duplicate_pairs"] == 3  # p0, near and copy with one another
     assert (leaks["groups"], leaks["groups_joined"], leaks["largest_group"]) == (60, 1, 4)
@@ -320,7 +357,7 @@ def test_a_new_picture_under_an_old_name_is_decoded(store: Shop) -> None:
     draw(store.folder / "images/5.png", 999, side_px=64)
     summary = store.prepared()
     assert summary["decoded"] == 1
-    assert int(str(summary["changed_shards"])) >= 1
+    assert summary["changed_shards"] >= 1
 
 
 def test_other_settings_mean_other_pictures(store: Shop) -> None:
@@ -449,7 +486,7 @@ def test_ctrl_c_stops_in_two_lines_and_the_next_run_goes_on(tmp_path: Path) -> N
         130,
         ["error: interrupted", "hint: run the same command again to go on from here"],
     )
-    assert int(str(store.prepared()["products"])) == 300
+    assert store.prepared()["products"] == 300
 
 
 @pytest.mark.parametrize("step", ["furnclip.prepare.run.assign", "furnclip.prepare.run.read_index"])
@@ -540,6 +577,18 @@ def test_check_reports_by_reason_and_writes_nothing(store: Shop) -> None:
     shown = store.run("--check").stdout
     assert "54 of 60 rows" in shown
     assert "duplicate-id" in shown
+
+
+def test_check_fails_where_prepare_would(store: Shop) -> None:
+    for row in store.rows:
+        row["image"] = "nowhere.png"
+    store.write()
+    result = store.run("--check", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["reasons"]) == (1, {"missing": 60})
+    (store.folder / "products.csv").write_text("product_id,title,image\n")
+    result = store.run("--check", "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "products.csv` has no rows\nhint: " in result.stderr
 
 
 # --- to the bucket

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from furnclip.prepare import CheckReport, Summary
 
 _LARGE_GROUP_SHARE = 0.1
+_SHOWN_TYPES = 8
 
 
 def register(app: typer.Typer) -> None:
@@ -49,6 +50,8 @@ def prepare(
     if check:
         report = check_catalogue(options)
         console.emit(report.as_dict(), as_json=as_json, human=lambda: _show_report(report))
+        if not report.usable:
+            raise typer.Exit(1)
         return
     check_cleaning(options)
     if upload:
@@ -90,6 +93,18 @@ def _show_report(report: CheckReport) -> None:
         console.show_table(["reason", "rows", "first of them"], rows)
 
 
+def _show_spread(summary: Summary) -> None:
+    """How the commonest object types are spread over the splits."""
+    from furnclip import console
+    from furnclip.prepare import spread
+
+    kinds = spread(summary.manifest, "object_type")
+    if kinds:
+        rows = [[kind, *counts.values()] for kind, counts in list(kinds.items())[:_SHOWN_TYPES]]
+        columns = ["object type", *next(iter(kinds.values()))]
+        console.show_table(columns, rows, title=f"the {len(rows)} commonest of {len(kinds)} object types")
+
+
 def _show_summary(summary: Summary, uploaded: dict[str, int | str]) -> None:
     from furnclip import console
 
@@ -100,6 +115,7 @@ def _show_summary(summary: Summary, uploaded: dict[str, int | str]) -> None:
         for name, split in summary.manifest.splits.items()
     ]
     console.show_table(["split", "products", "groups", "shards"], rows)
+    _show_spread(summary)
     leaks = summary.manifest.leaks
     console.say(
         f"{summary.products} of {summary.rows} rows are in the shards; {leaks['groups_joined']} groups of "

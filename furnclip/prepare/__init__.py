@@ -13,7 +13,7 @@ where the shop knows its variants.
 from __future__ import annotations
 
 from furnclip.prepare.check import CheckReport, check
-from furnclip.prepare.report import Summary
+from furnclip.prepare.report import Summary, spread
 from furnclip.prepare.run import prepare
 
-__all__ = ["CheckReport", "Summary", "check", "prepare"]
+__all__ = ["CheckReport", "Summary", "check", "prepare", "spread"]

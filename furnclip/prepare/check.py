@@ -12,6 +12,7 @@ from furnclip.catalogue import Rejection, catalogue_path
 from furnclip.config import Config
 from furnclip.prepare.earlier import Earlier, Shelf
 from furnclip.prepare.pool import Workers
+from furnclip.prepare.report import no_rows
 from furnclip.prepare.scan import Scanner
 
 EXAMPLES = 3
@@ -45,7 +46,7 @@ class CheckReport:
 
 
 def check(config: Config) -> CheckReport:
-    """Read every row and open every picture."""
+    """Read every row and open every picture. Raises `InputError` where there is no row."""
     nothing_known = Earlier([], Shelf([]), Path())
     reasons: Counter[str] = Counter()
     examples: dict[str, list[Rejection]] = defaultdict(list)
@@ -61,8 +62,11 @@ def check(config: Config) -> CheckReport:
                 reasons[outcome.reason] += 1
                 if len(examples[outcome.reason]) < EXAMPLES:
                     examples[outcome.reason].append(outcome)
+    catalogue = catalogue_path(config.paths)
+    if not rows:
+        raise no_rows(catalogue)
     return CheckReport(
-        catalogue_path(config.paths),
+        catalogue,
         rows,
         rows - reasons.total(),
         dict(reasons.most_common()),

@@ -29,6 +29,8 @@ from furnclip.prepare.spool import Records, entry_of
 from furnclip.shards.manifest import MINI_TRAIN, SPLITS, ShardInfo, SplitInfo
 from furnclip.shards.tar import Sample, decode_sample, index_path, read_about, write_shard
 
+MOST_VALUES = 50  # of an attribute in the manifest; free text would make it megabytes
+
 
 @dataclass(frozen=True)
 class PlannedShard:
@@ -210,10 +212,10 @@ def describe_split(
     return SplitInfo(samples, len(groups), tuple(shards), attributes)
 
 
-def _most_common(counts: Counter[str], most: int = 50) -> dict[str, int]:
-    """The commonest values; free text would make a manifest of megabytes."""
+def _most_common(counts: Counter[str]) -> dict[str, int]:
+    """The commonest values."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return dict(ordered[:most])
+    return dict(ordered[:MOST_VALUES])
 
 
 def _shard_info(folder: Path, name: str, about: dict[str, Any]) -> ShardInfo:

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from furnclip.catalogue import Rejection
+from furnclip.catalogue import ATTRIBUTES, Rejection
 from furnclip.console import printable
 from furnclip.errors import InputError
 from furnclip.journal import write_text
 from furnclip.prepare.groups import Assignment, Ties, leaks_left
 from furnclip.prepare.ledger import UNDECIDED
-from furnclip.shards import Manifest
+from furnclip.prepare.pack import MOST_VALUES
+from furnclip.shards import SPLITS, Manifest
 
 REJECTED_NAME = "rejected.csv"
 
@@ -49,8 +50,21 @@ class Summary:
             "manifest": str(self.folder / "manifest.json"),
             "data_hash": self.manifest.data_hash,
             "splits": splits,
+            "attributes": {name: spread(self.manifest, name) for name in ATTRIBUTES},
             "leaks": self.manifest.leaks,
         }
+
+
+def spread(manifest: Manifest, attribute: str) -> dict[str, dict[str, int | None]]:
+    """Products of each split by the value of an attribute, the commonest value first.
+
+    None: the value is not among the commonest of that split, which are all that a manifest keeps.
+    """
+    counts = {name: manifest.splits[name].attributes.get(attribute, {}) for name in SPLITS}
+    total = sum((Counter(values) for values in counts.values()), Counter[str]())
+    rest = {name: None if len(values) == MOST_VALUES else 0 for name, values in counts.items()}
+    ordered = sorted((value for value in total if value), key=lambda value: (-total[value], value))
+    return {value: {name: counts[name].get(value, rest[name]) for name in SPLITS} for value in ordered}
 
 
 def leak_report(ties: Ties, assignment: Assignment) -> dict[str, Any]:
@@ -84,10 +98,15 @@ def write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
         write_text(path, text)
 
 
+def no_rows(catalogue: Path) -> InputError:
+    """The error for a catalogue that has a header and nothing else."""
+    return InputError(f"`{catalogue}` has no rows", hint="export the catalogue again")
+
+
 def nothing_usable(catalogue: Path, rejections: Sequence[Rejection]) -> InputError:
     """The error for a catalogue without a single usable row."""
     if not rejections:
-        return InputError(f"`{catalogue}` has no rows", hint="export the catalogue again")
+        return no_rows(catalogue)
     reason, count = Counter(item.reason for item in rejections).most_common(1)[0]
     first = next(item for item in rejections if item.reason == reason)
     return InputError(
