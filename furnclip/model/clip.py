@@ -14,12 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from furnclip.journal import write_json
-from furnclip.model.attention import use_short_rows
-from furnclip.model.families import CLIP, Family
+from furnclip.model.families import Family
 from furnclip.model.pixels import Preprocessing
 from furnclip.model.precision import Choice
 from furnclip.model.quiet import quiet
-from furnclip.model.towers import SHORT_CUT, pooled_images, pooled_texts, project
+from furnclip.model.towers import pooled_images, pooled_texts, project
 
 _CHUNK = 256  # pictures or captions in one forward pass, so that a long list cannot exhaust memory
 
@@ -75,13 +74,7 @@ class Clip:
         dtype = torch.bfloat16 if choice.precision == "bf16" else torch.float32
         self.module.to(device=device, dtype=dtype)
         self.precision = choice
-        self.suit_attention(device, choice)
         return self
-
-    def suit_attention(self, device: torch.device, choice: Choice) -> None:
-        """Choose the kind of attention that is fast there."""
-        if device.type == "cpu" and choice.precision == "bf16" and self.family is CLIP and SHORT_CUT:
-            use_short_rows(self.module)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """(B, T) token ids, padded to the longest (SigLIP: to full length), cut at the model's length."""

@@ -50,7 +50,6 @@ class Encoder:
     def place(self) -> None:
         """Move the model; frozen weights take the narrow type, training weights stay float32."""
         self.clip.module.to(self.device)
-        self.clip.suit_attention(self.device, self.choice)
         if self.choice.precision == "bf16":
             for parameter in self.clip.module.parameters():
                 if not parameter.requires_grad:
