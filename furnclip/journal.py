@@ -133,24 +133,27 @@ def _complete_length(path: Path, chunk_bytes: int = 65536) -> int:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well, and not before.
 
-    On an error or a kill the old file stays as it was and no half-written file has its name.
+    On an error or a kill the old file stays as it was and no half-written file has its name. Without
+    `durable` nothing waits for the disk, and a power cut may leave the file empty: for caches.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with aside.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         with suppress(OSError):
             aside.unlink()
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 @contextmanager

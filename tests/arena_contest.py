@@ -39,13 +39,17 @@ def write_contest(
     """`images/`, `furnclip.toml` and one vector file for each run; the folder.
 
     The first run is in the master file. `config` is the body of the `[arena]` section. Each product
-    has a file of its own; `pictures` is how many different ones are drawn.
+    has a file name of its own; `pictures` is how many different files there are behind them.
     """
     (folder / "images").mkdir(parents=True)
     rows = [product(index) for index in range(products)]
-    drawn = [_encoded((picture or _picture)(index)) for index in range(pictures or products)]
-    for index, row in enumerate(rows):
-        (folder / "images" / row["image"]).write_bytes(drawn[index % len(drawn)])
+    files = [folder / "images" / row["image"] for row in rows]
+    different = pictures or products
+    for index, file in enumerate(files):
+        if index < different:
+            file.write_bytes(_encoded((picture or _picture)(index)))
+        else:
+            file.hardlink_to(files[index % different])
     vectors = folder / "work" / "embeddings"
     for number, run in enumerate(runs):
         name = "master_vectors.parquet" if number == 0 else f"{run}.parquet"

@@ -423,9 +423,9 @@ def test_a_sheet_is_cached_under_a_name_that_tells_nothing(contest: Path) -> Non
         path = sheets.path(trial, width_px=640, height_px=208)
         stamp = path.stat().st_mtime_ns
         assert sheets.path(trial, width_px=640, height_px=208).stat().st_mtime_ns == stamp
-    assert re.fullmatch(r"[0-9a-f]{16}\.png", path.name)
+    assert re.fullmatch(r"[0-9a-f]{16}\.jpg", path.name)
     assert b"tuned" not in path.read_bytes()
-    assert b"tEXt" not in path.read_bytes()
+    assert b"Exif" not in path.read_bytes()
 
 
 def test_screen_and_sheet_depend_on_nothing_but_what_is_shown(contest: Path) -> None:

@@ -96,10 +96,9 @@ class ArenaApp:
         """What is to be judged, with its secret sides; for drawing, not for showing."""
         return self._judging.current
 
-    @property
-    def expected_trial(self) -> Trial | None:
-        """The trial that probably follows, for preparing its pictures."""
-        return self._judging.expected()
+    def expected_trials(self, ahead: int) -> list[Trial]:
+        """The trials that probably follow, for preparing their pictures."""
+        return list(self._judging.expected(ahead))
 
     @property
     def votes_cast(self) -> int:

@@ -2,7 +2,7 @@
 
 A key counts only while its trial is on the screen with its picture: what was typed before is thrown
 away, and so is what comes within the first moments after, which is a bounce or a second thought
-about the screen before. The next trial's picture is drawn while the rater looks at this one.
+about the screen before. The next trials' pictures are drawn while the rater looks at this one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from furnclip.viewers import Box, Drawing, Setting, Viewer, desktop_command, det
 
 # Nobody judges a screen in this time; a bouncing key or an answer of the terminal comes faster.
 ARMING_S = 0.25
+_AHEAD = 2  # trials whose pictures are drawn before they are asked for: hasty raters need the second
+_KEPT = _AHEAD + 2  # besides them the one on the screen, and the one before, for undoing
 _PATIENCE_S = 0.15  # waiting for a picture is mentioned only after this
 _POLL_S = 0.05
 _IDLE_S = 0.5
@@ -40,7 +42,7 @@ class Picture:
 
 
 class Pictures:
-    """Draws sheets in the background, one at a time; keeps this trial's and the next one's."""
+    """Draws sheets in the background, one at a time; keeps those shown last and those prepared."""
 
     def __init__(self, folder: Path, viewer: Viewer) -> None:
         self.viewer = viewer
@@ -61,11 +63,18 @@ class Pictures:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def start(self, trial: Trial, box: Box) -> Future[Picture]:
-        """The drawing of a trial, begun now or earlier."""
+        """The drawing of a trial that somebody waits for, begun earlier or before all others."""
+        if (trial, box) not in self._started:
+            self._started = {key: drawing for key, drawing in self._started.items() if not drawing.cancel()}
+        return self.prepare(trial, box)
+
+    def prepare(self, trial: Trial, box: Box) -> Future[Picture]:
+        """The drawing of a trial, begun when those asked for earlier are done."""
         key = (trial, box)
         if key not in self._started:
-            latest = list(self._started.items())[-1:]
-            self._started = {**dict(latest), key: self._worker.submit(self._draw, trial, box)}
+            while len(self._started) >= _KEPT:
+                self._started.pop(next(iter(self._started))).cancel()
+            self._started[key] = self._worker.submit(self._draw, trial, box)
         return self._started[key]
 
     def _draw(self, trial: Trial, box: Box) -> Picture:
@@ -148,9 +157,9 @@ class Session:
         self._terminal.write(_CLEAR + self._pictures.viewer.erasing + text.encode() + drawn + b"\x1b[0m")
 
     def _prepare_next(self, frame: Frame) -> None:
-        following = self._app.expected_trial
-        if following is not None and frame.box is not None:
-            self._pictures.start(following, frame.box)
+        if frame.box is not None:
+            for trial in self._app.expected_trials(_AHEAD):
+                self._pictures.prepare(trial, frame.box)
 
     def _listen(self, frame: Frame, picture: Picture | None) -> None:
         armed_at_s = time.monotonic() + ARMING_S

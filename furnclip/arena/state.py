@@ -78,7 +78,10 @@ class Judging:
             raise UsageError("everything has been judged", hint="see `furnclip arena stats`")
         if choice not in OUTCOMES:
             raise UsageError(f"`{choice}` is no vote", hint=f"votes are {', '.join(OUTCOMES)}")
-        lineup, trial = self._lineup, self.current
+        return self._vote(self.current, choice, vote_id=vote_id, at=at, seconds=seconds)
+
+    def _vote(self, trial: Trial, choice: str, *, vote_id: str, at: str, seconds: float) -> Vote:
+        lineup = self._lineup
         return Vote(
             vote_id=vote_id,
             at=at,
@@ -106,12 +109,19 @@ class Judging:
         self._votes.remove(vote)
         self.current = Trial(vote.query, vote.duel, vote.sides, vote.results, vote.repeat)
 
-    def expected(self) -> Trial | None:
-        """The trial after the current one, if that is a tie: a guess for whoever prepares pictures."""
-        if self.current is None:
-            return None
-        guess = self.cast("T", vote_id="", at="", seconds=0)
-        return self._next([*self._votes, guess])
+    def expected(self, ahead: int) -> Iterator[Trial]:
+        """The next `ahead` trials, if every vote until then is a tie: a guess, to prepare pictures by.
+
+        With two models it is right whatever is voted.
+        """
+        votes, trial = list(self._votes), self.current
+        for _ in range(ahead):
+            if trial is None:
+                return
+            votes.append(self._vote(trial, "T", vote_id="", at="", seconds=0))
+            trial = self._next(votes)
+            if trial is not None:
+                yield trial
 
     def _next(self, votes: Sequence[Vote]) -> Trial | None:
         own = [vote for vote in votes if vote.rater == self._rater]

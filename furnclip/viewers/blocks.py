@@ -23,7 +23,7 @@ def half_blocks(image: Image.Image, *, cols: int, rows: int, colors: str = "true
     scale = min(cols / image.width, 2 * rows / image.height)
     width = max(1, min(cols, round(image.width * scale)))
     height = max(1, min(2 * rows, round(image.height * scale)))
-    fitted = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    fitted = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     pixels = np.asarray(fitted)  # (H, W, 3)
     encode = _rgb if colors == "truecolor" else _cube
     return [_line(pixels[top : top + 2], encode) for top in range(0, height, 2)]

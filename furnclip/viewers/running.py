@@ -35,6 +35,7 @@ _PICTURE = rb"\x1b(?:_G|P[0-9;]*q|\]1337;File)"
 _PICTURE_START = re.compile(_PICTURE)
 _PICTURE_WHOLE = re.compile(_PICTURE + rb"[^\x07\x1b]*(?:\x07|\x1b\\)")
 _COLOR = re.compile(r"\x1b\[[0-9;:]*m")
+_NOT_COLOR = re.compile(r"\x1b(?!\[[0-9;:]*m)")
 # A whole escape sequence of any kind, or the beginning of one.
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[_P\]X^][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~]?)")
 
@@ -178,10 +179,11 @@ def _presentable(output: bytes, box: Box, *, colors: str) -> bytes:
 
 def _only_colored_text(line: str, colors: str) -> str:
     """Without cursor movements, queries, titles and halves of escapes: printable text and colours."""
-    kept = _ESCAPE.sub(lambda match: match.group() if _keeps(match.group(), colors) else "", line)
-    return "".join(c for c in kept if c == "\x1b" or c.isprintable()) + (
-        "\x1b[0m" if colors != "none" else ""
-    )
+    if colors == "none" or _NOT_COLOR.search(line):  # rare, and slow for thousands of cells
+        line = _ESCAPE.sub(lambda match: match.group() if _keeps(match.group(), colors) else "", line)
+    if not line.replace("\x1b", "").isprintable():
+        line = "".join(c for c in line if c == "\x1b" or c.isprintable())
+    return line if colors == "none" else f"{line}\x1b[0m"
 
 
 def _keeps(escape: str, colors: str) -> bool:
