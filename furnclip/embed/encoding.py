@@ -3,19 +3,24 @@
 Pictures are encoded as soon as a batch of them is decoded, while other threads decode the next;
 captions once a row group, equal ones once. A batch never crosses a row group, so a row group that is
 encoded again comes out the same.
+
+On a CPU every core encodes a batch of its own. Cores that share one batch wait for each other behind
+every layer, and whenever a decoding thread holds one of them up.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from furnclip.embed.parts import Found, Known
 from furnclip.embed.rows import Content, Decoded, Row, decode, read_content
@@ -25,6 +30,7 @@ from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, vector_array, 
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
+_MOST_BATCHES = 16  # encoded at once; each takes some 60 MB beside the weights of a ViT-B/32
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,30 @@ class RowGroup:
 
     table: pa.Table
     encoded: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The threads that run the models, and how many batches they work on at once."""
+
+    pool: ThreadPoolExecutor
+    count: int
+
+
+@contextmanager
+def encoders(clips: Collection[Clip]) -> Iterator[Encoders]:
+    """On a CPU a thread for every core that torch may use, else one thread in front of the device."""
+    cores = torch.get_num_threads()
+    on_cpu = all(clip.device.type == "cpu" for clip in clips)
+    count = min(cores, _MOST_BATCHES) if on_cpu else 1
+    for clip in clips:
+        clip.tokenize([""])  # a tokenizer changes its settings in its first call; then threads may share it
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(cores // count,))
+    try:
+        yield Encoders(pool, count)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)  # what one thread sets, threads started later inherit
 
 
 class RowGroupEncoder:
@@ -44,9 +74,11 @@ class RowGroupEncoder:
         known: Mapping[str, Known],
         provenance: Provenance,
         *,
+        encoders: Encoders,
         batch_size: int,
     ) -> None:
         self._clips = clips
+        self._encoders = encoders
         self._known = known
         self._provenance = provenance
         self._batch_size = batch_size
@@ -60,16 +92,29 @@ class RowGroupEncoder:
             return Decoded(row, content.content_hash)
         return decode(row, content, self._sides_px)
 
-    def encode(self, rows: Iterable[Decoded]) -> RowGroup:
-        """The row group of these rows; pictures are let go of batch by batch."""
+    def encode(self, rows: Iterable[Decoded], count: int) -> RowGroup:
+        """The row group of these `count` rows; pictures are let go of batch by batch."""
         kept: list[Decoded] = []
         pictures: dict[str, list[Floats]] = {label: [] for label in self._clips}
-        for batch in _batches(rows, self._batch_size):
+        batches = _batches(rows, self._even_size(count))
+        # One batch more than are worked on, so that no thread waits for this one.
+        ahead = self._encoders.count + 1
+        for batch, vectors in map_ahead(self._encoders.pool, self._encode_batch, batches, ahead=ahead):
+            kept += batch
             for label in self._clips:
-                pictures[label].append(self._encode_pictures(label, batch))
-            kept += [Decoded(item.row, item.content_hash, reason=item.reason) for item in batch]
+                pictures[label].append(vectors[label])
         found = {label: self._vectors(label, kept, np.concatenate(pictures[label])) for label in self._clips}
         return self._row_group(kept, found)
+
+    def _even_size(self, count: int) -> int:
+        """The largest size of batches that leaves no thread with one batch less than the others."""
+        rounds = -(-count // (self._batch_size * self._encoders.count))
+        return -(-count // (rounds * self._encoders.count))
+
+    def _encode_batch(self, batch: list[Decoded]) -> tuple[list[Decoded], dict[str, Floats]]:
+        """The rows without their pictures, and the vectors of these by label, (B, D)."""
+        vectors = {label: self._encode_pictures(label, batch) for label in self._clips}
+        return [Decoded(item.row, item.content_hash, reason=item.reason) for item in batch], vectors
 
     def _encode_pictures(self, label: str, batch: list[Decoded]) -> Floats:
         """(B, D), zero where there is no picture or its vector is known."""
@@ -93,12 +138,18 @@ class RowGroupEncoder:
         described = [row for row in new if rows[row].row.caption]
         captions = [rows[row].row.caption for row in described]
         if captions:
-            distinct = list(dict.fromkeys(captions))
-            vectors = _finite(clip.encode_texts(distinct), clip, "caption", rows[described[0]])
-            place = {caption: index for index, caption in enumerate(distinct)}
-            found.vectors["text"][described] = vectors[[place[caption] for caption in captions]]
+            vectors = self._encode_captions(clip, captions)
+            found.vectors["text"][described] = _finite(vectors, clip, "caption", rows[described[0]])
             found.present["text"][described] = True
         return found
+
+    def _encode_captions(self, clip: Clip, captions: list[str]) -> Floats:
+        """(B, D); equal captions are encoded once, those of one length together: no padding."""
+        distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
+        batches = _batches(distinct, self._even_size(len(distinct)))
+        vectors = np.concatenate(list(self._encoders.pool.map(clip.encode_texts, batches)))
+        place = {caption: index for index, caption in enumerate(distinct)}
+        return vectors[[place[caption] for caption in captions]]
 
     def _row_group(self, rows: list[Decoded], found: Mapping[str, Found]) -> RowGroup:
         stored = [{**item.row.stored, "content_hash": item.content_hash} for item in rows]

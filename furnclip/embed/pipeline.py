@@ -32,7 +32,7 @@ from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.config import Config
 from furnclip.embed.assemble import fused_provenance, write_vectors
-from furnclip.embed.encoding import RowGroupEncoder, map_ahead
+from furnclip.embed.encoding import RowGroupEncoder, encoders, map_ahead
 from furnclip.embed.parts import Known, PartFolder, reusable_files
 from furnclip.embed.plan import PREPROCESSING, Ranks, read_or_make_plan, wait_until
 from furnclip.embed.rows import CatalogueReader, Row, read_content
@@ -167,19 +167,22 @@ def _encode(job: _Job, journal: Journal) -> _Work:
     job.clips.update(clips)
     loading_s = time.monotonic() - start
     known = {label: _known(job, plan, label) for label in clips}
-    encoder = RowGroupEncoder(clips, known, plan, batch_size=job.config.embed.batch_size)
+    batch_size = job.config.embed.batch_size
     todo = [number for number in job.ranks.share(range(job.row_groups)) if not job.folder.is_done(number)]
     pictures: Counter[str] = Counter()
     with (
         console.progress("embedding", total=job.products, unit="products") as meter,
         ThreadPoolExecutor(job.workers) as pool,
+        encoders(clips.values()) as threads,
     ):
+        encoder = RowGroupEncoder(clips, known, plan, encoders=threads, batch_size=batch_size)
         meter.advance((job.row_groups - len(todo)) * job.config.embed.row_group_rows)
-        ahead = 2 * job.config.embed.batch_size
+        ahead = (threads.count + 1) * batch_size
         decoded = map_ahead(pool, encoder.decode, _rows_of(job, set(todo)), ahead=ahead)
         for number in todo:
             journal.append({"event": "begun", "key": plan.key, "row_group": number})
-            group = encoder.encode(islice(decoded, _rows_in(job, number)))
+            rows = _rows_in(job, number)
+            group = encoder.encode(islice(decoded, rows), rows)
             job.folder.write(number, group.table)
             pictures.update(group.encoded)
             meter.advance(group.table.num_rows)

@@ -52,7 +52,7 @@ def main() -> None:
     arguments = measure.parse("embed")
     if os.environ.get("FURNCLIP_BENCH_CONTENDER"):
         return contend(os.environ["FURNCLIP_BENCH_CONTENDER"])
-    rounds, products = (1, 64) if arguments.quick else (3, 384)
+    rounds, products = (1, 64) if arguments.quick else (3, 256)
     sizes = (500, 5_000) if arguments.quick else (10_000, 100_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
