@@ -29,10 +29,12 @@ from furnclip.storage.failures import BROKEN_STREAM, explained
 from furnclip.storage.inventory import Entry, Stored, sha256_of
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
     from s3transfer.futures import TransferFuture
 
 PART_BYTES = 8 * 2**20
+_PIECE_BYTES = 2**18  # as large as memory is used again for; of whole files every page would be new
 ATTEMPTS = 5
 _PAUSES_S = (0.1, 0.2, 0.4, 0.8)
 _CONNECT_TIMEOUT_S = 10
@@ -153,13 +155,17 @@ class Bucket:
                 raise
 
     def _read(self, key: str, extra: dict[str, Any]) -> bytes:
+        return self._answer(key, extra, lambda body: body.read())
+
+    def _answer(self, key: str, extra: dict[str, Any], consume: Callable[[StreamingBody], Result]) -> Result:
+        """What `consume` makes of the body of an object, begun anew where it breaks off."""
         for pause_s in _PAUSES_S:  # botocore tries requests again, but not the bodies of answers
             body = self._client.get_object(Bucket=self.name, Key=key, **extra)["Body"]
             with suppress(*BROKEN_STREAM), closing(body):
-                return body.read()
+                return consume(body)
             time.sleep(pause_s)
         with closing(self._client.get_object(Bucket=self.name, Key=key, **extra)["Body"]) as body:
-            return body.read()
+            return consume(body)
 
     def write(self, key: str, content: bytes) -> Entry:
         """Put `content` under `key` in one request."""
@@ -195,16 +201,17 @@ class Bucket:
     def fetch(self, key: str, expected: Entry, target: Path, report: Report) -> None:
         """Write an object to `target`, whole and as `expected` says, or not at all.
 
-        The caller flushes all files at the end: one by one, that would take longer than the download.
+        The caller flushes it to the disk, while the next files are on their way.
         """
+        extra = {} if expected.sha256 else _SERVER_CHECKS
         with self._explained(key), _aside(target) as aside:
             if expected.size_bytes <= PART_BYTES:
-                aside.write_bytes(self.read(key, expected))
+                digest = self._answer(key, extra, lambda body: _written(body, aside))
                 report(expected.size_bytes)
             else:
-                extra = {} if expected.sha256 else _SERVER_CHECKS
                 self._parts.download(self.name, key, str(aside), extra, [_Progress(report)]).result()
-                self._compare(key, expected, aside.stat().st_size, sha256_of(aside))
+                digest = sha256_of(aside)
+            self._compare(key, expected, aside.stat().st_size, digest)
 
     def _compare(self, key: str, expected: Entry, size_bytes: int, sha256: str) -> None:
         if size_bytes != expected.size_bytes or (expected.sha256 and sha256 != expected.sha256):
@@ -225,6 +232,16 @@ class _Progress(BaseSubscriber):
 
     def on_progress(self, future: TransferFuture, bytes_transferred: int, **_: object) -> None:
         self._report(bytes_transferred)
+
+
+def _written(body: StreamingBody, path: Path) -> str:
+    """The SHA-256 of a body that is written to `path` piece by piece."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        while piece := body.read(_PIECE_BYTES):
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
 
 
 def _connect(endpoint_url: str, region: str, *, concurrency: int, timeout_s: float) -> S3Client:

@@ -1,8 +1,8 @@
 """Bucket to folder.
 
 Inventory and manifest are read first; what announces an older dataset in the folder is taken away; then
-come the files, each checked against its SHA-256; they are flushed to the disk; the manifest gets its
-name last. A partial download is therefore never taken for a dataset, and the same call goes on with it.
+come the files, each checked against its SHA-256 and flushed to the disk; the manifest gets its name
+last. A partial download is therefore never taken for a dataset, and the same call goes on with it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from furnclip import console, journal
 from furnclip.errors import StorageError
 from furnclip.storage.bucket import Bucket, Transfer
+from furnclip.storage.failures import explained
 from furnclip.storage.inventory import (
     INVENTORY_NAME,
     Entry,
@@ -27,6 +29,8 @@ from furnclip.storage.inventory import (
     parse_inventory,
     sha256_of,
 )
+
+_FLUSHERS = 4  # the disk writes while the next files are on their way
 
 
 def fetch_dataset(bucket: Bucket, prefix: str, local: Path) -> Transfer:
@@ -121,13 +125,19 @@ def _fetch(bucket: Bucket, prefix: str, files: dict[str, Entry], wanted: dict[st
         target.unlink(missing_ok=True)
     names = [name for name, target in wanted.items() if target not in announcements]
     total_bytes = sum(files[name].size_bytes for name in names)
-    with console.progress(f"downloading {bucket.where(prefix)}", total=total_bytes, unit="bytes") as meter:
+    flushes: list[Future[None]] = []
+    with (
+        console.progress(f"downloading {bucket.where(prefix)}", total=total_bytes, unit="bytes") as meter,
+        ThreadPoolExecutor(_FLUSHERS, thread_name_prefix="furnclip-flush") as flusher,
+    ):
 
         def fetch(name: str) -> None:
             bucket.fetch(key_of(prefix, name), files[name], wanted[name], meter.advance)
+            flushes.append(flusher.submit(_flush, wanted[name]))
 
         bucket.side_by_side(fetch, names)
-    bucket.side_by_side(_flush, [wanted[name] for name in names])
+    for flush in flushes:
+        flush.result()
     for folder in {wanted[name].parent for name in names}:
         journal.sync_folder(folder)
     for target, content in announcements.items():
@@ -135,7 +145,7 @@ def _fetch(bucket: Bucket, prefix: str, files: dict[str, Entry], wanted: dict[st
 
 
 def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
+    with explained(path.name), path.open("rb+") as file:  # a full disk may say so only here
         os.fsync(file.fileno())
 
 

@@ -11,13 +11,12 @@ was sent: it comes for free with a listing, whatever way the server computes it.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from furnclip.errors import StorageError
 
@@ -27,21 +26,19 @@ ANNOUNCEMENTS = ("manifest.json", "run.json")
 _CHUNK_BYTES = 2**20
 
 
-class Entry(BaseModel):
+@dataclass(frozen=True)
+class Entry:
     """One file of a dataset."""
 
-    model_config = ConfigDict(frozen=True)
-
-    size_bytes: int = Field(ge=0)
+    size_bytes: int
     sha256: str = ""
     """hex; empty: uploaded by another program, nobody knows"""
     etag: str = ""
 
 
-class Inventory(BaseModel):
+@dataclass(frozen=True)
+class Inventory:
     """The files of a dataset by their path under its prefix."""
-
-    model_config = ConfigDict(frozen=True)
 
     complete: bool
     files: dict[str, Entry]
@@ -49,6 +46,10 @@ class Inventory(BaseModel):
     @property
     def size_bytes(self) -> int:
         return sum(entry.size_bytes for entry in self.files.values())
+
+    def as_bytes(self) -> bytes:
+        """What `parse_inventory` reads."""
+        return json.dumps(asdict(self)).encode("utf-8")
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,22 @@ def is_announcement(name: str) -> bool:
 def parse_inventory(content: bytes, where: str) -> Inventory:
     """The inventory in `content`, or `StorageError`: it comes from outside."""
     try:
-        return Inventory.model_validate_json(content)
-    except ValidationError:
+        value = json.loads(content)
+        files = {name: _entry(about) for name, about in value["files"].items()}
+        return Inventory(value["complete"] is True, files)
+    except (ValueError, TypeError, LookupError, AttributeError):
         raise StorageError(
             f"`{where}/{INVENTORY_NAME}` cannot be read", hint="upload the dataset again"
         ) from None
+
+
+def _entry(about: dict[str, Any]) -> Entry:
+    """By hand: loading pydantic for three fields takes a sixth of the time of a small transfer."""
+    entry = Entry(about["size_bytes"], about.get("sha256", ""), about.get("etag", ""))
+    size_is_sound = type(entry.size_bytes) is int and entry.size_bytes >= 0
+    if not (size_is_sound and isinstance(entry.sha256, str) and isinstance(entry.etag, str)):
+        raise TypeError("not the entry of a file")
+    return entry
 
 
 def listed_inventory(listing: dict[str, Stored], manifest: object) -> Inventory:

@@ -93,4 +93,4 @@ def _send(bucket: Bucket, local: Path, names: Sequence[str], prefix: str) -> dic
 
 
 def _announce(bucket: Bucket, prefix: str, inventory: Inventory) -> None:
-    bucket.write(key_of(prefix, INVENTORY_NAME), inventory.model_dump_json().encode("utf-8"))
+    bucket.write(key_of(prefix, INVENTORY_NAME), inventory.as_bytes())
