@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from furnclip.catalogue.rows import Record, read_records
-from furnclip.catalogue.words import content_hash
 from furnclip.errors import ConfigError, nearest
 from furnclip.images import BrokenImage
 
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
 MAX_ID_CHARS = 200
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """One usable row. `row` counts from 1, without the header; `fields` has every column as written."""
 
     row: int
@@ -101,7 +99,7 @@ def _id_problem(product_id: str, seen: set[int]) -> tuple[str, str]:
 
 
 def _id_number(product_id: str) -> int:
-    return int(content_hash(product_id), 16)
+    return hash(product_id)  # 64 bits; never leaves this process
 
 
 def _picture_names(cell: str) -> tuple[str, ...]:

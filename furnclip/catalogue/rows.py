@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from furnclip.errors import InputError
 
@@ -18,8 +17,7 @@ _CHUNK_BYTES = 2**20
 _BATCH_ROWS = 2048
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One row as read; `reason` and `detail` are filled when its cells cannot be trusted."""
 
     row: int

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from furnclip.clean.answers import Outcome, collect
 from furnclip.clean.ledger import Ledger
 from furnclip.clean.local import SOURCE as LOCAL_SOURCE
 from furnclip.clean.local import local_answer
+from furnclip.clean.makers import Name, find_makers, plain_title
 from furnclip.clean.plan import file_digest
 from furnclip.clean.prompt import Vocabulary
 from furnclip.clean.state import State
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from _csv import Writer
 
 REJECT_COLUMNS = ("rejected_reason", "rejected_detail")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = frozenset("=+-@\t\r")
 _FALLBACK_PX = 64
 
 
@@ -139,6 +141,8 @@ class _Writer:
         self._outcomes = outcomes
         self._vocabulary = Vocabulary.from_config(ledger.config.clean)
         self._columns = read_records(ledger.config.paths.products)[0]
+        image_column = ledger.config.paths.image_column
+        self._image_index = self._columns.index(image_column) if image_column in self._columns else None
         self._header = [f"raw_{name}" if name in CLEAN_COLUMNS else name for name in self._columns]
 
     def write(self, *, partial: bool) -> Summary:
@@ -172,31 +176,37 @@ class _Writer:
         paths = self._config.paths
         products = read_products(paths.products, paths)
         attempts = self._config.clean.max_attempts
+        offline = self._config.clean.fallback == "local"
         for entry in self._ledger.workspace.read_rows():
-            product = next(product for product in products if product.row == entry.row)
+            product = next(products)
+            while product.row != entry.row:  # a row that was not selected
+                product = next(products)
             outcome = _fate(entry, self._outcomes, attempts)
-            yield product, self._with_fallback(product, outcome)
+            if offline and outcome and outcome.kind == "rejected" and isinstance(product, Product):
+                outcome = self._judged_offline(product) or outcome
+            yield product, outcome
 
-    def _with_fallback(self, product: Product | Rejection, outcome: Outcome | None) -> Outcome | None:
-        """The offline rules' answer for a rejected row that has a picture, when the user wants it."""
-        wanted = self._config.clean.fallback == "local" and isinstance(product, Product)
-        if not wanted or outcome is None or outcome.kind == "cleaned":
-            return outcome
-        assert isinstance(product, Product)
+    def _judged_offline(self, product: Product) -> Outcome | None:
+        """The offline rules' answer, when the product has a picture that opens."""
         for path in _found_images(product, self._config):
             try:
                 image = open_image(path, longest_px=_FALLBACK_PX)
             except BrokenImage:
                 continue
-            answer = local_answer(product.title, image, self._vocabulary)
+            answer = local_answer(plain_title(product, self._makers), image, self._vocabulary)
             return Outcome("cleaned", values=answer.values(), source=LOCAL_SOURCE)
-        return outcome
+        return None
 
-    def _raw(self, product: Product | Rejection) -> Iterator[str]:
-        image_column = self._config.paths.image_column
-        for name in self._columns:
-            cell = product.fields.get(name, "")
-            yield _harmless_path(cell) if name == image_column else harmless(cell)
+    @cached_property
+    def _makers(self) -> frozenset[Name]:
+        paths = self._config.paths
+        return find_makers(read_products(paths.products, paths), self._vocabulary)
+
+    def _raw(self, product: Product | Rejection) -> list[str]:
+        cells = [harmless(product.fields.get(name, "")) for name in self._columns]
+        if self._image_index is not None:
+            cells[self._image_index] = _harmless_path(product.fields.get(self._config.paths.image_column, ""))
+        return cells
 
 
 def _found_images(product: Product, config: Config) -> list[Path]:
@@ -214,13 +224,13 @@ def _table(file: IO[bytes], stack: ExitStack) -> Writer:
 
 def harmless(cell: str) -> str:
     """`cell`, unless a spreadsheet would run it as a formula: then with an apostrophe in front."""
-    if not cell.startswith(_FORMULA_STARTS) or _is_number(cell):
+    if cell[:1] not in _FORMULA_STARTS or _is_number(cell):
         return cell
     return "'" + cell
 
 
 def _harmless_path(cell: str) -> str:
-    return f"./{cell}" if cell.startswith(_FORMULA_STARTS) else cell
+    return f"./{cell}" if cell[:1] in _FORMULA_STARTS else cell
 
 
 def _is_number(cell: str) -> bool:

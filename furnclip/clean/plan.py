@@ -130,7 +130,7 @@ class _Rows:
 
     def add(self, item: Encoded) -> None:
         entry = RowEntry(item.row, item.product_id, item.custom_id, item.reason, item.detail)
-        line = encode_event(asdict(entry))
+        line = encode_event(entry._asdict())
         self._digest.update(line)
         self._file.write(line)
         self.total += 1
@@ -160,7 +160,7 @@ def _known_ids(workspace: Workspace, state: State) -> Iterator[str]:
     """Requests that are planned, sent or answered already."""
     for part in state.parts.values():
         if part.status not in ("dropped", "replaced"):
-            yield from (request.custom_id for request in workspace.read_index(part.number))
+            yield from workspace.read_ids(part.number)
         yield from (custom_id for custom_id, _, _ in part.rejected_lines)
 
 

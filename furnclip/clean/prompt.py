@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -20,7 +20,9 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from furnclip.config import CleaningConfig
 
@@ -90,14 +92,13 @@ class Answer(BaseModel):
             raise ValueError("nothing that can be read")
         return title
 
-    @field_validator("style", "material", "color", "object_type")
-    @classmethod
-    def _in_vocabulary(cls, word: str, info: ValidationInfo) -> str:
-        vocabulary = info.context
-        assert isinstance(vocabulary, Vocabulary)
-        if word not in vocabulary.words(str(info.field_name)):
-            raise ValueError(f"`{word[:60]}` is not in the list")
-        return word
+    @model_validator(mode="after")
+    def _in_vocabulary(self, info: ValidationInfo) -> Self:
+        for field, word in zip(FIELDS[1:], self.values()[1:], strict=True):
+            if word not in getattr(info.context, field):
+                facts = {"field": field, "word": word[:60]}
+                raise PydanticCustomError("vocabulary", "{field}: `{word}` is not in the list", facts)
+        return self
 
     def values(self) -> tuple[str, ...]:
         return (self.clean_title, self.style, self.material, self.color, self.object_type)

@@ -10,16 +10,17 @@ cleaned.csv, rejected.csv         what `finalize` writes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+from pydantic_core import from_json  # twice as fast as `json`, and there may be millions of these lines
 
 from furnclip.journal import encode_event, replacing
 
 
-@dataclass(frozen=True)
-class RowEntry:
+class RowEntry(NamedTuple):
     """What became of one catalogue row: a request, or a rejection before anything was sent."""
 
     row: int
@@ -29,8 +30,7 @@ class RowEntry:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """Where one request lies in its part, and what it probably costs."""
 
     custom_id: str
@@ -80,17 +80,23 @@ class Workspace:
     def read_rows(self) -> Iterator[RowEntry]:
         with self.rows.open("rb") as file:
             for line in file:
-                yield RowEntry(**json.loads(line))
+                yield RowEntry(**from_json(line))
 
     def read_index(self, number: int) -> Iterator[Request]:
         with self.index(number).open("rb") as file:
             for line in file:
-                yield Request(**json.loads(line))
+                yield Request(**from_json(line))
+
+    def read_ids(self, number: int) -> Iterator[str]:
+        """The `custom_id` of every request of a part."""
+        with self.index(number).open("rb") as file:
+            for line in file:
+                yield from_json(line)["custom_id"]
 
     def write_index(self, number: int, requests: Iterable[Request]) -> None:
         with replacing(self.index(number)) as file:
             for request in requests:
-                file.write(encode_event(asdict(request)))
+                file.write(encode_event(request._asdict()))
 
     def read_requests(self, number: int, wanted: Iterable[Request]) -> Iterator[tuple[Request, bytes]]:
         """The lines of some requests of a part, without reading the others."""
