@@ -17,11 +17,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 
 from furnclip import S3Manager
 from furnclip.errors import ConfigError, FurnclipError, StorageError
 from tests.s3_server import CREDENTIALS, Fault, Proxy, fault_proxy, s3_server
+from tests.small_disk import small_disk
 from tests.test_storage import INVENTORY, MB, contents, drawn_bytes, make_bucket, put, write_dataset
 
 # boto3's transfer manager leaves the socket of a broken download to the garbage collector.
@@ -325,6 +327,71 @@ def test_killed_uploads_go_on(server: str, bucket: str, tmp_path: Path) -> None:
         assert last.communicate(timeout=60)[1] == ""
         manager.download_dataset("p", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(dataset)
+
+
+def begun_uploads(server: str, bucket: str) -> list[str]:
+    client = boto3.client("s3", endpoint_url=server)
+    uploads = client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+    client.close()
+    return sorted(upload["Key"] for upload in uploads)
+
+
+def test_parts_that_a_killed_upload_left_are_thrown_away(
+    server: str, bucket: str, dataset: Path, tmp_path: Path
+) -> None:
+    """They cost money, and no listing shows them. Those of other keys are somebody else's."""
+    client = boto3.client("s3", endpoint_url=server)
+    for key in ("p/somebody/else.bin", "q/train/a.tar", "last.pt"):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+    client.close()
+    others = ["p/somebody/else.bin", "q/train/a.tar"]
+    second_part = Fault("stall", method="PUT", path="partNumber=2", pause_s=20)
+    with fault_proxy(server, second_part) as proxy:
+        running = process(UPLOAD, bucket, proxy.address, dataset)
+        deadline = time.monotonic() + 60
+        while not second_part.hits:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        kill_after(running, 0)
+    assert begun_uploads(server, bucket) == sorted([*others, "last.pt", "p/train/a.tar"])
+    with S3Manager(bucket, endpoint_url=server) as manager:
+        manager.upload_dataset(dataset, "p")
+        assert begun_uploads(server, bucket) == sorted([*others, "last.pt"])
+        manager.download_dataset("p", tmp_path / "back")
+        manager.upload_checkpoint(dataset / "train/a.tar", "last.pt")
+        assert begun_uploads(server, bucket) == others
+    assert contents(tmp_path / "back") == contents(dataset)
+
+
+def test_housekeeping_that_is_refused_stops_no_upload(
+    server: str, bucket: str, dataset: Path, tmp_path: Path
+) -> None:
+    refused = Fault("status", path=r"\?.*uploads", status=403, code="AccessDenied")
+    with fault_proxy(server, refused) as proxy, through(proxy, bucket) as manager:
+        manager.upload_dataset(dataset, "p")
+        manager.download_dataset("p", tmp_path / "back")
+    assert refused.hits
+    assert contents(tmp_path / "back") == contents(dataset)
+
+
+def test_a_small_disk_that_somebody_else_fills(
+    server: str, bucket: str, dataset: Path, tmp_path: Path
+) -> None:
+    """There is room when the download begins, and then there is none; later there is again."""
+    disk = tmp_path / "disk"
+    other = disk / "other"
+    fill = Fault("before", path=r"a\.tar", times=1, action=lambda: other.write_bytes(bytes(6 * MB)))
+    with small_disk(disk, 12_000), fault_proxy(server) as proxy:
+        with through(proxy, bucket) as manager:
+            manager.upload_dataset(dataset, "p")
+            proxy.faults.append(fill)
+            with pytest.raises(StorageError, match="no space left on device") as caught:
+                manager.download_dataset("p", disk / "back")
+            assert caught.value.hint.startswith("free some space and run the same command again")
+            assert_no_half_dataset(disk / "back", contents(dataset))
+            other.unlink()
+            manager.download_dataset("p", disk / "back")
+        assert contents(disk / "back") == contents(dataset)
 
 
 def test_ctrl_c_does_not_wait_for_the_queue(server: str, bucket: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -197,6 +197,29 @@ class Bucket:
         sent = self.head(key)
         assert sent is not None
         return sent
+
+    def abandon(self, prefix: str, keys: Container[str]) -> None:
+        """Throw away the parts of uploads to these keys that were begun and will never end.
+
+        A killed upload leaves them; they cannot be seen in a listing and are paid for. Nobody may be
+        sending these keys now. It is housekeeping: a server or a policy that refuses stops nothing.
+        """
+        with self._explained(prefix), suppress(ClientError):
+            begun = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.name, Prefix=prefix
+            )
+            for upload in [upload for page in begun for upload in page.get("Uploads", ())]:
+                if upload["Key"] in keys:
+                    self._client.abort_multipart_upload(
+                        Bucket=self.name, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+
+    def probe(self, key: str) -> None:
+        """Raise `StorageError` unless a small object can be put under `key`, read and deleted."""
+        expected = self.write(key, b"written by furnclip doctor, may be deleted")
+        self.read(key, expected)
+        with self._explained(key):
+            self._client.delete_object(Bucket=self.name, Key=key)
 
     def fetch(self, key: str, expected: Entry, target: Path, report: Report) -> None:
         """Write an object to `target`, whole and as `expected` says, or not at all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from furnclip.errors import ConfigError, InputError
 from furnclip.storage.bucket import Bucket, Transfer
 from furnclip.storage.download import fetch_dataset, fetch_file
+from furnclip.storage.inventory import key_of
 from furnclip.storage.upload import send_dataset, send_file
 
 if TYPE_CHECKING:
@@ -67,6 +69,10 @@ class S3Manager:
     def check(self) -> None:
         """Raise `StorageError` unless the bucket can be reached and listed with these credentials."""
         self.bucket.check()
+
+    def probe(self, prefix: str) -> None:
+        """Raise `StorageError` unless an object can be put under `prefix/`, read and deleted again."""
+        self.bucket.probe(key_of(prefix.strip("/"), f".furnclip-probe-{secrets.token_hex(4)}"))
 
     def upload_dataset(self, local: Path | str, prefix: str) -> Transfer:
         """Put every file of folder `local` under `prefix/`, what announces it last.

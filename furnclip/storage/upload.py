@@ -2,7 +2,8 @@
 
 The inventory is put first, saying "not complete"; then the files; then `manifest.json`; then the
 inventory again, complete. Killed at any moment, the same call goes on: what is there already, by size
-and SHA-256, is not sent again.
+and SHA-256, is not sent again, and parts of large files that never became an object are thrown away.
+One upload at a time may send to a prefix.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def send_dataset(bucket: Bucket, local: Path, prefix: str) -> Transfer:
     if not to_send and before.complete and before.files == kept:
         return Transfer(0, 0, len(kept))
     _announce(bucket, prefix, Inventory(complete=False, files=kept))
+    bucket.abandon(key_of(prefix, ""), {key_of(prefix, name) for name in {*names, *before.files}})
     sent = _send(bucket, local, to_send, prefix)
     _announce(bucket, prefix, Inventory(complete=True, files=kept | sent))
     return Transfer(len(sent), sum(entry.size_bytes for entry in sent.values()), len(kept))
@@ -50,6 +52,7 @@ def send_file(bucket: Bucket, local: Path, key: str) -> Transfer:
     stored = bucket.head(key)
     if stored and stored.size_bytes == size_bytes and stored.sha256 == sha256_of(local):
         return Transfer(0, 0, 1)
+    bucket.abandon(key, {key})
     with console.progress(f"uploading {local.name}", total=size_bytes, unit="bytes") as meter:
         bucket.send(local, key, meter.advance)
     return Transfer(1, size_bytes, 0)
