@@ -1,18 +1,20 @@
 """`furnclip doctor`: is this machine ready? One line for each thing that the other commands will need.
 
-In: the settings. Out: a list of `Check`, nothing is written. Everything is looked at at the same time,
-and after `LIMIT_S` seconds nobody waits any longer. An `ok` for a base model on the hub means that it is
-in the cache or that the hub offers it, not that its gigabytes have been downloaded.
+In: the settings. Out: a list of `Check`; nothing is written, unless the bucket is to be probed.
+Everything is looked at at the same time, and after `LIMIT_S` seconds nobody waits any longer. An `ok`
+for a base model on the hub means that it is in the cache or that the hub offers it, not that its
+gigabytes have been downloaded.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -55,10 +57,13 @@ class Retirement:
     successor: str
 
 
-def examine(config: Config, *, ask_provider: Callable[[], Retirement]) -> list[Check]:
+def examine(
+    config: Config, *, ask_provider: Callable[[], Retirement], write_probe: bool = False
+) -> list[Check]:
     """All checks, in the order of the pipeline.
 
     `ask_provider`: asks the service of the cleaning backend about its model; only called with a key.
+    `write_probe`: put a small object into the bucket, read it and delete it again.
     """
     checks: dict[str, Callable[[], Check]] = {
         "python": check_python,
@@ -66,7 +71,7 @@ def examine(config: Config, *, ask_provider: Callable[[], Retirement]) -> list[C
         "device": partial(check_device, config),
         "base model": partial(check_base_model, config),
         "cleaning": partial(check_cleaning, config, ask_provider),
-        "bucket": partial(check_bucket, config),
+        "bucket": partial(check_bucket, config, write_probe=write_probe),
         "disk": partial(check_disk, config.paths.work),
         "viewer": partial(check_viewer, config),
     }
@@ -192,8 +197,8 @@ def check_cleaning(config: Config, ask_provider: Callable[[], Retirement]) -> Ch
     return Check("cleaning", status, message, hint if status == "warn" else "")
 
 
-def check_bucket(config: Config) -> Check:
-    """That the bucket exists and these credentials may list it."""
+def check_bucket(config: Config, *, write_probe: bool = False) -> Check:
+    """That the bucket exists and these credentials may list it, and with `write_probe` write to it."""
     storage = config.storage
     if not storage.bucket:
         return Check("bucket", "ok", "none is set, everything stays on this machine")
@@ -202,7 +207,12 @@ def check_bucket(config: Config) -> Check:
     patience = storage.model_copy(update={"timeout_s": min(storage.timeout_s, NETWORK_S)})
     with S3Manager.from_config(patience) as manager:
         manager.check()
-    return Check("bucket", "ok", f"s3://{storage.bucket} can be listed")
+        if not write_probe:
+            untried = "reading and writing were not tried (--write-probe)"
+            return Check("bucket", "ok", f"s3://{storage.bucket} can be listed; {untried}")
+        manager.probe(storage.prefix)
+    where = f"s3://{storage.bucket}/{storage.prefix}".rstrip("/")
+    return Check("bucket", "ok", f"{where} can be listed, written, read and deleted from")
 
 
 def check_disk(work: Path) -> Check:
@@ -228,3 +238,20 @@ def check_viewer(config: Config) -> Check:
         return Check("viewer", "warn", f"none: {plan.reason}", hint)
     order = ", then ".join(candidate.name for candidate in plan.candidates)
     return Check("viewer", "ok", f"{order} ({plan.terminal}: {plan.reason})")
+
+
+def probe_terminal() -> Check:
+    """What the terminal says it can draw, and the setting that makes use of it."""
+    from furnclip.viewers import Surroundings, ask_terminal, detect
+
+    answer = ask_terminal()
+    if answer is None:
+        return Check("terminal", "warn", "it did not answer", "`arena.viewer` names a viewer that works here")
+    here = Surroundings.here()
+    expected, better = detect("auto", here), detect("auto", replace(here, graphics=answer.graphics))
+    message = f"{answer.name or 'no name'}, draws {answer.graphics}"
+    if expected.graphics in (answer.graphics, "none"):
+        return Check("terminal", "ok", message)
+    command = better.candidates[0].arguments
+    hint = f"set `arena.viewer` to {json.dumps(command)}" if command else "install chafa to make use of it"
+    return Check("terminal", "warn", f"{message}, not {expected.graphics}", hint)

@@ -448,6 +448,19 @@ def test_screen_and_sheet_depend_on_nothing_but_what_is_shown(contest: Path) -> 
     assert frames[0] == frames[1]
 
 
+def test_a_picture_takes_no_more_cells_than_it_may(contest: Path) -> None:
+    with app_in(contest) as app:
+        trial = app.trial
+        assert trial is not None
+    view, window = View(trial.query, trial.results, "anna", 1, 2), Window(80, 24, 8, 16)
+    free = compose(view, window, color=True).box
+    small = compose(replace(view, most_cells=(30, 6)), window, color=True).box
+    assert free is not None
+    assert small is not None
+    assert (free.cols, small.cols, small.rows) == (80, 30, 6)
+    assert compose(replace(view, most_cells=(900, 900)), window, color=True).box == free
+
+
 def test_a_missing_picture_is_said_on_the_sheet(contest: Path) -> None:
     for picture in (contest / "images").iterdir():
         picture.unlink()

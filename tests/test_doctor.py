@@ -10,11 +10,12 @@ from time import sleep
 
 import pytest
 
-from furnclip import doctor
+from furnclip import doctor, viewers
 from furnclip.config import Config, load_config
 from furnclip.doctor import Check, Retirement
-from furnclip.errors import ServiceError
+from furnclip.errors import ServiceError, StorageError
 from tests.conftest import Cli
+from tests.s3_server import CREDENTIALS, Fault, create_bucket, fault_proxy, s3_server
 
 NAMES = ["python", "torch", "device", "base model", "cleaning", "bucket", "disk", "viewer"]
 
@@ -120,8 +121,44 @@ def test_what_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytes
     assert checks[4] == Check("cleaning", "fail", "no answer within 3 s", "check the network")
 
 
+def test_the_bucket_is_only_written_to_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    forbidden = Fault("status", method="DELETE", status=403, code="AccessDenied", after=1)
+    with s3_server() as server, fault_proxy(server, forbidden) as proxy:
+        create_bucket(server, "shop")
+        config = settings(tmp_path, storage={"bucket": "shop", "prefix": "p", "endpoint_url": proxy.address})
+        listed = doctor.check_bucket(config)
+        assert listed.message == "s3://shop can be listed; reading and writing were not tried (--write-probe)"
+        assert [method for method, _ in proxy.log] == ["GET"]
+        proxy.log.clear()
+        probed = doctor.check_bucket(config, write_probe=True)
+        assert probed == Check("bucket", "ok", "s3://shop/p can be listed, written, read and deleted from")
+        assert [method for method, _ in proxy.log] == ["GET", "PUT", "GET", "DELETE"]
+        with pytest.raises(
+            StorageError, match=r"no permission for DeleteObject on `s3://shop/p/.furnclip-probe"
+        ):
+            doctor.check_bucket(config, write_probe=True)
+
+
 @pytest.mark.parametrize(("free", "status"), [(1e8, "fail"), (2e9, "warn"), (1e12, "ok")])
 def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, status: str) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(0, 0, free))
     assert doctor.check_disk(tmp_path / "not" / "there" / "yet").status == status
+
+
+@pytest.mark.parametrize(
+    ("graphics", "status", "words"),
+    [("symbols", "ok", ""), ("sixels", "warn", '"--format", "sixels"'), (None, "warn", "`arena.viewer`")],
+)
+def test_the_terminal_is_asked_and_its_answer_becomes_a_setting(
+    monkeypatch: pytest.MonkeyPatch, graphics: str | None, status: str, words: str
+) -> None:
+    around = viewers.Surroundings({"TERM": "xterm"}, lambda tool: f"/bin/{tool}", True, "linux")
+    answer = viewers.Answer("Xterm(379)", graphics) if graphics else None
+    monkeypatch.setattr(viewers, "ask_terminal", lambda: answer)
+    monkeypatch.setattr(viewers.Surroundings, "here", lambda: around)
+    check = doctor.probe_terminal()
+    assert check.status == status
+    assert words in check.hint

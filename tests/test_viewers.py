@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import base64
+import os
+import pty
 import re
+import termios
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from furnclip.config import load_config
 from furnclip.errors import ConfigError
 from furnclip.viewers import (
+    Answer,
     Box,
     Candidate,
     Plan,
     Surroundings,
     Viewer,
+    ask_terminal,
     desktop_command,
     detect,
     fill,
     half_blocks,
+    open_on_desktop,
     parse_template,
     permitted,
     preview_copy,
@@ -307,6 +315,84 @@ def test_show_image_without_a_terminal_shows_nothing(tmp_path: Path, picture: Pa
     assert (drawing.data, drawing.viewer) == (b"", "none")
 
 
+def test_windows_programs_are_given_windows_paths(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", f"{tools}:/bin:/usr/bin")
+    viewer = script(tmp_path, "printf '%s' \"$1\"").replace("{path}", "{winpath}")
+    _, drawing = draw(viewer, picture)
+    assert "viewer.sh: cannot start" in drawing.failures[0]  # not WSL: there is no wslpath
+    for name, body in (
+        ("wslpath", r"""printf 'C:\\%s\n' "${2##*/}" """),
+        ("explorer.exe", f"printf '%s' \"$1\" > {tmp_path}/seen; exit 1"),
+    ):
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(0o755)
+    _, drawing = draw(viewer, picture)
+    assert drawing.data == b"C:\\test-card.png\x1b[0m\r\n"
+    assert open_on_desktop(picture, ("explorer.exe",))
+    assert (tmp_path / "seen").read_text() == "C:\\test-card.png"
+
+
+def test_pictures_of_ones_own_kitty_command_are_erased(tmp_path: Path, picture: Path) -> None:
+    viewer, drawing = draw(script(tmp_path, r"printf '\033_Gf=100;AAAA\033\\'"), picture)
+    assert drawing.data.startswith(b"\x1b_G")
+    assert viewer.erasing.startswith(b"\x1b_Ga=d")
+    assert draw(script(tmp_path, "echo text"), picture)[0].erasing == b""
+
+
+def test_a_picture_wrapped_for_tmux_is_whole(tmp_path: Path, picture: Path) -> None:
+    wrapped = r"\033Ptmux;\033\033_Gf=100;AAAA\033\033\\\033\\"
+    _, drawing = draw(script(tmp_path, f"printf '{wrapped}'"), picture)
+    assert drawing.failures == ()
+    _, drawing = draw(script(tmp_path, f"printf '{wrapped[:24]}'"), picture)
+    assert "stops in the middle" in drawing.failures[0]
+
+
+ANSWERS = [
+    (b"\x1b_Gi=4211;OK\x1b\\\x1bP>|kitty(0.48)\x1b\\\x1b[?62;c", Answer("kitty(0.48)", "kitty")),
+    (b"\x1bP>|iTerm2 3.5\x1b\\\x1b[?62;4c", Answer("iTerm2 3.5", "iterm")),
+    (b"\x1bP>|foot(1.16)\x1b\\\x1b[?62;4;22c", Answer("foot(1.16)", "sixels")),
+    (b"\x1b[?64;14;22c", Answer("", "symbols")),
+    (b"\x1b_Gi=4211;ENOTSUPPORTED\x1b\\\x1b[?6c", Answer("", "symbols")),
+    (b"", None),
+]
+
+
+@pytest.mark.parametrize(("said", "answer"), ANSWERS)
+def test_a_terminal_is_asked_and_left_as_it_was(said: bytes, answer: Answer | None) -> None:
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+
+    def terminal() -> None:
+        heard = b""
+        while not heard.endswith(b"\x1b[c"):
+            heard += os.read(ours, 4096)
+        for byte in said:  # a slow line
+            os.write(ours, bytes([byte]))
+
+    thread = Thread(target=terminal)
+    thread.start()
+    assert ask_terminal(Path(os.ttyname(theirs)), timeout_s=5 if answer else 0.2) == answer
+    thread.join()
+    assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_without_a_terminal_nobody_is_asked(tmp_path: Path) -> None:
+    assert ask_terminal(tmp_path / "nothing") is None
+    (tmp_path / "file").touch()
+    assert ask_terminal(tmp_path / "file") is None
+
+
+def test_what_a_terminal_answers_counts_for_more_than_its_variables() -> None:
+    plan = detect("auto", around(PLAIN, graphics="sixels"))
+    assert (plan.graphics, plan.candidates[0].name) == ("sixels", "chafa (sixels)")
+
+
 DESKTOPS = [
     ({"DISPLAY": ":0"}, "linux", ("xdg-open",)),
     ({}, "linux", ()),
@@ -338,4 +424,8 @@ def test_a_command_from_a_folder_is_asked_about_once(tmp_path: Path, monkeypatch
         assert permitted("mytool {path}", config_file=config_file, ask=yes) == "mytool {path}"
     assert asked == [f"`{config_file}` wants to show pictures with `mytool {{path}}`; run that program?"]
     assert permitted("other {path}", config_file=config_file, ask=None) == "auto"
+    monkeypatch.setenv("FURNCLIP_VIEWER", "other {path}")
+    assert load_config(None).arena.viewer == "other {path}"
+    assert permitted("other {path}", config_file=config_file, ask=None) == "other {path}"
+    monkeypatch.delenv("FURNCLIP_VIEWER")
     assert permitted("builtin", config_file=config_file, ask=None) == "builtin"

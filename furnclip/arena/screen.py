@@ -54,6 +54,8 @@ class View:
     left: int
     message: str = ""
     pictures: bool = True
+    most_cells: tuple[int, int] | None = None
+    """columns and rows that the picture may take at most; None: all that are free"""
     help: bool = False
 
 
@@ -103,9 +105,10 @@ def compose(view: View, window: Window, *, color: bool) -> Frame:
         detailed = painter.lines(_results(view, details=True))
         fits = len(above) + len(detailed) + len(below) <= window.rows
         return Frame(_filled(above, detailed if fits else plain, below, window.rows), None)
+    most_cols, most_rows = view.most_cells or (window.cols, picture_rows)
     box = Box(
-        cols=window.cols,
-        rows=picture_rows,
+        cols=min(window.cols, most_cols),
+        rows=min(picture_rows, most_rows),
         left=0,
         top=len(above),
         window_cols=window.cols,

@@ -91,6 +91,9 @@ class Session:
         self._terminal = terminal
         self._pictures = pictures
         self._color = color
+        size = app.config.arena.viewer_size
+        cols, _, rows = size.partition("x")
+        self._most_cells = None if size == "auto" else (int(cols), int(rows))
         self._message = "press ? for what the keys mean"
         self._help = False
         self._quitting = False
@@ -132,6 +135,7 @@ class Session:
             left=self._app.queries_left,
             message=self._message,
             pictures=self._pictures.viewer.draws,
+            most_cells=self._most_cells,
             help=self._help,
         )
         return compose(view, window, color=self._color)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,14 +20,26 @@ def register(app: typer.Typer) -> None:
     app.command("doctor", epilog="Example: furnclip doctor")(doctor)
 
 
-def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def doctor(
+    probe: Annotated[
+        bool, typer.Option("--probe", help="ask the terminal itself which pictures it can draw")
+    ] = False,
+    write_probe: Annotated[
+        bool,
+        typer.Option("--write-probe", help="put a small object into the bucket, read it, delete it again"),
+    ] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check Python, torch, device, base model, OpenAI key, bucket, disk and viewer."""
     from furnclip import console
-    from furnclip.doctor import examine
+    from furnclip.doctor import examine, probe_terminal
 
     options = settings(config)
-    checks = examine(options, ask_provider=lambda: _ask_provider(options))
+    checks = examine(options, ask_provider=lambda: _ask_provider(options), write_probe=write_probe)
     is_ready = all(check.status != "fail" for check in checks)
+    if probe:
+        checks.append(probe_terminal())
     payload = {"ready": is_ready, "checks": [asdict(check) for check in checks]}
     console.emit(payload, as_json=as_json, human=lambda: _show(checks, options, config))
     if not is_ready:

@@ -40,7 +40,11 @@ else:
 
 CONFIG_NAME = "furnclip.toml"
 _PREFIX = "FURNCLIP_"
-_SEED_NAMES = {"MODEL_NAME": "FURNCLIP_MODEL__NAME", "OPENAI_API_KEY": "FURNCLIP_OPENAI_API_KEY"}
+_SHORT_NAMES = {
+    "MODEL_NAME": "FURNCLIP_MODEL__NAME",
+    "OPENAI_API_KEY": "FURNCLIP_OPENAI_API_KEY",
+    "FURNCLIP_VIEWER": "FURNCLIP_ARENA__VIEWER",
+}
 _FOR_LIBRARIES = ("AWS_", "CUDA_VISIBLE_DEVICES", "WANDB_", "HF_")
 
 
@@ -150,7 +154,7 @@ def _environment(folder: Path) -> dict[str, str]:
     merged: dict[str, str] = {}
     for source in (from_file, os.environ):  # the process wins over `.env`
         for name, value in source.items():
-            target = _SEED_NAMES.get(name, name).upper()
+            target = _SHORT_NAMES.get(name, name).upper()
             if target.startswith(_PREFIX) and value:
                 merged[target] = value
     return merged

@@ -327,6 +327,8 @@ class ArenaConfig(_Section):
     """votes after which an earlier query comes back, sides swapped, to measure consistency; 0: never"""
     viewer: str | tuple[str, ...] = "auto"
     """picture viewer: `auto`, `none`, `builtin`, or a command with {path}, {cols}, {rows}"""
+    viewer_size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,3}x[1-9]\d{0,3})$")] = "auto"
+    """most cells that a picture may take, like `80x20`, for slow lines; `auto`: all that are free"""
     viewer_timeout_s: PositiveFloat = 5.0
     """seconds after which a viewer is given up"""
 

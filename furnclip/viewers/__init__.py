@@ -17,12 +17,14 @@ then the picture looks wrong, and `viewer = "builtin"` or `"none"` is the way ou
 from furnclip.viewers.blocks import half_blocks
 from furnclip.viewers.desktop import desktop_command, open_on_desktop
 from furnclip.viewers.detection import Candidate, Plan, Surroundings, detect
+from furnclip.viewers.probe import Answer, ask_terminal
 from furnclip.viewers.running import Box, Drawing, Viewer
 from furnclip.viewers.showing import preview_copy, show_image, test_card
 from furnclip.viewers.template import Setting, fill, parse_template
 from furnclip.viewers.trust import permitted
 
 __all__ = [
+    "Answer",
     "Box",
     "Candidate",
     "Drawing",
@@ -30,6 +32,7 @@ __all__ = [
     "Setting",
     "Surroundings",
     "Viewer",
+    "ask_terminal",
     "desktop_command",
     "detect",
     "fill",

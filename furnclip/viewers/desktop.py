@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 from furnclip.viewers.detection import Surroundings
+from furnclip.viewers.running import ViewerFailed, windows_path
 
 _EARLY_EXIT_S = 0.3
-# explorer.exe exits with 1 even when it worked (github.com/microsoft/WSL issue 6565)
-_LIES_ABOUT_FAILURE = frozenset({"explorer.exe"})
+# Knows only Windows paths, and exits with 1 even when it worked (github.com/microsoft/WSL issue 6565).
+_EXPLORER = "explorer.exe"
 _X11 = ("xdg-open", "gio", "feh", "imv", "eog", "gwenview", "nsxiv")
 _ARGUMENTS = {"gio": ("open",), "feh": ("--scale-down", "--auto-zoom", "-g", "900x900")}
 
@@ -25,7 +26,7 @@ def desktop_command(surroundings: Surroundings | None = None) -> tuple[str, ...]
     if around.platform == "darwin":
         return ("open",)
     if env.get("WSL_DISTRO_NAME") or env.get("WSL_INTEROP"):
-        tools: tuple[str, ...] = ("wslview", "explorer.exe")
+        tools: tuple[str, ...] = ("wslview", _EXPLORER)
     else:
         tools = _X11 if has_display else ()
     found = next((tool for tool in tools if around.which(tool)), "")
@@ -35,19 +36,20 @@ def desktop_command(surroundings: Surroundings | None = None) -> tuple[str, ...]
 def open_on_desktop(picture: Path, command: tuple[str, ...]) -> bool:
     """Start the window's program apart from us; False when it failed at once."""
     try:
+        path = windows_path(picture) if command[0] == _EXPLORER else str(picture.absolute())
         window = subprocess.Popen(
-            [*command, str(picture.absolute())],
+            [*command, path],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-    except OSError:
+    except (OSError, ViewerFailed):
         return False
     until = time.monotonic() + _EARLY_EXIT_S
     while time.monotonic() < until:
         if window.poll() is not None:
-            return window.returncode == 0 or command[0] in _LIES_ABOUT_FAILURE
+            return window.returncode == 0 or command[0] == _EXPLORER
         time.sleep(0.02)
     window.returncode = 0  # it lives on without us; Python need not warn that nobody waited for it
     return True

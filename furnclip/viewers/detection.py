@@ -31,6 +31,8 @@ class Surroundings:
     isatty: bool
     platform: str
     chafa_version: Callable[[], Version] = lambda: (0,)
+    graphics: str = ""
+    """what the terminal itself answered when it was asked, which counts for more than `env`"""
 
     @classmethod
     def here(cls) -> Surroundings:
@@ -152,6 +154,8 @@ def detect(setting: Setting = "auto", surroundings: Surroundings | None = None) 
     around = surroundings or Surroundings.here()
     custom = None if setting in WORDS else parse_template(setting)
     terminal, graphics, reason = _terminal(around.env)
+    if around.graphics:
+        graphics, reason = around.graphics, "it said so"
     colors = _colors(around.env, terminal)
     blind = _no_pictures(around, colors)
     if setting == "none":

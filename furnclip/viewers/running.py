@@ -26,14 +26,16 @@ from furnclip.console import printable
 from furnclip.viewers.blocks import half_blocks
 from furnclip.viewers.detection import Candidate, Plan
 from furnclip.viewers.protocols import fits_by_width, iterm_picture, kitty_picture
-from furnclip.viewers.template import fill
+from furnclip.viewers.template import fill, mentions
 
 _MOST_OUTPUT_BYTES = 32 * 2**20  # a full-screen sixel picture is about 1 MB
+_TRANSLATION_S = 2.0
 _GRACE_S = 0.05  # output that a finished viewer's own children may still be writing
 # How pictures begin in kitty's, sixel's and iTerm2's protocols, and such a string with its end.
 _PICTURE = rb"\x1b(?:_G|P[0-9;]*q|\]1337;File)"
 _PICTURE_START = re.compile(_PICTURE)
-_PICTURE_WHOLE = re.compile(_PICTURE + rb"[^\x07\x1b]*(?:\x07|\x1b\\)")
+# (through tmux to the terminal around it every escape is doubled).
+_PICTURE_WHOLE = re.compile(_PICTURE + rb"[^\x07\x1b]*(?:\x07|\x1b?\x1b\\)")
 _COLOR = re.compile(r"\x1b\[[0-9;:]*m")
 _NOT_COLOR = re.compile(r"\x1b(?!\[[0-9;:]*m)")
 # A whole escape sequence of any kind, or the beginning of one.
@@ -90,6 +92,7 @@ class Viewer:
         self._timeout_s = timeout_s
         self._candidates = list(plan.candidates)
         self._stopped = threading.Event()
+        self._drew_in_kitty = False
 
     @property
     def draws(self) -> bool:
@@ -99,7 +102,7 @@ class Viewer:
     @property
     def erasing(self) -> bytes:
         """What removes earlier pictures that clearing the screen may leave behind."""
-        return b"\x1b_Ga=d,q=2\x1b\\" if self.plan.graphics == "kitty" else b""
+        return b"\x1b_Ga=d,q=2\x1b\\" if self._drew_in_kitty else b""
 
     def stop(self) -> None:
         """End a drawing that another thread waits for; nothing is drawn from now on."""
@@ -118,17 +121,20 @@ class Viewer:
                 self._candidates.remove(candidate)
                 failures.append(f"{candidate.name}: {printable(str(failure))}")
             else:
+                self._drew_in_kitty = self._drew_in_kitty or b"\x1b_G" in data
                 return Drawing(data, candidate.name, tuple(failures))
         return Drawing(b"", "none", tuple(failures))
 
     def _draw_with(self, candidate: Candidate, picture: Path, box: Box, original: Path) -> bytes:
         if candidate.protocol:
             return self._draw_directly(candidate.protocol, picture, box)
-        paths = {
+        paths: dict[str, object] = {
             "path": picture.absolute(),
             "uri": picture.absolute().as_uri(),
             "original": original.absolute(),
         }
+        if mentions(candidate.arguments, "winpath"):
+            paths["winpath"] = windows_path(picture)
         output = run_viewer(
             fill(candidate.arguments, {**box.values(), **paths}),
             timeout_s=self._timeout_s,
@@ -222,6 +228,12 @@ def run_viewer(
     if stderr_means_failure and talk.strip():
         raise ViewerFailed(f"it complained{_first_line(talk)}")
     return output
+
+
+def windows_path(path: Path) -> str:
+    """How Windows programs call a file of WSL. Raises `ViewerFailed` where nothing can tell."""
+    output = run_viewer(["wslpath", "-w", str(path.absolute())], timeout_s=_TRANSLATION_S)
+    return output.decode("utf-8", "replace").strip()
 
 
 def _collect(

@@ -11,10 +11,10 @@ from furnclip.errors import ConfigError, nearest
 Setting = str | Sequence[str]
 WORDS = ("auto", "none", "builtin")
 PLACEHOLDERS = (
-    *("path", "original", "uri", "cols", "rows", "left", "top", "pxw", "pxh"),
+    *("path", "original", "uri", "winpath", "cols", "rows", "left", "top", "pxw", "pxh"),
     *("tcols", "trows", "tpxw", "tpxh"),
 )
-_NAMES_PICTURE = frozenset({"path", "original", "uri"})
+_NAMES_PICTURE = frozenset({"path", "original", "uri", "winpath"})
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
@@ -48,6 +48,11 @@ def fill(arguments: Sequence[str], values: Mapping[str, object]) -> list[str]:
         return match.group()[0] if name is None else str(values[name])
 
     return [_TOKEN.sub(replace, argument) for argument in arguments]
+
+
+def mentions(arguments: Sequence[str], name: str) -> bool:
+    """Whether a placeholder is anywhere in the arguments."""
+    return any(name in _placeholders(argument) for argument in arguments)
 
 
 def _split(setting: Setting) -> tuple[str, ...]:

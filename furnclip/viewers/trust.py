@@ -15,7 +15,7 @@ from furnclip.config import CONFIG_NAME, environment_variables
 from furnclip.journal import write_json
 from furnclip.viewers.template import WORDS, Setting
 
-_VARIABLE = "FURNCLIP_ARENA__VIEWER"
+_VARIABLES = {"FURNCLIP_VIEWER", "FURNCLIP_ARENA__VIEWER"}
 
 
 def permitted(setting: Setting, *, config_file: Path | None, ask: Callable[[str], bool] | None) -> Setting:
@@ -25,7 +25,7 @@ def permitted(setting: Setting, *, config_file: Path | None, ask: Callable[[str]
     download; one set in the environment needs no permission, nor does a flag, which is not passed
     here. `ask` puts a question to the user; None when there is nobody.
     """
-    if setting in WORDS or _VARIABLE in environment_variables():
+    if setting in WORDS or _VARIABLES.intersection(environment_variables()):
         return setting
     config_file = config_file or Path.cwd() / CONFIG_NAME
     key = _key(setting, config_file)
