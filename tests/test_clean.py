@@ -198,7 +198,7 @@ def test_local_and_back_again_buys_nothing(shop: CleanShop, server: BatchServer)
     shop.run("run", env=server.env).ok()
     paid = shop.table("cleaned.csv")
     shop.run("run", "--backend", "local", env=server.env).ok()
-    assert {row["clean_source"] for row in shop.table("cleaned.csv")} == {"local:rules-1"}
+    assert {row["clean_source"] for row in shop.table("cleaned.csv")} == {"local:rules-2"}
     shop.run("run", env=server.env).ok()
     assert shop.table("cleaned.csv") == paid
     assert len(server.batches) == 1
@@ -373,7 +373,7 @@ def test_fallback_for_rejected_rows(shop: CleanShop, server: BatchServer) -> Non
     assert set(shop.rejected) == {"P00002", "P00003"}
     shop.run("finalize", "--fallback", "local", env=server.env).ok()
     assert set(shop.rejected) == {"P00003"}
-    assert shop.cleaned["P00002"]["clean_source"] == "local:rules-1"
+    assert shop.cleaned["P00002"]["clean_source"] == "local:rules-2"
     assert shop.cleaned["P00001"]["clean_source"] == "openai:gpt-5-nano"
 
 

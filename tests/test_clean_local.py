@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from furnclip.catalogue import Product
 from furnclip.clean.local import color_shares, local_answer
+from furnclip.clean.makers import find_makers, plain_title
 from furnclip.clean.prompt import Answer, Vocabulary
 from furnclip.clean.titles import clean_title, object_type
 from furnclip.config import CleaningConfig
@@ -38,6 +41,13 @@ FLOORS = {
         ("<b>Sofa</b> &amp; Ottoman &ndash; Fast Delivery", "sofa & ottoman"),
         ("Desk #A113 \u20ac1.299,00 in stock", "desk"),
         ("3-Seater Sofa 220 cm", "3-seater sofa 220 cm"),
+        ("Sofa Art.-Nr. 123", "sofa"),
+        ("Lamp #A-123 SKU: XY9", "lamp"),
+        ("bookcase bx-450a walnut, item no 4711", "bookcase walnut"),
+        ("Model KX200 Stool x4, 2-day delivery", "stool"),
+        ("Shaker Style 3-Drawer Chest", "shaker style 3-drawer chest"),
+        ("Desk W120 x 60 cm", "desk w120 x 60 cm"),
+        ("2-in-1 Sofa Bed 180 x 200, 1950s", "2-in-1 sofa bed 180 x 200 1950s"),
         ("   ", ""),
     ],
 )
@@ -74,6 +84,11 @@ def drawn(color: tuple[int, int, int], background: tuple[int, int, int] = (255, 
     return image
 
 
+def main_color(image: Image.Image) -> str:
+    pixels = np.asarray(image.resize((64, 64)), dtype=np.int16)
+    return next(iter(color_shares(pixels)))
+
+
 @pytest.mark.parametrize(
     ("color", "name"),
     [
@@ -89,12 +104,20 @@ def drawn(color: tuple[int, int, int], background: tuple[int, int, int] = (255, 
     ],
 )
 def test_colors(color: tuple[int, int, int], name: str) -> None:
-    assert next(iter(color_shares(drawn(color)))) == name
-    assert next(iter(color_shares(drawn(color, (120, 160, 200))))) == name
+    assert main_color(drawn(color)) == name
+    assert main_color(drawn(color, (120, 160, 200))) == name
 
 
 def test_white_on_white() -> None:
-    assert next(iter(color_shares(Image.new("RGB", (64, 64), (255, 255, 255))))) == "white"
+    assert main_color(Image.new("RGB", (64, 64), (255, 255, 255))) == "white"
+
+
+def test_shadow_is_not_the_product() -> None:
+    image = drawn((110, 70, 40))
+    ImageDraw.Draw(image).rectangle((5, 80, 90, 118), fill=(170, 170, 170))
+    ImageDraw.Draw(image).rectangle((40, 30, 80, 100), fill=(110, 70, 40))
+    assert main_color(image) == "brown"
+    assert main_color(drawn((150, 150, 150))) == "gray", "a gray thing is no shadow"
 
 
 def test_picture_overrules_the_title_only_when_sure() -> None:
@@ -102,6 +125,48 @@ def test_picture_overrules_the_title_only_when_sure() -> None:
     both = drawn((40, 70, 180))
     ImageDraw.Draw(both).rectangle((30, 30, 90, 50), fill=(190, 40, 40))
     assert local_answer("red chair", both, VOCABULARY).color == "red"
+    assert local_answer("gold lamp", drawn((110, 70, 40)), VOCABULARY).color == "gold", "a matter of light"
+    room = drawn((40, 70, 180))
+    ImageDraw.Draw(room).rectangle((0, 60, 120, 120), fill=(150, 110, 70))
+    assert local_answer("red chair", room, VOCABULARY).color == "red", "no cut-out: who knows what is blue"
+
+
+def products(*rows: dict[str, str]) -> list[Product]:
+    return [Product(number, f"P{number}", row["title"], (), "", row) for number, row in enumerate(rows)]
+
+
+TITLES = (
+    "Zorn Home - Oak Chair", "Zorn Home Velvet Sofa", "ZORN HOME LAMP", "Zorn Home, Desk 120 cm",
+    "Zorn Home Oak Shelf",
+    "KRUMM Stool", "Round KRUMM Table", "KRUMM Bed", "KRUMM Vase",  # not always first
+    "WoodPecker Bench", "WoodPecker Oak Shelf", "WoodPecker Crib",
+    "LED Floor Lamp", "LED Mirror", "LED Ceiling Light",  # capitals that are no name
+    "Kids - Bed", "Kids - Desk", "Kids - Chair",
+    "Mirabel Rug", "Mirabel - Wool Rug", "Mirabel Area Rug",  # one kind of thing: a model, perhaps
+)  # fmt: skip
+
+
+def test_makers_are_found_in_the_catalogue_itself() -> None:
+    shop = products(*({"title": title} for title in TITLES))
+    makers = find_makers(shop, VOCABULARY)
+    assert makers == {("zorn", "home"), ("woodpecker",)}
+    assert [clean_title(plain_title(product, makers)) for product in shop[:4]] == [
+        "oak chair", "velvet sofa", "lamp", "desk 120 cm",
+    ]  # fmt: skip
+
+
+def test_columns_say_what_is_a_maker_or_a_number() -> None:
+    [product] = products(
+        {
+            "title": "Item Q-7: Oak Chair by Tove, QX/9",
+            "Brand Name": "Tove",
+            "SKU": "Q-7",
+            "MPN": "QX/9",
+        }
+    )
+    assert clean_title(plain_title(product, frozenset())) == "oak chair"
+    [product] = products({"title": "Oak Chair 4", "vendor": "oak", "model": "4"})
+    assert clean_title(plain_title(product, frozenset())) == "oak chair 4", "words and counts stay"
 
 
 def test_vocabulary_of_the_shop_is_kept() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from furnclip.catalogue import Product, Rejection, find_images
 from furnclip.clean.local import answer_line, local_id
+from furnclip.clean.makers import Name, plain_title
 from furnclip.clean.parts import Line
 from furnclip.clean.prompt import user_text
 from furnclip.clean.requests import Recipe, request_picture, text_tokens
@@ -37,6 +38,7 @@ class Job:
     recipe: Recipe
     is_local: bool
     known: frozenset[str]
+    makers: frozenset[Name]  # of the whole catalogue
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,11 @@ def encode_product(product: Product | Rejection, job: Job) -> Encoded:
 def _encode(product: Product, picture: bytes, job: Job) -> tuple[str, Line | None]:
     recipe = job.recipe
     if job.is_local:
-        custom_id = local_id(product, picture, recipe.vocabulary)
+        title = plain_title(product, job.makers)
+        custom_id = local_id(product.product_id, title, picture, recipe.vocabulary)
         if custom_id in job.known:
             return custom_id, None
-        return custom_id, Line(custom_id, answer_line(custom_id, product.title, picture, recipe.vocabulary))
+        return custom_id, Line(custom_id, answer_line(custom_id, title, picture, recipe.vocabulary))
     custom_id = recipe.custom_id(product, picture)
     if custom_id in job.known:
         return custom_id, None

@@ -17,22 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from furnclip.catalogue import Product, content_hash
+from furnclip.catalogue import content_hash
 from furnclip.clean.prompt import UNKNOWN, Answer, Vocabulary
 from furnclip.clean.titles import clean_title, first_word, lexicon, object_type, usual_material
 from furnclip.images import open_image
 
-SOURCE = "local:rules-1"
+SOURCE = "local:rules-2"
 _SIDE_PX = 64
 _BACKGROUND_DISTANCE = 24  # RGB, 0 to 255 a channel
+_PLAIN_BORDER = 0.9  # share of the border that has its usual colour when the background is uniform
+_SHADOW_DISTANCE = 14  # between a pixel and the background made darker
+_SHADOW_DEPTH = 0.4  # what a shadow leaves of the background's light, at least
+_BESIDE_SHADOW = 0.3  # share of the product that must be left when shadow is taken off
 _CLEARLY = 0.6  # share of the product's pixels that overrules the title
 _WHITE_FROM, _BLACK_TO = 195, 90  # brightness of the lit side, 0 to 255
 _HARDLY = 0.04  # share under which a colour named in the title is not on the picture
 
 
-def local_id(product: Product, picture: bytes, vocabulary: Vocabulary) -> str:
+def local_id(product_id: str, title: str, picture: bytes, vocabulary: Vocabulary) -> str:
     """Like `Recipe.custom_id`: changes with everything that decides the answer."""
-    return f"local-{content_hash(rules_identity(vocabulary), product.product_id, product.title, picture)}"
+    return f"local-{content_hash(rules_identity(vocabulary), product_id, title, picture)}"
 
 
 @cache
@@ -51,14 +55,14 @@ def answer_line(custom_id: str, title: str, picture: bytes, vocabulary: Vocabula
 
 
 def local_answer(title: str, image: Image.Image | None, vocabulary: Vocabulary) -> Answer:
-    """The answer of the rules; `image` is None where only the title counts."""
+    """The answer of the rules to a title from `plain_title`; `image` is None where only the title counts."""
     name = clean_title(title)
     kind = object_type(name, vocabulary)
-    shares = color_shares(image) if image is not None else {}
+    pixels = _pixels(image) if image is not None else None
     material = first_word(name, "material", vocabulary)
     if material == UNKNOWN:
         material = usual_material(name, kind, vocabulary)
-    color = _color(first_word(name, "color", vocabulary), shares, vocabulary)
+    color = _color(first_word(name, "color", vocabulary), pixels, vocabulary)
     values = {
         "clean_title": name or (kind if kind != UNKNOWN else "product"),
         "style": first_word(name, "style", vocabulary),
@@ -69,15 +73,35 @@ def local_answer(title: str, image: Image.Image | None, vocabulary: Vocabulary) 
     return Answer.model_validate(values, context=vocabulary)
 
 
-def _color(named: str, shares: dict[str, float], vocabulary: Vocabulary) -> str:
-    """The picture overrules the title, but only where it is sure."""
+def _color(named: str, pixels: NDArray[np.int16] | None, vocabulary: Vocabulary) -> str:
+    """The picture overrules the title only where it can: a cut-out, clearly of quite another colour."""
+    shares = color_shares(pixels) if pixels is not None else {}
     ranked = [color for color in shares if color in vocabulary.color]
-    if not ranked:
+    if not ranked or pixels is None:
         return named
     if named == UNKNOWN:
         return ranked[0]
     contradicted = shares.get(named, 0.0) < _HARDLY and shares[ranked[0]] > _CLEARLY
-    return ranked[0] if contradicted else named
+    overrules = contradicted and has_plain_border(pixels) and not _is_mixed_up(named, ranked[0])
+    return ranked[0] if overrules else named
+
+
+# Names that light and varnish turn into one another: no contradiction between title and picture.
+_MIXED_UP = (
+    {"white", "gray", "silver", "beige", "clear"},
+    {"black", "gray"},
+    {"black", "brown"},
+    {"gold", "yellow", "orange", "brown", "beige"},
+    {"brown", "red", "orange"},
+    {"pink", "red", "purple"},
+    {"pink", "beige"},
+    {"blue", "purple"},
+    {"green", "yellow"},
+)
+
+
+def _is_mixed_up(one: str, other: str) -> bool:
+    return any(one in names and other in names for names in _MIXED_UP)
 
 
 def _wooden(color: str, vocabulary: Vocabulary) -> str:
@@ -85,12 +109,14 @@ def _wooden(color: str, vocabulary: Vocabulary) -> str:
     return "brown" if color == "orange" and "brown" in vocabulary.color else color
 
 
-def color_shares(image: Image.Image) -> dict[str, float]:
+def _pixels(image: Image.Image) -> NDArray[np.int16]:
+    """(H, W, 3)"""
+    return np.asarray(image.convert("RGB").resize((_SIDE_PX, _SIDE_PX)), dtype=np.int16)
+
+
+def color_shares(pixels: NDArray[np.int16]) -> dict[str, float]:
     """Colour name -> share of the product's pixels, largest first; `multicolor` leads where none does."""
-    pixels = np.asarray(image.convert("RGB").resize((_SIDE_PX, _SIDE_PX)), dtype=np.int16)  # (H, W, 3)
-    product = pixels[~_background(pixels)]  # (N, 3)
-    if len(product) < _SIDE_PX:  # nearly all of it looks like background: a white thing on white
-        product = pixels.reshape(-1, 3)
+    product = _product(pixels)  # (N, 3)
     counts = Counter(_names(product))
     shares = {name: count / len(product) for name, count in counts.most_common()}
     vivid = [name for name, share in shares.items() if share >= 0.12 and name not in _PLAIN]
@@ -99,10 +125,33 @@ def color_shares(image: Image.Image) -> dict[str, float]:
     return shares
 
 
+def _product(pixels: NDArray[np.int16]) -> NDArray[np.int16]:
+    """(N, 3): the pixels without background and, where enough is left, without the shadow cast on it."""
+    product = pixels[~_background(pixels)]
+    if len(product) < _SIDE_PX:  # nearly all of it looks like background: a white thing on white
+        return pixels.reshape(-1, 3)
+    usual = np.median(_border(pixels), axis=0)
+    light = product @ usual / max(1.0, usual @ usual)  # (N,), 1 where a pixel is as bright as the background
+    off = np.abs(product - light[:, None] * usual).max(axis=1)
+    kept = product[(off > _SHADOW_DISTANCE) | (light >= 1) | (light <= _SHADOW_DEPTH)]
+    return kept if len(kept) >= _BESIDE_SHADOW * len(product) else product
+
+
+def has_plain_border(pixels: NDArray[np.int16]) -> bool:
+    """Whether the product is cut out: the border has one colour all around."""
+    border = _border(pixels)
+    alike = np.abs(border - np.median(border, axis=0)).max(axis=1) <= _BACKGROUND_DISTANCE
+    return bool(alike.mean() >= _PLAIN_BORDER)
+
+
+def _border(pixels: NDArray[np.int16]) -> NDArray[np.int16]:
+    """(4 * side, 3)"""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+
+
 def _background(pixels: NDArray[np.int16]) -> NDArray[np.bool_]:
     """(H, W): pixels like the border's usual colour that hang together with the border."""
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # (4 * side, 3)
-    usual = np.median(border, axis=0)
+    usual = np.median(_border(pixels), axis=0)
     alike: NDArray[np.bool_] = np.abs(pixels - usual).max(axis=2) <= _BACKGROUND_DISTANCE  # (H, W)
     reached = np.zeros_like(alike)
     reached[[0, -1]], reached[:, [0, -1]] = alike[[0, -1]], alike[:, [0, -1]]

@@ -20,6 +20,7 @@ from furnclip.catalogue import Product, Rejection, content_hash, read_products
 from furnclip.clean.encode import Encoded, Job, encode_all
 from furnclip.clean.ledger import Ledger
 from furnclip.clean.local import SOURCE, rules_identity
+from furnclip.clean.makers import find_makers
 from furnclip.clean.merge import keep_live_answers
 from furnclip.clean.parts import Limits, Line, write_parts
 from furnclip.clean.requests import Recipe
@@ -64,7 +65,9 @@ def prepare(ledger: Ledger, selection: Selection) -> Prepared:
     ledger.record("preparing", fingerprint=fingerprint)
     _remove_dropped(ledger)
     known = frozenset(_known_ids(ledger.workspace, ledger.state))
-    job = Job(config.paths.images, recipe, config.clean.backend == "local", known)
+    is_local = config.clean.backend == "local"
+    named = read_products(config.paths.products, config.paths) if is_local else ()
+    job = Job(config.paths.images, recipe, is_local, known, find_makers(named, recipe.vocabulary))
     products = _selected(config, selection)
     with (
         console.progress("reading pictures", total=None) as meter,

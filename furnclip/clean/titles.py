@@ -1,8 +1,8 @@
 """The offline rules for words: a shop's title -> a plain name and what it says about the product.
 
 In: a title and the vocabularies; `lexicon.toml` beside this file. Out: `clean_title` and the attributes
-that the words give away. English only, and no better than its word lists: a brand that is not listed
-stays in the title.
+that the words give away. English only, and no better than its word lists: a brand that is neither listed
+nor found by `makers` stays in the title.
 """
 
 from __future__ import annotations
@@ -25,19 +25,26 @@ else:
 _MONEY = r"(?:us)?[$€£]\s?\d[\d.,]*|\b\d[\d.,]*\s?(?:usd|eur|gbp|dollars?|euros?)\b"
 _COUNT = (
     r"\(?\b(?:set|pack|pair|bundle|lot|box|qty)\s+of\s+(?:\d+|two|three|four|five|six|eight|ten)\b\)?"
-    r"|\b\d+\s?[- ]?(?:pack|pcs|pc|pieces?|count|ct)\b(?:\s+set\b)?|\bx\s?\d+\b|\b\d+\s?x\b(?!\s?\d)"
+    r"|\b\d+\s?[- ]?(?:pack|pcs|pc|pieces?|count|ct)\b(?:\s+set\b)?"
+    r"|(?<![\d\"']\s)(?<!\b[whdl]\s)\bx\s?\d+\b(?!\s?(?:cm|mm|m|in)\b)|\b\d+\s?x\b(?!\s?\d)"
 )
 _SELLING = (
-    r"\bfree\s+(?:shipping|delivery|returns?)\b|\b(?:fast|quick|same[- ]day|next[- ]day|express)\s+"
+    r"\bfree\s+(?:shipping|delivery|returns?)\b|\b(?:fast|quick|(?:same|next|\d+)[- ]day|express)\s+"
     r"(?:shipping|delivery)\b|\bships?\s+(?:free|today|fast)\b|\b(?:shipping|delivery)\s+included\b"
     r"|\b(?:on\s+)?sale\b!*|\bclearance\b|\b\d+\s?%\s?off\b|\bbest\s?(?:seller|price|deal)\b|\bnew\s+arrivals?\b"
-    r"|\bhot\s+(?:deal|sale)\b|\blimited\s+(?:time|edition|offer)\b|\bin\s+stock\b|\bbrand[- ]new\b"
-    r"|\bamazon'?s?\s+choice\b|\beasy\s+assembly\b|\bno\s+assembly\s+required\b|\btop\s+quality\b"
+    r"|\bhot\s+(?:deal|sale)\b|\blimited\s+(?:time|edition|offer|stock)\b|\bin\s+stock\b|\bbrand[- ]new\b"
+    r"|\bamazon'?s?\s+choice\b|\beasy\s+assembly\b|\b(?:no\s+)?assembly\s+required\b|\btop\s+quality\b"
 )
+# After a label any number goes, but not "model 3-drawer chest"; without one, only what cannot be a measure.
+_LABEL = r"\b(?:sku|mpn|upc|ean|gtin|asin|ref|model|item|art(?:icle|ikel(?:nummer)?)?|part|product|order)\b"
 _NUMBERS = (
-    r"\b(?:sku|model|item|art(?:icle)?|ref|mpn|upc|asin|style)\b\s*(?:no|nr|number)?\s*[.:#]*\s*[a-z]*[-_/]?\d[\w/-]*"
-    r"|#\s?\w*\d\w*|\b(?=\w*[a-z])(?=\w*\d)[a-z0-9]{2,}(?:[-_/][a-z0-9]+)+\b|\b(?=[a-z]*\d)[a-z]{1,5}\d{3,}[a-z0-9]*\b"
-    r"|\b\d{5,}\b|\bb0[a-z0-9]{8}\b"
+    rf"{_LABEL}[\s.:#-]*(?:\b(?:no|nr|num|number|id|code)\b[\s.:#-]*)?"
+    r"(?!\d+-[a-z]{3})[a-z]{0,6}[-_/.]?\d[\w/-]*"
+    r"|#\s?[\w-]*\d[\w/-]*"
+    r"|(?<![\w/-])(?![whdl\u00f8]\d+(?:cm|mm)?\b)[a-z]{1,6}[-_/]?\d{3,}[\w/-]*"
+    r"|(?<![\w/-])(?-i:[A-Z]{2,6})[-_/]\d{2,}[\w/-]*"
+    r"|\b(?=\w*[a-z])(?=\w*\d)[a-z0-9]{2,}(?:[-_/][a-z0-9]+)+\b"
+    r"|\bno\.\s?\d+\b|\b\d+(?:\.\d+){2,}\b|\b\d{5,}\b|(?-i:\b\d{4,}[A-Z]{1,3}\b)|\bb0[a-z0-9]{8}\b"
 )
 _DROPPED = re.compile("|".join((_MONEY, _COUNT, _SELLING, _NUMBERS)), re.IGNORECASE)
 _BY_MAKER = re.compile(r"\s+by\s+[A-Z][\w&.'-]*(?:\s+[A-Z][\w&.'-]*){0,3}\s*(?=$|[,(|-])")
@@ -55,13 +62,18 @@ _HEAD_ENDS = re.compile(r"\b(?:with|for|in|on|w/|without|from|of)\b|[(,|]", re.I
 
 def clean_title(title: str) -> str:
     """The title without brands, numbers, prices, shipping and counts, in lower case."""
+    text = " ".join(" ".join(title_pieces(title)).split()).lower()
+    return text[:MAX_TITLE_CHARACTERS].strip(_EDGES)
+
+
+def title_pieces(title: str) -> list[str]:
+    """What is left of the title, in the pieces that dashes, bars and commas make of it; case as written."""
     text = _TAGS.sub(" ", readable(html.unescape(html.unescape(sendable(title)))))
     text = _MARKED.sub(" ", _BY_MAKER.sub(" ", text))
     text = _brands().sub(" ", text)
     text = _EMPTY_BRACKETS.sub(" ", _DROPPED.sub(" ", text))
     pieces = [piece.strip(_EDGES) for piece in _JOINTS.split(text)]
-    text = " ".join(" ".join(piece for piece in pieces if piece).split()).lower()
-    return text[:MAX_TITLE_CHARACTERS].strip(_EDGES)
+    return [piece for piece in pieces if piece]
 
 
 def object_type(title: str, vocabulary: Vocabulary) -> str:
