@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,10 @@ import typer.main
 
 import furnclip
 from furnclip.cli import PIPELINE, app
+from furnclip.config import load_config
+from tests.pages import PAGES, ROOT, blocks
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.md"))]
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -65,17 +67,15 @@ def test_version_is_in_the_changelog() -> None:
     assert headings[0] == furnclip.__version__
 
 
-def typed_commands(text: str) -> list[list[str]]:
-    """The words of every `furnclip ...` line in a document's shell blocks."""
-    blocks = re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    joined = "\n".join(blocks).replace("\\\n", " ")
-    lines = [line.split("#")[0].split("|")[0].strip().removeprefix("$ ") for line in joined.splitlines()]
-    return [part.split() for line in lines for part in line.split("&&") if part.split()[:1] == ["furnclip"]]
+def typed_commands(page: Path) -> list[list[str]]:
+    """The words of every `furnclip ...` line in a page's shell blocks, as far as its first pipe."""
+    lines = [words for block in blocks(page) if block.language != "python" for words in block.lines()]
+    return [list(takewhile(lambda word: word != "|", words)) for words in lines if words[0] == "furnclip"]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_typed_commands_and_their_options_exist(document: Path) -> None:
-    for words in typed_commands(document.read_text(encoding="utf-8")):
+    for words in typed_commands(document):
         name = next((n for n in (" ".join(words[1:3]), " ".join(words[1:2])) if n in COMMANDS), None)
         if words[1:2] and words[1].startswith("-"):
             continue
@@ -86,7 +86,7 @@ def test_typed_commands_and_their_options_exist(document: Path) -> None:
 
 
 def test_readme_shows_every_command() -> None:
-    shown = {words[1] for words in typed_commands(README)}
+    shown = {words[1] for words in typed_commands(ROOT / "README.md")}
     assert set(PIPELINE) <= shown
 
 
@@ -100,10 +100,36 @@ def test_readme_tree_matches_the_package() -> None:
     assert named == actual
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_local_links_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     targets = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text) + re.findall(
         r'src="(?!https?:)([^"]+)"', text
     )
     assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
+def test_every_block_is_run_or_says_why_not(document: Path) -> None:
+    for block in blocks(document):
+        kind, _, reason = block.mark.partition(": ")
+        where = f"{document.name}: `{block.first_line}`"
+        if block.mark.startswith("run by "):
+            assert (ROOT / block.mark.removeprefix("run by ")).is_file(), where
+        else:
+            assert kind == "run" or (kind == "not run" and reason), where
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
+def test_every_settings_block_can_be_loaded(document: Path, tmp_path: Path) -> None:
+    for text in re.findall(r"^```toml\n(.*?)^```", document.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        (tmp_path / "furnclip.toml").write_text(text, encoding="utf-8")
+        load_config(tmp_path / "furnclip.toml")
+
+
+def test_readme_has_every_setting() -> None:
+    """`python examples/make_settings_table.py` writes the tables that are missing here."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from make_settings_table import MARK, settings_tables
+
+    assert README.split(MARK)[1].strip("\n") == settings_tables().strip("\n")
