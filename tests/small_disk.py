@@ -28,7 +28,7 @@ def small_disk(folder: Path, size_kb: int) -> Iterator[Callable[[int], None]]:
     try:
         yield resize
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a traceback may still hold a file
 
 
 def _mount(folder: Path, options: str) -> str:

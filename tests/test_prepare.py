@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
 
-from furnclip.cli import app
 from furnclip.prepare import spread
 from furnclip.prepare.pack import MOST_VALUES
-from furnclip.prepare.spool import cache_file
 from furnclip.shards import (
     MINI_TRAIN,
     SPLITS,
@@ -36,83 +23,8 @@ from furnclip.shards import (
     read_manifest,
 )
 from tests.conftest import Cli
+from tests.prepare_shop import Shop, draw, sha256_of
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server
-
-FULL = os.environ.get("FURNCLIP_FULL") == "1"
-Row = dict[str, str]
-
-
-@dataclass
-class Shop:
-    """A catalogue on disk that a test can change."""
-
-    folder: Path
-    rows: list[Row] = field(default_factory=list)
-    settings: dict[str, object] = field(default_factory=dict)
-
-    def write(self) -> None:
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        with (self.folder / "products.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        lines = ["[prepare]", *(f"{name} = {value}" for name, value in self.settings.items())]
-        (self.folder / "furnclip.toml").write_text("\n".join(lines) + "\n")
-
-    def add(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            draw(self.folder / f"images/{number}.png", number)
-            self.rows.append(
-                {
-                    "product_id": f"p{number}",
-                    "title": f"Sofa {number}",
-                    "image": f"{number}.png",
-                    "color": ("red", "blue")[number % 2],
-                    "object_type": ("sofa", "chair", "lamp")[number % 3],
-                }
-            )
-
-    def run(self, *arguments: str) -> Result:
-        return CliRunner().invoke(
-            app,
-            ["prepare", "--config", str(self.folder / "furnclip.toml"), *arguments],
-            catch_exceptions=False,
-        )
-
-    def prepared(self, *arguments: str) -> dict[str, Any]:
-        self.write()
-        result = self.run("--json", *arguments)
-        assert result.exit_code == 0, result.stderr
-        summary: dict[str, Any] = json.loads(result.stdout)
-        return summary
-
-    @property
-    def shards(self) -> Path:
-        return self.folder / "work/shards"
-
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of every shard, index and manifest."""
-        files = sorted(path for path in self.shards.rglob("*") if path.is_file())
-        return {str(path.relative_to(self.shards)): _sha256(path) for path in files}
-
-    def times(self) -> dict[str, int]:
-        files = sorted(path for path in self.shards.rglob("*") if path.is_file())
-        return {str(path.relative_to(self.shards)): path.stat().st_mtime_ns for path in files}
-
-    def rejected(self) -> dict[str, str]:
-        with (self.shards / "rejected.csv").open(encoding="utf-8", newline="") as file:
-            return {row["product_id"]: row["reason"] for row in csv.DictReader(file)}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def draw(path: Path, seed: int, side_px: int = 48) -> None:
-    """A picture of its own for each seed."""
-    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(noise).resize((side_px, side_px), Image.Resampling.BICUBIC).save(path)
 
 
 @pytest.fixture
@@ -218,7 +130,7 @@ def test_shards_keep_to_their_limits(store: Shop) -> None:
     for split in manifest.splits.values():
         assert all(0 < shard.samples <= 7 for shard in split.shards)
         assert all((store.shards / shard.name).stat().st_size == shard.bytes for shard in split.shards)
-        assert all(_sha256(store.shards / shard.name) == shard.sha256 for shard in split.shards)
+        assert all(sha256_of(store.shards / shard.name) == shard.sha256 for shard in split.shards)
 
 
 # --- what belongs together
@@ -405,108 +317,6 @@ def test_fresh_draws_new_splits(store: Shop) -> None:
     assert read_manifest(store.shards).splits["train"].samples > 30
     store.prepared("--fresh")
     assert read_manifest(store.shards).splits["train"].samples < 30
-
-
-# --- killed
-
-
-def _start(store: Shop) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "furnclip", "prepare", "--workers", "2"],
-        cwd=store.folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _end(process: subprocess.Popen[bytes], deadline_s: float = 60) -> None:
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + deadline_s
-    while _alive(process.pid):
-        assert time.monotonic() < deadline, "worker processes outlived their parent"
-        time.sleep(0.05)
-
-
-def _alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("times", [50 if FULL else 3])
-def test_killed_at_any_moment_the_next_run_goes_on(tmp_path: Path, times: int) -> None:
-    store = Shop(tmp_path / "killed", settings={"image_px": 64, "shard_samples": 20})
-    wanted = Shop(tmp_path / "whole", settings=store.settings)
-    for shop in (store, wanted):
-        shop.add(range(120))
-        shop.write()
-    start = time.monotonic()
-    assert wanted.run().exit_code == 0
-    whole_s = time.monotonic() - start
-    chance = random.Random(time.time_ns())
-    for round_number in range(times):
-        if round_number % 5 == 0:  # start over, else the runs would soon have nothing left to do
-            subprocess.run(["rm", "-rf", str(store.folder / "work")], check=True)
-        process = _start(store)
-        time.sleep(chance.uniform(0.3, 0.5 + 1.5 * whole_s))
-        _end(process)
-        _assert_complete_or_absent(store)
-    assert store.run().exit_code == 0
-    assert store.hashes() == wanted.hashes()
-    left = {path.name for path in (store.folder / "work/cache/prepare").iterdir()}
-    assert left == {"lock", cache_file(Path(), "records").name}
-
-
-def _assert_complete_or_absent(store: Shop) -> None:
-    """A manifest that is there is true, whatever was killed."""
-    if (store.shards / "manifest.json").is_file():
-        for split in read_manifest(store.shards).splits.values():
-            for shard in split.shards:
-                assert _sha256(store.shards / shard.name) == shard.sha256
-
-
-def test_ctrl_c_stops_in_two_lines_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    store = Shop(tmp_path, settings={"image_px": 64, "workers": 2})
-    store.add(range(300))
-    store.write()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "furnclip", "prepare"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not any((tmp_path / "work/cache/prepare").glob("spooled-*.bin")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, talk = process.communicate(timeout=60)
-    assert (process.returncode, talk.splitlines()) == (
-        130,
-        ["error: interrupted", "hint: run the same command again to go on from here"],
-    )
-    assert store.prepared()["products"] == 300
-
-
-@pytest.mark.parametrize("step", ["furnclip.prepare.run.assign", "furnclip.prepare.run.read_index"])
-def test_killed_at_a_step_with_other_rows_afterwards_nothing_moves(store: Shop, step: str) -> None:
-    """Whatever an unfinished run had decided, a product is in one split ever after."""
-    store.prepared()
-    before = read_assignments(store.shards)
-    store.add(range(200, 260))
-    store.write()
-    module, name = step.rsplit(".", 1)
-    script = (
-        f"import os, signal, {module} as module\n"
-        f"module.{name} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from furnclip.cli import main\nmain()"
-    )
-    done = subprocess.run([sys.executable, "-c", script, "prepare"], cwd=store.folder, check=False)
-    assert done.returncode == -signal.SIGKILL
-    store.rows = store.rows[:90]
-    store.prepared()
-    assert before.items() <= read_assignments(store.shards).items()
 
 
 def test_two_at_a_time_are_refused(store: Shop) -> None:

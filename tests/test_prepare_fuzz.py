@@ -19,8 +19,8 @@ from furnclip.catalogue import Product, read_products
 from furnclip.cli import app
 from furnclip.config import DataPaths
 from furnclip.errors import FurnclipError
+from tests.prepare_shop import draw
 from tests.test_images import SEEDS, mutated
-from tests.test_prepare import draw
 
 PICTURES = 5000 if os.environ.get("FURNCLIP_FULL") == "1" else 200
 A_ROUND = 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -54,11 +55,25 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Su
             hint="the test split gets what is left; 0.8 and 0.1 leave 0.1",
         )
     cache = config.paths.cache / "prepare"
-    with _only_one(cache), Workers(config.prepare.workers) as workers:
+    with _told_when_full(config.paths.work), _only_one(cache), Workers(config.prepare.workers) as workers:
         _sweep(cache, config.paths.shards)
         if fresh or rebuild:
             _forget(config.paths.shards, cache, splits_too=fresh)
         return _Run(config, cache, workers).run()
+
+
+@contextmanager
+def _told_when_full(folder: Path) -> Iterator[None]:
+    """The system says that a disk is full, but not which one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StorageError(
+            f"the disk of `{folder}` is full",
+            hint="free some space, or set `paths.work` to another disk; the same command goes on from here",
+        ) from None
 
 
 @contextmanager

@@ -149,9 +149,10 @@ class Spool:
 
     def __exit__(self, *_: object) -> None:
         if self._files:
-            for file in self._files:
-                file.close()
+            payloads, records = self._files
             self._files = None
+            with payloads, records:  # both are closed, even if a full disk does not take what is left
+                pass
 
     def append(self, entry: Entry, contents: tuple[bytes, bytes, bytes]) -> Entry:
         """Keep a sample's members; the entry that says where they are."""
