@@ -1,12 +1,15 @@
-"""The two steps of furnclip-tiny's recipe that are not commands; `tiny_clip.md` has the whole recipe.
+"""The three steps of furnclip-tiny's recipe that are not commands; `tiny_clip.md` has the whole recipe.
 
     python examples/tiny_clip.py start tiny --sweethome sh3d
-    python examples/tiny_clip.py finish tiny/work/runs/furnclip-tiny
+    python examples/tiny_clip.py finish tiny/work_training/runs/furnclip-tiny
+    python examples/tiny_clip.py judge sh3d
 
 `start` reads a drawn catalogue (`tiny/products.csv`, `truth.csv`, `work/clean/cleaned.csv`) and a
 prepared Sweet Home 3D catalogue, of which only the train split is taken. It writes
 `tiny/training.csv`, `tiny/start/` (random weights and a tokenizer) and `tiny/furnclip.toml`.
 `finish` writes the run's model in half precision into the package; the model card there is kept.
+`judge` prints how often the package's model names the type and the room of a picture that it has not seen,
+among the types and rooms of Sweet Home 3D's test split: some eighty pictures, so two points are one picture.
 """
 
 from __future__ import annotations
@@ -18,13 +21,17 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from transformers import CLIPModel
 
 import furnclip
 from furnclip.catalogue import ATTRIBUTES, CLEAN_COLUMNS, default_caption, read_rows
+from furnclip.config import load_config
+from furnclip.images import load_square
 from furnclip.journal import write_text
-from furnclip.model import build_tiny_clip
-from furnclip.shards import read_assignments
+from furnclip.metrics import ranks, recall_at_k
+from furnclip.model import build_tiny_clip, load_clip
+from furnclip.shards import ShardDataset, read_assignments
 
 IMAGE_PX = 96
 SETTINGS = """\
@@ -70,6 +77,9 @@ def main() -> None:
     finish = steps.add_parser("finish", help="put the trained model into the package")
     finish.add_argument("run", type=Path, help="folder of the finished run")
     finish.set_defaults(step=lambda arguments: write_bundle(arguments.run))
+    judge = steps.add_parser("judge", help="name what is on pictures of Sweet Home 3D's test split")
+    judge.add_argument("sweethome", type=Path, help="Sweet Home 3D, cleaned and prepared")
+    judge.set_defaults(step=lambda arguments: print_judgement(arguments.sweethome))
     arguments = parser.parse_args()
     arguments.step(arguments)
 
@@ -121,6 +131,23 @@ def write_bundle(run: Path) -> None:
     CLIPModel.from_pretrained(run / "model").half().save_pretrained(target)
     size_mb = sum(path.stat().st_size for path in target.iterdir()) / 1e6
     print(f"{size_mb:.1f} MB in {target}")
+
+
+def print_judgement(sweethome: Path) -> None:
+    """Zero-shot accuracy at once and among five, beside chance, for object types and room categories."""
+    config = load_config(sweethome / "furnclip.toml")
+    clip = load_clip("furnclip-tiny", config.model)
+    test = ShardDataset(config.paths.shards, "test")
+    for column in ("object_type", "category"):
+        known = [sample for sample in test if sample.fields[column] not in ("unknown", "other", "")]
+        names = sorted({sample.fields[column] for sample in known})
+        pictures = clip.encode_images([load_square(sample.image_bytes, clip.image_px) for sample in known])
+        words = clip.encode_texts([f"a photo of a {name.lower()}" for name in names])
+        right = [np.array([names.index(sample.fields[column])]) for sample in known]
+        found = ranks(pictures, words, right)
+        print(f"{column}: {len(known)} pictures, {len(names)} names")
+        for k in (1, 5):
+            print(f"  among {k}: {recall_at_k(found, k):.3f}, by chance {k / len(names):.3f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""What `furnclip demo` teaches the little model: three tours, their scores and their seconds.
+
+    python -m tests.bench.tour [--quick] [--json]
+
+Each seed draws another shop of 600 products and runs every command on it (`--quick`: one seed, 100
+products). Text to image on the test split: each caption searched among all of the split's pictures;
+products of the same caption or group are right answers of each other. Each model is compared with the one
+before, query by query, over the groups of all seeds together: difference, 95 % interval, p.
+
+Known bias: the shops are drawings in one style, so the numbers say that the machinery works, not how
+well furnclip does on photographs. `seconds` means something only where nothing else runs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from furnclip.config import Config, load_config
+from furnclip.metrics import PairedTest, bootstrap_interval, chance_recall_at_k, paired_test, ranks
+from furnclip.metrics.bootstrap import Floats
+from furnclip.model import load_clip
+from furnclip.shards import ShardDataset
+from furnclip.train.data import TrainingData
+from furnclip.train.validation import answer_sets
+from tests.bench.measure import parse, report
+
+MODELS = ("zero_shot", "linear_probe", "dual_lora")
+SEEDS, PRODUCTS = (0, 1, 2), 600
+QUICK_SEEDS, QUICK_PRODUCTS = (0,), 100
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Rank of the first right picture for each caption, the captions' groups, and recall@1 by chance."""
+
+    first_ranks: Floats
+    groups: list[str]
+    chance: float
+
+    @classmethod
+    def read(cls, config: Config, model: str) -> Ranked:
+        clip = load_clip(str(config.paths.runs / model), config.model)
+        data = TrainingData(ShardDataset(config.paths.shards, "test"), clip.preprocessing, config.train)
+        captions, groups = data.fixed_captions(), [text.group for text in data.texts]
+        answers = answer_sets(captions, groups)
+        pictures = [Image.fromarray(square) for square in data.squares(range(len(data)), epoch=None)]
+        found = ranks(clip.encode_texts(captions), clip.encode_images(pictures), answers)
+        chance = chance_recall_at_k([len(right) for right in answers], len(data), 1)
+        return cls(found.astype(np.float64), groups, chance)
+
+
+@dataclass
+class Tours:
+    """One value a query for each model and metric, all seeds in a row."""
+
+    groups: list[str] = field(default_factory=list)
+    first_ranks: dict[str, list[Floats]] = field(default_factory=dict)
+    chances: list[float] = field(default_factory=list)  # recall@1 of a gallery in random order, a shop each
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, folder: Path, *, seed: int) -> None:
+        """Read the models of a finished tour."""
+        config = load_config(folder / "furnclip.toml")
+        for model in MODELS:
+            test = Ranked.read(config, model)
+            self.first_ranks.setdefault(model, []).append(test.first_ranks)
+        self.groups += [f"{seed}-{group}" for group in test.groups]
+        self.chances.append(test.chance)
+
+    def values(self, model: str, metric: str, seeds: slice = slice(None)) -> Floats:
+        first = np.concatenate(self.first_ranks[model][seeds])
+        return 1 / first if metric == "MRR" else (first <= int(metric[-1])).astype(np.float64)
+
+
+def take_tour(folder: Path, *, seed: int, products: int) -> float:
+    """`furnclip demo` from the beginning, or from where it was stopped; its seconds."""
+    size = ("--seed", str(seed), "--products", str(products))
+    command = [sys.executable, "-m", "furnclip", "demo", str(folder), *size, "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(json.loads(done.stdout)["total_seconds"])
+
+
+def figures_of(tours: Tours) -> dict[str, str]:
+    """A line for each model of each seed, each pooled model, and each step from one to the next."""
+    metrics = ("recall@1", "recall@5", "MRR")
+    figures = {}
+    for number, chance in enumerate(tours.chances):
+        one = slice(number, number + 1)
+        for model in MODELS:
+            means = [float(tours.values(model, metric, one).mean()) for metric in metrics]
+            text = "  ".join(f"{metric} {mean:.3f}" for metric, mean in zip(metrics, means, strict=True))
+            figures[f"shop {number}, {model}"] = f"{text}  {means[0] / chance:.0f}x chance"
+    for metric in metrics:
+        for model in MODELS:
+            pooled = bootstrap_interval(tours.values(model, metric), tours.groups)
+            figures[f"{metric}, {model}"] = f"{pooled.value:.3f} ({pooled.low:.3f} to {pooled.high:.3f})"
+        for before, after in pairwise(MODELS):
+            test = paired_test(tours.values(before, metric), tours.values(after, metric), tours.groups)
+            figures[f"{metric}, {after} - {before}"] = _step(test)
+    if tours.seconds:
+        figures["seconds"] = ", ".join(f"{seconds:.0f}" for seconds in tours.seconds)
+    return figures
+
+
+def _step(test: PairedTest) -> str:
+    return f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f}), p {test.p_value:.4f}"
+
+
+def measure(root: Path, seeds: Sequence[int], products: int) -> Mapping[str, str]:
+    """All tours in `root`, and what they show."""
+    tours = Tours()
+    for seed in seeds:
+        folder = root / f"tour-{seed}"
+        tours.seconds.append(take_tour(folder, seed=seed, products=products))
+        tours.add(folder, seed=seed)
+    return figures_of(tours)
+
+
+def main() -> None:
+    options = parse("tour")
+    seeds, products = (QUICK_SEEDS, QUICK_PRODUCTS) if options.quick else (SEEDS, PRODUCTS)
+    with tempfile.TemporaryDirectory() as folder:
+        report("tour", {}, measure(Path(folder), seeds, products), as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
