@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from furnclip import ArenaApp
-from furnclip.arena import Card, Lineup, Query, Vote, VoteBook, compute_standings
+from furnclip.arena import Card, Lineup, Query, Vote, VoteBook, compute_standings, sheet
 from furnclip.arena.screen import View, compose
 from furnclip.arena.sheet import Sheets, arrange
 from furnclip.arena.state import Judging, query_order
@@ -30,6 +31,7 @@ from furnclip.cli import app as command
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, JournalError, MissingStageError, ModelMismatchError, UsageError
 from furnclip.images import load_square
+from furnclip.journal import write_json
 from furnclip.vectors.parquet import ModelProvenance
 from tests.arena_contest import product, write_contest, write_vectors
 from tests.conftest import Cli
@@ -68,6 +70,15 @@ def judge_all(judging: Judging, choices: str = "A") -> list[Vote]:
     while judging.current is not None:
         votes.append(judge(judging, choices[len(votes) % len(choices)], len(votes)))
     return votes
+
+
+def test_pictures_are_prepared_for_what_really_comes() -> None:
+    judging = Judging(lineup(40), "anna", [], repeat_every=5)
+    for number in range(30):
+        expected = list(judging.expected(2))
+        judge(judging, "ABTX"[number % 4], number)
+        assert judging.current == expected[0]
+        assert list(judging.expected(1)) == expected[1:]
 
 
 def test_only_queries_with_different_answers_are_shown() -> None:
@@ -313,6 +324,20 @@ def test_what_is_missing_is_named(contest: Path, tmp_path: Path) -> None:
     assert caught.value.hint == "run `furnclip embed` first"
 
 
+def test_a_run_trained_again_since_its_vectors_is_refused(tmp_path: Path) -> None:
+    folder = write_contest(tmp_path / "c", runs=["one", "two"])
+    card = folder / "work/runs/two/run.json"
+    write_json(card, {"status": "finished", "model_fingerprint": "f1" * 8})
+    app_in(folder, runs=["one", "two"]).close()
+    write_json(card, {"status": "running"})
+    app_in(folder, runs=["two"]).close()
+    write_json(card, {"status": "finished", "model_fingerprint": "a5" * 8})
+    app_in(folder, runs=["one"]).close()
+    with pytest.raises(ModelMismatchError, match="`two` was trained again after") as caught:
+        app_in(folder, runs=["one", "two"])
+    assert caught.value.hint == "run `furnclip embed --run two`"
+
+
 def test_queries_that_are_no_file_are_named(tmp_path: Path) -> None:
     folder = write_contest(tmp_path / "c", config='queries = "nothing.txt"')
     with pytest.raises(InputError, match=r"`arena.queries` is `nothing.txt`, which is no file or folder"):
@@ -421,11 +446,42 @@ def test_a_sheet_is_cached_under_a_name_that_tells_nothing(contest: Path) -> Non
         assert trial is not None
         sheets = Sheets(contest / "cache")
         path = sheets.path(trial, width_px=640, height_px=208)
-        stamp = path.stat().st_mtime_ns
-        assert sheets.path(trial, width_px=640, height_px=208).stat().st_mtime_ns == stamp
+        file = path.stat().st_ino
+        assert sheets.path(trial, width_px=640, height_px=208).stat().st_ino == file
     assert re.fullmatch(r"[0-9a-f]{16}\.jpg", path.name)
     assert b"tuned" not in path.read_bytes()
     assert b"Exif" not in path.read_bytes()
+
+
+def test_old_sheets_make_room_but_never_those_in_use(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sheet, "MOST_SHEETS", 3)
+    drawn = []
+    with app_in(contest) as app:
+        trials = [app.trial, *app.expected_trials(11)]
+        sheets = Sheets(contest / "cache")
+        for number, trial in enumerate(trials):
+            assert trial is not None
+            path = sheets.path(trial, width_px=320, height_px=104)
+            os.utime(path, (number, number))
+            drawn.append(path)
+            assert all(path.is_file() for path in drawn[-8:])
+        assert len(list((contest / "cache").iterdir())) <= 8
+        kept = Sheets(contest / "cache")  # another session, which shows the oldest one again
+        oldest = next(number for number, path in enumerate(drawn) if path.is_file())
+        kept.path(trials[oldest], width_px=320, height_px=104)
+        kept.path(trials[0], width_px=320, height_px=104)
+        assert drawn[oldest].is_file()
+        assert len(list((contest / "cache").iterdir())) == 3
+
+
+def test_a_sheet_cut_off_by_a_power_cut_is_drawn_again(contest: Path) -> None:
+    with app_in(contest) as app:
+        assert app.trial is not None
+        path = Sheets(contest / "cache").path(app.trial, width_px=320, height_px=104)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-100])
+        assert Sheets(contest / "cache").path(app.trial, width_px=320, height_px=104) == path
+    assert path.read_bytes() == whole
 
 
 def test_screen_and_sheet_depend_on_nothing_but_what_is_shown(contest: Path) -> None:

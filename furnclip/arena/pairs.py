@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from furnclip.arena.lineup import Card, Lineup, Query
 from furnclip.catalogue import ATTRIBUTES, content_hash, default_caption
-from furnclip.config import Config
+from furnclip.config import Config, DataPaths
 from furnclip.console import note
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
 from furnclip.images import open_image
@@ -58,14 +58,14 @@ def find_contenders(config: Config, runs: Sequence[str]) -> list[Contender]:
     """The base model and the runs asked for; without `runs`, the one in the master file.
 
     `furnclip embed` keeps the vectors of every run beside the master file, as `RUN.parquet`. Raises
-    `MissingStageError` when a run has none.
+    `MissingStageError` when a run has none, `ModelMismatchError` when it was trained again since.
     """
     master = config.paths.vectors
     provenance = read_provenance(master)
     if not runs and "finetuned" not in provenance.models:
         raise MissingStageError(f"{master}: fine-tuned vectors", command="furnclip embed")
     wanted = list(dict.fromkeys(runs)) or [Path(provenance.models["finetuned"].name).name]
-    return [_contender("base", master, "base"), *(_find_run(run, master) for run in wanted)]
+    return [_contender("base", master, "base"), *(_find_run(run, config.paths) for run in wanted)]
 
 
 def _contender(name: str, path: Path, label: str) -> Contender:
@@ -76,12 +76,32 @@ def _contender(name: str, path: Path, label: str) -> Contender:
     return Contender(name, made_by.name, made_by.fingerprint, table, label)
 
 
-def _find_run(run: str, master: Path) -> Contender:
+def _find_run(run: str, paths: DataPaths) -> Contender:
+    master = paths.vectors
+    trained = _trained_fingerprint(paths.runs / run)
     for path in (master, master.with_name(f"{run}.parquet")):
         made_by = read_provenance(path).models.get("finetuned") if path.is_file() else None
         if made_by is not None and Path(made_by.name).name == run:
+            if trained not in (None, made_by.fingerprint):
+                raise ModelMismatchError(
+                    f"the run `{run}` was trained again after `{path}` was made",
+                    hint=f"run `furnclip embed --run {run}`",
+                )
             return _contender(run, path, "finetuned")
     raise MissingStageError(f"{master.parent}: vectors of run {run}", command=f"furnclip embed --run {run}")
+
+
+def _trained_fingerprint(run: Path) -> str | None:
+    """What the run's card says of its model; None where the run is not here or not finished.
+
+    Read here, not by the model's room, which would take seconds to import.
+    """
+    try:
+        card = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = card.get("model_fingerprint") if isinstance(card, dict) else None
+    return str(found) if found else None
 
 
 def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None) -> Lineup:

@@ -1,13 +1,16 @@
 """The picture of one trial: the query, row A and row B, in the shape of the place it is shown in.
 
-Sheets are kept in `work/cache/arena/` as `HASH.jpg`; the hash is over what is on the sheet, so that
-neither name nor picture tells the models apart. A product whose picture cannot be read gets a cell
-that says so. A rater waits for what happens here: that is why it is JPEG (encoded in a twentieth of
-the time of PNG, and every viewer reads it) and why nothing is flushed to the disk.
+Sheets are kept in `work/cache/arena/` as `HASH.jpg`, the few hundred that were used last; the hash is
+over what is on the sheet, so that neither name nor picture tells the models apart. A product whose
+picture cannot be read gets a cell that says so.
+
+A rater waits for what happens here: that is why it is JPEG (encoded in a twentieth of the time of PNG,
+and every viewer reads it) and why nothing is flushed to the disk.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +27,8 @@ _FORMAT = "2"
 _QUALITY = 92
 _JPEG_END = b"\xff\xd9"
 _DECODERS = 4
+MOST_SHEETS = 300  # about 30 MB
+_IN_USE = 8  # sheets used last by this session: shown, prepared, or one undo away
 _LABEL_SHARE = 0.35  # width of the column with A and B, in cells
 _MARGIN_SHARE = 0.04  # white around every picture, in cells
 _MOST_PX = 1600  # a sheet's longest side; more would only slow a viewer down
@@ -91,6 +96,7 @@ class Sheets:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._in_use: deque[Path] = deque(maxlen=_IN_USE)
         # Pillow lets other threads run while it decodes
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="thumbnails")
 
@@ -102,12 +108,23 @@ class Sheets:
         lengths = [str(len(row)) for row in trial.results]
         name = content_hash(_FORMAT, f"{width_px}x{height_px}", *lengths, *map(_version, shown))
         path = self._folder / f"{name}.jpg"
-        if not _is_whole(path):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with replacing(path, durable=False) as file:
-                sheet = self._draw(trial, width_px, height_px)
-                sheet.save(file, format="JPEG", quality=_QUALITY, subsampling=0)
+        self._in_use.append(path)
+        if _is_whole(path):
+            path.touch()
+            return path
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replacing(path, durable=False) as file:
+            sheet = self._draw(trial, width_px, height_px)
+            sheet.save(file, format="JPEG", quality=_QUALITY, subsampling=0)
+        self._prune()
         return path
+
+    def _prune(self) -> None:
+        """Remove the sheets that were used longest ago, and nothing that is in use here."""
+        oldest_first = sorted(self._folder.iterdir(), key=_last_used)
+        for path in oldest_first[:-MOST_SHEETS]:
+            if path not in self._in_use:
+                path.unlink(missing_ok=True)
 
     def _draw(self, trial: Trial, width_px: int, height_px: int) -> Image.Image:
         k = max(1, *(len(row) for row in trial.results))
@@ -133,6 +150,13 @@ def _version(source: str) -> str:
     except (OSError, ValueError):
         return source
     return f"{source} {status.st_mtime_ns} {status.st_size}"
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another rater's session removed it
+        return 0.0
 
 
 def _is_whole(path: Path) -> bool:
