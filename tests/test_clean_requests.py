@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from furnclip.catalogue import Product
 from furnclip.clean.models import effort_of, find_model
 from furnclip.clean.parts import Limits, Line, write_parts
+from furnclip.clean.plan import queue_limit
 from furnclip.clean.prompt import (
     BadAnswerError,
     Vocabulary,
@@ -237,6 +239,17 @@ def test_models_are_data() -> None:
     assert nano.cost_usd(1_000_000, 1_000_000, batch=True) == pytest.approx(0.225)
     luna = CONFIG.model_copy(update={"model": "gpt-6-luna"})
     assert effort_of(luna, find_model(luna)) == "none"
+    assert [nano.queue_limit(tier) for tier in (1, 3, 5)] == [2_000_000, 40_000_000, 1_000_000_000]
+
+
+def test_unknown_limits_are_left_to_the_user() -> None:
+    config = CONFIG.model_copy(update={"backend": "live", "model": "home-made"})
+    recipe = Recipe.from_config(config)
+    assert queue_limit(config, recipe) == sys.maxsize
+    assert queue_limit(config, recipe, learned=1_000) == 900, "what the service says counts"
+    own = config.model_copy(update={"max_queued_tokens": 500})
+    assert queue_limit(own, recipe, learned=1_000) == 450
+    assert image_tokens((2048, 2048), recipe.model) == 4096, "no service to shrink it"
 
 
 def test_own_model() -> None:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from furnclip.config import CleaningConfig
 from furnclip.errors import ConfigError, nearest
@@ -38,12 +38,16 @@ class VisionModel(BaseModel):
     efforts: tuple[str, ...] = ()
     verbosity: str = ""
     image_multiplier: Annotated[float, Field(gt=0)] = 1.0
-    max_patches: Annotated[int, Field(gt=0)] = 1536
-    queue_tokens: Annotated[tuple[int, ...], Field(min_length=5, max_length=5)]
+    max_patches: Annotated[int, Field(ge=0)] = 0
+    queue_tokens: Annotated[tuple[PositiveInt, ...], Field(max_length=5)] = ()
     answer_tokens: Annotated[int, Field(gt=0)] = 100
     instruction_role: str = "developer"
     cap_name: str = "max_completion_tokens"
     successor: str = ""
+
+    def queue_limit(self, tier: int) -> int:
+        """Input tokens that may wait at once; 0 where nobody knows."""
+        return self.queue_tokens[:tier][-1] if self.queue_tokens else 0
 
     def cost_usd(self, prompt_tokens: float, completion_tokens: float, *, batch: bool) -> float:
         """Price of so many tokens; hidden reasoning counts as completion."""

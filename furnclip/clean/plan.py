@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,9 +101,10 @@ def part_limits(config: CleaningConfig, recipe: Recipe) -> Limits:
 
 
 def queue_limit(config: CleaningConfig, recipe: Recipe, *, learned: int = 0) -> int:
-    """Input tokens that may wait at once: configured, learned from the service, or from the table."""
-    limit = config.max_queued_tokens or recipe.model.queue_tokens[config.tier - 1]
-    return int((min(limit, learned) if learned else limit) * QUEUE_HEADROOM)
+    """Input tokens that may wait at once: configured or from the table, and learned from the service."""
+    limit = config.max_queued_tokens or recipe.model.queue_limit(config.tier)
+    known = [tokens for tokens in (limit, learned) if tokens]
+    return int(min(known) * QUEUE_HEADROOM) if known else sys.maxsize
 
 
 def _write(ledger: Ledger, lines: Iterator[Line], recipe: Recipe) -> None:

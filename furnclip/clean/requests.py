@@ -157,7 +157,7 @@ def on_patches(image: Image.Image) -> Image.Image:
 def image_tokens(size_px: tuple[int, int], model: VisionModel) -> int:
     """What the service bills for a picture: patches of 32 x 32 pixels times the model's factor."""
     patches = math.ceil(size_px[0] / PATCH_PX) * math.ceil(size_px[1] / PATCH_PX)
-    return math.ceil(min(patches, model.max_patches) * model.image_multiplier)
+    return math.ceil(min(patches, model.max_patches or patches) * model.image_multiplier)
 
 
 def text_tokens(text: str) -> int:
