@@ -23,20 +23,20 @@ from tests import clean_labels
 from tests.bench.measure import parse, report
 from tests.clean_labels import read
 
-SEED = 4242
+SEED = 77
 FIELDS = ("object_type", "style", "material", "color")
 SWEET_HOME = Path("/usr/share/sweethome3d/furniture")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sweethome3d.py"
 
 
-def drawn(shop: Path, products: int) -> dict[str, float]:
-    """Shares of right answers on a drawn shop."""
+def draw(shop: Path, products: int) -> None:
     size = ["--products", str(products), "--image-px", "96", "--seed", str(SEED)]
-    subprocess.run(
-        [sys.executable, "-m", "furnclip", "demo", "--catalogue", shop, *size],
-        check=True,
-        capture_output=True,
-    )
+    command = [sys.executable, "-m", "furnclip", "demo", "--catalogue", shop, *size]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def drawn(shop: Path) -> dict[str, float]:
+    """Shares of right answers on a drawn shop."""
     clean(shop)
     answers = read(shop / "work" / "clean" / "cleaned.csv")
     pairs = list(zip(answers, read(shop / "truth.csv"), strict=True))
@@ -55,6 +55,17 @@ def drawn(shop: Path, products: int) -> dict[str, float]:
     }
 
 
+def real(shop: Path) -> dict[str, float]:
+    """Shares of right answers on Sweet Home 3D."""
+    clean(shop)
+    halves = clean_labels.accuracy(shop / "work" / "clean" / "cleaned.csv")
+    return {
+        f"{half}.{field}": right / labelled
+        for half, fields in halves.items()
+        for field, (right, labelled) in fields.items()
+    }
+
+
 def clean(shop: Path) -> None:
     command = [sys.executable, "-m", "furnclip", "clean", "run", "--backend", "local"]
     subprocess.run(command, cwd=shop, check=True, capture_output=True)
@@ -68,17 +79,12 @@ def main() -> None:
     arguments = parse("accuracy")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shares = drawn(folder / "drawn", 300 if arguments.quick else 2_000)
+        draw(folder / "drawn", 300 if arguments.quick else 2_000)
+        shares = drawn(folder / "drawn")
         figures: dict[str, object] = {f"drawn.{field}": share for field, share in shares.items()}
         if SWEET_HOME.is_dir():
             subprocess.run([sys.executable, EXAMPLE, folder / "real"], check=True, capture_output=True)
-            clean(folder / "real")
-            for half, fields in clean_labels.accuracy(
-                folder / "real" / "work" / "clean" / "cleaned.csv"
-            ).items():
-                figures |= {
-                    f"{half}.{field}": right / labelled for field, (right, labelled) in fields.items()
-                }
+            figures |= real(folder / "real")
     report("accuracy", {}, figures, as_json=arguments.json)
 
 
