@@ -102,11 +102,10 @@ def plain_prepare(folder: Path, rows: int) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def our_prepare(folder: Path, rows: int) -> float:
-    """Rows a second of `clean prepare` on the first `rows` rows, start of the process included."""
+def our_prepare(folder: Path, rows: int) -> tuple[float, float]:
+    """Seconds and peak of `clean prepare` on the first `rows` rows, start of the process included."""
     shutil.rmtree(folder / "work", ignore_errors=True)
-    seconds, _ = peak_mb([*COMMAND, "prepare", "--limit", str(rows)], cwd=folder)
-    return rows / seconds
+    return peak_mb([*COMMAND, "prepare", "--limit", str(rows)], cwd=folder)
 
 
 # --- finalize
@@ -198,15 +197,17 @@ def plain_finalize(folder: Path, answers: int, *, accessor: str) -> float:
     return 1 / (loop_s / written + (start_s + read_s + write_s) / len(frame))
 
 
-def compare_prepare(folder: Path, *, rows: int, plain_rows: int, repeats: int) -> float:
-    """Ratio of the rates, the median of runs in turn."""
+def compare_prepare(
+    folder: Path, *, rows: int, plain_rows: int, repeats: int
+) -> tuple[float, tuple[float, float]]:
+    """Ratio of the rates, the median of runs in turn; seconds and peak of our last run."""
     ratios = []
     for _ in range(repeats):
         ours = our_prepare(folder, rows)
         start = time.perf_counter()
         plain_prepare(folder, plain_rows)
-        ratios.append(ours * (time.perf_counter() - start) / plain_rows)
-    return statistics.median(ratios)
+        ratios.append(rows / ours[0] * (time.perf_counter() - start) / plain_rows)
+    return statistics.median(ratios), ours
 
 
 def compare_finalize(folder: Path, rows: int, *, cells: int, repeats: int) -> dict[str, float]:
@@ -228,15 +229,15 @@ def compare_finalize(folder: Path, rows: int, *, cells: int, repeats: int) -> di
 def main() -> None:
     arguments = parse("clean")
     quick = arguments.quick
-    rows, compared, plain_rows, cells = (20_000, 500, 120, 300) if quick else (50_000, 2_000, 500, 1_500)
+    rows, compared, plain_rows, cells = (20_000, 400, 80, 200) if quick else (50_000, 2_000, 500, 1_500)
     figures: dict[str, object] = {"rows": rows}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "shop"
         write_catalogue(folder, rows, 8 if quick else 48)
-        prepare = compare_prepare(folder, rows=compared, plain_rows=plain_rows, repeats=1 if quick else 3)
-        shutil.rmtree(folder / "work")
+        repeats = 1 if quick else 3
+        prepare, ours = compare_prepare(folder, rows=compared, plain_rows=plain_rows, repeats=repeats)
         prepared_rows = compared if quick else rows
-        prepare_s, prepare_mb = peak_mb([*COMMAND, "prepare", "--limit", str(prepared_rows)], cwd=folder)
+        prepare_s, prepare_mb = ours if quick else our_prepare(folder, rows)
         finalized = compare_finalize(folder, rows, cells=cells, repeats=1 if quick else 5)
     figures |= {
         "prepared_rows": prepared_rows,
