@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from furnclip.model.families import CLIP, SIGLIP
 from furnclip.model.loading import load_float32
 from furnclip.model.precision import Choice
 from furnclip.train.encoder import Encoder, dropout_seed
-from furnclip.train.exact import Chunk, Memory, NonFiniteLossError, exact_backward
+from furnclip.train.exact import Chunk, Memory, NonFiniteLossError, exact_backward, measured
 from furnclip.train.losses import LossName, chance_loss, checked_loss, contrastive_loss, right_answers
 from furnclip.train.memory import storage_addresses
 from furnclip.train.scenarios import SCENARIOS, unfreeze
@@ -142,6 +143,38 @@ def test_kept_graphs_change_no_bit(tiny_clip: Path, keep_mb: float) -> None:
     finally:
         torch.set_num_threads(2)
     assert torch.equal(without, kept)
+
+
+def test_graphs_are_kept_in_every_step_and_freed_after_it(tiny_clip: Path) -> None:
+    setting = Setting(tiny_clip, "dual_lora", dropout=0.0)
+    memory = Memory(2**30, storage_addresses(setting.encoder.clip.module))
+    calls: list[int] = []
+
+    def counted(chunk: Chunk) -> Chunk:
+        def encode() -> Tensor:
+            calls.append(1)
+            return chunk()
+
+        return encode
+
+    for step in (1, 2):
+        images, texts = ([counted(chunk) for chunk in chunks] for chunks in setting.chunks([0, 8, 16, 24]))
+        exact_backward(images, texts, lambda a, b: (a @ b.t()).square().sum(), memory=memory)
+        assert len(calls) == 6 * step
+
+
+def test_a_graph_that_is_measured_and_thrown_away_leaves_nothing_behind() -> None:
+    weight = nn.Parameter(torch.ones(4, 4))
+    kept: list[weakref.ref[Tensor]] = []
+
+    def chunk() -> Tensor:
+        inner = torch.softmax(weight * 2, dim=1)  # its node keeps its own output
+        kept.append(weakref.ref(inner))
+        return inner.square()
+
+    size = measured(chunk, frozenset({weight.untyped_storage().data_ptr()}))[1]
+    assert size > 0
+    assert kept[0]() is None
 
 
 def test_bf16_accumulates_to_the_one_shot_gradient_of_bf16(tiny_clip: Path) -> None:

@@ -35,9 +35,10 @@ class NonFiniteLossError(ArithmeticError):
 
 @dataclass
 class Memory:
-    """Bytes that graphs of micro-batches may occupy between the two passes.
+    """Bytes that graphs of micro-batches may occupy between the two passes of a step.
 
     `weights`: addresses of the model's own storages, which graphs point to but do not own.
+    `largest_bytes` is remembered from step to step, `used_bytes` belongs to one step.
     """
 
     budget_bytes: int = 0
@@ -47,7 +48,7 @@ class Memory:
 
     def fits(self) -> bool:
         """Whether another graph, as large as the largest so far, would fit."""
-        return self.used_bytes + self.largest_bytes <= self.budget_bytes
+        return self.used_bytes + self.largest_bytes < self.budget_bytes
 
 
 def exact_backward(
@@ -64,6 +65,7 @@ def exact_backward(
     parameter gradients then have to be summed over the processes.
     """
     memory = memory or Memory()
+    memory.used_bytes = 0
     encoded = [
         [_encode(chunk, only=len(chunks) == 1, memory=memory) for chunk in chunks]
         for chunks in (images, texts)
@@ -114,7 +116,7 @@ def measured(chunk: Chunk, weights: frozenset[int]) -> tuple[Tensor, int]:
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that holds its own output would never be freed
 
     with saved_tensors_hooks(count, lambda tensor: tensor):
         vectors = chunk()
