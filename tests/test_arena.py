@@ -567,7 +567,7 @@ def test_standings_of_a_hand_counted_contest() -> None:
     assert standings.votes == 13
     assert standings.raters[0].skips == 2
     assert standings.duels[0].decided == ""
-    assert sum(part.wins for part in standings.categories["base vs tuned"].values()) == 8
+    assert sum(part.wins for part in standings.categories["tuned against base"].values()) == 8
 
 
 def test_a_clear_contest_is_decided_even_for_those_who_peek() -> None:

@@ -11,7 +11,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from furnclip.arena.app import ArenaApp
 from furnclip.arena.keys import CTRL_C
@@ -53,12 +52,7 @@ class Pictures:
     def __enter__(self) -> Pictures:
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.viewer.stop()
         self._worker.shutdown(wait=True, cancel_futures=True)
 

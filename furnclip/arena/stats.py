@@ -138,7 +138,7 @@ def compute_standings(votes: Sequence[Vote], agreements: Mapping[str, Mapping[st
         votes=len([vote for vote in votes if vote.choice != "N"]),
         raters=tuple(_rater(name, group) for name, group in _grouped(votes, lambda v: v.rater).items()),
         duels=tuple(_duel(duel, outcomes, agreements) for duel in duels),
-        categories={f"{duel[0]} vs {duel[1]}": _categories(duel, collapsed, outcomes) for duel in duels},
+        categories={f"{duel[1]} against {duel[0]}": _categories(duel, collapsed, outcomes) for duel in duels},
         side=_score([vote.choice for vote in fresh], first="A", second="B"),
         alpha=krippendorff_alpha([{vote.rater: vote.winner for vote in group} for group in shared]),
         queries_judged_by_several=len(shared),

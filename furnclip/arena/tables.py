@@ -34,8 +34,8 @@ def duel_lines(duel: Duel) -> Iterator[str]:
     """What two models' votes say, a sentence a line."""
     score = duel.score
     yield (
-        f"{duel.challenger} against {duel.baseline}: {score.wins} wins, {score.losses} losses, "
-        f"{score.ties} ties, {score.both_bad} both bad"
+        f"{duel.challenger} against {duel.baseline}: {score.wins} won, {score.losses} lost, "
+        f"{score.ties} tied, {score.both_bad} both bad"
     )
     yield (
         f"win rate {percent(score.win_rate)} of {score.decisive} decisive queries, 95 % interval "
