@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,8 @@ Mode = Literal["vector", "keyword", "hybrid"]
 Picture = Path | str | Image.Image
 _HYBRID_CANDIDATES = 100  # of each side, before they are fused
 _RANK_OFFSET = 60  # of reciprocal rank fusion, as in the paper
+_EVERY_PARTITION = 1_000_000
+_MOST_SHARES = 1000  # filters whose share of the table is remembered
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Searcher:
             raise InputError(f"the search table `{self.uri}` is empty", hint="run `furnclip embed` again")
         self.label = _label(self.provenance, run=run, model=model, uri=self.uri)
         self.clip = self._load(run=run, model=model)
+        self._shares: dict[str, float] = {}  # filter -> share of the table; the table does not change
         self._encoding = threading.Lock()  # tokenizers change their own settings while they work
 
     def search(
@@ -191,10 +195,20 @@ class Searcher:
 
     def _by_vector(self, request: _Request, count: int) -> list[Hit]:
         query = self.table.search(request.vector, vector_column_name=column_name("vec", self.label))
-        # A filter may leave little in the partitions looked into first; then all of them are searched.
-        query = query.distance_type("dot").minimum_nprobes(self.config.search.probes).maximum_nprobes(0)
+        query = query.distance_type("dot").nprobes(self._probes(request.where))
         rows = self._rows(query, request, count, score="_distance")
         return [_hit(row, 1.0 - row["_distance"]) for row in rows]  # the distance is 1 - cosine
+
+    def _probes(self, where: str | None) -> int:
+        """Partitions to look into: behind a filter so many more that as many products are compared."""
+        if where is None:
+            return self.config.search.probes
+        if where not in self._shares:
+            if len(self._shares) >= _MOST_SHARES:
+                self._shares.clear()
+            self._shares[where] = self.table.count_rows(where) / self.table.count_rows()
+        share = self._shares[where]
+        return _EVERY_PARTITION if share == 0 else math.ceil(self.config.search.probes / share)
 
     def _by_keyword(self, request: _Request, count: int) -> list[Hit]:
         query = self.table.search(request.words, query_type="fts", fts_columns=KEYWORDS)

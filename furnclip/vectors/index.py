@@ -9,11 +9,13 @@ The schema metadata carries the provenance of the vector file. A table is replac
 itself, so readers of the old one are never disturbed, on S3 neither.
 
 The IVF index keeps whole vectors in its partitions: what is returned is ordered by the exact cosine,
-and what is missed lay in a partition that was not looked into (`search.probes`).
+and what is missed lay in a partition that was not looked into (`search.probes`). Left to itself LanceDB
+makes partitions of some 4,000 products, of which any useful number of probes is nearly all.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +38,10 @@ _FILTERABLE = (*ATTRIBUTES, "split")
 _SAYS_NOTHING = ("", "unknown", "other")
 _KEEP_OLD = timedelta(hours=1)  # for readers that opened the version before this one
 _BATCH_ROWS = 1024
+# Products of each partition that its centre is found with, and rounds of finding: a tenth of the time of
+# LanceDB's own 256 and 50.
+_SAMPLE_RATE = 64
+_MOST_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -160,12 +166,23 @@ def _words(row: Mapping[str, str | None]) -> str:
 def _index(table: Any, provenance: Provenance, search: SearchConfig) -> None:
     for label in provenance.models:
         column = column_name("vec", label)
-        if table.count_rows(f"{column} IS NOT NULL") >= search.exact_below:
-            table.create_index(column, config=IvfFlat(distance_type="dot"))
+        products = table.count_rows(f"{column} IS NOT NULL")
+        if products >= search.exact_below:
+            table.create_index(column, config=_partitioned(products))
     for name in _FILTERABLE:
         table.create_index(name, config=Bitmap())
     table.create_index(KEYWORDS, config=FTS())  # last: `is_index_of` takes it as the sign of completion
     table.optimize(cleanup_older_than=_KEEP_OLD)
+
+
+def _partitioned(products: int) -> IvfFlat:
+    """As many partitions as products in each, so that finding them costs as much as looking into one."""
+    return IvfFlat(
+        distance_type="dot",
+        num_partitions=max(1, math.isqrt(products)),
+        sample_rate=_SAMPLE_RATE,
+        max_iterations=_MOST_ROUNDS,
+    )
 
 
 def _report(location: IndexLocation, table: Any) -> IndexReport:
