@@ -74,8 +74,3 @@ class FeatureStore:
             "features": np.stack(self._rows),
         }
         write_bytes(self._path, save(tensors))
-
-
-def _first_places(keys: Sequence[str]) -> list[tuple[int, str]]:
-    first = {key: place for place, key in reversed(list(enumerate(keys)))}
-    return sorted((place, key) for key, place in first.items())

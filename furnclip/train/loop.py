@@ -7,7 +7,6 @@ the whole effective batch; it is taken only when loss and gradient are finite.
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from furnclip.train.encoder import Encoder
 from furnclip.train.exact import Memory, NonFiniteLossError, exact_backward
 from furnclip.train.fit import is_out_of_memory
 from furnclip.train.losses import LossName, chance_loss, contrastive_loss, right_answers
+from furnclip.train.memory import peak_memory_mb
 from furnclip.train.order import steps_per_epoch
 from furnclip.train.processes import Processes
 from furnclip.train.schedule import gradient_norms, learning_rate, set_learning_rate
@@ -56,6 +56,7 @@ class Loop:
     saved: Callable[[Path], None] = lambda folder: None
     _recent: list[float] = field(default_factory=list, init=False)
     _saved_at: float = field(default_factory=time.monotonic, init=False)
+    _waiting_is_told: bool = field(default=False, init=False)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,8 +102,10 @@ class Loop:
         self._judge(position)
 
     def _mind_the_wait(self, waits: list[float]) -> None:
+        """Tell once a run what pictures cost."""
         share = sum(waits) / max(1, len(waits))
-        if share > _LONG_WAIT and self.processes.first:
+        if share > _LONG_WAIT and self.processes.first and not self._waiting_is_told:
+            self._waiting_is_told = True
             console.warn(
                 f"{share:.0%} of the time went into waiting for pictures; a faster disk, a larger "
                 "`train.image_cache_mb` or `--augment none` would help"
@@ -149,7 +152,7 @@ class Loop:
             "lr": rate,
             "gradient_norm": norms,
             "logit_scale": self.encoder.clip.logit_scale,
-            "memory_mb": _peak_memory_mb(self.encoder.device),
+            "memory_mb": peak_memory_mb(self.encoder.device),
         }
 
     def _backward(self, step: Step, number: int) -> float:
@@ -254,9 +257,3 @@ class Loop:
 
 def _longest(step: Step) -> int:
     return max(len(range(rows.start, rows.stop)) for rows in step.micro_batches)
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
 _KEPT_SHARE = 0.25
+_ASSUMED_BYTES = 4 * 2**30  # where the system does not tell (Windows)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -23,6 +25,18 @@ def kept_activations_bytes(wanted_mb: int, device: torch.device) -> int:
     return int(free_bytes(device) * _KEPT_SHARE) if wanted_mb < 0 else wanted_mb * 2**20
 
 
+def peak_memory_mb(device: torch.device) -> float | None:
+    """The most memory that this process has had on the device; None on Windows, which counts otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return None
+    import resource  # Unix only
+
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes / 2**20
+
+
 def storage_addresses(module: nn.Module) -> frozenset[int]:
     """Where the model's own weights lie."""
     return frozenset(parameter.untyped_storage().data_ptr() for parameter in module.parameters())
@@ -34,6 +48,8 @@ def _free_on_host() -> int:
         for line in meminfo.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return _ASSUMED_BYTES
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
