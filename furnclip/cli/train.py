@@ -12,6 +12,8 @@ from furnclip.cli.options import ConfigOption, JsonOption, settings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from furnclip.config import Config
+
 _SCENARIOS = """Fine-tune CLIP on the shards.
 
 [bold]zero_shot[/bold]: nothing trains, the base is measured\n
@@ -24,6 +26,34 @@ _SCENARIOS = """Fine-tune CLIP on the shards.
 """
 
 
+_Scenario = Annotated[str | None, typer.Option(help="what trains, see above")]
+_Run = Annotated[  # torchrun takes `--run` for its own `--run-path`, hence the second spelling
+    str, typer.Option("--run", "--run-name", help="name of the run; default: the scenario")
+]
+_Model = Annotated[str | None, typer.Option(help="base model: hub id, folder or `furnclip-tiny`")]
+_Epochs = Annotated[int | None, typer.Option(help="passes over the training split")]
+_Lr = Annotated[float | None, typer.Option(help="peak learning rate")]
+_Effective = Annotated[int | None, typer.Option(help="samples that one step contrasts; 0: chosen")]
+_Micro = Annotated[int | None, typer.Option(help="samples in one forward pass; 0: the largest that fits")]
+_LoraR = Annotated[int | None, typer.Option(help="rank of the adapters")]
+_LoraAlpha = Annotated[int | None, typer.Option(help="scale of the adapters, over the rank")]
+_LoraDropout = Annotated[float | None, typer.Option(help="dropout before the adapters")]
+_Loss = Annotated[str | None, typer.Option(help="auto, softmax or sigmoid")]
+_Augment = Annotated[str | None, typer.Option(help="none, simple or advanced")]
+_Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16")]
+_Seed = Annotated[int | None, typer.Option(help="seed of everything random")]
+_Patience = Annotated[int | None, typer.Option(help="epochs without progress; 0: never stop early")]
+_MiniTrain = Annotated[
+    bool | None, typer.Option("--mini-train", help="train on the small `mini_train` split")
+]
+_Recompute = Annotated[bool | None, typer.Option("--gradient-checkpointing", help="less memory, more time")]
+_Resume = Annotated[bool, typer.Option(help="go on with a run of that name; off: start it over")]
+_Upload = Annotated[bool | None, typer.Option("--upload", help="copy checkpoints to the bucket")]
+_Wandb = Annotated[str | None, typer.Option(help="off, offline or online")]
+_Bucket = Annotated[str | None, typer.Option(help="the bucket")]
+_Prefix = Annotated[str | None, typer.Option(help="key prefix in the bucket")]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
     app.command(
@@ -34,38 +64,28 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    scenario: Annotated[str | None, typer.Option(help="what trains, see above")] = None,
-    run: Annotated[  # torchrun takes `--run` for its own `--run-path`, hence the second spelling
-        str, typer.Option("--run", "--run-name", help="name of the run; default: the scenario")
-    ] = "",
-    model: Annotated[str | None, typer.Option(help="base model: hub id, folder or `furnclip-tiny`")] = None,
-    epochs: Annotated[int | None, typer.Option(help="passes over the training split")] = None,
-    lr: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
-    effective_batch_size: Annotated[
-        int | None, typer.Option(help="samples that one step contrasts; 0: chosen")
-    ] = None,
-    micro_batch_size: Annotated[
-        int | None, typer.Option(help="samples in one forward pass; 0: the largest that fits")
-    ] = None,
-    lora_r: Annotated[int | None, typer.Option(help="rank of the adapters")] = None,
-    lora_alpha: Annotated[int | None, typer.Option(help="scale of the adapters, over the rank")] = None,
-    lora_dropout: Annotated[float | None, typer.Option(help="dropout before the adapters")] = None,
-    loss: Annotated[str | None, typer.Option(help="auto, softmax or sigmoid")] = None,
-    augment: Annotated[str | None, typer.Option(help="none, simple or advanced")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16")] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
-    patience: Annotated[int | None, typer.Option(help="epochs without progress; 0: never stop early")] = None,
-    mini_train: Annotated[
-        bool | None, typer.Option("--mini-train", help="train on the small `mini_train` split")
-    ] = None,
-    gradient_checkpointing: Annotated[
-        bool | None, typer.Option("--gradient-checkpointing", help="less memory, more time")
-    ] = None,
-    resume: Annotated[bool, typer.Option(help="go on with a run of that name; off: start it over")] = True,
-    upload: Annotated[bool | None, typer.Option("--upload", help="copy checkpoints to the bucket")] = None,
-    wandb: Annotated[str | None, typer.Option(help="off, offline or online")] = None,
-    s3_bucket: Annotated[str | None, typer.Option(help="the bucket")] = None,
-    s3_prefix: Annotated[str | None, typer.Option(help="key prefix in the bucket")] = None,
+    scenario: _Scenario = None,
+    run: _Run = "",
+    model: _Model = None,
+    epochs: _Epochs = None,
+    lr: _Lr = None,
+    effective_batch_size: _Effective = None,
+    micro_batch_size: _Micro = None,
+    lora_r: _LoraR = None,
+    lora_alpha: _LoraAlpha = None,
+    lora_dropout: _LoraDropout = None,
+    loss: _Loss = None,
+    augment: _Augment = None,
+    precision: _Precision = None,
+    seed: _Seed = None,
+    patience: _Patience = None,
+    mini_train: _MiniTrain = None,
+    gradient_checkpointing: _Recompute = None,
+    resume: _Resume = True,
+    upload: _Upload = None,
+    wandb: _Wandb = None,
+    s3_bucket: _Bucket = None,
+    s3_prefix: _Prefix = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,12 +107,13 @@ def train(
         "upload": upload,
         "wandb": wandb,
     }
-    checked = settings(
-        config,
-        train=flags,
-        model={"name": _folder_made_absolute(model), "precision": precision},
-        storage={"bucket": s3_bucket, "prefix": s3_prefix},
-    )
+    base = {"name": _folder_made_absolute(model), "precision": precision}
+    bucket = {"bucket": s3_bucket, "prefix": s3_prefix}
+    checked = settings(config, train=flags, model=base, storage=bucket)
+    _train_and_show(checked, run, resume=resume, as_json=as_json)
+
+
+def _train_and_show(checked: Config, run: str, *, resume: bool, as_json: bool) -> None:
     from furnclip import console
     from furnclip.train import train as train_run
     from furnclip.train import train_all
