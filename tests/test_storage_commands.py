@@ -41,8 +41,12 @@ def test_one_machine_prepares_and_another_trains(
 
 
 def check_run_in_bucket(manager: S3Manager, run: Path, back: Path) -> None:
-    manager.download_checkpoint(f"furnclip/runs/{run.name}/model", back)
-    assert (back / "model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
+    for name in ("model", "adapter", "checkpoints/last"):
+        manager.download_checkpoint(f"furnclip/runs/{run.name}/{name}", back / name)
+    for name in ("README.md", "metrics.jsonl", "run.json"):
+        manager.download_checkpoint(f"furnclip/runs/{run.name}/{name}", back / name)
+    for name in ("model/model.safetensors", "checkpoints/last/state.safetensors", "run.json"):
+        assert (back / name).read_bytes() == (run / name).read_bytes()
 
 
 def check_streaming(manager: S3Manager, shards: Path, scratch: Path) -> None:

@@ -252,7 +252,7 @@ class TrainingConfig(_Section):
     wandb_project: str = "furnclip"
     """project that runs are logged to"""
     wandb_artifacts: bool = False
-    """log the trained adapter as an artifact"""
+    """log the merged model as an artifact"""
     upload: bool = False
     """copy checkpoints and the finished run to the bucket"""
 

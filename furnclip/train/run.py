@@ -29,7 +29,7 @@ from furnclip.model.precision import Choice, choose_device, choose_precision
 from furnclip.shards import MANIFEST_NAME, MINI_TRAIN, ShardDataset, read_manifest
 from furnclip.storage import S3Manager
 from furnclip.train.captions import duplicate_rate
-from furnclip.train.card import check_same, identity, model_card, now, surroundings, write_card
+from furnclip.train.card import CARD_NAME, check_same, identity, model_card, now, surroundings, write_card
 from furnclip.train.checkpoints import Position, has_checkpoint, load_checkpoint
 from furnclip.train.data import TrainingData
 from furnclip.train.encoder import Encoder
@@ -44,7 +44,7 @@ from furnclip.train.processes import Processes, joined
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from furnclip.train.schedule import build_optimiser
 from furnclip.train.steps import StepMaker
-from furnclip.train.trackers import JournalTracker, Tracker, WandbTracker, forget_after
+from furnclip.train.trackers import METRICS_NAME, JournalTracker, Tracker, WandbTracker, forget_after
 from furnclip.train.view import LiveView
 
 _MANY_DUPLICATES = 0.5
@@ -89,6 +89,8 @@ def _train(config: Config, name: str, processes: Processes, *, resume: bool) -> 
     processes.wait()
     ready = _prepare(config, folder, processes)
     if ready.card.get("status") == "finished":
+        if processes.first:
+            _upload_finished(ready)
         return {**ready.card, "already_done": True}
     _announce(ready)
     started = time.monotonic()
@@ -299,15 +301,15 @@ def _trackers(ready: Prepared) -> list[Tracker]:
 
 
 def _uploader(ready: Prepared) -> Callable[[Path], None]:
-    """Copies a folder of the run to its place in the bucket, if that was asked for."""
+    """Copies a file or folder of the run to its place in the bucket, if that was asked for."""
     storage = ready.config.storage
     if not ready.config.train.upload:
-        return lambda folder: None
+        return lambda path: None
     manager = S3Manager.from_config(storage)
 
-    def upload(folder: Path) -> None:
-        inside = folder.relative_to(ready.folder).as_posix()
-        manager.upload_checkpoint(folder, f"{storage.runs}/{ready.folder.name}/{inside}")
+    def upload(path: Path) -> None:
+        inside = path.relative_to(ready.folder).as_posix()
+        manager.upload_checkpoint(path, f"{storage.runs}/{ready.folder.name}/{inside}")
 
     return upload
 
@@ -333,13 +335,18 @@ def _close(
         "latency_ms": finished.latency_ms,
     }
     write_text(ready.folder / "README.md", model_card(card))
-    upload = _uploader(ready)
-    for name in ("adapter", "model"):
-        if (ready.folder / name).is_dir():
-            upload(ready.folder / name)
     if ready.config.train.wandb != "off" and ready.config.train.wandb_artifacts:
         tracker = WandbTracker(ready.config, ready.folder)
         tracker.log_folder(ready.folder / "model", kind="model")
         tracker.close()
     write_card(ready.folder, card)
+    _upload_finished(ready)
     return card
+
+
+def _upload_finished(ready: Prepared) -> None:
+    """Bring the bucket up to date, if that was asked for; the card that says `finished` goes last."""
+    upload = _uploader(ready)
+    for name in ("adapter", "model", "README.md", METRICS_NAME, CARD_NAME):
+        if (ready.folder / name).exists():
+            upload(ready.folder / name)
