@@ -58,6 +58,8 @@ def test_four_steps(shop: CleanShop, server: BatchServer) -> None:
     summary = shop.run("finalize", "--json", env=env).ok().json
     assert (summary["rows"], summary["cleaned"], summary["pending"]) == (6, 6, 0)
     assert summary["prompt_tokens"] > server.prompt_tokens, "the trial request is on the bill too"
+    assert "answers so far: 6 cleaned" in shop.run("status", env=env).ok().stdout
+    assert "nothing to send" in shop.run("estimate", env=env).ok().stdout
     status = shop.run("status", "--json", env=env).ok().json
     assert status["outcomes"] == {"cleaned": 6, "rejected": 0, "again": 0}
 

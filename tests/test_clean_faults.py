@@ -368,6 +368,14 @@ def test_26_wrong_key(shop: CleanShop, server: BatchServer) -> None:
     assert KEY not in stopped.stderr
 
 
+def test_26_address_without_version(shop: CleanShop, server: BatchServer) -> None:
+    server.faults.append(Fault("GET /models", "status:404"))
+    stopped = shop.run("run", env=server.env)
+    assert stopped.code == 1
+    assert "does not answer as the OpenAI API does" in stopped.stderr
+    assert "mend `clean.base_url`: it usually ends in /v1" in stopped.stderr
+
+
 def test_27_internal_batch_model_is_missing_for_a_moment(shop: CleanShop, server: BatchServer) -> None:
     server.scripts[shop.title(0)] = ["http:404"]
     shop.run("run", env=server.env).ok()
@@ -432,7 +440,7 @@ def test_31_model_would_be_shut_down_before_the_batch_ends(shop: CleanShop, serv
 
 
 def test_31_model_is_gone(shop: CleanShop, server: BatchServer) -> None:
-    server.faults.append(Fault("GET /models", "gone"))
+    server.faults.append(Fault("GET /models", "status:404:model_not_found"))
     stopped = shop.run("run", env=server.env)
     assert stopped.code == 1
     assert "does not offer the model `gpt-5-nano`" in stopped.stderr

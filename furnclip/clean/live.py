@@ -22,7 +22,7 @@ from furnclip.clean.again import ask_again
 from furnclip.clean.answers import classify, read_lines, usage_of
 from furnclip.clean.ledger import Ledger
 from furnclip.clean.merge import merge_live
-from furnclip.clean.openai import OFFICIAL_URL, RefusedError, account_problem
+from furnclip.clean.openai import OFFICIAL_URL, account_problem, refusal
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import UNSENT, Part
 from furnclip.clean.workspace import Request
@@ -118,7 +118,7 @@ class Live:
         try:
             reply = self._client.post("/chat/completions", body=body, cast_to=object)
         except openai.APIStatusError as error:
-            refused = RefusedError(error.status_code, str(error.code or ""), console.redact(error.message))
+            refused = refusal(error)
             problem = account_problem(refused)
             if problem is not None:
                 raise problem from None

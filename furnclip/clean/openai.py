@@ -101,6 +101,11 @@ class BatchService:
         except RefusedError as error:
             if error.status != 404:
                 raise error.as_service_error() from None
+            if error.code != "model_not_found" and self._url != OFFICIAL_URL:
+                raise ServiceError(
+                    f"`{self._url}` does not answer as the OpenAI API does (HTTP 404 for a model)",
+                    hint="mend `clean.base_url`: it usually ends in /v1",
+                ) from None
             raise ServiceError(
                 f"the service does not offer the model `{model}` to this key",
                 hint="set `clean.model` in furnclip.toml to one it offers",
@@ -222,7 +227,7 @@ class BatchService:
                     f"the service at `{self._url}` answers with HTTP {error.status_code}",
                     hint="run the same command again later; nothing is lost",
                 ) from None
-            refused = _refused(error)
+            refused = refusal(error)
             raise (account_problem(refused) or refused) from None
         except openai.APIConnectionError as error:
             raise OutageError(
@@ -242,7 +247,7 @@ def _sure() -> Iterator[None]:
         yield
     except openai.APIStatusError as error:
         if error.status_code < 500 and error.status_code != 408:
-            raise _refused(error) from None
+            raise refusal(error) from None
         raise UnsureError from None
     except (openai.APIConnectionError, openai.APIResponseValidationError, ValueError):
         raise UnsureError from None
@@ -265,8 +270,10 @@ def account_problem(refused: RefusedError) -> ServiceError | None:
     return None
 
 
-def _refused(error: openai.APIStatusError) -> RefusedError:
-    return RefusedError(error.status_code, str(error.code or ""), redact(str(error.message)))
+def refusal(error: openai.APIStatusError) -> RefusedError:
+    """The service's no in its own words, without the client's "Error code: 404 - " in front."""
+    message = error.message.removeprefix(f"Error code: {error.status_code} - ")
+    return RefusedError(error.status_code, str(error.code or ""), redact(message))
 
 
 def _view(batch: openai.types.Batch) -> Batch:

@@ -57,7 +57,7 @@ def prepare(ledger: Ledger, selection: Selection) -> Prepared:
     """Plan every request of the selected rows. Does nothing when nothing changed."""
     config = ledger.config
     recipe = Recipe.from_config(config.clean)
-    fingerprint = _fingerprint(config, recipe, selection)
+    fingerprint, total = _fingerprint(config, recipe, selection)
     before = ledger.state.prepared
     if before is not None and before["fingerprint"] == fingerprint and ledger.workspace.rows.is_file():
         return _summary(ledger.state, was_done=True)
@@ -71,7 +71,7 @@ def prepare(ledger: Ledger, selection: Selection) -> Prepared:
     job = Job(config.paths.images, recipe, is_local, known, find_makers(named, recipe.vocabulary))
     products = _selected(config, selection)
     with (
-        console.progress("reading pictures", total=None) as meter,
+        console.progress("reading pictures", total=selection.limit or selection.sample or total) as meter,
         replacing(ledger.workspace.rows) as file,
     ):
         rows = _Rows(file)
@@ -175,20 +175,19 @@ def _remove_dropped(ledger: Ledger) -> None:
         ledger.workspace.index(part.number).unlink(missing_ok=True)
 
 
-def _fingerprint(config: Config, recipe: Recipe, selection: Selection) -> str:
-    """Changes when a row, a picture file or a setting that shapes the parts changes."""
+def _fingerprint(config: Config, recipe: Recipe, selection: Selection) -> tuple[str, int]:
+    """What changes with every row, picture file and setting that shapes the parts; and the number of rows."""
     clean = config.clean
     limits = (clean.part_requests, clean.part_mb, clean.tier, clean.max_queued_tokens)
     settings = [clean.backend, recipe.identity, rules_identity(recipe.vocabulary), *limits]
     pictures = hashlib.blake2b(digest_size=16)
+    rows = 0
     for product in read_products(config.paths.products, config.paths):
+        rows += 1
         if isinstance(product, Product):
             pictures.update(_picture_facts(product, config.paths.images).encode())
-    return content_hash(
-        json.dumps([settings, asdict(selection)]),
-        file_digest(config.paths.products),
-        pictures.digest(),
-    )
+    text = json.dumps([settings, asdict(selection)])
+    return content_hash(text, file_digest(config.paths.products), pictures.digest()), rows
 
 
 def _picture_facts(product: Product, root: Path) -> str:

@@ -234,19 +234,35 @@ def _say_prepared(prepared: Prepared) -> None:
 def _say_standing(standing: Standing) -> None:
     from furnclip import console
 
-    columns = ("part", "attempt", "status", "done", "requests", "batch_id", "cost_usd")
-    console.show_table(columns, [tuple(part[name] for name in columns) for part in standing.parts])
+    names = ("part", "attempt", "status", "done", "requests", "batch_id")
+    rows = [(*(part[name] for name in names), f"${part['cost_usd']:.4f}") for part in standing.parts]
+    console.show_table([*names[:-1], "batch", "cost"], rows)
+    console.say(f"{standing.rows} rows, {standing.rejected_before_sending} rejected before sending")
+    if answers := {name: count for name, count in standing.outcomes.items() if count}:
+        asked = ", ".join(f"{count} {_OUTCOMES[name]}" for name, count in answers.items())
+        console.say(f"answers so far: {asked}")
     console.say(f"paid so far: {_bill(standing)}")
     if standing.halted:
         console.say(f"sending stopped: {standing.halted}")
 
 
+_OUTCOMES = {"cleaned": "cleaned", "rejected": "rejected", "again": "had to be asked again"}
+_BASES = {
+    "table": "answers guessed from the model table; `--calibrate` sends one request to know better",
+    "canary": "going by the trial request",
+    "results": "going by the answers so far",
+}
+
+
 def _say_estimate(found: Estimate) -> None:
     from furnclip import console
 
+    if not found.requests:
+        console.say("nothing to send: no paid request is planned, or all of them were sent")
+        return
     console.say(
         f"{found.requests} requests: {found.prompt_tokens:,} + {found.completion_tokens:,} tokens, "
-        f"about ${found.cost_usd:.4f} (known from: {found.basis})"
+        f"about ${found.cost_usd:.4f} ({_BASES[found.basis]})"
     )
 
 
