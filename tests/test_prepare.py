@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -329,6 +331,13 @@ def test_two_at_a_time_are_refused(store: Shop) -> None:
         result = store.run()
     assert result.exit_code == 1
     assert "another `furnclip prepare` is at work" in result.stderr
+
+
+@pytest.mark.parametrize("statement", ["import furnclip.prepare", "from furnclip import S3Manager"])
+def test_a_worker_and_a_transfer_start_without_what_they_do_not_need(statement: str) -> None:
+    script = f"{statement}; import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert not {"torch", "transformers", "pydantic", "openai", "lancedb"} & set(done.stdout.split())
 
 
 # --- used wrongly

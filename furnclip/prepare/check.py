@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from furnclip import console
 from furnclip.catalogue import Rejection, catalogue_path
-from furnclip.config import Config
 from furnclip.prepare.earlier import Earlier, Shelf
 from furnclip.prepare.pool import Workers
 from furnclip.prepare.report import no_rows
 from furnclip.prepare.scan import Scanner
+
+if TYPE_CHECKING:
+    from furnclip.config import Config
 
 EXAMPLES = 3
 

@@ -16,18 +16,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from furnclip.catalogue import content_hash
-from furnclip.config import PrepConfig
 from furnclip.journal import sync_folder
 from furnclip.prepare.earlier import Earlier, Source, read_source
 from furnclip.prepare.groups import Assignment
 from furnclip.prepare.spool import Records, entry_of
 from furnclip.shards.manifest import MINI_TRAIN, SPLITS, ShardInfo, SplitInfo
 from furnclip.shards.tar import Sample, decode_sample, index_path, read_about, write_shard
+
+if TYPE_CHECKING:
+    from furnclip.config import PrepConfig
 
 MOST_VALUES = 50  # of an attribute in the manifest; free text would make it megabytes
 

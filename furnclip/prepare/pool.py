@@ -8,7 +8,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import connection
@@ -27,6 +27,8 @@ _TASKS_WORTH_A_POOL = 64
 class Workers:
     """Processes that are started when there is enough to do, kept, and ended together.
 
+    Until the first of them answers, which takes as long as importing furnclip, the work is done here.
+
     count: processes, 0 for one a core.
     """
 
@@ -34,11 +36,14 @@ class Workers:
         self._count = count or os.cpu_count() or 1
         self._seen = 0
         self._pool: ProcessPoolExecutor | None = None
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="furnclip-start")
+        self._first_answer: Future[list[int]] | None = None
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._starter.shutdown()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -76,18 +81,28 @@ class Workers:
 
     def _submit(self, function: Callable[[Task], Result], tasks: list[Task]) -> Future[list[Result]]:
         self._seen += len(tasks)
-        if tasks and self._count > 1 and self._seen > _TASKS_WORTH_A_POOL:
-            return self._started().submit(_run_all, function, tasks)
+        worth_a_pool = self._count > 1 and self._seen > _TASKS_WORTH_A_POOL
+        if tasks and worth_a_pool and (pool := self._started()):
+            return pool.submit(_run_all, function, tasks)
         future: Future[list[Result]] = Future()
         future.set_result(_run_all(function, tasks))
         return future
 
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
+    def _started(self) -> ProcessPoolExecutor | None:
+        """The pool, or None while its first process is on its way."""
+        if self._pool is None or self._first_answer is None:
             self._pool = ProcessPoolExecutor(
                 self._count, mp_context=_start_method(), initializer=_start_worker
             )
+            self._first_answer = self._starter.submit(_answer_of, self._pool)
+        if not self._first_answer.done():
+            return None
+        self._first_answer.result()  # raises where no process can be started
         return self._pool
+
+
+def _answer_of(pool: ProcessPoolExecutor) -> list[int]:
+    return pool.submit(_run_all, abs, [0]).result()
 
 
 def _matched(

@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from furnclip import console
 from furnclip.catalogue import Rejection, catalogue_path
-from furnclip.config import Config
 from furnclip.errors import ConfigError, StorageError
 from furnclip.journal import replacing
 from furnclip.prepare.earlier import Earlier, Shelf, read_source
@@ -41,6 +41,9 @@ from furnclip.shards.manifest import (
     write_manifest,
 )
 from furnclip.shards.tar import read_index
+
+if TYPE_CHECKING:
+    from furnclip.config import Config
 
 
 def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Summary:

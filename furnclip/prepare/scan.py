@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from furnclip.catalogue import (
     Product,
@@ -22,13 +23,15 @@ from furnclip.catalogue import (
     normalised_title,
     read_products,
 )
-from furnclip.config import Config
 from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image, read_bytes
 from furnclip.prepare.earlier import Earlier, read_source
 from furnclip.prepare.fingerprint import COLOUR_BYTES, HASH_BYTES, fingerprint
 from furnclip.prepare.pool import Workers
 from furnclip.prepare.spool import VERSION, Entry, Spool
 from furnclip.shards.tar import Sample, encode_sample, member_bytes, sample_content
+
+if TYPE_CHECKING:
+    from furnclip.config import Config
 
 
 @dataclass(frozen=True)
