@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from furnclip.catalogue import Product
-from furnclip.clean.local import color_shares, local_answer
+from furnclip.clean.colors import color_shares
+from furnclip.clean.local import local_answer
 from furnclip.clean.makers import find_makers, plain_title
 from furnclip.clean.prompt import Answer, Vocabulary
 from furnclip.clean.titles import clean_title, object_type
