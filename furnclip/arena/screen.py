@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -20,6 +21,7 @@ from furnclip.console import printable
 from furnclip.viewers import Box
 
 _FEWEST_PICTURE_ROWS = 5
+_TOO_SMALL = "too small a window to show both rows; make it larger, or quit with Q"
 KEYS = (
     ("A", "is better", "wins"),
     ("B", "is better", "wins"),
@@ -33,6 +35,7 @@ KEYS = (
 )
 """Key, its meaning, and the same in short for narrow windows."""
 HELP = (
+    ("", "two models answered the same query: row A and row B, best first"),
     ("A or B", "that row answers the query better; whose row it is stays hidden"),
     ("T", "both rows are equally good"),
     ("X", "both rows are bad"),
@@ -100,7 +103,7 @@ def compose(view: View, window: Window, *, color: bool) -> Frame:
     plain = painter.lines(_results(view, details=False))
     picture_rows = window.rows - len(above) - len(plain) - len(below)
     if picture_rows < 0:
-        return Frame(("window", "too", "small")[: window.rows], None, usable=False)
+        return Frame(tuple(wrap(_TOO_SMALL, window.cols)[: window.rows]), None, usable=False)
     if not view.pictures or picture_rows < _FEWEST_PICTURE_ROWS:
         detailed = painter.lines(_results(view, details=True))
         fits = len(above) + len(detailed) + len(below) <= window.rows

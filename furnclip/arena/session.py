@@ -88,7 +88,7 @@ class Session:
         size = app.config.arena.viewer_size
         cols, _, rows = size.partition("x")
         self._most_cells = None if size == "auto" else (int(cols), int(rows))
-        self._message = "press ? for what the keys mean"
+        self._message = "which row answers the query better, A or B? press ? for help"
         self._help = False
         self._quitting = False
         self._asked: Trial | None = None

@@ -31,7 +31,7 @@ def between(interval: Interval) -> str:
 
 
 def duel_lines(duel: Duel) -> Iterator[str]:
-    """What two models' votes say, a sentence a line."""
+    """What two models' votes say, in lines that fit on a narrow terminal."""
     score = duel.score
     yield (
         f"{duel.challenger} against {duel.baseline}: {score.wins} won, {score.losses} lost, "
@@ -39,9 +39,13 @@ def duel_lines(duel: Duel) -> Iterator[str]:
     )
     yield (
         f"win rate {percent(score.win_rate)} of {score.decisive} decisive queries, 95 % interval "
-        f"{between(score.interval)} (Wilson), sign test p = {score.p_value:.3g}"
+        f"{between(score.interval)} (Wilson)"
     )
-    yield f"always valid, however often you look: {between(duel.always_valid)}; {_verdict(duel)}"
+    yield (
+        f"sign test p = {score.p_value:.3g}; always valid, however often you look: "
+        f"{between(duel.always_valid)}"
+    )
+    yield _verdict(duel)
     if duel.queries is not None:
         yield (
             f"both models answered {duel.queries_agreed} of {duel.queries} queries alike; "
@@ -51,15 +55,12 @@ def duel_lines(duel: Duel) -> Iterator[str]:
 
 def _verdict(duel: Duel) -> str:
     if duel.decided:
-        return f"decided, {duel.decided} is preferred"
+        return f"decided: {duel.decided} is preferred"
     if duel.votes_still_needed is None:
-        return "not decided, and no preference is in sight yet"
+        return "not decided: no preference is in sight yet"
     if duel.votes_still_needed == 0:
-        return "not decided; there are enough votes for one test planned beforehand, not for many looks"
-    return (
-        f"not decided; if this rate is the true one, about {duel.votes_still_needed} more votes "
-        "give a decision at 80 % power"
-    )
+        return "not decided: enough votes for one test planned beforehand, not for many looks"
+    return f"not decided: about {duel.votes_still_needed} more votes for 80 % power, if this is the true rate"
 
 
 def tables(standings: Standings) -> Iterator[Table]:
@@ -107,14 +108,14 @@ def _raters(standings: Standings) -> Table:
         f"agreement between raters (Krippendorff's alpha) {standings.alpha:.2f} "
         f"on {standings.queries_judged_by_several} queries"
         if standings.alpha is not None
-        else "agreement between raters cannot be told yet: it needs queries that two of them judged"
+        else "agreement between raters: unknown until two of them have judged the same queries"
     )
     return Table(
         "raters",
         ("rater", "votes", "ties", "both bad", "skips", "median s", "chose A", "repeats alike"),
         [_rater_row(rater) for rater in standings.raters],
-        f"row A was chosen in {percent(side.win_rate)} of all decisive votes (p = {side.p_value:.3g} "
-        f"for no favourite side); {agreement}",
+        f"row A won {percent(side.win_rate)} of decisive votes (p = {side.p_value:.3g} for no favourite "
+        f"side)\n{agreement}",
     )
 
 

@@ -147,10 +147,11 @@ def _show(standings: Standings) -> None:
     if not standings.votes:
         console.say("no votes yet")
         return
-    for duel in standings.duels:
-        for line in duel_lines(duel):
-            console.say(line)
     for table in tables(standings):
         console.show_table(table.columns, table.rows, title=table.title)
         if table.note:
             console.say(table.note)
+    for duel in standings.duels:  # last, so that it is still on the screen
+        console.say("")
+        for line in duel_lines(duel):
+            console.say(line)
