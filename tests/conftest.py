@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.drawn_shop import write_shop
+from tests.s3_server import CREDENTIALS, make_bucket, s3_server
 
 _LOOPBACK = ("127.", "::1", "localhost")
 _CLEARED = ("OPENAI_", "AWS_", "FURNCLIP_", "MODEL_NAME", "WANDB_", "NO_COLOR", "FORCE_COLOR", "CI", "TMUX")
@@ -117,3 +119,32 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("model") / "tiny-clip"
     return build_tiny_clip(folder, captions(), seed=0, image_px=32, width=32, layers=2)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+    """A shop whose shards are made, with settings for short runs; tests train on copies of it."""
+    from tests.training import prepare_shop
+
+    return prepare_shop(tmp_path_factory.mktemp("prepared") / "shop", tiny_clip)
+
+
+@pytest.fixture
+def ready(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared shop."""
+    return Path(shutil.copytree(prepared, tmp_path / "ready"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of an S3 server."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A new bucket on `server`, and credentials for it in the environment."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return make_bucket(server, request.node.name)

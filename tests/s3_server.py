@@ -5,6 +5,7 @@ Both speak real HTTP on the loopback interface; boto3 does not know that it is b
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import re
 import socket
@@ -61,6 +62,13 @@ def create_bucket(server: str, name: str) -> None:
     """Make a bucket; the local server asks for no signature here."""
     request = urllib.request.Request(f"{server}/{name}", method="PUT")
     urllib.request.urlopen(request, timeout=60).close()
+
+
+def make_bucket(server: str, word: str) -> str:
+    """A bucket of its own for each word."""
+    name = "b" + hashlib.md5(word.encode()).hexdigest()
+    create_bucket(server, name)
+    return name
 
 
 @dataclass

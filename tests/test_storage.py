@@ -13,24 +13,10 @@ import pytest
 from furnclip import S3Manager
 from furnclip.config import StorageConfig
 from furnclip.errors import ConfigError, InputError, StorageError
-from tests.s3_server import CREDENTIALS, Fault, create_bucket, fault_proxy, s3_server
+from tests.s3_server import Fault, fault_proxy
 
 INVENTORY = ".furnclip-inventory.json"
 MB = 2**20
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
-@pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A new bucket, and credentials for it in the environment."""
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    return make_bucket(server, request.node.name)
 
 
 @pytest.fixture
@@ -58,13 +44,6 @@ def write_dataset(folder: Path, sizes: dict[str, int], *, seed: int = 0) -> Path
 
 def drawn_bytes(word: str, size_bytes: int) -> bytes:
     return hashlib.shake_256(word.encode()).digest(size_bytes)
-
-
-def make_bucket(server: str, word: str) -> str:
-    """A bucket of its own for each test."""
-    name = "b" + hashlib.md5(word.encode()).hexdigest()
-    create_bucket(server, name)
-    return name
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -22,9 +22,9 @@ import pytest
 
 from furnclip import S3Manager
 from furnclip.errors import ConfigError, FurnclipError, StorageError
-from tests.s3_server import CREDENTIALS, Fault, Proxy, fault_proxy, s3_server
+from tests.s3_server import Fault, Proxy, fault_proxy, make_bucket
 from tests.small_disk import small_disk
-from tests.test_storage import INVENTORY, MB, contents, drawn_bytes, make_bucket, put, write_dataset
+from tests.test_storage import INVENTORY, MB, contents, drawn_bytes, put, write_dataset
 
 # boto3's transfer manager leaves the socket of a broken download to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -36,19 +36,6 @@ SIZES = {"train/a.tar": 9 * MB, "train/b.tar": 300_000, "train/c.tar": 200_000}
 def _collect_sockets() -> Iterator[None]:
     yield
     gc.collect()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
-@pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    return make_bucket(server, request.node.name)
 
 
 @pytest.fixture
