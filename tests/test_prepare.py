@@ -312,6 +312,16 @@ def test_a_damaged_shard_is_named_and_rebuild_mends_it(store: Shop) -> None:
     assert store.hashes() == before
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 9}'])
+def test_a_damaged_manifest_is_written_again(store: Shop, content: str) -> None:
+    """Its error sends the reader here."""
+    store.prepared()
+    before = store.hashes()
+    (store.shards / "manifest.json").write_text(content)
+    assert store.prepared()["changed_shards"] == 0
+    assert store.hashes() == before
+
+
 def test_fresh_draws_new_splits(store: Shop) -> None:
     store.prepared()
     store.settings |= {"train_fraction": 0.2, "validation_fraction": 0.2}

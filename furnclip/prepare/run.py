@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from furnclip import console
 from furnclip.catalogue import Rejection, catalogue_path
-from furnclip.errors import ConfigError, StorageError
+from furnclip.errors import ConfigError, MissingStageError, StorageError
 from furnclip.journal import replacing
 from furnclip.prepare.earlier import Earlier, Shelf, read_source
 from furnclip.prepare.groups import Assignment, Ties, assign, find_ties
@@ -211,12 +211,19 @@ class _Run:
 
     def _finish(self, manifest: Manifest, records: Records) -> None:
         write_rejected(self._folder, self._rejections)
-        if not (self._folder / MANIFEST_NAME).is_file() or read_manifest(self._folder) != manifest:
+        if not self._is_announced(manifest):
             write_manifest(self._folder, manifest)
         write_settled(cache_file(self._cache, "records"), records)
         Spool(self._cache).clear()
         shutil.rmtree(self._cache / "staged", ignore_errors=True)
         (cache_file(self._cache, "current")).unlink(missing_ok=True)
+
+    def _is_announced(self, manifest: Manifest) -> bool:
+        """Whether `manifest.json` says just this; a damaged one does not."""
+        try:
+            return read_manifest(self._folder) == manifest
+        except (MissingStageError, StorageError):
+            return False
 
 
 def _changed(records: Records, before: Records) -> np.ndarray:
