@@ -59,6 +59,18 @@ def test_another_seed_is_another_shop(drawn: Path, cli: Cli, tmp_path: Path) -> 
     assert rows(drawn / "truth.csv")[:5] != rows(tmp_path / "b" / "truth.csv")
 
 
+def test_a_shops_own_words_change_titles_and_nothing_else(drawn: Path, cli: Cli, tmp_path: Path) -> None:
+    cli(
+        *("demo", "--catalogue", "own", "--products", "16", "--image-px", "64", "--own-words"), cwd=tmp_path
+    ).ok()
+    own, plain = contents(tmp_path / "own"), contents(drawn)
+    assert {name for name in plain if own[name] != plain[name]} == {"products.csv", "shop.json"}
+    pairs = zip(rows(tmp_path / "own" / "products.csv"), rows(drawn / "products.csv"), strict=True)
+    changed = [(new["title"], old["title"]) for new, old in pairs if new != old]
+    assert changed
+    assert all(len(new.split()) == len(old.split()) for new, old in changed)
+
+
 def test_processes_draw_what_one_process_draws(cli: Cli, tmp_path: Path) -> None:
     order = ("--products", "120", "--image-px", "32")
     cli("demo", "--catalogue", "one", *order, "--workers", "1", cwd=tmp_path).ok()
@@ -208,7 +220,7 @@ def test_every_command_of_the_tour_is_one_that_furnclip_has() -> None:
     from furnclip.cli import app
     from furnclip.demo.tour import stages
 
-    for stage in stages(600, 0):
+    for stage in stages(700, 0):
         command, words = get_command(app), list(stage.words)
         while hasattr(command, "commands"):
             command = command.commands[words.pop(0)]

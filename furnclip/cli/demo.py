@@ -29,7 +29,7 @@ def demo(
         Path | None,
         typer.Option("--catalogue", help="only draw a catalogue into this folder", resolve_path=True),
     ] = None,
-    products: Annotated[int, typer.Option("--products", min=1, help="number of products")] = 600,
+    products: Annotated[int, typer.Option("--products", min=1, help="number of products")] = 700,
     seed: Annotated[int, typer.Option("--seed", min=0, help="seed of everything that is drawn")] = 0,
     drawing_style: Annotated[
         str, typer.Option("--drawing-style", help="of a catalogue: one of these, or several with commas")
@@ -37,6 +37,9 @@ def demo(
     image_px: Annotated[
         int, typer.Option("--image-px", min=32, max=2048, help="of a catalogue: side of a picture in pixels")
     ] = 224,
+    own_words: Annotated[
+        bool, typer.Option("--own-words", help="of a catalogue: colours under names of the shop's own")
+    ] = False,
     workers: Annotated[int, typer.Option("--workers", min=0, help="drawing processes; 0: one a core")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,7 +49,7 @@ def demo(
     if catalogue is None:
         _take_tour(folder, products=products, seed=seed, as_json=as_json)
     else:
-        order = ShopOrder(products, seed, tuple(drawing_style.split(",")), image_px)
+        order = ShopOrder(products, seed, tuple(drawing_style.split(",")), image_px, own_words)
         _draw(catalogue, order, workers=workers, as_json=as_json)
 
 

@@ -22,6 +22,7 @@ DRAWING_STYLES = ("studio", "room", "loft", "dusk", "ink")
 _OVERSAMPLING = 4 / 3  # pixels drawn for one pixel delivered, along each side
 _FAMILY_EVERY = 8
 _SOFT = ("fabric", "velvet", "leather", "rattan")
+_LAMPLIGHT = (1.0, 0.87, 0.7)  # of white paper
 _RUG_TILES = ("border", "diamonds", "stripes", "checks", "rings")
 
 
@@ -204,7 +205,8 @@ def _room(design: Design, drawing_style: str, geometry: Geometry) -> Room:
         paper = looks.jitter((0.96, 0.93, 0.85), generator, 0.02)
         wash = looks.tinted(tint, 0.35, 0.62)
         floor, wall = Finish(paper, paper), Finish(wash, looks.tinted(wash, 0.96), "mottled", 1.5)
-        return Room(floor, wall, behind, (0.78, 0.78, 0.78), (0.42, 0.42, 0.40), 0.22, ink=True)
+        ambient, sun = (0.78, 0.78, 0.78), (0.42, 0.42, 0.40)
+        return Room(floor, wall, behind, ambient, sun, 0.22, ink=True, cast=_LAMPLIGHT)
     plaster = looks.jitter(looks.tinted(tint, 0.5, 0.45), generator, 0.03)
     wood = looks.wood(design.surface.pick(("oak", "walnut", "pine", "ash")), generator)
     boards = Finish(wood.color, wood.second, "planks", 1.4, 1.5)

@@ -51,6 +51,7 @@ class Room:
     sun: Rgb
     shadow: float  # 0: none, 1: black
     ink: bool = False  # drawn with outlines and three tones instead of painted
+    cast: Rgb = (1.0, 1.0, 1.0)  # what white looks like to a camera that nobody balanced
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Painter:
         if room.ink:
             picture[self._outlines(ids)] = np.array(_INK, np.float32)
         np.clip(picture, 0, 1, out=picture)
-        picture *= 255
+        picture *= np.array(room.cast, np.float32) * 255
         return Image.fromarray(picture.astype(np.uint8).reshape(side, side, 3))
 
     def _surface(self, rays: Floats, faces: Ids) -> _Surface:

@@ -44,6 +44,7 @@ class ShopOrder:
     seed: int = 0
     drawing_styles: tuple[str, ...] = DRAWING_STYLES
     image_px: int = 224
+    own_words: bool = False  # half of the colours go by the shop's own names
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _row(design: Design, order: ShopOrder, number: int, *, image: str, drawing_s
     product_id = f"p{number:06d}"
     shop = {
         "product_id": product_id,
-        "title": messy_title(design, dice, number),
+        "title": messy_title(design, dice, number, own_words=order.own_words),
         "image": image,
         "model": f"m{family_of(number):06d}",
         "sku": sku(number),

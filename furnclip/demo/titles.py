@@ -50,6 +50,16 @@ _FOREIGN_COLORS = {
     "es": ("negro", "blanco", "gris", "marrón", "verde", "azul", "rojo", "amarillo", "rosa", "morado"),
 }
 
+# Names of colours that stand in no dictionary, as many shops have them.
+_OWN_SHADES = {
+    "gray": "Gralla",
+    "red": "Karmosa",
+    "yellow": "Solvik",
+    "green": "Tarnby",
+    "blue": "Fjarn",
+    "pink": "Lindra",
+}
+
 
 def true_title(design: Design) -> str:
     """The title an honest, tidy shop would print."""
@@ -67,12 +77,12 @@ def true_title(design: Design) -> str:
     return _capitalised(" ".join(word for word in words if word))
 
 
-def messy_title(design: Design, dice: Dice, number: int) -> str:
-    """The same product as the shop's feed has it."""
+def messy_title(design: Design, dice: Dice, number: int, *, own_words: bool = False) -> str:
+    """The same product as the shop's feed has it; with `own_words`, half of the colours by its own names."""
     foreign = KINDS[design.kind].foreign
     if foreign and dice.chance(0.05):
         return _foreign_title(design, dice, dice.pick(tuple(foreign)))
-    title = _noise_around(_told(design, dice), design, dice, number)
+    title = _noise_around(_told(design, dice, own_words=own_words), design, dice, number)
     if dice.chance(0.1):
         title = _mistyped(title, dice)
     if dice.chance(0.08):
@@ -82,12 +92,10 @@ def messy_title(design: Design, dice: Dice, number: int) -> str:
     return title
 
 
-def _told(design: Design, dice: Dice) -> str:
+def _told(design: Design, dice: Dice, *, own_words: bool) -> str:
     """The words that describe the product, some left out, some wrong."""
     wood = [detail[: -len(" finish")] for detail in design.details if detail.endswith(" finish")]
-    color = dice.pick(COLORS[design.color][0]) if design.color in COLORS else design.color
-    if dice.chance(0.05):
-        color = dice.pick(tuple(COLORS))
+    color = _color_word(design, dice, own_words=own_words)
     if wood and dice.chance(0.75):
         color = ""
     material = wood[0] if wood and dice.chance(0.7) else design.material
@@ -102,6 +110,15 @@ def _told(design: Design, dice: Dice) -> str:
     if dice.chance(0.2):
         words = [words[3], words[4], "-", words[0], words[2], words[1]]
     return _capitalised(" ".join(word for word in words if word))
+
+
+def _color_word(design: Design, dice: Dice, *, own_words: bool) -> str:
+    """What the shop calls the colour, now and then a wrong one."""
+    color = design.color
+    word = dice.pick(COLORS[color][0]) if color in COLORS else color
+    if dice.chance(0.05):
+        color = word = dice.pick(tuple(COLORS))
+    return _OWN_SHADES.get(color, word) if own_words else word
 
 
 def _noise_around(told: str, design: Design, dice: Dice, number: int) -> str:

@@ -32,8 +32,9 @@ SETTINGS = {
     "model.name": "furnclip-tiny",
     "clean.backend": "local",
     "prepare.image_px": 96,
-    "prepare.train_fraction": 0.5,
+    "prepare.train_fraction": 0.45,
     "prepare.validation_fraction": 0.1,
+    "train.patience": 0,
 }
 _UNSEEN_STYLE = "ink"
 _RECORD = Path("work") / "tour.json"
@@ -86,8 +87,12 @@ class Tour:
 def stages(products: int, seed: int) -> Iterator[Stage]:
     """The commands in order."""
     size = ("--products", str(products), "--seed", str(seed))
-    shop = ("demo", "--catalogue", ".", *size, "--drawing-style", _UNSEEN_STYLE)
-    yield Stage("draw", f"a shop of {products} products, in a style that furnclip-tiny has not seen", shop)
+    shop = ("demo", "--catalogue", ".", *size, "--drawing-style", _UNSEEN_STYLE, "--own-words")
+    yield Stage(
+        "draw",
+        f"a shop of {products} products, in a style and with words that furnclip-tiny has not seen",
+        shop,
+    )
     yield Stage("init", "a settings file", ("init",))
     yield Stage("clean", "titles, style, material, colour and type, by offline rules", ("clean", "run"))
     yield Stage("prepare", "shards, with no product in two splits", ("prepare",))
@@ -110,8 +115,8 @@ _WHY = {
 _TRAINING: dict[str, tuple[str, ...]] = {
     "zero_shot": (),
     # Without augmentation both towers run once, and the projections train on what they said.
-    "linear_probe": ("--epochs", "20", "--lr", "1e-3", "--augment", "none"),
-    "dual_lora": ("--epochs", "20", "--lr", "1e-3"),
+    "linear_probe": ("--epochs", "40", "--lr", "1e-3", "--augment", "none"),
+    "dual_lora": ("--epochs", "20", "--lr", "4e-3"),
 }
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.bench.tour [--quick] [--json]
 
-Each seed draws another shop of 600 products and runs every command on it (`--quick`: one seed, 100
+Each seed draws another shop of 700 products and runs every command on it (`--quick`: one seed, 100
 products). Text to image on the test split: each caption searched among all of the split's pictures;
 products of the same caption or group are right answers of each other. Each model is compared with the one
 before, query by query, over the groups of all seeds together: difference, 95 % interval, p.
@@ -35,7 +35,7 @@ from furnclip.train.validation import answer_sets
 from tests.bench.measure import parse, report
 
 MODELS = ("zero_shot", "linear_probe", "dual_lora")
-SEEDS, PRODUCTS = (0, 1, 2), 600
+SEEDS, PRODUCTS = (0, 1, 2), 700
 QUICK_SEEDS, QUICK_PRODUCTS = (0,), 100
 
 
