@@ -60,12 +60,12 @@ def _tried(scratch: Encoder, limit: int, tokens: int) -> int:
 
 
 def _graph_bytes(scratch: Encoder, size: int, tokens: int) -> int:
-    """Bytes that the graphs of a forward and backward pass over blank samples hold."""
+    """Bytes that the graphs of a forward and backward pass over blank pictures and long captions hold."""
     side_px = scratch.clip.image_px
     blank = np.zeros((size, side_px, side_px, 3), dtype=np.uint8)
     inputs: dict[Tower, NDArray[np.uint8] | torch.Tensor] = {
         "vision": blank,
-        "text": torch.zeros((size, tokens), dtype=torch.long),
+        "text": _long_captions(scratch, size, tokens),
     }
     weights, total = storage_addresses(scratch.clip.module), 0
     for tower in TOWERS:
@@ -74,6 +74,15 @@ def _graph_bytes(scratch: Encoder, size: int, tokens: int) -> int:
             torch.autograd.backward(vectors.sum())
             total += graph_bytes
     return total
+
+
+def _long_captions(scratch: Encoder, size: int, tokens: int) -> torch.Tensor:
+    """(size, T) tokens that end at the last place; what comes behind the end would cost nothing."""
+    limit = int(scratch.clip.module.config.text_config.max_position_embeddings)
+    length = min(tokens, limit) if scratch.clip.family.pads_to_longest else limit
+    captions = torch.zeros((size, length), dtype=torch.long)
+    captions[:, -1] = scratch.clip.tokenizer.eos_token_id
+    return captions
 
 
 def _power_of_two(number: int) -> int:

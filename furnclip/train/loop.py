@@ -121,8 +121,9 @@ class Loop:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.maker.micro_batch_size == 1:
                     raise
-            half = max(1, min(self.maker.micro_batch_size, _longest(step)) // 2)
-            console.warn(f"out of memory: going on with micro-batches of {half} instead of {2 * half}")
+            size = min(self.maker.micro_batch_size, _longest(step))
+            half = max(1, size // 2)
+            console.warn(f"out of memory: going on with micro-batches of {half} instead of {size}")
             self.maker = replace(self.maker, micro_batch_size=half)
             self.memory = Memory(0, self.memory.weights)
             step = self.maker.prepare(step.indices, position.epoch)

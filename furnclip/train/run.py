@@ -246,10 +246,7 @@ def _announce(ready: Prepared) -> None:
 def _trained(ready: Prepared) -> tuple[Position, dict[str, float]]:
     """Run the loop if anything trains; the model then holds its best weights."""
     checkpoints = ready.folder / "checkpoints"
-    config = ready.config.train
-    optimiser = None
-    if ready.parameters:
-        optimiser = build_optimiser(ready.parameters, config, layers=ready.encoder.clip.layers)
+    optimiser = _optimiser(ready)
     position = Position()
     if has_checkpoint(checkpoints / "last"):
         position = load_checkpoint(checkpoints / "last", ready.parameters, optimiser)
@@ -264,6 +261,13 @@ def _trained(ready: Prepared) -> tuple[Position, dict[str, float]]:
     if ready.parameters:
         load_checkpoint(checkpoints / "best", ready.parameters)
     return position, position.base_validation
+
+
+def _optimiser(ready: Prepared) -> torch.optim.Optimizer | None:
+    """None where nothing trains."""
+    if not ready.parameters:
+        return None
+    return build_optimiser(ready.parameters, ready.config.train, layers=ready.encoder.clip.layers)
 
 
 def _loop(ready: Prepared, optimiser: torch.optim.Optimizer | None, checkpoints: Path) -> Loop:
