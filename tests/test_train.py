@@ -5,81 +5,33 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
-from furnclip.config import ModelConfig, load_config
+from furnclip.config import ModelConfig
 from furnclip.errors import ConfigError, InputError, ModelError
 from furnclip.journal import read_journal
 from furnclip.model import latest_run, load_clip
 from furnclip.model.adapters import LoraShape
 from furnclip.model.loading import load_float32
 from furnclip.model.quiet import quiet
-from furnclip.train import train
-from furnclip.train.captions import duplicate_rate, sample_caption
-from furnclip.train.order import default_batch_size, permutation, step_batches
+from furnclip.train.checkpoints import Position
 from furnclip.train.scenarios import SCENARIOS, unfreeze
-from furnclip.train.schedule import depth_below_top, learning_rate
-from furnclip.train.view import sparkline
-from tests.conftest import Cli, run_cli
-from tests.drawn_shop import write_shop
+from tests.conftest import Cli
+from tests.training import loop_of, losses, run_train, weights_of
 
 CPU = ModelConfig(device="cpu", precision="fp32")
 KILLS = 20 if os.environ.get("FURNCLIP_FULL") else 2
-# Small steps and a checkpoint after each, so that there is something to kill.
-SETTINGS = """
-[train]
-epochs = 3
-lr = 0.01
-effective_batch_size = 12
-micro_batch_size = 4
-lora_r = 4
-lora_alpha = 8
-lora_dropout = 0.1
-checkpoint_interval_s = 0
-patience = 0
-"""
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
-    """A shop of 60 products whose shards are made; tests work on copies."""
-    folder = write_shop(tmp_path_factory.mktemp("prepared") / "shop", products=60, model=tiny_clip)
-    for command in (("clean", "run"), ("prepare",)):
-        run_cli(*command, cwd=folder).ok()
-    with (folder / "furnclip.toml").open("a") as file:
-        file.write(SETTINGS)
-    return folder
-
-
-@pytest.fixture
-def ready(prepared: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(prepared, tmp_path / "ready"))
-
-
-def run_train(folder: Path, *, run: str = "", resume: bool = True, **flags: Any) -> dict[str, Any]:
-    """One run in this process: a hundred times faster than starting another."""
-    config = load_config(folder / "furnclip.toml", {"train": flags})
-    return train(config, run=run, resume=resume)
-
-
-def losses(run: Path) -> list[tuple[int, float]]:
-    return [(e["step"], e["loss"]) for e in read_journal(run / "metrics.jsonl") if e["event"] == "step"]
-
 
 SHAPE = LoraShape(r=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"))
 EXPECTED = {
@@ -100,18 +52,33 @@ def _part(name: str) -> str:
 
 
 @pytest.mark.parametrize("scenario", [*EXPECTED, "full"])
-def test_precisely_what_a_scenario_trains_changes_and_the_rest_stays_bit_equal(
+def test_the_last_trained_state_differs_precisely_where_the_scenario_trains(
+    ready: Path, scenario: str
+) -> None:
+    run, loop = loop_of(ready, scenario, scenario=scenario, epochs=1)
+    before = weights_of(run)
+    loop.run(Position())
+    after = weights_of(run)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    adapters = {name for name in before if ".lora_" in name}
+    if scenario == "full":
+        assert changed == set(before)
+        return
+    targets = ("q_proj", "k_proj", "v_proj", "out_proj")
+    assert all(name.split(".lora_")[0].endswith(targets) for name in adapters)
+    assert {_part(name) for name in adapters} == EXPECTED[scenario] - {"projections"}
+    projections = {"visual_projection.weight", "text_projection.weight", "logit_scale"}
+    assert changed == adapters | (projections if EXPECTED[scenario] else set())
+
+
+@pytest.mark.parametrize("scenario", EXPECTED)
+def test_the_merged_model_differs_from_its_base_only_there_too(
     ready: Path, tiny_clip: Path, scenario: str
 ) -> None:
     run_train(ready, scenario=scenario, wise_ft=False, epochs=1, lr=1e-3)
     before = CLIPModel.from_pretrained(tiny_clip).state_dict()
     after = CLIPModel.from_pretrained(ready / "work" / "runs" / scenario / "model").state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    if scenario == "full":  # its best epoch may be the base, so look at its last
-        state = load_file(ready / "work" / "runs" / scenario / "checkpoints" / "last" / "state.safetensors")
-        changed = {name for name in before if not torch.equal(before[name], state[f"weight/{name}"])}
-        assert {_part(name) for name in changed} == {"projections", "vision", "text", "logit_scale"}
-        return
     targets = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight")
     wanted = {
         name
@@ -287,21 +254,14 @@ def test_torchrun_trains_one_run_and_writes_it_once(ready: Path, cli: Cli) -> No
 
 
 def test_a_poisoned_weight_stops_before_the_step_and_names_samples(ready: Path) -> None:
-    from furnclip.train import run as room
-    from furnclip.train.checkpoints import Position
-    from furnclip.train.processes import Processes
-
-    config = load_config(ready / "furnclip.toml", {})
-    prepared = room._prepare(config, ready / "work" / "runs" / "poisoned", Processes())
-    optimiser = room.build_optimiser(prepared.parameters, config.train, layers=prepared.encoder.clip.layers)
-    loop = room._loop(prepared, optimiser, prepared.folder / "checkpoints")
-    before = {name: parameter.detach().clone() for name, parameter in prepared.parameters.items()}
-    prepared.encoder.clip.module.vision_model.post_layernorm.weight.data[0] = float("nan")
+    run, loop = loop_of(ready, "poisoned")
+    before = weights_of(run)
+    run.encoder.clip.module.vision_model.post_layernorm.weight.data[0] = float("nan")
+    poisoned = "vision_model.post_layernorm.weight"
     with pytest.raises(InputError, match=r"the loss of step 0 is not finite; samples: `P\d+`"):
         loop.run(Position(best_score=0.0))
-    for tracker in loop.trackers:
-        tracker.close()
-    assert all(torch.equal(before[name], parameter) for name, parameter in prepared.parameters.items())
+    after = weights_of(run)
+    assert all(torch.equal(before[name], after[name]) for name in before if name != poisoned)
 
 
 def test_a_loss_that_stays_at_chance_stops_with_a_diagnosis(ready: Path) -> None:
@@ -349,15 +309,6 @@ def test_help_explains_each_scenario(cli: Cli, tmp_path: Path) -> None:
         assert f"{scenario}:" in text
 
 
-def test_wandb_gets_the_figures_offline(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    run_train(ready, scenario="linear_probe", epochs=1, wandb="offline", run="watched")
-    logged = list((ready / "work" / "runs" / "watched").glob("wandb/offline-run-*/*.wandb"))
-    assert len(logged) == 1
-    assert b"step/gradient_norm/projections" in logged[0].read_bytes()
-
-
 def test_the_ablation_gives_one_row_for_each_scenario(ready: Path, cli: Cli) -> None:
     result = cli("train", "--scenario", "all", "--epochs", "1", "--json", cwd=ready).ok().json
     rows = {row["scenario"]: row for row in result["ablation"]}
@@ -367,79 +318,6 @@ def test_the_ablation_gives_one_row_for_each_scenario(ready: Path, cli: Cli) -> 
         assert 0 <= low <= value <= high <= 1
     assert rows["zero_shot"]["trainable_parameters"] == 0
     assert rows["linear_probe"]["trainable_parameters"] == 2 * 32 * 32 + 1
-
-
-@given(
-    samples=st.integers(1, 3000), batch=st.integers(1, 700), seed=st.integers(0, 99), epoch=st.integers(0, 9)
-)
-def test_an_epoch_sees_every_sample_once_in_steps_of_like_size(
-    samples: int, batch: int, seed: int, epoch: int
-) -> None:
-    batches = step_batches(samples, batch, seed=seed, epoch=epoch)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(samples))
-    sizes = [len(part) for part in batches]
-    assert max(sizes) <= batch
-    assert max(sizes) - min(sizes) <= 1
-    if samples > 20:
-        assert not np.array_equal(
-            permutation(samples, seed=seed, epoch=epoch), permutation(samples, seed=seed, epoch=epoch + 1)
-        )
-
-
-def test_the_default_batch_gives_small_catalogues_several_steps() -> None:
-    assert [default_batch_size(samples) for samples in (10, 200, 800, 8192, 50_000)] == [
-        10,
-        32,
-        100,
-        1024,
-        1024,
-    ]
-
-
-FIELDS = {
-    "clean_title": "side table",
-    "style": "rustic",
-    "material": "oak",
-    "color": "brown",
-    "object_type": "table",
-}
-
-
-@given(st.integers(0, 10_000), st.floats(0, 1))
-def test_a_sampled_caption_says_only_what_is_known(seed: int, dropout: float) -> None:
-    caption = sample_caption(FIELDS, "fixed", dropout=dropout, random=np.random.default_rng(seed))
-    words = set(caption.replace(",", " ").split()) - {"a", "photo", "picture", "of", "product"}
-    assert words <= {"side", "table", "rustic", "oak", "brown"}
-    assert "table" in words
-
-
-def test_a_product_without_fields_keeps_its_caption() -> None:
-    nothing = {"clean_title": "unknown", "color": ""}
-    assert sample_caption(nothing, "fixed", dropout=0.5, random=np.random.default_rng(0)) == "fixed"
-    assert duplicate_rate(["a", "b", "a", "a"]) == 0.75
-
-
-def test_the_rate_climbs_then_falls_and_lower_layers_get_less() -> None:
-    rates = [learning_rate(step, total_steps=100, peak=1.0, warmup_fraction=0.1) for step in range(100)]
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[10] == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    layers = {"vision": 2, "text": 2}
-    depths = {
-        "visual_projection.weight": 0,
-        "vision_model.post_layernorm.weight": 0,
-        "vision_model.encoder.layers.1.mlp.fc1.weight": 1,
-        "text_model.encoder.layers.0.mlp.fc1.weight": 2,
-        "text_model.embeddings.token_embedding.weight": 3,
-        "logit_scale": 0,
-    }
-    assert {name: depth_below_top(name, layers) for name in depths} == depths
-
-
-def test_a_sparkline_spans_its_values() -> None:
-    assert sparkline([1, 2, 3]) == "▁▅█"
-    assert sparkline([2, 2]) == "▁▁"
-    assert sparkline([]) == ""
 
 
 def test_the_ablation_refuses_torchrun(cli: Cli, tmp_path: Path) -> None:

@@ -136,12 +136,13 @@ def test_summing_micro_batch_losses_is_something_else(tiny_clip: Path) -> None:
 def test_kept_graphs_change_no_bit(tiny_clip: Path, keep_mb: float) -> None:
     setting = Setting(tiny_clip, "dual_lora", dropout=0.2)
     bounds = [0, 6, 12, 18, 24]
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         _, without = setting.gradient(bounds, "softmax")
         _, kept = setting.gradient(bounds, "softmax", keep_bytes=int(keep_mb * 2**20))
     finally:
-        torch.set_num_threads(2)
+        torch.set_num_threads(threads)
     assert torch.equal(without, kept)
 
 

@@ -1,0 +1,117 @@
+"""What training sees: order, captions, changed pictures; and what it shows: rates, curves."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from furnclip.train.augment import Augmentation, augment
+from furnclip.train.captions import duplicate_rate, sample_caption
+from furnclip.train.order import default_batch_size, permutation, step_batches
+from furnclip.train.schedule import depth_below_top, learning_rate
+from furnclip.train.view import sparkline
+
+
+@given(
+    samples=st.integers(1, 3000), batch=st.integers(1, 700), seed=st.integers(0, 99), epoch=st.integers(0, 9)
+)
+def test_an_epoch_sees_every_sample_once_in_steps_of_like_size(
+    samples: int, batch: int, seed: int, epoch: int
+) -> None:
+    batches = step_batches(samples, batch, seed=seed, epoch=epoch)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(samples))
+    sizes = [len(part) for part in batches]
+    assert max(sizes) <= batch
+    assert max(sizes) - min(sizes) <= 1
+    if samples > 20:
+        assert not np.array_equal(
+            permutation(samples, seed=seed, epoch=epoch), permutation(samples, seed=seed, epoch=epoch + 1)
+        )
+
+
+def test_the_default_batch_gives_small_catalogues_several_steps() -> None:
+    assert [default_batch_size(samples) for samples in (10, 200, 800, 8192, 50_000)] == [
+        10,
+        32,
+        100,
+        1024,
+        1024,
+    ]
+
+
+FIELDS = {
+    "clean_title": "side table",
+    "style": "rustic",
+    "material": "oak",
+    "color": "brown",
+    "object_type": "table",
+}
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1))
+def test_a_sampled_caption_says_only_what_is_known(seed: int, dropout: float) -> None:
+    caption = sample_caption(FIELDS, "fixed", dropout=dropout, random=np.random.default_rng(seed))
+    words = set(caption.replace(",", " ").split()) - {"a", "photo", "picture", "of", "product"}
+    assert words <= {"side", "table", "rustic", "oak", "brown"}
+    assert "table" in words
+
+
+def test_a_product_without_fields_keeps_its_caption() -> None:
+    nothing = {"clean_title": "unknown", "color": ""}
+    assert sample_caption(nothing, "fixed", dropout=0.5, random=np.random.default_rng(0)) == "fixed"
+    assert duplicate_rate(["a", "b", "a", "a"]) == 0.75
+
+
+def test_the_rate_climbs_then_falls_and_lower_layers_get_less() -> None:
+    rates = [learning_rate(step, total_steps=100, peak=1.0, warmup_fraction=0.1) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    layers = {"vision": 2, "text": 2}
+    depths = {
+        "visual_projection.weight": 0,
+        "vision_model.post_layernorm.weight": 0,
+        "vision_model.encoder.layers.1.mlp.fc1.weight": 1,
+        "text_model.encoder.layers.0.mlp.fc1.weight": 2,
+        "text_model.embeddings.token_embedding.weight": 3,
+        "logit_scale": 0,
+    }
+    assert {name: depth_below_top(name, layers) for name in depths} == depths
+
+
+def test_a_sparkline_spans_its_values() -> None:
+    assert sparkline([1, 2, 3]) == "▁▅█"
+    assert sparkline([2, 2]) == "▁▁"
+    assert sparkline([]) == ""
+
+
+def _four_legs() -> Image.Image:
+    """A product that reaches into every corner: a grey body with a dark leg in each."""
+    image = Image.new("RGB", (64, 64), (150, 120, 90))
+    for left in (0, 52):
+        for top in (0, 52):
+            ImageDraw.Draw(image).rectangle((left, top, left + 11, top + 11), fill=(10, 10, 10))
+    return image
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["simple", "advanced"]))
+def test_a_changed_picture_shows_the_whole_product(seed: int, kind: Augmentation) -> None:
+    changed = augment(_four_legs(), kind, np.random.default_rng(seed))
+    assert changed.size == (64, 64)
+    dark = np.asarray(changed.convert("L")) < 60
+    _, legs = ndimage.label(dark)
+    assert legs == 4
+    assert dark.sum() > 0.4 * 4 * 12 * 12, "shrunk to 80 % at most, tilted into the same frame"
+
+
+def test_the_seed_decides_how_a_picture_changes() -> None:
+    def changed(kind: Augmentation, seed: int) -> bytes:
+        return augment(_four_legs(), kind, np.random.default_rng(seed)).tobytes()
+
+    for kind in ("simple", "advanced"):
+        assert changed(kind, 1) == changed(kind, 1)
+        assert len({changed(kind, seed) for seed in range(8)}) == 8
+    assert changed("none", 1) == _four_legs().tobytes()

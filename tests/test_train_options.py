@@ -1,0 +1,121 @@
+"""`furnclip train` where it adapts: memory, SigLIP, Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from furnclip.cli import app
+from furnclip.journal import read_journal
+from furnclip.train import fit
+from furnclip.train.encoder import Encoder
+from tests.siglip import build_tiny_siglip
+from tests.training import losses, run_train
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def test_the_micro_batch_that_is_found_trains_as_if_it_had_been_given(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ready)
+    monkeypatch.setattr(fit, "free_bytes", lambda device: 8 * 2**20)  # as on a very small machine
+    flags = ["train", "--effective-batch-size", "39", "--epochs", "1", "--json"]
+
+    def card_of(*more: str) -> Any:
+        outcome = CliRunner().invoke(app, [*flags, *more])
+        assert outcome.exit_code == 0, outcome.output
+        return json.loads(outcome.stdout)
+
+    found = card_of("--run", "found", "--micro-batch-size", "0")["batch"]["micro"]
+    assert found == 16
+    assert card_of("--run", "given", "--micro-batch-size", "16")["batch"]["micro"] == 16
+    assert card_of("--run", "found", "--micro-batch-size", "0")["already_done"]
+    runs = ready / "work" / "runs"
+    assert losses(runs / "found") == losses(runs / "given")
+    assert weights(runs / "found") == weights(runs / "given")
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_train(ready, run="small", micro_batch_size=2, epochs=1)
+    pooled = Encoder._pooled
+
+    def crowded(self: Encoder, tower: Any, inputs: NDArray[np.uint8] | Tensor) -> Tensor:
+        if self.clip.module.training and len(inputs) > 3:
+            torch.empty(2**60, dtype=torch.uint8)  # what torch's own allocator says when it is full
+        return pooled(self, tower, inputs)
+
+    monkeypatch.setattr(Encoder, "_pooled", crowded)
+    monkeypatch.chdir(ready)
+    flags = ["--run", "large", "--micro-batch-size", "12", "--epochs", "1"]
+    outcome = CliRunner().invoke(app, ["train", *flags])
+    assert outcome.exit_code == 0, outcome.output
+    assert re.findall(r"micro-batches of (\d+) instead of (\d+)", outcome.stderr) == [("5", "10"), ("2", "5")]
+    runs = ready / "work" / "runs"
+    assert losses(runs / "large") == losses(runs / "small")
+    assert weights(runs / "large") == weights(runs / "small")
+
+
+def test_a_step_of_single_samples_that_does_not_fit_fails_as_memory(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Encoder, tower: Any, inputs: object) -> Tensor:
+        if self.clip.module.training:
+            raise torch.OutOfMemoryError("full")
+        return torch.ones(len(inputs), 32)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Encoder, "_pooled", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_train(ready, run="full", epochs=1)
+
+
+def test_a_siglip_trains_with_its_own_loss_and_no_other(
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = build_tiny_siglip(tmp_path / "siglip")
+    monkeypatch.chdir(ready)
+    flags = ["train", "--model", str(base), "--run", "siglip", "--micro-batch-size", "0", "--json"]
+    refused = CliRunner().invoke(app, [*flags, "--loss", "softmax"])
+    assert refused.exit_code == 2
+    assert "the softmax loss does not fit a siglip base" in refused.stderr
+    card = json.loads(CliRunner().invoke(app, flags).stdout)
+    assert card["parity"] >= 0.9999
+    run = ready / "work" / "runs" / "siglip"
+    assert card["base"]["name"] == str(base)
+    steps = [event for event in read_journal(run / "metrics.jsonl") if event["event"] == "step"]
+    assert {step["chance"] for step in steps} == {None}
+    epoch = len(steps) // 3
+    assert sum(step["loss"] for step in steps[-epoch:]) < sum(step["loss"] for step in steps[:epoch])
+    state = load_file(run / "checkpoints" / "last" / "state.safetensors")
+    trained = {name.removeprefix("weight/") for name in state if name.startswith("weight/")}
+    assert {"logit_scale", "logit_bias", "text_model.head.weight", "text_model.head.bias"} <= trained
+
+
+@pytest.mark.parametrize("artifacts", [False, True])
+def test_wandb_gets_the_figures_and_the_model_offline(
+    ready: Path, monkeypatch: pytest.MonkeyPatch, artifacts: bool
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run_train(
+        ready, scenario="linear_probe", epochs=1, wandb="offline", wandb_artifacts=artifacts, run="watched"
+    )
+    folder = ready / "work" / "runs" / "watched"
+    logged = b"".join(path.read_bytes() for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")))
+    assert b"step/gradient_norm/projections" in logged
+    assert (b"watched-model" in logged) == artifacts
+    assert (b"model.safetensors" in logged) == artifacts

@@ -1,0 +1,69 @@
+"""A prepared shop to train on, and runs in this process: a hundred times faster than starting another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from furnclip.config import load_config
+from furnclip.journal import read_journal
+from furnclip.train import run as room
+from furnclip.train import train
+from furnclip.train.loop import Loop
+from furnclip.train.processes import Processes
+from furnclip.train.run import Prepared
+from tests.conftest import run_cli
+from tests.drawn_shop import write_shop
+
+# Small steps and a checkpoint after each, so that there is something to kill.
+SETTINGS = """
+[train]
+epochs = 3
+lr = 0.01
+effective_batch_size = 12
+micro_batch_size = 4
+lora_r = 4
+lora_alpha = 8
+lora_dropout = 0.1
+checkpoint_interval_s = 0
+patience = 0
+"""
+
+
+def prepare_shop(folder: Path, model: Path) -> Path:
+    """A shop of 60 products whose shards are made."""
+    write_shop(folder, products=60, model=model)
+    for command in (("clean", "run"), ("prepare",)):
+        run_cli(*command, cwd=folder).ok()
+    with (folder / "furnclip.toml").open("a") as file:
+        file.write(SETTINGS)
+    return folder
+
+
+def run_train(folder: Path, *, run: str = "", resume: bool = True, **flags: Any) -> dict[str, Any]:
+    """One finished run; its card."""
+    config = load_config(folder / "furnclip.toml", {"train": flags})
+    return train(config, run=run, resume=resume)
+
+
+def loop_of(folder: Path, run: str, **flags: Any) -> tuple[Prepared, Loop]:
+    """A run that is ready for its first step, and its loop without trackers."""
+    config = load_config(folder / "furnclip.toml", {"train": flags})
+    ready = room._prepare(config, config.paths.runs / run, Processes())
+    loop = room._loop(ready, room._optimiser(ready), ready.folder / "checkpoints")
+    for tracker in loop.trackers:
+        tracker.close()
+    loop.trackers.clear()
+    return ready, loop
+
+
+def weights_of(ready: Prepared) -> dict[str, Tensor]:
+    """Every weight of the model, adapters included, as it is now."""
+    return {name: value.detach().clone() for name, value in ready.encoder.clip.module.named_parameters()}
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    """Step and loss of every step that the run took."""
+    return [(e["step"], e["loss"]) for e in read_journal(run / "metrics.jsonl") if e["event"] == "step"]
