@@ -48,9 +48,11 @@ def run_train(folder: Path, *, run: str = "", resume: bool = True, **flags: Any)
     return train(config, run=run, resume=resume)
 
 
-def loop_of(folder: Path, run: str, **flags: Any) -> tuple[Prepared, Loop]:
+def loop_of(
+    folder: Path, run: str, *, model: dict[str, str] | None = None, **flags: Any
+) -> tuple[Prepared, Loop]:
     """A run that is ready for its first step, and its loop without trackers."""
-    config = load_config(folder / "furnclip.toml", {"train": flags})
+    config = load_config(folder / "furnclip.toml", {"train": flags, "model": model or {}})
     ready = room._prepare(config, config.paths.runs / run, Processes())
     loop = room._loop(ready, room._optimiser(ready), ready.folder / "checkpoints")
     for tracker in loop.trackers:
