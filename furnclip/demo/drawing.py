@@ -22,7 +22,7 @@ DRAWING_STYLES = ("studio", "room", "loft", "dusk", "ink")
 _OVERSAMPLING = 4 / 3  # pixels drawn for one pixel delivered, along each side
 _FAMILY_EVERY = 8
 _SOFT = ("fabric", "velvet", "leather", "rattan")
-_LAMPLIGHT = (1.0, 0.87, 0.7)  # of white paper
+_LAMPLIGHT = (1.0, 0.87, 0.69)  # of white paper
 _RUG_TILES = ("border", "diamonds", "stripes", "checks", "rings")
 
 

@@ -44,7 +44,7 @@ class ShopOrder:
     seed: int = 0
     drawing_styles: tuple[str, ...] = DRAWING_STYLES
     image_px: int = 224
-    own_words: bool = False  # half of the colours go by the shop's own names
+    own_words: bool = False  # some colours go by the shop's own names
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,9 @@ _FOREIGN_COLORS = {
 
 # Names of colours that stand in no dictionary, as many shops have them.
 _OWN_SHADES = {
-    "gray": "Gralla",
     "red": "Karmosa",
-    "yellow": "Solvik",
     "green": "Tarnby",
     "blue": "Fjarn",
-    "pink": "Lindra",
 }
 
 
@@ -78,7 +75,7 @@ def true_title(design: Design) -> str:
 
 
 def messy_title(design: Design, dice: Dice, number: int, *, own_words: bool = False) -> str:
-    """The same product as the shop's feed has it; with `own_words`, half of the colours by its own names."""
+    """The same product as the shop's feed has it; with `own_words`, some colours by its own names."""
     foreign = KINDS[design.kind].foreign
     if foreign and dice.chance(0.05):
         return _foreign_title(design, dice, dice.pick(tuple(foreign)))

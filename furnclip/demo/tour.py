@@ -116,7 +116,7 @@ _TRAINING: dict[str, tuple[str, ...]] = {
     "zero_shot": (),
     # Without augmentation both towers run once, and the projections train on what they said.
     "linear_probe": ("--epochs", "40", "--lr", "1e-3", "--augment", "none"),
-    "dual_lora": ("--epochs", "20", "--lr", "4e-3"),
+    "dual_lora": ("--epochs", "20", "--lr", "4e-3", "--effective-batch-size", "80"),
 }
 
 
