@@ -49,7 +49,7 @@ class Ranked:
 
     @classmethod
     def read(cls, config: Config, model: str) -> Ranked:
-        clip = load_clip(str(config.paths.runs / model), config.model)
+        clip = load_clip(model, config.model, runs=config.paths.runs)
         data = TrainingData(ShardDataset(config.paths.shards, "test"), clip.preprocessing, config.train)
         captions, groups = data.fixed_captions(), [text.group for text in data.texts]
         answers = answer_sets(captions, groups)
