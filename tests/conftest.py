@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,12 @@ os.environ.update(
         "OMP_NUM_THREADS": "1",
     }
 )
+
+
+# A shell starts background jobs with SIGINT ignored and `nohup` them with SIGHUP ignored; commands under
+# test would inherit that, and never hear Ctrl-C or that their terminal closed.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -124,8 +123,6 @@ def test_live_table_and_ctrl_c(shop: CleanShop, server: BatchServer) -> None:
         env=env,
         dimensions=(30, 100),
         timeout=30,
-        # a shell starts its background jobs with SIGINT ignored, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     child.expect_exact("left")
     child.expect(r"1 .*validating .*0/6 .*\$0\.000")
