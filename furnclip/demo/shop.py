@@ -28,7 +28,7 @@ from furnclip.demo.pieces import KINDS
 from furnclip.demo.pieces.design import Design, Dice
 from furnclip.demo.titles import messy_title, sku, true_title
 from furnclip.errors import InputError, UsageError
-from furnclip.journal import write_bytes, write_json, write_text
+from furnclip.journal import replacing, write_json, write_text
 
 MANIFEST_NAME = "shop.json"
 _CHUNK = 100  # products drawn by a process at a time
@@ -140,10 +140,9 @@ def _draw_product(folder: Path, order: ShopOrder, number: int) -> ProductRow:
     name = f"{number // 1000:03d}/p{number:06d}.jpg"
     picture = draw(design, style, image_px=order.image_px)
     path = folder / "images" / name
-    if not path.exists():
-        content = io.BytesIO()
-        picture.save(content, "JPEG", quality=_JPEG_QUALITY)
-        write_bytes(path, content.getvalue())
+    if not path.exists() or not path.stat().st_size:  # a power cut may leave it empty
+        with replacing(path, durable=False) as file:
+            picture.save(file, "JPEG", quality=_JPEG_QUALITY)
     return _row(design, order, number, image=name, drawing_style=style)
 
 
