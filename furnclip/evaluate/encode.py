@@ -1,4 +1,4 @@
-"""One model on one split: its vectors and its speed, measured once and kept.
+"""One model on one split: its vectors, made once and kept.
 
 Out: `work/cache/eval/KEY.npz`, where KEY is made of the model's fingerprint, its arithmetic, the data
 hash and the requests. A killed evaluation finds the models it has finished with.
@@ -6,12 +6,10 @@ hash and the requests. A killed evaluation finds the models it has finished with
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +18,6 @@ from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.config import Config
 from furnclip.errors import ModelError
-from furnclip.evaluate.latency import measure_latency
 from furnclip.evaluate.split import Split
 from furnclip.evaluate.tasks import Request, Side
 from furnclip.journal import replacing
@@ -31,14 +28,23 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Unit vectors of a split by one model, and how long the model takes."""
+    """A model and its unit vectors of a split."""
 
     label: str
-    name: str
-    fingerprint: str
-    precision: str
+    clip: Clip
     vectors: dict[Side, Floats]  # each (N, D); `requests` (R, D)
-    latency: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.clip.name
+
+    @property
+    def fingerprint(self) -> str:
+        return self.clip.fingerprint
+
+    @property
+    def precision(self) -> str:
+        return self.clip.precision.precision
 
 
 def encode_model(
@@ -46,23 +52,19 @@ def encode_model(
 ) -> Encoded:
     """Vectors of every picture, caption and request; from the cache when they are there."""
     clip = load_clip(name, config.model, runs=config.paths.runs)
-    precision = clip.precision.precision
     texts = [request.text for request in requests]
-    key = content_hash(
-        clip.fingerprint, precision, split.data_hash, split.name, str(config.eval.latency_s), *texts
-    )
+    key = content_hash(clip.fingerprint, clip.precision.precision, split.data_hash, split.name, *texts)
     path = config.paths.cache / "eval" / f"{key}.npz"
-    stored = _read(path)
-    if stored is None:
-        stored = _encode(clip, split, texts, label=label, config=config)
-        _write(path, *stored)
-    vectors, latency = stored
-    return Encoded(label, name, clip.fingerprint, precision, vectors, latency)
+    vectors = _read(path)
+    if vectors is None:
+        vectors = _encode(clip, split, texts, label=label, config=config)
+        _write(path, vectors)
+    return Encoded(label, clip, vectors)
 
 
 def _encode(
     clip: Clip, split: Split, texts: Sequence[str], *, label: str, config: Config
-) -> tuple[dict[Side, Floats], dict[str, Any]]:
+) -> dict[Side, Floats]:
     vectors: dict[Side, Floats] = {
         "images": _encode_images(clip, split, config.eval.batch_size, label=label),
         "captions": clip.encode_texts(list(split.captions)),
@@ -74,8 +76,7 @@ def _encode(
                 f"the model `{clip.name}` gives vectors of {side} that are not finite",
                 hint='try `precision = "fp32"` in the [model] section, or train again',
             )
-    latency = measure_latency(clip, split, vectors["images"], seconds=config.eval.latency_s)
-    return vectors, latency
+    return vectors
 
 
 def _encode_images(clip: Clip, split: Split, batch_size: int, *, label: str) -> Floats:
@@ -88,24 +89,18 @@ def _encode_images(clip: Clip, split: Split, batch_size: int, *, label: str) -> 
     return vectors
 
 
-def _read(path: Path) -> tuple[dict[Side, Floats], dict[str, Any]] | None:
+def _read(path: Path) -> dict[Side, Floats] | None:
     if not path.is_file():
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             sides: tuple[Side, ...] = ("images", "captions", "requests")
-            return {side: arrays[side] for side in sides}, json.loads(str(arrays["latency"]))
+            return {side: arrays[side] for side in sides}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile):
         console.warn(f"`{path}` is damaged and is made again")
         return None
 
 
-def _write(path: Path, vectors: dict[Side, Floats], latency: dict[str, Any]) -> None:
+def _write(path: Path, vectors: dict[Side, Floats]) -> None:
     with replacing(path) as file:
-        np.savez(
-            file,
-            images=vectors["images"],
-            captions=vectors["captions"],
-            requests=vectors["requests"],
-            latency=np.asarray(json.dumps(latency)),
-        )
+        np.savez(file, images=vectors["images"], captions=vectors["captions"], requests=vectors["requests"])

@@ -16,6 +16,7 @@ from furnclip.config import Config
 from furnclip.errors import UsageError
 from furnclip.evaluate.checks import check_comparison
 from furnclip.evaluate.encode import Encoded, encode_model
+from furnclip.evaluate.latency import measure_latency
 from furnclip.evaluate.measure import Answers, answer, compare, slice_by_attribute, summarise
 from furnclip.evaluate.report import render
 from furnclip.evaluate.showcase import Asked, Part, choose
@@ -48,6 +49,7 @@ class _Measured:
     tasks: Sequence[Task]
     models: Sequence[Encoded]
     answers: dict[str, dict[str, Answers]]  # task -> label -> answers
+    latency: dict[str, dict[str, Any]]  # label -> figures
 
 
 def evaluate(config: Config, run_names: Sequence[str] = (), *, force: bool = False) -> Evaluation:
@@ -71,7 +73,7 @@ def evaluate(config: Config, run_names: Sequence[str] = (), *, force: bool = Fal
     earlier = _read_report(json_path)
     if not force and earlier.get("identity") == identity and html_path.is_file():
         return Evaluation(earlier, json_path, html_path, was_there=True)
-    measured = _measure(split, requests, models)
+    measured = _measure(split, requests, models, latency_s=config.eval.latency_s)
     report = {"identity": identity, "warnings": warnings, **_numbers(measured, config)}
     write_text(html_path, render(report, _parts(measured, config), split))
     write_json(json_path, report)
@@ -122,7 +124,9 @@ def _read_report(path: Path) -> dict[str, Any]:
     return report if isinstance(report, dict) else {}
 
 
-def _measure(split: Split, requests: Sequence[Request], models: Sequence[Encoded]) -> _Measured:
+def _measure(
+    split: Split, requests: Sequence[Request], models: Sequence[Encoded], *, latency_s: float
+) -> _Measured:
     tasks = build_tasks(split, requests)
     answers: dict[str, dict[str, Answers]] = {}
     with console.progress("ranking", total=len(tasks) * len(models)) as meter:
@@ -131,7 +135,9 @@ def _measure(split: Split, requests: Sequence[Request], models: Sequence[Encoded
             for model in models:
                 answers[task.name][model.label] = answer(task, model)
                 meter.advance()
-    return _Measured(split, requests, tasks, models, answers)
+    timed = {model.label: (model.clip, model.vectors["images"]) for model in models}
+    latency = measure_latency(timed, split, seconds=latency_s)
+    return _Measured(split, requests, tasks, models, answers, latency)
 
 
 def _numbers(measured: _Measured, config: Config) -> dict[str, Any]:
@@ -165,7 +171,7 @@ def _model_numbers(model: Encoded, measured: _Measured, config: Config) -> dict[
         "name": model.name,
         "fingerprint": model.fingerprint,
         "precision": model.precision,
-        "latency": model.latency,
+        "latency": measured.latency[model.label],
         **tasks,
     }
 
