@@ -61,6 +61,7 @@ lr = 1e-3
 warmup_fraction = 0.05
 patience = 0
 wise_ft = false
+caption_sampling = true
 attribute_dropout = 0.5
 """
 COLUMNS = ("product_id", "title", "image", "model", *CLEAN_COLUMNS)

@@ -84,9 +84,16 @@ def test_vector_search_is_exact_on_a_small_table(searcher: Searcher, config: Con
     table = vectors.read_vectors(config.paths.vectors)
     query = searcher.clip.encode_texts(["a blue velvet bed"])
     scores, rows = vectors.top_k(query, table.matrix("vec_clip_base"), 10)
-    hits = searcher.search("a blue velvet bed", k=10)
+    hits = searcher.search("a blue velvet bed", k=10, mode="vector")
     assert [hit.product_id for hit in hits] == [table.products[row]["product_id"] for row in rows[0]]
     np.testing.assert_allclose([hit.score for hit in hits], scores[0], atol=1e-5)
+
+
+def test_a_text_is_led_away_from_what_is_to_be_avoided(searcher: Searcher) -> None:
+    asked, avoided = searcher.clip.encode_texts(["blue bed", "velvet"])
+    led_away = vectors.unit((asked - 0.5 * avoided)[None])[0]
+    expected = searcher.nearest(led_away, k=10, exclude=["velvet"])
+    assert searcher.search("blue bed", k=10, mode="vector", exclude=["velvet"]) == expected
 
 
 def test_keywords_find_words_and_their_stems(searcher: Searcher) -> None:
@@ -128,7 +135,7 @@ def test_text_and_picture_are_weighted(searcher: Searcher, embedded: Path) -> No
     picture = embedded / "images/00017.jpg"
 
     def scores(text: str | None, **options: Any) -> dict[str, float]:
-        return {hit.product_id: hit.score for hit in searcher.search(text, k=60, **options)}
+        return {hit.product_id: hit.score for hit in searcher.search(text, k=60, mode="vector", **options)}
 
     text_only, image_only = scores("green bed"), scores(None, image=picture)
     assert scores("green bed", image=picture, image_weight=0.0) == pytest.approx(text_only, abs=1e-5)
@@ -210,7 +217,7 @@ def test_a_product_without_a_picture_is_found_by_word_only(embedded: Path, tmp_p
     (shop / "images/00003.jpg").unlink()
     embed_catalogue(load_config(shop / "furnclip.toml"))
     searcher = Searcher(load_config(shop / "furnclip.toml"))
-    assert len(searcher.search("lamp", k=100)) == PRODUCTS - 1
+    assert len(searcher.search("lamp", mode="vector", k=100)) == PRODUCTS - 1
     assert "P00003" in {hit.product_id for hit in searcher.search("lamp", mode="keyword", k=100)}
 
 
@@ -270,7 +277,7 @@ def test_an_approximate_index_misses_little(indexed: Config) -> None:
     texts = captions()
     _, rows = vectors.top_k(searcher.clip.encode_texts(texts), table.matrix("vec_clip_base"), 10)
     found = 0
-    for hits, exact in zip(searcher.search_many(texts, k=10), rows, strict=True):
+    for hits, exact in zip(searcher.search_many(texts, k=10, mode="vector"), rows, strict=True):
         found += len({hit.product_id for hit in hits} & {table.products[row]["product_id"] for row in exact})
     assert found / (10 * len(texts)) >= 0.95
 

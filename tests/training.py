@@ -28,6 +28,7 @@ lora_r = 4
 lora_alpha = 8
 lora_dropout = 0.1
 checkpoint_interval_s = 0
+caption_sampling = true
 patience = 0
 """
 

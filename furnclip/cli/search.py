@@ -94,7 +94,7 @@ def _answer(
 
     payload: dict[str, Any] = {
         "query": text,
-        "mode": searcher.config.search.mode,
+        "mode": searcher.config.search.mode if (text or "").strip() else "vector",
         "model": searcher.clip.name,
         "products": searcher.table.count_rows(),
         "seconds": round(seconds, 4),

@@ -217,7 +217,7 @@ class TrainingConfig(_Section):
     """`auto`: the loss that the base was trained with (CLIP softmax, SigLIP sigmoid)"""
     multi_positive: bool = True
     """products that share a caption or a group are each other's right answers, not wrong ones"""
-    caption_sampling: bool = True
+    caption_sampling: bool = False
     """build the caption anew each epoch from the fields; off: always the caption of the shards"""
     caption_variants: PositiveInt = 8
     """different captions of one product; a frozen text tower encodes each once"""
@@ -298,7 +298,7 @@ class SearchConfig(_Section):
 
     k: PositiveInt = 10
     """number of hits"""
-    mode: Literal["vector", "keyword", "hybrid"] = "vector"
+    mode: Literal["vector", "keyword", "hybrid"] = "hybrid"
     """`vector`: by meaning; `keyword`: by words (BM25); `hybrid`: both, fused by rank"""
     image_weight: Fraction = 0.5
     """share of the picture where a search has both a picture and a text, 0 to 1"""
@@ -306,8 +306,8 @@ class SearchConfig(_Section):
     """search table: folder or `s3://` address ending in `.lance`; empty: `index.lance` in `paths.work`"""
     exact_below: PositiveInt = 10000
     """products below which every vector is compared; from there on an approximate index is built"""
-    probes: PositiveInt = 20
-    """partitions of the approximate index that one search looks into; more: slower, fewer misses"""
+    probes: Annotated[int, Field(ge=0)] = 0
+    """partitions of the index that one search looks into; more: slower, fewer misses; 0: a tenth of them"""
 
 
 class ArenaConfig(_Section):

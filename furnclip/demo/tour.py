@@ -35,6 +35,7 @@ SETTINGS = {
     "prepare.train_fraction": 0.45,
     "prepare.validation_fraction": 0.1,
     "train.patience": 0,
+    "train.caption_sampling": True,
 }
 _UNSEEN_STYLE = "ink"
 _RECORD = Path("work") / "tour.json"

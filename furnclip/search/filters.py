@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from furnclip.errors import StorageError, UsageError, nearest
-from furnclip.vectors.index import KEYWORDS
+from furnclip.vectors.index import DETAILS, KEYWORDS
 
 
 def combined(where: str | None, exclude: Sequence[str]) -> str | None:
@@ -55,7 +55,8 @@ def _unknown_column(name: str, columns: list[str]) -> UsageError:
 
 
 def _columns(table: Any) -> list[str]:
-    return [name for name in table.schema.names if not name.startswith("vec_") and name != KEYWORDS]
+    hidden = (KEYWORDS, DETAILS)
+    return [name for name in table.schema.names if not name.startswith("vec_") and name not in hidden]
 
 
 def _reason(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -12,19 +13,22 @@ from typing import Any, Literal, get_args
 from PIL import Image
 
 from furnclip import console
-from furnclip.catalogue import ATTRIBUTES
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, ModelMismatchError, UsageError
 from furnclip.images import letterbox, load_square
 from furnclip.model import Clip, latest_run, load_clip
 from furnclip.search.filters import combined, explained
-from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, column_name, fuse
-from furnclip.vectors.index import KEYWORDS, index_location, open_index
+from furnclip.vectors import Floats, Provenance, column_name, fuse, unit
+from furnclip.vectors.index import DETAILS, KEYWORDS, index_location, open_index, partitions_of
 
 Mode = Literal["vector", "keyword", "hybrid"]
 Picture = Path | str | Image.Image
 _HYBRID_CANDIDATES = 100  # of each side, before they are fused
 _RANK_OFFSET = 60  # of reciprocal rank fusion, as in the paper
+# A filter knows only what was written down; of what was not, this keeps half out as well, and of the kind
+# asked for more is left than with a larger share (tests/bench/relevance.py).
+_AVOIDED_SHARE = 0.5
+_LEAST_PROBES = 20
 _EVERY_PARTITION = 1_000_000
 _MOST_SHARES = 1000  # filters whose share of the table is remembered
 
@@ -82,7 +86,8 @@ class Searcher:
         location = index_location(self.config)
         self.table, self.provenance = open_index(location)
         self.uri = location.uri
-        if self.table.count_rows() == 0:
+        self._products = self.table.count_rows()
+        if self._products == 0:
             raise InputError(f"the search table `{self.uri}` is empty", hint="run `furnclip embed` again")
         self.label = _label(self.provenance, run=run, model=model, uri=self.uri)
         self.clip = self._load(run=run, model=model)
@@ -103,12 +108,13 @@ class Searcher:
         """The `k` best products for a text, a picture, or both.
 
         `where`: SQL over the product columns. `exclude`: words that a product's title and attributes
-        must not have. `image_weight`: share of the picture when there is a text too, 0 to 1.
+        must not have, and that a text is led away from. `image_weight`: share of the picture when there
+        is a text too, 0 to 1.
         Raises `UsageError` for a bad filter and `BrokenImage` for a picture that cannot be read.
         """
         words = (text or "").strip()
         chosen = self._mode(mode, words=words, has_image=image is not None)
-        vector = None if chosen == "keyword" else self._vector(words, image, image_weight)
+        vector = None if chosen == "keyword" else self._vector(words, image, image_weight, exclude=exclude)
         request = _Request(vector, words, chosen, k or self.config.search.k, combined(where, exclude))
         with explained(self.table, where):
             return self._run(request)
@@ -128,7 +134,7 @@ class Searcher:
         vectors: Sequence[Floats | None] = [None] * len(texts)
         if chosen != "keyword" and texts:
             with self._encoding:
-                vectors = list(self.clip.encode_texts(list(texts)))
+                vectors = list(self._encode_texts(texts, exclude))
         with explained(self.table, where):
             return [
                 self._run(_Request(vector, text.strip(), chosen, count, condition))
@@ -138,7 +144,10 @@ class Searcher:
     def nearest(
         self, vector: Floats, *, k: int | None = None, where: str | None = None, exclude: Sequence[str] = ()
     ) -> list[Hit]:
-        """The `k` products nearest to a unit vector (D,) of this model, made by whoever."""
+        """The `k` products nearest to a unit vector (D,) of this model, made by whoever.
+
+        `exclude` only filters here: the vector is taken as it is.
+        """
         request = _Request(vector, "", "vector", k or self.config.search.k, combined(where, exclude))
         with explained(self.table, where):
             return self._run(request)
@@ -171,18 +180,27 @@ class Searcher:
             )
         return chosen if words else "vector"
 
-    def _vector(self, words: str, image: Picture | None, image_weight: float | None) -> Floats:
+    def _vector(
+        self, words: str, image: Picture | None, image_weight: float | None, *, exclude: Sequence[str]
+    ) -> Floats:
         """The request as a unit vector (D,)."""
         share = self.config.search.image_weight if image_weight is None else image_weight
         square = None if image is None else _square(image, self.clip.image_px)
         with self._encoding:
-            text_vectors = self.clip.encode_texts([words]) if words else None
+            text_vectors = self._encode_texts([words], exclude) if words else None
             image_vectors = None if square is None else self.clip.encode_images([square])
         if image_vectors is not None and text_vectors is not None:
             return _first(fuse(image_vectors, text_vectors, share))
         only = text_vectors if image_vectors is None else image_vectors
         assert only is not None
         return _first(only)
+
+    def _encode_texts(self, texts: Sequence[str], exclude: Sequence[str]) -> Floats:
+        """The texts as unit vectors (N, D), led away from the words to avoid."""
+        avoid = [word for word in exclude if word.strip()]
+        vectors = self.clip.encode_texts([*texts, *avoid])
+        asked, avoided = vectors[: len(texts)], vectors[len(texts) :]
+        return unit(asked - _AVOIDED_SHARE * avoided.mean(axis=0)) if avoid else asked
 
     def _run(self, request: _Request) -> list[Hit]:
         if request.mode == "vector":
@@ -200,15 +218,16 @@ class Searcher:
         return [_hit(row, 1.0 - row["_distance"]) for row in rows]  # the distance is 1 - cosine
 
     def _probes(self, where: str | None) -> int:
-        """Partitions to look into: behind a filter so many more that as many products are compared."""
+        """Partitions to look into: more behind a filter, where the nearest that pass lie further apart."""
+        wanted = self.config.search.probes or max(_LEAST_PROBES, partitions_of(self._products) // 10)
         if where is None:
-            return self.config.search.probes
+            return wanted
         if where not in self._shares:
             if len(self._shares) >= _MOST_SHARES:
                 self._shares.clear()
-            self._shares[where] = self.table.count_rows(where) / self.table.count_rows()
+            self._shares[where] = self.table.count_rows(where) / self._products
         share = self._shares[where]
-        return _EVERY_PARTITION if share == 0 else math.ceil(self.config.search.probes / share)
+        return _EVERY_PARTITION if share == 0 else math.ceil(wanted / math.sqrt(share))
 
     def _by_keyword(self, request: _Request, count: int) -> list[Hit]:
         query = self.table.search(request.words, query_type="fts", fts_columns=KEYWORDS)
@@ -217,7 +236,7 @@ class Searcher:
     def _rows(self, query: Any, request: _Request, count: int, *, score: str) -> list[dict[str, Any]]:
         if request.where:
             query = query.where(request.where, prefilter=True)
-        rows: list[dict[str, Any]] = query.select([*PRODUCT_COLUMNS, score]).limit(count).to_list()
+        rows: list[dict[str, Any]] = query.select([DETAILS, score]).limit(count).to_list()
         return rows
 
 
@@ -266,5 +285,4 @@ def _square(image: Picture, side_px: int) -> Image.Image:
 
 
 def _hit(row: Mapping[str, Any], score: float) -> Hit:
-    texts = ("product_id", "title", "clean_title", *ATTRIBUTES, "group", "split", "image")
-    return Hit(score=float(score), **{name: row[name] or "" for name in texts})
+    return Hit(score=float(score), **json.loads(row[DETAILS]))

@@ -119,7 +119,7 @@ def rivals(table: vectors.VectorTable, built: Built) -> dict[str, Any]:
     ivf.train(gallery)
     ivf.add(gallery)
     figures["faiss_ivf_build_s"] = round(time.perf_counter() - start, 1)
-    ivf.nprobe = built.config.search.probes
+    ivf.nprobe = partitions // 10
     found = timed(built.queries, built.truth, lambda query: ivf.search(query[None], 10)[1][0])
     figures["faiss_ivf_ms"], _, figures["faiss_ivf_recall_at_10"] = found
     return figures
