@@ -28,7 +28,7 @@ from furnclip.model.quiet import quiet
 from furnclip.train.checkpoints import Position
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from tests.conftest import Cli
-from tests.training import loop_of, losses, run_train, weights_of
+from tests.training import command, loop_of, losses, run_train, weights_of
 
 CPU = ModelConfig(device="cpu", precision="fp32")
 KILLS = 20 if os.environ.get("FURNCLIP_FULL") else 2
@@ -136,11 +136,11 @@ def test_metrics_say_what_happened_in_each_step(ready: Path) -> None:
     assert step["chance"] == pytest.approx(np.log(12), abs=0.2)
 
 
-def test_a_second_run_does_nothing_and_says_so(ready: Path, cli: Cli) -> None:
-    first = cli("train", "--scenario", "linear_probe", "--json", cwd=ready).ok()
+def test_a_second_run_does_nothing_and_says_so(ready: Path) -> None:
+    first = command(ready, "train", "--scenario", "linear_probe", "--json").ok()
     weights = ready / "work" / "runs" / "linear_probe" / "model" / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    second = cli("train", "--scenario", "linear_probe", cwd=ready).ok()
+    second = command(ready, "train", "--scenario", "linear_probe").ok()
     assert first.json["already_done"] is False
     assert "nothing to do" in second.stdout
     assert weights.stat().st_mtime_ns == before
@@ -286,10 +286,8 @@ def test_a_loss_that_stays_at_chance_stops_with_a_diagnosis(ready: Path) -> None
         (["--model", "nowhere/at/all"], 1, "there is no model folder"),
     ],
 )
-def test_mistakes_are_told_before_any_work(
-    ready: Path, cli: Cli, flags: list[str], code: int, message: str
-) -> None:
-    outcome = cli("train", *flags, cwd=ready)
+def test_mistakes_are_told_before_any_work(ready: Path, flags: list[str], code: int, message: str) -> None:
+    outcome = command(ready, "train", *flags)
     assert outcome.code == code, outcome.stderr
     assert message in outcome.stderr
     assert "hint: " in outcome.stderr
@@ -297,8 +295,8 @@ def test_mistakes_are_told_before_any_work(
     assert not (ready / "work" / "runs").exists()
 
 
-def test_training_before_preparing_names_the_command(shop: Path, cli: Cli) -> None:
-    outcome = cli("train", cwd=shop)
+def test_training_before_preparing_names_the_command(shop: Path) -> None:
+    outcome = command(shop, "train")
     assert outcome.code == 2
     assert "run `furnclip prepare` first" in outcome.stderr
 
@@ -309,8 +307,8 @@ def test_help_explains_each_scenario(cli: Cli, tmp_path: Path) -> None:
         assert f"{scenario}:" in text
 
 
-def test_the_ablation_gives_one_row_for_each_scenario(ready: Path, cli: Cli) -> None:
-    result = cli("train", "--scenario", "all", "--epochs", "1", "--json", cwd=ready).ok().json
+def test_the_ablation_gives_one_row_for_each_scenario(ready: Path) -> None:
+    result = command(ready, "train", "--scenario", "all", "--epochs", "1", "--json").ok().json
     rows = {row["scenario"]: row for row in result["ablation"]}
     assert set(rows) == set(EXPECTED)
     for row in rows.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
-from typer.testing import CliRunner
 
-from furnclip.cli import app
 from furnclip.journal import read_journal
 from furnclip.train import fit
 from furnclip.train.encoder import Encoder
 from tests.siglip import build_tiny_siglip
-from tests.training import losses, run_train
+from tests.training import command, losses, run_train
 
 
 def weights(run: Path) -> bytes:
@@ -30,14 +27,11 @@ def weights(run: Path) -> bytes:
 def test_the_micro_batch_that_is_found_trains_as_if_it_had_been_given(
     ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(ready)
     monkeypatch.setattr(fit, "free_bytes", lambda device: 8 * 2**20)  # as on a very small machine
     flags = ["train", "--effective-batch-size", "39", "--epochs", "1", "--json"]
 
     def card_of(*more: str) -> Any:
-        outcome = CliRunner().invoke(app, [*flags, *more])
-        assert outcome.exit_code == 0, outcome.output
-        return json.loads(outcome.stdout)
+        return command(ready, *flags, *more).ok().json
 
     found = card_of("--run", "found", "--micro-batch-size", "0")["batch"]["micro"]
     assert found == 16
@@ -60,10 +54,8 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
         return pooled(self, tower, inputs)
 
     monkeypatch.setattr(Encoder, "_pooled", crowded)
-    monkeypatch.chdir(ready)
-    flags = ["--run", "large", "--micro-batch-size", "12", "--epochs", "1"]
-    outcome = CliRunner().invoke(app, ["train", *flags])
-    assert outcome.exit_code == 0, outcome.output
+    flags = ("--run", "large", "--micro-batch-size", "12", "--epochs", "1")
+    outcome = command(ready, "train", *flags).ok()
     assert re.findall(r"micro-batches of (\d+) instead of (\d+)", outcome.stderr) == [("5", "10"), ("2", "5")]
     runs = ready / "work" / "runs"
     assert losses(runs / "large") == losses(runs / "small")
@@ -73,26 +65,23 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
 def test_a_step_of_single_samples_that_does_not_fit_fails_as_memory(
     ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Encoder, tower: Any, inputs: object) -> Tensor:
+    def full(self: Encoder, tower: Any, inputs: Tensor) -> Tensor:
         if self.clip.module.training:
             raise torch.OutOfMemoryError("full")
-        return torch.ones(len(inputs), 32)  # type: ignore[arg-type]
+        return torch.ones(len(inputs), 32)
 
     monkeypatch.setattr(Encoder, "_pooled", full)
     with pytest.raises(torch.OutOfMemoryError):
         run_train(ready, run="full", epochs=1)
 
 
-def test_a_siglip_trains_with_its_own_loss_and_no_other(
-    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_siglip_trains_with_its_own_loss_and_no_other(ready: Path, tmp_path: Path) -> None:
     base = build_tiny_siglip(tmp_path / "siglip")
-    monkeypatch.chdir(ready)
     flags = ["train", "--model", str(base), "--run", "siglip", "--micro-batch-size", "0", "--json"]
-    refused = CliRunner().invoke(app, [*flags, "--loss", "softmax"])
-    assert refused.exit_code == 2
+    refused = command(ready, *flags, "--loss", "softmax")
+    assert refused.code == 2
     assert "the softmax loss does not fit a siglip base" in refused.stderr
-    card = json.loads(CliRunner().invoke(app, flags).stdout)
+    card = command(ready, *flags).ok().json
     assert card["parity"] >= 0.9999
     run = ready / "work" / "runs" / "siglip"
     assert card["base"]["name"] == str(base)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from typer.testing import CliRunner
 
+from furnclip.cli import app
 from furnclip.config import load_config
 from furnclip.journal import read_journal
 from furnclip.train import run as room
@@ -14,7 +16,7 @@ from furnclip.train import train
 from furnclip.train.loop import Loop
 from furnclip.train.processes import Processes
 from furnclip.train.run import Prepared
-from tests.conftest import run_cli
+from tests.conftest import Outcome, run_cli
 from tests.drawn_shop import write_shop
 
 # Small steps and a checkpoint after each, so that there is something to kill.
@@ -47,6 +49,12 @@ def run_train(folder: Path, *, run: str = "", resume: bool = True, **flags: Any)
     """One finished run; its card."""
     config = load_config(folder / "furnclip.toml", {"train": flags})
     return train(config, run=run, resume=resume)
+
+
+def command(folder: Path, *args: str | Path) -> Outcome:
+    """`furnclip ARGS` through its command line, in this process."""
+    done = CliRunner().invoke(app, [*map(str, args), "--config", str(folder / "furnclip.toml")])
+    return Outcome(done.exit_code, done.stdout, done.stderr)
 
 
 def loop_of(
