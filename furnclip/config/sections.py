@@ -304,7 +304,7 @@ class SearchConfig(_Section):
     """share of the picture where a search has both a picture and a text, 0 to 1"""
     index: str = ""
     """search table: folder or `s3://` address ending in `.lance`; empty: `index.lance` in `paths.work`"""
-    exact_below: PositiveInt = 10000
+    exact_below: PositiveInt = 5000
     """products below which every vector is compared; from there on an approximate index is built"""
     probes: Annotated[int, Field(ge=0)] = 0
     """partitions of the index that one search looks into; more: slower, fewer misses; 0: a tenth of them"""
