@@ -26,7 +26,7 @@ _MONEY = r"(?:us)?[$€£]\s?\d[\d.,]*|\b\d[\d.,]*\s?(?:usd|eur|gbp|dollars?|eur
 _COUNT = (
     r"\(?\b(?:set|pack|pair|bundle|lot|box|qty)\s+of\s+(?:\d+|two|three|four|five|six|eight|ten)\b\)?"
     r"|\b\d+\s?[- ]?(?:pack|pcs|pc|pieces?|count|ct)\b(?:\s+set\b)?"
-    r"|(?<![\d\"']\s)(?<!\b[whdl]\s)\bx\s?\d+\b(?!\s?(?:cm|mm|m|in)\b)|\b\d+\s?x\b(?!\s?\d)"
+    r"|(?<![\d\"']\s)(?<!\b[whdl]\s)\bx\s?\d+\b(?!\s?(?:cm|mm|m|in)\b|[\"'\u2033]|\.\d)|\b\d+\s?x\b(?!\s?\d)"
 )
 _SELLING = (
     r"\bfree\s+(?:shipping|delivery|returns?)\b|\b(?:fast|quick|(?:same|next|\d+)[- ]day|express)\s+"

@@ -104,7 +104,8 @@ class Loop:
     def _mind_the_wait(self, waits: list[float]) -> None:
         """Tell once a run what pictures cost."""
         share = sum(waits) / max(1, len(waits))
-        if share > _LONG_WAIT and self.processes.first and not self._waiting_is_told:
+        reads_pictures = self.encoder.scenario.is_live("vision")
+        if reads_pictures and share > _LONG_WAIT and self.processes.first and not self._waiting_is_told:
             self._waiting_is_told = True
             console.warn(
                 f"{share:.0%} of the time went into waiting for pictures; a faster disk, a larger "
