@@ -91,6 +91,14 @@ def test_every_product_gets_unit_vectors_that_the_model_made(shop: Path, tiny_cl
         np.testing.assert_allclose(np.linalg.norm(table.matrix(name), axis=1), 1, atol=1e-5)
 
 
+def test_what_a_kill_left_half_written_is_removed(shop: Path) -> None:
+    half_written = shop / "work/embeddings/.master_vectors.parquet.4711.part"
+    half_written.parent.mkdir(parents=True)
+    half_written.write_bytes(b"PAR1")
+    embed(shop)
+    assert not half_written.exists()
+
+
 def test_the_second_run_does_nothing_and_says_so(shop: Path) -> None:
     embed(shop)
     before = (shop / "work/embeddings/master_vectors.parquet").stat().st_mtime_ns

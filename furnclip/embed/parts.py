@@ -52,8 +52,11 @@ class PartFolder:
             yield pq.read_table(self.part(number))
 
     def remove_all(self) -> None:
-        """Remove the parts of every key: the vector file is complete."""
+        """Remove the parts of every key, and files that a kill left half written: the work is complete."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
+        for pattern in (".*.parquet.*.part", ".rejected.jsonl.*.part"):
+            for path in self.path.parent.parent.glob(pattern):
+                path.unlink(missing_ok=True)
 
 
 def write_row_groups(file: object, schema: pa.Schema, tables: Iterator[pa.Table] | list[pa.Table]) -> None:
