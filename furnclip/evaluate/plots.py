@@ -39,6 +39,8 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 _WIDTH_IN = 4.4
+_WIDTH_LETTERS = 56  # of the legend, at its size
+_SIGN_LETTERS = 6  # a model's line and marker, and the gap to the next
 _TASKS = {
     "text_to_image": "text to picture",
     "image_to_text": "picture to text",
@@ -94,7 +96,7 @@ def plot_curve(report: Report) -> str:
         axes.set_ylim(*_range_from_zero(axes, "y"))
         axes.set_xlabel(f"k, of a gallery of {report['gallery_size']}")
         axes.set_ylabel("recall@k")
-        _legend(axes, len(report["curves"]) + 1)
+        _legend(figure, axes)
         return _svg(figure, "recall at k against k, text to picture")
 
 
@@ -111,7 +113,7 @@ def _interval_plot(
             values = [row[metric] for row in rows]
             axes.plot(values, places, _marker(number), color=_color(number), label=label, markersize=6)
         _rows(axes, names, xlabel=xlabel)
-        _legend(axes, len(scores))
+        _legend(figure, axes)
         return _svg(figure, title)
 
 
@@ -146,10 +148,18 @@ def _range_from_zero(axes: Axes, side: str = "x") -> tuple[float, float]:
     return -0.02 * top, 1.04 * top
 
 
-def _legend(axes: Axes, models: int) -> None:
-    columns = min(models, 3)
-    legend = axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderpad=0, handlelength=1.4
+def _legend(figure: Figure, axes: Axes) -> None:
+    """The models' names above the plot, in as many columns as the drawing is wide."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, _WIDTH_LETTERS // (max(map(len, labels)) + _SIGN_LETTERS))
+    legend = figure.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=min(columns, len(labels)),
+        borderpad=0,
+        handlelength=1.4,
+        columnspacing=1.2,
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
