@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -19,7 +21,7 @@ from furnclip.model import Clip, build_tiny_clip, latest_run, load_clip
 from furnclip.model.adapters import LoraShape, add_lora, shifted, weight_changes
 from furnclip.model.loading import load_float32
 from furnclip.model.precision import choose_precision
-from furnclip.model.towers import pooled_images, pooled_texts
+from furnclip.model.towers import Grid, pooled_images, pooled_texts
 
 CPU = ModelConfig(device="cpu", precision="fp32")
 CAPTIONS = ["a red oak chair", "Ørsted lamp, 日本製 & more", "", "a photo of a green velvet sofa " * 12]
@@ -80,6 +82,20 @@ def test_vectors_are_those_of_the_plain_model(
         assert ours.dtype == np.float32
         assert np.allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
         assert np.allclose(ours, torch.nn.functional.normalize(theirs).numpy(), atol=1e-6)
+
+
+@given(
+    ends=st.lists(st.integers(0, 40), min_size=1, max_size=24),
+    spare=st.integers(0, 30),
+)
+def test_rows_are_the_real_ones_then_idle_ones_up_to_a_round_number(ends: list[int], spare: int) -> None:
+    length = max(ends) + 1 + spare
+    places = Grid.until(torch.tensor(ends), length).places
+    assert places is not None
+    real = [row * length + place for row, end in enumerate(ends) for place in range(end + 1)]
+    assert places[: len(real)].tolist() == real
+    assert len(set(places.tolist())) == len(places)
+    assert len(places) in (-(-len(real) // 32) * 32, len(ends) * length)
 
 
 def test_the_short_cut_has_the_gradient_of_the_plain_model(clip: Clip, pictures: list[Image.Image]) -> None:

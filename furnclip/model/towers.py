@@ -9,8 +9,8 @@ towers run here layer by layer, with the layers of Hugging Face's model, and lea
   7 % of a 12-layer tower, forwards and backwards;
 * two of the three tensors that a graph keeps for OpenAI's quick GELU, the widest of all.
 
-Letters: B batch, T tokens or patches, N rows (real positions of all samples, one after another),
-W width of a tower, H heads, E width of a head, D shared dimension.
+Letters: B batch, T tokens or patches, N rows (real positions of all samples, one after
+another, and a few more), W width of a tower, H heads, E width of a head, D shared dimension.
 """
 
 from __future__ import annotations
@@ -28,22 +28,29 @@ from furnclip.model.attention import attend
 from furnclip.model.families import CLIP, Family, Tower
 
 _QUICK_GELU = 1.702
+_ROWS_STEP = 32
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the rows (N, W) lie among (B, T) places: `seen` are the real ones; None: all of them."""
+    """Where the rows (N, W) lie among (B, T) places: `seen` are the real ones; None: all of them.
+
+    Behind the real rows come a few of the places that nothing looks at, up to a multiple of `_ROWS_STEP`:
+    oneDNN compiles its products anew for every number of rows and keeps what it compiled, a megabyte each.
+    """
 
     size: int
     length: int
     seen: Tensor | None = None  # (B, T) booleans
-    places: Tensor | None = None  # (N,) of B * T
+    places: Tensor | None = None  # (N,) of B * T, the real ones first
 
     @classmethod
     def until(cls, ends: Tensor, length: int) -> Grid:
         """Each sample has the places up to its end."""
         seen = torch.arange(length, device=ends.device) <= ends[:, None]  # (B, T)
-        return cls(len(ends), length, seen, seen.flatten().nonzero().squeeze(1))
+        real = seen.flatten().nonzero().squeeze(1)
+        idle = (~seen).flatten().nonzero().squeeze(1)[: -len(real) % _ROWS_STEP]
+        return cls(len(ends), length, seen, torch.cat([real, idle]))
 
     def spread(self, rows: Tensor) -> Tensor:
         """(N, W) -> (B, T, W), zero where nothing is."""
