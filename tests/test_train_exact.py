@@ -164,6 +164,21 @@ def test_graphs_are_kept_in_every_step_and_freed_after_it(tiny_clip: Path) -> No
         assert len(calls) == 6 * step
 
 
+def test_a_micro_batch_is_encoded_again_when_the_graph_before_it_is_gone() -> None:
+    weight = nn.Parameter(torch.ones(4, 4))
+    encoded: list[weakref.ref[Tensor]] = []
+
+    def chunk() -> Tensor:
+        assert all(before() is None for before in encoded)
+        vectors = torch.softmax(weight * 2, dim=1)
+        if vectors.requires_grad:
+            encoded.append(weakref.ref(vectors))
+        return vectors
+
+    exact_backward([chunk] * 3, [chunk] * 2, lambda a, b: a.square().sum() + b.sum())
+    assert len(encoded) == 5
+
+
 def test_a_graph_that_is_measured_and_thrown_away_leaves_nothing_behind() -> None:
     weight = nn.Parameter(torch.ones(4, 4))
     kept: list[weakref.ref[Tensor]] = []

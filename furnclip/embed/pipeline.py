@@ -40,6 +40,7 @@ from furnclip.embed.sources import load_models, model_names, place
 from furnclip.errors import FurnclipError, InputError
 from furnclip.journal import Journal, keep_copy, replacing
 from furnclip.model import Clip
+from furnclip.model.memory import release_freed
 from furnclip.vectors import Provenance, read_provenance
 from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
 
@@ -227,6 +228,8 @@ def _index(job: _Job) -> IndexReport:
     """The search table of the finished vector file; then the parts are no longer needed."""
     location = index_location(job.config)
     key = job.folder.path.name
+    job.clips.clear()  # LanceDB takes memory of its own
+    release_freed()
     report = is_index_of(location, key) or write_index(location, job.config.paths.vectors, job.config.search)
     job.folder.remove_all()
     return report

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from furnclip.model.memory import release_freed
+
 Chunk = Callable[[], Tensor]  # -> (b, D)
 Loss = Callable[[Tensor, Tensor], Tensor]  # (B, D) images, (B, D) texts -> scalar
 Gather = Callable[[Tensor], Tensor]  # (b, D) of this process -> (B, D) of all
@@ -66,18 +68,19 @@ def exact_backward(
     """
     memory = memory or Memory()
     memory.used_bytes = 0
-    encoded = [
-        [_encode(chunk, only=len(chunks) == 1, memory=memory) for chunk in chunks]
-        for chunks in (images, texts)
-    ]
-    leaves = [torch.cat([part.detach() for part in parts]).requires_grad_() for parts in encoded]
+    leaves, graphs = [], []
+    for chunks in (images, texts):
+        parts = [_encode(chunk, only=len(chunks) == 1, memory=memory) for chunk in chunks]
+        leaves.append(torch.cat([part.detach() for part in parts]).requires_grad_())
+        graphs.append([part if part.requires_grad else None for part in parts])
+        del parts
     value = loss(gather(leaves[0]), gather(leaves[1]))
     if not torch.isfinite(value):
         raise NonFiniteLossError(_non_finite_rows(leaves))
     torch.autograd.backward(value)
-    for chunks, parts, leaf in zip((images, texts), encoded, leaves, strict=True):
+    for chunks, kept, leaf in zip((images, texts), graphs, leaves, strict=True):
         assert leaf.grad is not None
-        _push_back(chunks, parts, leaf.grad)
+        _push_back(chunks, kept, leaf.grad)
     return value.detach()
 
 
@@ -97,16 +100,23 @@ def _encode(chunk: Chunk, *, only: bool, memory: Memory) -> Tensor:
         return chunk()
 
 
-def _push_back(chunks: Sequence[Chunk], parts: list[Tensor], gradient: Tensor) -> None:
+def _push_back(chunks: Sequence[Chunk], kept: list[Tensor | None], gradient: Tensor) -> None:
     """Through each chunk its slice of the gradient, in order; kept graphs are freed on the way."""
+    memory_is_short = all(vectors is None for vectors in kept)
     start = 0
     for index, chunk in enumerate(chunks):
-        vectors = parts[index] if parts[index].requires_grad else chunk()
+        vectors = kept[index]
+        if vectors is None:
+            if memory_is_short:
+                release_freed()
+            vectors = chunk()
         rows = slice(start, start + len(vectors))
         start = rows.stop
         if vectors.requires_grad:
             torch.autograd.backward(vectors, gradient[rows].to(vectors.dtype))
-        parts[index] = vectors.detach()
+        # A spent graph still lies between the freed blocks and keeps the next one from their room.
+        kept[index] = None
+        del vectors
 
 
 def measured(chunk: Chunk, weights: frozenset[int]) -> tuple[Tensor, int]:

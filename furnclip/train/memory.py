@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def peak_memory_mb(device: torch.device) -> float | None:
     """The most memory that this process has had on the device; None on Windows, which counts otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():  # the other counter begins at the peak of the process that started this one
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        return int(peak[1]) / 1024 if peak else None
     if sys.platform == "win32":
         return None
     import resource  # Unix only
