@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from furnclip import vectors
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
-from furnclip.vectors.parquet import Dtype, ModelProvenance
+from furnclip.vectors.parquet import Dtype, ModelProvenance, open_parquet
 
 
-def write_file(path: Path, image: np.ndarray, present: np.ndarray, dtype: Dtype = "fp32") -> Path:
+def write_file(
+    path: Path, image: np.ndarray, present: np.ndarray, dtype: Dtype = "fp32", *, row_group_rows: int = 2
+) -> Path:
     model = ModelProvenance(
         name="tiny", fingerprint="aa", dimension=image.shape[1], image_px=8, precision="fp32"
     )
@@ -26,7 +28,7 @@ def write_file(path: Path, image: np.ndarray, present: np.ndarray, dtype: Dtype 
     arrays = [pa.array(column) for column in columns.values()]
     arrays += [vectors.vector_array(image, present, dtype)] * 3
     arrays.append(pa.array([None if there else "missing" for there in present], pa.string()))
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, row_group_size=2)
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, row_group_size=row_group_rows)
     return path
 
 
@@ -44,6 +46,16 @@ def test_a_file_reads_back_as_it_was_written(tmp_path: Path, dtype: Dtype, toler
     assert matrix.dtype == np.float32
     np.testing.assert_allclose(matrix[present], image[present], atol=tolerance)
     assert not matrix[~present].any()
+
+
+def test_going_through_a_file_keeps_none_of_it_in_memory(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32)
+    path = tmp_path / "v.parquet"
+    write_file(path, image, np.ones(len(image), dtype=bool), row_group_rows=1000)
+    before_bytes = pa.total_allocated_bytes()
+    with open_parquet(path) as file:
+        kept_bytes = [pa.total_allocated_bytes() - before_bytes for _ in file.iter_batches(1000)]
+    assert max(kept_bytes) < path.stat().st_size / 4
 
 
 def test_what_is_not_a_vector_file_is_refused_with_a_hint(tmp_path: Path) -> None:

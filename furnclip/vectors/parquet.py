@@ -126,7 +126,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise MissingStageError(path, command="furnclip embed")
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, pre_buffer=False)  # else a reader of all rows keeps the whole file
     except pa.ArrowInvalid as error:
         raise InputError(
             f"`{path}` is not a Parquet file: {error}", hint="remove it and run `furnclip embed` again"

@@ -51,15 +51,24 @@ def peak_mb(argv: Sequence[str], *, cwd: Path | None = None) -> tuple[float, flo
     Memory is the sum of proportional shares (PSS) where the system tells it, so that pages shared
     between forked workers count once.
     """
+    seconds, peaks = peaks_mb(argv, lambda: "all", cwd=cwd)
+    return seconds, peaks["all"]
+
+
+def peaks_mb(
+    argv: Sequence[str], stage: Callable[[], str], *, cwd: Path | None = None
+) -> tuple[float, dict[str, float]]:
+    """As `peak_mb`, for each stage that the command went through: `stage` says where it is now."""
     start = time.perf_counter()
     process = subprocess.Popen(argv, cwd=cwd, stdout=subprocess.DEVNULL)
-    peak_bytes = 0
+    peak_bytes: dict[str, int] = {}
     while process.poll() is None:
-        peak_bytes = max(peak_bytes, _tree_bytes(process.pid))
+        now = stage()
+        peak_bytes[now] = max(peak_bytes.get(now, 0), _tree_bytes(process.pid))
         time.sleep(0.05)
     if process.returncode != 0:
         sys.exit(f"benchmark command failed with {process.returncode}: {' '.join(map(str, argv))}")
-    return time.perf_counter() - start, peak_bytes / 1e6
+    return time.perf_counter() - start, {name: size / 1e6 for name, size in peak_bytes.items()}
 
 
 def _tree_bytes(pid: int) -> int:
