@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from furnclip.config import Config, load_config
 from furnclip.embed import embed_catalogue
 from furnclip.errors import MissingStageError, ModelMismatchError, UsageError
 from furnclip.model import build_tiny_clip
-from furnclip.search import Hit
 from furnclip.search.searcher import fuse_ranks
 from tests.drawn_shop import captions, write_shop
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server
@@ -104,18 +102,28 @@ def test_keywords_find_words_and_their_stems(searcher: Searcher) -> None:
 
 def test_hybrid_puts_first_what_both_sides_find(searcher: Searcher) -> None:
     words, meaning = (searcher.search("red bed", mode=mode, k=60) for mode in ("keyword", "vector"))
-    expected = fuse_ranks(meaning, words)[:5]
+    expected = fuse_ranks(*([hit.product_id for hit in side] for side in (meaning, words)))[:5]
     hits = searcher.search("red bed", mode="hybrid", k=5)
-    assert [hit.product_id for hit in hits] == [hit.product_id for hit in expected]
+    assert [(hit.product_id, hit.score) for hit in hits] == expected
+    assert [hit.as_dict() | {"score": 0} for hit in hits] == [
+        next(one for one in meaning if one.product_id == hit.product_id).as_dict() | {"score": 0}
+        for hit in hits
+    ]
+
+
+def test_hybrid_keeps_to_the_filter_on_both_sides(searcher: Searcher) -> None:
+    hits = searcher.search("red bed", mode="hybrid", k=60, where="color = 'blue'")
+    assert hits
+    assert {hit.color for hit in hits} == {"blue"}
+    assert searcher.search("red bed", mode="hybrid", where="color = 'plaid'") == []
 
 
 def test_rank_fusion_by_hand() -> None:
-    a, b, c = (Hit(name, "", 0.0, "", "", "", "", "", "", "", "") for name in "abc")
-    fused = fuse_ranks([a, b], [b, c])
-    assert [hit.product_id for hit in fused] == ["b", "a", "c"]
-    assert fused[0].score == pytest.approx(1 / 62 + 1 / 61)
-    assert fused[1].score == pytest.approx(1 / 61)
-    assert fuse_ranks([a], [b]) == [replace(a, score=1 / 61), replace(b, score=1 / 61)]
+    fused = fuse_ranks("ab", "bc")
+    assert [name for name, _ in fused] == ["b", "a", "c"]
+    assert fused[0][1] == pytest.approx(1 / 62 + 1 / 61)
+    assert fused[1][1] == pytest.approx(1 / 61)
+    assert fuse_ranks("a", "b") == [("a", 1 / 61), ("b", 1 / 61)]
 
 
 def test_a_picture_finds_itself_where_pictures_decide(embedded: Path, tmp_path: Path) -> None:

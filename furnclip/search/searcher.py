@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from PIL import Image
 
@@ -23,6 +23,7 @@ from furnclip.vectors.index import DETAILS, KEYWORDS, index_location, open_index
 
 Mode = Literal["vector", "keyword", "hybrid"]
 Picture = Path | str | Image.Image
+_Key = TypeVar("_Key", bound=Hashable)
 _HYBRID_CANDIDATES = 100  # of each side, before they are fused
 _RANK_OFFSET = 60  # of reciprocal rank fusion, as in the paper
 # A filter knows only what was written down; of what was not, this keeps half out as well, and of the kind
@@ -203,19 +204,29 @@ class Searcher:
         return unit(asked - _AVOIDED_SHARE * avoided.mean(axis=0)) if avoid else asked
 
     def _run(self, request: _Request) -> list[Hit]:
+        if request.mode == "hybrid":
+            return self._by_both(request)
         if request.mode == "vector":
-            return self._by_vector(request, request.k)
-        if request.mode == "keyword":
-            return self._by_keyword(request, request.k)
-        candidates = max(request.k, _HYBRID_CANDIDATES)
-        by_rank = fuse_ranks(self._by_vector(request, candidates), self._by_keyword(request, candidates))
-        return by_rank[: request.k]
+            rows = self._rows(self._by_vector(request), request, request.k, read=[DETAILS, "_distance"])
+            return [_hit(row, 1.0 - row["_distance"]) for row in rows]  # the distance is 1 - cosine
+        rows = self._rows(self._by_keyword(request), request, request.k, read=[DETAILS, "_score"])
+        return [_hit(row, row["_score"]) for row in rows]
 
-    def _by_vector(self, request: _Request, count: int) -> list[Hit]:
+    def _by_both(self, request: _Request) -> list[Hit]:
+        """Both rankings fused. Reading the details of all candidates would take longer than finding them."""
+        count = max(request.k, _HYBRID_CANDIDATES)
+        rankings = [
+            self._rows(self._by_vector(request).with_row_id(True), request, count, read=["_distance"]),
+            self._rows(self._by_keyword(request).with_row_id(True), request, count, read=["_score"]),
+        ]
+        best = fuse_ranks(*([row["_rowid"] for row in ranking] for ranking in rankings))[: request.k]
+        query = self.table.take_row_ids([row_id for row_id, _ in best])
+        found = {row["_rowid"]: row for row in query.select([DETAILS]).with_row_id().to_list()}
+        return [_hit(found[row_id], score) for row_id, score in best]
+
+    def _by_vector(self, request: _Request) -> Any:
         query = self.table.search(request.vector, vector_column_name=column_name("vec", self.label))
-        query = query.distance_type("dot").nprobes(self._probes(request.where))
-        rows = self._rows(query, request, count, score="_distance")
-        return [_hit(row, 1.0 - row["_distance"]) for row in rows]  # the distance is 1 - cosine
+        return query.distance_type("dot").nprobes(self._probes(request.where))
 
     def _probes(self, where: str | None) -> int:
         """Partitions to look into: more behind a filter, where the nearest that pass lie further apart."""
@@ -229,30 +240,28 @@ class Searcher:
         share = self._shares[where]
         return _EVERY_PARTITION if share == 0 else math.ceil(wanted / math.sqrt(share))
 
-    def _by_keyword(self, request: _Request, count: int) -> list[Hit]:
-        query = self.table.search(request.words, query_type="fts", fts_columns=KEYWORDS)
-        return [_hit(row, row["_score"]) for row in self._rows(query, request, count, score="_score")]
+    def _by_keyword(self, request: _Request) -> Any:
+        return self.table.search(request.words, query_type="fts", fts_columns=KEYWORDS)
 
-    def _rows(self, query: Any, request: _Request, count: int, *, score: str) -> list[dict[str, Any]]:
+    def _rows(
+        self, query: Any, request: _Request, count: int, *, read: Sequence[str]
+    ) -> list[dict[str, Any]]:
         if request.where:
             query = query.where(request.where, prefilter=True)
-        rows: list[dict[str, Any]] = query.select([DETAILS, score]).limit(count).to_list()
+        rows: list[dict[str, Any]] = query.select(list(read)).limit(count).to_list()
         return rows
 
 
-def fuse_ranks(*rankings: Sequence[Hit]) -> list[Hit]:
-    """Reciprocal rank fusion: each ranking gives a product 1 / (60 + rank); best sum first.
+def fuse_ranks(*rankings: Sequence[_Key]) -> list[tuple[_Key, float]]:
+    """Reciprocal rank fusion: each ranking gives what it holds 1 / (60 + rank); (what, sum), best first.
 
-    Between equal sums the product that stood higher in the earlier ranking comes first.
+    Between equal sums what stood higher in the earlier ranking comes first.
     """
-    sums: dict[str, float] = {}
-    hits: dict[str, Hit] = {}
+    sums: dict[_Key, float] = {}
     for ranking in rankings:
-        for rank, hit in enumerate(ranking, start=1):
-            sums[hit.product_id] = sums.get(hit.product_id, 0.0) + 1 / (_RANK_OFFSET + rank)
-            hits.setdefault(hit.product_id, hit)
-    ordered = sorted(hits, key=lambda product_id: -sums[product_id])  # stable
-    return [replace(hits[product_id], score=sums[product_id]) for product_id in ordered]
+        for rank, key in enumerate(ranking, start=1):
+            sums[key] = sums.get(key, 0.0) + 1 / (_RANK_OFFSET + rank)
+    return sorted(sums.items(), key=lambda item: -item[1])  # stable
 
 
 def _label(provenance: Provenance, *, run: str | None, model: str | None, uri: str) -> str:
