@@ -33,12 +33,15 @@ TOPICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "embed": (
         "JPEG to vector file, ViT-B/32",
         "plain loop, bare model, `open_clip`, `sentence-transformers`",
-        (),
+        ("encoding_peak_growth", "peak_growth"),
     ),
     "search": (
         "a query among 100,000 vectors of 512 numbers, product fields included",
         "exact numpy, `faiss`",
-        ("p50_ms", "filtered_p50_ms", "recall_at_10", "filtered_recall_at_10"),
+        (
+            *("p50_ms", "filtered_p50_ms", "hybrid_p50_ms", "recall_at_10", "filtered_recall_at_10"),
+            *("million_p50_ms", "million_recall_at_10", "million_peak_mb"),
+        ),
     ),
     "arena": ("from the key press to the next query with its pictures", "", ("next_query_p95_ms",)),
 }
