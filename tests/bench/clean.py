@@ -229,7 +229,7 @@ def compare_finalize(folder: Path, rows: int, *, cells: int, repeats: int) -> di
 def main() -> None:
     arguments = parse("clean")
     quick = arguments.quick
-    rows, compared, plain_rows, cells = (20_000, 400, 80, 200) if quick else (50_000, 2_000, 500, 1_500)
+    rows, compared, plain_rows, cells = (50_000, 1_200, 120, 400) if quick else (50_000, 2_000, 500, 1_500)
     figures: dict[str, object] = {"rows": rows}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "shop"

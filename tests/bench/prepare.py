@@ -144,7 +144,7 @@ def million_rows(folder: Path, count: int) -> dict[str, float]:
 
 def main() -> None:
     options = parse("prepare")
-    photos, products, rows = (150, 1500, 100_000) if options.quick else (2000, 50_000, 1_000_000)
+    photos, products, rows = (300, 1500, 100_000) if options.quick else (2000, 50_000, 1_000_000)
     ratios, figures = {}, {}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

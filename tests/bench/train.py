@@ -6,7 +6,7 @@ Random weights, 224-pixel pictures, captions of about 20 tokens. The rival is Hu
 with PEFT's adapters on the same layers, `padding="max_length"` (77), float32, the loss of each
 micro-batch summed up; it gets its pixels normalised and its tokens padded beforehand. furnclip starts
 from bytes and strings and contrasts the whole effective batch. Both take AdamW steps. Samples per
-second of one optimiser step of 64 samples in micro-batches of 32 (24 in one with `--quick`); for frozen
+second of one optimiser step of 64 samples in micro-batches of 32 (20 in one with `--quick`); for frozen
 towers after the pass that fills the cache.
 
 `dual_lora_no_graph_kept`: the same where memory is too small to keep any graph between the two passes,
@@ -240,7 +240,7 @@ def main() -> None:
         child(int(sys.argv[2]), int(sys.argv[3]))
         return
     options = parse("train")
-    repeats, samples, micro, large = (1, 24, 24, 64) if options.quick else (3, 64, 32, 1024)
+    repeats, samples, micro, large = (1, 20, 20, 64) if options.quick else (3, 64, 32, 1024)
     work = workload(samples, micro)
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
