@@ -68,20 +68,25 @@ def exact_backward(
     """
     memory = memory or Memory()
     memory.used_bytes = 0
-    leaves, graphs = [], []
-    for chunks in (images, texts):
-        parts = [_encode(chunk, only=len(chunks) == 1, memory=memory) for chunk in chunks]
-        leaves.append(torch.cat([part.detach() for part in parts]).requires_grad_())
-        graphs.append([part if part.requires_grad else None for part in parts])
-        del parts
-    value = loss(gather(leaves[0]), gather(leaves[1]))
+    (image_leaf, image_graphs), (text_leaf, text_graphs) = (
+        _first_pass(chunks, memory) for chunks in (images, texts)
+    )
+    value = loss(gather(image_leaf), gather(text_leaf))
     if not torch.isfinite(value):
-        raise NonFiniteLossError(_non_finite_rows(leaves))
+        raise NonFiniteLossError(_non_finite_rows([image_leaf, text_leaf]))
     torch.autograd.backward(value)
-    for chunks, kept, leaf in zip((images, texts), graphs, leaves, strict=True):
-        assert leaf.grad is not None
-        _push_back(chunks, kept, leaf.grad)
+    assert image_leaf.grad is not None
+    assert text_leaf.grad is not None
+    _push_back(images, image_graphs, image_leaf.grad)
+    _push_back(texts, text_graphs, text_leaf.grad)
     return value.detach()
+
+
+def _first_pass(chunks: Sequence[Chunk], memory: Memory) -> tuple[Tensor, list[Tensor | None]]:
+    """All vectors (b, D) as a leaf of the loss, and of each chunk the vectors with their graph, if kept."""
+    parts = [_encode(chunk, only=len(chunks) == 1, memory=memory) for chunk in chunks]
+    leaf = torch.cat([part.detach() for part in parts]).requires_grad_()
+    return leaf, [part if part.requires_grad else None for part in parts]
 
 
 def _encode(chunk: Chunk, *, only: bool, memory: Memory) -> Tensor:
