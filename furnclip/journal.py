@@ -5,25 +5,34 @@ in the middle of a line leaves a torn tail; replay drops it, because whoever was
 is safe was told after the newline. One process at a time may write: the lock is taken on opening.
 
 Everything else that furnclip writes goes through `replacing`: written aside, flushed, renamed, so
-that a file under its final name is always complete.
+that a file under its final name is always complete. What is read back goes through `read_json` and
+`read_text`: users copy, edit and damage these files, and a wrong one is an error with its name.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
+import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from furnclip.errors import JournalError
+from furnclip.errors import InputError, JournalError
 
+T = TypeVar("T")
 Event = dict[str, Any]
+_LARGEST_TEXT_BYTES = 1 << 30
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)\.(?:part|old)")
 
 
 class Journal:
@@ -52,6 +61,8 @@ class Journal:
                 hint="wait for that process to end, or stop it; nothing was changed",
             ) from None
         is_new = not self.path.exists()
+        if not is_new:
+            open_regular(self.path, what="the journal").close()
         self._file = self.path.open("ab")
         self._drop_torn_tail()
         if is_new:
@@ -102,13 +113,13 @@ def read_journal(path: Path) -> Iterator[Event]:
     """
     if not path.exists():
         return
-    with path.open("rb") as file:
+    with open_regular(path, what="the journal") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 event = None
             if not isinstance(event, dict):
                 raise JournalError(
@@ -132,6 +143,101 @@ def _complete_length(path: Path, chunk_bytes: int = 65536) -> int:
     return 0
 
 
+def open_regular(path: Path, *, what: str) -> IO[bytes]:
+    """`path` opened for reading, if it is a regular file: opening a FIFO would wait for a writer.
+
+    Raises `InputError` naming `what` and the path; a missing file is a `FileNotFoundError`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(
+            f"{what} `{path}` is not a regular file", hint="move it away, and run the command again"
+        )
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: Path, *, what: str, hint: str) -> str:
+    """The UTF-8 text of one of furnclip's own files.
+
+    Raises `InputError` with `hint` where it is no regular file, larger than 1 GiB or not UTF-8; a missing
+    file is a `FileNotFoundError`.
+    """
+    with open_regular(path, what=what) as file:
+        if os.fstat(file.fileno()).st_size > _LARGEST_TEXT_BYTES:
+            raise InputError(f"{what} `{path}` is larger than 1 GiB", hint=hint)
+        try:
+            return file.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{what} `{path}` is not UTF-8 text: {error.reason}", hint=hint) from None
+
+
+def read_json(path: Path, shape: type[T], *, what: str, hint: str) -> T:
+    """One of furnclip's own JSON files, checked against `shape`: a dataclass, TypedDict or other type
+    that pydantic can validate, without conversions (`"3"` is no number).
+
+    `what` names the file's role ("the run card"), `hint` says how to get a good one. Raises `InputError`
+    naming the file and the first wrong field; a missing file is a `FileNotFoundError`.
+    """
+    return parse_json(read_text(path, what=what, hint=hint), shape, what=f"{what} `{path}`", hint=hint)
+
+
+def parse_json(content: str | bytes, shape: type[T], *, what: str, hint: str) -> T:
+    """JSON checked against `shape`, as `read_json` does; `what` names where it comes from."""
+    # imported here: `--help` comes by this file
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(shape).validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        reason = f"`{field}`: {first['msg']}" if field else first["msg"]
+        raise InputError(f"{what} is damaged: {reason}", hint=hint) from None
+
+
+def aside_name(path: Path, *, ending: str = "part") -> Path:
+    """Where this process writes what is to become `path`; `sweep` finds it when the process died."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.{ending}")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes of this machine that no longer run were writing directly in `folder`.
+
+    Another machine on a shared disk may still be writing its own, so those stay. A folder that was moved
+    away while its replacement was renamed is put back where the replacement never arrived.
+    """
+    for path in folder.glob(".*"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if not match or match["host"] != _host() or _is_running(int(match["process"])):
+            continue
+        target = path.with_name(match["name"])
+        if path.suffix == ".old" and not target.exists():
+            path.replace(target)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@cache
+def _host() -> str:
+    """Eight hexadecimal digits of this machine's name: process numbers mean something on one machine."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":
+        return True  # signal 0 is Ctrl-C there, so there is no asking
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # not ours to signal: it runs
+        return True
+    return True
+
+
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well, and not before.
@@ -140,7 +246,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     `durable` nothing waits for the disk, and a power cut may leave the file empty: for caches.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = aside_name(path)
     try:
         with aside.open("wb") as file:
             yield file
@@ -160,7 +266,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A folder that takes the place of `path` when the block ends well, and not before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = aside_name(path)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
@@ -174,7 +280,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 def publish_folder(aside: Path, path: Path) -> None:
     """Rename `aside` to `path`; an older folder of that name is moved away first, then removed."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old = aside_name(path, ending="old")
     if path.exists():
         path.replace(old)
     aside.replace(path)
@@ -187,7 +293,7 @@ def keep_copy(source: Path, path: Path) -> None:
 
     When `source` is replaced later, `path` stays what it was.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = aside_name(path)
     aside.unlink(missing_ok=True)
     try:
         os.link(source, aside)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from furnclip.errors import JournalError
+from furnclip.errors import InputError, JournalError
 from furnclip.journal import (
     Journal,
+    aside_name,
     encode_event,
     keep_copy,
     read_journal,
+    read_json,
+    read_text,
     replacing,
     replacing_folder,
+    sweep,
     write_json,
     write_text,
 )
@@ -140,3 +146,75 @@ def test_a_kept_copy_stays_what_it_was(tmp_path: Path) -> None:
     keep_copy(source, kept)
     assert kept.read_text() == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@dataclass(frozen=True)
+class Card:
+    name: str
+    steps: int
+    splits: dict[str, int]
+
+
+DAMAGED = {
+    "cut": ('{"name": "a", "steps"', "damaged"),
+    "wrong type": ('{"name": "a", "steps": "3", "splits": {}}', "`steps`"),
+    "null": ('{"name": "a", "steps": 3, "splits": null}', "`splits`"),
+    "inner type": ('{"name": "a", "steps": 3, "splits": {"train": []}}', "`splits.train`"),
+    "missing field": ('{"name": "a", "steps": 3}', "`splits`"),
+    "another kind": ("[1, 2]", "damaged"),
+    "deep": ("[" * 100_000, "damaged"),
+    "empty": ("", "damaged"),
+    "not text": (b"\xff\xfe\x00", "UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_file_is_an_error_with_its_name_and_field(case: str, tmp_path: Path) -> None:
+    content, expected = DAMAGED[case]
+    path = tmp_path / "run.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as caught:
+        read_json(path, Card, what="the run card", hint="train again")
+    assert expected in caught.value.message
+    assert "run.json" in caught.value.message
+    assert caught.value.hint == "train again"
+
+
+def test_a_good_file_is_read_as_what_it_is(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"name": "a", "steps": 3, "splits": {"train": 2}, "added later": 1})
+    card = read_json(tmp_path / "run.json", Card, what="the run card", hint="train again")
+    assert card == Card("a", 3, {"train": 2})
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+def test_a_fifo_or_a_folder_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name in ("fifo", "folder"):
+        with pytest.raises(InputError, match=f"{name}` is not a regular file"):
+            read_text(tmp_path / name, what="the file", hint="-")
+        with pytest.raises(InputError, match=f"{name}` is not a regular file"):
+            list(read_journal(tmp_path / name))
+    with pytest.raises(InputError, match="fifo` is not a regular file"), Journal(tmp_path / "fifo"):
+        pass
+
+
+def test_a_sweep_removes_what_dead_processes_left_and_nothing_else(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    mine = aside_name(tmp_path / "mine.csv")
+    dead = mine.with_name(
+        aside_name(tmp_path / "dead.csv").name.replace(f"-{os.getpid()}.", f"-{child.pid}.")
+    )
+    dead_folder = dead.with_name(dead.name.replace("dead.csv", "folder"))
+    moved_away = dead.with_name(dead.name.replace("dead.csv", "checkpoint").replace(".part", ".old"))
+    elsewhere = tmp_path / f".far.csv.00000000-{child.pid}.part"
+    for path in (mine, dead, elsewhere, tmp_path / ".user.part"):
+        path.write_text("half")
+    for folder in (dead_folder, moved_away):
+        folder.mkdir()
+        (folder / "file").write_text("whole")
+    sweep(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {mine.name, elsewhere.name, ".user.part", "checkpoint"}
+    assert (tmp_path / "checkpoint/file").read_text() == "whole"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,6 +24,7 @@ from botocore.exceptions import ClientError
 from s3transfer.subscribers import BaseSubscriber
 
 from furnclip.errors import ConfigError, StorageError
+from furnclip.journal import aside_name
 from furnclip.storage.failures import BROKEN_STREAM, explained
 from furnclip.storage.inventory import Entry, Stored, sha256_of
 
@@ -292,7 +292,7 @@ def _connect(endpoint_url: str, region: str, *, concurrency: int, timeout_s: flo
 def _aside(target: Path) -> Iterator[Path]:
     """A path beside `target` whose file is renamed to it when the block ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    aside = aside_name(target)
     try:
         yield aside
         aside.replace(target)
