@@ -20,6 +20,7 @@ from furnclip.catalogue.products import (
     find_image,
     find_images,
     read_products,
+    uncleaned_rows,
 )
 from furnclip.catalogue.rows import (
     MAX_CELL_CHARS,
@@ -55,4 +56,5 @@ __all__ = [
     "read_products",
     "read_records",
     "read_rows",
+    "uncleaned_rows",
 ]

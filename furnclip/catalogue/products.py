@@ -13,7 +13,10 @@ from furnclip.errors import ConfigError, nearest
 from furnclip.images import BrokenImage
 
 if TYPE_CHECKING:
-    from furnclip.config import DataPaths
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from furnclip.config import Config, DataPaths
 
 MAX_ID_CHARS = 200
 
@@ -100,6 +103,35 @@ def _id_problem(product_id: str, seen: set[int]) -> tuple[str, str]:
 
 def _id_number(product_id: str) -> int:
     return hash(product_id)  # 64 bits; never leaves this process
+
+
+def uncleaned_rows(config: Config) -> int:
+    """Rows of the catalogue that are in neither `cleaned.csv` nor `rejected.csv`: added or left out since.
+
+    0 where nothing was cleaned yet, or where the raw catalogue is gone: then there is no other catalogue.
+    Takes 8 bytes a row.
+    """
+    import numpy as np
+
+    paths = config.paths
+    if not paths.cleaned.is_file() or not paths.products.is_file():
+        return 0
+    files = (paths.cleaned, paths.clean / "rejected.csv")
+    settled = [_id_numbers(path, paths) for path in files if path.is_file()]
+    left_ids, left_counts = np.unique(_id_numbers(paths.products, paths), return_counts=True)
+    ids, counts = np.unique(np.concatenate(settled), return_counts=True)
+    _, left_at, at = np.intersect1d(left_ids, ids, assume_unique=True, return_indices=True)
+    return int(left_counts.sum() - np.minimum(left_counts[left_at], counts[at]).sum())
+
+
+def _id_numbers(path: Path, paths: DataPaths) -> NDArray[np.int64]:
+    """A hash of the id of every row, damaged ones as well: each row of the catalogue has its counterpart."""
+    import numpy as np
+
+    columns, records = read_records(path)
+    _check_columns(path, columns, paths)
+    ids = (record.fields.get(paths.id_column, "").strip() for record in records)
+    return np.fromiter(map(hash, ids), np.int64)
 
 
 def _picture_names(cell: str) -> tuple[str, ...]:
