@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from furnclip.catalogue import Product
+from furnclip.clean.answers import classify, read_lines
 from furnclip.clean.models import effort_of, find_model
 from furnclip.clean.parts import Limits, Line, write_parts
 from furnclip.clean.plan import queue_limit
@@ -215,12 +217,109 @@ def test_good_answer() -> None:
         {"clean_title": " \u200b "},
         {"clean_title": "x" * 300},
         {"clean_title": 3},
-        {"extra": "field"},
+        {"object_type": 7},
     ],
 )
 def test_bad_answers(change: dict[str, Any]) -> None:
     with pytest.raises(BadAnswerError):
         check_answer(json.dumps({**GOOD, **change}), VOCABULARY)
+
+
+_JSON = json.dumps(GOOD)
+_DRAFT = json.dumps({**GOOD, "color": "blue"})
+WRAPPED = {
+    "bare": _JSON,
+    "fence": f"```json\n{_JSON}\n```",
+    "fence without a name, text after it": f"```\n{_JSON}\n```\nHope this helps!",
+    "train of thought": f"<think>A chair? {_DRAFT}, or</think>\n\n{_JSON}",
+    "thought that only closes": f"Maybe {_DRAFT}.\n</think>\n{_JSON}",
+    "answer before the thought": f"{_JSON}<think>was that right?</think>",
+    "answer inside a thought": f"<think>It is {_JSON}",
+    "thought in brackets": f"[THINK]{_DRAFT}[/THINK]{_JSON}",
+    "channels": f"<|channel|>analysis<|message|>{_DRAFT}<|end|><|channel|>final<|message|>{_JSON}",
+    "sentence before": f"Here is the [requested] {{JSON}}: {_JSON}",
+    "sentence after": f"{_JSON} I chose red because the seat is red.",
+    "array of one": f"[{_JSON}]",
+    "the same twice": _JSON + "\n" + _JSON,
+    "array of the same twice": f"[{_JSON}, {_JSON}]",
+    "correction": f"{_DRAFT}\nNo, it is red: {_JSON}",
+    "tool call": json.dumps({"name": "furniture", "arguments": GOOD}),
+    "tool call with text": json.dumps({"name": "furniture", "arguments": _JSON}),
+    "tool call in tags": f'<tool_call>\n{{"name": "furniture", "parameters": {_JSON}}}\n</tool_call>',
+    "under a name": json.dumps({"result": {"product": GOOD}}),
+    "encoded twice": json.dumps(_JSON),
+    "quotes escaped": _JSON.replace('"', '\\"'),
+    "byte order mark": "\ufeff" + _JSON,
+    "zero width": "\u200b" + _JSON.replace(",", "\u200b,").replace("color", "co\u2060lor"),
+    "zero width in a word": json.dumps({**GOOD, "color": "re\u200bd"}, ensure_ascii=False),
+    "no-break blanks": _JSON.replace(", ", ",\u00a0"),
+    "control characters": "\x00" + _JSON.replace("red chair", "red\nchair") + "\x1a",
+    "lone surrogate": "\ud83d " + _JSON,
+    "other case": json.dumps({**GOOD, "color": "Red", "material": " WOOD "}),
+    "more fields": json.dumps({"reason": "it has legs", **GOOD, "confidence": 0.9}),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+def test_right_answer_in_another_wrapping(wrapping: str) -> None:
+    assert check_answer(WRAPPED[wrapping], VOCABULARY).values() == tuple(GOOD.values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[{_DRAFT}, {_JSON}]",
+        f"<think>{_JSON}</think> " + json.dumps({**GOOD, "color": "octarine"}),
+        "```json\n" + _JSON[:-2] + "\n```",
+        "{" * 5000,
+        "[" * 100_000,
+        '{"a":' * 100_000,
+    ],
+)
+def test_wrong_answer_in_a_wrapping(text: str) -> None:
+    with pytest.raises(BadAnswerError):
+        check_answer(text, VOCABULARY)
+
+
+def _chat(message: Mapping[str, Any], finish: str = "stop") -> dict[str, Any]:
+    body = {"choices": [{"message": message, "finish_reason": finish}]}
+    return {"custom_id": "x", "response": {"status_code": 200, "body": body}}
+
+
+_CALL = {"id": "call_1", "type": "function", "function": {"name": "furniture", "arguments": _JSON}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "tool_calls": [_CALL]},
+        {"content": "I call the tool.", "tool_calls": [_CALL]},
+        {"content": None, "function_call": _CALL["function"]},
+        {"content": [{"type": "text", "text": _JSON[:20]}, {"type": "text", "text": _JSON[20:]}]},
+        {"content": GOOD},
+        {"content": "", "reasoning_content": f"It is red. {_JSON}"},
+    ],
+)
+def test_right_answer_in_another_place_of_the_message(message: dict[str, Any]) -> None:
+    outcome = classify(_chat(message), VOCABULARY)
+    assert (outcome.kind, outcome.values) == ("cleaned", tuple(GOOD.values()))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(f"{_JSON}\n\n\n", "cleaned"), (f"<think>{_JSON} or", "again"), (_JSON[:-2], "again")],
+)
+def test_answer_at_the_token_cap(content: str, kind: str) -> None:
+    """Whole, it counts; a draft does not, since the thought was not finished."""
+    assert classify(_chat({"content": content}, "length"), VOCABULARY).kind == kind
+
+
+@pytest.mark.parametrize("line_break", [b"\n", b"\r\n"])
+def test_result_file_with_invisible_and_broken_bytes(tmp_path: Path, line_break: bytes) -> None:
+    line = json.dumps(_chat({"content": _JSON, "note": "?"})).encode()
+    broken = (b"\xef\xbb\xbf" + line, line.replace(b'"?"', b'"\xff"'), line.replace(b'"?"', b'"\\ud83d"'))
+    (tmp_path / "output.jsonl").write_bytes(line_break.join(broken))
+    assert len(list(read_lines(tmp_path / "output.jsonl"))) == 3
 
 
 @given(st.text(max_size=80) | st.binary(max_size=80).map(lambda b: b.decode("latin-1")))

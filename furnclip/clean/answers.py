@@ -92,7 +92,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             try:
                 value = _parsed(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # the row counts as unanswered and is asked again
             if isinstance(value, dict):
                 yield value
@@ -102,13 +102,13 @@ def _parsed(line: bytes) -> Any:
     try:
         return from_json(line, cache_strings="keys")  # twice as fast
     except ValueError:
-        return json.loads(line.decode("utf-8"))  # forgives what a model may well write: half a surrogate pair
+        # forgives what a paid answer may well have: half a surrogate pair, a byte order mark, a bad byte
+        return json.loads(line.decode("utf-8-sig", "replace"), strict=False)
 
 
 def classify(line: dict[str, Any], vocabulary: Vocabulary, *, source: str = "", attempt: int = 1) -> Outcome:
     """What one result line means, whichever file it came from."""
-    response = line.get("response")
-    response = response if isinstance(response, dict) else {}
+    response = _object(line.get("response"))
     status, body = response.get("status_code"), response.get("body")
     usage = (0, 0)
     if line.get("error") or not response:
@@ -123,8 +123,8 @@ def classify(line: dict[str, Any], vocabulary: Vocabulary, *, source: str = "", 
 
 def _failed(error: object) -> Verdict:
     """A request that was not executed, or not to its end."""
-    code = str(error.get("code") or "") if isinstance(error, dict) else ""
-    message = str(error.get("message") or "") if isinstance(error, dict) else ""
+    code = str(_object(error).get("code") or "")
+    message = str(_object(error).get("message") or "")
     reason = {"batch_expired": "expired", "batch_cancelled": "cancelled"}.get(code, "service-error")
     return "again", (), reason, _short(f"{code}: {message}")
 
@@ -134,14 +134,15 @@ def _judged(text: str, refusal: str, finish: str, vocabulary: Vocabulary) -> Ver
         return "rejected", (), "refused", _short(refusal)
     if finish == "content_filter":
         return "rejected", (), "content-filter", "the service's filter stopped the answer"
-    if finish == "length":
-        return "again", (), "cut-off", "the answer reached the token cap"
-    if not text.strip():
-        return "again", (), "empty-answer", "the model answered nothing"
     try:
-        return "cleaned", check_answer(text, vocabulary).values(), "", ""
+        answer = check_answer(text, vocabulary, in_thoughts=finish != "length")
     except BadAnswerError as error:
+        if finish == "length":
+            return "again", (), "cut-off", "the answer reached the token cap"
+        if not text.strip():
+            return "again", (), "empty-answer", "the model answered nothing"
         return "again", (), "invalid-answer", _short(str(error))
+    return "cleaned", answer.values(), "", ""
 
 
 def _reply(body: dict[str, Any]) -> tuple[str, str, str]:
@@ -149,29 +150,45 @@ def _reply(body: dict[str, Any]) -> tuple[str, str, str]:
     if "output" in body:
         return _responses_reply(body)
     choices = body.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    message = choice.get("message")
-    message = message if isinstance(message, dict) else {}
-    content, refusal = message.get("content"), message.get("refusal")
-    text = content if isinstance(content, str) else ""
-    return text, str(refusal or ""), str(choice.get("finish_reason") or "")
+    choice = _object(choices[0] if isinstance(choices, list) and choices else None)
+    message = _object(choice.get("message"))
+    text = _text(message.get("content")) or _text(choice.get("text"))
+    calls = message.get("tool_calls")
+    calls = [_object(call).get("function") for call in calls] if isinstance(calls, list) else []
+    for call in (*calls, message.get("function_call")):
+        text += "\n" + _text(_object(call).get("arguments"))
+    if not text.strip():  # some servers file the whole reply under the train of thought
+        text = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+    return text, _text(message.get("refusal")), str(choice.get("finish_reason") or "")
 
 
 def _responses_reply(body: dict[str, Any]) -> tuple[str, str, str]:
     text = refusal = ""
-    for item in body["output"] if isinstance(body["output"], list) else []:
-        pieces = item.get("content") if isinstance(item, dict) else None
-        for piece in pieces if isinstance(pieces, list) else []:
-            text += str(piece.get("text") or "") if piece.get("type") == "output_text" else ""
-            refusal += str(piece.get("refusal") or "") if piece.get("type") == "refusal" else ""
-    incomplete = body.get("incomplete_details")
-    reason = str(incomplete.get("reason") or "") if isinstance(incomplete, dict) else ""
+    for item in map(_object, body["output"] if isinstance(body["output"], list) else []):
+        text += _text(item.get("arguments"))  # of a tool call
+        pieces = item.get("content")
+        for piece in map(_object, pieces if isinstance(pieces, list) else []):
+            text += _text(piece.get("text")) if piece.get("type") in ("output_text", "text") else ""
+            refusal += _text(piece.get("refusal"))
+    reason = str(_object(body.get("incomplete_details")).get("reason") or "")
     return text, refusal, {"max_output_tokens": "length"}.get(reason, reason)
 
 
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    """Text as servers give it: plain, in a list of pieces, or as JSON that was parsed already."""
+    if isinstance(value, list) and all(isinstance(piece, dict) and "text" in piece for piece in value):
+        return "".join(_text(piece["text"]) for piece in value)
+    if isinstance(value, dict | list):
+        return json.dumps(value)
+    return value if isinstance(value, str) else ""
+
+
 def _refused_by_http(status: int, body: Any) -> Verdict:
-    error = body.get("error") if isinstance(body, dict) else None
-    error = error if isinstance(error, dict) else {}
+    error = _object(_object(body).get("error"))
     code = str(error.get("code") or error.get("type") or "")
     message = str(error.get("message") or "")
     # An internal name like `gpt-5-nano-batch` is the service's own slip and passes by itself.
@@ -183,8 +200,7 @@ def _refused_by_http(status: int, body: Any) -> Verdict:
 
 def usage_of(body: dict[str, Any]) -> tuple[int, int]:
     """(prompt, completion) tokens as billed; hidden reasoning is part of the completion."""
-    usage = body.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
+    usage = _object(body.get("usage"))
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
     completion = usage.get("completion_tokens", usage.get("output_tokens"))
     return (

@@ -9,7 +9,9 @@ looking at one sofa disagree about it as well.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -70,11 +72,23 @@ class Vocabulary:
         allowed: tuple[str, ...] = getattr(self, field)
         return allowed
 
+    def normalized(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """An answer's fields, with words that differ from an allowed one by case or blanks set right."""
+        result = dict(fields)
+        for field in FIELDS[1:]:
+            if isinstance(word := fields.get(field), str):
+                meant = (allowed for allowed in self.words(field) if _folded(allowed) == _folded(word))
+                result[field] = next(meant, word)
+        return result
+
 
 class Answer(BaseModel):
-    """One cleaned product, checked against a vocabulary passed as validation context."""
+    """One cleaned product, checked against a vocabulary passed as validation context.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    More fields than asked for do no harm: servers without strict schemas add a `reason` or a `confidence`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     clean_title: Annotated[
         str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TITLE_CHARACTERS)
@@ -104,14 +118,91 @@ class Answer(BaseModel):
         return (self.clean_title, self.style, self.material, self.color, self.object_type)
 
 
-def check_answer(text: str, vocabulary: Vocabulary) -> Answer:
-    """The answer in a model's reply; raises `BadAnswerError` saying what is wrong with it."""
+def check_answer(text: str, vocabulary: Vocabulary, *, in_thoughts: bool = True) -> Answer:
+    """The answer in a model's reply, bare or wrapped: in a code fence, behind a train of thought, between
+    sentences, in an array or a tool call, encoded twice, with invisible characters.
+
+    Of several the last valid one counts. `in_thoughts`: where the reply holds none, one in its train of
+    thought will do. Raises `BadAnswerError` saying what is wrong.
+    """
     try:
-        return Answer.model_validate_json(text, context=vocabulary)
+        return Answer.model_validate_json(_encodable(text), context=vocabulary)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadAnswerError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+        problem = error
+    text = _visible(text)
+    said = _THOUGHT_BEGINS.split(_THOUGHT_ENDS.split(text)[-1])[0]
+    for place in (said, text) if in_thoughts else (said,):
+        candidates = list(_candidates(place))
+        for candidate in reversed(candidates):
+            try:
+                return Answer.model_validate(vocabulary.normalized(candidate), context=vocabulary)
+            except ValidationError as error:
+                problem = error
+        if candidates:
+            break
+    first = problem.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    raise BadAnswerError(f"{where}: {first['msg']}" if where else first["msg"])
+
+
+_THOUGHT = r"(?:[\w:]*think\w*|thoughts?|reasoning|reflection|scratchpad|analysis)"
+_THOUGHT_BEGINS = re.compile(rf"[<\[◁]{_THOUGHT}[>\]▷]|<\|channel\|>analysis", re.IGNORECASE)
+_THOUGHT_ENDS = re.compile(rf"[<\[◁]/{_THOUGHT}[>\]▷]|<\|channel\|>final", re.IGNORECASE)
+_LENIENT = json.JSONDecoder(strict=False)  # a raw line break inside a string is no reason to pay again
+_MAX_MISSES = 200  # braces that open no JSON
+_MAX_DEPTH = 6
+
+
+def _candidates(text: str) -> Iterator[dict[str, Any]]:
+    """JSON objects in `text` that look like answers, in the order of the text."""
+    found = False
+    for candidate in text, text.replace('\\"', '"'):
+        for value in _json_values(candidate):
+            for fields in _with_fields(value):
+                found = True
+                yield fields
+        if found:
+            return
+
+
+def _json_values(text: str) -> Iterator[Any]:
+    place = misses = 0
+    while misses < _MAX_MISSES and (opening := _OPENING.search(text, place)):
+        try:
+            value, place = _LENIENT.raw_decode(text, opening.start())
+            yield value
+        except (ValueError, RecursionError):
+            place = opening.start() + 1
+            misses += 1
+
+
+_OPENING = re.compile(r"[{\[]")
+
+
+def _with_fields(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
+    """The objects inside a JSON value that look like answers; an array of different ones is none."""
+    if isinstance(value, str) and "{" in value and depth < _MAX_DEPTH:
+        for inner in _json_values(value):
+            yield from _with_fields(inner, depth + 1)
+    elif isinstance(value, list) and depth < _MAX_DEPTH:
+        if value and all(item == value[0] for item in value):
+            yield from _with_fields(value[0], depth + 1)
+    elif isinstance(value, dict) and FIELDS[0] in value:
+        yield value
+    elif isinstance(value, dict) and depth < _MAX_DEPTH:
+        for inner in value.values():
+            yield from _with_fields(inner, depth + 1)
+
+
+def _encodable(text: str) -> str:
+    """`text` with lone surrogates replaced: no file and no terminal takes them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _visible(text: str) -> str:
+    """`text` without byte order marks, zero-width and control characters, and with plain blanks."""
+    kinds = ((c, unicodedata.category(c)[0]) for c in text)
+    return "".join(" " if kind == "Z" else c for c, kind in kinds if kind != "C" or c in "\t\r\n")
 
 
 def developer_prompt() -> str:
@@ -124,17 +215,26 @@ def user_text(title: str) -> str:
     return json.dumps({"title": sendable(title)}, ensure_ascii=False)
 
 
+def _folded(word: str) -> str:
+    return " ".join(word.split()).casefold()
+
+
 def sendable(text: str) -> str:
     """`text` in NFC, without lone surrogates, control characters and runs of blanks."""
-    valid = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
+    valid = unicodedata.normalize("NFC", _encodable(text))
     return " ".join("".join(c if unicodedata.category(c) != "Cc" else " " for c in valid).split())
 
 
 def readable(text: str) -> str:
     """`text` on one line, without characters that cannot be seen."""
     if not text.isprintable():
-        text = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
+        text = "".join(map(_readable_character, text))
     return " ".join(text.split())
+
+
+def _readable_character(character: str) -> str:
+    kind = unicodedata.category(character)
+    return "" if kind == "Cf" else " " if kind[0] == "C" else character
 
 
 def answer_schema(vocabulary: Vocabulary) -> dict[str, Any]:
