@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from furnclip.catalogue import uncleaned_rows
-from furnclip.config import Config, DataPaths
+from furnclip.config import Config, load_config
 
 HEADER = "product_id,title,image\n"
 
@@ -18,13 +18,16 @@ def shop_folder(tmp_path: Path) -> Callable[..., Config]:
     """Writes a catalogue, `cleaned.csv` and `rejected.csv`; None leaves a file out."""
 
     def write(products: str | None, cleaned: str | None, rejected: str | None = None) -> Config:
-        paths = DataPaths(products=tmp_path / "products.csv", work=tmp_path / "work")
+        config_path = tmp_path / "furnclip.toml"
+        config_path.touch()
+        config = load_config(config_path)
+        paths = config.paths
         paths.clean.mkdir(parents=True)
         files = {paths.products: products, paths.cleaned: cleaned, paths.clean / "rejected.csv": rejected}
         for path, text in files.items():
             if text is not None:
                 path.write_text(HEADER + text)
-        return Config(paths=paths)
+        return config
 
     return write
 
