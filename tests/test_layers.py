@@ -18,7 +18,7 @@ import typer.main
 from furnclip.cli import app
 
 PACKAGE = Path(__file__).parent.parent / "furnclip"
-LOWER = ("errors", "config", "console", "journal", "storage")
+LOWER = ("errors", "config", "console", "journal", "parallel", "storage")
 UPPER = ("catalogue", "images", "shards", "vectors", "model", "metrics", "viewers")
 ROOMS = ("clean", "prepare", "train", "embed", "evaluate", "search", "arena", "demo", "doctor")
 HEAVY = (

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from furnclip import console
 from furnclip.catalogue import Rejection, catalogue_path
 from furnclip.prepare.earlier import Earlier, Shelf
-from furnclip.prepare.pool import Workers
 from furnclip.prepare.report import no_rows
-from furnclip.prepare.scan import Scanner
+from furnclip.prepare.scan import Scanner, decoders
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -55,7 +54,7 @@ def check(config: Config) -> CheckReport:
     rows = 0
     with (
         console.progress("checking products", total=None) as meter,
-        Workers(config.prepare.workers) as workers,
+        decoders(config.prepare) as workers,
     ):
         for outcome in Scanner(config, nothing_known, workers=workers):
             rows += 1

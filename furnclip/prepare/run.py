@@ -17,6 +17,7 @@ from furnclip import console
 from furnclip.catalogue import Rejection, catalogue_path
 from furnclip.errors import ConfigError, MissingStageError, StorageError
 from furnclip.journal import replacing
+from furnclip.parallel import Workers
 from furnclip.prepare.earlier import Earlier, Shelf, read_source
 from furnclip.prepare.groups import Assignment, Ties, assign, find_ties
 from furnclip.prepare.ledger import LEDGER_NAME, UNDECIDED, Ledger, read_ledger
@@ -28,9 +29,8 @@ from furnclip.prepare.pack import (
     plan_shards,
     published_shards,
 )
-from furnclip.prepare.pool import Workers
 from furnclip.prepare.report import Summary, by_reason, leak_report, nothing_usable, write_rejected
-from furnclip.prepare.scan import Scanner
+from furnclip.prepare.scan import Scanner, decoders
 from furnclip.prepare.spool import Records, Spool, cache_file, entry_of, read_records, write_settled
 from furnclip.shards.manifest import (
     MANIFEST_NAME,
@@ -58,11 +58,11 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Su
             hint="the test split gets what is left; 0.8 and 0.1 leave 0.1",
         )
     cache = config.paths.cache / "prepare"
-    with _told_when_full(config.paths.work), _only_one(cache), Workers(config.prepare.workers) as workers:
+    with _told_when_full(config.paths.work), _only_one(cache):
         _sweep(cache, config.paths.shards)
         if fresh or rebuild:
             _forget(config.paths.shards, cache, splits_too=fresh)
-        return _Run(config, cache, workers).run()
+        return _Run(config, cache).run()
 
 
 @contextmanager
@@ -112,11 +112,10 @@ def _forget(folder: Path, cache: Path, *, splits_too: bool) -> None:
 class _Run:
     """One run's places and the rows rejected so far."""
 
-    def __init__(self, config: Config, cache: Path, workers: Workers) -> None:
+    def __init__(self, config: Config, cache: Path) -> None:
         self._config = config
         self._folder = config.paths.shards
         self._cache = cache
-        self._workers = workers
         self._rejections: list[Rejection] = []
 
     def run(self) -> Summary:
@@ -159,9 +158,10 @@ class _Run:
         with (
             Spool(self._cache) as spool,
             replacing(path) as file,
+            decoders(self._config.prepare) as workers,
             console.progress("reading products", total=None) as meter,
         ):
-            scanner = Scanner(self._config, earlier, workers=self._workers, spool=spool)
+            scanner = Scanner(self._config, earlier, workers=workers, spool=spool)
             for outcome in scanner:
                 if isinstance(outcome, Rejection):
                     self._rejections.append(outcome)
@@ -193,9 +193,10 @@ class _Run:
         """Write and publish what is not in place; the number of shards changed."""
         packer = Packer(self._folder, self._cache / "staged", records, assignment, self._earlier())
         changed = packer.missing(planned)
-        with console.progress("writing shards", total=len(changed), unit="shards") as meter:
-            for _ in self._workers.map(
-                pack_shard, changed, task_of=packer.task, chunk_items=1, chunks_ahead=1
+        workers = Workers(pack_shard, self._config.prepare.workers, here_first=1, setting="prepare.workers")
+        with workers, console.progress("writing shards", total=len(changed), unit="shards") as meter:
+            for _ in workers.pairs(
+                changed, task_of=packer.task, name_of=lambda shard: shard.name, chunk_items=1
             ):
                 meter.advance()
         # Splits are settled before a shard shows them, so that no later run can decide differently.

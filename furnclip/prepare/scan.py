@@ -24,14 +24,16 @@ from furnclip.catalogue import (
     read_products,
 )
 from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image, read_bytes
+from furnclip.parallel import Workers
 from furnclip.prepare.earlier import Earlier, read_source
 from furnclip.prepare.fingerprint import COLOUR_BYTES, HASH_BYTES, fingerprint
-from furnclip.prepare.pool import Workers
 from furnclip.prepare.spool import VERSION, Entry, Spool
 from furnclip.shards.tar import Sample, encode_sample, member_bytes, sample_content
 
 if TYPE_CHECKING:
-    from furnclip.config import Config
+    from furnclip.config import Config, PrepConfig
+
+DECODER_MEMORY_MB = 600  # of a process that decodes the largest picture allowed
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,21 @@ def decode_picture(task: PictureTask) -> Picture | BrokenImage:
     return problem
 
 
+def decoders(settings: PrepConfig) -> Workers[PictureTask, Picture | BrokenImage]:
+    """The processes that decode pictures."""
+    return Workers(decode_picture, settings.workers, memory_mb=DECODER_MEMORY_MB, setting="prepare.workers")
+
+
 class Scanner:
     """Reads the catalogue once; iterating gives an `Entry` or a `Rejection` for every row, in order."""
 
     def __init__(
-        self, config: Config, earlier: Earlier, *, workers: Workers, spool: Spool | None = None
+        self,
+        config: Config,
+        earlier: Earlier,
+        *,
+        workers: Workers[PictureTask, Picture | BrokenImage],
+        spool: Spool | None = None,
     ) -> None:
         self._config = config
         self._earlier = earlier
@@ -95,7 +107,7 @@ class Scanner:
     def __iter__(self) -> Iterator[Entry | Rejection]:
         path = catalogue_path(self._config.paths)
         items = (self._judge(row) for row in read_products(path, self._config.paths))
-        for item, outcome in self._workers.map(decode_picture, items, task_of=lambda item: item.task):
+        for item, outcome in self._workers.pairs(items, task_of=lambda item: item.task, name_of=_named):
             yield self._settle(item, outcome)
 
     def _judge(self, product: Product | Rejection) -> _Item:
@@ -178,6 +190,11 @@ class Scanner:
             sample_bytes=sum(member_bytes(len(content)) for content in contents),
         )
         return self._spool.append(whole, contents) if self._spool else whole
+
+
+def _named(item: _Item) -> str:
+    """What an error calls an item."""
+    return f"row {item.product.row}, product {item.product.product_id}"
 
 
 def _rejection(product: Product, reason: str, detail: str) -> Rejection:

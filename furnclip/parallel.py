@@ -1,0 +1,271 @@
+"""The same function over many items, in order: in this process, or on local worker processes.
+
+    with Workers(decode_picture, processes=4) as workers:
+        for picture in workers.map(tasks):
+            ...
+
+Results come in the order of the items, and only a bounded number of items is in flight, so memory does
+not grow with their number. Starting processes takes as long as importing furnclip: the first tasks are
+done here, and so is what comes before the first process answers.
+
+One rule for signals: Ctrl-C is the parent's to handle, workers ignore SIGINT; when the parent ends, by
+whatever signal, they end with it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import connection
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from furnclip.errors import FurnclipError
+
+Item = TypeVar("Item")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_CHUNKS_AHEAD = 4
+
+
+class Workers(Generic[Task, Result]):
+    """Processes that run one function. They start when there is enough to do and end with the block.
+
+    function: what to run; it is sent to each process once, so a `partial` may hold what all tasks share.
+    processes: 0 for one a core, as far as the free memory allows `memory_mb` for each.
+    here_first: tasks that are done in this process before others are started.
+    setting: the name of the setting that holds `processes`, for the hint of an error.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Task], Result],
+        processes: int = 0,
+        *,
+        memory_mb: int = 0,
+        here_first: int = 64,
+        setting: str = "workers",
+    ) -> None:
+        self._function = function
+        self._processes = processes or _default_processes(memory_mb)
+        self._setting = setting
+        self._here_first = here_first
+        self._seen = 0
+        self._pool: ProcessPoolExecutor | None = None
+        self._starter: threading.Thread | None = None
+
+    def __enter__(self) -> Workers[Task, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._starter is not None and self._pool is not None:
+            self._starter.join()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = self._starter = None
+
+    def map(
+        self, tasks: Iterable[Task], *, name_of: Callable[[Task], str] = str, chunk_items: int = 16
+    ) -> Iterator[Result]:
+        """The result of each task, in order. Other arguments and errors as in `pairs`."""
+        for _, result in self.pairs(tasks, task_of=_itself, name_of=name_of, chunk_items=chunk_items):
+            yield cast(Result, result)  # every item has a task here
+
+    def pairs(
+        self,
+        items: Iterable[Item],
+        *,
+        task_of: Callable[[Item], Task | None],
+        name_of: Callable[[Item], str] = str,
+        chunk_items: int = 16,
+    ) -> Iterator[tuple[Item, Result | None]]:
+        """(item, result of its task, or None where it has none) for each item, in their order.
+
+        Items are taken from their iterator only as fast as results are fetched, `chunk_items` at a time.
+        Raises what the function raises; an error that is neither a `FurnclipError` nor an `OSError` becomes
+        a `FurnclipError` that names the item.
+        """
+        waiting: deque[_Chunk[Item, Result]] = deque()
+        iterator = iter(items)
+        try:
+            while chunk := list(islice(iterator, chunk_items)):
+                tasks = [task_of(item) for item in chunk]
+                future = self._submit([task for task in tasks if task is not None])
+                waiting.append(_Chunk(chunk, [task is not None for task in tasks], future))
+                if len(waiting) > self._processes * _CHUNKS_AHEAD:
+                    yield from waiting[0].finished(name_of)
+                    waiting.popleft()
+            while waiting:
+                yield from waiting[0].finished(name_of)
+                waiting.popleft()
+        except BrokenProcessPool:
+            items_at_work = waiting[0].items if waiting else chunk
+            raise FurnclipError(
+                f"a worker process was killed, probably out of memory, at `{name_of(items_at_work[0])}` or "
+                "one of the items after it",
+                hint=f"run the same command again to go on from here, with fewer `{self._setting}`",
+            ) from None
+
+    def _submit(self, tasks: list[Task]) -> Future[_Outcome[Result]]:
+        self._seen += len(tasks)
+        worth_a_pool = self._processes > 1 and self._seen > self._here_first
+        if tasks and worth_a_pool and (pool := self._started()):
+            try:
+                return pool.submit(_run_in_worker, tasks)
+            except OSError as error:  # it starts another process just when one was killed
+                raise BrokenProcessPool(str(error)) from error
+        future: Future[_Outcome[Result]] = Future()
+        future.set_result(_run(self._function, tasks))
+        return future
+
+    def _started(self) -> ProcessPoolExecutor | None:
+        """The pool, or None while its first process is on its way."""
+        if self._pool is None or self._starter is None:
+            context = _start_method(self._function)
+            self._pool = ProcessPoolExecutor(
+                self._processes, mp_context=context, initializer=_start_worker, initargs=(self._function,)
+            )
+            self._starter = threading.Thread(
+                target=_wait_for_answer, args=(self._pool, self._processes), daemon=True
+            )
+            self._starter.start()
+        return None if self._starter.is_alive() else self._pool
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An exception on its way between processes; those of furnclip do not survive pickling by themselves."""
+
+    kind: type[Exception]
+    arguments: tuple[object, ...]
+    state: dict[str, Any]
+
+    def error(self, item: str) -> Exception:
+        """What to raise in the parent."""
+        if issubclass(self.kind, FurnclipError | OSError):
+            error = self.kind.__new__(self.kind, *self.arguments)
+            vars(error).update(self.state)
+            return error
+        detail = " ".join(str(argument) for argument in self.arguments)
+        return FurnclipError(
+            f"`{item}` could not be processed: {self.kind.__name__}{': ' if detail else ''}{detail}",
+            hint="leave it out and run the same command again; if it looks sound, this is worth a bug report",
+        )
+
+
+@dataclass(frozen=True)
+class _Outcome(Generic[Result]):
+    """Results of a chunk up to the first failure."""
+
+    results: list[Result]
+    failure: _Failure | None = None
+
+
+@dataclass(frozen=True)
+class _Chunk(Generic[Item, Result]):
+    """Items in flight together."""
+
+    items: list[Item]
+    has_task: list[bool]
+    future: Future[_Outcome[Result]]
+
+    def finished(self, name_of: Callable[[Item], str]) -> Iterator[tuple[Item, Result | None]]:
+        """Each item with its result; raises what the function raised for an item, after those before it."""
+        outcome = self.future.result()
+        done = 0
+        for item, has_task in zip(self.items, self.has_task, strict=True):
+            if not has_task:
+                yield item, None
+                continue
+            if done == len(outcome.results):
+                assert outcome.failure is not None
+                raise outcome.failure.error(name_of(item))
+            yield item, outcome.results[done]
+            done += 1
+
+
+def _itself(task: Task) -> Task:
+    return task
+
+
+def _run(function: Callable[[Task], Result], tasks: list[Task]) -> _Outcome[Result]:
+    results: list[Result] = []
+    for task in tasks:
+        try:
+            results.append(function(task))
+        except Exception as error:
+            state = dict(vars(error)) if isinstance(error, FurnclipError) else {}
+            arguments = error.args if isinstance(error, FurnclipError | OSError) else (str(error),)
+            if isinstance(error, OSError) and error.filename is not None:
+                arguments = (*error.args[:2], str(error.filename))
+            return _Outcome(results, _Failure(type(error), arguments, state))
+    return _Outcome(results)
+
+
+def _default_processes(memory_mb: int) -> int:
+    """One a core that this process may use, as long as each has its share of the free memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free_mb = free_memory_mb() if memory_mb else None
+    return cores if free_mb is None else max(1, min(cores, free_mb // memory_mb))
+
+
+def free_memory_mb() -> int | None:
+    """Memory that new processes may take, within the limits of a container; None where it is not known."""
+    free_mb: list[int] = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free_mb += [int(line.split()[1]) // 1024 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        folder = Path("/sys/fs/cgroup")
+        limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        free_mb.append((limit - used) >> 20)
+    return min(free_mb, default=None)
+
+
+# --- in the worker processes
+
+
+_worker_function: list[Callable[[Any], Any]] = []  # of a worker process: one, set when it starts
+
+
+def _start_method(function: Callable[..., Any]) -> BaseContext:
+    """Not `fork`: a fork of a process with threads, and pyarrow has some, can hang."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    module = getattr(function, "func", function).__module__  # of a partial, what it calls
+    context.set_forkserver_preload([module])  # imported once, shared by all workers
+    return context
+
+
+def _wait_for_answer(pool: ProcessPoolExecutor, processes: int) -> None:
+    with suppress(BrokenProcessPool, OSError):  # the next task says so
+        answers = [pool.submit(abs, 0) for _ in range(processes)]  # so that all of them start now
+        answers[0].result()
+
+
+def _start_worker(function: Callable[[Any], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _worker_function.append(function)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)  # ended by a signal, the parent could not tell us to stop
+
+
+def _run_in_worker(tasks: list[Any]) -> _Outcome[Any]:
+    return _run(_worker_function[0], tasks)
