@@ -11,7 +11,7 @@ from tests.conftest import Cli
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("furnclip tr", "train"), ("furnclip clean est", "estimate"), ("furnclip demo --cat", "--catalogue")],
+    [("furnclip tr", "train"), ("furnclip clean est", "estimate"), ("furnclip demo --pro", "--products")],
 )
 def test_bash_offers(cli: Cli, tmp_path: Path, typed: str, offered: str) -> None:
     words = typed.split()

@@ -1,29 +1,34 @@
-"""The drawn shop through its command: the same for a seed, whole after a kill, honest about the truth."""
+"""The tour of `furnclip demo`, and the bundled catalogue that it runs on."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
+import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 
-from furnclip.catalogue import CLEAN_COLUMNS
-from furnclip.config.vocabulary import COLORS, MATERIALS, OBJECT_TYPES, STYLES
-from furnclip.demo.drawing import DRAWING_STYLES, build, draw, family_of, new_design
-from furnclip.demo.pieces import KINDS
-from furnclip.demo.solids import Mesh
-from furnclip.demo.view import Geometry, drawing_order
+import furnclip
+from furnclip.cli import app
+from furnclip.config import load_config, write_templates
+from furnclip.demo.catalogue import unpack
+from furnclip.demo.tour import SETTINGS, apply_settings, stages
+from tests.bench.tools.pack_catalogue import ORDER, pack
 from tests.conftest import Cli
 
+BUNDLE = Path(furnclip.__file__).parent / "demo" / "catalogue.zip"
 FULL = bool(os.environ.get("FURNCLIP_FULL"))
 
 
@@ -31,179 +36,92 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.conftest import run_cli
-
-    folder = tmp_path_factory.mktemp("drawn")
-    run_cli("demo", "--catalogue", "shop", "--products", "16", "--image-px", "64", cwd=folder).ok()
-    return folder / "shop"
+def pixels(jpeg: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return np.asarray(image, dtype=float)
 
 
-def test_same_seed_same_bytes_whatever_the_number_of_products(drawn: Path, cli: Cli, tmp_path: Path) -> None:
-    cli("demo", "--catalogue", "few", "--products", "5", "--image-px", "64", cwd=tmp_path).ok()
-    first, few = contents(drawn), contents(tmp_path / "few")
-    pictures = [name for name in few if name.startswith("images")]
-    assert len(pictures) == 5
-    assert all(first[name] == few[name] for name in pictures)
-    assert rows(drawn / "products.csv")[:5] == rows(tmp_path / "few" / "products.csv")
+def command_of(*words: str) -> Any:
+    """The command that these words lead to."""
+    command: Any = get_command(app)
+    for word in words:
+        command = command.commands[word]
+    return command
 
 
-def test_another_seed_is_another_shop(drawn: Path, cli: Cli, tmp_path: Path) -> None:
-    cli("demo", "--catalogue", "b", "--products", "5", "--seed", "1", "--image-px", "64", cwd=tmp_path).ok()
-    assert rows(drawn / "truth.csv")[:5] != rows(tmp_path / "b" / "truth.csv")
+# --- the catalogue
 
 
-def test_a_shops_own_words_change_titles_and_nothing_else(drawn: Path, cli: Cli, tmp_path: Path) -> None:
-    cli(
-        *("demo", "--catalogue", "own", "--products", "16", "--image-px", "64", "--own-words"), cwd=tmp_path
-    ).ok()
-    own, plain = contents(tmp_path / "own"), contents(drawn)
-    assert {name for name in plain if own[name] != plain[name]} == {"products.csv", "shop.json"}
-    pairs = zip(rows(tmp_path / "own" / "products.csv"), rows(drawn / "products.csv"), strict=True)
-    changed = [(new["title"], old["title"]) for new, old in pairs if new != old]
-    assert changed
-    assert all(len(new.split()) == len(old.split()) for new, old in changed)
+def test_the_bundle_is_small_and_complete() -> None:
+    assert BUNDLE.stat().st_size < 4e6
+    with zipfile.ZipFile(BUNDLE) as bundle:
+        table = rows(bundle.read("products.csv").decode("utf-8"))
+        names = set(bundle.namelist()) - {"products.csv"}
+        assert names == {f"images/{row['image']}" for row in table}
+        for name in names:
+            with Image.open(bundle.open(name)) as image:
+                assert (image.size, image.mode, image.format) == ((96, 96), "RGB", "JPEG")
+    assert len(table) == ORDER.products
 
 
-def test_processes_draw_what_one_process_draws(cli: Cli, tmp_path: Path) -> None:
-    order = ("--products", "120", "--image-px", "32")
-    cli("demo", "--catalogue", "one", *order, "--workers", "1", cwd=tmp_path).ok()
-    cli("demo", "--catalogue", "two", *order, "--workers", "2", cwd=tmp_path).ok()
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-
-
-def test_second_run_does_nothing_and_says_so(drawn: Path, cli: Cli) -> None:
-    before = contents(drawn)
-    again = cli(
-        "demo", "--catalogue", "shop", "--products", "16", "--image-px", "64", "--json", cwd=drawn.parent
-    )
-    assert again.ok().json["drawn"] == 0
-    assert contents(drawn) == before
-
-
-def test_another_shop_in_the_folder_is_refused(drawn: Path, cli: Cli) -> None:
-    refused = cli("demo", "--catalogue", "shop", "--products", "17", cwd=drawn.parent)
-    assert refused.code == 1
-    assert "holds a shop drawn with other settings" in refused.stderr
-    assert "hint: choose a new folder, or remove this one" in refused.stderr
-
-
-def test_a_catalogue_of_ones_own_is_never_written_over(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "products.csv").write_text("mine")
-    refused = cli("demo", "--catalogue", ".", "--products", "5", cwd=tmp_path)
-    assert refused.code == 1
-    assert "products.csv` was not drawn by furnclip" in refused.stderr
-    assert "hint: choose a new folder for the catalogue" in refused.stderr
-    assert contents(tmp_path) == {"products.csv": b"mine"}
-
-
-def test_unknown_drawing_style_is_refused(cli: Cli, tmp_path: Path) -> None:
-    refused = cli("demo", "--catalogue", "shop", "--drawing-style", "cubist", cwd=tmp_path)
+def test_the_command_offers_what_is_in_the_bundle(cli: Cli, tmp_path: Path) -> None:
+    products = next(option for option in command_of("demo").params if option.name == "products")
+    assert products.default == ORDER.products
+    refused = cli("demo", "tour", "--products", str(ORDER.products + 1), cwd=tmp_path)
     assert refused.code == 2
-    assert "error: there is no drawing style `cubist`" in refused.stderr
-    assert f"hint: choose from {', '.join(DRAWING_STYLES)}" in refused.stderr
+    assert str(ORDER.products) in refused.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_killed_while_drawing_goes_on_to_the_same_shop(cli: Cli, tmp_path: Path) -> None:
-    order = ["--products", "120", "--image-px", "32", "--workers", "1"]
-    cli("demo", "--catalogue", "whole", *order, cwd=tmp_path).ok()
-    generator = random.Random(4)
-    for _ in range(20 if FULL else 2):
-        command = [sys.executable, "-m", "furnclip", "demo", "--catalogue", "killed", *order]
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(generator.uniform(0.3, 2.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    cli("demo", "--catalogue", "killed", *order, cwd=tmp_path).ok()
-    left_over = {name for name in contents(tmp_path / "killed") if name.endswith(".part")}
-    killed = {name: data for name, data in contents(tmp_path / "killed").items() if name not in left_over}
-    assert killed == contents(tmp_path / "whole")
+def test_the_renderer_draws_the_bundle(tmp_path: Path) -> None:
+    """Its first products: the same words, and images as close as another JPEG encoder comes."""
+    pack(replace(ORDER, products=8), tmp_path / "few.zip")
+    with zipfile.ZipFile(tmp_path / "few.zip") as few, zipfile.ZipFile(BUNDLE) as bundle:
+        drawn = rows(few.read("products.csv").decode("utf-8"))
+        assert drawn == rows(bundle.read("products.csv").decode("utf-8"))[:8]
+        for row in drawn:
+            name = f"images/{row['image']}"
+            difference = np.abs(pixels(few.read(name)) - pixels(bundle.read(name)))
+            assert difference.mean() < 2, name
 
 
-def test_cleaning_cannot_read_the_truth(drawn: Path) -> None:
-    assert not set(rows(drawn / "products.csv")[0]) & set(CLEAN_COLUMNS)
-    assert not set(rows(drawn / "truth.csv")[0]) & set(CLEAN_COLUMNS)
+def test_a_seed_changes_product_ids_and_nothing_else(tmp_path: Path) -> None:
+    for seed in (0, 3):
+        unpack(tmp_path / str(seed), products=30, seed=seed)
+    first, other = contents(tmp_path / "0"), contents(tmp_path / "3")
+    assert len(first) == 31
+    assert {name for name in first if first[name] != other[name]} == {"products.csv"}
+    plain, seeded = (rows(shop["products.csv"].decode()) for shop in (first, other))
+    assert seeded == [{**row, "product_id": f"{row['product_id']}-3"} for row in plain]
 
 
-def test_truth_speaks_the_cleaners_vocabulary(drawn: Path) -> None:
-    for row in rows(drawn / "truth.csv"):
-        assert row["true_style"] in STYLES
-        assert row["true_material"] in MATERIALS
-        assert row["true_color"] in COLORS
-        assert row["true_object_type"] in OBJECT_TYPES
+# --- the tour
 
 
-def test_rows_and_pictures_belong_together(drawn: Path) -> None:
-    shop, truth = rows(drawn / "products.csv"), rows(drawn / "truth.csv")
-    assert [row["product_id"] for row in shop] == [row["product_id"] for row in truth]
-    for row in shop:
-        with Image.open(drawn / "images" / row["image"]) as picture:
-            assert (picture.size, picture.mode, picture.format) == ((64, 64), "RGB", "JPEG")
+def test_every_command_of_the_tour_exists() -> None:
+    """Parsed by the real command line, without running anything."""
+    for stage in stages():
+        command, words = get_command(app), list(stage.words)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        with command.make_context(stage.name, words):
+            pass
 
 
-def test_variants_share_their_model_and_shape_but_not_their_picture(drawn: Path) -> None:
-    shop, truth = rows(drawn / "products.csv"), rows(drawn / "truth.csv")
-    assert shop[6]["model"] == shop[7]["model"] != shop[5]["model"]
-    assert truth[6]["kind"] == truth[7]["kind"]
-    pictures = [(drawn / "images" / shop[index]["image"]).read_bytes() for index in (6, 7)]
-    assert pictures[0] != pictures[1]
+def test_every_setting_of_the_tour_is_applied(tmp_path: Path) -> None:
+    write_templates(tmp_path)
+    wanted = {**SETTINGS, "train.seed": 4}
+    apply_settings(tmp_path, wanted)
+    config = load_config(tmp_path / "furnclip.toml").model_dump()
+    found = {name: config[name.split(".")[0]][name.split(".")[1]] for name in wanted}
+    assert found == wanted
 
 
-def test_every_kind_is_drawn_in_every_drawing_style() -> None:
-    """No piece is empty, and the piece is in the picture: the middle differs from the corner."""
-    seen: set[tuple[str, str]] = set()
-    number = 0
-    while len(seen) < len(KINDS) * len(DRAWING_STYLES) and number < 5000:
-        design = new_design(11, number)
-        style = DRAWING_STYLES[number % len(DRAWING_STYLES)]
-        number += 1
-        if (design.kind, style) in seen:
-            continue
-        seen.add((design.kind, style))
-        pixels = np.asarray(draw(design, style, image_px=32), dtype=float)
-        assert pixels.std() > 4, (design.kind, style)
-    assert len(seen) == len(KINDS) * len(DRAWING_STYLES)
-
-
-def test_every_face_is_flat_and_looks_outwards() -> None:
-    """What the painter relies on: convex parts, faces that lie in one plane."""
-    for number in range(120):
-        mesh, _ = build(new_design(5, number))
-        geometry = Geometry.of(mesh)
-        for face, corners in enumerate(mesh.faces):
-            normal, part = geometry.normals[face], geometry.face_part[face]
-            if not np.linalg.norm(normal):
-                continue  # the collapsed faces at a ball's poles
-            off_plane = np.abs((corners - geometry.anchors[face]) @ normal).max()
-            assert off_plane < 0.02, (number, face)
-            assert (geometry.anchors[face] - mesh.centres[part]) @ normal >= 0
-
-
-def test_the_nearer_of_two_boxes_is_painted_last() -> None:
-    mesh = Mesh()
-    mesh.box(0, (0, 1), (0, 1), (0, 1))
-    mesh.box(0, (0.2, 0.8), (-3, -1), (0, 1))  # nearer to a viewer in front
-    mesh.box(0, (0, 1), (2, 9), (0, 1))  # behind, and larger
-    front, behind = np.array([0.5, -9.0, 0.5]), np.array([0.5, 19.0, 0.5])
-    assert drawing_order(Geometry.of(mesh), front) == [2, 0, 1]
-    assert drawing_order(Geometry.of(mesh), behind) == [1, 0, 2]
-
-
-def test_families_are_pairs_at_every_eighth_product() -> None:
-    families = [family_of(number) for number in range(24)]
-    shared = {family for family in families if families.count(family) > 1}
-    assert shared == {6, 14, 22}
-
-
-def test_the_tour_refuses_a_folder_that_is_in_use(cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
     refused = cli("demo", "mine", cwd=tmp_path)
@@ -213,25 +131,65 @@ def test_the_tour_refuses_a_folder_that_is_in_use(cli: Cli, tmp_path: Path) -> N
     assert contents(tmp_path / "mine") == {"letter.txt": b"keep me"}
 
 
-def test_every_command_of_the_tour_is_one_that_furnclip_has() -> None:
-    """Parsed by the real command line, without running anything."""
-    from typer.main import get_command
+DAMAGED = {
+    "another order": '{"order": {"products": 30, "seed": 9}, "seconds": {}, "results": {}}',
+    "not JSON": "{",
+    "a list": "[]",
+    "no order": '{"seconds": {}, "results": {}}',
+    "seconds in words": '{"order": {"products": 30, "seed": 0}, "seconds": {"init": "two"}, "results": {}}',
+}
 
-    from furnclip.cli import app
-    from furnclip.demo.tour import stages
 
-    for stage in stages(700, 0):
-        command, words = get_command(app), list(stage.words)
-        while hasattr(command, "commands"):
-            command = command.commands[words.pop(0)]
-        with command.make_context(stage.name, words):
-            pass
+@pytest.mark.parametrize("record", DAMAGED.values(), ids=DAMAGED)
+def test_a_record_that_does_not_fit_is_refused(cli: Cli, tmp_path: Path, record: str) -> None:
+    (tmp_path / "tour" / "work").mkdir(parents=True)
+    (tmp_path / "tour" / "work" / "tour.json").write_text(record)
+    refused = cli("demo", "tour", "--products", "30", cwd=tmp_path)
+    assert refused.code == 1
+    assert "Traceback" not in refused.stderr
+    assert "hint: name a new folder: `furnclip demo my-tour`" in refused.stderr
+
+
+def start_until(stage: str, folder: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    """`furnclip demo tour`, once `stage` is in its record."""
+    command = [sys.executable, "-m", "furnclip", "demo", "tour", "--products", "30", "--json"]
+    process = subprocess.Popen(
+        command, cwd=folder, env={**os.environ, **variables}, stderr=subprocess.PIPE, start_new_session=True
+    )
+    record = folder / "tour" / "work" / "tour.json"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if record.exists() and stage in json.loads(record.read_text())["seconds"]:
+            return process
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(process.communicate()[1].decode())
+
+
+def test_settings_of_the_shell_do_not_reach_the_tour_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+    """`openai` here would buy answers; the tour cleans by offline rules whatever is exported."""
+    exported = {
+        "FURNCLIP_CLEAN__BACKEND": "openai",
+        "OPENAI_API_KEY": "sk-test",
+        "MODEL_NAME": "somebody/model",
+        "FURNCLIP_PREPARE__IMAGE_PX": "32",
+    }
+    process = start_until("prepare", tmp_path, exported)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process in the foreground
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.decode().splitlines()[-2].startswith("error: interrupted")
+    cleaned = rows((tmp_path / "tour/work/clean/cleaned.csv").read_text("utf-8"))
+    assert len(cleaned) == 30
+    assert all(row["clean_source"].startswith("local:") for row in cleaned)
+    manifest = json.loads((tmp_path / "tour/work/shards/manifest.json").read_text())
+    assert manifest["settings"]["image_px"] == 96
 
 
 @pytest.mark.skipif(not FULL, reason="a minute and a half of real commands; set FURNCLIP_FULL=1")
 def test_the_tour_from_an_empty_folder(cli: Cli, tmp_path: Path) -> None:
     tour = cli("demo", "tour", "--products", "120", "--json", cwd=tmp_path, timeout_s=900).ok().json
-    assert list(tour["seconds"])[:4] == ["draw", "init", "clean", "prepare"]
+    assert list(tour["seconds"])[:3] == ["init", "clean", "prepare"]
     assert [score["model"] for score in tour["scores"]] == ["zero_shot (base)", "linear_probe", "dual_lora"]
     assert Path(tour["report"]).is_file()
     again = cli("demo", "tour", "--products", "120", "--json", cwd=tmp_path).ok().json

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import furnclip
+from examples.drawn_shop.drawing import draw, new_design
+from examples.drawn_shop.pieces import KINDS
 from furnclip.config import ModelConfig
-from furnclip.demo.drawing import draw, new_design
-from furnclip.demo.pieces import KINDS
 from furnclip.model import Clip, load_clip
 
 FOLDER = Path(furnclip.__file__).parent / "demo" / "furnclip_tiny"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -64,7 +63,8 @@ def test_command_takes_config_and_json(name: str) -> None:
 
 def test_version_is_in_the_changelog() -> None:
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert headings[0] == furnclip.__version__
+    released = [heading for heading in headings if heading != "Unreleased"]
+    assert released[0] == furnclip.__version__
 
 
 def typed_commands(page: Path) -> list[list[str]]:
@@ -125,11 +125,3 @@ def test_every_settings_block_can_be_loaded(document: Path, tmp_path: Path) -> N
     for text in re.findall(r"^```toml\n(.*?)^```", document.read_text("utf-8"), re.MULTILINE | re.DOTALL):
         (tmp_path / "furnclip.toml").write_text(text, encoding="utf-8")
         load_config(tmp_path / "furnclip.toml")
-
-
-def test_readme_has_every_setting() -> None:
-    """`python examples/make_settings_table.py` writes the tables that are missing here."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    from make_settings_table import MARK, settings_tables
-
-    assert README.split(MARK)[1].strip("\n") == settings_tables().strip("\n")

@@ -18,7 +18,12 @@ def test_every_cell_of_the_notebook_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "\n\n".join(cells)],
         cwd=tmp_path,
-        env={**os.environ, "MPLBACKEND": "agg", "MPLCONFIGDIR": str(tmp_path)},
+        env={
+            **os.environ,
+            "MPLBACKEND": "agg",
+            "MPLCONFIGDIR": str(tmp_path),
+            "PYTHONPATH": str(EXAMPLES),  # where Jupyter starts
+        },
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,4 +1,4 @@
-"""`furnclip demo`: the offline tour, or only its drawn catalogue."""
+"""`furnclip demo`: the offline tour."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import typer
 from furnclip.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from furnclip.demo import ShopOrder, Tour
+    from furnclip.demo import Tour
 
-_ALL_STYLES = "studio,room,loft,dusk,ink"
-_EXAMPLE = "Example: furnclip demo    or: furnclip demo --catalogue my-shop --products 50000"
+_PRODUCTS = 700  # in the bundled catalogue; a test compares it
+_EXAMPLE = "Example: furnclip demo    or: furnclip demo my-tour --products 200 --seed 1"
 
 
 def register(app: typer.Typer) -> None:
@@ -22,64 +22,17 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="where the tour takes place", resolve_path=True)] = Path(
-        "furnclip-demo"
-    ),
-    catalogue: Annotated[
-        Path | None,
-        typer.Option("--catalogue", help="only draw a catalogue into this folder", resolve_path=True),
-    ] = None,
-    products: Annotated[int, typer.Option("--products", min=1, help="number of products")] = 700,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="seed of everything that is drawn")] = 0,
-    drawing_style: Annotated[
-        str, typer.Option("--drawing-style", help="of a catalogue: one of these, or several with commas")
-    ] = _ALL_STYLES,
-    image_px: Annotated[
-        int, typer.Option("--image-px", min=32, max=2048, help="of a catalogue: side of a picture in pixels")
-    ] = 224,
-    own_words: Annotated[
-        bool, typer.Option("--own-words", help="of a catalogue: colours under names of the shop's own")
-    ] = False,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="drawing processes; 0: one a core")] = 0,
+    folder: Annotated[
+        Path, typer.Argument(help="an empty or new folder for the tour", resolve_path=True)
+    ] = Path("furnclip-demo"),
+    products: Annotated[
+        int,
+        typer.Option("--products", min=20, max=_PRODUCTS, help="number of products of the bundled catalogue"),
+    ] = _PRODUCTS,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the splits and of training")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw a shop and run every command on it: offline, on any machine, in minutes."""
-    from furnclip.demo import ShopOrder
-
-    if catalogue is None:
-        _take_tour(folder, products=products, seed=seed, as_json=as_json)
-    else:
-        order = ShopOrder(products, seed, tuple(drawing_style.split(",")), image_px, own_words)
-        _draw(catalogue, order, workers=workers, as_json=as_json)
-
-
-def _draw(folder: Path, order: ShopOrder, *, workers: int, as_json: bool) -> None:
-    import time
-
-    from furnclip import console
-    from furnclip.demo import write_shop
-
-    start = time.perf_counter()
-    with console.progress("drawing", total=order.products) as meter:
-        drawn = write_shop(folder, order, workers=workers, on_progress=meter.advance)
-    seconds = time.perf_counter() - start
-    payload = {
-        "folder": str(folder),
-        "products": order.products,
-        "drawn": order.products if drawn else 0,
-        "seconds": round(seconds, 2),
-    }
-
-    def human() -> None:
-        if drawn:
-            console.say(f"drew {order.products} products into {folder} in {seconds:.1f} s")
-        else:
-            console.say(f"{folder} holds these {order.products} products already; nothing to do")
-
-    console.emit(payload, as_json=as_json, human=human)
-
-
-def _take_tour(folder: Path, *, products: int, seed: int, as_json: bool) -> None:
+    """Run every command on a bundled catalogue of drawings: offline, on any machine, in minutes."""
     from furnclip import console
     from furnclip.demo import take_tour
 

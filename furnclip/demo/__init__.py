@@ -1,10 +1,8 @@
-"""The first five minutes: a drawn shop, a tiny CLIP that comes with the package, and the tour.
+"""The first five minutes: a bundled catalogue, a tiny CLIP, and the tour that runs every command on them.
 
-`shop` draws any number of products (`products.csv`, `truth.csv`, `images/`), `tour` runs the real
-commands on them. Good for tours, tests and teaching; its numbers say nothing about photographs.
+Good for tours and tests; its numbers say nothing about photographs.
 """
 
-from furnclip.demo.shop import ShopOrder, write_shop
 from furnclip.demo.tour import Score, Tour, take_tour
 
-__all__ = ["Score", "ShopOrder", "Tour", "take_tour", "write_shop"]
+__all__ = ["Score", "Tour", "take_tour"]

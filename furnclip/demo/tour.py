@@ -1,10 +1,10 @@
-"""The tour: a shop drawn on the spot, and every command of furnclip run on it, offline.
+"""The tour: the bundled catalogue, and every command of furnclip run on it, offline.
 
 In: an empty folder. Out: everything the commands write there, and `work/tour.json` with the seconds
-of each stage. The commands run as they would be typed, each in a process of its own; a tour that was
-stopped goes on with the first stage that is not finished. The shop is in a drawing style and the
-model is a few million parameters: the numbers show that the machinery works, not how well furnclip
-does on photographs.
+of each stage. The commands run as they would be typed, each in a process of its own; an interrupted
+tour continues with the first stage that is not finished. The images are drawings in one style and the
+model has a few million parameters: the numbers show that the commands work together, not how well
+furnclip does on photographs.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from furnclip import console
 from furnclip.config import environment_variables
-from furnclip.demo.shop import MANIFEST_NAME
+from furnclip.demo.catalogue import unpack
 from furnclip.errors import FurnclipError, InputError, Interrupted
-from furnclip.journal import write_json, write_text
+from furnclip.journal import read_json, write_json, write_text
 
 SCENARIOS = ("zero_shot", "linear_probe", "dual_lora")
 QUERIES = ("red leather armchair", "round glass coffee table", "tall bookcase full of books")
@@ -37,8 +37,9 @@ SETTINGS = {
     "train.patience": 0,
     "train.caption_sampling": True,
 }
-_UNSEEN_STYLE = "ink"
 _RECORD = Path("work") / "tour.json"
+_VIEWER = ("FURNCLIP_VIEWER", "FURNCLIP_ARENA__VIEWER")
+_NEW_FOLDER = "name a new folder: `furnclip demo my-tour`"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model finds the picture that belongs to a text."""
+    """How well a model finds the image that belongs to a text."""
 
     model: str
     recall_at_1: float
@@ -85,17 +86,19 @@ class Tour:
         return found
 
 
-def stages(products: int, seed: int) -> Iterator[Stage]:
+@dataclass(frozen=True)
+class _Record:
+    """`work/tour.json`: what was asked for, and the seconds and JSON result of each finished stage."""
+
+    order: dict[str, int]
+    seconds: dict[str, float]
+    results: dict[str, Any]
+
+
+def stages() -> Iterator[Stage]:
     """The commands in order."""
-    size = ("--products", str(products), "--seed", str(seed))
-    shop = ("demo", "--catalogue", ".", *size, "--drawing-style", _UNSEEN_STYLE, "--own-words")
-    yield Stage(
-        "draw",
-        f"a shop of {products} products, in a style and with words that furnclip-tiny has not seen",
-        shop,
-    )
-    yield Stage("init", "a settings file", ("init",))
-    yield Stage("clean", "titles, style, material, colour and type, by offline rules", ("clean", "run"))
+    yield Stage("init", "a settings file", ("init", "--force"))
+    yield Stage("clean", "titles, style, material, color and type, by offline rules", ("clean", "run"))
     yield Stage("prepare", "shards, with no product in two splits", ("prepare",))
     for scenario in SCENARIOS:
         yield Stage(scenario, _WHY[scenario], ("train", "--scenario", scenario, *_TRAINING[scenario]))
@@ -103,9 +106,7 @@ def stages(products: int, seed: int) -> Iterator[Stage]:
     yield Stage("eval", "did it get better?", ("eval", *runs))
     yield Stage("embed", "vectors and a search table", ("embed", "--run", SCENARIOS[-1]))
     for number, query in enumerate(QUERIES, start=1):
-        yield Stage(
-            f"search_{number}", "what a shopper would type", ("search", query, "-k", "5", "--preview")
-        )
+        yield Stage(f"search_{number}", "a shopper's query", ("search", query, "-k", "5", "--preview"))
 
 
 _WHY = {
@@ -115,7 +116,7 @@ _WHY = {
 }
 _TRAINING: dict[str, tuple[str, ...]] = {
     "zero_shot": (),
-    # Without augmentation both towers run once, and the projections train on what they said.
+    # Without augmentation both towers run once, and the projections train on their cached features.
     "linear_probe": ("--epochs", "40", "--lr", "1e-3", "--augment", "none"),
     "dual_lora": ("--epochs", "20", "--lr", "4e-3", "--effective-batch-size", "80"),
 }
@@ -124,41 +125,39 @@ _TRAINING: dict[str, tuple[str, ...]] = {
 def take_tour(folder: Path, *, products: int, seed: int, quietly: bool = False) -> Tour:
     """Run every stage in `folder`; with `quietly`, commands report to us instead of to the terminal.
 
-    Raises `InputError` when the folder holds something else, `FurnclipError` when a command fails.
+    `products`: how many of the catalogue; `seed`: of the splits and of training. Raises `InputError` when
+    the folder holds something else, `FurnclipError` when a command fails.
     """
-    _check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    record = _read_record(folder, {"products": products, "seed": seed})
-    skipped = []
-    for stage in stages(products, seed):
-        if stage.name in record["seconds"]:
-            skipped.append(stage.name)
+    record = _begin(folder, {"products": products, "seed": seed})
+    seconds, results = record.seconds, record.results
+    skipped = tuple(seconds)
+    for stage in stages():
+        if stage.name in seconds:
             continue
         start = time.perf_counter()
-        result = _run(folder, stage, quietly=quietly)
+        results[stage.name] = _run(folder, stage, quietly=quietly)
         if stage.name == "init":
-            _apply_settings(folder)
-        record["seconds"][stage.name] = round(time.perf_counter() - start, 2)
-        record["results"][stage.name] = result
-        write_json(folder / _RECORD, record)
-    return Tour(folder, record["seconds"], record["results"], tuple(skipped))
+            apply_settings(folder, {**SETTINGS, "train.seed": seed})
+        seconds[stage.name] = round(time.perf_counter() - start, 2)
+        write_json(folder / _RECORD, asdict(record))
+    return Tour(folder, seconds, results, skipped)
 
 
-def _check_folder(folder: Path) -> None:
-    if (folder / MANIFEST_NAME).exists() or not folder.is_dir() or not any(folder.iterdir()):
-        return
-    raise InputError(f"`{folder}` is not empty", hint="name a new folder: `furnclip demo my-tour`")
-
-
-def _read_record(folder: Path, order: Mapping[str, int]) -> dict[str, Any]:
+def _begin(folder: Path, order: dict[str, int]) -> _Record:
+    """The record of the tour in `folder`; where there is none, the catalogue and a new one."""
     path = folder / _RECORD
-    if not path.exists():
-        return {"order": dict(order), "seconds": {}, "results": {}}
-    record: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    if record["order"] != dict(order):
-        raise InputError(
-            f"`{folder}` holds a tour with other settings", hint="name a new folder, or remove this one"
-        )
+    if path.exists():
+        record = read_json(path, _Record, what="the tour's record", hint=_NEW_FOLDER)
+        if record.order != order:
+            raise InputError(f"`{folder}` holds a tour with other settings", hint=_NEW_FOLDER)
+    else:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"`{folder}` is not empty", hint=_NEW_FOLDER)
+        record = _Record(order=order, seconds={}, results={})
+        write_json(path, asdict(record))
+    if not record.seconds:
+        unpack(folder, products=order["products"], seed=order["seed"])
+        console.note(f"wrote the bundled catalogue, {order['products']} drawn products, to {folder}")
     return record
 
 
@@ -172,8 +171,11 @@ def _run(folder: Path, stage: Stage, *, quietly: bool) -> Any:
         try:
             output, _ = process.communicate()
         except KeyboardInterrupt:
-            process.wait()  # the terminal has told it too; it saves what it has
+            process.wait()  # the terminal has sent it SIGINT too; it saves its state
             raise Interrupted from None
+        except BaseException:
+            process.terminate()
+            raise
     if process.returncode:
         raise _failure(stage.words, process.returncode)
     return json.loads(output) if quietly else None
@@ -184,15 +186,23 @@ def _failure(words: Sequence[str], code: int) -> FurnclipError:
         return Interrupted()
     return FurnclipError(
         f"`furnclip {words[0]}` ended with exit code {code}",
-        hint="its own message is above; the same `furnclip demo` goes on from there",
+        hint="its own message is above; fix the cause and run the same `furnclip demo` again",
     )
 
 
 def _offline_environment(folder: Path) -> dict[str, str]:
-    """No network, and the libraries' own caches inside the folder."""
+    """No network, caches of libraries inside the folder, and no setting but those of its `furnclip.toml`.
+
+    A user's `FURNCLIP_CLEAN__BACKEND=openai` would make the tour buy answers.
+    """
     cache = folder / "work" / "cache"
+    kept = {
+        name: value
+        for name, value in environment_variables().items()
+        if name in _VIEWER or not name.startswith(("FURNCLIP_", "MODEL_NAME", "OPENAI_"))
+    }
     return {
-        **environment_variables(),
+        **kept,
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(cache / "huggingface"),
         "MPLCONFIGDIR": str(cache / "matplotlib"),
@@ -200,7 +210,7 @@ def _offline_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _apply_settings(folder: Path) -> None:
+def apply_settings(folder: Path, settings: Mapping[str, object]) -> None:
     """Change the few settings that the tour needs, and show them."""
     path = folder / "furnclip.toml"
     lines = path.read_text("utf-8").splitlines()
@@ -209,10 +219,10 @@ def _apply_settings(folder: Path) -> None:
         if line.startswith("["):
             section = line.strip("[]")
         key, _, rest = line.partition(" = ")
-        value = SETTINGS.get(f"{section}.{key}")
+        value = settings.get(f"{section}.{key}")
         if value is not None:
             comment = rest.partition("  # ")[2]
             lines[index] = f"{key} = {json.dumps(value)}  # {comment}"
     write_text(path, "\n".join(lines) + "\n")
-    changed = ", ".join(f"{name} = {json.dumps(value)}" for name, value in SETTINGS.items())
+    changed = ", ".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
     console.note(f"edited furnclip.toml: {changed}")

@@ -18,7 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from furnclip.demo.titles import _BRANDS  # only to count what is left: the rules know no list of them
+from examples.drawn_shop import ShopOrder, write_shop
+from examples.drawn_shop.titles import BRANDS  # only to count what is left: the rules have no list of brands
 from tests import clean_labels
 from tests.bench.measure import parse, report
 from tests.clean_labels import read
@@ -30,9 +31,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "sweethome3d.py"
 
 
 def draw(shop: Path, products: int) -> None:
-    size = ["--products", str(products), "--image-px", "96", "--seed", str(SEED)]
-    command = [sys.executable, "-m", "furnclip", "demo", "--catalogue", shop, *size]
-    subprocess.run(command, check=True, capture_output=True)
+    write_shop(shop, ShopOrder(products, seed=SEED, image_px=96))
 
 
 def drawn(shop: Path) -> dict[str, float]:
@@ -50,7 +49,7 @@ def drawn(shop: Path) -> dict[str, float]:
     return {
         **{name: mean(values) for name, values in right.items()},
         "style_said": mean(said),
-        "brand_left": mean([any(brand.lower() in title for brand in _BRANDS) for title in titles]),
+        "brand_left": mean([any(brand.lower() in title for brand in BRANDS) for title in titles]),
         "number_left": mean([answer["sku"].lower() in answer["clean_title"] for answer in answers]),
     }
 

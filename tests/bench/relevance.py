@@ -36,9 +36,9 @@ from typing import TypeVar, get_args
 
 import numpy as np
 
+from examples.drawn_shop import ShopOrder, write_shop
 from furnclip import Searcher
 from furnclip.config import load_config
-from furnclip.demo import ShopOrder, write_shop
 from furnclip.search.searcher import Hit, Mode
 from furnclip.vectors import unit
 from tests.bench import measure

@@ -2,12 +2,13 @@
 
     python -m tests.bench.tour [--quick] [--json]
 
-Each seed draws another shop of 700 products and runs every command on it (`--quick`: one seed, 100
-products). Text to image on the test split: each caption searched among all of the split's pictures;
-products of the same caption or group are right answers of each other. Each model is compared with the one
-before, query by query, over the groups of all seeds together: difference, 95 % interval, p.
+Each seed has splits and training of its own on the bundled catalogue of 700 products (`--quick`: one seed,
+100 products). Text to image on the test split: each caption is searched among all of the split's images;
+products of the same caption or group are positives of each other. Each model is compared with the one
+before, query by query: difference, 95 % interval, p. The bootstrap draws variant groups; a group that
+several seeds test counts once.
 
-Known bias: the shops are drawings in one style, so the numbers say that the machinery works, not how
+Known bias: the catalogue is drawings in one style, so the numbers say that the machinery works, not how
 well furnclip does on photographs. `seconds` means something only where nothing else runs.
 """
 
@@ -41,7 +42,7 @@ QUICK_SEEDS, QUICK_PRODUCTS = (0,), 100
 
 @dataclass(frozen=True)
 class Ranked:
-    """Rank of the first right picture for each caption, the captions' groups, and recall@1 by chance."""
+    """Rank of the first positive image for each caption, the captions' groups, and recall@1 by chance."""
 
     first_ranks: Floats
     groups: list[str]
@@ -52,29 +53,30 @@ class Ranked:
         clip = load_clip(model, config.model, runs=config.paths.runs)
         data = TrainingData(ShardDataset(config.paths.shards, "test"), clip.preprocessing, config.train)
         captions, groups = data.fixed_captions(), [text.group for text in data.texts]
+        models = [text.fields["model"] for text in data.texts]  # the same in every seed
         answers = answer_sets(captions, groups)
         pictures = [Image.fromarray(square) for square in data.squares(range(len(data)), epoch=None)]
         found = ranks(clip.encode_texts(captions), clip.encode_images(pictures), answers)
         chance = chance_recall_at_k([len(right) for right in answers], len(data), 1)
-        return cls(found.astype(np.float64), groups, chance)
+        return cls(found.astype(np.float64), models, chance)
 
 
 @dataclass
 class Tours:
-    """One value a query for each model and metric, all seeds in a row."""
+    """One value a query for each model and metric, all seeds in order."""
 
     groups: list[str] = field(default_factory=list)
     first_ranks: dict[str, list[Floats]] = field(default_factory=dict)
-    chances: list[float] = field(default_factory=list)  # recall@1 of a gallery in random order, a shop each
+    chances: list[float] = field(default_factory=list)  # recall@1 of a gallery in random order, per seed
     seconds: list[float] = field(default_factory=list)
 
-    def add(self, folder: Path, *, seed: int) -> None:
+    def add(self, folder: Path) -> None:
         """Read the models of a finished tour."""
         config = load_config(folder / "furnclip.toml")
         for model in MODELS:
             test = Ranked.read(config, model)
             self.first_ranks.setdefault(model, []).append(test.first_ranks)
-        self.groups += [f"{seed}-{group}" for group in test.groups]
+        self.groups += test.groups
         self.chances.append(test.chance)
 
     def values(self, model: str, metric: str, seeds: slice = slice(None)) -> Floats:
@@ -99,7 +101,7 @@ def figures_of(tours: Tours) -> dict[str, str]:
         for model in MODELS:
             means = [float(tours.values(model, metric, one).mean()) for metric in metrics]
             text = "  ".join(f"{metric} {mean:.3f}" for metric, mean in zip(metrics, means, strict=True))
-            figures[f"shop {number}, {model}"] = f"{text}  {means[0] / chance:.0f}x chance"
+            figures[f"seed {number}, {model}"] = f"{text}  {means[0] / chance:.0f}x chance"
     for metric in metrics:
         for model in MODELS:
             pooled = bootstrap_interval(tours.values(model, metric), tours.groups)
@@ -122,7 +124,7 @@ def measure(root: Path, seeds: Sequence[int], products: int) -> Mapping[str, str
     for seed in seeds:
         folder = root / f"tour-{seed}"
         tours.seconds.append(take_tour(folder, seed=seed, products=products))
-        tours.add(folder, seed=seed)
+        tours.add(folder)
     return figures_of(tours)
 
 

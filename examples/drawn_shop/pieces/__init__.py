@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from furnclip.demo.pieces import accents, cabinets, seats, tables
-from furnclip.demo.pieces.design import Design
-from furnclip.demo.solids import Mesh
+from ..solids import Mesh
+from . import accents, cabinets, seats, tables
+from .design import Design
 
 UPHOLSTERED = ("fabric", "velvet", "leather")
 

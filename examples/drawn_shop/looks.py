@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from furnclip.demo.shading import Finish, Rgb
+from .shading import Finish, Rgb
 
 
 @dataclass(frozen=True)

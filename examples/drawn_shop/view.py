@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from furnclip.demo.solids import Array, Mesh
+from .solids import Array, Mesh
 
 Ids = NDArray[np.int32]
 _TOUCHING_M = 2e-3

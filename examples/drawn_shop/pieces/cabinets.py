@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from furnclip.demo.pieces.design import Design, Slot, books, front, handle, legs, vase
-from furnclip.demo.solids import Mesh, Span
+from ..solids import Mesh, Span
+from .design import Design, Slot, books, front, handle, legs, vase
 
 _COUNT_WORDS = {1: "1-drawer", 2: "2-drawer", 3: "3-drawer", 4: "4-drawer", 6: "6-drawer", 8: "8-drawer"}
 

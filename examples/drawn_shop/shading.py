@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from furnclip.demo import textures
-from furnclip.demo.solids import Array, Mesh
-from furnclip.demo.view import Camera, Geometry, Ids, Sun
+from . import textures
+from .solids import Array, Mesh
+from .view import Camera, Geometry, Ids, Sun
 
 Floats = NDArray[np.float32]
 Rgb = tuple[float, float, float]

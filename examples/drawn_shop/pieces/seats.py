@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from furnclip.demo.pieces.design import Design, Slot, legs, pillow
-from furnclip.demo.solids import Mesh, Span
+from ..solids import Mesh, Span
+from .design import Design, Slot, legs, pillow
 
 
 def chair(mesh: Mesh, design: Design) -> None:

@@ -23,12 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
-from furnclip.demo.drawing import DRAWING_STYLES, draw, family_of, new_design
-from furnclip.demo.pieces import KINDS
-from furnclip.demo.pieces.design import Design, Dice
-from furnclip.demo.titles import messy_title, sku, true_title
 from furnclip.errors import InputError, UsageError
 from furnclip.journal import replacing, write_json, write_text
+
+from .drawing import DRAWING_STYLES, draw, family_of, new_design
+from .pieces import KINDS
+from .pieces.design import Design, Dice
+from .titles import messy_title, sku, true_title
 
 MANIFEST_NAME = "shop.json"
 _CHUNK = 100  # products drawn by a process at a time

@@ -1,8 +1,8 @@
 """The three steps of furnclip-tiny's recipe that are not commands; `tiny_clip.md` has the whole recipe.
 
-    python examples/tiny_clip.py start tiny --sweethome sh3d
-    python examples/tiny_clip.py finish tiny/work_training/runs/furnclip-tiny
-    python examples/tiny_clip.py judge sh3d
+    python -m tests.bench.tools.tiny_clip start tiny --sweethome sh3d
+    python -m tests.bench.tools.tiny_clip finish tiny/work_training/runs/furnclip-tiny
+    python -m tests.bench.tools.tiny_clip judge sh3d
 
 `start` reads a drawn catalogue (`tiny/products.csv`, `truth.csv`, `work/clean/cleaned.csv`) and a
 prepared Sweet Home 3D catalogue, of which only the train split is taken. It writes

@@ -6,11 +6,11 @@ sizes in two units, capitals, typing errors, wrong colours, and now and then ano
 
 from __future__ import annotations
 
-from furnclip.demo.looks import COLORS
-from furnclip.demo.pieces import KINDS
-from furnclip.demo.pieces.design import Design, Dice
+from .looks import COLORS
+from .pieces import KINDS
+from .pieces.design import Design, Dice
 
-_BRANDS = (
+BRANDS = (
     "Havenwood",
     "Nordhus",
     "Casa Lumi",
@@ -126,7 +126,7 @@ def _noise_around(told: str, design: Design, dice: Dice, number: int) -> str:
         size = dice.count(2, 6)
         parts.insert(0, f"Set of {size}") if dice.chance(0.6) else parts.append(f"({size} pcs)")
     if dice.chance(0.5):
-        parts.insert(0, dice.pick(_BRANDS))
+        parts.insert(0, dice.pick(BRANDS))
     if dice.chance(0.3):
         parts.append(dice.pick(_ROOMS))
     if dice.chance(0.25):
@@ -154,7 +154,7 @@ def sku(number: int) -> str:
 def _foreign_title(design: Design, dice: Dice, language: str) -> str:
     colors = dict(zip(_TRANSLATED, _FOREIGN_COLORS[language], strict=True))
     color = colors.get(design.color, "")
-    return f"{dice.pick(_BRANDS)} {KINDS[design.kind].foreign[language]} {color}".strip()
+    return f"{dice.pick(BRANDS)} {KINDS[design.kind].foreign[language]} {color}".strip()
 
 
 def _mistyped(title: str, dice: Dice) -> str:

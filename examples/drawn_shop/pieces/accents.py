@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from furnclip.demo.pieces.design import Design, Slot
-from furnclip.demo.solids import Mesh
+from ..solids import Mesh
+from .design import Design, Slot
 
 
 def floor_lamp(mesh: Mesh, design: Design) -> None:

@@ -8,8 +8,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from furnclip.demo.looks import StyleTraits
-from furnclip.demo.solids import Mesh, Span
+from ..looks import StyleTraits
+from ..solids import Mesh, Span
 
 
 class Slot(IntEnum):

@@ -1,7 +1,7 @@
 """The README's pictures, made from a finished tour.
 
     furnclip demo my-tour
-    python examples/make_pictures.py my-tour --out docs/pictures
+    python -m tests.bench.tools.make_pictures my-tour --out docs/pictures
 
 Out: `shop.jpg` (twelve drawn products), `search.svg` and `tour.svg` (what a terminal of 100 columns
 shows, recorded through a pseudo-terminal) and, where Chromium is installed, `report.png`.
@@ -23,9 +23,9 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-from furnclip.demo.drawing import DRAWING_STYLES, draw, new_design
-from furnclip.demo.pieces import KINDS
-from furnclip.demo.titles import true_title
+from examples.drawn_shop.drawing import DRAWING_STYLES, draw, new_design
+from examples.drawn_shop.pieces import KINDS
+from examples.drawn_shop.titles import true_title
 from furnclip.images import contact_sheet
 
 COLUMNS = 100

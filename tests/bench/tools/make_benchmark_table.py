@@ -1,7 +1,7 @@
 """The README's table of benchmarks, made from what the benchmarks printed.
 
     python -m tests.bench.embed --json > embed.json
-    python examples/make_benchmark_table.py *.json --machine "2 cores of an Intel Xeon, 16 GB"
+    python -m tests.bench.tools.make_benchmark_table *.json --machine "2 cores of an Intel Xeon, 16 GB"
 
 In: the JSON object of each benchmark, on any line of its file. Out: the part of `README.md` between its two
 `<!-- benchmarks -->` marks. A topic without a file keeps the line that it had.
@@ -17,7 +17,7 @@ from typing import Any
 
 from furnclip.journal import write_text
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 MARK = "<!-- benchmarks -->"
 # topic -> what is measured, against what, and the figures worth a place beside the ratios
 TOPICS: dict[str, tuple[str, str, tuple[str, ...]]] = {

@@ -11,12 +11,12 @@ import math
 import numpy as np
 from PIL import Image
 
-from furnclip.demo import looks
-from furnclip.demo.pieces import KINDS
-from furnclip.demo.pieces.design import Design, Dice, Slot
-from furnclip.demo.shading import Finish, Painter, Rgb, Room
-from furnclip.demo.solids import Mesh
-from furnclip.demo.view import Camera, Geometry, paint, sunlight
+from . import looks
+from .pieces import KINDS
+from .pieces.design import Design, Dice, Slot
+from .shading import Finish, Painter, Rgb, Room
+from .solids import Mesh
+from .view import Camera, Geometry, paint, sunlight
 
 DRAWING_STYLES = ("studio", "room", "loft", "dusk", "ink")
 _OVERSAMPLING = 4 / 3  # pixels drawn for one pixel delivered, along each side
