@@ -8,8 +8,6 @@ several raters can vote at the same time.
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from furnclip.arena.lineup import Card, Query
+from furnclip.catalogue import sheet_text
 from furnclip.errors import JournalError
 from furnclip.journal import Journal, read_journal, write_text
 
@@ -142,11 +141,9 @@ def standing_votes(events: Iterable[Mapping[str, Any]], path: Path) -> list[Vote
 
 def export_csv(votes: Sequence[Vote], path: Path) -> None:
     """All standing votes as a table: six columns that say who won, then the rest."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*_SEED_COLUMNS, *_MORE_COLUMNS], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_csv_rows(votes))
-    write_text(path, text.getvalue())
+    columns = [*_SEED_COLUMNS, *_MORE_COLUMNS]
+    rows = ([row[name] for name in columns] for row in _csv_rows(votes))
+    write_text(path, sheet_text([columns, *rows]))
 
 
 def _csv_rows(votes: Sequence[Vote]) -> Iterator[dict[str, object]]:

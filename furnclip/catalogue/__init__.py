@@ -30,6 +30,14 @@ from furnclip.catalogue.rows import (
     read_records,
     read_rows,
 )
+from furnclip.catalogue.sheets import (
+    REJECT_COLUMNS,
+    SheetWriter,
+    original_column,
+    renamed_column,
+    sheet_in,
+    sheet_text,
+)
 from furnclip.catalogue.words import (
     ATTRIBUTES,
     CLEAN_COLUMNS,
@@ -42,9 +50,11 @@ __all__ = [
     "ATTRIBUTES",
     "CLEAN_COLUMNS",
     "MAX_CELL_CHARS",
+    "REJECT_COLUMNS",
     "Product",
     "Record",
     "Rejection",
+    "SheetWriter",
     "catalogue_path",
     "cell_text",
     "content_hash",
@@ -53,8 +63,12 @@ __all__ = [
     "find_image",
     "find_images",
     "normalised_title",
+    "original_column",
     "read_products",
     "read_records",
     "read_rows",
+    "renamed_column",
+    "sheet_in",
+    "sheet_text",
     "uncleaned_rows",
 ]

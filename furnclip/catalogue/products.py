@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from furnclip.catalogue.rows import Record, read_records
+from furnclip.catalogue.sheets import is_our_sheet, renamed_column
 from furnclip.errors import ConfigError, nearest
 from furnclip.images import BrokenImage
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from furnclip.config import Config, DataPaths
 
 MAX_ID_CHARS = 200
+_SHOWN_COLUMNS = 20
+_SHOWN_NAME_CHARS = 40
 
 
 class Product(NamedTuple):
@@ -55,25 +58,43 @@ def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]
     there, both before the first row.
     """
     columns, records = read_records(path)
-    _check_columns(path, columns, paths)
-    return _judge(records, paths)
+    return _judge(records, _columns_of(path, columns, paths))
 
 
-def _check_columns(path: Path, columns: list[str], paths: DataPaths) -> None:
-    for setting in ("id_column", "title_column", "image_column", "group_column"):
-        wanted = getattr(paths, setting)
+class _Columns(NamedTuple):
+    """What this file calls the columns that the settings name; `group` may be empty."""
+
+    id: str
+    title: str
+    image: str
+    group: str
+
+
+def _columns_of(path: Path, columns: list[str], paths: DataPaths) -> _Columns:
+    settings = {f"{name}_column": str(getattr(paths, f"{name}_column")) for name in _Columns._fields}
+    if is_our_sheet(columns):
+        renamed = {setting: renamed_column(wanted) for setting, wanted in settings.items()}
+        settings |= {setting: name for setting, name in renamed.items() if name in columns}
+    for setting, wanted in settings.items():
         if wanted and wanted not in columns:
             close = nearest(wanted, columns)
             advice = f'set `paths.{setting} = "{close}"`' if close else f"set `paths.{setting}`"
             raise ConfigError(
-                f"`{path}` has no column `{wanted}`", hint=f"{advice}; columns there: {', '.join(columns)}"
+                f"`{path}` has no column `{wanted}`", hint=f"{advice}; columns there: {_listed(columns)}"
             )
+    return _Columns(*settings.values())
 
 
-def _judge(records: Iterable[Record], paths: DataPaths) -> Iterator[Product | Rejection]:
+def _listed(columns: list[str]) -> str:
+    shown = [name[:_SHOWN_NAME_CHARS] for name in columns[:_SHOWN_COLUMNS]]
+    more = len(columns) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | Rejection]:
     seen: set[int] = set()  # 64-bit hashes: a million ids take 80 MB as strings in a dict, a third as these
     for record in records:
-        product_id = record.fields.get(paths.id_column, "").strip()
+        product_id = record.fields.get(columns.id, "").strip()
         reason, detail = record.reason, record.detail
         if not reason:
             reason, detail = _id_problem(product_id, seen)
@@ -84,9 +105,9 @@ def _judge(records: Iterable[Record], paths: DataPaths) -> Iterator[Product | Re
         yield Product(
             row=record.row,
             product_id=product_id,
-            title=record.fields[paths.title_column].strip(),
-            images=_picture_names(record.fields[paths.image_column]),
-            group=record.fields[paths.group_column].strip() if paths.group_column else "",
+            title=record.fields[columns.title].strip(),
+            images=_picture_names(record.fields[columns.image]),
+            group=record.fields[columns.group].strip() if columns.group else "",
             fields=record.fields,
         )
 
@@ -129,8 +150,8 @@ def _id_numbers(path: Path, paths: DataPaths) -> NDArray[np.int64]:
     import numpy as np
 
     columns, records = read_records(path)
-    _check_columns(path, columns, paths)
-    ids = (record.fields.get(paths.id_column, "").strip() for record in records)
+    id_column = _columns_of(path, columns, paths).id
+    ids = (record.fields.get(id_column, "").strip() for record in records)
     return np.fromiter(map(hash, ids), np.int64)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from furnclip.catalogue.sheets import is_our_sheet, unescape
 from furnclip.errors import InputError
 
 MAX_CELL_CHARS = 2**20
@@ -62,11 +64,11 @@ def read_records(path: Path) -> tuple[list[str], Iterator[Record]]:
 
 
 def _check_header(path: Path, columns: list[str]) -> None:
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
-        raise InputError(
-            f"`{path}` has the column `{twice[0]}` twice", hint="rename one of the two columns in the file"
-        )
+    for name, count in Counter(columns).items():
+        if count > 1:
+            raise InputError(
+                f"`{path}` has the column `{name}` twice", hint="rename one of the two columns in the file"
+            )
 
 
 def _read_csv(path: Path) -> tuple[list[str], Iterator[Record]]:
@@ -78,7 +80,7 @@ def _read_csv(path: Path) -> tuple[list[str], Iterator[Record]]:
     header = next(rows, None)
     if header is None or isinstance(header, str) or not any(cell.strip() for cell in header[1]):
         raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")
-    columns = [cell.strip() or f"column_{index}" for index, cell in enumerate(header[1], start=1)]
+    columns = [unescape(cell).strip() or f"column_{index}" for index, cell in enumerate(header[1], start=1)]
     return columns, _csv_records(columns, rows)
 
 
@@ -145,11 +147,14 @@ def _csv_rows(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, 
 
 def _csv_records(columns: list[str], rows: Iterator[tuple[int, list[str]] | str]) -> Iterator[Record]:
     last_line = 1
+    is_ours = is_our_sheet(columns)
     for number, row in enumerate(rows, start=1):
         if isinstance(row, str):
             yield Record(number, {}, "unreadable-row", row)
             continue
         line, cells = row
+        if is_ours:
+            cells = [unescape(cell) for cell in cells]
         values = dict(zip(columns, cells, strict=False))
         if len(cells) != len(columns):
             detail = f"{len(cells)} cells under {len(columns)} columns"

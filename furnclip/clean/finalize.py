@@ -2,31 +2,31 @@
 
 In: the raw catalogue, `rows.jsonl` and all results. Out: every selected row in exactly one of the two
 files, raw columns first and in their order, then the cleaned fields; a summary by reason. A raw column
-that has the name of a cleaned one is kept as `raw_NAME`. Cells that a spreadsheet would run as a formula
-get an apostrophe in front, picture paths a `./`. Rows that are still on their way stop it, unless the
-user wants a partial result.
+that has the name of a cleaned one is kept as `raw_NAME`. Rows that are still on their way stop it, unless
+the user wants a partial result.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
 from furnclip.catalogue import (
     CLEAN_COLUMNS,
+    REJECT_COLUMNS,
     Product,
     Rejection,
+    SheetWriter,
     content_hash,
     find_images,
     read_products,
     read_records,
+    renamed_column,
+    sheet_in,
 )
 from furnclip.clean.answers import Outcome, collect
 from furnclip.clean.ledger import Ledger
@@ -42,11 +42,6 @@ from furnclip.errors import InputError, MissingStageError, ServiceError
 from furnclip.images import BrokenImage, open_image
 from furnclip.journal import replacing
 
-if TYPE_CHECKING:
-    from _csv import Writer
-
-REJECT_COLUMNS = ("rejected_reason", "rejected_detail")
-_FORMULA_STARTS = frozenset("=+-@\t\r")
 _FALLBACK_PX = 64
 
 
@@ -141,29 +136,27 @@ class _Writer:
         self._outcomes = outcomes
         self._vocabulary = Vocabulary.from_config(ledger.config.clean)
         self._columns = read_records(ledger.config.paths.products)[0]
-        image_column = ledger.config.paths.image_column
-        self._image_index = self._columns.index(image_column) if image_column in self._columns else None
-        self._header = [f"raw_{name}" if name in CLEAN_COLUMNS else name for name in self._columns]
+        self._header = [renamed_column(name) for name in self._columns]
 
     def write(self, *, partial: bool) -> Summary:
         """Both files, or neither: an error in here leaves the old ones as they were."""
         summary = Summary()
         with ExitStack() as stack:
-            cleaned = _table(stack.enter_context(replacing(self._ledger.workspace.cleaned)), stack)
-            rejected = _table(stack.enter_context(replacing(self._ledger.workspace.rejected)), stack)
-            cleaned.writerow([*self._header, *CLEAN_COLUMNS])
-            rejected.writerow([*self._header, *REJECT_COLUMNS])
+            cleaned = self._sheet(stack, self._ledger.workspace.cleaned)
+            rejected = self._sheet(stack, self._ledger.workspace.rejected)
+            cleaned.write_row([*self._header, *CLEAN_COLUMNS])
+            rejected.write_row([*self._header, *REJECT_COLUMNS])
             for product, outcome in self._fates():
                 summary.rows += 1
                 if outcome is None:
                     summary.pending += 1
                 elif outcome.kind == "cleaned":
                     summary.cleaned += 1
-                    cleaned.writerow([*self._raw(product), *map(harmless, outcome.values), outcome.source])
+                    cleaned.write_row([*self._raw(product), *outcome.values, outcome.source])
                 else:
                     summary.rejected += 1
                     summary.reasons[outcome.reason] += 1
-                    rejected.writerow([*self._raw(product), outcome.reason, harmless(outcome.detail)])
+                    rejected.write_row([*self._raw(product), outcome.reason, outcome.detail])
             if summary.pending and not partial:
                 raise ServiceError(
                     f"{summary.pending} rows have no answer yet",
@@ -203,10 +196,11 @@ class _Writer:
         return find_makers(read_products(paths.products, paths), self._vocabulary)
 
     def _raw(self, product: Product | Rejection) -> list[str]:
-        cells = [harmless(product.fields.get(name, "")) for name in self._columns]
-        if self._image_index is not None:
-            cells[self._image_index] = _harmless_path(product.fields.get(self._config.paths.image_column, ""))
-        return cells
+        return [product.fields.get(name, "") for name in self._columns]
+
+    @staticmethod
+    def _sheet(stack: ExitStack, path: Path) -> SheetWriter:
+        return stack.enter_context(sheet_in(stack.enter_context(replacing(path))))
 
 
 def _found_images(product: Product, config: Config) -> list[Path]:
@@ -214,28 +208,3 @@ def _found_images(product: Product, config: Config) -> list[Path]:
         return find_images(product, config.paths.images)
     except BrokenImage:
         return []
-
-
-def _table(file: IO[bytes], stack: ExitStack) -> Writer:
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    stack.callback(text.detach)
-    return csv.writer(text)  # its own line ends: with others it leaves a lone carriage return unquoted
-
-
-def harmless(cell: str) -> str:
-    """`cell`, unless a spreadsheet would run it as a formula: then with an apostrophe in front."""
-    if cell[:1] not in _FORMULA_STARTS or _is_number(cell):
-        return cell
-    return "'" + cell
-
-
-def _harmless_path(cell: str) -> str:
-    return f"./{cell}" if cell[:1] in _FORMULA_STARTS else cell
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from furnclip.catalogue import ATTRIBUTES, Rejection
+from furnclip.catalogue import ATTRIBUTES, Rejection, sheet_text
 from furnclip.console import printable
 from furnclip.errors import InputError
 from furnclip.journal import write_text
@@ -88,12 +86,11 @@ def by_reason(rejections: Sequence[Rejection]) -> dict[str, int]:
 
 def write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
     """`rejected.csv`: every row that is not in the shards, with its reason."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["row", "product_id", "reason", "detail"])
-    for item in rejections:
-        writer.writerow([item.row, printable(item.product_id), item.reason, printable(item.detail)])
-    path, text = folder / REJECTED_NAME, buffer.getvalue()
+    rows = (
+        (item.row, printable(item.product_id), item.reason, printable(item.detail)) for item in rejections
+    )
+    text = sheet_text([("row", "product_id", "reason", "detail"), *rows])
+    path = folder / REJECTED_NAME
     if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)
 
