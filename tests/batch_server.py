@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 from PIL import Image
 
@@ -107,6 +107,7 @@ class BatchServer:
         self.shutdown_date: str | None = None
         self.hidden_batches = 0  # listings that do not show the newest batch yet
         self.keys: set[str] = {KEY}
+        self.models: set[str] = set(MODELS)
         self.calls: list[str] = []
         self.on_call: Callable[[str, str], None] = lambda call, moment: None
         self.bodies: list[dict[str, Any]] = []  # of synchronous requests
@@ -151,7 +152,7 @@ class BatchServer:
     # --- models and single requests
 
     def model(self, name: str) -> dict[str, Any]:
-        if name not in MODELS:
+        if name not in self.models:
             raise ApiError(404, "model_not_found", f"The model '{name}' does not exist")
         facts = {"id": name, "object": "model", "created": 1754425777, "owned_by": "system"}
         return {**facts, "shutdown_date": self.shutdown_date}
@@ -302,7 +303,7 @@ class BatchServer:
             except ValueError:
                 errors.append(_error("invalid_json_line", "not JSON", None, number))
                 continue
-            problem = _line_problem(request, batch.facts["endpoint"], seen)
+            problem = _line_problem(request, batch.facts["endpoint"], seen, self.models)
             title = _title(request.get("body", {})) if not problem else ""
             if "invalid-line" in self.scripts.get(title, []):
                 problem = ("invalid_request", "body.messages", "bad picture")
@@ -392,7 +393,7 @@ class BatchServer:
         return steps[place] if place < len(steps) else ""
 
     def _answer(self, body: dict[str, Any], script: str) -> tuple[int, dict[str, Any]]:
-        if body.get("model") not in MODELS:
+        if body.get("model") not in self.models:
             return 404, _api_error("model_not_found", f"The model '{body.get('model')}' does not exist")
         problem = _dialect_problem(body)
         if problem:
@@ -516,7 +517,7 @@ def _dialect_problem(body: dict[str, Any]) -> str:
 
 
 def _line_problem(
-    request: dict[str, Any], endpoint: str, seen: set[str]
+    request: dict[str, Any], endpoint: str, seen: set[str], models: set[str]
 ) -> tuple[str, str | None, str] | None:
     for name in ("custom_id", "method", "url", "body"):
         if name not in request:
@@ -527,7 +528,7 @@ def _line_problem(
         return ("invalid_url", "url", "The URL differs from the batch's endpoint")
     if request["body"].get("stream"):
         return ("streaming_unsupported", "body.stream", "Streaming is not supported")
-    if request["body"].get("model") not in MODELS:
+    if request["body"].get("model") not in models:
         return ("model_not_found", "body.model", "The model does not exist")
     return None
 
@@ -683,7 +684,7 @@ class Handler(BaseHTTPRequestHandler):
         if call in ("POST /chat/completions", "POST /responses"):
             return self.api.ask(json.loads(body))
         if parts[0] == "models":
-            return self.api.model(parts[1])
+            return self.api.model(unquote("/".join(parts[1:])))
         if parts[0] == "files":
             return self._files(call, parts, query, body)
         if call == "POST /batches":

@@ -44,6 +44,20 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CleanShop:
 # --- the steps
 
 
+@pytest.mark.parametrize("name", ["gpt-5-nano-2025-08-07", "openai/gpt-5-nano", "ft:gpt-5-nano:s::1"])
+def test_model_name_of_a_family_is_said_and_sent_as_it_is(
+    shop: CleanShop, server: BatchServer, name: str
+) -> None:
+    server.models |= {name}
+    done = shop.run("run", "--model", name, env=server.env).ok()
+    shop.check_all_settled()
+    assert f"the model `{name}` has the parameters and the price of `gpt-5-nano`" in done.stderr
+    assert ("fine-tuned models usually cost more" in done.stderr) == name.startswith("ft:")
+    assert server.bodies[0]["model"] == name
+    assert server.bodies[0]["reasoning_effort"] == "minimal"
+    assert 0 < shop.run("status", "--json", env=server.env).ok().json["paid_usd"] < 0.01
+
+
 def test_four_steps(shop: CleanShop, server: BatchServer) -> None:
     env = with_parts_of(server, 2, max_concurrent_batches=2)
     prepared = shop.run("prepare", "--json", env=env).ok().json

@@ -359,6 +359,62 @@ def test_own_model() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("gpt-5-nano-2025-08-07", "gpt-5-nano"),
+        ("gpt-5-nano-20250807", "gpt-5-nano"),
+        ("gpt-6-luna-latest", "gpt-6-luna"),
+        ("openai/gpt-5-nano", "gpt-5-nano"),
+        ("openrouter/openai/gpt-5-nano:free", "gpt-5-nano"),
+        ("azure/gpt-5-nano@2025-08-07", "gpt-5-nano"),
+        ("shop-gpt-5-nano", "gpt-5-nano"),
+        ("openai.gpt-5-mini-v1:0", "gpt-5-mini"),
+        ("ft:gpt-5-nano-2025-08-07:shop:furniture:ckpt", "gpt-5-nano"),
+        ("ft:gpt-4o-mini-2024-07-18:org::id", "gpt-4o-mini"),
+        ("GPT-5-Nano", "gpt-5-nano"),
+    ],
+)
+@pytest.mark.parametrize("row", [None, {"input_usd": 9.0, "output_usd": 9.0}])
+@pytest.mark.parametrize("backend", ["openai", "live"])
+def test_names_of_a_family(name: str, family: str, row: dict[str, float] | None, backend: str) -> None:
+    """They are asked and billed as the family is; a price of one's own changes the price alone."""
+    base_url = "" if backend == "openai" else "http://127.0.0.1:9/v1"
+    config = CleaningConfig(backend=backend, base_url=base_url, model=name, models={name: row} if row else {})  # type: ignore[arg-type]
+    known, found = find_model(CleaningConfig(model=family)), find_model(config)
+    same = {"id": name, "family": family, **(row or {})}
+    assert found == known.model_copy(update=same)
+
+
+@pytest.mark.parametrize("name", ["gpt-5-nano-pro", "gpt-5.9-nano", "my-gpt-5-nano2", "ft:x:gpt"])
+@pytest.mark.parametrize(
+    ("backend", "base_url", "cap"),
+    [
+        ("openai", "", "max_completion_tokens"),
+        ("openai", "http://127.0.0.1:9/v1", "max_completion_tokens"),
+        ("live", "", "max_completion_tokens"),
+        ("live", "https://shop.openai.azure.com/openai/v1", "max_completion_tokens"),
+        ("live", "http://127.0.0.1:9/v1", "max_tokens"),
+        ("live", "https://openai.com.example.org/v1", "max_tokens"),
+    ],
+)
+def test_unknown_names_get_what_their_service_takes(name: str, backend: str, base_url: str, cap: str) -> None:
+    models = {name: {"input_usd": 1.0, "output_usd": 1.0}}
+    found = find_model(CleaningConfig(backend=backend, base_url=base_url, model=name, models=models))  # type: ignore[arg-type]
+    assert (found.family, found.cap_name, found.efforts, found.verbosity) == ("", cap, (), "")
+    assert found.instruction_role == ("system" if cap == "max_tokens" else "developer")
+
+
+def test_price_of_a_family_of_ones_own() -> None:
+    models = {
+        "gpt-5-nano": {"input_usd": 7.0},
+        "mine": {"input_usd": 3.0, "output_usd": 3.0, "efforts": ["low"]},
+    }
+    dated = find_model(CleaningConfig(model="openai/gpt-5-nano-2025-08-07", models=models))
+    assert (dated.input_usd, dated.output_usd, dated.efforts[0]) == (7.0, 0.40, "minimal")
+    assert find_model(CleaningConfig(model="mine-2026-01-31", models=models)).efforts == ("low",)
+
+
+@pytest.mark.parametrize(
     ("change", "message", "hint"),
     [
         ({"model": "gpt-5-nan"}, "no price or limits are known", "did you mean `gpt-5-nano`?"),
@@ -368,6 +424,7 @@ def test_own_model() -> None:
             '`clean.models."gpt-5-nano".input_usd`',
             "batch_discount",
         ),
+        ({"models": {"gpt-5-nano": {"id": "x"}}}, "`id` and `family` of a model cannot be set", "its name"),
         ({"models": {"gpt-5-nano": {"price": 1}}}, '`clean.models."gpt-5-nano".price`', "input_usd"),
     ],
 )

@@ -6,8 +6,9 @@ the bill at the end uses them too, so compare it with the provider's own page no
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,7 @@ class VisionModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     id: str
+    family: str = ""  # whose row it has, where it has none of its own
     input_usd: _Price
     output_usd: _Price
     batch_discount: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -56,27 +58,60 @@ class VisionModel(BaseModel):
 
 
 def find_model(config: CleaningConfig) -> VisionModel:
-    """The row of `clean.model`, with the user's changes.
+    """The row of `clean.model`, or of the family that a dated, prefixed or fine-tuned name belongs to, with
+    the user's changes.
 
-    Raises `ConfigError` when the Batch API is asked for a model without a row, since its price and
-    parameters would be guesses, and when the effort is none of the model's.
+    Raises `ConfigError` when the Batch API is asked for a model without a row, since its price would be a
+    guess, and when the effort is none of the model's.
     """
-    table = {**_shipped(), **_merged(config.models)}
     name = config.model
-    if name not in table and config.backend == "openai":
-        close = nearest(name, table)
+    shipped, own = _shipped(), config.models
+    family = _family(name, shipped.keys() | own.keys() - {name})
+    known = [rows[family] for rows in (shipped, own) if family in rows]
+    if not known and name not in own and config.backend == "openai":
+        close = nearest(name, (*shipped, *own))
         raise ConfigError(
             f"no price or limits are known for the model `{name}`",
             hint=f"did you mean `{close}`?" if close else f'add a `[clean.models."{name}"]` table',
         )
-    row = table.get(name, table[_ANY])
-    model = _parse(name, row)
+    base = {"input_usd": 0.0, "output_usd": 0.0} if is_openai(config) else shipped[_ANY]
+    rows = (*([] if family in shipped else [base]), *known, own.get(name, {}))
+    row: dict[str, Any] = {key: value for facts in rows for key, value in facts.items()}
+    model = _parse(name, row, family="" if name in shipped else family)
     if config.effort and config.effort not in model.efforts:
-        known = ", ".join(model.efforts) or "none: it takes no such parameter"
+        efforts = ", ".join(model.efforts) or "none: it takes no such parameter"
         raise ConfigError(
-            f"`clean.effort` cannot be `{config.effort}` for `{name}`", hint=f"this model knows {known}"
+            f"`clean.effort` cannot be `{config.effort}` for `{name}`", hint=f"this model knows {efforts}"
         )
     return model
+
+
+# openai/NAME, ft:NAME:org::id, NAME@date, vendor.NAME
+_SEPARATORS = re.compile(r"[/:@]|(?<=[a-z])\.(?=[a-z])")
+_VERSION = re.compile(r"(?:-(?:20\d\d-?\d\d-?\d\d|\d{4}|latest|preview|v\d+))+$")
+_OPENAI_URLS = re.compile(r"\w+://(?:[\w-]+\.)*(?:openai\.com|openai\.azure\.com|ai\.azure\.com)(?:[:/]|$)")
+
+
+def _family(name: str, known: Collection[str]) -> str:
+    """The known model that `name` is a version of; empty where there is none.
+
+    Only marks that change neither parameters nor price are taken off: `gpt-5-pro` is no `gpt-5`.
+    """
+    if name in known:
+        return name
+    for piece in _SEPARATORS.split(name.lower()):
+        piece = _VERSION.sub("", piece)
+        endings = (piece[start:] for start in range(len(piece)) if not start or piece[start - 1] in "-_")
+        for ending in endings:  # the longest first, as in `shop-gpt-5-nano`
+            if ending in known and ending != _ANY:
+                return ending
+    return ""
+
+
+def is_openai(config: CleaningConfig) -> bool:
+    """Whether the service speaks OpenAI's own dialect, and costs money."""
+    is_theirs = not config.base_url or bool(_OPENAI_URLS.match(config.base_url))
+    return config.backend == "openai" or (config.backend == "live" and is_theirs)
 
 
 def effort_of(config: CleaningConfig, model: VisionModel) -> str:
@@ -89,14 +124,11 @@ def _shipped() -> Mapping[str, dict[str, Any]]:
     return tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
 
 
-def _merged(extra: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    shipped = _shipped()
-    return {name: {**shipped.get(name, shipped[_ANY]), **row} for name, row in extra.items()}
-
-
-def _parse(name: str, row: Mapping[str, Any]) -> VisionModel:
+def _parse(name: str, row: Mapping[str, Any], *, family: str) -> VisionModel:
     try:
-        return VisionModel(id=name, **row)
+        if not row.keys().isdisjoint(("id", "family")):
+            raise ConfigError("`id` and `family` of a model cannot be set", hint="they follow from its name")
+        return VisionModel(id=name, family=family, **row)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -23,6 +23,7 @@ from furnclip.clean.ledger import Ledger
 from furnclip.clean.local import SOURCE, rules_identity
 from furnclip.clean.makers import find_makers
 from furnclip.clean.merge import keep_live_answers
+from furnclip.clean.models import VisionModel, is_openai
 from furnclip.clean.parts import Limits, Line, write_parts
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import State
@@ -57,6 +58,7 @@ def prepare(ledger: Ledger, selection: Selection) -> Prepared:
     """Plan every request of the selected rows. Does nothing when nothing changed."""
     config = ledger.config
     recipe = Recipe.from_config(config.clean)
+    _mention_family(config.clean, recipe.model)
     fingerprint, total = _fingerprint(config, recipe, selection)
     before = ledger.state.prepared
     if before is not None and before["fingerprint"] == fingerprint and ledger.workspace.rows.is_file():
@@ -88,6 +90,20 @@ def prepare(ledger: Ledger, selection: Selection) -> Prepared:
         **rows.facts(),
     )
     return _summary(ledger.state, was_done=False)
+
+
+def _mention_family(config: CleaningConfig, model: VisionModel) -> None:
+    """Say whose parameters and price a model has that the table does not know by its own name."""
+    if config.backend == "local":
+        return
+    has_price = "input_usd" in config.models.get(model.id, {})
+    table = f'set the prices in `[clean.models."{model.id}"]`'
+    if model.family:
+        price = "" if has_price else " and the price"
+        dearer = f"; fine-tuned models usually cost more: {table}" if price and model.id[:3] == "ft:" else ""
+        console.note(f"the model `{model.id}` has the parameters{price} of `{model.family}`{dearer}")
+    elif not model.input_usd and not has_price and is_openai(config):
+        console.warn(f"no price is known for `{model.id}`, so the bill will show $0: {table}")
 
 
 def part_limits(config: CleaningConfig, recipe: Recipe) -> Limits:
