@@ -1,4 +1,7 @@
-"""The only place that prints.
+"""The only place that prints, and the one door for text of others: column names, file names, settings.
+
+Such text may hold escapes that drive a terminal, letters that turn the line around, and keys; `clean_text`
+takes them out, and everything printed here goes through it.
 
 Results go to stdout; talk, warnings and progress go to stderr, so that `furnclip ... --json | jq`
 always works. Colour is never the only carrier of a meaning; `NO_COLOR` and plain pipes are honoured.
@@ -21,15 +24,37 @@ if TYPE_CHECKING:
 
     from furnclip.errors import FurnclipError
 
-# What keys look like, in case a library quotes one in its message.
+# What keys look like, in case a library quotes one in its message; then passwords inside addresses.
 _SECRET_SHAPES = re.compile(
-    r"(sk-[A-Za-z0-9_\-]{6,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|(?<=Bearer )\S+|(?<=Signature=)[0-9a-f]{16,})"
+    r"(sk-[A-Za-z0-9_\-]{6,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|hf_[A-Za-z0-9]{8,}|(?<=Signature=)[0-9a-f]{16,}"
+    r"|(?:(?<=Bearer )|(?<=Basic ))\S+"
+    r"|(?<=://)[^\s/@`'\"]*:[^\s@`'\"]*(?=@)"
+    r"|(?i:(?<=[?&]))(?i:[\w-]*(?:signature|credential|token|key|secret|password|sig)=)[^&\s`'\"]+)"
 )
+_SHORTEST_SECRET = 12  # a placeholder like `local` is a word of its own
+_secrets: set[str] = set()
+
+
+def hide(secret: str) -> None:
+    """Never print this key, whatever quotes it: neither whole nor the readable pieces of a malformed one."""
+    _secrets.update(part for part in re.findall(r"[!-~]+", secret) if len(part) >= _SHORTEST_SECRET)
 
 
 def redact(text: str) -> str:
-    """`text` with anything that looks like an API key or signature replaced by `***`."""
-    return _SECRET_SHAPES.sub("***", text)
+    """`text` with keys, signatures and passwords replaced by `***`."""
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return _SECRET_SHAPES.sub(_starred, text)
+
+
+def _starred(match: re.Match[str]) -> str:
+    name, equals, _ = match[0].partition("=")
+    return f"{name}=***" if equals and match.string[match.start() - 1 : match.start()] in "?&" else "***"
+
+
+def clean_text(text: str) -> str:
+    """Text for a terminal: no secrets, no control characters but line breaks."""
+    return "\n".join(printable(line) for line in redact(text).split("\n"))
 
 
 @cache
@@ -50,7 +75,15 @@ def stdout() -> Console:
 
 def note(text: str) -> None:
     """Say something in passing, on stderr."""
-    stderr().print(redact(text), markup=False, soft_wrap=True)
+    stderr().print(clean_text(text), markup=False, soft_wrap=True)
+
+
+def confirm(question: str) -> bool:
+    """The user's yes or no to a question on the terminal; no where there is no terminal to answer at."""
+    if sys.stdin is None or not sys.stdin.isatty() or not stderr().is_terminal:
+        return False
+    stderr().print(f"{one_line(question)} [y/N]: ", markup=False, soft_wrap=True, end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def warn(text: str) -> None:
@@ -58,7 +91,8 @@ def warn(text: str) -> None:
     from rich.text import Text
 
     stderr().print(
-        Text("warning: ", style="yellow bold").append(redact(text), style="default not bold"), soft_wrap=True
+        Text("warning: ", style="yellow bold").append(clean_text(text), style="default not bold"),
+        soft_wrap=True,
     )
 
 
@@ -67,12 +101,13 @@ def print_error(error: FurnclipError) -> None:
     from rich.text import Text
 
     for label, style, text in (("error: ", "red bold", error.message), ("hint: ", "cyan bold", error.hint)):
-        line = Text(label, style=style).append(_one_line(redact(text)), style="default not bold")
+        line = Text(label, style=style).append(one_line(text), style="default not bold")
         stderr().print(line, soft_wrap=True)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def one_line(text: str) -> str:
+    """Text of others inside one line of ours."""
+    return " ".join(clean_text(text).split())
 
 
 def emit(payload: Mapping[str, Any], *, as_json: bool, human: Callable[[], None]) -> None:
@@ -91,7 +126,7 @@ def show(renderable: RenderableType) -> None:
 
 def say(text: str) -> None:
     """Print a plain line as a result, on stdout."""
-    stdout().print(redact(text), markup=False, soft_wrap=True)
+    stdout().print(clean_text(text), markup=False, soft_wrap=True)
 
 
 def show_bytes(data: bytes) -> None:

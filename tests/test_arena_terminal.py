@@ -169,7 +169,7 @@ def test_the_last_vote_ends_it_and_the_next_start_says_so(tmp_path: Path) -> Non
 
 def test_a_viewer_from_the_folder_is_asked_about(tmp_path: Path) -> None:
     folder = write_contest(tmp_path / "c", config='viewer = "touch pwned {path}"')
-    person = Person(folder, cols=300).wait("wants to show pictures with", "[y/N]")
+    person = Person(folder, cols=300).wait("which starts that program", "[y/N]")
     person.child.send("n\r")
     person.wait("0 votes").press("q")
     assert_restored(person, code=0)

@@ -93,7 +93,7 @@ MISTAKES = {
     "[train]\nepochs = 0": ("`train.epochs` cannot be 0", "see `train.epochs`"),
     '[train]\nlr = "fast"': ("`train.lr` cannot be", "see `train.lr`"),
     "[train]\nlr = nan": ("`train.lr` cannot be", "see `train.lr`"),
-    "[train\n": ("is not valid TOML", "mend that line"),
+    "[train\n": ("is not valid TOML", "fix that line"),
     "train = 3": ("`train` cannot be 3", "see `train`"),
 }
 

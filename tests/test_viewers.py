@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from furnclip.config import load_config
 from furnclip.errors import ConfigError
 from furnclip.viewers import (
     Answer,
@@ -33,7 +32,6 @@ from furnclip.viewers import (
     half_blocks,
     open_on_desktop,
     parse_template,
-    permitted,
     preview_copy,
     show_image,
 )
@@ -407,25 +405,3 @@ DESKTOPS = [
 def test_desktop_windows(env: dict[str, str], platform: str, command: tuple[str, ...]) -> None:
     tools = {"xdg-open", "explorer.exe", "open"}
     assert desktop_command(around(env, tools, platform=platform)) == command
-
-
-def test_a_command_from_a_folder_is_asked_about_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    config_file = tmp_path / "furnclip.toml"
-    asked: list[str] = []
-
-    def yes(question: str) -> bool:
-        asked.append(question)
-        return True
-
-    assert permitted("mytool {path}", config_file=config_file, ask=None) == "auto"
-    assert permitted("mytool {path}", config_file=config_file, ask=lambda question: False) == "auto"
-    for _ in range(2):
-        assert permitted("mytool {path}", config_file=config_file, ask=yes) == "mytool {path}"
-    assert asked == [f"`{config_file}` wants to show pictures with `mytool {{path}}`; run that program?"]
-    assert permitted("other {path}", config_file=config_file, ask=None) == "auto"
-    monkeypatch.setenv("FURNCLIP_VIEWER", "other {path}")
-    assert load_config(None).arena.viewer == "other {path}"
-    assert permitted("other {path}", config_file=config_file, ask=None) == "other {path}"
-    monkeypatch.delenv("FURNCLIP_VIEWER")
-    assert permitted("builtin", config_file=config_file, ask=None) == "builtin"

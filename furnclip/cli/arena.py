@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, JsonOption, allowed_viewer, settings
+from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, JsonOption, settings
 
 if TYPE_CHECKING:
     from furnclip.arena import Standings, VoteBook
@@ -58,10 +58,9 @@ def arena(
 
     flags: dict[str, Any] = {"queries": queries, "k": k, "seed": seed, "viewer": viewer}
     chosen = settings(config, arena=flags)
-    shown_by = chosen.arena.viewer if viewer else allowed_viewer(chosen, config)
     with ArenaApp(chosen, rater=rater, runs=run or (), model=model) as app:
         require_choices(app.lineup)
-        vote_in_terminal(app, viewer=shown_by, most_votes=votes)
+        vote_in_terminal(app, viewer=chosen.arena.viewer, most_votes=votes)
         _emit(app.book, app.standings(), as_json=as_json, finished=app.trial is None)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, allowed_viewer, settings
+from furnclip.cli.options import ConfigOption, JsonOption, settings
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -28,6 +28,14 @@ def doctor(
         bool,
         typer.Option("--write-probe", help="put a small object into the bucket, read it, delete it again"),
     ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="allow this folder's settings that start programs or send keys elsewhere",
+            is_eager=True,  # `.env` is read while the options are parsed
+        ),
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,13 +43,13 @@ def doctor(
     from furnclip import console
     from furnclip.doctor import examine, probe_terminal
 
-    options = settings(config)
+    options = settings(config, trust=trust)
     checks = examine(options, ask_provider=lambda: _ask_provider(options), write_probe=write_probe)
     is_ready = all(check.status != "fail" for check in checks)
     if probe:
         checks.append(probe_terminal())
     payload = {"ready": is_ready, "checks": [asdict(check) for check in checks]}
-    console.emit(payload, as_json=as_json, human=lambda: _show(checks, options, config))
+    console.emit(payload, as_json=as_json, human=lambda: _show(checks, options))
     if not is_ready:
         raise typer.Exit(1)
 
@@ -57,23 +65,24 @@ def _ask_provider(options: Config) -> Retirement:
     return Retirement(service.shutdown_date(clean.model), find_model(clean).successor)
 
 
-def _show(checks: list[Check], options: Config, config: Path | None) -> None:
+def _show(checks: list[Check], options: Config) -> None:
     from furnclip import console
 
     for check in checks:
         hint = f"; {check.hint}" if check.hint else ""
         console.say(f"{check.status:<5} {check.name:<11} {check.message}{hint}")
-    _show_test_card(options, config)
+    _show_test_card(options)
 
 
-def _show_test_card(options: Config, config: Path | None) -> None:
+def _show_test_card(options: Config) -> None:
     """How a picture looks here: a round circle on rainbow and grey, or another viewer is needed."""
     import tempfile
 
     from furnclip import console
     from furnclip.viewers import show_image, test_card
 
-    viewer = allowed_viewer(options, config)
     with tempfile.TemporaryDirectory() as name:  # a doctor leaves nothing behind
         folder = Path(name)
-        console.show_bytes(show_image(test_card(folder), viewer, cache=folder, cols=36, rows=9).data)
+        console.show_bytes(
+            show_image(test_card(folder), options.arena.viewer, cache=folder, cols=36, rows=9).data
+        )

@@ -13,12 +13,24 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from furnclip.config import Config
-    from furnclip.viewers import Setting
+
+
+def _prepare_environment(context: typer.Context, path: Path | None) -> Path | None:
+    if not context.resilient_parsing:  # that would be shell completion
+        from furnclip.config import prepare_environment
+
+        prepare_environment(path, trust=context.params.get("trust", False))
+    return path
+
 
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="settings file; without it ./furnclip.toml, if there is one", resolve_path=True
+        "--config",
+        help="settings file; without it ./furnclip.toml, if there is one",
+        resolve_path=True,
+        # before the command's own imports: libraries read their variables when they are imported
+        callback=_prepare_environment,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
@@ -30,7 +42,7 @@ CONTEXT_SETTINGS = {
 }
 
 
-def settings(config: Path | None, **flags: dict[str, Any]) -> Config:
+def settings(config: Path | None, *, trust: bool = False, **flags: dict[str, Any]) -> Config:
     """The settings, where flags that were not given (None) do not count."""
     from furnclip.config import load_config
 
@@ -38,17 +50,7 @@ def settings(config: Path | None, **flags: dict[str, Any]) -> Config:
         section: {key: value for key, value in values.items() if value is not None}
         for section, values in flags.items()
     }
-    return load_config(config, {section: values for section, values in given.items() if values})
-
-
-def allowed_viewer(chosen: Config, config: Path | None) -> Setting:
-    """The picture viewer of the settings, asked about once if it is a command that came with a folder."""
-    import sys
-
-    from furnclip.viewers import permitted
-
-    ask = (lambda question: typer.confirm(question, err=True)) if sys.stdin.isatty() else None
-    return permitted(chosen.arena.viewer, config_file=config, ask=ask)
+    return load_config(config, {section: values for section, values in given.items() if values}, trust=trust)
 
 
 def check_cleaning(options: Config) -> None:

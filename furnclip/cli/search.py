@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, allowed_viewer, settings
+from furnclip.cli.options import ConfigOption, JsonOption, settings
 
 if TYPE_CHECKING:
     from furnclip.search import Hit, Searcher
@@ -55,9 +55,6 @@ def search(
 
     flags = {"k": k, "mode": mode, "image_weight": image_weight}
     chosen = settings(config, search=flags)
-    if preview and not as_json:
-        arena = chosen.arena.model_copy(update={"viewer": allowed_viewer(chosen, config)})
-        chosen = chosen.model_copy(update={"arena": arena})
     searcher = Searcher(chosen, run=run, model=model)
     for question in _questions(text, image, interactive=interactive):
         hits, seconds = _timed(searcher, question, image=image, where=where, exclude=exclude or [])

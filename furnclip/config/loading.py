@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dotenv import dotenv_values
-from pydantic import BaseModel, SecretStr, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import ValidationError
 
-from furnclip.config.sections import (
-    ArenaConfig,
-    CleaningConfig,
-    DataPaths,
-    EmbeddingConfig,
-    EvaluationConfig,
-    ModelConfig,
-    PrepConfig,
-    SearchConfig,
-    StorageConfig,
-    TrainingConfig,
-)
+from furnclip import console
+from furnclip.config.environment import adopt_dotenv, environment_variables, merged, nested, read_text
+from furnclip.config.sections import Config, DataPaths, sections
+from furnclip.config.trust import SETTINGS, FolderSetting, require_encryption, require_permission
 from furnclip.errors import ConfigError, nearest
 
 if sys.version_info >= (3, 11):
@@ -39,89 +23,109 @@ else:
     import tomli as tomllib
 
 CONFIG_NAME = "furnclip.toml"
-_PREFIX = "FURNCLIP_"
-_SHORT_NAMES = {
-    "MODEL_NAME": "FURNCLIP_MODEL__NAME",
-    "OPENAI_API_KEY": "FURNCLIP_OPENAI_API_KEY",
-    "FURNCLIP_VIEWER": "FURNCLIP_ARENA__VIEWER",
-}
-_FOR_LIBRARIES = ("AWS_", "CUDA_VISIBLE_DEVICES", "WANDB_", "HF_")
+_KEYS = (
+    *("OPENAI_API_KEY", "FURNCLIP_OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+)
 
 
-class Config(BaseSettings):
-    """All settings. Build it with `load_config`; it cannot be changed afterwards."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix=_PREFIX,
-        env_nested_delimiter="__",
-        validate_default=True,
-        protected_namespaces=(),
-    )
-
-    paths: DataPaths = DataPaths()
-    model: ModelConfig = ModelConfig()
-    clean: CleaningConfig = CleaningConfig()
-    prepare: PrepConfig = PrepConfig()
-    train: TrainingConfig = TrainingConfig()
-    embed: EmbeddingConfig = EmbeddingConfig()
-    eval: EvaluationConfig = EvaluationConfig()
-    search: SearchConfig = SearchConfig()
-    arena: ArenaConfig = ArenaConfig()
-    storage: StorageConfig = StorageConfig()
-    openai_api_key: SecretStr = SecretStr("")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # `load_config` passes flags and file together; taking them apart here lets the environment
-        # come between the two.
-        assert isinstance(init_settings, InitSettingsSource)
-        given = init_settings.init_kwargs
-        environment = _EnvironmentSource(settings_cls, given.get("_environment", {}))
-        return (
-            InitSettingsSource(settings_cls, given.get("_flags", {})),
-            environment,
-            InitSettingsSource(settings_cls, given.get("_file", {})),
-        )
-
-
-class _EnvironmentSource(EnvSettingsSource):
-    """Nested settings from a given mapping of variables instead of from `os.environ`."""
-
-    def __init__(self, settings_cls: type[BaseSettings], variables: Mapping[str, str]) -> None:
-        self._variables = variables
-        super().__init__(settings_cls)
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return {name.lower(): value for name, value in self._variables.items()}
-
-
-def load_config(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+def load_config(
+    path: Path | None = None, flags: Mapping[str, Any] | None = None, *, trust: bool = False
+) -> Config:
     """Settings from flags, environment, `.env`, the file and the defaults, checked.
 
     `path`: the file; None takes `furnclip.toml` of the current folder if there is one.
     `flags`: nested like the file, e.g. `{"train": {"epochs": 3}}`; they win over everything.
+    `trust`: allow the folder's sensitive settings without a question, and remember that.
 
-    Raises `ConfigError` for an unreadable file, an unknown key (with the nearest known one) or a
-    value out of range (with the key, the value and what is allowed).
+    Raises `ConfigError` for an unreadable file, an unknown key (with the nearest known one), a value out
+    of range (with the key, the value and what is allowed) or a sensitive setting that is not allowed.
     """
     file_path = _config_file(path)
     folder = file_path.parent if file_path else Path.cwd()
-    values = _read_toml(file_path) if file_path else {}
-    variables = _environment(folder)
+    from_toml = _read_toml(file_path) if file_path else {}
+    from_dotenv = adopt_dotenv(folder, trust=trust)
+    _check_keys({**from_dotenv, **environment_variables()})
+    files = {folder / ".env": nested(from_dotenv), folder / (file_path or CONFIG_NAME): from_toml}
+    own = merged(nested(environment_variables()), flags or {})
     try:
-        config = Config(_flags=dict(flags or {}), _environment=variables, _file=values)  # type: ignore[call-arg]
+        config = Config(**merged(_permitted(files, own, trust=trust), own))
     except ValidationError as error:
         raise _explain(error, file_path) from None
+    _check_addresses(config, own)
     return config.model_copy(update={"paths": _anchored(config.paths, folder)})
+
+
+def prepare_environment(path: Path | None, *, trust: bool = False) -> None:
+    """Hand the libraries' variables of the `.env` beside the settings file to the process.
+
+    Commands do so before they import a library that reads them on import.
+    """
+    file_path = _config_file(path)
+    adopt_dotenv(file_path.parent if file_path else Path.cwd(), trust=trust)
+
+
+def _permitted(
+    files: Mapping[Path, dict[str, Any]], own: Mapping[str, Any], *, trust: bool
+) -> dict[str, Any]:
+    """What the folder's files set, the first one first, after asking about what is sensitive in it.
+
+    A viewer that is not allowed is replaced: images are shown without it.
+    """
+    together: dict[str, Any] = {}
+    for values in reversed(list(files.values())):
+        together = merged(together, values)
+    for name, danger in SETTINGS.items():
+        file = next((file for file, values in files.items() if _value(values, name) is not None), None)
+        if file is None or _value(own, name) is not None:
+            continue
+        value = _value(together, name)
+        words = tuple(map(str, value)) if isinstance(value, list) else str(value)
+        try:
+            require_permission(FolderSetting(name, words, file, danger), trust=trust)
+        except ConfigError as error:
+            if name != "arena.viewer":
+                raise
+            console.warn(f"{error.message}; images are shown without it ({error.hint})")
+            together = merged(together, {"arena": {"viewer": "auto"}})
+    return together
+
+
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    section, _, key = name.partition(".")
+    table = values.get(section)
+    return table.get(key) if isinstance(table, Mapping) else None
+
+
+def _check_addresses(config: Config, own: Mapping[str, Any]) -> None:
+    """No key in clear text to another machine, unless the user named that machine.
+
+    An address from the environment or a flag is fine where nothing secret goes over the wire: requests to
+    S3 are signed with the secret key, and only a session token is sent along.
+    """
+    addresses = (
+        ("clean.base_url", config.clean.base_url, bool(config.openai_api_key.get_secret_value())),
+        (
+            "storage.endpoint_url",
+            config.storage.endpoint_url,
+            bool(environment_variables().get("AWS_SESSION_TOKEN")),
+        ),
+    )
+    for name, address, sends_secret in addresses:
+        if sends_secret or _value(own, name) is None:
+            require_encryption(name, address)
+
+
+def _check_keys(variables: Mapping[str, str]) -> None:
+    """Raises `ConfigError` for a malformed key, before a library quotes it in its own error."""
+    for name in _KEYS:
+        key = variables.get(name, "")
+        console.hide(key)
+        if key and not re.fullmatch(r"[!-~]+", key if name.startswith("AWS_") else key.strip()):
+            raise ConfigError(
+                f"{name} contains a space, a line break or another character that no key has",
+                hint="copy the key again, alone on one line and without quotes inside",
+            )
 
 
 def _config_file(path: Path | None) -> Path | None:
@@ -138,26 +142,11 @@ def _config_file(path: Path | None) -> Path | None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(read_text(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(
-            f"`{path}` is not valid TOML: {error}", hint="mend that line, or run `furnclip init --force`"
+            f"`{path}` is not valid TOML: {error}", hint="fix that line, or run `furnclip init --force`"
         ) from None
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    """Variables with our prefix, from `.env` and the process; others from `.env` are exported."""
-    from_file = {k: v for k, v in dotenv_values(folder / ".env").items() if v is not None}
-    for name, value in from_file.items():
-        if name.startswith(_FOR_LIBRARIES):
-            os.environ.setdefault(name, value)
-    merged: dict[str, str] = {}
-    for source in (from_file, os.environ):  # the process wins over `.env`
-        for name, value in source.items():
-            target = _SHORT_NAMES.get(name, name).upper()
-            if target.startswith(_PREFIX) and value:
-                merged[target] = value
-    return merged
 
 
 def _anchored(paths: DataPaths, folder: Path) -> DataPaths:
@@ -190,20 +179,3 @@ def _suggest(location: list[str]) -> str:
         known = [f"{location[0]}.{name}" for name in sections()[location[0]].model_fields]
         close = nearest(".".join(location[:2]), known)
     return f"did you mean `{close}`?" if close else f"known here: {', '.join(known)}"
-
-
-def sections() -> dict[str, type[BaseModel]]:
-    """Section name -> its model, in pipeline order."""
-    return {
-        name: field.annotation
-        for name, field in Config.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    }
-
-
-def environment_variables() -> Mapping[str, str]:
-    """The process environment, for code that needs to look at a terminal or a launcher.
-
-    Rooms ask here instead of reading `os.environ`, so that there is one place to look.
-    """
-    return os.environ

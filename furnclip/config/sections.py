@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from furnclip.config.vocabulary import COLORS, MATERIALS, OBJECT_TYPES, STYLES
 
@@ -358,3 +358,33 @@ class StorageConfig(_Section):
     def runs(self) -> str:
         """The prefix of the training runs in the bucket."""
         return f"{self.prefix.strip('/')}/runs".lstrip("/")
+
+
+class Config(_Section):
+    """All settings. Build it with `load_config`; it cannot be changed afterwards."""
+
+    paths: DataPaths = DataPaths()
+    model: ModelConfig = ModelConfig()
+    clean: CleaningConfig = CleaningConfig()
+    prepare: PrepConfig = PrepConfig()
+    train: TrainingConfig = TrainingConfig()
+    embed: EmbeddingConfig = EmbeddingConfig()
+    eval: EvaluationConfig = EvaluationConfig()
+    search: SearchConfig = SearchConfig()
+    arena: ArenaConfig = ArenaConfig()
+    storage: StorageConfig = StorageConfig()
+    openai_api_key: SecretStr = SecretStr("")
+
+    @field_validator("openai_api_key")
+    @classmethod
+    def _strip(cls, key: SecretStr) -> SecretStr:
+        return SecretStr(key.get_secret_value().strip())
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """Section name -> its model, in pipeline order."""
+    return {
+        name: field.annotation
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }

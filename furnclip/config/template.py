@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from furnclip.config.loading import CONFIG_NAME, sections
+from furnclip.config.loading import CONFIG_NAME
+from furnclip.config.sections import sections
 from furnclip.errors import ConfigError
 from furnclip.journal import write_text
 

@@ -6,8 +6,8 @@
     console.show_bytes(drawing.data)    # empty when drawing.viewer is `none`: print the path instead
 
 `detect` is a pure function of its surroundings; `Viewer` runs the tools (no shell, no keyboard, a
-time limit, captured output) and falls through to the next and at last to half blocks; `permitted`
-guards against a viewer command that came with somebody else's folder. Facts about the tools:
+time limit, captured output) and falls through to the next and at last to half blocks. Whether a
+command that came with somebody else's folder may run is decided in `config`. Facts about the tools:
 man pages of chafa, timg, viu and kitty's icat; sw.kovidgoyal.net/kitty/graphics-protocol.
 
 Not to be trusted: a terminal's environment variables are inherited and can name the wrong terminal;
@@ -21,7 +21,6 @@ from furnclip.viewers.probe import Answer, ask_terminal
 from furnclip.viewers.running import Box, Drawing, Viewer
 from furnclip.viewers.showing import preview_copy, show_image, test_card
 from furnclip.viewers.template import Setting, fill, parse_template
-from furnclip.viewers.trust import permitted
 
 __all__ = [
     "Answer",
@@ -39,7 +38,6 @@ __all__ = [
     "half_blocks",
     "open_on_desktop",
     "parse_template",
-    "permitted",
     "preview_copy",
     "show_image",
     "test_card",

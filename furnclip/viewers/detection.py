@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from furnclip.config import environment_variables
-from furnclip.viewers.template import WORDS, Setting, parse_template
+from furnclip.config import VIEWER_WORDS, environment_variables
+from furnclip.viewers.template import Setting, parse_template
 
 Version = tuple[int, ...]
 
@@ -152,7 +152,7 @@ def detect(setting: Setting = "auto", surroundings: Surroundings | None = None) 
     to hear that it failed. Raises `ConfigError` for a command that cannot work.
     """
     around = surroundings or Surroundings.here()
-    custom = None if setting in WORDS else parse_template(setting)
+    custom = None if setting in VIEWER_WORDS else parse_template(setting)
     terminal, graphics, reason = _terminal(around.env)
     if around.graphics:
         graphics, reason = around.graphics, "it said so"

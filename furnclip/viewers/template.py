@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from furnclip.errors import ConfigError, nearest
 
 Setting = str | Sequence[str]
-WORDS = ("auto", "none", "builtin")
 PLACEHOLDERS = (
     *("path", "original", "uri", "winpath", "cols", "rows", "left", "top", "pxw", "pxh"),
     *("tcols", "trows", "tpxw", "tpxh"),
