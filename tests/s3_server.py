@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -78,12 +78,18 @@ class Fault:
     kind: str
     """`status`, `cut_request`, `cut_response`, `slow`, `stall`, `corrupt` or `before`"""
     method: str = "GET"
+    """regular expression for the whole method"""
     path: str = ""
     """regular expression that the path with its query must contain"""
     times: int = 10**6
     after: int = 0
     status: int = 500
     code: str = "InternalError"
+    message: str = "told to fail"
+    body: str = ""
+    """instead of the XML of an error"""
+    header: str = ""
+    """beginning of the name of a header that the request must have"""
     pause_s: float = 0.0
     action: Callable[[], object] = lambda: None
     hits: int = 0
@@ -103,11 +109,13 @@ class Proxy:
         """The keys that requests of this method named, in order, without the bucket."""
         return [path.split("?")[0].split("/", 2)[-1] for seen, path in self.log if seen == method]
 
-    def fault_for(self, method: str, path: str) -> Fault | None:
+    def fault_for(self, method: str, path: str, headers: Iterable[str] = ()) -> Fault | None:
         with self.lock:
             self.log.append((method, path))
             for fault in self.faults:
-                if fault.method != method or not re.search(fault.path, path):
+                if not re.fullmatch(fault.method, method) or not re.search(fault.path, path):
+                    continue
+                if fault.header and not any(name.lower().startswith(fault.header) for name in headers):
                     continue
                 fault.hits += 1
                 if fault.after < fault.hits <= fault.after + fault.times:
@@ -137,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         proxy: Proxy = cast(Any, self.server).proxy
-        fault = proxy.fault_for(self.command, self.path)
+        fault = proxy.fault_for(self.command, self.path, self.headers)
         length = int(self.headers.get("Content-Length") or 0)
         if fault and fault.kind == "cut_request":
             self.rfile.read(length // 2)
@@ -158,8 +166,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self, proxy: Proxy, body: bytes, fault: Fault | None) -> None:
         host = proxy.upstream.removeprefix("http://")
         connection = http.client.HTTPConnection(host, timeout=60)
-        headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-        connection.request(self.command, self.path, body or None, headers)
+        path = self.path
+        if path.startswith("http://"):  # asked as the proxy of a browser is; the bucket is in the host name
+            name, _, rest = path.removeprefix("http://").partition("/")
+            path = f"/{name.partition('.')[0]}/{rest}"
+        headers = {
+            name: value for name, value in self.headers.items() if name.lower() not in ("expect", "host")
+        }
+        connection.request(self.command, path, body or None, headers)
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
@@ -195,8 +209,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _refuse(self, fault: Fault) -> None:
-        text = f"<Error><Code>{fault.code}</Code><Message>told to fail</Message></Error>"
-        body = b"" if self.command == "HEAD" else text.encode()
+        text = fault.body or f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
+        body = b"" if self.command == "HEAD" or not fault.code else text.encode()
         self.send_response_only(fault.status)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(body)))

@@ -161,7 +161,8 @@ REFUSALS = {
     "ExpiredToken": (400, "the credentials have expired", "aws sso login"),
     "RequestTimeTooSkewed": (403, "this machine's clock is too far from the server's", "timedatectl"),
     "PermanentRedirect": (301, "bucket `{}` is in another region", "storage.region"),
-    "Whatever": (400, "the server refused ListObjectsV2 on `s3://{}/p`: told to fail", "again"),
+    "Whatever": (400, "the server refused ListObjectsV2 on `s3://{}/p` (Whatever)", "[storage]"),
+    "Broken": (509, "the server refused ListObjectsV2 on `s3://{}/p` (Broken)", "again"),
 }
 
 
@@ -175,7 +176,7 @@ def test_each_refusal_says_what_to_do(server: str, bucket: str, tmp_path: Path, 
         pytest.raises(StorageError) as caught,
     ):
         manager.download_dataset("p", tmp_path / "back")
-    assert caught.value.message == message.format(bucket)
+    assert caught.value.message == message.format(bucket) + "; the server says: told to fail"
     assert hint in caught.value.hint
 
 

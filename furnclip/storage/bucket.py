@@ -1,16 +1,15 @@
 """One bucket over HTTP: objects in and out, each checked, each failure a `StorageError`.
 
 Up to 8 MiB an object is one request; above that boto3's transfer manager sends and fetches parts side
-by side. Each request carries the SHA-256 of its content as a signed header, which the server compares
-with what arrived; the signature therefore need not hash the content a second time.
+by side. The signature of each request covers the SHA-256 of its content, which every server compares
+with what arrived; the newer checksum headers of Amazon say the same, but other vendors refuse them.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -38,8 +37,6 @@ _PIECE_BYTES = 2**18  # as large as memory is used again for; of whole files eve
 ATTEMPTS = 5
 _PAUSES_S = (0.1, 0.2, 0.4, 0.8)
 _CONNECT_TIMEOUT_S = 10
-# Only where we do not know the SHA-256 ourselves: hashing once is enough.
-_SERVER_CHECKS: dict[str, Any] = {"ChecksumMode": "ENABLED"}
 _DIGEST_KEY = "sha256"  # x-amz-meta-sha256
 
 Report = Callable[[int], None]
@@ -133,13 +130,12 @@ class Bucket:
                     return None
                 raise
         digest = answer["Metadata"].get(_DIGEST_KEY, "")
-        return Entry(size_bytes=answer["ContentLength"], sha256=digest, etag=answer["ETag"].strip('"'))
+        return Entry(size_bytes=answer["ContentLength"], sha256=digest, etag=self._etag(answer))
 
     def read(self, key: str, expected: Entry | None = None) -> bytes:
         """The content of an object, in memory, and as `expected` says."""
-        known = expected is not None and expected.sha256
         with self._explained(key):
-            content = self._read(key, {} if known else _SERVER_CHECKS)
+            content = self._answer(key, lambda body: body.read())
         if expected:
             self._compare(key, expected, len(content), hashlib.sha256(content).hexdigest())
         return content
@@ -148,37 +144,41 @@ class Bucket:
         """The content of an object, or None when there is none."""
         with self._explained(key):
             try:
-                return self._read(key, _SERVER_CHECKS)
+                return self._answer(key, lambda body: body.read())
             except ClientError as error:
                 if error.response["Error"]["Code"] == "NoSuchKey":
                     return None
                 raise
 
-    def _read(self, key: str, extra: dict[str, Any]) -> bytes:
-        return self._answer(key, extra, lambda body: body.read())
-
-    def _answer(self, key: str, extra: dict[str, Any], consume: Callable[[StreamingBody], Result]) -> Result:
+    def _answer(self, key: str, consume: Callable[[StreamingBody], Result]) -> Result:
         """What `consume` makes of the body of an object, begun anew where it breaks off."""
         for pause_s in _PAUSES_S:  # botocore tries requests again, but not the bodies of answers
-            body = self._client.get_object(Bucket=self.name, Key=key, **extra)["Body"]
+            body = self._client.get_object(Bucket=self.name, Key=key)["Body"]
             with suppress(*BROKEN_STREAM), closing(body):
                 return consume(body)
             time.sleep(pause_s)
-        with closing(self._client.get_object(Bucket=self.name, Key=key, **extra)["Body"]) as body:
+        with closing(self._client.get_object(Bucket=self.name, Key=key)["Body"]) as body:
             return consume(body)
 
     def write(self, key: str, content: bytes) -> Entry:
         """Put `content` under `key` in one request."""
-        digest = hashlib.sha256(content)
+        digest = hashlib.sha256(content).hexdigest()
         with self._explained(key):
             answer = self._client.put_object(
                 Bucket=self.name,
                 Key=key,
                 Body=content,  # bytes: a file would cost a round trip for `Expect: 100-continue`
-                ChecksumSHA256=base64.b64encode(digest.digest()).decode("ascii"),
-                Metadata={_DIGEST_KEY: digest.hexdigest()},
+                Metadata={_DIGEST_KEY: digest},
             )
-        return Entry(size_bytes=len(content), sha256=digest.hexdigest(), etag=answer["ETag"].strip('"'))
+        return Entry(size_bytes=len(content), sha256=digest, etag=self._etag(answer))
+
+    def _etag(self, answer: Mapping[str, Any]) -> str:
+        """Every S3 server names an ETag; a web page that says 200 to everything does not."""
+        if "ETag" not in answer:
+            raise StorageError(
+                f"`{self.endpoint_url}` does not answer as an S3 server", hint="check `storage.endpoint_url`"
+            )
+        return str(answer["ETag"]).strip('"')
 
     def send(self, path: Path, key: str, report: Report) -> Entry:
         """Put a file under `key`. Raises `StorageError` when it changes meanwhile."""
@@ -189,7 +189,7 @@ class Bucket:
                 report(entry.size_bytes)
                 return entry
             digest = sha256_of(path)
-            extra = {"Metadata": {_DIGEST_KEY: digest}, "ChecksumAlgorithm": "SHA256"}
+            extra = {"Metadata": {_DIGEST_KEY: digest}}
             self._parts.upload(str(path), self.name, key, extra, [_Progress(report)]).result()
             after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -226,13 +226,12 @@ class Bucket:
 
         The caller flushes it to the disk, while the next files are on their way.
         """
-        extra = {} if expected.sha256 else _SERVER_CHECKS
         with self._explained(key), _aside(target) as aside:
             if expected.size_bytes <= PART_BYTES:
-                digest = self._answer(key, extra, lambda body: _written(body, aside))
+                digest = self._answer(key, lambda body: _written(body, aside))
                 report(expected.size_bytes)
             else:
-                self._parts.download(self.name, key, str(aside), extra, [_Progress(report)]).result()
+                self._parts.download(self.name, key, str(aside), None, [_Progress(report)]).result()
                 digest = sha256_of(aside)
             self._compare(key, expected, aside.stat().st_size, digest)
 
@@ -274,11 +273,10 @@ def _connect(endpoint_url: str, region: str, *, concurrency: int, timeout_s: flo
         read_timeout=timeout_s,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         tcp_keepalive=True,
-        # We name our checksums ourselves, in headers that every server knows or ignores.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        # Own servers rarely have a host name for every bucket.
-        s3={"payload_signing_enabled": False, "addressing_style": "path" if endpoint_url else "auto"},
+        # No addressing style: that of the AWS configuration counts, and without one boto3 is right.
+        s3={"payload_signing_enabled": True},
     )
     try:
         session = boto3.session.Session(region_name=region or None)

@@ -78,6 +78,8 @@ def _dataset(bucket: Bucket, prefix: str) -> Inventory:
     if content is None:
         return _listed(bucket, prefix)
     inventory = parse_inventory(content, bucket.where(prefix))
+    if inventory.complete and not inventory.files:
+        raise _nothing_there(bucket, prefix)
     if not inventory.complete:
         raise StorageError(
             f"the upload to `{bucket.where(prefix)}` has not ended",
@@ -90,12 +92,16 @@ def _listed(bucket: Bucket, prefix: str) -> Inventory:
     """A dataset that another program uploaded."""
     listing = bucket.listing(prefix)
     if not listing:
-        raise StorageError(
-            f"there is nothing at `{bucket.where(prefix)}`",
-            hint="check the bucket and the prefix, or upload first: `furnclip prepare --upload`",
-        )
+        raise _nothing_there(bucket, prefix)
     manifest = bucket.read(key_of(prefix, "manifest.json")) if "manifest.json" in listing else b""
     return listed_inventory(listing, _parsed(manifest))
+
+
+def _nothing_there(bucket: Bucket, prefix: str) -> StorageError:
+    return StorageError(
+        f"there is nothing at `{bucket.where(prefix)}`",
+        hint="check the bucket and the prefix, or upload first: `furnclip prepare --upload` for shards",
+    )
 
 
 def _parsed(manifest: bytes) -> object:

@@ -33,6 +33,9 @@ _KEYS = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, o
 _GRANT = "let these credentials use s3:ListBucket, s3:GetObject and s3:PutObject on this bucket"
 _CLOCK = "set this machine's clock (`timedatectl set-ntp true`) and run the same command again"
 _REGION = "set `storage.region` (or AWS_DEFAULT_REGION) to the bucket's region"
+_VIRTUAL = "put `addressing_style = virtual` under `s3 =` in the AWS configuration (`~/.aws/config`)"
+_REFUSED = "check the [storage] section, the credentials and their rights; the vendor's manual has the code"
+_LONGEST_MESSAGE = 300
 _MAKE = "create it with `aws s3 mb`, or correct `storage.bucket` and `storage.endpoint_url`"
 
 # Code: (what is wrong, what to do).
@@ -106,18 +109,25 @@ def explain(error: BaseException, bucket: str, key: str = "", *, endpoint_url: s
 
 def _from_answer(error: boto.ClientError, bucket: str, where: str) -> StorageError:
     answer = error.response.get("Error", {})
-    code = str(answer.get("Code", ""))
+    code, message = str(answer.get("Code", "")), " ".join(str(answer.get("Message", "")).split())
     status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-    known = code if code in _BY_CODE else _BY_STATUS.get(code) or _BY_STATUS.get(status)
+    told = f"; the server says: {message[:_LONGEST_MESSAGE]}" if message else ""
+    if "virtual" in message.lower() and "host" in message.lower():
+        return StorageError(f"the server refuses the bucket in the path of an address{told}", hint=_VIRTUAL)
+    # An answer without a body has the status for its code; a code of the vendor's own says more than that.
+    known = code if code in _BY_CODE else _BY_STATUS.get(code) or ("" if message else _BY_STATUS.get(status))
     if known:
-        return _worded(known, bucket, where, operation=error.operation_name)
-    message = answer.get("Message") or code or "no reason given"
-    return StorageError(f"the server refused {error.operation_name} on `{where}`: {message}", hint=_GO_ON)
+        return _worded(known, bucket, where, operation=error.operation_name, told=told)
+    named = f" ({code})" if code else ""
+    return StorageError(
+        f"the server refused {error.operation_name} on `{where}`{named}{told or ' and gave no reason'}",
+        hint=_REFUSED if status.startswith("4") else _GO_ON,
+    )
 
 
-def _worded(code: str, bucket: str, where: str, *, operation: str) -> StorageError:
+def _worded(code: str, bucket: str, where: str, *, operation: str, told: str = "") -> StorageError:
     message, hint = _BY_CODE[code]
-    return StorageError(message.format(bucket=bucket, where=where, operation=operation), hint=hint)
+    return StorageError(message.format(bucket=bucket, where=where, operation=operation) + told, hint=hint)
 
 
 def _from_disk(error: OSError) -> StorageError:
