@@ -23,11 +23,14 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from furnclip.errors import InputError, JournalError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 Event = dict[str, Any]
@@ -42,12 +45,13 @@ class Journal:
             state = fold(journal.events())
             journal.append({"event": "uploading", "part": 3})
 
-    Raises `JournalError` on opening when another process holds it, and on replay when a line other
-    than the last cannot be read.
+    `keep_whole_tail`: see `journal_lines`. Raises `JournalError` on opening when another process holds it,
+    and on replay when a line other than the last cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep_whole_tail: bool = False) -> None:
         self.path = path
+        self._keep_whole_tail = keep_whole_tail
         self._lock = FileLock(path.with_name(path.name + ".lock"))
         self._file: IO[bytes] | None = None
 
@@ -96,9 +100,17 @@ class Journal:
         # Without this, the next event would be glued to the torn line and both would be lost.
         assert self._file is not None
         complete_bytes = _complete_length(self.path)
-        if complete_bytes < self.path.stat().st_size:
+        if complete_bytes == self.path.stat().st_size:
+            return
+        with self.path.open("rb") as file:
+            file.seek(complete_bytes)
+            is_whole = self._keep_whole_tail and _event(file.read()) is not None
+        if is_whole:
+            self._file.write(b"\n")
+            self._file.flush()
+        else:
             self._file.truncate(complete_bytes)
-            os.fsync(self._file.fileno())
+        os.fsync(self._file.fileno())
 
 
 def encode_event(event: Mapping[str, Any]) -> bytes:
@@ -111,22 +123,37 @@ def read_journal(path: Path) -> Iterator[Event]:
 
     Raises `JournalError` naming the line when a complete line is not a JSON object.
     """
+    for number, line in journal_lines(path):
+        event = _event(line)
+        if event is None:
+            raise JournalError(
+                f"line {number} of `{path}` is damaged",
+                hint="restore the file from a backup, or move it away to start again",
+            )
+        yield event
+
+
+def journal_lines(path: Path, *, keep_whole_tail: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines of a journal, unread, without taking its lock; a torn last line is left out.
+
+    `keep_whole_tail`: a last line that is a complete JSON object and lacks only its newline counts, for files
+    that people edit. Where an event costs money it must not: whoever wrote it was not told that it is safe.
+    """
     if not path.exists():
         return
     with open_regular(path, what="the journal") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                event = None
-            if not isinstance(event, dict):
-                raise JournalError(
-                    f"line {number} of `{path}` is damaged",
-                    hint="restore the file from a backup, or move it away to start again",
-                )
-            yield event
+            if line.endswith(b"\n") or (keep_whole_tail and _event(line) is not None):
+                yield number, line
+
+
+def _event(line: bytes) -> Event | None:
+    """The JSON object on a line; None where there is none."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def _complete_length(path: Path, chunk_bytes: int = 65536) -> int:
@@ -185,15 +212,24 @@ def read_json(path: Path, shape: type[T], *, what: str, hint: str) -> T:
 def parse_json(content: str | bytes, shape: type[T], *, what: str, hint: str) -> T:
     """JSON checked against `shape`, as `read_json` does; `what` names where it comes from."""
     # imported here: `--help` comes by this file
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(shape).validate_json(content, strict=True)
+        found: T = _adapter(shape).validate_json(content, strict=True)
+        return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         reason = f"`{field}`: {first['msg']}" if field else first["msg"]
         raise InputError(f"{what} is damaged: {reason}", hint=hint) from None
+
+
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    """Building one takes longer than checking a thousand journal lines with it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
 
 
 def aside_name(path: Path, *, ending: str = "part") -> Path:

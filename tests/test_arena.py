@@ -27,6 +27,7 @@ from furnclip.arena.sheet import Sheets, arrange
 from furnclip.arena.state import Judging, query_order
 from furnclip.arena.stats import majority
 from furnclip.arena.terminal import Window
+from furnclip.arena.votes import Agreed, Contest
 from furnclip.cli import app as command
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, JournalError, MissingStageError, ModelMismatchError, UsageError
@@ -196,11 +197,13 @@ def test_a_letter_that_is_no_vote_is_refused() -> None:
     assert (caught.value.message, caught.value.hint) == ("`C` is no vote", "votes are A, B, T, X, N")
 
 
-def test_a_vote_survives_its_line() -> None:
+def test_a_vote_survives_its_line(tmp_path: Path) -> None:
     judging = Judging(lineup(), "anna", [])
     vote = judging.cast("B", vote_id="v", at="now", seconds=1.5)
-    line = json.loads(json.dumps(vote.event()))
-    assert Vote.from_event(line) == vote
+    book = VoteBook(tmp_path / "votes.jsonl")
+    book.append(vote.event())
+    assert book.votes() == [vote]
+    line = json.loads(book.path.read_text())
     assert line["winner"] == vote.sides[1]
     assert line["models"] == {"base": "hash-base", "tuned": "hash-tuned"}
     assert {"query", "results", "sides", "seed", "seconds", "rater", "k", "lineup"} <= line.keys()
@@ -283,11 +286,12 @@ def test_raters_who_vote_in_the_same_moment_do_not_lose_a_vote(tmp_path: Path) -
 
     def vote_often(rater: int) -> None:
         for number in range(20):
-            book.append({"event": "contest", "lineup": f"{rater}-{number}"})
+            key = f"{rater}-{number}"
+            book.append({"event": "contest", "lineup": key, "models": {}, "queries": 1, "agreed": []})
 
     with ThreadPoolExecutor(4) as raters:
         list(raters.map(vote_often, range(4)))
-    assert len(book.agreements()) == 80
+    assert len(book.contests()) == 80
 
 
 class FullDisk(VoteBook):
@@ -598,7 +602,7 @@ def test_a_run_trained_again_under_its_name_is_another_model() -> None:
     first = votes_of("anna", "ttt")
     models = {"base": "hash-base", "tuned": "other-hash"}
     second = [replace(vote, models=models, lineup="k2") for vote in votes_of("anna", "bbbb")]
-    contest = {"queries": 9, "agreed": [{"models": ["base", "tuned"], "queries": 2}], "models": models}
+    contest = Contest("k2", models, 9, (Agreed(("base", "tuned"), 2),))
     standings = compute_standings([*first, *second], {"k2": contest})
     found = {duel.challenger: (duel.score.wins, duel.score.losses) for duel in standings.duels}
     assert found == {"tuned (hash-t)": (3, 0), "tuned (other-)": (0, 4)}

@@ -24,7 +24,7 @@ from furnclip.arena.lineup import Card, Lineup, Query
 from furnclip.arena.pairs import make_lineup
 from furnclip.arena.state import Judging, Trial
 from furnclip.arena.stats import Standings, compute_standings
-from furnclip.arena.votes import VoteBook
+from furnclip.arena.votes import Vote, VoteBook
 from furnclip.catalogue import content_hash
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, JournalError, UsageError
@@ -68,7 +68,7 @@ class ArenaApp:
         self._judging = Judging(
             self.lineup,
             self.rater,
-            self.book.votes(),
+            self._votes_so_far(),
             shared_share=arena.shared_share,
             repeat_every=arena.repeat_every,
         )
@@ -84,6 +84,16 @@ class ArenaApp:
     def close(self) -> None:
         """Let this rater vote elsewhere."""
         self._lock.release()
+
+    def _votes_so_far(self) -> list[Vote]:
+        """The votes on this contest. Raises `InputError` for one on something that it does not have."""
+        votes: list[Vote] = []
+        for number, vote in self.book.numbered_votes().items():
+            if vote.lineup == self.lineup.key:
+                if not self.lineup.has(vote.query.query_id, vote.duel, vote.models):
+                    raise self.book.damaged(number, "its contest has no such query or models")
+                votes.append(vote)
+        return votes
 
     @property
     def trial(self) -> Trial | None:
@@ -151,7 +161,7 @@ class ArenaApp:
     def standings(self) -> Standings:
         """The statistics of all raters' votes on this contest."""
         votes = [vote for vote in self.book.votes() if vote.lineup == self.lineup.key]
-        return compute_standings(votes, self.book.agreements())
+        return compute_standings(votes, self.book.contests())
 
 
 def _now() -> str:

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 from typing import Any
+
+from furnclip.errors import InputError
+from furnclip.journal import read_json
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,55 @@ class Lineup:
             "order": list(self.models),  # the file sorts its keys
         }
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Lineup:
-        """Raises KeyError or TypeError for something else."""
-        cards = [Card(**card) for card in value["cards"]]
-        return cls(
-            key=value["key"],
-            models={model: value["models"][model] for model in value["order"]},
-            k=value["k"],
-            seed=value["seed"],
-            queries=[Query(**query) for query in value["queries"]],
-            answers=value["answers"],
-            cards={card.product_id: card for card in cards},
+    def has(self, query_id: str, duel: tuple[str, str], models: Mapping[str, str]) -> bool:
+        """Whether this query can be judged here, and between these models."""
+        return query_id in self._query_ids and duel in self.duels() and models == self.models
+
+    @cached_property
+    def _query_ids(self) -> frozenset[str]:
+        return frozenset(query.query_id for query in self.queries)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How `Lineup.as_json` writes it."""
+
+    key: str
+    models: dict[str, str]
+    k: int
+    seed: int
+    queries: list[Query]
+    answers: dict[str, list[list[str]]]
+    cards: list[Card]
+    order: list[str]
+
+    def is_consistent(self, key: str) -> bool:
+        """Whether everything that is named is there, once."""
+        known = {card.product_id for card in self.cards}
+        ids = {query.query_id for query in self.queries}
+        return (
+            self.key == key
+            and len(ids) == len(self.queries) > 0
+            and sorted(self.order) == sorted(self.models) == sorted(self.answers)
+            and all(len(rows) == len(ids) for rows in self.answers.values())
+            and all(known.issuperset(row) for rows in self.answers.values() for row in rows)
         )
+
+
+def read_lineup(path: Path, key: str) -> Lineup | None:
+    """The lineup kept in `path`; None where there is none, or it is damaged: it can be worked out again."""
+    try:
+        stored = read_json(path, _Stored, what="the lineup", hint="remove it")
+    except (FileNotFoundError, InputError):
+        return None
+    if not stored.is_consistent(key):
+        return None
+    return Lineup(
+        key=key,
+        models={model: stored.models[model] for model in stored.order},
+        k=stored.k,
+        seed=stored.seed,
+        queries=stored.queries,
+        answers=stored.answers,
+        cards={card.product_id: card for card in stored.cards},
+    )

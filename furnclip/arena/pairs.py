@@ -7,7 +7,6 @@ their vectors; those from a text file or a picture folder are encoded by the mod
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from furnclip.arena.lineup import Card, Lineup, Query
+from furnclip.arena.lineup import Card, Lineup, Query, read_lineup
 from furnclip.catalogue import ATTRIBUTES, content_hash, default_caption
 from furnclip.config import Config, DataPaths
-from furnclip.console import note
+from furnclip.console import note, printable
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
 from furnclip.images import open_image
-from furnclip.journal import write_json
+from furnclip.journal import read_json, read_text, write_json
 from furnclip.vectors import VectorTable, column_name, read_provenance, read_vectors, top_k
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ Floats = npt.NDArray[np.float32]
 _FORMAT = "1"
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _UNKNOWN = ("", "unknown")
+_FROM_SPLIT = {"images": ("image",), "texts": ("text",), "both": ("image", "text")}
+"""Words for queries of the test split -> kinds of query."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Contender:
     fingerprint: str
     table: VectorTable
     label: str
+
+
+@dataclass(frozen=True)
+class _RunCard:
+    model_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,11 +103,15 @@ def _trained_fingerprint(run: Path) -> str | None:
     Read here, not by the model's room, which would take seconds to import.
     """
     try:
-        card = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        card = read_json(
+            run / "run.json",
+            _RunCard,
+            what="the run card",
+            hint=f"restore it, or train `{run.name}` again",
+        )
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    found = card.get("model_fingerprint") if isinstance(card, dict) else None
-    return str(found) if found else None
+    return card.model_fingerprint
 
 
 def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None) -> Lineup:
@@ -117,14 +127,11 @@ def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None
         _FORMAT,
         *(f"{each.name}:{each.fingerprint}:{each.table.provenance.key}" for each in contenders),
         *(str(value) for value in (arena.k, arena.seed, arena.queries, arena.query_limit)),
-        _fingerprint_of(Path(arena.queries)),
+        "" if arena.queries in _FROM_SPLIT else _fingerprint_of(Path(arena.queries)),
     )
     path = config.paths.arena / "lineups" / f"{key}.json"
-    if path.is_file():
-        try:
-            return Lineup.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError):
-            pass  # damaged: it is worked out again, to the same result
+    if (kept := read_lineup(path, key)) is not None:
+        return kept
     note("working out what each model answers; this is kept for the next time")
     lineup = _work_out(config, contenders, key)
     write_json(path, lineup.as_json())
@@ -228,13 +235,14 @@ def _card(product: Mapping[str, str | None], config: Config) -> Card:
 
 def _ask(config: Config, contenders: list[Contender], gallery: _Gallery) -> Asked:
     queries = config.arena.queries
-    if queries in ("images", "texts", "both"):
+    if queries in _FROM_SPLIT:
         return _ask_split(config, contenders, gallery)
     path = Path(queries).expanduser()
     if path.is_dir():
         return _ask_pictures(config, contenders, _pictures(path)[: config.arena.query_limit])
     if path.is_file():
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        content = read_text(path, what="the queries file", hint="save it as UTF-8 text, one query a line")
+        lines = content.removeprefix("\ufeff").splitlines()
         texts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
         return _ask_texts(config, contenders, texts[: config.arena.query_limit])
     raise InputError(
@@ -245,7 +253,7 @@ def _ask(config: Config, contenders: list[Contender], gallery: _Gallery) -> Aske
 
 def _ask_split(config: Config, contenders: list[Contender], gallery: _Gallery) -> Asked:
     """A seeded draw from the test split, or from everything where nothing is marked as test."""
-    kinds = {"images": ("image",), "texts": ("text",), "both": ("image", "text")}[config.arena.queries]
+    kinds = _FROM_SPLIT[config.arena.queries]
     in_test = np.array([product.get("split") == "test" for product in gallery.products])
     eligible = in_test if in_test.any() else np.ones_like(in_test)
     choices = [
@@ -289,7 +297,7 @@ def _ask_texts(config: Config, contenders: list[Contender], texts: list[str]) ->
 
 def _ask_pictures(config: Config, contenders: list[Contender], paths: list[Path]) -> Asked:
     queries = [
-        Query(f"picture:{content_hash(path.name)}", "image", path.stem, str(path.resolve()), "picture folder")
+        Query(f"picture:{content_hash(path.name)}", "image", path.stem, str(path), "picture folder")
         for path in paths
     ]
     vectors: list[Floats] = []
@@ -301,7 +309,12 @@ def _ask_pictures(config: Config, contenders: list[Contender], paths: list[Path]
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    """The image files of a folder; their names go into files of ours, which are UTF-8."""
+    found = sorted(path.absolute() for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    for path in found:
+        if str(path).encode("utf-8", "replace").decode() != str(path):
+            raise InputError(f"the name of image `{printable(str(path))}` is not UTF-8", hint="rename it")
+    return found
 
 
 def _clip(contender: Contender, config: Config) -> Clip:

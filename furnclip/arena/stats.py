@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from furnclip.arena.state import fit_strengths
-from furnclip.arena.votes import Vote
+from furnclip.arena.votes import Agreed, Contest, Vote
 from furnclip.metrics.standings import (
     Interval,
     confidence_sequence,
@@ -122,9 +122,9 @@ def planner() -> dict[str, int | None]:
     return {f"{rate:.2f}": votes_needed(rate, power=POWER) for rate in PLANNING_RATES}
 
 
-def compute_standings(votes: Sequence[Vote], agreements: Mapping[str, Mapping[str, Any]]) -> Standings:
-    """The statistics of votes that stand; `agreements` as `VoteBook.agreements` gives them."""
-    votes, agreements = _told_apart(votes, agreements)
+def compute_standings(votes: Sequence[Vote], contests: Mapping[str, Contest]) -> Standings:
+    """The statistics of votes that stand; `contests` as `VoteBook.contests` gives them."""
+    votes, contests = _told_apart(votes, contests)
     fresh = [vote for vote in votes if vote.counts]
     by_query = _grouped(fresh, lambda vote: (vote.lineup, vote.duel, vote.query.query_id))
     outcomes = {key: majority([vote.winner for vote in group]) for key, group in by_query.items()}
@@ -137,7 +137,7 @@ def compute_standings(votes: Sequence[Vote], agreements: Mapping[str, Mapping[st
     return Standings(
         votes=len([vote for vote in votes if vote.choice != "N"]),
         raters=tuple(_rater(name, group) for name, group in _grouped(votes, lambda v: v.rater).items()),
-        duels=tuple(_duel(duel, outcomes, agreements) for duel in duels),
+        duels=tuple(_duel(duel, outcomes, contests) for duel in duels),
         categories={f"{duel[1]} against {duel[0]}": _categories(duel, collapsed, outcomes) for duel in duels},
         side=_score([vote.choice for vote in fresh], first="A", second="B"),
         alpha=krippendorff_alpha([{vote.rater: vote.winner for vote in group} for group in shared]),
@@ -148,8 +148,8 @@ def compute_standings(votes: Sequence[Vote], agreements: Mapping[str, Mapping[st
 
 
 def _told_apart(
-    votes: Sequence[Vote], agreements: Mapping[str, Mapping[str, Any]]
-) -> tuple[list[Vote], Mapping[str, Mapping[str, Any]]]:
+    votes: Sequence[Vote], contests: Mapping[str, Contest]
+) -> tuple[list[Vote], Mapping[str, Contest]]:
     """With a piece of its fingerprint in the name of a run that was trained again under that name."""
     known: dict[str, set[str]] = defaultdict(set)
     for vote in votes:
@@ -165,17 +165,17 @@ def _told_apart(
         models = {label(name, vote.models): fingerprint for name, fingerprint in vote.models.items()}
         return replace(vote, duel=(first, second), sides=sides, models=models)
 
-    contests = {
-        lineup: {
-            **contest,
-            "agreed": [
-                {**entry, "models": [label(name, contest["models"]) for name in entry["models"]]}
-                for entry in contest["agreed"]
-            ],
-        }
-        for lineup, contest in agreements.items()
+    def relabeled(contest: Contest) -> Contest:
+        agreed = [
+            Agreed((label(first, contest.models), label(second, contest.models)), each.queries)
+            for each in contest.agreed
+            for first, second in [each.models]
+        ]
+        return replace(contest, agreed=tuple(agreed))
+
+    return [renamed(vote) for vote in votes], {
+        lineup: relabeled(contest) for lineup, contest in contests.items()
     }
-    return [renamed(vote) for vote in votes], contests
 
 
 Outcomes = Mapping[tuple[str, tuple[str, str], str], str]
@@ -187,7 +187,7 @@ def majority(winners: Sequence[str]) -> str:
     return "tie" if others and others[0][1] == count else first
 
 
-def _duel(duel: tuple[str, str], outcomes: Outcomes, agreements: Mapping[str, Mapping[str, Any]]) -> Duel:
+def _duel(duel: tuple[str, str], outcomes: Outcomes, contests: Mapping[str, Contest]) -> Duel:
     score = _score(
         [winner for (_, of_duel, _), winner in outcomes.items() if of_duel == duel],
         first=duel[1],
@@ -196,7 +196,7 @@ def _duel(duel: tuple[str, str], outcomes: Outcomes, agreements: Mapping[str, Ma
     always_valid = confidence_sequence(score.wins, score.decisive)
     decided = duel[1] if always_valid[0] > 0.5 else duel[0] if always_valid[1] < 0.5 else ""
     lineups = {lineup for lineup, of_duel, _ in outcomes if of_duel == duel}
-    contests = [agreements[lineup] for lineup in lineups if lineup in agreements]
+    judged = [contests[lineup] for lineup in lineups if lineup in contests]
     return Duel(
         baseline=duel[0],
         challenger=duel[1],
@@ -204,13 +204,13 @@ def _duel(duel: tuple[str, str], outcomes: Outcomes, agreements: Mapping[str, Ma
         always_valid=always_valid,
         decided=decided,
         votes_still_needed=0 if decided else _still_needed(score),
-        queries_agreed=sum(_agreed(contest, duel) for contest in contests) if contests else None,
-        queries=sum(contest["queries"] for contest in contests) if contests else None,
+        queries_agreed=sum(_agreed(contest, duel) for contest in judged) if judged else None,
+        queries=sum(contest.queries for contest in judged) if judged else None,
     )
 
 
-def _agreed(contest: Mapping[str, Any], duel: tuple[str, str]) -> int:
-    return sum(entry["queries"] for entry in contest["agreed"] if entry["models"] == list(duel))
+def _agreed(contest: Contest, duel: tuple[str, str]) -> int:
+    return sum(each.queries for each in contest.agreed if each.models == duel)
 
 
 def _still_needed(score: Score) -> int | None:

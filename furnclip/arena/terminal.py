@@ -11,8 +11,8 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -30,11 +30,17 @@ if sys.platform != "win32":
 _ENTER = b"\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[2J"
 # end a half-written string; colours, pastes, cursor and screen as before
 _LEAVE = b"\x1b\\\x1b[0m\x1b[?2004l\x1b[?25h\x1b[?1049l"
+# Signals that end the session after the terminal was put back.
+_ENDINGS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    *(() if sys.platform == "win32" else (signal.SIGHUP, signal.SIGQUIT)),
+)
 _USUAL_CELL_PX = (8, 16)
 
 
 class TerminalGone(Interrupted):
-    """The terminal was closed or the process was told to end."""
+    """The terminal was closed."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Terminal:
         self._reader = KeyReader()
         self._wake_read = self._wake_write = -1
         self._old_handlers: dict[int, Any] = {}
+        self._ended_by = 0
+        self._waiting = False
 
     def __enter__(self) -> Terminal:
         self._saved = termios.tcgetattr(self._input)
@@ -74,19 +82,23 @@ class Terminal:
         os.set_blocking(self._wake_write, False)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._handle(signal.SIGWINCH, lambda number, frame: None)  # wakes `read`, which is all it is for
-        for number in (signal.SIGHUP, signal.SIGTERM):
-            self._handle(number, _raise_gone)
-        tty.setcbreak(self._input, termios.TCSANOW)
-        self._without_suspending()
-        self.write(_ENTER)
+        for number in _ENDINGS:
+            self._handle(number, self._end)
+        try:
+            tty.setcbreak(self._input, termios.TCSANOW)
+            self._without_stopping()
+            self.write(_ENTER)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number in (signal.SIGHUP, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # what follows must not be cut short
-        with suppress(TerminalGone):
-            self.write(_LEAVE)
         with suppress(OSError, termios.error):  # a terminal that is gone needs nothing
+            termios.tcflow(self._output, termios.TCOON)  # Ctrl-S would hold back what is written now
+        with suppress(TerminalGone):
+            self._write_all(_LEAVE)  # a signal that comes now must not cut it short
+        with suppress(OSError, termios.error):
             # TCSAFLUSH: keys typed too late must not reach the shell as a command
             termios.tcsetattr(self._input, termios.TCSAFLUSH, self._saved)
         signal.set_wakeup_fd(-1)
@@ -94,18 +106,26 @@ class Terminal:
             signal.signal(handled, handler)
         for descriptor in (self._wake_read, self._wake_write):
             os.close(descriptor)
+        if self._ended_by and not any(exception):
+            raise _ending(self._ended_by)
 
     def window(self) -> Window:
         """The size now; a cell is taken as 8 x 16 pixels where the terminal does not say."""
-        rows, cols, width_px, height_px = struct.unpack(
-            "HHHH", fcntl.ioctl(self._output, termios.TIOCGWINSZ, bytes(8))
-        )
+        try:
+            size = fcntl.ioctl(self._output, termios.TIOCGWINSZ, bytes(8))
+        except OSError as error:
+            raise _gone() from error
+        rows, cols, width_px, height_px = struct.unpack("HHHH", size)
         rows, cols = rows or 24, cols or 80
         cell = (width_px // cols, height_px // rows) if width_px and height_px else _USUAL_CELL_PX
         return Window(cols, rows, *cell)
 
     def write(self, data: bytes) -> None:
         """All of `data`; raises `TerminalGone` when nobody is there to read it."""
+        with self._interruptible():
+            self._write_all(data)
+
+    def _write_all(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             try:
@@ -117,11 +137,28 @@ class Terminal:
 
     def read(self, timeout_s: float) -> list[str] | None:
         """Keys pressed within this time, or None when the window's size changed."""
-        ready, _, _ = select.select([self._input, self._wake_read], [], [], timeout_s)
+        with self._interruptible():
+            ready, _, _ = select.select([self._input, self._wake_read], [], [], timeout_s)
         if self._wake_read in ready and signal.SIGWINCH in os.read(self._wake_read, 4096):
             return None
         data = self._read_input() if self._input in ready else b""
         return self._reader.feed(data, time.monotonic())
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Where a signal may end the session: here nothing is half done."""
+        self._waiting = True
+        try:
+            if self._ended_by:
+                raise _ending(self._ended_by)
+            yield
+        finally:
+            self._waiting = False
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._ended_by = number
+        if self._waiting:
+            raise _ending(number)
 
     def drop_pending(self) -> None:
         """Forget everything typed so far: it was typed before there was something to judge."""
@@ -144,10 +181,10 @@ class Terminal:
     def _handle(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
         self._old_handlers[number] = signal.signal(number, handler)
 
-    def _without_suspending(self) -> None:
-        """Ctrl-Z would leave the shell on our screen, without a cursor."""
+    def _without_stopping(self) -> None:
+        """Ctrl-Z and Ctrl-\\ would leave the shell on our screen, without a cursor."""
         modes = termios.tcgetattr(self._input)
-        modes[6][termios.VSUSP] = b"\0"
+        modes[6][termios.VSUSP] = modes[6][termios.VQUIT] = b"\0"
         termios.tcsetattr(self._input, termios.TCSANOW, modes)
 
 
@@ -162,5 +199,11 @@ def _gone() -> TerminalGone:
     return TerminalGone("the terminal was closed", hint="run `furnclip arena` again; every vote is kept")
 
 
-def _raise_gone(number: int, frame: FrameType | None) -> None:
-    raise _gone()
+def _ending(number: int) -> Interrupted:
+    if number == signal.SIGINT:
+        return Interrupted()
+    if number == signal.SIGHUP:
+        return _gone()
+    return Interrupted(
+        f"stopped by {signal.Signals(number).name}", hint="run `furnclip arena` again; every vote is kept"
+    )

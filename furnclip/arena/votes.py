@@ -9,19 +9,28 @@ several raters can vote at the same time.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from furnclip.arena.lineup import Card, Query
 from furnclip.catalogue import sheet_text
-from furnclip.errors import JournalError
-from furnclip.journal import Journal, read_journal, write_text
+from furnclip.console import warn
+from furnclip.errors import InputError, JournalError
+from furnclip.journal import Journal, journal_lines, parse_json, write_text
+
+T = TypeVar("T")
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0)]
 
 OUTCOMES = {"A": "A", "B": "B", "T": "tie", "X": "both bad", "N": "skip"}
 """Key -> what it means."""
 _WAIT_S = 5.0
+_HINT = "correct that line, restore the file from a backup, or move it away to start again"
 _SEED_COLUMNS = (
     "timestamp",
     "query_image",
@@ -40,10 +49,10 @@ _MORE_COLUMNS = (
 class Vote:
     """One judgement; `sides` are the models of rows A and B, `duel` the same two, baseline first."""
 
-    vote_id: str
+    vote_id: Name
     at: str
-    rater: str
-    choice: str
+    rater: Name
+    choice: Annotated[str, Field(pattern="^[ABTXN]$")]
     query: Query
     duel: tuple[str, str]
     sides: tuple[str, str]
@@ -52,7 +61,7 @@ class Vote:
     lineup: str
     k: int
     seed: int
-    seconds: float
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     repeat: bool
 
     @property
@@ -79,15 +88,35 @@ class Vote:
         """As a line of the journal."""
         return {"event": "vote", **asdict(self), "outcome": self.outcome, "winner": self.winner}
 
-    @classmethod
-    def from_event(cls, event: Mapping[str, Any]) -> Vote:
-        """Raises KeyError or TypeError for a line that is not a vote."""
-        values = {name: event[name] for name in cls.__dataclass_fields__}
-        first, second = values["results"]
-        values["query"] = Query(**values["query"])
-        values["results"] = (tuple(Card(**card) for card in first), tuple(Card(**card) for card in second))
-        values["duel"], values["sides"] = tuple(values["duel"]), tuple(values["sides"])
-        return cls(**values)
+
+@dataclass(frozen=True)
+class Undo:
+    """A line that takes an earlier vote back."""
+
+    vote_id: str
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """Two models, and the number of queries that both answered alike."""
+
+    models: tuple[str, str]
+    queries: Count
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A line that says how many queries a lineup has, and on how many its models agreed."""
+
+    lineup: str
+    models: dict[str, str]
+    queries: Count
+    agreed: tuple[Agreed, ...]
+
+
+@dataclass(frozen=True)
+class _Line:
+    event: Literal["vote", "undo", "contest"]
 
 
 class VoteBook:
@@ -101,7 +130,7 @@ class VoteBook:
         give_up = time.monotonic() + _WAIT_S
         while True:
             try:
-                with Journal(self.path) as journal:
+                with Journal(self.path, keep_whole_tail=True) as journal:
                     journal.append(event)
                 return
             except JournalError:
@@ -110,33 +139,73 @@ class VoteBook:
                 time.sleep(0.01)
 
     def votes(self) -> list[Vote]:
-        """Every vote that stands, oldest first."""
-        return standing_votes(read_journal(self.path), self.path)
+        """Every vote that counts, oldest first."""
+        return list(self.numbered_votes().values())
 
-    def agreements(self) -> dict[str, dict[str, Any]]:
+    def numbered_votes(self) -> dict[int, Vote]:
+        """Every vote that counts by its line: neither taken back, nor a rater's second one on the same trial.
+
+        Raises `InputError` naming the line that cannot be one of this file.
+        """
+        lines: dict[str, int] = {}
+        votes: dict[int, Vote] = {}
+        for number, kind, line in self._lines():
+            if kind == "vote":
+                vote = self._parse(number, line, Vote)
+                self._check_vote(number, vote, lines)
+                lines[vote.vote_id] = number
+                votes[number] = vote
+            elif kind == "undo":
+                undo = self._parse(number, line, Undo)
+                if undo.vote_id not in lines:
+                    raise self.damaged(number, f"no line above it has the vote `{undo.vote_id}`")
+                votes.pop(lines[undo.vote_id], None)
+        return self._first_votes(votes)
+
+    def contests(self) -> dict[str, Contest]:
         """For each lineup that was judged: how many queries it has and on how many models agreed."""
-        return {
-            event["lineup"]: event for event in read_journal(self.path) if event.get("event") == "contest"
-        }
+        contests: dict[str, Contest] = {}
+        for number, kind, line in self._lines():
+            if kind == "contest":
+                contest = self._parse(number, line, Contest)
+                if not {model for pair in contest.agreed for model in pair.models} <= {*contest.models}:
+                    raise self.damaged(number, "`agreed` names a model that `models` does not have")
+                contests[contest.lineup] = contest
+        return contests
 
+    def _lines(self) -> Iterator[tuple[int, str, bytes]]:
+        for number, line in journal_lines(self.path, keep_whole_tail=True):
+            content = line.removeprefix(BOM_UTF8).strip()
+            if content:  # an editor may have left an empty line
+                yield number, self._parse(number, content, _Line).event, content
 
-def standing_votes(events: Iterable[Mapping[str, Any]], path: Path) -> list[Vote]:
-    """Votes less those that were taken back; a rater's second vote on the same thing does not count."""
-    votes: dict[tuple[str, str], Vote] = {}
-    for number, event in enumerate(events, start=1):
-        if event.get("event") == "undo":
-            votes = {key: vote for key, vote in votes.items() if vote.vote_id != event["vote_id"]}
-        if event.get("event") != "vote":
-            continue
-        try:
-            vote = Vote.from_event(event)
-        except (KeyError, TypeError, ValueError):
-            raise JournalError(
-                f"line {number} of `{path}` is not a vote",
-                hint="restore the file from a backup, or move it away to start again",
-            ) from None
-        votes.setdefault((vote.rater, vote.trial_id), vote)
-    return list(votes.values())
+    def _parse(self, number: int, line: bytes, shape: type[T]) -> T:
+        return parse_json(line, shape, what=f"line {number} of `{self.path}`", hint=_HINT)
+
+    def _check_vote(self, number: int, vote: Vote, lines: Mapping[str, int]) -> None:
+        """Raises `InputError` for a vote that contradicts itself or the lines above it."""
+        if vote.vote_id in lines:
+            raise self.damaged(number, f"it has the `vote_id` of line {lines[vote.vote_id]}")
+        if vote.sides not in (vote.duel, vote.duel[::-1]) or len({*vote.duel}) < 2:
+            raise self.damaged(number, "`sides` are not the two models of `duel`")
+        if not {*vote.duel} <= {*vote.models}:
+            raise self.damaged(number, "`duel` names a model that `models` does not have")
+
+    def _first_votes(self, votes: Mapping[int, Vote]) -> dict[int, Vote]:
+        counted: dict[tuple[str, str], int] = {}
+        for number, vote in votes.items():
+            counted.setdefault((vote.rater, vote.trial_id), number)
+        if ignored := sorted(set(votes).difference(counted.values())):
+            shown = ", ".join(map(str, ignored[:10])) + (" ..." if len(ignored) > 10 else "")
+            warn(
+                f"votes in `{self.path}` that do not count: {len(ignored)}, because the rater had judged the "
+                f"same query before (line {shown})"
+            )
+        return {number: votes[number] for number in counted.values()}
+
+    def damaged(self, number: int, reason: str) -> InputError:
+        """The error for a line that cannot be right."""
+        return InputError(f"line {number} of `{self.path}` is damaged: {reason}", hint=_HINT)
 
 
 def export_csv(votes: Sequence[Vote], path: Path) -> None:

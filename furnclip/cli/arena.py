@@ -78,7 +78,7 @@ def stats(
     paths = settings(config).paths
     book = _book(paths.arena)
     votes = book.votes()
-    standings = compute_standings(votes, book.agreements())
+    standings = compute_standings(votes, book.contests())
     page = html or paths.arena / "report.html"
     write_page(page, standings, votes)
     _emit(book, standings, as_json=as_json, page=page)
@@ -111,7 +111,7 @@ def _book(folder: Path) -> VoteBook:
     from furnclip.errors import MissingStageError
 
     book = VoteBook(folder / "votes.jsonl")
-    if not book.path.is_file():
+    if not book.path.exists():
         raise MissingStageError(book.path, command="furnclip arena")
     return book
 
