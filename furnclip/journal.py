@@ -18,8 +18,9 @@ import re
 import shutil
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -212,11 +213,11 @@ def read_json(path: Path, shape: type[T], *, what: str, hint: str) -> T:
 def parse_json(content: str | bytes, shape: type[T], *, what: str, hint: str) -> T:
     """JSON checked against `shape`, as `read_json` does; `what` names where it comes from."""
     # imported here: `--help` comes by this file
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
+    adapter: TypeAdapter[T] = _adapter(shape) if is_dataclass(shape) else TypeAdapter(shape)
     try:
-        found: T = _adapter(shape).validate_json(content, strict=True)
-        return found
+        return adapter.validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -225,7 +226,7 @@ def parse_json(content: str | bytes, shape: type[T], *, what: str, hint: str) ->
 
 
 @cache
-def _adapter(shape: Any) -> TypeAdapter[Any]:
+def _adapter(shape: Hashable) -> TypeAdapter[Any]:
     """Building one takes longer than checking a thousand journal lines with it."""
     from pydantic import TypeAdapter
 
