@@ -18,7 +18,7 @@ import re
 import shutil
 import stat
 import zlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from functools import cache
@@ -215,7 +215,8 @@ def parse_json(content: str | bytes, shape: type[T], *, what: str, hint: str) ->
     # imported here: `--help` comes by this file
     from pydantic import TypeAdapter, ValidationError
 
-    adapter: TypeAdapter[T] = _adapter(shape) if is_dataclass(shape) else TypeAdapter(shape)
+    a_type: Any = shape
+    adapter: TypeAdapter[T] = _adapter(a_type) if is_dataclass(a_type) else TypeAdapter(shape)
     try:
         return adapter.validate_json(content, strict=True)
     except ValidationError as error:
@@ -226,7 +227,7 @@ def parse_json(content: str | bytes, shape: type[T], *, what: str, hint: str) ->
 
 
 @cache
-def _adapter(shape: Hashable) -> TypeAdapter[Any]:
+def _adapter(shape: Any) -> TypeAdapter[Any]:
     """Building one takes longer than checking a thousand journal lines with it."""
     from pydantic import TypeAdapter
 
