@@ -215,8 +215,8 @@ def parse_json(content: str | bytes, shape: type[T], *, what: str, hint: str) ->
     # imported here: `--help` comes by this file
     from pydantic import TypeAdapter, ValidationError
 
-    a_type: Any = shape
-    adapter: TypeAdapter[T] = _adapter(a_type) if is_dataclass(a_type) else TypeAdapter(shape)
+    key: Any = shape
+    adapter: TypeAdapter[T] = _adapter(key) if is_dataclass(shape) else TypeAdapter(shape)
     try:
         return adapter.validate_json(content, strict=True)
     except ValidationError as error:
