@@ -7,6 +7,7 @@ A drawn shop, a tiny model and one epoch stand in for a catalogue, a real model 
 from __future__ import annotations
 
 import csv
+import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +16,9 @@ from typing import Any
 
 import boto3
 import pytest
-from transformers import CLIPModel, CLIPProcessor
 from typer.testing import CliRunner
 
-from furnclip import ArenaApp, S3Manager, load_config
+from furnclip import ArenaApp
 from furnclip.catalogue import read_rows
 from furnclip.cli import app
 from tests.arena_contest import write_contest
@@ -106,21 +106,16 @@ def write_photo_shop(folder: Path) -> None:
             table.writerow((sku, row["title"], f"chairs/{photo.name}", f"{sku}-family"))
 
 
-def test_readme(typist: Typist, bucket: None, tiny_clip: Path) -> None:
+STAGES = ("clean", "prepare", "train", "eval", "search")
+
+
+def test_readme_and_the_pages_of_the_stages(typist: Typist, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the pipeline, in one folder: each page continues where the one before stopped."""
     (typist.folder / "furnclip.toml").unlink()  # `furnclip init` writes it
-
-    def names() -> Mapping[str, Any]:
-        with S3Manager.from_config(load_config().storage) as manager:
-            manager.upload_dataset("work/shards", "data/train")
-        return {
-            "model": CLIPModel.from_pretrained(tiny_clip),
-            "processor": CLIPProcessor.from_pretrained(tiny_clip),
-            "images": [draw(row) for row in rows(3)],
-            "texts": ["a chair", "a bed"],
-        }
-
-    typist.page("README.md", names)
-    assert "furnclip init" in typist.typed
+    typist.page("README.md")
+    assert typist.typed[0] == "furnclip init"
+    for stage in STAGES:
+        typist.page(f"docs/{stage}.md")
     assert (typist.folder / "work" / "eval" / "report.html").is_file()
 
 
@@ -148,12 +143,12 @@ def test_local_vision_model(typist: Typist, monkeypatch: pytest.MonkeyPatch) -> 
     assert {row["clean_source"] for row in cleaned} == {"live:qwen2.5vl:7b"}
 
 
-def test_judging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_contest(tmp_path / "contest")
     typist = Typist(folder, monkeypatch)
     with ArenaApp(rater="ben") as app:
         app.vote("A")
-    typist.page("examples/judging.md", lambda: {"ask_somebody": lambda query, a, b: "A"})
+    typist.page("docs/arena.md", lambda: {"ask_somebody": lambda query, a, b: "A"})
     assert (folder / "votes.csv").is_file()
     assert "furnclip arena stats" in typist.typed
 
@@ -162,4 +157,5 @@ def test_no_page_is_forgotten() -> None:
     """Every page with a marked block is typed by a test of this file."""
     source = Path(__file__).read_text(encoding="utf-8")
     marked = [page for page in PAGES if any(block.mark == "run" for block in blocks(page))]
-    assert [page.name for page in marked if page.name not in source] == []
+    typed = {f"{stage}.md" for stage in STAGES} | set(re.findall(r"[\w./]+\.md", source))
+    assert [page.name for page in marked if not any(name.endswith(page.name) for name in typed)] == []

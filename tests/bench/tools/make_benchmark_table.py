@@ -1,10 +1,10 @@
-"""The README's table of benchmarks, made from what the benchmarks printed.
+"""The README's table of measured results, made from what the benchmarks printed.
 
     python -m tests.bench.embed --json > embed.json
     python -m tests.bench.tools.make_benchmark_table *.json --machine "2 cores of an Intel Xeon, 16 GB"
 
 In: the JSON object of each benchmark, on any line of its file. Out: the part of `README.md` between its two
-`<!-- benchmarks -->` marks. A topic without a file keeps the line that it had.
+`<!-- benchmarks -->` marks. A line whose topic has no file keeps its result.
 """
 
 from __future__ import annotations
@@ -19,32 +19,41 @@ from furnclip.journal import write_text
 
 README = Path(__file__).parents[3] / "README.md"
 MARK = "<!-- benchmarks -->"
-# topic -> what is measured, against what, and the figures worth a place beside the ratios
-TOPICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "help": ("`furnclip --help` in a fresh process", "", ("help_s",)),
-    "clean": (
-        "pictures and titles to batch requests; answers to `cleaned.csv`",
-        "full decode in one process; a pandas loop",
-        ("peak_mb",),
+_FASTER = "{%s:.1f} times as fast"
+# topic, task, compared with, result as a format of the topic's ratios and figures
+LINES = (
+    (
+        "clean",
+        "build Batch API requests from images and titles",
+        "full decode, one process",
+        _FASTER % "prepare",
     ),
-    "prepare": ("catalogue to shards", "decode, resize, `webdataset.ShardWriter`", ("peak_mb",)),
-    "storage": ("shards and small files to a local S3 server and back", "`aws s3 sync`", ()),
-    "train": ("a step of each scenario at the exact large batch; memory", "a plain PyTorch + PEFT loop", ()),
-    "embed": (
-        "JPEG to vector file, ViT-B/32",
-        "plain loop, bare model, `open_clip`, `sentence-transformers`",
-        ("encoding_peak_growth", "peak_growth"),
+    ("clean", "merge answers into `cleaned.csv`", "a pandas loop", _FASTER % "finalize"),
+    ("prepare", "pack photos of 2,000 px into shards", "Pillow and `webdataset`", _FASTER % "photos_2000px"),
+    ("prepare", "pack photos of 500 px into shards", "Pillow and `webdataset`", _FASTER % "photos_500px"),
+    ("storage", "upload shards to a local S3 server", "`aws s3 sync`", _FASTER % "shards_up"),
+    ("train", "a `dual_lora` step, exact large batch", "plain PyTorch and PEFT", _FASTER % "dual_lora"),
+    ("train", "a `vision_lora` step, exact large batch", "plain PyTorch and PEFT", _FASTER % "vision_lora"),
+    ("train", "a `text_lora` step, exact large batch", "plain PyTorch and PEFT", _FASTER % "text_lora"),
+    ("embed", "embed products with ViT-B/32", "`sentence-transformers`", _FASTER % "sentence_transformers"),
+    ("embed", "embed products with ViT-B/32", "`open_clip`", _FASTER % "open_clip"),
+    ("search", "one query among 100,000 products", "exact search with `faiss`", _FASTER % "faiss_exact"),
+    (
+        "search",
+        "one query among 100,000 products",
+        "approximate search with `faiss`, row numbers only",
+        _FASTER % "faiss_ivf",
     ),
-    "search": (
-        "a query among 100,000 vectors of 512 numbers, product fields included",
-        "exact numpy, `faiss`",
-        (
-            *("p50_ms", "filtered_p50_ms", "hybrid_p50_ms", "recall_at_10", "filtered_recall_at_10"),
-            *("million_p50_ms", "million_recall_at_10", "million_peak_mb"),
-        ),
+    (
+        "search",
+        "the same: median time, share of the true ten nearest found",
+        "",
+        "{p50_ms:.1f} ms, {recall_at_10:.3f}",
     ),
-    "arena": ("from the key press to the next query with its pictures", "", ("next_query_p95_ms",)),
-}
+    ("search", "one query among 1,000,000 products: median time", "", "{million_p50_ms:.0f} ms"),
+    ("arena", "key press to next query with images: 95th percentile", "", "{next_query_p95_ms:.0f} ms"),
+    ("help", "`furnclip --help` in a new process", "", "{help_s:.2f} s"),
+)
 
 
 def main() -> None:
@@ -68,20 +77,16 @@ def _objects(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _table(results: Mapping[str, Mapping[str, Any]], old: Sequence[str], *, machine: str) -> Iterator[str]:
-    yield f"\nOn {machine}. A ratio is furnclip's rate over the rival's: above 1, furnclip is faster.\n"
-    yield "| `tests.bench.` | measured | against | result |"
-    yield "| --- | --- | --- | --- |"
-    for topic, (measured, rival, figures) in TOPICS.items():
-        kept = next((line for line in old if line.startswith(f"| `{topic}` ")), "")
-        if topic in results or not kept:
-            result = _result(results[topic], figures) if topic in results else "not measured yet"
-            kept = f"| `{topic}` | {measured} | {rival} | {result} |"
+    yield f"\nOn {machine}. Both sides on the same input in the same run.\n"
+    yield "| task | compared with | furnclip |"
+    yield "| --- | --- | --- |"
+    for topic, task, rival, result in LINES:
+        start = f"| {task} | {rival} | "
+        kept = next((line for line in old if line.startswith(start)), f"{start}not measured yet |")
+        if topic in results:
+            found = results[topic]
+            kept = f"{start}{result.format_map({**found['figures'], **found['ratios']})} |"
         yield kept
-
-
-def _result(found: Mapping[str, Any], figures: Sequence[str]) -> str:
-    ratios = [f"{name} {value:.2f} x" for name, value in found["ratios"].items()]
-    return ", ".join([*ratios, *(f"{name} {found['figures'][name]:.4g}" for name in figures)])
 
 
 if __name__ == "__main__":
