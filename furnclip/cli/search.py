@@ -67,7 +67,7 @@ def _questions(text: str | None, image: Path | None, *, interactive: bool) -> It
 
     if text or image or not interactive:
         yield text
-    lines = typer.get_text_stream("stdin")  # once: each stream reads ahead for itself
+    lines = typer.get_text_stream("stdin", errors="replace")  # once: each stream reads ahead for itself
     while interactive:
         console.note("search for (an empty line ends):")
         line = lines.readline().strip()

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from lancedb.query import MatchQuery
 from PIL import Image
 
 from furnclip import console
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, ModelMismatchError, UsageError
 from furnclip.images import letterbox, load_square
-from furnclip.model import Clip, latest_run, load_clip
 from furnclip.search.filters import combined, explained
 from furnclip.vectors import Floats, Provenance, column_name, fuse, unit
-from furnclip.vectors.index import DETAILS, KEYWORDS, index_location, open_index, partitions_of
+from furnclip.vectors.index import DETAILS, KEYWORDS, SHOWN, index_location, open_index, partitions_of
+
+if TYPE_CHECKING:
+    from furnclip.model import Clip
 
 Mode = Literal["vector", "keyword", "hybrid"]
 Picture = Path | str | Image.Image
@@ -31,6 +35,7 @@ _RANK_OFFSET = 60  # of reciprocal rank fusion, as in the paper
 _AVOIDED_SHARE = 0.5
 _LEAST_PROBES = 20
 _EVERY_PARTITION = 1_000_000
+_LONGEST_QUERY = 2000  # characters; models read at most 77 tokens
 _MOST_SHARES = 1000  # filters whose share of the table is remembered
 
 
@@ -87,7 +92,7 @@ class Searcher:
         location = index_location(self.config)
         self.table, self.provenance = open_index(location)
         self.uri = location.uri
-        self._products = self.table.count_rows()
+        self._products = int(self.table.count_rows())
         if self._products == 0:
             raise InputError(f"the search table `{self.uri}` is empty", hint="run `furnclip embed` again")
         self.label = _label(self.provenance, run=run, model=model, uri=self.uri)
@@ -113,12 +118,12 @@ class Searcher:
         is a text too, 0 to 1.
         Raises `UsageError` for a bad filter and `BrokenImage` for a picture that cannot be read.
         """
-        words = (text or "").strip()
+        words, exclude = _readable(text or ""), [_readable(word) for word in exclude]
         chosen = self._mode(mode, words=words, has_image=image is not None)
+        count, condition = self._count(k), combined(where, exclude, self.table.schema)
         vector = None if chosen == "keyword" else self._vector(words, image, image_weight, exclude=exclude)
-        request = _Request(vector, words, chosen, k or self.config.search.k, combined(where, exclude))
-        with explained(self.table, where):
-            return self._run(request)
+        with explained(self.uri, where):
+            return self._run(_Request(vector, words, chosen, count, condition))
 
     def search_many(
         self,
@@ -131,14 +136,15 @@ class Searcher:
     ) -> list[list[Hit]]:
         """The hits of each text, in order; all texts go through the model together."""
         chosen = self._mode(mode, words="several", has_image=False)
-        condition, count = combined(where, exclude), k or self.config.search.k
+        texts, exclude = [_readable(text) for text in texts], [_readable(word) for word in exclude]
+        count, condition = self._count(k), combined(where, exclude, self.table.schema)
         vectors: Sequence[Floats | None] = [None] * len(texts)
         if chosen != "keyword" and texts:
             with self._encoding:
                 vectors = list(self._encode_texts(texts, exclude))
-        with explained(self.table, where):
+        with explained(self.uri, where):
             return [
-                self._run(_Request(vector, text.strip(), chosen, count, condition))
+                self._run(_Request(vector, text, chosen, count, condition))
                 for text, vector in zip(texts, vectors, strict=True)
             ]
 
@@ -149,14 +155,24 @@ class Searcher:
 
         `exclude` only filters here: the vector is taken as it is.
         """
-        request = _Request(vector, "", "vector", k or self.config.search.k, combined(where, exclude))
-        with explained(self.table, where):
-            return self._run(request)
+        condition = combined(where, [_readable(word) for word in exclude], self.table.schema)
+        with explained(self.uri, where):
+            return self._run(_Request(vector, "", "vector", self._count(k), condition))
+
+    def _count(self, k: int | None) -> int:
+        """How many hits to find: never more than there are products, LanceDB counts in 64 bits."""
+        wanted = self.config.search.k if k is None else k
+        if wanted < 1:
+            raise UsageError(f"`k` cannot be {wanted}", hint="ask for at least one hit")
+        return min(wanted, self._products)
 
     def _load(self, *, run: str | None, model: str | None) -> Clip:
+        # torch takes seconds to import; a table that cannot be opened is told before
+        from furnclip.model import latest_run, load_clip
+
         made_by = self.provenance.models[self.label]
         is_base = self.label == "base"
-        name = (model or self.config.model.name) if is_base else (run or made_by.name)
+        name = (model or self.config.model.name) if is_base else (run or self._run_of(made_by.name))
         newest = latest_run(self.config.paths.runs)
         if not is_base and not run and newest not in (None, made_by.name):
             console.note(f"searching with run `{made_by.name}`; `furnclip embed` would take `{newest}`")
@@ -166,6 +182,16 @@ class Searcher:
         clip = load_clip(name, wanted, runs=None if is_base else self.config.paths.runs)
         self.provenance.require(self.label, clip.fingerprint, where=self.uri)
         return clip
+
+    def _run_of(self, name: str) -> str:
+        """The run that the table names, if it is one of these runs: a table may come from anybody."""
+        runs = self.config.paths.runs
+        if Path(name).name == name and (runs / name).is_dir():
+            return name
+        raise ModelMismatchError(
+            f"the vectors of `{self.uri}` were made by `{name}`, which is no run under `{runs}`",
+            hint=f"if you trust that model, ask for it: `--run {shlex.quote(name)}`",
+        )
 
     def _mode(self, mode: Mode | None, *, words: str, has_image: bool) -> Mode:
         if not words and not has_image:
@@ -208,9 +234,19 @@ class Searcher:
             return self._by_both(request)
         if request.mode == "vector":
             rows = self._rows(self._by_vector(request), request, request.k, read=[DETAILS, "_distance"])
-            return [_hit(row, 1.0 - row["_distance"]) for row in rows]  # the distance is 1 - cosine
+            return [self._hit(row, 1.0 - row["_distance"]) for row in rows]  # the distance is 1 - cosine
         rows = self._rows(self._by_keyword(request), request, request.k, read=[DETAILS, "_score"])
-        return [_hit(row, row["_score"]) for row in rows]
+        return [self._hit(row, row["_score"]) for row in rows]
+
+    def _hit(self, row: Mapping[str, Any], score: float) -> Hit:
+        try:
+            details = json.loads(row[DETAILS])
+            return Hit(score=float(score), **{name: str(details[name]) for name in SHOWN})
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise InputError(
+                f"the search table `{self.uri}` has a damaged product in `{DETAILS}`",
+                hint=f"remove `{self.uri}` and run `furnclip embed` again",
+            ) from None
 
     def _by_both(self, request: _Request) -> list[Hit]:
         """Both rankings fused. Reading the details of all candidates would take longer than finding them."""
@@ -222,7 +258,7 @@ class Searcher:
         best = fuse_ranks(*([row["_rowid"] for row in ranking] for ranking in rankings))[: request.k]
         query = self.table.take_row_ids([row_id for row_id, _ in best])
         found = {row["_rowid"]: row for row in query.select([DETAILS]).with_row_id().to_list()}
-        return [_hit(found[row_id], score) for row_id, score in best]
+        return [self._hit(found[row_id], score) for row_id, score in best]
 
     def _by_vector(self, request: _Request) -> Any:
         query = self.table.search(request.vector, vector_column_name=column_name("vec", self.label))
@@ -241,7 +277,9 @@ class Searcher:
         return _EVERY_PARTITION if share == 0 else math.ceil(wanted / math.sqrt(share))
 
     def _by_keyword(self, request: _Request) -> Any:
-        return self.table.search(request.words, query_type="fts", fts_columns=KEYWORDS)
+        # Not the bare text: LanceDB would take quotes around it for a phrase, which the index does not know.
+        match: Any = MatchQuery  # whose defaults mypy cannot see
+        return self.table.search(match(request.words, KEYWORDS), query_type="fts")
 
     def _rows(
         self, query: Any, request: _Request, count: int, *, read: Sequence[str]
@@ -293,5 +331,9 @@ def _square(image: Picture, side_px: int) -> Image.Image:
     return load_square(Path(image), side_px)
 
 
-def _hit(row: Mapping[str, Any], score: float) -> Hit:
-    return Hit(score=float(score), **json.loads(row[DETAILS]))
+def _readable(text: str) -> str:
+    """A query or word as models and LanceDB take it: valid Unicode, not too long."""
+    valid = text.encode("utf-8", "replace").decode("utf-8").strip()
+    if len(valid) > _LONGEST_QUERY:
+        console.note(f"of a text of {len(valid)} characters the first {_LONGEST_QUERY} are used")
+    return valid[:_LONGEST_QUERY]

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,8 +35,16 @@ from lancedb.index import FTS, Bitmap, IvfFlat
 
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.config import Config, SearchConfig
-from furnclip.errors import InputError, MissingStageError, StorageError
-from furnclip.vectors.parquet import PRODUCT_COLUMNS, Provenance, column_name, open_parquet, provenance_of
+from furnclip.errors import ConfigError, FurnclipError, InputError, MissingStageError, StorageError
+from furnclip.vectors.parquet import (
+    PRODUCT_COLUMNS,
+    Provenance,
+    check_columns,
+    column_name,
+    open_parquet,
+    provenance_of,
+    reading,
+)
 
 KEYWORDS = "keywords"
 DETAILS = "details"
@@ -49,6 +58,7 @@ _BATCH_ROWS = 1024
 # LanceDB's own 256 and 50.
 _SAMPLE_RATE = 64
 _MOST_ROUNDS = 20
+_TABLE = re.compile(r"(s3://[^/]+(/.*)?|(?!\w+://).*)/[^/]+\.lance", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -81,17 +91,36 @@ def index_location(config: Config) -> IndexLocation:
     """The table of these settings. Raises `InputError` for a name that is no table's."""
     uri = config.search.index or str(config.paths.index)
     uri = uri.rstrip("/")
-    if not uri.endswith(".lance") or "/" not in uri:
+    if not _TABLE.fullmatch(uri):
         raise InputError(
             f"`search.index` cannot be `{uri}`",
-            hint="it ends in `.lance`, e.g. `s3://bucket/shop/index.lance`",
+            hint="it is a folder or an `s3://` address ending in `.lance`, e.g. `s3://bucket/shop/index.lance`",
         )
-    return IndexLocation(uri, _storage_options(config) if uri.startswith("s3://") else {})
+    if uri.startswith("s3://"):
+        _check_bucket(uri, config)
+        return IndexLocation(uri, _storage_options(config))
+    return IndexLocation(uri, {})
+
+
+def _check_bucket(uri: str, config: Config) -> None:
+    """Raise `StorageError` or `ConfigError` for what LanceDB would retry for minutes or panic about."""
+    from furnclip.storage import S3Manager  # boto3, which a local table does not need
+
+    endpoint_url = config.storage.endpoint_url
+    if endpoint_url and not endpoint_url.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"`storage.endpoint_url` cannot be `{endpoint_url}`",
+            hint=f"begin it with `https://` or `http://`, e.g. `https://{endpoint_url}`",
+        )
+    bucket = uri.removeprefix("s3://").split("/")[0]
+    storage = config.storage.model_copy(update={"bucket": bucket})
+    with S3Manager.from_config(storage) as manager:
+        manager.check()
 
 
 def _storage_options(config: Config) -> dict[str, str]:
     storage = config.storage
-    options = {"timeout": "60s"}
+    options = {"timeout": f"{storage.timeout_s:g}s", "connect_timeout": "10s", "client_max_retries": "3"}
     if storage.endpoint_url:
         options["endpoint"] = storage.endpoint_url
         options["allow_http"] = str(storage.endpoint_url.startswith("http://")).lower()
@@ -102,8 +131,9 @@ def _storage_options(config: Config) -> dict[str, str]:
 
 def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) -> IndexReport:
     """Make or replace the table from the vector file, then index it."""
-    with open_parquet(vectors) as file, _explained(location):
+    with reading(vectors), open_parquet(vectors) as file, _explained(location):
         provenance = provenance_of(file.schema_arrow.metadata, where=vectors)
+        provenance = provenance.model_copy(update={"products": file.metadata.num_rows})
         schema = _schema(provenance, file.schema_arrow)
         database = lancedb.connect(location.parent, storage_options=dict(location.options))
         # Overwriting what is not there works too, but LanceDB warns about it.
@@ -116,28 +146,44 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
 
 
 def is_index_of(location: IndexLocation, key: str) -> IndexReport | None:
-    """The table, if it was made from the vector file with this key and is complete; else None."""
+    """The table, if it was made from the vector file with this key and is complete; else None.
+
+    A damaged local table is none. Raises `StorageError` when the bucket refuses.
+    """
     try:
         table, provenance = open_index(location)
+        with _explained(location):
+            words = {name for index in table.list_indices() for name in index.columns}
+    except StorageError:
+        if location.options:
+            raise
+        return None
     except (MissingStageError, InputError):
         return None
-    words = {name for index in table.list_indices() for name in index.columns}
-    complete = KEYWORDS in words and DETAILS in table.schema.names
-    return _report(location, table) if provenance.key == key and complete else None
+    return _report(location, table) if provenance.key == key and KEYWORDS in words else None
 
 
 def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
     """The LanceDB table and what made its vectors.
 
-    Raises `MissingStageError` where there is none, `InputError` where it is something else, and
-    `StorageError` when the bucket refuses.
+    Raises `MissingStageError` where there is none, `InputError` where it is something else or not whole,
+    and `StorageError` when it cannot be read or the bucket refuses.
     """
     with _explained(location):
         database = lancedb.connect(location.parent, storage_options=dict(location.options))
         table = _open_table(database, location)
-    if table is None:
-        raise MissingStageError(location.uri, command="furnclip embed")
-    return table, provenance_of(table.schema.metadata, where=location.uri)
+        if table is None:
+            raise MissingStageError(location.uri, command="furnclip embed")
+        products = table.count_rows()
+    provenance = provenance_of(table.schema.metadata, where=location.uri)
+    texts = (*PRODUCT_COLUMNS, "missing_reason", KEYWORDS, DETAILS)
+    check_columns(table.schema, provenance, where=location.uri, texts=texts, kinds=("vec",))
+    if provenance.products not in (None, products):
+        raise InputError(
+            f"the search table `{location.uri}` holds {products} of {provenance.products} products",
+            hint="run `furnclip embed` again; it makes the table anew",
+        )
+    return table, provenance
 
 
 def _open_table(database: Any, location: IndexLocation) -> Any | None:
@@ -212,14 +258,25 @@ def _report(location: IndexLocation, table: Any) -> IndexReport:
 
 @contextmanager
 def _explained(location: IndexLocation) -> Iterator[None]:
-    """What LanceDB raises as one of our errors; it knows only `RuntimeError` and `OSError`."""
+    """What LanceDB raises as one of our errors."""
     try:
         yield
-    except (RuntimeError, OSError) as error:
-        first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown")
-        hint = "check `storage.endpoint_url`, `storage.region`, the bucket and your credentials"
-        local = f"remove `{location.uri}` and run `furnclip embed` again"
-        raise StorageError(
-            f"the search table `{location.uri}` cannot be used: {first_line[:300]}",
-            hint=hint if location.options else local,
-        ) from None
+    except BaseException as error:
+        if isinstance(error, FurnclipError) or not is_broken(error):
+            raise
+        raise broken_table(location.uri, error) from None
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether LanceDB raises this for a table or storage that it cannot use, panics included."""
+    return isinstance(error, ValueError | RuntimeError | OSError) or type(error).__name__ == "PanicException"
+
+
+def broken_table(uri: str, error: BaseException) -> StorageError:
+    """The error a user should see for one of LanceDB's."""
+    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown")
+    remote = "check `storage.endpoint_url`, `storage.region`, the bucket and your credentials"
+    return StorageError(
+        f"the search table `{uri}` cannot be used: {first_line[:300]}",
+        hint=remote if uri.startswith("s3://") else f"remove `{uri}` and run `furnclip embed` again",
+    )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
+from furnclip.journal import open_regular, parse_json
 from furnclip.vectors.nearest import Floats
 
 PRODUCT_COLUMNS = (
@@ -33,9 +34,10 @@ PRODUCT_COLUMNS = (
 LABELS = ("base", "finetuned")
 KINDS = ("image", "text", "vec")
 METADATA_KEY = b"furnclip"
-FORMAT = 1
+_LABEL = f"^({'|'.join(LABELS)})$"
 Dtype = Literal["fp32", "fp16"]
 _ARROW_TYPES = {"fp32": pa.float32(), "fp16": pa.float16()}
+_AGAIN = "remove it and run `furnclip embed` again"
 
 
 def column_name(kind: str, label: str) -> str:
@@ -70,7 +72,7 @@ class Provenance(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format: int = FORMAT
+    format: Literal[1] = 1
     furnclip_version: str = ""
     key: str = ""
     """hash of all inputs and settings; equal keys mean there is nothing to do"""
@@ -79,8 +81,10 @@ class Provenance(BaseModel):
     preprocessing: str = ""
     source: str = ""
     """name of the catalogue file"""
-    models: dict[str, ModelProvenance] = {}
+    models: dict[Annotated[str, StringConstraints(pattern=_LABEL)], ModelProvenance] = {}
     """by label: `base`, `finetuned`"""
+    products: int | None = None
+    """rows of a complete search table; the vector file has its own count"""
 
     def metadata(self) -> dict[bytes, bytes]:
         """As Parquet or Lance schema metadata."""
@@ -123,31 +127,77 @@ def vector_array(vectors: Floats, present: npt.NDArray[np.bool_], dtype: Dtype) 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """The file, open; raises `MissingStageError` where there is none, `InputError` for another file."""
-    if not path.is_file():
-        raise MissingStageError(path, command="furnclip embed")
     try:
-        return pq.ParquetFile(path, pre_buffer=False)  # else a reader of all rows keeps the whole file
-    except pa.ArrowInvalid as error:
-        raise InputError(
-            f"`{path}` is not a Parquet file: {error}", hint="remove it and run `furnclip embed` again"
-        ) from None
+        open_regular(path, what="the vector file").close()
+    except FileNotFoundError:
+        raise MissingStageError(path, command="furnclip embed") from None
+    try:
+        # Buffered ahead, a reader of all rows keeps the whole file in memory.
+        return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
+    except pa.ArrowException as error:
+        raise InputError(f"`{path}` is not a Parquet file: {error}", hint=_AGAIN) from None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What Arrow raises for content that cannot be decoded, as an `InputError` that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk, not the content
+        first_line = (str(error).splitlines() or [""])[0]
+        raise InputError(f"`{path}` is damaged: {first_line[:200]}", hint=_AGAIN) from None
 
 
 def provenance_of(metadata: Mapping[bytes, bytes] | None, *, where: Path | str) -> Provenance:
     """The provenance in schema metadata; raises `InputError` where there is none that can be read."""
-    try:
-        return Provenance.model_validate(json.loads((metadata or {})[METADATA_KEY]))
-    except (KeyError, ValueError, ValidationError):
-        raise InputError(
-            f"`{where}` does not say which model made it",
-            hint="it was not written by this version of `furnclip embed`; run that to make it again",
-        ) from None
+    hint = "it was not written by this version of `furnclip embed`; run that to make it again"
+    stored = (metadata or {}).get(METADATA_KEY)
+    if stored is None:
+        raise InputError(f"`{where}` does not say which model made it", hint=hint)
+    return parse_json(stored, Provenance, what=f"the metadata of `{where}`", hint=hint)
+
+
+def check_columns(
+    schema: pa.Schema,
+    provenance: Provenance,
+    *,
+    where: Path | str,
+    texts: Sequence[str] = (*PRODUCT_COLUMNS, "missing_reason"),
+    kinds: Sequence[str] = KINDS,
+) -> None:
+    """Raise `InputError` unless the columns are there with the types that the provenance promises."""
+    wanted = {name: pa.string() for name in texts}
+    for label, model in provenance.models.items():
+        vector_type = pa.list_(_ARROW_TYPES[provenance.dtype], model.dimension)
+        wanted |= {column_name(kind, label): vector_type for kind in kinds}
+    for name, data_type in wanted.items():
+        number = schema.get_field_index(name)
+        if number < 0:
+            raise InputError(f"`{where}` has no column `{name}`", hint=_AGAIN)
+        if not _same_type(schema.field(number).type, data_type):
+            raise InputError(
+                f"column `{name}` of `{where}` holds {schema.field(number).type}, not {data_type}",
+                hint=_AGAIN,
+            )
+    if not provenance.models:
+        raise InputError(f"`{where}` holds no vectors", hint=_AGAIN)
+
+
+def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether they hold the same; the name and the nullability of a list's items do not count."""
+    if pa.types.is_fixed_size_list(found) and pa.types.is_fixed_size_list(wanted):
+        return bool(found.list_size == wanted.list_size and found.value_type == wanted.value_type)
+    return bool(found == wanted)
 
 
 def read_provenance(path: Path) -> Provenance:
-    """Which models made the vectors in `path`, without reading them."""
+    """Which models made the vectors in `path`, whose columns are checked; the rows are not read."""
     with open_parquet(path) as file:
-        return provenance_of(file.schema_arrow.metadata, where=path)
+        provenance = provenance_of(file.schema_arrow.metadata, where=path)
+        check_columns(file.schema_arrow, provenance, where=path)
+    return provenance
 
 
 def read_vectors(path: Path) -> VectorTable:
@@ -178,7 +228,8 @@ class VectorTable:
     def products(self) -> list[dict[str, str | None]]:
         """One dict a row with everything but the vectors."""
         names = [name for name in self.columns if name in (*PRODUCT_COLUMNS, "missing_reason")]
-        rows: list[dict[str, str | None]] = pq.read_table(self.path, columns=names).to_pylist()
+        with reading(self.path), open_parquet(self.path) as file:
+            rows: list[dict[str, str | None]] = file.read(columns=names).to_pylist()
         return rows
 
     def matrix(self, name: str) -> Floats:
@@ -204,7 +255,7 @@ class VectorTable:
         return {}
 
     def _read_matrix(self, name: str) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        with open_parquet(self.path) as file:
+        with reading(self.path), open_parquet(self.path) as file:
             dimension = file.schema_arrow.field(name).type.list_size
             matrix = np.zeros((self._count, dimension), dtype=np.float32)  # (N, D)
             present = np.zeros(self._count, dtype=bool)
