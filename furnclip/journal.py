@@ -57,14 +57,7 @@ class Journal:
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Journal:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise JournalError(
-                f"`{self.path}` is in use by another furnclip process",
-                hint="wait for that process to end, or stop it; nothing was changed",
-            ) from None
+        _acquire(self._lock, self.path)
         is_new = not self.path.exists()
         if not is_new:
             open_regular(self.path, what="the journal").close()
@@ -112,6 +105,32 @@ class Journal:
         else:
             self._file.truncate(complete_bytes)
         os.fsync(self._file.fileno())
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Within the block this is the only process that may change `folder`, or remove it.
+
+    The lock lies beside the folder, so that it outlives it. Raises `JournalError` when another process
+    has it. What `sweep` finds inside is then left over, whoever wrote it.
+    """
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    _acquire(lock, folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise JournalError(
+            f"`{path}` is in use by another furnclip process",
+            hint="wait for that process to end, or stop it; nothing was changed",
+        ) from None
 
 
 def encode_event(event: Mapping[str, Any]) -> bytes:
@@ -239,15 +258,18 @@ def aside_name(path: Path, *, ending: str = "part") -> Path:
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.{ending}")
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, *, exclusively: bool = False) -> None:
     """Remove what processes of this machine that no longer run were writing directly in `folder`.
 
-    Another machine on a shared disk may still be writing its own, so those stay. A folder that was moved
-    away while its replacement was renamed is put back where the replacement never arrived.
+    Another machine on a shared disk may still be writing its own, so those stay, unless the caller holds
+    the folder `exclusively`: then every writer is gone, also one in a container of another name. A folder
+    that was moved away while its replacement was renamed is put back where the replacement never arrived.
     """
     for path in folder.glob(".*"):
         match = _LEFTOVER.fullmatch(path.name)
-        if not match or match["host"] != _host() or _is_running(int(match["process"])):
+        if not match:
+            continue
+        if not exclusively and (match["host"] != _host() or _is_running(int(match["process"]))):
             continue
         target = path.with_name(match["name"])
         if path.suffix == ".old" and not target.exists():
@@ -324,6 +346,15 @@ def publish_folder(aside: Path, path: Path) -> None:
     aside.replace(path)
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def discard_folder(path: Path) -> None:
+    """Remove a folder so that a kill on the way leaves nothing that looks like it."""
+    aside = aside_name(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        path.replace(aside)
+        shutil.rmtree(aside)
 
 
 def keep_copy(source: Path, path: Path) -> None:

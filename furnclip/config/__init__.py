@@ -27,6 +27,7 @@ from furnclip.config.sections import (
     sections,
 )
 from furnclip.config.template import config_template, toml_value, write_templates
+from furnclip.config.torchrun import Launch, torchrun_launch
 from furnclip.config.trust import VIEWER_WORDS
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "DataPaths",
     "EmbeddingConfig",
     "EvaluationConfig",
+    "Launch",
     "ModelConfig",
     "PrepConfig",
     "SearchConfig",
@@ -49,5 +51,6 @@ __all__ = [
     "prepare_environment",
     "sections",
     "toml_value",
+    "torchrun_launch",
     "write_templates",
 ]

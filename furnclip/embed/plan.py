@@ -10,8 +10,8 @@ from itertools import islice
 from PIL import Image
 from pydantic import ValidationError
 
-from furnclip import __version__
-from furnclip.config import Config, environment_variables
+from furnclip import __version__, console
+from furnclip.config import Config, torchrun_launch
 from furnclip.embed.parts import PartFolder, reusable_files
 from furnclip.embed.rows import CatalogueReader, decode, read_content
 from furnclip.embed.sources import SAMPLE_ROWS, Sample, settle_precision
@@ -33,9 +33,11 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """As `torchrun` sets RANK and WORLD_SIZE."""
-        variables = environment_variables()
-        return cls(int(variables.get("RANK", 0)), int(variables.get("WORLD_SIZE", 1)))
+        """As `torchrun` started it."""
+        launch = torchrun_launch()
+        if launch.ignored:
+            console.warn(launch.ignored)
+        return cls(launch.rank, launch.count)
 
     @property
     def leads(self) -> bool:

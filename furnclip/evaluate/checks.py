@@ -8,7 +8,7 @@ from furnclip.config import Config
 from furnclip.errors import ModelMismatchError
 from furnclip.evaluate.encode import Encoded
 from furnclip.evaluate.split import Split
-from furnclip.model.loading import read_card
+from furnclip.runs import read_card
 from furnclip.shards import read_manifest
 
 _FEW_PRODUCTS = 30
@@ -24,13 +24,15 @@ def check_comparison(models: Sequence[Encoded], split: Split, config: Config) ->
     shards_hash = read_manifest(config.paths.shards).data_hash
     for run in runs:
         card = read_card(config.paths.runs / run.name)
-        trained_from = card.get("base", {})
-        if trained_from.get("fingerprint", base.fingerprint) != base.fingerprint:
+        if card is None:
+            continue
+        if card.base.get("fingerprint", base.fingerprint) != base.fingerprint:
+            trained_from = card.base.get("name", "another model")
             raise ModelMismatchError(
-                f"the run `{run.name}` was trained from `{trained_from['name']}`, not from `{base.name}`",
-                hint=f"measure it against its own base with `--model {trained_from['name']}`",
+                f"the run `{run.name}` was trained from `{trained_from}`, not from `{base.name}`",
+                hint=f"measure it against its own base with `--model {trained_from}`",
             )
-        if card.get("data_hash", shards_hash) != shards_hash:
+        if (card.data_hash or shards_hash) != shards_hash:
             warnings.append(
                 f"the run `{run.name}` was trained on other shards than these: if the splits were drawn "
                 "anew in between, it has seen some of the products it is measured on"

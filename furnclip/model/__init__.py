@@ -7,7 +7,8 @@ transformers returns.
 """
 
 from furnclip.model.clip import Clip
-from furnclip.model.loading import BUNDLED, latest_run, load_clip
+from furnclip.model.loading import BUNDLED, load_clip
 from furnclip.model.tiny import build_tiny_clip
+from furnclip.runs import latest_run
 
 __all__ = ["BUNDLED", "Clip", "build_tiny_clip", "latest_run", "load_clip"]

@@ -18,6 +18,7 @@ from furnclip.model.families import Family
 from furnclip.model.pixels import Preprocessing
 from furnclip.model.precision import Choice
 from furnclip.model.quiet import quiet
+from furnclip.model.texts import TextInput
 from furnclip.model.towers import pooled_images, pooled_texts, project
 
 _CHUNK = 256  # pictures or captions in one forward pass, so that a long list cannot exhaust memory
@@ -28,7 +29,8 @@ class Clip:
 
     `name`: as it was asked for. `fingerprint`: 16 hex digits of weights, tokenizer and preprocessing
     (in float32, so the precision of the towers does not change it). `dimension`: of the vectors.
-    `image_px`: side of the pictures that the tower reads. `module`: the Hugging Face model.
+    `image_px`: side of the pictures that the tower reads. `module`: the Hugging Face model. `tokenize`: texts
+    to token ids (B, T), by the one rule for captions and queries.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class Clip:
         self.preprocessing = preprocessing
         self.fingerprint = fingerprint(module, tokenizer, preprocessing)
         self.precision = Choice("fp32", "as loaded")
+        positions = int(self._text_config.max_position_embeddings)
+        self.tokenize = TextInput(tokenizer, family, positions=positions)
 
     @property
     def image_px(self) -> int:
@@ -66,6 +70,10 @@ class Clip:
         }
 
     @property
+    def _text_config(self) -> Any:
+        return self.module.config.text_config
+
+    @property
     def device(self) -> torch.device:
         return next(self._parameters()).device
 
@@ -75,17 +83,6 @@ class Clip:
         self.module.to(device=device, dtype=dtype)
         self.precision = choice
         return self
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """(B, T) token ids, padded to the longest (SigLIP: to full length), cut at the model's length."""
-        limit = int(self.module.config.text_config.max_position_embeddings)
-        padding = "longest" if self.family.pads_to_longest else "max_length"
-        encoded = self.tokenizer(
-            list(texts), padding=padding, truncation=True, max_length=limit, return_tensors="pt"
-        )
-        token_ids = encoded["input_ids"]
-        assert isinstance(token_ids, Tensor)
-        return token_ids
 
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """(B, D) unit vectors; pictures of any size, squares are best made by `images.load_square`."""
@@ -139,6 +136,8 @@ class Clip:
 def fingerprint(module: nn.Module, tokenizer: Any, preprocessing: Preprocessing) -> str:
     """16 hex digits that change when a weight, a token or the preprocessing does."""
     digest = hashlib.sha256(repr(preprocessing).encode())
+    if preprocessing.resample != Image.Resampling.BICUBIC:
+        digest.update(f"resample {preprocessing.resample}".encode())
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())

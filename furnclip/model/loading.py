@@ -1,4 +1,4 @@
-"""Finding a model by name: a run, a folder, the bundled tiny one, or the hub; and the latest run.
+"""Finding a model by name: a run, a folder, the bundled tiny one, or the hub.
 
 Raises `ModelError` with what to do for everything that can be wrong with a name or a folder. Weights
 come from safetensors or from `torch.load(weights_only=True)` inside transformers; code that a
@@ -7,30 +7,39 @@ repository brings along is never run.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 
 import furnclip
-from furnclip.errors import ModelError
+from furnclip.errors import FurnclipError, ModelError
+from furnclip.journal import read_json
 from furnclip.model.clip import Clip
 from furnclip.model.families import family_of
+from furnclip.model.memory import is_out_of_memory
 from furnclip.model.pixels import Preprocessing
 from furnclip.model.precision import choose_device, choose_precision
 from furnclip.model.quiet import quiet
+from furnclip.model.texts import check_tokenizer
+from furnclip.runs import model_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from furnclip.config import ModelConfig
 
 BUNDLED = "furnclip-tiny"
 _WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class WeightIndex:
+    """`model.safetensors.index.json`: the file of each weight."""
+
+    weight_map: dict[str, str]
 
 
 def load_clip(name: str, config: ModelConfig, *, runs: Path | None = None) -> Clip:
@@ -44,43 +53,61 @@ def load_clip(name: str, config: ModelConfig, *, runs: Path | None = None) -> Cl
 
 
 def load_float32(name: str, config: ModelConfig, *, runs: Path | None = None) -> Clip:
-    """The model as its weights are, on the CPU."""
+    """The model as its weights are, on the CPU.
+
+    Raises `ModelError` or `InputError` where weights, tokenizer or preprocessing do not fit together: each
+    of them would otherwise give vectors that mean nothing, without a word.
+    """
     source = _source(name, runs)
+    hub: dict[str, Any] = {"trust_remote_code": False}
+    if not Path(source).is_dir():
+        hub["revision"] = config.revision
     with quiet(), _explained(name):
-        settings = AutoConfig.from_pretrained(source, **_hub(source, config))
+        settings = AutoConfig.from_pretrained(source, **hub)
         family = family_of(settings.model_type, name=name)
-        module = AutoModel.from_pretrained(
-            source, dtype="float32", attn_implementation="sdpa", **_hub(source, config)
+        module, report = AutoModel.from_pretrained(
+            source, dtype="float32", attn_implementation="sdpa", output_loading_info=True, **hub
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, **_hub(source, config))
-        pixel_config, _ = ImageProcessingMixin.get_image_processor_dict(source, **_hub(source, config))
-    side_px = int(settings.vision_config.image_size)
-    preprocessing = Preprocessing.from_config(pixel_config, image_px=side_px)
-    return Clip(module, tokenizer, name=name, family=family, preprocessing=preprocessing)
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+        pixel_config, _ = ImageProcessingMixin.get_image_processor_dict(source, **hub)
+        _check_weights(module, report, name=name)
+        side_px = int(settings.vision_config.image_size)
+        preprocessing = Preprocessing.from_config(pixel_config, image_px=side_px, name=name)
+        clip = Clip(module, tokenizer, name=name, family=family, preprocessing=preprocessing)
+        check_tokenizer(clip.tokenize, family, settings.text_config, name=name)
+    return clip
 
 
-def latest_run(runs: Path) -> str | None:
-    """The most recently finished run under `runs`, or None."""
-    finished = [
-        (str(card.get("finished_at", "")), folder.name)
-        for folder in (sorted(runs.iterdir()) if runs.is_dir() else [])
-        if (card := read_card(folder)) and card.get("status") == "finished"
-    ]
-    return max(finished)[1] if finished else None
+def _check_weights(module: Any, report: Mapping[str, Any], *, name: str) -> None:
+    """Every weight is in the file, every weight in the file is used, and all of them are numbers."""
+    missing, unexpected = (sorted(report[key]) for key in ("missing_keys", "unexpected_keys"))
+    prefix = _wrapper_prefix(missing, unexpected)
+    hint = "save the model again with `save_pretrained`, or choose another one"
+    if prefix:
+        problem = f"every name begins with `{prefix}`, as a wrapper writes them"
+        hint = "save the model inside the wrapper: `model.module.save_pretrained(...)` or the like"
+    elif missing:
+        problem = f"{_listed(missing)} missing from the file, and would be random"
+    elif unexpected:
+        problem = f"{_listed(unexpected)} in the file, and this model has no place for them"
+    else:
+        bad = [key for key, value in module.state_dict().items() if not value.isfinite().all()]
+        problem = f"{_listed(bad)} not finite" if bad else ""
+    if problem:
+        raise ModelError(f"the weights of `{name}` do not fit the model: {problem}", hint=hint)
 
 
-def read_card(run: Path) -> dict[str, Any]:
-    """`run.json` of a run, or an empty dict where there is none yet."""
-    path = run / "run.json"
-    if not path.is_file():
-        return {}
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        card = None
-    if not isinstance(card, dict):
-        raise ModelError(f"`{path}` is damaged", hint=f"remove the folder `{run}` and train again")
-    return card
+def _wrapper_prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """What stands in front of every name that is missing, or nothing."""
+    if not missing or not unexpected:
+        return ""
+    prefix = next((found.removesuffix(missing[0]) for found in unexpected if found.endswith(missing[0])), "")
+    return prefix if {prefix + wanted for wanted in missing} <= set(unexpected) else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(f"`{name}`" for name in names[:2]) + more + (" is" if len(names) == 1 else " are")
 
 
 def _source(name: str, runs: Path | None) -> str:
@@ -88,7 +115,7 @@ def _source(name: str, runs: Path | None) -> str:
     if name == BUNDLED:
         return _bundled()
     if runs is not None and Path(name).name == name and (runs / name).is_dir():
-        return _run_model(runs / name)
+        return _checked_folder(model_folder(runs / name))
     if name and Path(name).expanduser().is_dir():
         return _checked_folder(Path(name).expanduser())
     if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -105,39 +132,53 @@ def _bundled() -> str:
     return str(folder)
 
 
-def _run_model(run: Path) -> str:
-    if read_card(run).get("status") != "finished":
-        raise ModelError(
-            f"the run `{run.name}` is not finished",
-            hint=f"run `furnclip train --run {run.name}` again; it goes on where it stopped",
-        )
-    return _checked_folder(run / "model")
-
-
 def _checked_folder(folder: Path) -> str:
-    """The folder, once it holds a configuration and weights; a clear error saves a long traceback."""
-    if not (folder / "config.json").is_file():
+    """The folder, once it holds a configuration and weights that can be opened without harm.
+
+    transformers would wait for a FIFO, fetch an adapter's base from the hub, and open any path that an
+    index of weights names.
+    """
+    hint = "give the folder that `save_pretrained` wrote, or a hub id"
+    if (folder / "adapter_config.json").exists():
         raise ModelError(
-            f"`{folder}` has no `config.json`, so it is not a model folder",
-            hint="give the folder that `save_pretrained` wrote, or a hub id",
+            f"`{folder}` holds an adapter, not a whole model",
+            hint="merge it into its base first (PEFT: `merge_and_unload`), then `save_pretrained`",
         )
+    if not (folder / "config.json").exists():
+        raise ModelError(f"`{folder}` has no `config.json`, so it is not a model folder", hint=hint)
+    for file in folder.iterdir():
+        if not file.is_file() and not file.is_dir():
+            raise ModelError(f"`{file}` is not a regular file", hint="remove or replace it")
     if not any(file for pattern in _WEIGHT_PATTERNS for file in folder.glob(pattern)):
         raise ModelError(
             f"`{folder}` has no weights (no `model.safetensors`)",
             hint="copy the weights there, or train again",
         )
+    for index in folder.glob("*.index.json"):
+        _check_index(index)
     return str(folder)
 
 
-def _hub(source: str, config: ModelConfig) -> dict[str, Any]:
-    return {} if Path(source).is_dir() else {"revision": config.revision}
+def _check_index(path: Path) -> None:
+    """An index of weights names files beside it, and nothing else."""
+    hint = "download the model again"
+    index = read_json(path, WeightIndex, what="the index of weights", hint=hint)
+    for name in sorted(set(index.weight_map.values())):
+        if not name or name != Path(name).name or "\\" in name:
+            raise ModelError(f"`{path}` names the file `{name}`, which is not in its folder", hint=hint)
+        if not (path.parent / name).is_file():
+            raise ModelError(f"`{path}` names the file `{name}`, which is not there", hint=hint)
 
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except FurnclipError:
+        raise
+    except Exception as error:  # transformers answers a damaged file with nearly anything
+        if is_out_of_memory(error):
+            raise
         first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"the model `{name}` cannot be loaded: {first_line.strip().rstrip('.')}",

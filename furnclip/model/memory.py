@@ -1,4 +1,4 @@
-"""Memory that was freed, back to the system."""
+"""Memory: whether it ran out, and what was freed back to the system."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ import ctypes
 import sys
 from functools import cache
 from typing import Any
+
+import torch
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "os error 12",
+    "failed to map segment",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, safetensors, Python or the system means that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY)
 
 
 def release_freed() -> None:

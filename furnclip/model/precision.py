@@ -1,4 +1,4 @@
-"""Which device the towers run on, and in which arithmetic.
+"""Which device the towers run on, and in which precision.
 
 bfloat16 is worth it only where the hardware has it (AVX512-BF16 or AMX on CPUs, any recent GPU), so
 `auto` runs one real layer of the tower both ways and takes bfloat16 when it is clearly faster.
@@ -8,35 +8,28 @@ Known bias: one layer, a second or less; on a busy machine the ratio wobbles, he
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from furnclip.config import environment_variables
+from furnclip.config import torchrun_launch
 from furnclip.errors import ConfigError
+from furnclip.runs import PrecisionChoice
 
-Precision = Literal["fp32", "bf16"]
 _MARGIN = 1.2
 _NARROW_WIDTH = 256  # below this the overhead of each call decides, not the arithmetic
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The arithmetic and why it was taken."""
-
-    precision: Precision
-    reason: str
+Choice = PrecisionChoice
 
 
 def choose_device(wanted: str) -> torch.device:
     """`auto` is this process's GPU (the first without `torchrun`), else Apple's, else the CPU."""
     if wanted == "auto":
         if torch.cuda.is_available():
-            local_rank = int(environment_variables().get("LOCAL_RANK", "0"))
-            return torch.device("cuda", local_rank % torch.cuda.device_count())
+            return torch.device("cuda", torchrun_launch().local_rank % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(wanted)
@@ -52,7 +45,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_precision(wanted: str, module: nn.Module, device: torch.device) -> Choice:
-    """The arithmetic for this model here; `auto` measures one layer of the vision tower."""
+    """The precision for this model here; `auto` measures one layer of the vision tower."""
     if wanted != "auto":
         return Choice("bf16" if wanted == "bf16" else "fp32", "asked for")
     if device.type == "mps":

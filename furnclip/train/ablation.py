@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from furnclip.config import Config, environment_variables
+from furnclip.config import Config, torchrun_launch
 from furnclip.errors import UsageError
 from furnclip.journal import write_json
 from furnclip.train.run import train
@@ -23,7 +23,7 @@ def train_all(config: Config, *, prefix: str = "", resume: bool = True) -> dict[
 
     Raises `UsageError` under torchrun: the scenarios share nothing but this process.
     """
-    if int(environment_variables().get("WORLD_SIZE", "1")) > 1:
+    if torchrun_launch().count > 1:
         raise UsageError(
             "`--scenario all` runs in one process",
             hint="start each scenario with torchrun, or leave torchrun out",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import secrets
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -15,9 +16,8 @@ from jinja2 import Environment, StrictUndefined
 
 from furnclip.config import Config
 from furnclip.errors import ConfigError
-from furnclip.journal import write_json
+from furnclip.runs import RunCard
 
-CARD_NAME = "run.json"
 _PACKAGES = ("furnclip", "torch", "transformers", "peft", "numpy", "pillow")
 
 # Settings that change how a run is watched or kept, not what comes out of it.
@@ -52,6 +52,23 @@ def identity(config: Config, *, scenario: str, data_hash: str, fingerprint: str)
     }
 
 
+def new_card(config: Config, run: str, same: Mapping[str, Any]) -> RunCard:
+    """The card of a run that begins now."""
+    return RunCard(
+        run=run,
+        scenario=config.train.scenario,
+        identity=dict(same),
+        tracker_id=secrets.token_hex(8),
+        config=json.loads(config.train.model_dump_json()),
+        base={"name": config.model.name, "fingerprint": same["base model"]},
+        data_hash=same["data"],
+        started_at=now(),
+        machine=f"{platform.system()} {platform.machine()}",
+        versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        git=_commit(config.paths.work.parent),
+    )
+
+
 def check_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """`ConfigError` that says what changed since the run was started."""
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
@@ -64,23 +81,9 @@ def check_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
     )
 
 
-def write_card(run: Path, card: Mapping[str, Any]) -> None:
-    """Replace `run.json`."""
-    write_json(run / CARD_NAME, card)
-
-
 def now() -> str:
     """The time in UTC, to the millisecond, so that finished runs can be ordered."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-
-
-def surroundings(folder: Path) -> dict[str, Any]:
-    """Versions, machine and the commit of the folder that the settings lie in."""
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        "machine": f"{platform.system()} {platform.machine()}",
-        "git": _commit(folder),
-    }
 
 
 def _commit(folder: Path) -> str | None:
@@ -97,19 +100,19 @@ def _brief(value: object) -> str:
     return "not set" if value is None else json.dumps(value)
 
 
-def model_card(card: Mapping[str, Any]) -> str:
+def model_card(card: RunCard) -> str:
     """The model card as Markdown."""
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_TEMPLATE)
+    jinja = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = jinja.from_string(_TEMPLATE)
     return template.render(card=card, rows=_rows(card), share=_share(card)) + "\n"
 
 
-def _share(card: Mapping[str, Any]) -> str:
-    return f"{card['trainable_parameters']:,} of {card['parameters']:,}"
+def _share(card: RunCard) -> str:
+    return f"{card.trainable_parameters:,} of {card.parameters:,}"
 
 
-def _rows(card: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    base, tuned = card["validation"]["base"], card["validation"]["finetuned"]
+def _rows(card: RunCard) -> list[tuple[str, str, str]]:
+    base, tuned = card.validation["base"], card.validation["finetuned"]
     return [(name.replace("_", " "), f"{base[name]:.3f}", f"{tuned[name]:.3f}") for name in base]
 
 
@@ -127,7 +130,7 @@ tags: [clip, furniture, furnclip]
 ## Validation
 
 {{ card.samples.validation }} products, each searched among all of them; products with the same caption or
-group count as right answers of each other. These figures chose the checkpoint and the share, so they
+group count as positives of each other. These figures chose the checkpoint and the share, so they
 flatter; `furnclip eval` measures the test split.
 
 | figure | base | this model |
@@ -148,7 +151,7 @@ flatter; `furnclip eval` measures the test split.
 | epochs | {{ card.epochs_done }} of {{ card.config.epochs }}, best after {{ card.best_epoch }} |
 | learning rate | {{ card.config.lr }} |
 | share of the trained change (WiSE-FT) | {{ card.share }} |
-| arithmetic | {{ card.precision.precision }} ({{ card.precision.reason }}) |
+| precision | {{ card.precision.precision }} ({{ card.precision.reason }}) |
 | seed | {{ card.config.seed }} |
 | furnclip | {{ card.versions.furnclip }} |
 

@@ -7,33 +7,37 @@ so a run that goes on from here repeats the uninterrupted one bit for bit (on a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from furnclip.errors import ModelError
-from furnclip.journal import replacing_folder, write_json
+from furnclip.journal import open_regular, read_json, replacing_folder, write_json
+from furnclip.model.memory import is_out_of_memory
 
 _STATE, _POSITION = "state.safetensors", "position.json"
 _MEMORIES = ("exp_avg", "exp_avg_sq", "step")
+_HINT = "remove that folder, or train under another `--run` name"
+_Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass
 class Position:
     """How far a run has come: the next step to take, and the best validation so far."""
 
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
+    epoch: _Count = 0
+    step_in_epoch: _Count = 0
+    step: _Count = 0
     best_score: float | None = None
-    best_epoch: int = 0
-    stale_epochs: int = 0
+    best_epoch: _Count = 0
+    stale_epochs: _Count = 0
     stopped_early: bool = False
     base_validation: dict[str, float] = field(default_factory=dict)
 
@@ -56,8 +60,8 @@ def save_checkpoint(
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is a complete checkpoint in `folder`."""
-    return (folder / _POSITION).is_file()
+    """Whether there is a checkpoint in `folder`; a damaged one counts, so that it is told."""
+    return folder.exists()
 
 
 def load_checkpoint(
@@ -65,13 +69,14 @@ def load_checkpoint(
 ) -> Position:
     """Put the state of `folder` into the parameters (and the optimiser); returns the position."""
     try:
-        tensors = load_file(folder / _STATE)
-        position = Position(**json.loads((folder / _POSITION).read_text(encoding="utf-8")))
-        _restore(tensors, parameters, optimiser)
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        position = read_json(folder / _POSITION, Position, what="the checkpoint's position", hint=_HINT)
+        open_regular(folder / _STATE, what="the checkpoint's weights").close()
+        _restore(load_file(folder / _STATE), parameters, optimiser)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
-            f"the checkpoint `{folder}` cannot be read ({type(error).__name__})",
-            hint="remove that folder, or train under another `--run` name",
+            f"the checkpoint `{folder}` cannot be read ({type(error).__name__})", hint=_HINT
         ) from None
     return position
 

@@ -28,6 +28,7 @@ from furnclip.model.clip import Clip
 from furnclip.model.families import TOWERS
 from furnclip.model.loading import load_float32
 from furnclip.model.quiet import quiet
+from furnclip.runs import ADAPTER, MODEL
 from furnclip.train.data import TrainingData
 from furnclip.train.encoder import Encoder
 from furnclip.train.validation import recall_intervals
@@ -68,11 +69,11 @@ def finish(run: Path, trained: Encoder, validation: TrainingData, config: Config
     base = {key: value.detach().clone() for key, value in plain.module.named_parameters() if key in changes}
     kept = shifted(base, changes, swept.best)
     lora = scaled_lora(lora_state(trained.clip.module), swept.best)
-    _write_adapter(run / "adapter", lora, kept, trained, config)
+    _write_adapter(run / ADAPTER, lora, kept, trained, config)
     put_weights(_encoder(plain, trained), kept)
-    with replacing_folder(run / "model") as aside:
+    with replacing_folder(run / MODEL) as aside:
         plain.save(aside)
-    saved = load_float32(str(run / "model"), config.model)
+    saved = load_float32(str(run / MODEL), config.model)
     vectors = [_encoder(plain, trained).vectors(tower, validation) for tower in TOWERS]
     return Finished(
         sweep=swept,
@@ -123,10 +124,10 @@ def _parity(
 ) -> float:
     """Smallest cosine between vectors of the folder on disk and of the base with its adapter."""
     unmerged = merged
-    if (run / "adapter" / "adapter_config.json").is_file():
+    if (run / ADAPTER / "adapter_config.json").is_file():
         unmerged = load_float32(base_name, config.model)
         with quiet():
-            adapted: Any = PeftModel.from_pretrained(unmerged.module, run / "adapter")
+            adapted: Any = PeftModel.from_pretrained(unmerged.module, run / ADAPTER)
         unmerged.module = adapted.base_model.model.eval()
     cosines = [float(np.min(np.sum(a * b, axis=1))) for a, b in _probes(saved, unmerged, validation)]
     if min(cosines) < _PARITY:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from furnclip.model.families import TOWERS, Tower
+from furnclip.model.memory import is_out_of_memory
 from furnclip.train.encoder import Encoder
 from furnclip.train.exact import measured
 from furnclip.train.memory import free_bytes, storage_addresses
@@ -35,13 +36,6 @@ def largest_micro_batch(encoder: Encoder, *, limit: int, tokens: int) -> int:
     per_sample = _graph_bytes(scratch, _SMALLEST, tokens) / _SMALLEST
     fitting = int(free_bytes(encoder.device) * _USED_SHARE / per_sample)
     return min(limit, max(1, _power_of_two(fitting)))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch or Python means that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _tried(scratch: Encoder, limit: int, tokens: int) -> int:

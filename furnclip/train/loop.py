@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from furnclip import console
 from furnclip.config import TrainingConfig
 from furnclip.errors import InputError, Interrupted, ModelError
+from furnclip.model.memory import is_out_of_memory
 from furnclip.train.checkpoints import Position, save_checkpoint
 from furnclip.train.data import TrainingData
 from furnclip.train.encoder import Encoder
 from furnclip.train.exact import Memory, NonFiniteLossError, exact_backward
-from furnclip.train.fit import is_out_of_memory
+from furnclip.train.interrupts import Interrupts
 from furnclip.train.losses import LossName, chance_loss, contrastive_loss, right_answers
 from furnclip.train.memory import peak_memory_mb
 from furnclip.train.order import steps_per_epoch
@@ -54,6 +55,7 @@ class Loop:
     checkpoints: Path
     trackers: list[Tracker] = field(default_factory=list)
     saved: Callable[[Path], None] = lambda folder: None
+    interrupts: Interrupts = field(default_factory=Interrupts)
     _recent: list[float] = field(default_factory=list, init=False)
     _saved_at: float = field(default_factory=time.monotonic, init=False)
     _waiting_is_told: bool = field(default=False, init=False)
@@ -69,7 +71,7 @@ class Loop:
     def run(self, position: Position) -> Position:
         """Train until the last epoch or the end of patience; every state on the way can be resumed."""
         if position.best_score is None:
-            self._judge(position)
+            self._validate(position, epochs_done=0)
         try:
             while self.optimiser and position.epoch < self.config.epochs and not position.stopped_early:
                 self._epoch(position)
@@ -84,24 +86,22 @@ class Loop:
         waited_since, waits = time.perf_counter(), []
         for step in self.maker.steps(position.epoch, position.step_in_epoch):
             started = time.perf_counter()
-            figures = self._step_that_fits(step, position)
-            ended = time.perf_counter()
-            figures["data_wait"] = (started - waited_since) / (ended - waited_since)
-            figures["samples_per_s"] = len(step.indices) / (ended - waited_since)
+            gradient = self._gradient_that_fits(step, position)
+            with self.interrupts.held():
+                figures = self._update(gradient, position)
+                ended = time.perf_counter()
+                figures["data_wait"] = (started - waited_since) / (ended - waited_since)
+                figures["samples_per_s"] = len(step.indices) / (ended - waited_since)
+                self._log("step", position, figures)
             waited_since = ended
             waits.append(figures["data_wait"])
-            position.step += 1
-            position.step_in_epoch += 1
-            self._log("step", position, figures)
             self._stop_at_chance(figures)
             if position.step_in_epoch < self.steps_per_epoch:
                 self._save_if_due(position)
-        self._mind_the_wait(waits)
-        position.epoch += 1
-        position.step_in_epoch = 0
-        self._judge(position)
+        self._warn_slow_loading(waits)
+        self._validate(position, epochs_done=position.epoch + 1)
 
-    def _mind_the_wait(self, waits: list[float]) -> None:
+    def _warn_slow_loading(self, waits: list[float]) -> None:
         """Tell once a run what pictures cost."""
         share = sum(waits) / max(1, len(waits))
         reads_pictures = self.encoder.scenario.is_live("vision")
@@ -112,24 +112,25 @@ class Loop:
                 "`train.image_cache_mb` or `--augment none` would help"
             )
 
-    def _step_that_fits(self, step: Step, position: Position) -> dict[str, Any]:
-        """The step; while memory runs out, in micro-batches of half the size."""
+    def _gradient_that_fits(self, step: Step, position: Position) -> dict[str, Any]:
+        """The step's gradient; while memory runs out, in micro-batches of half the size."""
         while True:
             try:
                 if _longest(step) > self.maker.micro_batch_size:
                     step = self.maker.prepare(step.indices, position.epoch)
-                return self._step(step, position)
+                return self._gradient(step, position)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.maker.micro_batch_size == 1:
                     raise
             size = min(self.maker.micro_batch_size, _longest(step))
             half = max(1, size // 2)
-            console.warn(f"out of memory: going on with micro-batches of {half} instead of {size}")
+            console.warn(f"out of memory: continuing with micro-batches of {half} instead of {size}")
             self.maker = replace(self.maker, micro_batch_size=half)
             self.memory = Memory(0, self.memory.weights)
             step = self.maker.prepare(step.indices, position.epoch)
 
-    def _step(self, step: Step, position: Position) -> dict[str, Any]:
+    def _gradient(self, step: Step, position: Position) -> dict[str, Any]:
+        """The clipped gradient of the whole effective batch, in the parameters; figures about it."""
         assert self.optimiser is not None
         rate = learning_rate(
             position.step,
@@ -146,13 +147,22 @@ class Loop:
         if not math.isfinite(norms["all"]):
             raise self._non_finite(step, [], position.step, "gradient")
         self._clip_gradients(norms["all"])
-        self.optimiser.step()
-        self._hold_temperature()
         return {
             "loss": loss,
             "chance": chance_loss(len(step.indices), self.loss_name),
             "lr": rate,
             "gradient_norm": norms,
+        }
+
+    def _update(self, figures: dict[str, Any], position: Position) -> dict[str, Any]:
+        """Change the weights and the position together; the figures of the whole step."""
+        assert self.optimiser is not None
+        self.optimiser.step()
+        self._clamp_logit_scale()
+        position.step += 1
+        position.step_in_epoch += 1
+        return {
+            **figures,
             "logit_scale": self.encoder.clip.logit_scale,
             "memory_mb": peak_memory_mb(self.encoder.device),
         }
@@ -187,26 +197,28 @@ class Loop:
                     parameter.grad.mul_(factor)
 
     @torch.no_grad()
-    def _hold_temperature(self) -> None:
+    def _clamp_logit_scale(self) -> None:
         self.encoder.clip.module.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))
 
-    def _judge(self, position: Position) -> None:
+    def _validate(self, position: Position, *, epochs_done: int) -> None:
         """Validate, remember the best, count epochs without progress, save."""
         figures = retrieval_figures(
             self.encoder.vectors("vision", self.validation),
             self.encoder.vectors("text", self.validation),
             self.validation,
         )
-        better = position.best_score is None or figures["score"] > position.best_score
-        position.stale_epochs = 0 if better else position.stale_epochs + 1
-        if position.epoch == 0:
-            position.base_validation = figures
-        self._log("validation", position, figures)
-        if better:
-            position.best_score, position.best_epoch = figures["score"], position.epoch
-            if self.processes.first:
-                save_checkpoint(self.checkpoints / "best", position, self.parameters, None)
-        position.stopped_early = 0 < self.config.patience <= position.stale_epochs
+        with self.interrupts.held():
+            position.epoch, position.step_in_epoch = epochs_done, 0
+            better = position.best_score is None or figures["score"] > position.best_score
+            position.stale_epochs = 0 if better else position.stale_epochs + 1
+            if position.epoch == 0:
+                position.base_validation = figures
+            self._log("validation", position, figures)
+            if better:
+                position.best_score, position.best_epoch = figures["score"], position.epoch
+                if self.processes.first:
+                    save_checkpoint(self.checkpoints / "best", position, self.parameters, None)
+            position.stopped_early = 0 < self.config.patience <= position.stale_epochs
         self._save(position)
 
     def _save_if_due(self, position: Position) -> None:

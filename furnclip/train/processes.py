@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from furnclip.config import environment_variables
+from furnclip import console
+from furnclip.config import torchrun_launch
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,6 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0
 
     @property
     def first(self) -> bool:
@@ -76,13 +76,14 @@ class Processes:
 @contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that the launcher started, connected; just this one without a launcher."""
-    variables = environment_variables()
-    count = int(variables.get("WORLD_SIZE", "1"))
-    if count == 1:
+    launch = torchrun_launch()
+    if launch.ignored:
+        console.warn(launch.ignored)
+    if launch.count == 1:
         yield Processes()
         return
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield Processes(dist.get_rank(), count, int(variables.get("LOCAL_RANK", "0")))
+        yield Processes(launch.rank, launch.count)
     finally:
         dist.destroy_process_group()

@@ -9,11 +9,11 @@ finished run does nothing; an interrupted one goes on; a changed one is refused,
 
 from __future__ import annotations
 
-import json
-import shutil
+import errno
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ import torch
 
 from furnclip import console
 from furnclip.config import Config
-from furnclip.errors import ConfigError, UsageError
-from furnclip.journal import write_text
-from furnclip.model.loading import load_float32, read_card
+from furnclip.errors import ConfigError, FurnclipError, StorageError, UsageError
+from furnclip.journal import discard_folder, exclusive, sweep, write_text
+from furnclip.model.loading import load_float32
+from furnclip.model.memory import is_out_of_memory
 from furnclip.model.precision import Choice, choose_device, choose_precision
+from furnclip.runs import CHECKPOINTS, MODEL, PUBLISHED, README, RunCard, read_card, write_card
 from furnclip.shards import MANIFEST_NAME, MINI_TRAIN, ShardDataset, read_manifest
 from furnclip.storage import S3Manager
 from furnclip.train.captions import duplicate_rate
-from furnclip.train.card import CARD_NAME, check_same, identity, model_card, now, surroundings, write_card
+from furnclip.train.card import check_same, identity, model_card, new_card, now
 from furnclip.train.checkpoints import Position, has_checkpoint, load_checkpoint
 from furnclip.train.data import TrainingData
 from furnclip.train.encoder import Encoder
@@ -44,7 +46,7 @@ from furnclip.train.processes import Processes, joined
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from furnclip.train.schedule import build_optimiser
 from furnclip.train.steps import StepMaker
-from furnclip.train.trackers import METRICS_NAME, JournalTracker, Tracker, WandbTracker, forget_after
+from furnclip.train.trackers import JournalTracker, Tracker, WandbTracker, forget_after
 from furnclip.train.view import LiveView
 
 _MANY_DUPLICATES = 0.5
@@ -65,7 +67,7 @@ class Prepared:
     loss_name: LossName
     batch_size: int
     micro_batch_size: int
-    card: dict[str, Any]
+    card: RunCard
 
 
 def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, Any]:
@@ -75,31 +77,69 @@ def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, An
 
     `run`: its name; empty: the scenario's. `resume` off: an older run of that name is removed.
     """
-    with joined() as processes:
-        return _train(config, run or config.train.scenario, processes, resume=resume)
-
-
-def _train(config: Config, name: str, processes: Processes, *, resume: bool) -> dict[str, Any]:
-    folder = _run_folder(config, name)
+    folder = _run_folder(config, run or config.train.scenario)
     check_settings(config)
-    if not resume and processes.first:
-        shutil.rmtree(folder, ignore_errors=True)
+    with joined() as processes, _resources_told(folder):
+        if not processes.first:
+            return _train(config, folder, processes, resume=resume)
+        with exclusive(folder):
+            _sweep(config, folder)
+            return _train(config, folder, processes, resume=resume)
+
+
+def _train(config: Config, folder: Path, processes: Processes, *, resume: bool) -> dict[str, Any]:
     if processes.first:
         _fetch_shards(config)
     processes.wait()
-    ready = _prepare(config, folder, processes)
-    if ready.card.get("status") == "finished":
+    ready = _prepare(config, folder, processes, card=read_card(folder) if resume else None)
+    if ready.card.finished:
         if processes.first:
             _upload_finished(ready)
-        return {**ready.card, "already_done": True}
+        return {**asdict(ready.card), "already_done": True}
+    if not resume and processes.first:
+        discard_folder(folder)
+    processes.wait()  # until an older run is gone, nobody looks for its checkpoints
     _announce(ready)
     started = time.monotonic()
     position, base = _trained(ready)
-    ready.card["seconds"] = round(ready.card.get("seconds", 0) + time.monotonic() - started, 1)
+    ready.card.seconds = round(ready.card.seconds + time.monotonic() - started, 1)
     if not processes.first:
         return {}
     finished = finish(folder, ready.encoder, ready.validation, config)
     return {**_close(ready, position, finished, base=base), "already_done": False}
+
+
+def _sweep(config: Config, folder: Path) -> None:
+    """Remove what killed runs left; a checkpoint that was moved away for its successor is put back."""
+    for inside in (folder, folder / CHECKPOINTS):
+        sweep(inside, exclusively=True)
+    for shared in (folder.parent, config.paths.cache / "features"):
+        sweep(shared)
+
+
+@contextmanager
+def _resources_told(folder: Path) -> Iterator[None]:
+    """A full disk or too little memory as an error that names it, whichever library met it."""
+    try:
+        yield
+    except FurnclipError:
+        raise
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+        if full:
+            place = Path(getattr(error, "filename", None) or folder).resolve()
+            disk = next((each for each in (place, *place.parents) if each.is_mount()), place)
+            raise StorageError(
+                f"the disk `{disk}` is full: `{place}` could not be written",
+                hint="free some space and run the same command again; it continues from the last checkpoint",
+            ) from None
+        if is_out_of_memory(error):
+            raise FurnclipError(
+                "there is not enough memory to train",
+                hint="lower `train.micro_batch_size`, close other programs, or raise the memory limit "
+                "(`ulimit -v`); the same command continues from the last checkpoint",
+            ) from None
+        raise
 
 
 def check_settings(config: Config) -> None:
@@ -108,7 +148,7 @@ def check_settings(config: Config) -> None:
     if train.effective_batch_size == 1:
         raise ConfigError(
             "`train.effective_batch_size` cannot be 1",
-            hint="a contrastive loss needs wrong answers: 2 or more",
+            hint="a contrastive loss needs negatives: 2 or more",
         )
     if 0 < train.effective_batch_size < train.micro_batch_size:
         raise ConfigError(
@@ -136,17 +176,24 @@ def _run_folder(config: Config, name: str) -> Path:
     return config.paths.runs / name
 
 
-def _prepare(config: Config, folder: Path, processes: Processes) -> Prepared:
+def _prepare(config: Config, folder: Path, processes: Processes, *, card: RunCard | None = None) -> Prepared:
+    """Load, check and place what the run needs; `card`: of the run that is resumed, if there is one."""
     settings = config.train
     scenario = SCENARIOS[settings.scenario]
     manifest = read_manifest(config.paths.shards)
     clip = load_float32(config.model.name, config.model, runs=config.paths.runs)
     loss_name = checked_loss(settings.loss, clip.family)
-    card = _card(config, folder, clip_fingerprint=clip.fingerprint, data_hash=manifest.data_hash)
+    same = identity(
+        config, scenario=settings.scenario, data_hash=manifest.data_hash, fingerprint=clip.fingerprint
+    )
+    if card is None:
+        card = new_card(config, folder.name, same)
+    else:
+        check_same(folder.name, card.identity, same)
     train_data, validation = _read_splits(config, clip.preprocessing)
     device = choose_device(config.model.device)
     parameters = unfreeze(clip, scenario, lora_shape(config), seed=settings.seed)
-    choice = _precision(config, card, lambda: choose_precision(config.model.precision, clip.module, device))
+    choice = _precision(card, lambda: choose_precision(config.model.precision, clip.module, device))
     cache = config.paths.cache / "features" if settings.feature_cache and processes.first else None
     encoder = Encoder(clip, scenario, device, choice, cache)
     encoder.place()
@@ -168,12 +215,12 @@ def _prepare(config: Config, folder: Path, processes: Processes) -> Prepared:
     )
 
 
-def _micro_batch_size(config: Config, encoder: Encoder, card: dict[str, Any], batch_size: int) -> int:
+def _micro_batch_size(config: Config, encoder: Encoder, card: RunCard, batch_size: int) -> int:
     """As asked for; where it is to be found, what the run began with, else the largest that fits."""
     if config.train.micro_batch_size:
         return min(config.train.micro_batch_size, batch_size)
-    if "batch" in card:
-        return int(card["batch"]["micro"])
+    if "micro" in card.batch:
+        return card.batch["micro"]
     return largest_micro_batch(encoder, limit=batch_size, tokens=_LONG_CAPTION_TOKENS)
 
 
@@ -191,31 +238,10 @@ def _read_splits(config: Config, preprocessing: Any) -> tuple[TrainingData, Trai
     return splits[0], splits[1]
 
 
-def _card(config: Config, folder: Path, *, clip_fingerprint: str, data_hash: str) -> dict[str, Any]:
-    """The card of the run that is there, if it is the same run; else a new one."""
-    same = identity(config, scenario=config.train.scenario, data_hash=data_hash, fingerprint=clip_fingerprint)
-    card = read_card(folder)
-    if card:
-        check_same(folder.name, card["identity"], same)
-        return card
-    return {
-        "run": folder.name,
-        "status": "running",
-        "scenario": config.train.scenario,
-        "identity": same,
-        "config": json.loads(config.train.model_dump_json()),
-        "base": {"name": config.model.name, "fingerprint": clip_fingerprint},
-        "data_hash": data_hash,
-        "started_at": now(),
-        **surroundings(config.paths.work.parent),
-    }
-
-
-def _precision(config: Config, card: dict[str, Any], measure: Callable[[], Choice]) -> Choice:
-    """The arithmetic that the run began with, else the one that suits this machine."""
-    choice = Choice(**card["precision"]) if "precision" in card else measure()
-    card["precision"] = vars(choice)
-    return choice
+def _precision(card: RunCard, measure: Callable[[], Choice]) -> Choice:
+    """The precision that the run began with, else the one that suits this machine."""
+    card.precision = card.precision or measure()
+    return card.precision
 
 
 def _announce(ready: Prepared) -> None:
@@ -225,18 +251,18 @@ def _announce(ready: Prepared) -> None:
     card, train = ready.card, ready.train
     module = ready.encoder.clip.module
     rate = duplicate_rate(train.fixed_captions())
-    card["samples"] = {"train": len(train), "validation": len(ready.validation)}
-    card["batch"] = {"effective": ready.batch_size, "micro": ready.micro_batch_size}
-    card["duplicate_caption_rate"] = round(rate, 4)
-    card["trainable_parameters"] = sum(parameter.numel() for parameter in ready.parameters.values())
-    card["parameters"] = sum(parameter.numel() for parameter in module.parameters())
+    card.samples = {"train": len(train), "validation": len(ready.validation)}
+    card.batch = {"effective": ready.batch_size, "micro": ready.micro_batch_size}
+    card.duplicate_caption_rate = round(rate, 4)
+    card.trainable_parameters = sum(parameter.numel() for parameter in ready.parameters.values())
+    card.parameters = sum(parameter.numel() for parameter in module.parameters())
     write_card(ready.folder, card)
     chance = chance_loss(ready.batch_size, ready.loss_name)
+    precision = ready.encoder.choice
     console.note(
-        f"{card['scenario']}: {card['trainable_parameters']:,} of {card['parameters']:,} parameters train on "
+        f"{card.scenario}: {card.trainable_parameters:,} of {card.parameters:,} parameters train on "
         f"{len(train)} samples, batch {ready.batch_size} in micro-batches of {ready.micro_batch_size}, "
-        f"{card['precision']['precision']} ({card['precision']['reason']})"
-        + (f", loss at chance {chance:.3f}" if chance else "")
+        f"{precision.precision} ({precision.reason})" + (f", loss at chance {chance:.3f}" if chance else "")
     )
     console.note(f"{rate:.1%} of the captions are shared with another sample")
     if rate > _MANY_DUPLICATES:
@@ -245,7 +271,7 @@ def _announce(ready: Prepared) -> None:
 
 def _trained(ready: Prepared) -> tuple[Position, dict[str, float]]:
     """Run the loop if anything trains; the model then holds its best weights."""
-    checkpoints = ready.folder / "checkpoints"
+    checkpoints = ready.folder / CHECKPOINTS
     optimiser = _optimiser(ready)
     position = Position()
     if has_checkpoint(checkpoints / "last"):
@@ -254,7 +280,8 @@ def _trained(ready: Prepared) -> tuple[Position, dict[str, float]]:
         forget_after(ready.folder, position.step)
     loop = _loop(ready, optimiser, checkpoints)
     try:
-        position = loop.run(position)
+        with loop.interrupts.handled():
+            position = loop.run(position)
     finally:
         for tracker in loop.trackers:
             tracker.close()
@@ -300,7 +327,7 @@ def _trackers(ready: Prepared) -> list[Tracker]:
     epochs = ready.config.train.epochs
     trackers.append(LiveView(ready.folder.name, epochs=epochs, total_steps=steps * epochs))
     if ready.config.train.wandb != "off":
-        trackers.append(WandbTracker(ready.config, ready.folder))
+        trackers.append(WandbTracker(ready.config, ready.folder, ready.card.tracker_id))
     return trackers
 
 
@@ -322,35 +349,35 @@ def _close(
     ready: Prepared, position: Position, finished: Finished, *, base: dict[str, float]
 ) -> dict[str, Any]:
     """Write the model card, and last of all the run card that says `finished`."""
-    card = {
-        **ready.card,
-        "status": "finished",
-        "finished_at": now(),
-        "epochs_done": position.epoch,
-        "steps": position.step,
-        "stopped_early": position.stopped_early,
-        "best_epoch": position.best_epoch,
-        "validation": {"base": base, "finetuned": finished.sweep.figures[finished.sweep.best]},
-        "share": finished.sweep.best,
-        "wise_ft": {str(share): figures["score"] for share, figures in finished.sweep.figures.items()},
-        "parity": finished.parity,
-        "model_fingerprint": finished.fingerprint,
-        "intervals": finished.intervals,
-        "latency_ms": finished.latency_ms,
-    }
-    write_text(ready.folder / "README.md", model_card(card))
+    card = replace(
+        ready.card,
+        status="finished",
+        finished_at=now(),
+        epochs_done=position.epoch,
+        steps=position.step,
+        stopped_early=position.stopped_early,
+        best_epoch=position.best_epoch,
+        validation={"base": base, "finetuned": finished.sweep.figures[finished.sweep.best]},
+        share=finished.sweep.best,
+        wise_ft={str(share): figures["score"] for share, figures in finished.sweep.figures.items()},
+        parity=finished.parity,
+        model_fingerprint=finished.fingerprint,
+        intervals=finished.intervals,
+        latency_ms=finished.latency_ms,
+    )
+    write_text(ready.folder / README, model_card(card))
     if ready.config.train.wandb != "off" and ready.config.train.wandb_artifacts:
-        tracker = WandbTracker(ready.config, ready.folder)
-        tracker.log_folder(ready.folder / "model", kind="model")
+        tracker = WandbTracker(ready.config, ready.folder, card.tracker_id)
+        tracker.log_folder(ready.folder / MODEL, kind="model")
         tracker.close()
     write_card(ready.folder, card)
     _upload_finished(ready)
-    return card
+    return asdict(card)
 
 
 def _upload_finished(ready: Prepared) -> None:
     """Bring the bucket up to date, if that was asked for; the card that says `finished` goes last."""
     upload = _uploader(ready)
-    for name in ("adapter", "model", "README.md", METRICS_NAME, CARD_NAME):
+    for name in PUBLISHED:
         if (ready.folder / name).exists():
             upload(ready.folder / name)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from furnclip.config import Config
+from furnclip.errors import InputError
 from furnclip.journal import Journal, encode_event, read_journal, write_bytes
-
-METRICS_NAME = "metrics.jsonl"
+from furnclip.runs import METRICS_NAME
 
 
 class Tracker(Protocol):
@@ -40,15 +40,15 @@ class JournalTracker:
 
 
 class WandbTracker:
-    """Weights & Biases; a run that goes on keeps its id and so its page."""
+    """Weights & Biases. The id is the run's own, so a resumed run keeps its page and no other run gets it."""
 
-    def __init__(self, config: Config, run: Path) -> None:
+    def __init__(self, config: Config, run: Path, tracker_id: str) -> None:
         import wandb  # an extra, and slow to load
 
         self._run = wandb.init(
             project=config.train.wandb_project,
             name=run.name,
-            id=run.name,
+            id=tracker_id,
             dir=str(run),
             mode="online" if config.train.wandb == "online" else "offline",
             resume="allow",
@@ -72,9 +72,19 @@ class WandbTracker:
 def forget_after(run: Path, step: int) -> None:
     """Drop events of steps that the checkpoint does not know of; they will happen again."""
     path = run / METRICS_NAME
-    kept = [event for event in read_journal(path) if event["step"] <= step]
+    kept = [event for event in read_journal(path) if _step_of(event, path) <= step]
     if path.exists():
         write_bytes(path, b"".join(encode_event(event) for event in kept))
+
+
+def _step_of(event: Mapping[str, Any], path: Path) -> int:
+    step = event.get("step")
+    if not isinstance(step, int):
+        raise InputError(
+            f"`{path}` has an event without its `step`",
+            hint="restore the file from a backup, or start the run over with `--no-resume`",
+        )
+    return step
 
 
 def _flat(event: Mapping[str, Any]) -> dict[str, float]:
