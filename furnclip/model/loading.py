@@ -66,7 +66,12 @@ def load_float32(name: str, config: ModelConfig, *, runs: Path | None = None) ->
         settings = AutoConfig.from_pretrained(source, **hub)
         family = family_of(settings.model_type, name=name)
         module, report = AutoModel.from_pretrained(
-            source, dtype="float32", attn_implementation="sdpa", output_loading_info=True, **hub
+            source,
+            dtype="float32",
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below in plain words
+            **hub,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
         pixel_config, _ = ImageProcessingMixin.get_image_processor_dict(source, **hub)
@@ -86,6 +91,9 @@ def _check_weights(module: Any, report: Mapping[str, Any], *, name: str) -> None
     if prefix:
         problem = f"every name begins with `{prefix}`, as a wrapper writes them"
         hint = "save the model inside the wrapper: `model.module.save_pretrained(...)` or the like"
+    elif report["mismatched_keys"]:
+        names = sorted(str(key[0]) for key in report["mismatched_keys"])
+        problem = f"the shape of {_listed(names)} another in the file"
     elif missing:
         problem = f"{_listed(missing)} missing from the file, and would be random"
     elif unexpected:
