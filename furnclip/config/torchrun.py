@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from furnclip.config.loading import environment_variables
+from furnclip.config.environment import environment_variables
 
 _NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
 _TEXTS = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID")
