@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from furnclip.errors import JournalError
 from tests import clean_child
 from tests.batch_server import KEY, BatchServer, Fault
 from tests.clean_shop import CleanShop, make_shop, with_parts_of
+from tests.conftest import Cli
 
 FULL = os.environ.get("FURNCLIP_FULL") == "1"
 
@@ -124,6 +127,57 @@ def test_empty_catalogue(shop: CleanShop) -> None:
     stopped = shop.run("run")
     assert stopped.code == 1
     assert "has no rows" in stopped.stderr
+
+
+NOTHING_USABLE = {
+    "picture-outside": lambda cells: {**cells, "image": "https://example.org/a.jpg"},
+    "picture-missing": lambda cells: {**cells, "image": "none.jpg"},
+    "no-id": lambda cells: {**cells, "product_id": ""},
+    "picture-not-a-picture": lambda cells: {**cells, "image": "products.csv"},
+}
+
+
+@pytest.mark.parametrize("reason", NOTHING_USABLE)
+@pytest.mark.parametrize("backend", ["local", "openai"])
+def test_nothing_cleaned_is_a_failure(
+    shop: CleanShop, server: BatchServer, cli: Cli, reason: str, backend: str
+) -> None:
+    """Exit 1, the reason with its count, the file to open; and the next commands tell the same."""
+    products = shop.folder / "products.csv"
+    with products.open(encoding="utf-8", newline="") as file:
+        rows = [NOTHING_USABLE[reason](row) for row in csv.DictReader(file)]
+    with products.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    shutil.copy(products, shop.folder / "images" / "products.csv")
+    for _ in range(2):  # also when there is nothing to do
+        stopped = shop.run("run", "--json", "--backend", backend, env=server.env)
+        assert stopped.code == 1
+        assert stopped.json["reasons"] == {reason: 6}
+        assert f"error: not one row could be cleaned (6 rejected: 6 {reason})" in stopped.stderr
+        assert "rejected.csv` has the reason of each row" in stopped.stderr
+    assert not server.calls
+    for command in (["prepare"], ["prepare", "--check"], ["embed"], ["clean", "review"]):
+        following = cli(*command, cwd=shop.folder)
+        assert following.code == 1
+        assert "rejected.csv` has the reason of each row" in following.stderr
+        assert "export the catalogue" not in following.stderr
+
+
+def test_nothing_to_send_is_a_failure(shop: CleanShop, server: BatchServer) -> None:
+    shutil.rmtree(shop.folder / "images")
+    stopped = shop.run("prepare", env=server.env)
+    assert stopped.code == 1
+    assert "not one row can be sent (6 rejected: 6 picture-missing)" in stopped.stderr
+    assert "`furnclip clean finalize` writes `" in stopped.stderr
+
+
+def test_every_row_refused_is_a_failure(shop: CleanShop, server: BatchServer) -> None:
+    server.scripts = {shop.title(index): ["refusal"] for index in range(6)}
+    stopped = shop.run("run", env=server.env)
+    assert stopped.code == 1
+    assert "not one row could be cleaned (6 rejected: 6 refused)" in stopped.stderr
 
 
 def test_live_table_and_ctrl_c(shop: CleanShop, server: BatchServer) -> None:

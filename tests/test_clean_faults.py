@@ -105,7 +105,7 @@ def test_05_queue_limit_said_on_creation(shop: CleanShop, server: BatchServer) -
 def test_06_completed_without_an_output_file(shop: CleanShop, server: BatchServer) -> None:
     for index in range(6):
         server.scripts[shop.title(index)] = ["http:400"]
-    shop.run("run", env=server.env).ok()
+    assert shop.run("run", env=server.env).code == 1
     shop.check_all_settled(rejected={f"P0000{index}": "request-refused" for index in range(6)})
     assert shop.table("rejected.csv")[0]["rejected_detail"] == "HTTP 400 told: told to fail"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from furnclip.catalogue import ATTRIBUTES, Product, content_hash, find_images, read_products
+from furnclip.clean.workspace import check_finished
 from furnclip.config import Config
 from furnclip.errors import MissingStageError
 from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, open_image
@@ -38,6 +39,7 @@ def review(config: Config, *, rows: int, seed: int) -> tuple[list[Pair], Path]:
     """Some rows, and the contact sheet that shows them in the same order."""
     if not config.paths.cleaned.is_file():
         raise MissingStageError(config.paths.cleaned, command="furnclip clean run")
+    check_finished(config.paths)
     products = _chosen(config, rows, seed)
     cells = [(_picture(product, config), f"{_pair(product).clean_title}") for product in products]
     sheet = contact_sheet(

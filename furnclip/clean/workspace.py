@@ -10,14 +10,21 @@ cleaned.csv, rejected.csv         what `finalize` writes
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import from_json  # twice as fast as `json`, and there may be millions of these lines
 
+from furnclip.catalogue import read_records
+from furnclip.errors import InputError, MissingStageError
 from furnclip.journal import encode_event, replacing
+
+if TYPE_CHECKING:
+    from furnclip.config import DataPaths
 
 
 class RowEntry(NamedTuple):
@@ -104,3 +111,28 @@ class Workspace:
             for request in wanted:
                 file.seek(request.offset)
                 yield request, file.read(request.length_bytes)
+
+
+def check_finished(paths: DataPaths) -> None:
+    """Raw titles serve where nobody has begun to clean them.
+
+    Raises `MissingStageError` when cleaning has begun and is not finished, and `InputError` when it is and
+    not one row could be cleaned.
+    """
+    workspace = Workspace(paths.clean)
+    if not paths.cleaned.is_file():
+        if workspace.journal.exists():
+            raise MissingStageError(paths.cleaned, command="furnclip clean run")
+    elif workspace.journal.exists() and not any(islice(read_records(paths.cleaned)[1], 1)):
+        rejected = workspace.rejected
+        rows = read_records(rejected)[1] if rejected.is_file() else ()
+        raise nothing_cleaned(rejected, Counter(row.fields.get("rejected_reason", "") for row in rows))
+
+
+def nothing_cleaned(rejected: Path, reasons: Counter[str]) -> InputError:
+    """The error of a run whose rows were all rejected; `reasons`: how many rows have each."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+    return InputError(
+        f"not one row could be cleaned ({reasons.total()} rejected: {counts})",
+        hint=f"`{rejected}` has the reason of each row; fix the cause, then run `furnclip clean run` again",
+    )

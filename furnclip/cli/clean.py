@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,9 @@ from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, FurnclipGroup, 
 
 if TYPE_CHECKING:
     from furnclip.clean.pipeline import Estimate, Prepared, Standing, Summary
+    from furnclip.clean.workspace import Workspace
     from furnclip.config import Config
+    from furnclip.errors import InputError
 
 BackendOption = Annotated[
     str | None, typer.Option("--backend", help="`openai`, `live` or `local` (free offline rules)")
@@ -77,6 +80,8 @@ def prepare(
     with clean.open_ledger(_settings(config, backend=backend, model=model)) as ledger:
         prepared = clean.prepare(ledger, clean.Selection(limit or 0, sample or 0))
     console.emit(asdict(prepared), as_json=as_json, human=lambda: _say_prepared(prepared))
+    if not prepared.requests:
+        raise _nothing_to_send(ledger.workspace)
 
 
 def dispatch(
@@ -117,13 +122,12 @@ def finalize(
     as_json: JsonOption = False,
 ) -> None:
     """Write cleaned.csv and rejected.csv."""
-    from furnclip import console
     from furnclip.clean import pipeline as clean
 
     found = _settings(config, fallback=fallback)
     with clean.open_ledger(found) as ledger:
         summary = clean.finalize(ledger, partial=partial)
-    console.emit(_summary_facts(summary, found), as_json=as_json, human=lambda: _say_summary(summary, found))
+    _emit_summary(summary, found, as_json=as_json)
 
 
 def run(
@@ -139,7 +143,6 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """All four steps in order; run it again after any interruption."""
-    from furnclip import console
     from furnclip.clean import pipeline as clean
 
     found = _settings(config, backend=backend, model=model, max_cost_usd=max_cost_usd, fallback=fallback)
@@ -150,7 +153,7 @@ def run(
             partial=partial,
             ignore_errors=ignore_errors,
         )
-    console.emit(_summary_facts(summary, found), as_json=as_json, human=lambda: _say_summary(summary, found))
+    _emit_summary(summary, found, as_json=as_json)
 
 
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -231,6 +234,17 @@ def _say_prepared(prepared: Prepared) -> None:
     )
 
 
+def _nothing_to_send(workspace: Workspace) -> InputError:
+    from furnclip.errors import InputError
+
+    reasons = Counter(entry.reason for entry in workspace.read_rows())
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+    return InputError(
+        f"not one row can be sent ({reasons.total()} rejected: {counts})",
+        hint=f"`furnclip clean finalize` writes `{workspace.rejected}` with the reason of each row",
+    )
+
+
 def _say_standing(standing: Standing) -> None:
     from furnclip import console
 
@@ -264,6 +278,18 @@ def _say_estimate(found: Estimate) -> None:
         f"{found.requests} requests: {found.prompt_tokens:,} + {found.completion_tokens:,} tokens, "
         f"about ${found.cost_usd:.4f} ({_BASES[found.basis]})"
     )
+
+
+def _emit_summary(summary: Summary, config: Config, *, as_json: bool) -> None:
+    """Print what was written. Raises `InputError` when no row was cleaned and none is pending."""
+    from furnclip import console
+    from furnclip.clean.workspace import nothing_cleaned
+
+    console.emit(
+        _summary_facts(summary, config), as_json=as_json, human=lambda: _say_summary(summary, config)
+    )
+    if not summary.cleaned and not summary.pending:
+        raise nothing_cleaned(config.paths.clean / "rejected.csv", summary.reasons)
 
 
 def _summary_facts(summary: Summary, config: Config) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, check_cleaning, mention_raw_titles, settings
+from furnclip.cli.options import ConfigOption, JsonOption, mention_raw_titles, settings
 
 if TYPE_CHECKING:
     from furnclip.embed import Summary
@@ -31,10 +31,11 @@ def embed(
 ) -> None:
     """Encode every product once and build the search table; only what changed is encoded again."""
     from furnclip import console
+    from furnclip.clean.workspace import check_finished
     from furnclip.embed import embed_catalogue
 
     chosen = settings(config, model={"name": model}, embed={"batch_size": batch_size, "dtype": dtype})
-    check_cleaning(chosen)
+    check_finished(chosen.paths)
     summary = embed_catalogue(chosen, run=run)
     if summary.index is None:
         return  # under torchrun: process 0 speaks for all

@@ -53,18 +53,6 @@ def settings(config: Path | None, *, trust: bool = False, **flags: dict[str, Any
     return load_config(config, {section: values for section, values in given.items() if values}, trust=trust)
 
 
-def check_cleaning(options: Config) -> None:
-    """Raw titles serve where nobody has begun to clean them.
-
-    Raises `MissingStageError` when cleaning has begun and is not finished.
-    """
-    from furnclip.errors import MissingStageError
-
-    paths = options.paths
-    if not paths.cleaned.is_file() and (paths.clean / "journal.jsonl").exists():
-        raise MissingStageError(paths.cleaned, command="furnclip clean run")
-
-
 def mention_raw_titles(options: Config) -> None:
     """Say after the work that it was done on raw titles, if it was."""
     from furnclip.console import warn

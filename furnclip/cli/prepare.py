@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, check_cleaning, mention_raw_titles, settings
+from furnclip.cli.options import ConfigOption, JsonOption, mention_raw_titles, settings
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -42,18 +42,20 @@ def prepare(
 ) -> None:
     """Split products without leaks and pack them into shards."""
     from furnclip import console
+    from furnclip.clean.workspace import check_finished
     from furnclip.prepare import check as check_catalogue
     from furnclip.prepare import prepare as prepare_shards
 
     storage = {"bucket": s3_bucket, "prefix": s3_prefix}
     options = settings(config, prepare={"workers": workers}, storage=storage)
+    if options.paths.cleaned.is_file() or not check:
+        check_finished(options.paths)
     if check:
         report = check_catalogue(options)
         console.emit(report.as_dict(), as_json=as_json, human=lambda: _show_report(report))
         if not report.usable:
             raise typer.Exit(1)
         return
-    check_cleaning(options)
     if upload:
         _check_bucket(options)
     summary = prepare_shards(options, fresh=fresh, rebuild=rebuild)
