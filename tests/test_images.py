@@ -6,6 +6,8 @@ import io
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -178,6 +180,76 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     assert reason_of(png_header(20_000, 20_000)) == "too-many-pixels"
     assert reason_of(png_header(9_500, 9_500)) == "too-many-pixels"  # Pillow would only warn
     assert reason_of(png_header(2_000_000_000, 2)) == "too-many-pixels"
+
+
+def test_formats_that_are_decoded_in_copies_have_a_lower_limit() -> None:
+    picture = encoded(Image.new("RGB", (7000, 6000)), "WEBP", quality=1, method=0)
+    assert reason_of(picture) == "too-many-pixels"
+
+
+MEASURE = """
+import resource, sys
+from furnclip.images import BrokenImage, load_square
+limit_mb = int(sys.argv[2])
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+if limit_mb:
+    resource.setrlimit(resource.RLIMIT_AS, (used + limit_mb * 2**20,) * 2)
+before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    load_square(open(sys.argv[1], "rb").read(), 224)
+    print("read")
+except BrokenImage as error:
+    print(error.reason)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) // 1024)
+"""
+
+
+def measured(path: Path, limit_mb: int = 0) -> tuple[str, int]:
+    """(`read` or the reason, megabytes it took) of a picture in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path), str(limit_mb)], capture_output=True, text=True, check=True
+    )
+    outcome, memory_mb = done.stdout.split()
+    return outcome, int(memory_mb)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("LA", "PNG"), ("P", "GIF"), ("CMYK", "TIFF")])
+def test_the_largest_square_allowed_takes_little_more_than_itself(
+    tmp_path: Path, mode: str, kind: str
+) -> None:
+    path = tmp_path / "large"
+    options = (
+        {"compress_level": 1} if kind == "PNG" else {"compression": "packbits"} if mode == "CMYK" else {}
+    )
+    Image.new(mode, (8900, 8900), None).save(path, kind, **options)  # type: ignore[arg-type]
+    outcome, memory_mb = measured(path)
+    assert outcome == "read"
+    assert memory_mb < 480  # 302 for four bytes a pixel
+
+
+@pytest.mark.parametrize("limit_mb", [10, 40, 65])
+def test_too_little_address_space_is_a_reason(tmp_path: Path, limit_mb: int) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGBA", (4000, 4000)).save(path, compress_level=1)
+    assert measured(path, limit_mb)[0] == "no-memory"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+@pytest.mark.parametrize("size", [(2600, 1801), (401, 11_000)])
+def test_strips_give_the_pixels_of_the_whole(mode: str, size: tuple[int, int]) -> None:
+    image = drawn(size).resize((size[0] // 7, size[1] // 7)).resize(size)  # with edges that are not sharp
+    image = image.convert("L").convert(mode) if mode in ("I;16", "I", "F") else image.convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.linear_gradient("L").resize(size))
+    content = encoded(image, "PNG" if mode not in ("CMYK", "F", "I") else "TIFF")
+    whole = open_image(content)
+    small = whole.resize(
+        (max(1, round(size[0] * 224 / max(size))), round(size[1] * 224 / max(size))),
+        Image.Resampling.BICUBIC,
+        reducing_gap=2.0,
+    )
+    assert np.array_equal(np.asarray(open_image(content, longest_px=224)), np.asarray(small))
 
 
 def png_header(width_px: int, height_px: int) -> bytes:

@@ -33,7 +33,7 @@ from furnclip.shards.tar import Sample, encode_sample, member_bytes, sample_cont
 if TYPE_CHECKING:
     from furnclip.config import Config, PrepConfig
 
-DECODER_MEMORY_MB = 600  # of a process that decodes the largest picture allowed
+DECODER_MEMORY_MB = 700  # of a process that decodes the largest picture allowed
 
 
 @dataclass(frozen=True)
