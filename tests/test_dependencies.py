@@ -1,0 +1,97 @@
+"""What is imported is declared in `pyproject.toml`, and what is declared there is imported."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OWN = {"furnclip", "tests", "examples", "drawn_shop"}
+EXTRAS = {name for name in PROJECT["optional-dependencies"] if name not in ("dev", "bench")}
+# Modules of packages that need not be installed where this runs.
+HOMES = {
+    "faiss": "faiss-cpu",
+    "open_clip": "open-clip-torch",
+    "sentence_transformers": "sentence-transformers",
+    "tomli": "tomli",
+}
+# Used without an import: the file that runs or configures it, and the words there.
+TOOLS = {
+    "awscli": ("tests/bench/storage.py", '"aws"'),
+    "boto3-stubs": ("furnclip/storage/bucket.py", "mypy_boto3_s3"),
+    "moto": ("tests/s3_server.py", "moto"),
+    "mypy": (".ci/run", "mypy --strict"),
+    "pytest-xdist": ("pyproject.toml", "-n logical"),
+    "ruff": (".ci/run", "ruff check"),
+}
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(*extras: str) -> set[str]:
+    """Distributions of the core dependencies, or of these extras."""
+    lines = [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    names = (re.match(r"[\w.-]+", line) for line in (lines if extras else PROJECT["dependencies"]))
+    return {normalized(name[0]) for name in names if name}
+
+
+def modules(path: Path) -> Iterator[str]:
+    """Top-level modules that a file imports when it runs, wherever the import stands."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in list(ast.walk(tree)):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.importorskip":
+            yield ast.literal_eval(node.args[0])
+
+
+def imported(*folders: str) -> dict[str, str]:
+    """Distribution -> a file that imports it."""
+    homes = packages_distributions()
+    found = {}
+    for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for module in set(modules(path)) - OWN - sys.stdlib_module_names:
+            home = HOMES.get(module) or next(iter(homes.get(module, [module])))
+            found[normalized(home)] = str(path.relative_to(ROOT))
+    return found
+
+
+def test_the_package_declares_what_it_imports() -> None:
+    known = declared() | declared(*EXTRAS)
+    assert {name: path for name, path in imported("furnclip").items() if name not in known} == {}
+
+
+def test_the_package_imports_what_it_declares() -> None:
+    assert (declared() | declared(*EXTRAS)) - imported("furnclip").keys() == set()
+
+
+def test_tests_and_examples_declare_what_they_import() -> None:
+    known = declared() | declared("dev", "bench")
+    assert {name: path for name, path in imported("tests", "examples").items() if name not in known} == {}
+
+
+@pytest.mark.parametrize("extra", ["dev", "bench"])
+def test_declared_for_development_is_used(extra: str) -> None:
+    used = imported("furnclip", "tests", "examples")
+    unused = declared(extra) - used.keys()
+    assert unused <= TOOLS.keys()
+    assert [name for name in unused if TOOLS[name][1] not in (ROOT / TOOLS[name][0]).read_text()] == []
