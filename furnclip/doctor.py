@@ -242,15 +242,15 @@ def check_viewer(config: Config) -> Check:
 
 def probe_terminal() -> Check:
     """What the terminal says it can draw, and the setting that makes use of it."""
-    from furnclip.viewers import Surroundings, ask_terminal, detect
+    from furnclip.viewers import Environment, detect, query_terminal
 
-    answer = ask_terminal()
-    if answer is None:
+    reply = query_terminal()
+    if reply is None:
         return Check("terminal", "warn", "it did not answer", "`arena.viewer` names a viewer that works here")
-    here = Surroundings.here()
-    expected, better = detect("auto", here), detect("auto", replace(here, graphics=answer.graphics))
-    message = f"{answer.name or 'no name'}, draws {answer.graphics}"
-    if expected.graphics in (answer.graphics, "none"):
+    here = Environment.here()
+    expected, better = detect("auto", here), detect("auto", replace(here, graphics=reply.graphics))
+    message = f"{reply.name or 'no name'}, draws {reply.graphics}"
+    if expected.graphics in (reply.graphics, "none"):
         return Check("terminal", "ok", message)
     command = better.candidates[0].arguments
     hint = f"set `arena.viewer` to {json.dumps(command)}" if command else "install chafa to make use of it"

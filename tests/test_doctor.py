@@ -155,10 +155,10 @@ def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free:
 def test_the_terminal_is_asked_and_its_answer_becomes_a_setting(
     monkeypatch: pytest.MonkeyPatch, graphics: str | None, status: str, words: str
 ) -> None:
-    around = viewers.Surroundings({"TERM": "xterm"}, lambda tool: f"/bin/{tool}", True, "linux")
-    answer = viewers.Answer("Xterm(379)", graphics) if graphics else None
-    monkeypatch.setattr(viewers, "ask_terminal", lambda: answer)
-    monkeypatch.setattr(viewers.Surroundings, "here", lambda: around)
+    around = viewers.Environment({"TERM": "xterm"}, lambda tool: f"/bin/{tool}", True, "linux")
+    answer = viewers.TerminalReply("Xterm(379)", graphics) if graphics else None
+    monkeypatch.setattr(viewers, "query_terminal", lambda: answer)
+    monkeypatch.setattr(viewers.Environment, "here", lambda: around)
     check = doctor.probe_terminal()
     assert check.status == status
     assert words in check.hint

@@ -19,7 +19,7 @@ from furnclip.arena.sheet import Sheets
 from furnclip.arena.state import Trial
 from furnclip.arena.terminal import Terminal, Window
 from furnclip.arena.votes import OUTCOMES
-from furnclip.viewers import Box, Drawing, Setting, Viewer, desktop_command, detect, open_on_desktop
+from furnclip.viewers import Box, Drawing, Viewer, ViewerSetting, desktop_command, detect, open_on_desktop
 
 # Nobody judges a screen in this time; a bouncing key or an answer of the terminal comes faster.
 ARMING_S = 0.25
@@ -202,7 +202,7 @@ def _open_window(picture: Picture | None) -> str:
     return f"opened with {command[0]}" if opened else f"{command[0]} could not open the picture"
 
 
-def vote_in_terminal(app: ArenaApp, *, viewer: Setting = "auto", most_votes: int | None = None) -> None:
+def vote_in_terminal(app: ArenaApp, *, viewer: ViewerSetting = "auto", most_votes: int | None = None) -> None:
     """Let a rater vote in this process's terminal, until they quit or nothing is left.
 
     Without anything to judge the terminal is left alone. Raises `UsageError` where there is no

@@ -1,37 +1,32 @@
-"""Showing a picture in a terminal, whatever terminal it is.
+"""Showing an image in a terminal, by an external viewer first.
 
-    plan = detect()                     # what this terminal can do, which tools there are, and why
-    for line in plan.lines(): ...       # the explanation that `furnclip doctor` prints
+    plan = detect()                     # what this terminal can draw, and which viewers are installed
     drawing = show_image(path, plan, cache=folder)     # bytes for the cursor's place
     console.show_bytes(drawing.data)    # empty when drawing.viewer is `none`: print the path instead
 
-`detect` is a pure function of its surroundings; `Viewer` runs the tools (no shell, no keyboard, a
-time limit, captured output) and falls through to the next and at last to half blocks. Whether a
-command that came with somebody else's folder may run is decided in `config`. Facts about the tools:
-man pages of chafa, timg, viu and kitty's icat; sw.kovidgoyal.net/kitty/graphics-protocol.
+`detect` is a pure function of its environment; it looks for kitten icat, wezterm imgcat, chafa, imgcat,
+timg and viu, or takes the user's own command. `Viewer` runs them (no shell, no keyboard, a
+timeout, bounded output) and falls back to the next and at last to half blocks drawn by Rich.
 
 Not to be trusted: a terminal's environment variables are inherited and can name the wrong terminal;
-then the picture looks wrong, and `viewer = "builtin"` or `"none"` is the way out.
+then the image looks wrong, and `viewer = "builtin"` or `"none"` is the way out.
 """
 
-from furnclip.viewers.blocks import half_blocks
-from furnclip.viewers.desktop import desktop_command, open_on_desktop
-from furnclip.viewers.detection import Candidate, Plan, Surroundings, detect
-from furnclip.viewers.probe import Answer, ask_terminal
-from furnclip.viewers.running import Box, Drawing, Viewer
+from furnclip.viewers.detection import Candidate, Environment, Plan, desktop_command, detect
+from furnclip.viewers.probe import TerminalReply, query_terminal
+from furnclip.viewers.running import Box, Drawing, Viewer, half_blocks, open_on_desktop
 from furnclip.viewers.showing import preview_copy, show_image, test_card
-from furnclip.viewers.template import Setting, fill, parse_template
+from furnclip.viewers.template import ViewerSetting, fill, parse_template
 
 __all__ = [
-    "Answer",
     "Box",
     "Candidate",
     "Drawing",
+    "Environment",
     "Plan",
-    "Setting",
-    "Surroundings",
+    "TerminalReply",
     "Viewer",
-    "ask_terminal",
+    "ViewerSetting",
     "desktop_command",
     "detect",
     "fill",
@@ -39,6 +34,7 @@ __all__ = [
     "open_on_desktop",
     "parse_template",
     "preview_copy",
+    "query_terminal",
     "show_image",
     "test_card",
 ]

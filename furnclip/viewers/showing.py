@@ -1,4 +1,4 @@
-"""Showing one picture file at the cursor: for `furnclip search --preview` and `furnclip doctor`."""
+"""Showing one image file at the cursor: for `furnclip search --preview` and `furnclip doctor`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from furnclip.images import open_image
 from furnclip.journal import replacing
 from furnclip.viewers.detection import Plan, detect
 from furnclip.viewers.running import Box, Drawing, Viewer
-from furnclip.viewers.template import Setting
+from furnclip.viewers.template import ViewerSetting
 
 _PREVIEW_PX = 1024
 
 
 def show_image(
-    path: Path, viewer: Setting | Plan | Viewer = "auto", *, cache: Path, cols: int = 0, rows: int = 0
+    path: Path, viewer: ViewerSetting | Plan | Viewer = "auto", *, cache: Path, cols: int = 0, rows: int = 0
 ) -> Drawing:
-    """What draws the picture at the cursor, for `console.show_bytes` to write.
+    """What draws the image at the cursor, for `console.show_bytes` to write.
 
-    `viewer`: a setting, a plan, or a `Viewer` that remembers failures over several pictures. `cache`:
+    `viewer`: a setting, a plan, or a `Viewer` that remembers failures over several images. `cache`:
     folder for a harmless copy, since old viewers know neither WebP nor odd names. `cols` and `rows`
-    are the most cells it may take; 0 chooses for this terminal. Raises `BrokenImage` for a picture
-    that cannot be read.
+    are the maximum size in cells; 0 chooses for this terminal. Raises `BrokenImage` for an image that
+    cannot be read.
     """
     if not isinstance(viewer, Viewer):
         viewer = Viewer(viewer if isinstance(viewer, Plan) else detect(viewer))
@@ -56,7 +56,7 @@ def preview_copy(path: Path, cache: Path) -> Path:
 
 
 def test_card(folder: Path) -> Path:
-    """A card with colour bars, a grey ramp and a circle: round and in order, or the viewer is wrong."""
+    """A card with color bars, a gray ramp and a circle: round and in order, or the viewer is wrong."""
     card = Image.new("RGB", (480, 240), "white")
     draw = ImageDraw.Draw(card)
     for number, color in enumerate(("red", "yellow", "lime", "cyan", "blue", "magenta")):

@@ -8,27 +8,29 @@ from collections.abc import Mapping, Sequence
 
 from furnclip.errors import ConfigError, nearest
 
-Setting = str | Sequence[str]
+ViewerSetting = str | Sequence[str]
+_IMAGE_PLACEHOLDERS = ("path", "original", "uri", "winpath")
 PLACEHOLDERS = (
-    *("path", "original", "uri", "winpath", "cols", "rows", "left", "top", "pxw", "pxh"),
-    *("tcols", "trows", "tpxw", "tpxh"),
+    *(*_IMAGE_PLACEHOLDERS, "cols", "rows", "left", "top"),
+    *("pxw", "pxh", "tcols", "trows", "tpxw", "tpxh"),
 )
-_NAMES_PICTURE = frozenset({"path", "original", "uri", "winpath"})
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
-def parse_template(setting: Setting) -> tuple[str, ...]:
+def parse_template(setting: ViewerSetting) -> tuple[str, ...]:
     """The command's arguments with their placeholders; raises `ConfigError` when it cannot work."""
-    arguments = _split(setting)
+    try:
+        arguments = tuple(shlex.split(setting) if isinstance(setting, str) else setting)
+    except ValueError as error:
+        raise _unusable(f"cannot be split: {str(error).lower()}", setting) from None
     if not arguments:
         raise _unusable("is empty", setting)
-    used = [name for argument in arguments for name in _placeholders(argument)]
-    for name in used:
-        if name not in PLACEHOLDERS:
-            raise _unknown(name)
-    if _placeholders(arguments[0]):
+    used = {name for argument in arguments for name in placeholders(argument)}
+    if unknown := sorted(used.difference(PLACEHOLDERS)):
+        raise _unknown(unknown[0])
+    if placeholders(arguments[0]):
         raise _unusable("starts with a placeholder instead of a program", setting)
-    if not _NAMES_PICTURE.intersection(used):
+    if used.isdisjoint(_IMAGE_PLACEHOLDERS):
         raise _unusable("does not contain {path}", setting)
     if {"|", ";", ">", "&&"}.intersection(arguments):
         raise _unusable("needs a shell, and none is used", setting)
@@ -38,7 +40,7 @@ def parse_template(setting: Setting) -> tuple[str, ...]:
 def fill(arguments: Sequence[str], values: Mapping[str, object]) -> list[str]:
     """The arguments with placeholders replaced.
 
-    What is put in is never split or looked at again, so a file called `{cols} $(rm).png` is safe;
+    Inserted text is never split or scanned again, so a file called `{cols} $(rm).png` is safe;
     `str.format` would allow `{path.__class__}`.
     """
 
@@ -49,21 +51,8 @@ def fill(arguments: Sequence[str], values: Mapping[str, object]) -> list[str]:
     return [_TOKEN.sub(replace, argument) for argument in arguments]
 
 
-def mentions(arguments: Sequence[str], name: str) -> bool:
-    """Whether a placeholder is anywhere in the arguments."""
-    return any(name in _placeholders(argument) for argument in arguments)
-
-
-def _split(setting: Setting) -> tuple[str, ...]:
-    if not isinstance(setting, str):
-        return tuple(setting)
-    try:
-        return tuple(shlex.split(setting))
-    except ValueError as error:
-        raise _unusable(f"cannot be split: {str(error).lower()}", setting) from None
-
-
-def _placeholders(argument: str) -> list[str]:
+def placeholders(argument: str) -> list[str]:
+    """The names in braces, in order."""
     return [match.group(1) for match in _TOKEN.finditer(argument) if match.group(1) is not None]
 
 
@@ -76,7 +65,7 @@ def _unknown(name: str) -> ConfigError:
     )
 
 
-def _unusable(why: str, setting: Setting) -> ConfigError:
+def _unusable(why: str, setting: ViewerSetting) -> ConfigError:
     shown = setting if isinstance(setting, str) else list(setting)
     return ConfigError(
         f"the viewer `{shown}` {why}",
