@@ -13,23 +13,17 @@ Rules that a row is judged by:
 `content_hash` decides everywhere in furnclip whether something "is already done".
 """
 
+from furnclip.catalogue.delimited import MAX_CELL_CHARS
+from furnclip.catalogue.image_names import find_files, tell_near_matches
 from furnclip.catalogue.products import (
     Product,
     Rejection,
     catalogue_path,
-    find_image,
     find_images,
     read_products,
     uncleaned_rows,
 )
-from furnclip.catalogue.rows import (
-    MAX_CELL_CHARS,
-    Record,
-    cell_text,
-    detect_encoding,
-    read_records,
-    read_rows,
-)
+from furnclip.catalogue.rows import Record, read_records, read_rows
 from furnclip.catalogue.sheets import (
     REJECT_COLUMNS,
     SheetWriter,
@@ -38,6 +32,8 @@ from furnclip.catalogue.sheets import (
     sheet_in,
     sheet_text,
 )
+from furnclip.catalogue.text import detect_encoding
+from furnclip.catalogue.typed import cell_text
 from furnclip.catalogue.words import (
     ATTRIBUTES,
     CLEAN_COLUMNS,
@@ -60,7 +56,7 @@ __all__ = [
     "content_hash",
     "default_caption",
     "detect_encoding",
-    "find_image",
+    "find_files",
     "find_images",
     "normalised_title",
     "original_column",
@@ -70,5 +66,6 @@ __all__ = [
     "renamed_column",
     "sheet_in",
     "sheet_text",
+    "tell_near_matches",
     "uncleaned_rows",
 ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from furnclip.catalogue.image_names import find_files, image_names
 from furnclip.catalogue.rows import Record, read_records
 from furnclip.catalogue.sheets import is_our_sheet, renamed_column
+from furnclip.catalogue.typed import ImageStore
 from furnclip.errors import ConfigError, nearest
-from furnclip.images import BrokenImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]
     Raises `InputError` for a file that cannot be read and `ConfigError` for a column that is not
     there, both before the first row.
     """
-    columns, records = read_records(path)
+    columns, records = read_records(path, ImageStore(paths.image_column, paths.images, path.stem))
     return _judge(records, _columns_of(path, columns, paths))
 
 
@@ -106,7 +106,7 @@ def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | R
             row=record.row,
             product_id=product_id,
             title=record.fields[columns.title].strip(),
-            images=_picture_names(record.fields[columns.image]),
+            images=image_names(record.fields[columns.image]),
             group=record.fields[columns.group].strip() if columns.group else "",
             fields=record.fields,
         )
@@ -155,49 +155,6 @@ def _id_numbers(path: Path, paths: DataPaths) -> NDArray[np.int64]:
     return np.fromiter(map(hash, ids), np.int64)
 
 
-def _picture_names(cell: str) -> tuple[str, ...]:
-    return tuple(name for part in cell.split("|") if (name := part.strip()))
-
-
-def find_image(product: Product, image_root: Path) -> Path:
-    """The product's first picture that is there. Raises `BrokenImage` when there is none."""
-    return find_images(product, image_root)[0]
-
-
 def find_images(product: Product, image_root: Path) -> list[Path]:
-    """Every picture of the product that is there, as listed. Raises `BrokenImage` when there is none."""
-    problem = BrokenImage("missing", "the row names no picture", hint="fill the picture column")
-    found = []
-    for name in reversed(product.images):
-        try:
-            found.append(_inside(name, image_root))
-        except BrokenImage as error:
-            problem = error  # of several, the first one is what the user will look at
-    if not found:
-        raise problem
-    return found[::-1]
-
-
-def _inside(name: str, image_root: Path) -> Path:
-    relative = name.replace("\\", "/")
-    if "://" in relative:
-        raise BrokenImage("outside", f"`{name}` is a web address", hint="download the pictures to the folder")
-    if ".." in Path(relative).parts:
-        raise BrokenImage("outside", f"`{name}` leads out of the picture folder")
-    root = _resolved(image_root)
-    try:
-        path = (root / relative).resolve()
-        if not path.is_relative_to(root):
-            raise BrokenImage("outside", f"`{name}` leads out of the picture folder `{image_root}`")
-        if not path.exists():
-            raise BrokenImage("missing", f"there is no picture `{name}` in `{image_root}`")
-        if not path.is_file():
-            raise BrokenImage("not-a-file", f"`{name}` is not a file")
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a loop of links
-        raise BrokenImage("missing", f"`{name}` is not the name of a picture ({error})") from None
-    return path
-
-
-@lru_cache(maxsize=8)
-def _resolved(folder: Path) -> Path:
-    return folder.resolve()
+    """Every image of the product that is there, as listed. Raises `BrokenImage` when there is none."""
+    return find_files(product.images, image_root)

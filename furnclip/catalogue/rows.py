@@ -1,22 +1,43 @@
-"""Rows of any supported file, streamed, every damaged one marked."""
+"""Rows of any supported file, streamed, every damaged one marked; what a file is, its content says."""
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
+from furnclip.catalogue.delimited import MAX_CELL_CHARS, Layout, find_layout, read_cells
 from furnclip.catalogue.sheets import is_our_sheet, unescape
+from furnclip.catalogue.text import (
+    KINDS_HINT,
+    find_encoding,
+    first_bytes,
+    is_damaged,
+    repaired,
+    tell_once,
+    text_lines,
+)
+from furnclip.catalogue.typed import ImageStore, NoText, cell_text, read_json, read_parquet
 from furnclip.errors import InputError
 
-MAX_CELL_CHARS = 2**20
-MAX_LINE_CHARS = 2**25
-_DELIMITERS = ",;\t|"
-_CHUNK_BYTES = 2**20
-_BATCH_ROWS = 2048
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a spreadsheet (.xlsx) or another zip archive",
+    b"\xd0\xcf\x11\xe0": "an old spreadsheet (.xls)",
+    b"%PDF": "a PDF document",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"SQLite format 3": "an SQLite database",
+    b"ARROW1": "an Arrow file",
+    b"ORC": "an ORC file",
+}
+_JSON_ARRAY = re.compile(r"\s*\[\s*[{\]]")
+_JSON_OBJECT = re.compile(r'\s*\{\s*(["}]|$)')
 
 
 class Record(NamedTuple):
@@ -39,217 +60,141 @@ def _sound_rows(path: Path, records: Iterable[Record]) -> Iterator[dict[str, str
         if record.reason:
             raise InputError(
                 f"row {record.row} of `{path}`: {record.detail}",
-                hint="mend that row in the file and run again",
+                hint="fix that row in the file and run again",
             )
         yield record.fields
 
 
-def read_records(path: Path) -> tuple[list[str], Iterator[Record]]:
-    """Columns and streamed records of any supported format; damaged rows are marked, not dropped."""
-    if not path.is_file():
+def read_records(path: Path, images: ImageStore | None = None) -> tuple[list[str], Iterator[Record]]:
+    """Columns and streamed records of any supported format; damaged rows are marked, not dropped.
+
+    `images`: where to put images that are inside the file.
+    """
+    if not path.exists():
         raise InputError(
             f"there is no catalogue `{path}`", hint="set `paths.products` in furnclip.toml to your file"
         )
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise InputError(f"the catalogue `{path}` is not a file", hint="set `paths.products` to a file")
     if path.stat().st_size == 0:
         raise InputError(f"`{path}` is empty", hint="export the catalogue again, with a header line")
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        columns, records = _read_parquet(path)
-    elif suffix in (".jsonl", ".ndjson"):
-        columns, records = _read_jsonl(path)
-    else:
-        columns, records = _read_csv(path)
-    _check_header(path, columns)
-    return columns, records
-
-
-def _check_header(path: Path, columns: list[str]) -> None:
+    columns, records = _read(path, images)
     for name, count in Counter(columns).items():
         if count > 1:
             raise InputError(
                 f"`{path}` has the column `{name}` twice", hint="rename one of the two columns in the file"
             )
+    return columns, records
 
 
-def _read_csv(path: Path) -> tuple[list[str], Iterator[Record]]:
-    encoding = detect_encoding(path)
-    with path.open(encoding=encoding, newline="") as file:
-        header_line = next(_lines(path, file), "")
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else _detect_delimiter(header_line)
-    rows = _csv_rows(path, encoding, delimiter)
-    header = next(rows, None)
-    if header is None or isinstance(header, str) or not any(cell.strip() for cell in header[1]):
-        raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")
-    columns = [unescape(cell).strip() or f"column_{index}" for index, cell in enumerate(header[1], start=1)]
-    return columns, _csv_records(columns, rows)
+def _read(path: Path, images: ImageStore | None) -> tuple[list[str], Iterator[Record]]:
+    head, suffix = first_bytes(path), path.suffix.lower()
+    if head.startswith(b"PAR1") or suffix == ".parquet":
+        columns, rows = read_parquet(path)
+        return columns, _typed_records(columns, rows, images)
+    kind = next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), "")
+    if kind:
+        raise InputError(f"`{path}` is {kind}, not a catalogue", hint=KINDS_HINT)
+    text = head.decode(find_encoding(path).name, "replace").removeprefix("\ufeff")
+    if text.lstrip().startswith("<"):
+        raise InputError(f"`{path}` is XML or HTML, not a catalogue", hint=KINDS_HINT)
+    is_array = _JSON_ARRAY.match(text) is not None
+    if is_array or suffix in (".jsonl", ".ndjson", ".json") or _JSON_OBJECT.match(text):
+        if not is_array:
+            _check_json_lines(path, suffix)
+        columns, rows = read_json(path, is_array=is_array)
+        return columns, _typed_records(columns, rows, images)
+    layout = find_layout(path)
+    names = [unescape(cell).strip() for cell in layout.header]
+    columns = [name or f"column_{index}" for index, name in enumerate(names, start=1)]
+    return columns, _csv_records(path, columns, layout)
 
 
-def detect_encoding(path: Path) -> str:
-    """`utf-8-sig`, `utf-16` (with its byte order) or `cp1252`, after reading the whole file once."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        candidates = ["utf-16"]
-    elif b"\0" in head[:200]:
-        candidates = ["utf-16-le" if head[1:2] == b"\0" else "utf-16-be"]
-    else:
-        candidates = ["utf-8-sig", "cp1252"]
-    for encoding in candidates:
-        if _decodes(path, encoding):
-            return encoding
-    raise InputError(
-        f"`{path}` is neither UTF-8, UTF-16 nor cp1252 text", hint="save it as UTF-8 and run again"
-    )
-
-
-def _decodes(path: Path, encoding: str) -> bool:
+def _check_json_lines(path: Path, suffix: str) -> None:
+    """Refuses one object that is spread over lines, or that holds the rows in one of its fields."""
+    with closing(text_lines(path)) as lines:
+        first = next((line for line in lines if line.strip()), "")
+        is_alone = not any(line.strip() for line in lines)
     try:
-        with path.open(encoding=encoding, newline="") as file:
-            while file.read(_CHUNK_BYTES):
-                pass
-    except UnicodeError:
-        return False
-    return True
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        value = None
+        if suffix in (".jsonl", ".ndjson"):
+            return  # its broken lines are told one by one
+    inside = (
+        [name for name, item in value.items() if _is_table(item)]
+        if isinstance(value, dict) and is_alone
+        else []
+    )
+    if value is None or inside:
+        where = f"; its rows are in `{inside[0]}`" if inside else ""
+        raise InputError(
+            f"`{path}` is one JSON object{where}",
+            hint="save its rows as a JSON array, or as one object a line",
+        )
 
 
-def _detect_delimiter(header_line: str) -> str:
-    """The separator that the header uses most, outside quotes."""
-    unquoted = "".join(header_line.split('"')[::2])
-    return max(_DELIMITERS, key=unquoted.count)
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(item, dict) for item in value)
 
 
-def _lines(path: Path, file: TextIO) -> Iterator[str]:
-    while line := file.readline(MAX_LINE_CHARS):
-        if len(line) >= MAX_LINE_CHARS:
-            raise InputError(
-                f"`{path}` has a line of over {MAX_LINE_CHARS:,} characters",
-                hint="this is probably no CSV file; export the catalogue again",
-            )
-        yield line
+def _csv_records(path: Path, columns: list[str], layout: Layout) -> Iterator[Record]:
+    is_ours, is_clean = is_our_sheet(columns), find_encoding(path).is_clean
+    for number, row in enumerate(read_cells(path, layout), start=1):
+        cells = [unescape(cell) for cell in row.cells] if is_ours else row.cells
+        fields = dict(zip(columns, cells, strict=False))
+        if row.reason:
+            yield Record(number, _writable(fields), row.reason, row.problem)
+        elif len(cells) != len(columns):
+            first, last = row.lines
+            detail = f"{len(cells)} cells under {len(columns)} columns"
+            detail += f" in lines {first} to {last}; is a quote not closed?" if last > first else ""
+            yield Record(number, _writable(fields), "wrong-number-of-cells", detail)
+        else:
+            yield Record(number, fields) if is_clean else _checked_record(number, fields)
 
 
-def _csv_rows(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, list[str]] | str]:
-    """(lines read so far, cells) for each row that is not blank, or a message where it cannot be parsed."""
-    csv.field_size_limit(MAX_CELL_CHARS)
-    with path.open(encoding=encoding, newline="") as file:
-        reader = csv.reader(_lines(path, file), delimiter=delimiter)
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield str(error)
-                continue
-            if cells:
-                yield reader.line_num, cells
-
-
-def _csv_records(columns: list[str], rows: Iterator[tuple[int, list[str]] | str]) -> Iterator[Record]:
-    last_line = 1
-    is_ours = is_our_sheet(columns)
+def _typed_records(
+    columns: Sequence[str], rows: Iterator[dict[str, Any] | str], images: ImageStore | None
+) -> Iterator[Record]:
     for number, row in enumerate(rows, start=1):
         if isinstance(row, str):
             yield Record(number, {}, "unreadable-row", row)
             continue
-        line, cells = row
-        if is_ours:
-            cells = [unescape(cell) for cell in cells]
-        values = dict(zip(columns, cells, strict=False))
-        if len(cells) != len(columns):
-            detail = f"{len(cells)} cells under {len(columns)} columns"
-            if line > last_line + 1:
-                detail += f" in lines {last_line + 1} to {line}; is a quote not closed?"
-            yield Record(number, values, "wrong-number-of-cells", detail)
-        else:
-            yield Record(number, values)
-        last_line = line
-
-
-def _read_jsonl(path: Path) -> tuple[list[str], Iterator[Record]]:
-    columns: dict[str, None] = {}
-    for item in _json_lines(path):
-        if isinstance(item, dict):
-            columns.update(dict.fromkeys(item))
-    if not columns:
-        raise InputError(f"`{path}` holds no JSON object", hint="each line has to be one JSON object")
-    return list(columns), _json_records(path, list(columns))
-
-
-def _json_lines(path: Path) -> Iterator[Any]:
-    """Each non-blank line's value; a message (str) where the line is no JSON object."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for line in _lines(path, file):
-            if not line.strip():
+        fields, problem = {}, ""
+        for name in columns:
+            value = row.get(name)
+            if isinstance(value, str):
+                fields[name] = value
                 continue
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield str(error)
-                continue
-            yield value if isinstance(value, dict) else "not a JSON object"
+                fields[name] = _typed_cell(name, value, images)
+            except ValueError as error:
+                fields[name], problem = "", f"column `{name}` {error}"
+        checked = _checked_record(number, fields)
+        yield checked._replace(reason="unreadable-row", detail=problem) if problem else checked
 
 
-def _json_records(path: Path, columns: list[str]) -> Iterator[Record]:
-    for number, item in enumerate(_json_lines(path), start=1):
-        if isinstance(item, dict):
-            yield _checked_record(number, {name: cell_text(item.get(name)) for name in columns})
-        else:
-            yield Record(number, {}, "unreadable-row", item)
-
-
-def _read_parquet(path: Path) -> tuple[list[str], Iterator[Record]]:
-    import pyarrow
-    import pyarrow.parquet
-
+def _typed_cell(name: str, value: object, images: ImageStore | None) -> str:
     try:
-        columns = list(pyarrow.parquet.read_schema(path).names)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"`{path}` is not a Parquet file: {error}", hint="export the catalogue again"
-        ) from None
-    return columns, _parquet_records(path, columns)
-
-
-def _parquet_records(path: Path, columns: list[str]) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for item in batch.to_pylist():
-                    number += 1
-                    yield _checked_record(number, {name: cell_text(item[name]) for name in columns})
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"`{path}` is damaged after row {number}: {error}", hint="export the catalogue again"
-        ) from None
+        return images.cell(value) if images and name == images.column else cell_text(value)
+    except NoText:
+        tell_once(f"column `{name}` holds bytes that are no text; they are left out")
+        return ""
 
 
 def _checked_record(number: int, fields: dict[str, str]) -> Record:
-    """What `csv` checks by itself, for the other formats: size, and text that can be written again."""
+    """A record whose cells fit a CSV: not too large, and text that can be written again."""
     for name, value in fields.items():
         if len(value) > MAX_CELL_CHARS:
-            return Record(number, {}, "unreadable-row", f"column `{name}` has {len(value):,} characters")
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            return Record(number, {}, "unreadable-row", f"column `{name}` has half a character in it")
+            detail = f"column `{name}` has {len(value):,} characters, at most {MAX_CELL_CHARS:,}"
+            return Record(number, _writable(fields), "unreadable-row", detail)
+        if is_damaged(value):
+            detail = f"column `{name}` has something in it that is no text"
+            return Record(number, _writable(fields), "unreadable-row", detail)
     return Record(number, fields)
 
 
-def cell_text(value: object) -> str:
-    """A cell of any type as the text a CSV would have: null is empty, lists are joined by `|`."""
-    if value is None or value != value:  # NaN, the null of many exporters, is not equal to itself
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    if isinstance(value, list | tuple):
-        return "|".join(cell_text(item) for item in value)
-    if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+def _writable(fields: dict[str, str]) -> dict[str, str]:
+    """What of a damaged row can stand in a list of rejected rows."""
+    return {name: repaired(value) if len(value) <= MAX_CELL_CHARS else "" for name, value in fields.items()}

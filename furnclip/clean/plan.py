@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import IO
 
 from furnclip import console
-from furnclip.catalogue import Product, Rejection, content_hash, read_products
+from furnclip.catalogue import (
+    Product,
+    Rejection,
+    content_hash,
+    find_files,
+    read_products,
+    tell_near_matches,
+)
 from furnclip.clean.encode import Encoded, Job, encode_all
 from furnclip.clean.ledger import Ledger
 from furnclip.clean.local import SOURCE, rules_identity
@@ -30,6 +37,7 @@ from furnclip.clean.state import State
 from furnclip.clean.workspace import RowEntry, Workspace
 from furnclip.config import CleaningConfig, Config
 from furnclip.errors import InputError
+from furnclip.images import BrokenImage
 from furnclip.journal import Event, encode_event, replacing
 
 QUEUE_HEADROOM = 0.9  # the service counts tokens in its own way; stay below its limit
@@ -202,6 +210,7 @@ def _fingerprint(config: Config, recipe: Recipe, selection: Selection) -> tuple[
         rows += 1
         if isinstance(product, Product):
             pictures.update(_picture_facts(product, config.paths.images).encode())
+    tell_near_matches(config.paths.images)
     text = json.dumps([settings, asdict(selection)])
     return content_hash(text, file_digest(config.paths.products), pictures.digest()), rows
 
@@ -211,9 +220,9 @@ def _picture_facts(product: Product, root: Path) -> str:
     facts = []
     for name in product.images:
         try:
-            stat = (root / name).stat()
+            stat = find_files([name], root)[0].stat()
             facts.append(f"{name} {stat.st_size} {stat.st_mtime_ns}")
-        except (OSError, ValueError):
+        except (BrokenImage, OSError):
             facts.append(f"{name} -")
     return json.dumps(facts)
 

@@ -22,6 +22,7 @@ from furnclip.catalogue import (
     find_images,
     normalised_title,
     read_products,
+    tell_near_matches,
 )
 from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image, read_bytes
 from furnclip.parallel import Workers
@@ -109,6 +110,7 @@ class Scanner:
         items = (self._judge(row) for row in read_products(path, self._config.paths))
         for item, outcome in self._workers.pairs(items, task_of=lambda item: item.task, name_of=_named):
             yield self._settle(item, outcome)
+        tell_near_matches(self._config.paths.images)
 
     def _judge(self, product: Product | Rejection) -> _Item:
         if isinstance(product, Rejection):

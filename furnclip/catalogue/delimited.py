@@ -1,0 +1,243 @@
+"""CSV and its relatives: header, delimiter and rows, with every product accounted for.
+
+A quote that opens a cell and is not closed properly would swallow the rows up to the next quote. `csv` is
+strict here: where a quoted cell does not end at a delimiter or a line end, the quote is read as part of the
+text and each line as a row. A quoted cell that is closed properly may still hold swallowed rows; it does
+where every one of its lines has the cells of a row and looks as the other rows do (`Layout.fits`).
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from furnclip.catalogue.text import tell_once, text_lines
+from furnclip.errors import InputError
+
+MAX_CELL_CHARS = 2**20
+_DELIMITERS = ",;\t|"
+_SAMPLE_LINES = 200
+_SAMPLE_CHARS = 2**20
+_PREAMBLE_LINES = 30
+_MOST = 0.9
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+_FILE_NAME = re.compile(r"\S*\.[A-Za-z]\w{2,4}|\S*[/\\]\S+")
+_CODE = re.compile(r"[\w.\-/#]*\d[\w.\-/#]*")
+
+
+class Cells(NamedTuple):
+    """One row of a file, or the `problem` it has; `lines`: the first and last of several."""
+
+    cells: list[str]
+    lines: tuple[int, int] = (0, 0)
+    reason: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file is laid out; found in its first lines."""
+
+    delimiter: str
+    skipped_lines: int
+    header: list[str]
+    header_lines: int
+    kinds: Sequence[re.Pattern[str] | None]
+    """what the cells of a column look like, where they all look alike"""
+
+    def fits(self, cells: Sequence[str]) -> bool:
+        """Whether cells are as many as the columns and look as those of the other rows."""
+        if len(cells) != len(self.header):
+            return False
+        pairs = [(cell, kind) for cell, kind in zip(cells, self.kinds, strict=True) if kind and cell.strip()]
+        return bool(pairs) and all(kind.fullmatch(cell.strip()) for cell, kind in pairs)
+
+
+def find_layout(path: Path) -> Layout:
+    """Delimiter and header. Raises `InputError` where there is none."""
+    sample = _sample(path)
+    declared = _SEPARATOR_LINE.fullmatch(sample[0].removeprefix("\ufeff")) if sample else None
+    start = 1 if declared else 0
+    lines = sample[start:]
+    delimiter = declared[1] if declared else _find_delimiter(lines, path.suffix)
+    above = _lines_above_header(lines, delimiter)
+    if above:
+        tell_once(f"the header of `{path}` is line {start + above + 1}; the lines above it are skipped")
+    header, count = _read_header(lines[above:], delimiter)
+    if not count:
+        raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")
+    rows = [split_line(line, delimiter) for line in lines[above + count :]]
+    kinds = _find_kinds([row for row in rows if len(row) == len(header)], len(header))
+    return Layout(delimiter, start + above, header, count, kinds)
+
+
+def _read_header(lines: Sequence[str], delimiter: str) -> tuple[list[str], int]:
+    """The names of the columns, and how many lines they and blank lines above take; 0: there are none."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                return cells, reader.line_num
+    except csv.Error:  # a quote that is not closed
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                return split_line(line, delimiter), number
+    return [], 0
+
+
+def _sample(path: Path) -> list[str]:
+    lines: list[str] = []
+    with closing(text_lines(path)) as source:
+        for line in islice(source, _SAMPLE_LINES):
+            lines.append(line)
+            if sum(map(len, lines)) > _SAMPLE_CHARS:
+                break
+    return lines
+
+
+def _find_delimiter(lines: Sequence[str], suffix: str) -> str:
+    """The one that the first line uses most outside quotes, unless that line is none of the table."""
+    first = next((line for line in lines if line.strip()), "")
+    if suffix.lower() == ".tsv" and "\t" in first:
+        return "\t"
+    wanted = max(_DELIMITERS, key=_unquoted(first).count)
+    if not _lines_above_header(lines, wanted):
+        return wanted
+    return max(_DELIMITERS, key=lambda delimiter: _agreement(lines, delimiter))
+
+
+def _agreement(lines: Sequence[str], delimiter: str) -> tuple[int, int]:
+    """In how many lines a delimiter is as often as in most, and how often that is."""
+    counts = Counter(count for line in lines if (count := _unquoted(line).count(delimiter)))
+    return max(((lines, count) for count, lines in counts.items()), default=(0, 0))
+
+
+def _unquoted(line: str) -> str:
+    return "".join(line.split('"')[::2])
+
+
+def _lines_above_header(lines: Sequence[str], delimiter: str) -> int:
+    """Lines above the header that are no row of the table: a title, a date, an address."""
+    widths = Counter(len(split_line(line, delimiter)) for line in lines if line.strip())
+    width = max(widths, key=lambda cells: (widths[cells], cells), default=1)
+    if width < 2:
+        return 0
+    for number, line in enumerate(lines[:_PREAMBLE_LINES]):
+        if sum(bool(cell.strip()) for cell in split_line(line, delimiter)) > max(1, width // 3):
+            return number
+    return 0
+
+
+def _find_kinds(rows: Sequence[Sequence[str]], width: int) -> list[re.Pattern[str] | None]:
+    """For each column the pattern that nearly all of its cells have."""
+    kinds: list[re.Pattern[str] | None] = []
+    for column in range(width):
+        cells = [cell for row in rows if (cell := row[column].strip())]
+        enough = max(2, len(cells) * _MOST)
+        found = (kind for kind in (_FILE_NAME, _CODE) if sum(map(bool, map(kind.fullmatch, cells))) >= enough)
+        kinds.append(next(found, None))
+    return kinds
+
+
+def read_cells(path: Path, layout: Layout) -> Iterator[Cells]:
+    """Every row below the header that is not blank."""
+    csv.field_size_limit(MAX_CELL_CHARS)
+    lines = text_lines(path)
+    for _ in range(layout.skipped_lines + layout.header_lines):
+        next(lines, None)
+    yield from _Rows(lines, layout).read()
+
+
+class _Rows(Iterator[str]):
+    """Reads rows strictly and, where that fails, line by line. Iterating gives the lines to `csv`."""
+
+    def __init__(self, lines: Iterator[str], layout: Layout) -> None:
+        self._lines = lines
+        self._layout = layout
+        self._waiting: deque[str] = deque()  # lines that a row had taken and gave back
+        self._taken: list[str] = []
+        self._line = layout.skipped_lines + layout.header_lines
+        self._in_doubt = False  # the next line may be the rest of a cell whose quote was refused
+
+    def __next__(self) -> str:
+        line = self._waiting.popleft() if self._waiting else next(self._lines)
+        self._taken.append(line)
+        self._line += 1
+        return line
+
+    def read(self) -> Iterator[Cells]:
+        reader = csv.reader(self, delimiter=self._layout.delimiter, strict=True)
+        width = len(self._layout.header)
+        while True:
+            self._taken.clear()
+            first = self._line + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield self._literal(first, str(error))
+                continue
+            if len(cells) == width and len(self._taken) == 1 and not self._in_doubt:
+                yield Cells(cells)
+            elif cells:
+                yield self._checked(cells, first)
+
+    def _checked(self, cells: list[str], first: int) -> Cells:
+        """A row of several lines, of another width, or below a quote that was refused."""
+        delimiter, width = self._layout.delimiter, len(self._layout.header)
+        if len(self._taken) == 1:
+            if len(cells) != width:  # `csv` knows no blanks around the quotes of a cell
+                cells = split_line(self._taken[0], delimiter)
+            return self._judged(cells, first) if self._in_doubt else Cells(cells)
+        may_be_rows = all(line.count(delimiter) >= width - 1 for line in self._taken)
+        if may_be_rows and all(self._layout.fits(split_line(line, delimiter)) for line in self._taken):
+            return self._literal(first, "")
+        self._in_doubt = False
+        return Cells(cells, (first, self._line))
+
+    def _literal(self, first: int, problem: str) -> Cells:
+        """The first line as a row whose quotes are text; the lines after it are read again."""
+        line, *rest = self._taken
+        self._waiting.extendleft(reversed(rest))
+        self._line -= len(rest)
+        cells = split_line(line, self._layout.delimiter)
+        if any(len(cell) > MAX_CELL_CHARS for cell in cells):
+            return Cells(cells, reason="unreadable-row", problem=problem)
+        return self._judged(cells, first)
+
+    def _judged(self, cells: list[str], first: int) -> Cells:
+        """A line as a row, if it looks as the others do: it may be a piece of a cell with an open quote."""
+        layout = self._layout
+        self._in_doubt = not layout.fits(cells) if any(layout.kinds) else len(cells) != len(layout.header)
+        problem = f"a quote in line {first} or above it is not closed"
+        return Cells(cells, reason="open-quote", problem=problem) if self._in_doubt else Cells(cells)
+
+
+def split_line(line: str, delimiter: str) -> list[str]:
+    """The cells of one line; a quote that does not enclose a whole cell is text."""
+    cell = _cell_pattern(delimiter)
+    line = line.rstrip("\r\n")
+    cells, at = [], 0
+    while True:
+        match = cell.match(line, at)
+        assert match is not None  # the pattern fits the empty text
+        quoted, plain = match.groups()
+        cells.append(plain if quoted is None else quoted.replace('""', '"'))
+        at = match.end() + 1
+        if at > len(line):
+            return cells
+
+
+@cache
+def _cell_pattern(delimiter: str) -> re.Pattern[str]:
+    end = re.escape(delimiter)
+    return re.compile(rf' *"((?:[^"]|"")*)" *(?={end}|$)|([^{end}]*)')

@@ -1,0 +1,248 @@
+"""Text files of any encoding, as lines: what no encoding explains is marked, never guessed over.
+
+UTF-8, UTF-16 and UTF-32 are told by their bytes. In a file that is mostly UTF-8, a line that is not stays
+marked, so that its row alone is rejected. Any other file is read in the one encoding that fits it best,
+which is said once; its lines that are UTF-8 after all are read as UTF-8. `.gz` is unpacked on the way.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+
+from furnclip import console
+from furnclip.errors import InputError
+from furnclip.journal import open_regular
+
+MAX_LINE_CHARS = 2**25
+MARK = "\udcff"
+"""Stands for bytes that are no text in the file's encoding."""
+_MARKED = re.compile("[\ud800-\udfff]")
+KINDS_HINT = (
+    "furnclip reads CSV and TSV (.gz as well), JSON, JSON lines and Parquet; export it as one of them"
+)
+_CHUNK_BYTES = 2**20
+_SAMPLE_BYTES = 2**16
+_GZIP = b"\x1f\x8b"
+_SINGLE_BYTE = ("cp1250", "cp1251", "cp1253", "koi8_r", "mac_roman", "cp850")
+_MULTI_BYTE = ("gb18030", "cp932", "euc_jp", "big5", "cp949")
+# What Western text has beside letters: quotes, dashes, the euro, trade marks, degrees, fractions ...
+_WESTERN_SIGNS = frozenset("€…“”•—™\u00a0\u2013\u2018\u2019£§©«®°±²³\u00b4·¹º»¼½¾¿\u00d7".encode("cp1252"))
+_WESTERN_SHARE = 0.7
+# In which of four bytes ASCII characters have a zero.
+_ZEROS = {
+    "utf-32-le": (False, True, True, True),
+    "utf-32-be": (True, True, True, False),
+    "utf-16-le": (False, True, False, True),
+    "utf-16-be": (True, False, True, False),
+}
+
+codecs.register_error("furnclip-mark", lambda error: (MARK, getattr(error, "end", 0)))
+
+
+class Encoding(NamedTuple):
+    """How a file is decoded. `is_clean`: no byte of it was in doubt."""
+
+    name: str
+    is_clean: bool = True
+
+
+def text_lines(path: Path) -> Generator[str, None, None]:
+    """The lines of a text file with their ends, `\\n`, `\\r` or both.
+
+    Raises `InputError` for a file that is no text, has a line of over `MAX_LINE_CHARS`, or is damaged.
+    """
+    encoding = find_encoding(path)
+    with _unpacked(path) as file:
+        if encoding.name.startswith("utf"):
+            yield from _lines(path, file, encoding.name)
+        else:
+            # Latin-1 keeps every byte: lines are told apart first, each is decoded then.
+            for line in _lines(path, file, "latin-1"):
+                yield line if line.isascii() else _decode_line(line.encode("latin-1"), encoding.name)
+
+
+def text_chunks(path: Path) -> Iterator[str]:
+    """The same text in pieces, for a file whose lines may be as long as it is."""
+    encoding = find_encoding(path)
+    if not encoding.name.startswith("utf"):
+        yield from text_lines(path)
+        return
+    with (
+        _unpacked(path) as file,
+        io.TextIOWrapper(file, encoding.name, "furnclip-mark", newline="") as text,
+    ):
+        while chunk := text.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def is_damaged(text: str) -> bool:
+    """Whether there is something in it that is no text, as half a character is in JSON."""
+    return not text.isascii() and _MARKED.search(text) is not None
+
+
+def repaired(text: str) -> str:
+    """`text` with a replacement character where it is damaged, so that it can be written."""
+    return text if text.isascii() else _MARKED.sub("\ufffd", text)
+
+
+def detect_encoding(path: Path) -> str:
+    """The encoding of a file by its Python name, after reading all of it."""
+    return find_encoding(path).name
+
+
+def find_encoding(path: Path) -> Encoding:
+    """How to decode a file. What was guessed is said once."""
+    stat = path.stat()
+    return _find_encoding(path, (stat.st_size, stat.st_mtime_ns, stat.st_ino))
+
+
+@lru_cache(maxsize=16)
+def _find_encoding(path: Path, _state: tuple[int, ...]) -> Encoding:
+    head = first_bytes(path)
+    wide = _wide_encoding(head)
+    if wide:
+        return Encoding(wide, is_clean=False)
+    if head.count(0) > len(head) / 20:
+        raise InputError(f"`{path}` is not a text file", hint=KINDS_HINT)
+    if _is_utf8(path):
+        return Encoding("utf-8-sig")
+    if sum(byte < 32 and byte not in b"\t\n\r\f\v" for byte in head) > len(head) / 20:
+        raise InputError(f"`{path}` is not a text file", hint=KINDS_HINT)
+    fitting, other, sample = _count_lines(path)
+    if fitting >= other:
+        tell_once(f"{other} lines of `{path}` are not UTF-8 as the others are; their rows are rejected")
+        return Encoding("utf-8-sig", is_clean=False)
+    name = _legacy_encoding(sample)
+    if not name:
+        raise InputError(
+            f"`{path}` is not UTF-8, and its encoding cannot be told", hint="save it as UTF-8 and run again"
+        )
+    tell_once(
+        f"`{path}` is not UTF-8 but looks like {name}, and is read as that; save it as UTF-8 to be sure"
+    )
+    return Encoding(name, is_clean=False)
+
+
+@cache
+def tell_once(text: str) -> None:
+    """A warning on stderr, the first time only: a catalogue is read several times in a run."""
+    console.warn(text)
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked where it is gzipped."""
+    try:
+        with open_regular(path, what="the catalogue") as file:
+            packed = file.read(len(_GZIP)) == _GZIP
+            file.seek(0)
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=file)) if packed else file
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"`{path}` is damaged: {error}", hint="export or download it again") from None
+
+
+def first_bytes(path: Path, count: int = 4096) -> bytes:
+    """How a file begins, unpacked."""
+    with _unpacked(path) as file:
+        return file.read(count)
+
+
+def _wide_encoding(head: bytes) -> str:
+    """UTF-16 or UTF-32, by the byte order mark or by where the zero bytes of ASCII characters are."""
+    for mark, name in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")):
+        if head.startswith(mark):
+            return name
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    quarter = len(head) // 4
+    if not quarter:
+        return ""
+    zeros = [head[offset : 4 * quarter : 4].count(0) / quarter for offset in range(4)]
+    for name, shape in _ZEROS.items():
+        # Characters that are not ASCII have no zeros there; those that are have none anywhere else.
+        if all(share > 0.2 if there else share < 0.02 for share, there in zip(zeros, shape, strict=True)):
+            return name
+    return ""
+
+
+def _is_utf8(path: Path) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with _unpacked(path) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _count_lines(path: Path) -> tuple[int, int, bytes]:
+    """Lines that are UTF-8 and not ASCII, lines that are not UTF-8, and a sample of the latter."""
+    fitting = other = 0
+    sample = bytearray()
+    with _unpacked(path) as file:
+        for line in _lines(path, file, "latin-1"):
+            if line.isascii():
+                continue
+            data = line.encode("latin-1")
+            try:
+                data.decode("utf-8")
+                fitting += 1
+            except UnicodeDecodeError:
+                other += 1
+                sample += data[: _SAMPLE_BYTES - len(sample)]
+    return fitting, other, bytes(sample)
+
+
+def _legacy_encoding(sample: bytes) -> str:
+    """The encoding that makes sense of bytes that are not UTF-8; empty where none does."""
+    if _western_share(sample) >= _WESTERN_SHARE:
+        return "cp1252"
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample, cp_isolation=[*_MULTI_BYTE, *_SINGLE_BYTE]).best()
+    return best.encoding if best else ""
+
+
+def _western_share(sample: bytes) -> float:
+    """How many of the bytes beyond ASCII stand alone, as accented letters and signs do in Western text."""
+    alone = total = 0
+    for before, byte, after in zip(b"\n" + sample, sample, sample[1:] + b"\n", strict=False):
+        if byte < 0x80:
+            continue
+        total += 1
+        if before < 0x80 and after < 0x80:
+            is_letter = byte >= 0xC0 and bytes((before, after)).strip(b"\t ,;|\"'").isalpha()
+            alone += is_letter or byte in _WESTERN_SIGNS
+    return alone / total if total else 0.0
+
+
+def _decode_line(line: bytes, encoding: str) -> str:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode(encoding, "furnclip-mark")
+    # Two bytes of a character in GBK and its like can be UTF-8 by accident, three and three hardly can.
+    if encoding in _MULTI_BYTE and any("\x7f" < character < "\u0800" for character in text):
+        return line.decode(encoding, "furnclip-mark")
+    return text.removeprefix("\ufeff")
+
+
+def _lines(path: Path, file: IO[bytes], encoding: str) -> Iterator[str]:
+    with io.TextIOWrapper(file, encoding, "furnclip-mark", newline="") as text:
+        while line := text.readline(MAX_LINE_CHARS):
+            if len(line) >= MAX_LINE_CHARS:
+                raise InputError(
+                    f"`{path}` has a line of over {MAX_LINE_CHARS:,} characters", hint=KINDS_HINT
+                )
+            yield line
