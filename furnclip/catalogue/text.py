@@ -37,6 +37,7 @@ _MULTI_BYTE = ("gb18030", "cp932", "euc_jp", "big5", "cp949")
 # What Western text has beside letters: quotes, dashes, the euro, trade marks, degrees, fractions ...
 _WESTERN_SIGNS = frozenset("€…“”•—™\u00a0\u2013\u2018\u2019£§©«®°±²³\u00b4·¹º»¼½¾¿\u00d7".encode("cp1252"))
 _WESTERN_SHARE = 0.7
+_FEWEST_BYTES = 6  # fewer tell too little; several encodings fit
 # In which of four bytes ASCII characters have a zero.
 _ZEROS = {
     "utf-32-le": (False, True, True, True),
@@ -208,6 +209,8 @@ def _legacy_encoding(sample: bytes) -> str:
     """The encoding that makes sense of bytes that are not UTF-8; empty where none does."""
     if _western_share(sample) >= _WESTERN_SHARE:
         return "cp1252"
+    if sum(byte >= 0x80 for byte in sample) < _FEWEST_BYTES:
+        return ""
     from charset_normalizer import from_bytes
 
     best = from_bytes(sample, cp_isolation=[*_MULTI_BYTE, *_SINGLE_BYTE]).best()
