@@ -21,7 +21,7 @@ def main() -> None:
     """Read the folder from the command line and write the model into it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder of a catalogue that `furnclip clean` has cleaned")
-    parser.add_argument("--image-px", type=int, default=64, help="side of the pictures it sees, in pixels")
+    parser.add_argument("--image-px", type=int, default=64, help="side of the images it sees, in pixels")
     parser.add_argument("--width", type=int, default=96, help="width of its towers, a multiple of 32")
     parser.add_argument("--layers", type=int, default=3, help="layers in each tower")
     parser.add_argument("--patch-px", type=int, default=16, help="side of a patch, in pixels")

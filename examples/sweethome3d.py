@@ -6,9 +6,9 @@
 In: the five `.sh3f` files of the Debian package `sweethome3d-furniture`, each a zip with a
 `PluginFurnitureCatalog.properties` and a PNG of every model.
 Out: `my-shop/products.csv`, `my-shop/images/*.png` (alpha flattened on white) and a
-`my-shop/furnclip.toml` that fits a few hundred small pictures and a small CLIP.
+`my-shop/furnclip.toml` that fits a few hundred small images and a small CLIP.
 
-The pictures are 128-pixel renderings, mostly from the same angle: good for trying the pipeline, no
+The images are 128-pixel renderings, mostly from the same angle: good for trying the pipeline, no
 measure of how furnclip does on photographs. Licences: CC0 and CC BY 3.0, see `LICENSE.TXT` in each zip.
 """
 
@@ -36,7 +36,7 @@ SETTINGS = """\
 
 [paths]
 # Titles here are generic ("Chair", 25 times), so they do not say that two rows are one product.
-# Near-duplicate pictures are still kept in one split.
+# Near-duplicate images are still kept in one split.
 group_column = "product_id"
 
 [model]
@@ -47,7 +47,7 @@ name = "tiny-clip"
 backend = "local"
 
 [prepare]
-# The pictures are no larger.
+# The images are no larger.
 image_px = 128
 
 [train]
@@ -101,7 +101,7 @@ def convert(package: Path, folder: Path) -> int:
 
 
 def _products(package: Path) -> Iterator[tuple[dict[str, str], Image.Image]]:
-    """Each model as a CSV row and its picture, in the order of the catalogues."""
+    """Each model as a CSV row and its image, in the order of the catalogues."""
     for path in sorted(package.glob("*.sh3f")):
         with zipfile.ZipFile(path) as archive:
             for entry in _entries(archive.read(PROPERTIES).decode("iso-8859-1")):

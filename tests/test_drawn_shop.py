@@ -107,7 +107,7 @@ def test_a_catalogue_of_ones_own_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "products.csv").write_text("mine")
     refused = run(".", "--products", "5", cwd=tmp_path)
     assert refused.returncode == 1
-    assert "products.csv` was not drawn by furnclip" in refused.stderr
+    assert "products.csv` was not drawn by this program" in refused.stderr
     assert "hint: choose a new folder for the catalogue" in refused.stderr
     assert contents(tmp_path) == {"products.csv": b"mine"}
 

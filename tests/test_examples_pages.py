@@ -134,7 +134,7 @@ def test_minio(typist: Typist, bucket: None) -> None:
 def test_local_vision_model(typist: Typist, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FURNCLIP_CLEAN__BACKEND")
     with BatchServer() as server:
-        monkeypatch.setattr("tests.batch_server.MODELS", ("qwen2.5vl:7b",))
+        server.models = {"qwen2.5vl:7b"}
         server.keys.add("local")
         monkeypatch.setenv("FURNCLIP_CLEAN__BASE_URL", server.url)
         typist.page("examples/local_vision_model.md")

@@ -1,6 +1,6 @@
-"""One product: what it is, what it is made of, and its picture.
+"""One product: what it is, what it is made of, and its image.
 
-Everything follows from a numpy generator, so product number N of a seed is the same picture on every
+Everything follows from a numpy generator, so product number N of a seed is the same image on every
 machine and in any order of drawing.
 """
 
@@ -29,7 +29,7 @@ _RUG_TILES = ("border", "diamonds", "stripes", "checks", "rings")
 def new_design(seed: int, number: int) -> Design:
     """Product `number` of the shop with this seed: what it is, but not yet its exact shape.
 
-    The last of every eight products is the one before it in other colours.
+    The last of every eight products is the one before it in other colors.
     """
     shape = Dice(np.random.default_rng([seed, family_of(number), 0]))
     surface = Dice(np.random.default_rng([seed, number, 1]))
@@ -49,7 +49,7 @@ def family_of(number: int) -> int:
 
 
 def build(design: Design) -> tuple[Mesh, list[Finish]]:
-    """The solids of the piece and a finish for every slot; fills in the design's colour and details."""
+    """The solids of the piece and a finish for every slot; fills in the design's color and details."""
     finishes = _finishes(design)
     mesh = Mesh()
     KINDS[design.kind].build(mesh, design)
@@ -85,7 +85,7 @@ def _finishes(design: Design) -> list[Finish]:
 
 
 def _special_slots(design: Design, table: dict[Slot, Finish]) -> None:
-    """What glows, reflects or shows a picture."""
+    """What glows, reflects or shows a framed picture."""
     if "lamp" in design.kind:
         linen = looks.cloth("fabric", (0.93, 0.86, 0.70))
         table[Slot.SOFT] = looks.glowing(linen, design.surface.between(0.15, 0.4))
@@ -149,7 +149,7 @@ def _rug(design: Design, color: str, rgb: Rgb) -> Finish:
 
 
 def draw(design: Design, drawing_style: str, *, image_px: int) -> Image.Image:
-    """The picture of a new design, square, RGB."""
+    """The image of a new design, square, RGB."""
     mesh, finishes = build(design)
     geometry = Geometry.of(mesh)
     side = round(image_px * _OVERSAMPLING)

@@ -1,7 +1,7 @@
-"""The vocabulary of the drawn shop: styles, materials, colours, and how each of them looks.
+"""The vocabulary of the drawn shop: styles, materials, colors, and how each of them looks.
 
-Every value is chosen for pictures a person can name, and so that the words of a title can be read
-back from the picture: a "green velvet sofa" is green and shines like velvet.
+Every value is chosen for images a person can name, and so that the words of a title can be read
+back from the image: a "green velvet sofa" is green and shines like velvet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""From face numbers to colours: texture, sun, sky, shadow, gloss and what stands behind the piece.
+"""From face numbers to colors: texture, sun, sky, shadow, gloss and what stands behind the piece.
 
 Deferred shading: for each pixel the line of sight is cut with the plane of the face it shows, which
-gives the point in the room, and from that texture, normal and shadow, all pixels at once. Colours are
+gives the point in the room, and from that texture, normal and shadow, all pixels at once. Colors are
 mixed as they are displayed, without gamma: quick, and good enough for a catalogue. Distances are
 taken from the eye; N is the number of pixels that show the piece.
 """
@@ -28,7 +28,7 @@ _INK: Rgb = (0.13, 0.11, 0.14)
 
 @dataclass(frozen=True)
 class Finish:
-    """How a surface looks: two colours (0..1) mixed by a tile, and how it throws light back."""
+    """How a surface looks: two colors (0..1) mixed by a tile, and how it throws light back."""
 
     color: Rgb
     second: Rgb
@@ -51,7 +51,7 @@ class Room:
     sun: Rgb
     shadow: float  # 0: none, 1: black
     ink: bool = False  # drawn with outlines and three tones instead of painted
-    cast: Rgb = (1.0, 1.0, 1.0)  # what white looks like to a camera that nobody balanced
+    cast: Rgb = (1.0, 1.0, 1.0)  # what white looks like to a camera without white balance
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class _Surface:
 
 
 class Painter:
-    """Colours the buffers of one scene."""
+    """Colors the buffers of one scene."""
 
     def __init__(
         self, mesh: Mesh, geometry: Geometry, finishes: Sequence[Finish], *, camera: Camera, sun: Sun
@@ -84,7 +84,7 @@ class Painter:
         self._depths = (np.float32(forward.min()), np.float32(forward.max()))
 
     def picture(self, ids: Ids, room: Room) -> Image.Image:
-        """The finished picture, (S, S) RGB, from the face number + 1 of every pixel."""
+        """The finished image, (S, S) RGB, from the face number + 1 of every pixel."""
         side = self._camera.side_px
         shown = ids.ravel()
         here, behind = _pieces(np.flatnonzero(shown)), _pieces(np.flatnonzero(shown == 0))
@@ -172,7 +172,7 @@ class Painter:
         return total / np.float32(4)
 
     def _lighted(self, surface: _Surface, lit: Floats, room: Room) -> Floats:
-        """Colours (N, 3) of the piece."""
+        """Colors (N, 3) of the piece."""
         slot, normals = surface.slot, surface.normals
         base = _textured(surface.uv, slot, self._finishes)
         towards = self._sun.direction.astype(np.float32)
@@ -196,7 +196,7 @@ class Painter:
         return out
 
     def _backdrop(self, pixels: NDArray[np.int64], room: Room) -> tuple[Floats, Floats]:
-        """Colours (N, 3) of wall and floor, and their points (3, N), for the shadows."""
+        """Colors (N, 3) of wall and floor, and their points (3, N), for the shadows."""
         rays = self._camera.rays(pixels)
         eye = self._camera.eye.astype(np.float32)
         side = self._camera.side_px
@@ -256,7 +256,7 @@ def _grain_frame(finish: Finish, longest: int) -> Array:
 
 
 def _textured(uv: Floats, slot: Ids, finishes: Sequence[Finish]) -> Floats:
-    """The mixed colour (3, N) at tile coordinates `uv` (2, N) of each pixel's finish."""
+    """The mixed color (3, N) at tile coordinates `uv` (2, N) of each pixel's finish."""
     tiles = np.array([textures.tile_index(finish.tile) for finish in finishes], np.int32)
     place = (uv * textures.SIDE).astype(np.int32) & (textures.SIDE - 1)
     index = (tiles.take(slot) * textures.SIDE + place[1]) * textures.SIDE + place[0]

@@ -1,30 +1,25 @@
-"""A shop drawn from nothing: pictures, a messy product file, and the truth about every product.
+"""A drawn shop: images, a messy product file, and the true attributes of every product.
 
-Writes `images/NNN/pNNNNNN.jpg`, `products.csv` (what a shop has), `truth.csv` (what it should have
-had: nothing that cleaning reads) and `shop.json`, which says first what is drawn and last that it is
-finished. Drawing goes on where it was stopped, and product N of a seed is always the same. Nothing
-here says how furnclip does on photographs: drawn pieces are simpler and cleaner than what a camera
-sees.
+Writes `images/NNN/pNNNNNN.jpg`, `products.csv` (what a shop exports), `truth.csv` (the true attributes; no
+furnclip command reads it) and `shop.json`: the options, and whether the shop is finished. An interrupted
+run continues where it stopped; product N of a seed is always the same.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-import os
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from furnclip.errors import InputError, UsageError
-from furnclip.journal import replacing, write_json, write_text
+from furnclip.journal import read_json, replacing, write_json, write_text
+from furnclip.parallel import Workers
 
 from .drawing import DRAWING_STYLES, draw, family_of, new_design
 from .pieces import KINDS
@@ -32,8 +27,8 @@ from .pieces.design import Design, Dice
 from .titles import messy_title, sku, true_title
 
 MANIFEST_NAME = "shop.json"
-_CHUNK = 100  # products drawn by a process at a time
 _JPEG_QUALITY = 88
+_NEW_FOLDER = "choose a new folder, or remove this one"
 _ALONE = 40  # fewer products than this are not worth starting processes for
 
 
@@ -45,7 +40,7 @@ class ShopOrder:
     seed: int = 0
     drawing_styles: tuple[str, ...] = DRAWING_STYLES
     image_px: int = 224
-    own_words: bool = False  # some colours go by the shop's own names
+    own_words: bool = False  # the shop's own names for some colors
 
 
 @dataclass(frozen=True)
@@ -68,12 +63,12 @@ def write_shop(
         return False
     write_json(folder / MANIFEST_NAME, _described(order, finished=False))
     shop, truth = _CsvText(), _CsvText()
-    for rows in _drawn(folder, order, workers or os.cpu_count() or 1):
-        for row in rows:
+    with Workers(partial(_draw_product, folder, order), workers, here_first=_ALONE) as pool:
+        for row in pool.map(range(order.products)):
             shop.add(row.shop)
             truth.add(row.truth)
-        if on_progress:
-            on_progress(len(rows))
+            if on_progress:
+                on_progress(1)
     write_text(folder / "products.csv", shop.text())
     write_text(folder / "truth.csv", truth.text())
     write_json(folder / MANIFEST_NAME, _described(order, finished=True))
@@ -94,45 +89,21 @@ def _described(order: ShopOrder, *, finished: bool) -> dict[str, object]:
 
 
 def _already_drawn(folder: Path, order: ShopOrder) -> bool:
-    """Whether all is there. Nothing that somebody else put there is ever written over."""
+    """Whether the shop is complete. Files that this program did not write are never overwritten."""
     manifest = folder / MANIFEST_NAME
     if not manifest.exists():
         own = [name for name in ("products.csv", "truth.csv", "images") if (folder / name).exists()]
         if own:
             raise InputError(
-                f"`{folder / own[0]}` was not drawn by furnclip", hint="choose a new folder for the catalogue"
+                f"`{folder / own[0]}` was not drawn by this program",
+                hint="choose a new folder for the catalogue",
             )
         return False
-    found = json.loads(manifest.read_text("utf-8"))
+    found = read_json(manifest, dict[str, Any], what="the drawn shop's record", hint=_NEW_FOLDER)
     finished = bool(found.get("finished"))
     if found == _described(order, finished=finished):
         return finished
-    raise InputError(
-        f"`{folder}` holds a shop drawn with other settings", hint="choose a new folder, or remove this one"
-    )
-
-
-def _drawn(folder: Path, order: ShopOrder, workers: int) -> Iterator[list[ProductRow]]:
-    chunks = [range(start, min(start + _CHUNK, order.products)) for start in range(0, order.products, _CHUNK)]
-    work = partial(draw_products, folder, order)
-    if order.products < _ALONE or workers == 1:
-        yield from map(work, chunks)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts_to_parent) as pool:
-        try:
-            yield from pool.map(work, chunks)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def draw_products(folder: Path, order: ShopOrder, numbers: Sequence[int]) -> list[ProductRow]:
-    """Draw these products' pictures, those that are missing, and return their rows."""
-    return [_draw_product(folder, order, number) for number in numbers]
+    raise InputError(f"`{folder}` holds a shop drawn with other settings", hint=_NEW_FOLDER)
 
 
 def _draw_product(folder: Path, order: ShopOrder, number: int) -> ProductRow:
@@ -187,9 +158,3 @@ class _CsvText:
 
     def text(self) -> str:
         return self._lines.getvalue()
-
-
-def read_truth(folder: Path) -> Iterable[dict[str, str]]:
-    """The rows of `truth.csv`."""
-    with (folder / "truth.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

@@ -1,6 +1,6 @@
 """Surface patterns as small tiles of numbers between 0 and 1, made once per process.
 
-A finish mixes two colours by the tile: grain, weave, cane, veins, brick. Tiles repeat seamlessly and
+A finish mixes two colors by the tile: grain, weave, cane, veins, brick. Tiles repeat seamlessly and
 are 256 pixels wide; the constants are what looked right, not what was measured.
 """
 

@@ -1,7 +1,7 @@
-"""What a shop writes above a picture: the true title, and the mess that is made of it.
+"""What a shop writes above an image: the true title, and the mess that is made of it.
 
 The mess is what real catalogues are full of: brands, article numbers, prices, shipping, set sizes,
-sizes in two units, capitals, typing errors, wrong colours, and now and then another language.
+sizes in two units, capitals, typing errors, wrong colors, and now and then another language.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _FOREIGN_COLORS = {
     "es": ("negro", "blanco", "gris", "marrón", "verde", "azul", "rojo", "amarillo", "rosa", "morado"),
 }
 
-# Names of colours that stand in no dictionary, as many shops have them.
+# Names of colors that are in no dictionary, as many shops have them.
 _OWN_SHADES = {
     "red": "Karmosa",
     "green": "Tarnby",
@@ -75,7 +75,7 @@ def true_title(design: Design) -> str:
 
 
 def messy_title(design: Design, dice: Dice, number: int, *, own_words: bool = False) -> str:
-    """The same product as the shop's feed has it; with `own_words`, some colours by its own names."""
+    """The same product as the shop's feed has it; with `own_words`, some colors by its own names."""
     foreign = KINDS[design.kind].foreign
     if foreign and dice.chance(0.05):
         return _foreign_title(design, dice, dice.pick(tuple(foreign)))
@@ -110,7 +110,7 @@ def _told(design: Design, dice: Dice, *, own_words: bool) -> str:
 
 
 def _color_word(design: Design, dice: Dice, *, own_words: bool) -> str:
-    """What the shop calls the colour, now and then a wrong one."""
+    """What the shop calls the color, now and then a wrong one."""
     color = design.color
     word = dice.pick(COLORS[color][0]) if color in COLORS else color
     if dice.chance(0.05):

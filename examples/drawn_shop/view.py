@@ -2,7 +2,7 @@
 
 Parts are convex, so painting them from back to front is exact as long as the order is. Two parts are
 ordered by a plane between their bounding boxes, the way a binary space partition would, and by
-distance where their boxes overlap. Pillow fills the polygons with face numbers; `shading` colours
+distance where their boxes overlap. Pillow fills the polygons with face numbers; `shading` colors
 the pixels afterwards.
 """
 
@@ -67,7 +67,7 @@ class Camera:
     def framing(
         cls, geometry: Geometry, *, azimuth: float, elevation: float, side_px: int, fill: float, shift: Array
     ) -> Camera:
-        """The camera that sees the whole piece: `fill` of the picture, off centre by `shift` (2,)."""
+        """The camera that sees the whole piece: `fill` of the image, off centre by `shift` (2,)."""
         middle = (geometry.low.min(0) + geometry.high.max(0)) / 2
         reach = float(np.linalg.norm(geometry.high.max(0) - geometry.low.min(0)))
         away = np.array(
@@ -82,7 +82,7 @@ class Camera:
         return cls(eye, axes, focal, (float(centre[0]), float(centre[1])), side_px)
 
     def pixels(self, points: Array) -> Array:
-        """Where points (V, 3) lie in the picture, (V, 2)."""
+        """Where points (V, 3) lie in the image, (V, 2)."""
         flat = _project(points - self.eye, self.axes)
         placed: Array = np.array(self.centre_px) + self.focal_px * flat * np.array([1.0, -1.0])
         return placed

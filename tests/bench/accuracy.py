@@ -7,7 +7,7 @@ they were drawn from. `seen` and `unseen`: 60 real models of Sweet Home 3D label
 `tests/clean_labels.py`, where the Debian package `sweethome3d-furniture` is installed.
 
 Known bias: the truth of a drawn product knows what its title does not say. 3 of 10 titles name no style and
-some lie about the colour; a rule that reads titles cannot know. `style_said` is the share among titles that
+some lie about the color; a rule that reads titles cannot know. `style_said` is the share among titles that
 name one, `brand_left` and `number_left` are shares of clean titles that still hold what should be gone.
 """
 

@@ -1,11 +1,11 @@
-"""`furnclip arena` on 50,000 products: from the key press to the next query with its pictures.
+"""`furnclip arena` on 50,000 products: from the key press to the next query with its images.
 
     python -m tests.bench.arena [--quick] [--json]
 
 A process in a pseudo-terminal of 120 x 40 cells, photographs of 800 pixels (20 different ones behind
-the 50,000 names, so the disk's cache is warm; no two names share a decoded picture), the viewer that
+the 50,000 names, so the disk's cache is warm; no two names share a decoded image), the viewer that
 `auto` finds. Measured from the key until the last byte of the next screen has arrived, for a rater
-who looks for one second and for one who presses as fast as the arena allows (0.3 s: the next picture
+who looks for one second and for one who presses as fast as the arena allows (0.3 s: the next image
 is perhaps not drawn yet). `cold` is the same work one after the other without drawing ahead: vote
 flushed to the disk, next trial, sheet drawn and encoded, viewer run.
 """

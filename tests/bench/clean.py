@@ -2,12 +2,12 @@
 
     python -m tests.bench.clean [--quick] [--json]
 
-The catalogue repeats a few dozen pictures of 1600 x 1200 pixels, drawn with the grain of a photograph, under
-as many ids and titles as there are rows. The plain way of preparing decodes each picture in full in one
+The catalogue repeats a few dozen images of 1600 x 1200 pixels, drawn with the grain of a photograph, under
+as many ids and titles as there are rows. The plain way of preparing decodes each image in full in one
 process, scales it with LANCZOS, pads it to a square and writes base64 lines; that of finalizing is a loop
 over the answers that writes cell by cell into a pandas frame. Both read the same files in the same run.
 The plain rates are measured on fewer rows where the whole would take hours; the plain finalize gets slower
-with the number of rows, so it is measured on a frame of full size. Finalizing looks at no picture; its
+with the number of rows, so it is measured on a frame of full size. Finalizing looks at no image; its
 requests are noted as prepared without drawing 50,000 of them. `finalize` is against writing by `frame.loc`,
 `finalize_at` against the faster `frame.at`.
 """

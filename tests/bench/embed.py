@@ -5,9 +5,9 @@
 ViT-B/32 with random weights, JPEGs of 500 pixels, one caption a product, two threads. Every
 contender is a process of its own that turns the same files and captions into unit vectors; what is
 timed begins with the model loaded and ends with the vectors (furnclip: with the vector file and the
-search table on the disk). furnclip chooses its arithmetic itself, as a user would have it; the plain
+search table on the disk). furnclip chooses its precision itself, as a user would have it; the plain
 loop, open_clip and sentence-transformers run as their documentation shows, in float32. `model_only` is
-the forward pass of Hugging Face's model on ready tensors, in furnclip's arithmetic.
+the forward pass of Hugging Face's model on ready tensors, in furnclip's precision.
 
 open_clip and sentence-transformers need torchvision, of which there is no build beside a CPU-only
 torch from every index; its compiled operators, which neither of them calls here, are declared empty.
@@ -180,7 +180,7 @@ def plain_loop(folder: Path) -> Embed:
 
 
 def model_only(folder: Path) -> Embed:
-    """The forward pass alone, on tensors that are ready, in the arithmetic that furnclip took."""
+    """The forward pass alone, on tensors that are ready, in the precision that furnclip took."""
     from transformers import AutoTokenizer, CLIPModel
 
     dtype = torch.bfloat16 if os.environ["FURNCLIP_BENCH_PRECISION"] == "bf16" else torch.float32

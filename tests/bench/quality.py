@@ -4,7 +4,7 @@
 
 Sweet Home 3D (820 products; the Debian package `sweethome3d-furniture`), every weight of `furnclip-tiny`
 trained, equal epochs and learning rate, three seeds (`--quick`: one seed, one epoch). Recall of text to
-image on the test split, each of its fixed captions searched among all of its pictures; products with
+image on the test split, each of its fixed captions searched among all of its images; products with
 the same caption or group are right answers of each other. Mean and standard deviation over the seeds.
 
     base                 furnclip-tiny as it is

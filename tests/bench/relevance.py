@@ -11,7 +11,7 @@ words for it ("couch").
 `vector_ndcg`, `keyword_ndcg`, `hybrid_ndcg`   nDCG@10, a right answer has every attribute asked for;
 `..._reworded_ndcg`                            the same for requests in other words.
 
-Avoiding: a kind of product and a material or colour that some but not most of its kind have; ten hits
+Avoiding: a kind of product and a material or color that some but not most of its kind have; ten hits
 by meaning with a filter on words (`filter`), with a share of the avoided word's vector subtracted
 (`subtract_0.5` ...), or with both. `..._avoids`: share of hits without it; `..._kept`: share of hits
 that are of the kind asked for and without it; `nothing`: the word is not mentioned.

@@ -2,7 +2,7 @@
 
     python -m tests.bench.train [--quick] [--json]
 
-Random weights, 224-pixel pictures, captions of about 20 tokens. The rival is Hugging Face's `CLIPModel`
+Random weights, 224-pixel images, captions of about 20 tokens. The rival is Hugging Face's `CLIPModel`
 with PEFT's adapters on the same layers, `padding="max_length"` (77), float32, the loss of each
 micro-batch summed up; it gets its pixels normalised and its tokens padded beforehand. furnclip starts
 from bytes and strings and contrasts the whole effective batch. Both take AdamW steps. Samples per
@@ -14,7 +14,7 @@ so that every micro-batch is encoded twice. A large batch on a machine with memo
 
 `peak_memory` is the peak resident memory of a process that takes one exact step of 1024 samples in
 micro-batches of 32 (64 with `--quick`), keeping no graphs, over that of one that takes a lone step of
-32; what the large one has more is its pictures, as bytes (`pictures_mb`), and the (B, B) similarities.
+32; what the large one has more is its images, as bytes (`pictures_mb`), and the (B, B) similarities.
 Known bias: random weights are as fast as trained ones, but nothing here says how well it learns.
 """
 
@@ -56,7 +56,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Workload:
-    """One effective batch: pictures as bytes, captions as strings."""
+    """One effective batch: images as bytes, captions as strings."""
 
     pictures: np.ndarray
     captions: list[str]

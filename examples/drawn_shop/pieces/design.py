@@ -15,7 +15,7 @@ from ..solids import Mesh, Span
 class Slot(IntEnum):
     """Which finish a part has."""
 
-    BODY = 0  # what the piece's material and colour are about
+    BODY = 0  # what the piece's material and color are about
     FRAME = 1  # legs and skeleton
     TRIM = 2  # handles, edges
     SOFT = 3  # pillows, bedding, lamp shade
@@ -61,7 +61,7 @@ class Dice:
 class Design:
     """One product as it will be drawn and described.
 
-    `shape` decides what variants of a product share, `surface` what they do not: colour, room, camera.
+    `shape` decides what variants of a product share, `surface` what they do not: color, room, camera.
     """
 
     kind: str

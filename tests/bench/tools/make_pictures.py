@@ -37,7 +37,7 @@ SHOWN = (
 
 
 def main() -> None:
-    """Make every picture that can be made here."""
+    """Make every image that can be made here."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tour", type=Path, help="folder of a finished tour")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"), help="where to write")
@@ -71,12 +71,12 @@ def shop_sheet(cell_px: int = 192) -> Image.Image:
 
 
 def recorded(words: tuple[str, ...], folder: Path) -> str:
-    """What `furnclip WORDS` writes to a colour terminal, escape sequences included."""
+    """What `furnclip WORDS` writes to a color terminal, escape sequences included."""
     reader, writer = pty.openpty()
     environment = {
         **os.environ,
         **{"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": str(COLUMNS), "LINES": "60"},
-        "FURNCLIP_ARENA__VIEWER": "builtin",  # coloured half blocks: the only pictures an SVG can hold
+        "FURNCLIP_ARENA__VIEWER": "builtin",  # coloured half blocks: the only images an SVG can hold
     }
     command = [sys.executable, "-m", "furnclip", *words]
     process = subprocess.Popen(

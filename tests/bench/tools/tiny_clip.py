@@ -8,8 +8,8 @@
 prepared Sweet Home 3D catalogue, of which only the train split is taken. It writes
 `tiny/training.csv`, `tiny/start/` (random weights and a tokenizer) and `tiny/furnclip.toml`.
 `finish` writes the run's model in half precision into the package; the model card there is kept.
-`judge` prints how often the package's model names the type and the room of a picture that it has not seen,
-among the types and rooms of Sweet Home 3D's test split: some eighty pictures, so two points are one picture.
+`judge` prints how often the package's model names the type and the room of an image that it has not seen,
+among the types and rooms of Sweet Home 3D's test split: some eighty images, so two points are one image.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
     finish = steps.add_parser("finish", help="put the trained model into the package")
     finish.add_argument("run", type=Path, help="folder of the finished run")
     finish.set_defaults(step=lambda arguments: write_bundle(arguments.run))
-    judge = steps.add_parser("judge", help="name what is on pictures of Sweet Home 3D's test split")
+    judge = steps.add_parser("judge", help="name what is on images of Sweet Home 3D's test split")
     judge.add_argument("sweethome", type=Path, help="Sweet Home 3D, cleaned and prepared")
     judge.set_defaults(step=lambda arguments: print_judgement(arguments.sweethome))
     arguments = parser.parse_args()
@@ -112,7 +112,7 @@ def _drawn_rows(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _sweethome_rows(folder: Path, sweethome: Path) -> Iterator[dict[str, str]]:
-    """The train split, its pictures copied beside the drawn ones."""
+    """The train split, its images copied beside the drawn ones."""
     assignments = read_assignments(sweethome / "work" / "shards")
     target = folder / "images" / "sweethome"
     target.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def print_judgement(sweethome: Path) -> None:
         words = clip.encode_texts([f"a photo of a {name.lower()}" for name in names])
         right = [np.array([names.index(sample.fields[column])]) for sample in known]
         found = ranks(pictures, words, right)
-        print(f"{column}: {len(known)} pictures, {len(names)} names")
+        print(f"{column}: {len(known)} images, {len(names)} names")
         for k in (1, 5):
             print(f"  among {k}: {recall_at_k(found, k):.3f}, by chance {k / len(names):.3f}")
 
