@@ -28,6 +28,7 @@ from furnclip.embed.fusion import choose_image_weight
 from furnclip.embed.sources import LEAST_COSINE, Sample, settle_precision
 from furnclip.errors import InputError
 from furnclip.images import BrokenImage, open_image
+from furnclip.journal import aside_name
 from furnclip.model import Clip, build_tiny_clip, load_clip
 from furnclip.model.packing import can_pack, pack
 from furnclip.model.precision import Choice
@@ -92,7 +93,10 @@ def test_every_product_gets_unit_vectors_that_the_model_made(shop: Path, tiny_cl
 
 
 def test_what_a_kill_left_half_written_is_removed(shop: Path) -> None:
-    half_written = shop / "work/embeddings/.master_vectors.parquet.4711.part"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    mine = aside_name(shop / "work/embeddings/master_vectors.parquet")
+    half_written = mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{ended.pid}."))
     half_written.parent.mkdir(parents=True)
     half_written.write_bytes(b"PAR1")
     embed(shop)

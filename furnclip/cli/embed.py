@@ -33,6 +33,7 @@ def embed(
     from furnclip import console
     from furnclip.clean.workspace import check_finished
     from furnclip.embed import embed_catalogue
+    from furnclip.errors import InputError
 
     chosen = settings(config, model={"name": model}, embed={"batch_size": batch_size, "dtype": dtype})
     check_finished(chosen.paths)
@@ -42,7 +43,17 @@ def embed(
     mention_raw_titles(chosen)
     if summary.was_there:
         console.note("nothing to do: every product is embedded by these models already")
+    if summary.uncleaned:
+        console.warn(
+            f"{summary.uncleaned} rows of `{chosen.paths.products}` are not here: they were added after "
+            "cleaning or lie beyond its limit; `furnclip clean run` cleans them"
+        )
     console.emit(_payload(summary), as_json=as_json, human=lambda: _show(summary))
+    if sum(summary.missing.values()) == summary.products:
+        raise InputError(
+            "no product has an image that can be read, so only keywords find anything",
+            hint=f"see `{summary.missing_file}` for the reason of each",
+        )
 
 
 def _payload(summary: Summary) -> dict[str, object]:
@@ -54,6 +65,7 @@ def _payload(summary: Summary) -> dict[str, object]:
         "search": "exact" if index.exact else "ivf",
         "products": summary.products,
         "rejected": summary.rejected,
+        "uncleaned": summary.uncleaned,
         "missing": summary.missing,
         "encoded": summary.encoded,
         "row_groups": summary.row_groups,
@@ -73,10 +85,10 @@ def _show(summary: Summary) -> None:
         for label, model in summary.provenance.models.items()
     ]
     title = f"{summary.products} products in {summary.seconds:.1f} s"
-    console.show_table(("vectors", "model", "arithmetic", "encoded", "picture's share"), rows, title=title)
+    console.show_table(("vectors", "model", "precision", "encoded", "image weight"), rows, title=title)
     for reason, count in sorted(summary.missing.items()):
-        console.say(f"without a picture: {count} ({reason})")
+        console.say(f"without an image: {count} ({reason}), see {summary.missing_file}")
     if summary.rejected:
-        console.say(f"rejected rows: {summary.rejected}, see {summary.vectors.with_name('rejected.jsonl')}")
+        console.say(f"rejected rows: {summary.rejected}, see {summary.rejected_file}")
     console.say(f"vectors: {summary.vectors}")
     console.say('next: furnclip search "a red armchair"')

@@ -10,7 +10,7 @@ written aside and renamed; where its file exists, its row group is done.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from furnclip import console
 from furnclip.errors import FurnclipError
 from furnclip.journal import replacing
-from furnclip.vectors import PRODUCT_COLUMNS, Provenance, column_name, read_provenance
+from furnclip.vectors import KINDS, PRODUCT_COLUMNS, Provenance, column_name, read_provenance, vector_schema
 from furnclip.vectors.nearest import Floats
-from furnclip.vectors.parquet import matrix_of
+from furnclip.vectors.parquet import matrix_of, open_parquet, reading
 
 Mask = npt.NDArray[np.bool_]
 PART_KINDS = ("image", "text")
@@ -42,6 +43,18 @@ class PartFolder:
     def is_done(self, number: int) -> bool:
         return self.part(number).is_file()
 
+    def drop_damaged(self, numbers: Sequence[int], plan: Provenance, rows: Callable[[int], int]) -> None:
+        """Remove parts that are there and cannot be used, so that they are made again."""
+        schema = vector_schema(plan, kinds=PART_KINDS)
+        for number in filter(self.is_done, numbers):
+            try:
+                table = self._read(number)
+            except FurnclipError:
+                table = None
+            if table is None or table.num_rows != rows(number) or not table.schema.equals(schema):
+                console.warn(f"`{self.part(number)}` is damaged and is made again")
+                self.part(number).unlink()
+
     def write(self, number: int, table: pa.Table) -> None:
         with replacing(self.part(number)) as file:
             write_row_groups(file, table.schema, [table])
@@ -49,20 +62,22 @@ class PartFolder:
     def tables(self, count: int) -> Iterator[pa.Table]:
         """Every row group, in order."""
         for number in range(count):
-            yield pq.read_table(self.part(number))
+            yield self._read(number)
+
+    def _read(self, number: int) -> pa.Table:
+        with reading(self.part(number)), open_parquet(self.part(number)) as file:
+            return file.read()
 
     def remove_all(self) -> None:
-        """Remove the parts of every key, and files that a kill left half written: the work is complete."""
+        """Remove the parts of every key: the work is complete."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
-        for pattern in (".*.parquet.*.part", ".rejected.jsonl.*.part"):
-            for path in self.path.parent.parent.glob(pattern):
-                path.unlink(missing_ok=True)
 
 
 def write_row_groups(file: object, schema: pa.Schema, tables: Iterator[pa.Table] | list[pa.Table]) -> None:
     """Write each table as one row group; the same tables always give the same bytes."""
     texts = [*PRODUCT_COLUMNS, "missing_reason"]
-    with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=texts) as writer:
+    options = {"compression": "zstd", "use_dictionary": texts, "write_page_checksum": True}
+    with pq.ParquetWriter(file, schema, **options) as writer:
         for table in tables:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
 
@@ -104,7 +119,7 @@ class Known:
         self._groups = [(path, number) for path in files for number in range(_row_groups(path))]
         hashes, places = [], []
         for index, (path, number) in enumerate(self._groups):
-            found = _hashes(pq.ParquetFile(path).read_row_group(number, columns=["content_hash"]))
+            found = _hashes(_row_group(path, number, ["content_hash"]))
             hashes.append(found)
             places.append(np.stack([np.full(len(found), index), np.arange(len(found))], axis=1))
         every = np.concatenate(hashes) if hashes else np.empty(0, dtype=np.uint64)
@@ -136,7 +151,7 @@ class Known:
         # Catalogues keep their order, so the next row is nearly always in the row group just read.
         if index != getattr(self, "_last_index", None):
             path, number = self._groups[index]
-            self._last_table = pq.ParquetFile(path).read_row_group(number, columns=self._columns)
+            self._last_table = _row_group(path, number, self._columns)
             self._last_index = index
         return self._last_table
 
@@ -157,22 +172,32 @@ def reusable_files(embeddings: Path, label: str, fingerprint: str, precision: st
     candidates = [embeddings / "master_vectors.parquet", *sorted(embeddings.glob("parts/*/part-*.parquet"))]
     found = []
     for path in candidates:
-        model = _provenance(path).models.get(label) if path.is_file() else None
+        kinds = KINDS if path.parent == embeddings else PART_KINDS
+        model = _provenance(path, kinds).models.get(label) if path.is_file() else None
         if model and model.fingerprint == fingerprint and precision in (None, model.precision):
             precision = model.precision
             found.append(path)
     return Earlier(tuple(found), precision)
 
 
-def _provenance(path: Path) -> Provenance:
+def _provenance(path: Path, kinds: Sequence[str]) -> Provenance:
     try:
-        return read_provenance(path)
-    except FurnclipError:
+        provenance = read_provenance(path, kinds=kinds)
+        for number in range(_row_groups(path)):
+            _hashes(_row_group(path, number, ["content_hash"]))
+    except (FurnclipError, ValueError, TypeError, OverflowError):
         return Provenance()  # unreadable or of another version: nothing in it can be used again
+    return provenance
 
 
 def _row_groups(path: Path) -> int:
-    return int(pq.ParquetFile(path).metadata.num_row_groups)
+    with open_parquet(path) as file:
+        return int(file.metadata.num_row_groups)
+
+
+def _row_group(path: Path, number: int, columns: Sequence[str]) -> pa.Table:
+    with reading(path), open_parquet(path) as file:
+        return file.read_row_group(number, columns=list(columns))
 
 
 def _hashes(table: pa.Table) -> npt.NDArray[np.uint64]:

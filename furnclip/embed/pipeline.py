@@ -26,10 +26,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from furnclip import console
-from furnclip.catalogue import content_hash
+from furnclip.catalogue import content_hash, uncleaned_rows
 from furnclip.config import Config
 from furnclip.embed.assemble import fused_provenance, write_vectors
 from furnclip.embed.encoding import RowGroupEncoder, encoders, map_ahead
@@ -38,11 +36,15 @@ from furnclip.embed.plan import PREPROCESSING, Ranks, read_or_make_plan, wait_un
 from furnclip.embed.rows import CatalogueReader, Row, read_content
 from furnclip.embed.sources import load_models, model_names, place
 from furnclip.errors import FurnclipError, InputError
-from furnclip.journal import Journal, keep_copy, replacing
+from furnclip.journal import Journal, keep_copy, replacing, sweep
 from furnclip.model import Clip
 from furnclip.model.memory import release_freed
 from furnclip.vectors import Provenance, read_provenance
-from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
+from furnclip.vectors.index import IndexLocation, IndexReport, index_location, is_index_of, write_index
+from furnclip.vectors.parquet import open_parquet
+
+_REJECTED = "rejected.jsonl"
+_MISSING = "missing.jsonl"
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,24 @@ class Summary:
     missing: dict[str, int]
     """rows without a picture vector, by the first word of the reason"""
     rejected: int
+    uncleaned: int
+    """rows of the raw catalogue that are not here because they were never cleaned"""
     seconds: float
     loading_s: float
     """of these: loading the models and choosing their arithmetic"""
     provenance: Provenance
     index: IndexReport | None
     was_there: bool = False
+
+    @property
+    def rejected_file(self) -> Path:
+        """Why rows of the catalogue are no products."""
+        return self.vectors.with_name(_REJECTED)
+
+    @property
+    def missing_file(self) -> Path:
+        """Why products have no image vector."""
+        return self.vectors.with_name(_MISSING)
 
 
 @dataclass(frozen=True)
@@ -108,13 +122,15 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> Summary:
     """
     start = time.monotonic()
     ranks = Ranks.from_environment()
+    sweep(config.paths.embeddings)
+    location = index_location(config)  # a bucket that refuses is told now, not when all is encoded
     with Journal(config.paths.embeddings / f"journal-{ranks.rank}.jsonl") as journal, _quiet_decoders():
         job = _open_job(config, run, ranks)
         was_there = _is_finished(job)
         work = _Work() if was_there else _encode(job, journal)
         if ranks.leads and not was_there:
             _finish(job)
-        index = _index(job) if ranks.leads else None
+        index = _index(job, location) if ranks.leads else None
         if not was_there:
             journal.append({"event": "finished", "key": job.folder.path.name})
         return _summary(job, work, index, seconds=time.monotonic() - start, was_there=was_there)
@@ -127,9 +143,23 @@ def _open_job(config: Config, run: str | None, ranks: Ranks) -> _Job:
     loading_s = time.monotonic() - start
     key, products = _key(reader, clips, config)
     if not products:
-        raise InputError(f"`{reader.path}` holds no usable product", hint="see `furnclip prepare` for why")
+        raise _nothing_usable(reader, config)
     folder = PartFolder(config.paths.embeddings, key)
     return _Job(config, ranks, reader, clips, folder, products=products, loading_s=loading_s)
+
+
+def _nothing_usable(reader: CatalogueReader, config: Config) -> InputError:
+    """The error for a catalogue without products; its rejected rows stand in a file by now."""
+    reasons = _write_rejected(reader, config)
+    cleaning_rejected = config.paths.clean / "rejected.csv"
+    if reasons:
+        counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        hint = f"see `{config.paths.vectors.with_name(_REJECTED)}` for each row ({counts})"
+    elif reader.path == config.paths.cleaned and cleaning_rejected.is_file():
+        hint = f"cleaning rejected every row: see `{cleaning_rejected}`, then run `furnclip clean run` again"
+    else:
+        hint = "it has no rows: export the catalogue again"
+    return InputError(f"`{reader.path}` holds no usable product", hint=hint)
 
 
 def _key(reader: CatalogueReader, clips: Mapping[str, Clip], config: Config) -> tuple[str, int]:
@@ -153,7 +183,9 @@ def _identity(row: Row) -> str:
 def _is_finished(job: _Job) -> bool:
     target = job.config.paths.vectors
     try:
-        return target.is_file() and read_provenance(target).key == job.folder.path.name
+        with open_parquet(target) as file:
+            is_whole = file.metadata.num_rows == job.products
+        return is_whole and read_provenance(target).key == job.folder.path.name
     except FurnclipError:
         return False  # damaged or of another version: it is written again
 
@@ -167,9 +199,11 @@ def _encode(job: _Job, journal: Journal) -> _Work:
     }
     job.clips.update(clips)
     loading_s = time.monotonic() - start
+    batch_size = min(job.config.embed.batch_size, job.products)
+    share = job.ranks.share(range(job.row_groups))
+    job.folder.drop_damaged(share, plan, lambda number: _rows_in(job, number))
     known = {label: _known(job, plan, label) for label in clips}
-    batch_size = job.config.embed.batch_size
-    todo = [number for number in job.ranks.share(range(job.row_groups)) if not job.folder.is_done(number)]
+    todo = [number for number in share if not job.folder.is_done(number)]
     pictures: Counter[str] = Counter()
     with (
         console.progress("embedding", total=job.products, unit="products") as meter,
@@ -208,25 +242,45 @@ def _rows_in(job: _Job, number: int) -> int:
     return min(rows_each, job.products - number * rows_each)
 
 
+def _write_rejected(reader: CatalogueReader, config: Config) -> Counter[str]:
+    """Every rejected row of the catalogue with its reason, in a file; how many of each reason."""
+    reasons: Counter[str] = Counter()
+    with replacing(config.paths.vectors.with_name(_REJECTED)) as file:
+        for rejection in reader.rejections():
+            reasons[rejection.reason] += 1
+            line = {"row": rejection.row, "product_id": rejection.product_id, "reason": rejection.reason}
+            file.write(json.dumps({**line, "detail": rejection.detail}).encode() + b"\n")
+    return reasons
+
+
+def _write_missing(config: Config) -> None:
+    with (
+        open_parquet(config.paths.vectors) as vectors,
+        replacing(config.paths.vectors.with_name(_MISSING)) as file,
+    ):
+        for batch in vectors.iter_batches(columns=["product_id", "missing_reason"]):
+            for row in batch.to_pylist():
+                if row["missing_reason"]:
+                    line = {"product_id": row["product_id"], "reason": row["missing_reason"]}
+                    file.write(json.dumps(line).encode() + b"\n")
+
+
 def _finish(job: _Job) -> None:
     """Write what is made of all parts together."""
     wait_until(lambda: all(job.folder.is_done(number) for number in range(job.row_groups)))
-    plan = Provenance.model_validate_json(job.folder.plan.read_text(encoding="utf-8"))
+    plan = read_or_make_plan(job.folder, job.ranks, job.reader, job.clips, config=job.config)
     provenance = fused_provenance(job.folder, job.row_groups, plan, job.clips, config=job.config.embed)
-    with replacing(job.config.paths.embeddings / "rejected.jsonl") as file:
-        for rejection in job.reader.rejections():
-            line = {"row": rejection.row, "product_id": rejection.product_id, "reason": rejection.reason}
-            file.write(json.dumps({**line, "detail": rejection.detail}).encode() + b"\n")
+    _write_rejected(job.reader, job.config)
     write_vectors(job.folder, job.row_groups, provenance, job.config.paths.vectors)
+    _write_missing(job.config)
     if "finetuned" in provenance.models:
         # under the run's name as well, so that `furnclip arena --run a --run b` can compare runs
         run = Path(provenance.models["finetuned"].name).name
         keep_copy(job.config.paths.vectors, job.config.paths.embeddings / f"{run}.parquet")
 
 
-def _index(job: _Job) -> IndexReport:
+def _index(job: _Job, location: IndexLocation) -> IndexReport:
     """The search table of the finished vector file; then the parts are no longer needed."""
-    location = index_location(job.config)
     key = job.folder.path.name
     job.clips.clear()  # LanceDB takes memory of its own
     release_freed()
@@ -239,7 +293,7 @@ def _begun(journal: Journal) -> int:
     """Row groups that this process and its killed predecessors began since the last finished run."""
     count = 0
     for event in journal.events():
-        count = count + 1 if event["event"] == "begun" else 0
+        count = count + 1 if event.get("event") == "begun" else 0
     return count
 
 
@@ -256,6 +310,7 @@ def _summary(
         encoded=dict(work.pictures),
         missing=_missing(vectors) if job.ranks.leads else {},
         rejected=sum(1 for _ in job.reader.rejections()),
+        uncleaned=uncleaned_rows(job.config),
         seconds=seconds,
         loading_s=job.loading_s + work.loading_s,
         provenance=read_provenance(vectors) if job.ranks.leads else Provenance(),
@@ -265,7 +320,8 @@ def _summary(
 
 
 def _missing(vectors: Path) -> dict[str, int]:
-    reasons = pq.read_table(vectors, columns=["missing_reason"])["missing_reason"].drop_null().to_pylist()
+    with open_parquet(vectors) as file:
+        reasons = file.read(columns=["missing_reason"])["missing_reason"].drop_null().to_pylist()
     return dict(Counter(reason.split(":")[0] for reason in reasons))
 
 

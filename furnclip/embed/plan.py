@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from itertools import islice
 
 from PIL import Image
-from pydantic import ValidationError
 
 from furnclip import __version__, console
 from furnclip.config import Config, torchrun_launch
 from furnclip.embed.parts import PartFolder, reusable_files
 from furnclip.embed.rows import CatalogueReader, decode, read_content
 from furnclip.embed.sources import SAMPLE_ROWS, Sample, settle_precision
-from furnclip.journal import write_text
+from furnclip.errors import InputError
+from furnclip.journal import read_json, write_text
 from furnclip.model import Clip
 from furnclip.vectors import ModelProvenance, Provenance
 
@@ -58,21 +58,25 @@ def read_or_make_plan(
     folder: PartFolder, ranks: Ranks, reader: CatalogueReader, clips: Mapping[str, Clip], *, config: Config
 ) -> Provenance:
     """The plan that lies in `folder`; process 0 makes it where there is none, the others wait."""
-    if ranks.leads and _read_plan(folder) is None:
+    if ranks.leads and read_plan(folder, clips) is None:
         folder.path.mkdir(parents=True, exist_ok=True)
         plan = _make_plan(folder.path.name, reader, clips, config)
         write_text(folder.plan, plan.model_dump_json(indent=2) + "\n")
-    wait_until(lambda: _read_plan(folder) is not None)
-    plan_read = _read_plan(folder)
+    wait_until(lambda: read_plan(folder, clips) is not None)
+    plan_read = read_plan(folder, clips)
     assert plan_read is not None
     return plan_read
 
 
-def _read_plan(folder: PartFolder) -> Provenance | None:
+def read_plan(folder: PartFolder, clips: Mapping[str, Clip]) -> Provenance | None:
+    """The plan for these models, or None where there is none that can be used."""
     try:
-        return Provenance.model_validate_json(folder.plan.read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
+        plan = read_json(folder.plan, Provenance, what="the plan", hint="it is made again")
+    except (OSError, InputError):
         return None
+    planned = {label: (model.fingerprint, model.dimension) for label, model in plan.models.items()}
+    wanted = {label: (clip.fingerprint, clip.dimension) for label, clip in clips.items()}
+    return plan if plan.key == folder.path.name and planned == wanted else None
 
 
 def _make_plan(key: str, reader: CatalogueReader, clips: Mapping[str, Clip], config: Config) -> Provenance:

@@ -7,7 +7,7 @@ hash and the requests. A killed evaluation finds the models it has finished with
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,10 @@ import numpy.typing as npt
 from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.config import Config
-from furnclip.errors import ModelError
+from furnclip.errors import InputError, ModelError
 from furnclip.evaluate.split import Split
 from furnclip.evaluate.tasks import Request, Side
-from furnclip.journal import replacing
+from furnclip.journal import open_regular, replacing
 from furnclip.model import Clip, load_clip
 
 Floats = npt.NDArray[np.float32]
@@ -55,7 +55,8 @@ def encode_model(
     texts = [request.text for request in requests]
     key = content_hash(clip.fingerprint, clip.precision.precision, split.data_hash, split.name, *texts)
     path = config.paths.cache / "eval" / f"{key}.npz"
-    vectors = _read(path)
+    counts = {"images": len(split), "captions": len(split), "requests": len(texts)}
+    vectors = _read(path, {side: (count, clip.dimension) for side, count in counts.items()})
     if vectors is None:
         vectors = _encode(clip, split, texts, label=label, config=config)
         _write(path, vectors)
@@ -89,16 +90,21 @@ def _encode_images(clip: Clip, split: Split, batch_size: int, *, label: str) -> 
     return vectors
 
 
-def _read(path: Path) -> dict[Side, Floats] | None:
-    if not path.is_file():
-        return None
+def _read(path: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[Side, Floats] | None:
+    sides: tuple[Side, ...] = ("images", "captions", "requests")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            sides: tuple[Side, ...] = ("images", "captions", "requests")
-            return {side: arrays[side] for side in sides}
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile):
-        console.warn(f"`{path}` is damaged and is made again")
+        with open_regular(path, what="the cache") as file, np.load(file, allow_pickle=False) as arrays:
+            vectors: dict[Side, Floats] = {side: arrays[side] for side in sides}
+    except FileNotFoundError:
         return None
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, InputError, AttributeError):
+        vectors = {}
+    for side in sides:
+        found = vectors.get(side)
+        if found is None or found.shape != shapes[side] or found.dtype != np.float32:
+            console.warn(f"`{path}` is damaged and is made again")
+            return None
+    return vectors
 
 
 def _write(path: Path, vectors: dict[Side, Floats]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +13,7 @@ import furnclip
 from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.config import Config
-from furnclip.errors import UsageError
+from furnclip.errors import InputError, UsageError
 from furnclip.evaluate.checks import check_comparison
 from furnclip.evaluate.encode import Encoded, encode_model
 from furnclip.evaluate.latency import measure_latency
@@ -22,7 +22,7 @@ from furnclip.evaluate.report import render
 from furnclip.evaluate.showcase import Asked, Part, choose
 from furnclip.evaluate.split import Split, read_split
 from furnclip.evaluate.tasks import Request, Task, build_requests, build_tasks
-from furnclip.journal import write_json, write_text
+from furnclip.journal import read_json, write_json, write_text
 from furnclip.metrics import chance_recall_at_k, recall_at_k
 from furnclip.model import latest_run
 
@@ -75,6 +75,7 @@ def evaluate(config: Config, run_names: Sequence[str] = (), *, force: bool = Fal
         return Evaluation(earlier, json_path, html_path, was_there=True)
     measured = _measure(split, requests, models, latency_s=config.eval.latency_s)
     report = {"identity": identity, "warnings": warnings, **_numbers(measured, config)}
+    report["content_hash"] = _hash_of(report)
     write_text(html_path, render(report, _parts(measured, config), split))
     write_json(json_path, report)
     return Evaluation(report, json_path, html_path, was_there=False)
@@ -100,7 +101,7 @@ def _labels(run_names: Sequence[str], config: Config) -> dict[str, str]:
     labels = {"finetuned": runs[0]} if len(runs) == 1 else {name: name for name in runs}
     if "base" in labels:
         raise UsageError(
-            "a run called `base` cannot be told from the base model",
+            "a run called `base` clashes with the base model's label",
             hint="rename its folder, or evaluate it alone",
         )
     return {"base": config.model.name, **labels}
@@ -116,12 +117,24 @@ def _identity(models: Sequence[Encoded], split: Split, config: Config, warnings:
 
 
 def _read_report(path: Path) -> dict[str, Any]:
-    """The report that is there, or an empty dict: one that cannot be read is made again."""
+    """The report that is there, or an empty dict: one that was changed or cannot be read is made again."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        report = read_json(path, dict[str, Any], what="the report", hint="it is made again")
+    except FileNotFoundError:
         return {}
-    return report if isinstance(report, dict) else {}
+    except InputError as error:
+        console.warn(f"{error.message}; it is made again")
+        return {}
+    if report.get("content_hash") == _hash_of(report):
+        return report
+    console.warn(f"the report `{path}` was changed by hand; it is made again")
+    return {}
+
+
+def _hash_of(report: Mapping[str, Any]) -> str:
+    """A hash of everything that the report says."""
+    numbers = {name: value for name, value in report.items() if name != "content_hash"}
+    return content_hash(json.dumps(numbers, sort_keys=True))
 
 
 def _measure(

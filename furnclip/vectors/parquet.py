@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -31,12 +32,18 @@ PRODUCT_COLUMNS = (
     "image",
     "content_hash",
 )
+_TEXTS = (*PRODUCT_COLUMNS, "missing_reason")
 LABELS = ("base", "finetuned")
 KINDS = ("image", "text", "vec")
 METADATA_KEY = b"furnclip"
 _LABEL = f"^({'|'.join(LABELS)})$"
 Dtype = Literal["fp32", "fp16"]
 _ARROW_TYPES = {"fp32": pa.float32(), "fp16": pa.float16()}
+_SMALL_BYTES = 1 << 25
+_MOST_TIMES_LARGER = (
+    1000  # a file of ours whose products have neither images nor different captions: some 200
+)
+_UNREADABLE = (pa.ArrowException, UnicodeDecodeError, MemoryError, OSError)  # as Arrow raises them
 _AGAIN = "remove it and run `furnclip embed` again"
 
 
@@ -125,17 +132,51 @@ def vector_array(vectors: Floats, present: npt.NDArray[np.bool_], dtype: Dtype) 
     )
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """The file, open; raises `MissingStageError` where there is none, `InputError` for another file."""
+def open_parquet(path: Path, *, dictionaries: bool = False) -> pq.ParquetFile:
+    """The file, open; with `dictionaries` its texts are read as such, each value once.
+
+    Raises `MissingStageError` where there is none, `InputError` for another file.
+    """
     try:
         open_regular(path, what="the vector file").close()
     except FileNotFoundError:
         raise MissingStageError(path, command="furnclip embed") from None
     try:
         # Buffered ahead, a reader of all rows keeps the whole file in memory.
-        return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
-    except pa.ArrowException as error:
+        file = pq.ParquetFile(
+            path,
+            pre_buffer=False,
+            page_checksum_verification=True,
+            read_dictionary=_TEXTS if dictionaries else None,
+        )
+    except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk, not the content
         raise InputError(f"`{path}` is not a Parquet file: {error}", hint=_AGAIN) from None
+    fields = [file.schema_arrow.field(number) for number in range(len(file.schema_arrow))]
+    numbers = sum(getattr(field.type, "list_size", 1) for field in fields)
+    check_unpacked(path, 4 * numbers * file.metadata.num_rows)
+    return file
+
+
+def check_unpacked(path: Path, size_bytes: int) -> None:
+    """Raise `InputError` where a small file would take a lot of memory: that is none of ours."""
+    packed_bytes = path.stat().st_size
+    if size_bytes > _SMALL_BYTES + _MOST_TIMES_LARGER * packed_bytes:
+        raise InputError(
+            f"`{path}` has {packed_bytes} bytes and would take {size_bytes >> 20} MB of memory", hint=_AGAIN
+        )
+
+
+def decoded_texts(path: Path, table: pa.Table) -> pa.Table:
+    """`table` with its texts as plain strings, if they fit: each is stored once, however often it occurs."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            column = table.column(number)
+            lengths = [pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
+            check_unpacked(path, sum(pc.sum(chunk).as_py() or 0 for chunk in lengths))
+            table = table.set_column(number, field.with_type(pa.string()), column.cast(pa.string()))
+    return table
 
 
 @contextmanager
@@ -143,7 +184,7 @@ def reading(path: Path) -> Iterator[None]:
     """What Arrow raises for content that cannot be decoded, as an `InputError` that names the file."""
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+    except _UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the content
         first_line = (str(error).splitlines() or [""])[0]
@@ -164,7 +205,7 @@ def check_columns(
     provenance: Provenance,
     *,
     where: Path | str,
-    texts: Sequence[str] = (*PRODUCT_COLUMNS, "missing_reason"),
+    texts: Sequence[str] = _TEXTS,
     kinds: Sequence[str] = KINDS,
 ) -> None:
     """Raise `InputError` unless the columns are there with the types that the provenance promises."""
@@ -192,11 +233,11 @@ def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
     return bool(found == wanted)
 
 
-def read_provenance(path: Path) -> Provenance:
+def read_provenance(path: Path, *, kinds: Sequence[str] = KINDS) -> Provenance:
     """Which models made the vectors in `path`, whose columns are checked; the rows are not read."""
     with open_parquet(path) as file:
         provenance = provenance_of(file.schema_arrow.metadata, where=path)
-        check_columns(file.schema_arrow, provenance, where=path)
+        check_columns(file.schema_arrow, provenance, where=path, kinds=kinds)
     return provenance
 
 
@@ -228,8 +269,8 @@ class VectorTable:
     def products(self) -> list[dict[str, str | None]]:
         """One dict a row with everything but the vectors."""
         names = [name for name in self.columns if name in (*PRODUCT_COLUMNS, "missing_reason")]
-        with reading(self.path), open_parquet(self.path) as file:
-            rows: list[dict[str, str | None]] = file.read(columns=names).to_pylist()
+        with reading(self.path), open_parquet(self.path, dictionaries=True) as file:
+            rows: list[dict[str, str | None]] = decoded_texts(self.path, file.read(columns=names)).to_pylist()
         return rows
 
     def matrix(self, name: str) -> Floats:

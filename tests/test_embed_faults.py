@@ -1,0 +1,376 @@
+"""Embedding with damaged files, stray variables and nothing to do: rebuilt or told, never a hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from furnclip import vectors
+from furnclip.cli import app
+from furnclip.errors import InputError
+from tests.test_embed import embed, table_of
+from tests.test_search import clean
+
+FULL = os.environ.get("FURNCLIP_FULL") == "1"
+VECTORS = "work/embeddings/master_vectors.parquet"
+
+
+def run(shop: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments, "--config", str(shop / "furnclip.toml")])
+
+
+def refused(done: Result, *words: str) -> None:
+    """Check for exit 1 with these words, in two lines without a traceback."""
+    assert done.exit_code == 1, done.output
+    assert done.stderr.count("error: ") == done.stderr.count("hint: ") == 1
+    for word in words:
+        assert word in done.stderr
+
+
+# --- nothing useful
+
+
+def emptied_by_cleaning(shop: Path) -> None:
+    clean(shop)
+    cleaned = shop / "work/clean/cleaned.csv"
+    lines = cleaned.read_text().splitlines(keepends=True)
+    cleaned.write_text(lines[0])
+    (cleaned.parent / "rejected.csv").write_text("".join(lines))
+
+
+def without_ids(shop: Path) -> None:
+    lines = (shop / "products.csv").read_text().splitlines()
+    (shop / "products.csv").write_text(
+        "\n".join([lines[0], *("," + line.split(",", 1)[1] for line in lines[1:])])
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda shop: shutil.rmtree(shop / "images"), ("missing.jsonl", "no product has an image")),
+        (lambda shop: [path.write_text("x") for path in (shop / "images").iterdir()], ("missing.jsonl",)),
+        (without_ids, ("rejected.jsonl", "12")),
+        (emptied_by_cleaning, ("rejected.csv", "furnclip clean run")),
+        (lambda shop: (shop / "products.csv").write_text("product_id,title,image\n"), ("it has no rows",)),
+    ],
+)
+def test_an_embedding_of_nothing_fails_and_says_where_the_reasons_are(
+    shop: Path, spoil: Callable[[Path], Any], words: tuple[str, ...]
+) -> None:
+    spoil(shop)
+    refused(run(shop, "embed"), *words)
+    refused(run(shop, "embed"), *words)  # the second run found nothing either
+    for name in ("missing.jsonl", "rejected.jsonl"):
+        if name in words:
+            lines = (shop / "work/embeddings" / name).read_text().splitlines()
+            assert len(lines) == 12
+            assert all(json.loads(line)["reason"] for line in lines)
+
+
+# --- rows and ids
+
+
+@pytest.mark.parametrize("added", [1, 3, 50])
+def test_products_added_after_cleaning_are_counted(shop: Path, added: int) -> None:
+    clean(shop)
+    assert embed(shop)["uncleaned"] == 0
+    with (shop / "products.csv").open("a") as file:
+        file.writelines(f"NEW{number},a lamp,00001.jpg,1\n" for number in range(added))
+    done = run(shop, "embed")
+    assert done.exit_code == 0
+    assert f"{added} rows of " in done.stderr
+    assert "furnclip clean run" in done.stderr
+
+
+@pytest.mark.parametrize("product_id", ["-A1", "=A1", "@A1", "+A1", "'-A1", "''A", "\U0001f6cb"])
+def test_ids_are_what_the_shop_wrote(shop: Path, product_id: str) -> None:
+    catalogue = shop / "products.csv"
+    catalogue.write_text(catalogue.read_text().replace("P00003", product_id))
+    assert run(shop, "clean", "run").exit_code == 0
+    embed(shop)
+    assert table_of(shop).products[3]["product_id"] == product_id
+    quoted = product_id.replace("'", "''")
+    done = run(shop, "search", "lamp", "--where", f"product_id = '{quoted}'", "--json")
+    assert [hit["product_id"] for hit in json.loads(done.stdout)["hits"]] == [product_id]
+
+
+# --- damaged files
+
+
+def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def with_model(table: pa.Table, **fields: Any) -> pa.Table:
+    stored = json.loads(table.schema.metadata[b"furnclip"])
+    stored["models"]["base"].update(fields)
+    return table.replace_schema_metadata({"furnclip": json.dumps(stored)})
+
+
+def replaced(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, column)
+
+
+def ragged(table: pa.Table) -> pa.Array:
+    return pa.array([[0.5] * (row % 3) for row in range(len(table))], pa.list_(pa.float32()))
+
+
+DAMAGES: dict[str, Callable[[pa.Table], pa.Table]] = {
+    "no product_id": lambda table: table.drop_columns(["product_id"]),
+    "no content_hash": lambda table: table.drop_columns(["content_hash"]),
+    "no vectors": lambda table: table.drop_columns(["vec_clip_base"]),
+    "no image vectors": lambda table: table.drop_columns(["image_clip_base"]),
+    "lists of any length": lambda table: replaced(table, "image_clip_base", ragged(table)),
+    "vectors of two numbers": lambda table: replaced(
+        table, "vec_clip_base", pa.array([[1.0, 0.0]] * len(table), pa.list_(pa.float32(), 2))
+    ),
+    "texts for vectors": lambda table: replaced(table, "vec_clip_base", pa.array(["x"] * len(table))),
+    "numbers for titles": lambda table: replaced(table, "title", pa.array([1] * len(table))),
+    "no metadata": lambda table: table.replace_schema_metadata(None),
+    "deep metadata": lambda table: table.replace_schema_metadata({"furnclip": "[" * 5000}),
+    "a dimension that is a text": lambda table: with_model(table, dimension="many"),
+    "another dimension": lambda table: with_model(table, dimension=7),
+    "a fingerprint that is a number": lambda table: with_model(table, fingerprint=5),
+    "models of another name": lambda table: table.replace_schema_metadata(
+        {"furnclip": json.dumps({"models": {"x": {}}})}
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_vector_file_is_told_and_made_again(shop: Path, damage: str) -> None:
+    embed(shop)
+    good = (shop / VECTORS).read_bytes()
+    rewritten(shop / VECTORS, DAMAGES[damage])
+    with pytest.raises(InputError, match=r"master_vectors\.parquet`"):
+        vectors.read_vectors(shop / VECTORS)
+    embed(shop)
+    assert (shop / VECTORS).read_bytes() == good
+
+
+@pytest.mark.parametrize("value", ["not hexadecimal", None, "f" * 40])
+def test_hashes_of_another_shape_are_not_used_again(shop: Path, value: str | None) -> None:
+    embed(shop)
+    good = (shop / VECTORS).read_bytes()
+    rewritten(
+        shop / VECTORS,
+        lambda table: replaced(
+            table.replace_schema_metadata({"furnclip": with_key(table, "another")}),
+            "content_hash",
+            pa.array([value] * len(table), pa.string()),
+        ),
+    )
+    assert embed(shop)["encoded"] == {"base": 12}
+    assert (shop / VECTORS).read_bytes() == good
+
+
+def with_key(table: pa.Table, key: str) -> str:
+    return json.dumps({**json.loads(table.schema.metadata[b"furnclip"]), "key": key})
+
+
+def test_other_bytes_in_a_vector_file_are_told_or_harmless(shop: Path) -> None:
+    embed(shop)
+    path = shop / VECTORS
+    good, whole = contents(path), path.read_bytes()
+    chance, told = random.Random(5), 0
+    for _ in range(10_000 if FULL else 100):
+        content = bytearray(whole)
+        start, length = chance.randrange(len(content)), chance.choice([1, 4, 200])
+        content[start : start + length] = chance.choice([b"", chance.randbytes(length), b"\xff" * length])
+        path.write_bytes(content)
+        found = contents(path)
+        told += str(path) in found
+        assert found == good or str(path) in found
+    assert told > 10
+
+
+@pytest.mark.parametrize("place", [os.mkfifo, Path.mkdir, Path.touch, lambda path: path.symlink_to(path)])
+def test_something_else_in_place_of_a_vector_file_is_told(shop: Path, place: Callable[[Path], None]) -> None:
+    embed(shop)
+    (shop / VECTORS).unlink()
+    place(shop / VECTORS)
+    assert "master_vectors.parquet" in contents(shop / VECTORS)
+
+
+def contents(path: Path) -> str:
+    """Everything in a vector file, or the error that it causes."""
+    try:
+        table = vectors.read_vectors(path)
+        numbers = [table.matrix(name).tolist() for name in table.columns if "_clip_" in name]
+        return json.dumps([table.products, numbers])
+    except (InputError, OSError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("column", ["title", "image", "content_hash", "vec_clip_base"])
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(shop: Path, column: str) -> None:
+    embed(shop)
+    table = pq.read_table(shop / VECTORS)
+    if column == "vec_clip_base":
+        groups, many = 1, table.take(pa.array([0] * 250_000))
+    else:
+        groups, many = 20, table.take(pa.array([0] * 50))
+        many = replaced(many, column, pa.array(["x" * 1_000_000] * 50))
+    with pq.ParquetWriter(shop / VECTORS, table.schema, compression="zstd") as writer:
+        for _ in range(groups):
+            writer.write_table(many)
+    assert (shop / VECTORS).stat().st_size < 200_000
+    with pytest.raises(InputError, match="MB of memory"):
+        _ = vectors.read_vectors(shop / VECTORS).products
+
+
+# --- row groups left by a kill, and what lies beside them
+
+
+@pytest.fixture
+def unfinished(shop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shop whose row groups are encoded, and whose vector file is not written: a kill's leftovers."""
+    monkeypatch.setenv("FURNCLIP_EMBED__ROW_GROUP_ROWS", "5")
+    embed(shop)
+    expected = (shop / VECTORS).read_bytes()
+    shutil.rmtree(shop / "work")
+    (shop / "work/embeddings/master_vectors.parquet").mkdir(parents=True)  # cannot be replaced by a file
+    assert run(shop, "embed").exit_code == 1
+    (shop / "work/embeddings/master_vectors.parquet").rmdir()
+    (shop / "expected").write_bytes(expected)
+    assert len(list((shop / "work/embeddings/parts").glob("*/part-*"))) == 3
+    return shop
+
+
+def shortened(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        shortened,
+        emptied,
+        piped,
+        lambda path: rewritten(path, lambda table: table.slice(0, 2)),
+        lambda path: rewritten(path, lambda table: table.drop_columns(["title"])),
+    ],
+)
+def test_a_damaged_row_group_is_encoded_again(unfinished: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(next((unfinished / "work/embeddings/parts").glob("*/part-00001.parquet")))
+    said = embed(unfinished)
+    assert said["row_groups_encoded"] == 1
+    assert (unfinished / VECTORS).read_bytes() == (unfinished / "expected").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        shortened,
+        emptied,
+        piped,
+        lambda path: path.write_text("{}"),
+        lambda path: path.write_text("[" * 5000),
+        lambda path: path.write_text(path.read_text().replace('"dimension": 32', '"dimension": 16')),
+        lambda path: path.write_text(path.read_text().replace('"base"', '"finetuned"')),
+    ],
+)
+def test_a_damaged_plan_is_made_again(unfinished: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(next((unfinished / "work/embeddings/parts").glob("*/plan.json")))
+    embed(unfinished)
+    assert (unfinished / VECTORS).read_bytes() == (unfinished / "expected").read_bytes()
+
+
+@pytest.mark.parametrize("line", ['{"x": 1}', '{"event": 5}', '{"event": ["begun"]}'])
+def test_foreign_lines_in_the_journal_do_no_harm(unfinished: Path, line: str) -> None:
+    with (unfinished / "work/embeddings/journal-0.jsonl").open("a") as file:
+        file.write(line + "\n")
+    embed(unfinished)
+
+
+@pytest.mark.parametrize("spoil", [piped, lambda path: path.write_text("[]\n{}\n")])
+def test_a_damaged_journal_is_told(unfinished: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(unfinished / "work/embeddings/journal-0.jsonl")
+    refused(run(unfinished, "embed"), "journal-0.jsonl")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "8"},
+        {"RANK": "first", "WORLD_SIZE": ""},
+        {"RANK": "3", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"},
+        {"LOCAL_RANK": "1", "SLURM_PROCID": "1", "WORLD_SIZE": "-1"},
+    ],
+)
+def test_stray_variables_of_a_launcher_do_not_make_it_wait(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert embed(shop)["products"] == 12
+
+
+@pytest.mark.parametrize("setting", ["BATCH_SIZE", "ROW_GROUP_ROWS"])
+def test_counts_beyond_any_catalogue_are_all_of_it(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv(f"FURNCLIP_EMBED__{setting}", "9" * 25)
+    assert embed(shop)["products"] == 12
+
+
+# --- Ctrl-C
+
+
+@pytest.mark.parametrize("command", [("embed",), ("search", "lamp"), ("search", "lamp", "--json")])
+def test_an_interrupt_at_any_moment_is_one_line(shop: Path, command: tuple[str, ...]) -> None:
+    if command[0] == "search":
+        embed(shop)
+    start = time.monotonic()
+    interrupted(shop, command, after_s=300)
+    whole_s = time.monotonic() - start
+    moments = 25 if FULL else 4
+    for moment in range(moments):
+        code, stdout, stderr = interrupted(shop, command, after_s=whole_s * (moment + 0.5) / moments)
+        assert code in (130, 0), (code, stderr)
+        assert "Traceback" not in stdout + stderr
+        assert stderr.count("error: ") == (1 if code else 0), stderr
+        if command[0] == "embed":
+            shutil.rmtree(shop / "work", ignore_errors=True)
+
+
+def interrupted(shop: Path, command: tuple[str, ...], *, after_s: float) -> tuple[int, str, str]:
+    """Exit code and output of a process that gets SIGINT after so long, or ends before."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "furnclip", *command],
+        cwd=shop,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=after_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, stdout, stderr
