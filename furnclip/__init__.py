@@ -5,10 +5,10 @@ The classes below are loaded when they are first used, so `import furnclip` stay
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # importing `typing` takes longer than all of this, and nobody handles Ctrl-C yet
 if TYPE_CHECKING:
+    from typing import Any
+
     from furnclip.arena import ArenaApp as ArenaApp
     from furnclip.config import ArenaConfig as ArenaConfig
     from furnclip.config import CleaningConfig as CleaningConfig
@@ -57,4 +57,6 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'furnclip' has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(_HOMES[name]), name)

@@ -73,6 +73,20 @@ def stdout() -> Console:
     return Console(highlight=False)
 
 
+def replace_unprintable() -> None:
+    """Print `?` for what the output's encoding does not have, as on a Windows pipe, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's or a test's stream may not have an encoding
+            stream.reconfigure(errors="replace")
+
+
+def flush() -> None:
+    """Bring out what was printed; raises `BrokenPipeError` where nobody reads any more."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+
+
 def note(text: str) -> None:
     """Say something in passing, on stderr."""
     stderr().print(clean_text(text), markup=False, soft_wrap=True)
@@ -113,7 +127,12 @@ def one_line(text: str) -> str:
 def emit(payload: Mapping[str, Any], *, as_json: bool, human: Callable[[], None]) -> None:
     """A command's result: one JSON object on stdout, or what `human` prints."""
     if as_json:
-        sys.stdout.write(json.dumps(payload, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(payload, ensure_ascii=False, allow_nan=False)
+        try:
+            text.encode(sys.stdout.encoding or "ascii")
+        except UnicodeError:  # the encoding does not have it all, or a file name is not text
+            text = json.dumps(payload, ensure_ascii=True, allow_nan=False)
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()
     else:
         human()
@@ -147,10 +166,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    made = Table(title=Text(clean_text(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
     for index, name in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        made.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        made.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         made.add_row(*(Text(format_cell(cell)) for cell in row))
     return made
@@ -167,7 +186,7 @@ def format_cell(cell: object) -> str:
         return "-"
     if isinstance(cell, float):
         return f"{cell:.3f}"
-    return printable(str(cell))
+    return printable(redact(str(cell)))
 
 
 def printable(text: str) -> str:
@@ -186,7 +205,7 @@ class Meter:
         self._progress.advance(self._task, amount)
 
     def describe(self, description: str) -> None:
-        self._progress.update(self._task, description=description)
+        self._progress.update(self._task, description=one_line(description))
 
     def set_total(self, total: float) -> None:
         self._progress.update(self._task, total=total)
@@ -211,7 +230,7 @@ def progress(description: str, *, total: float | None, unit: str = "items") -> I
 
     amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *amount,
         TimeElapsedColumn(),
@@ -221,4 +240,4 @@ def progress(description: str, *, total: float | None, unit: str = "items") -> I
         disable=not stderr().is_terminal,
         transient=True,
     ) as bar:
-        yield Meter(bar, bar.add_task(description, total=total))
+        yield Meter(bar, bar.add_task(one_line(description), total=total))

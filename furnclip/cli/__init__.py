@@ -1,72 +1,39 @@
 """The `furnclip` command: options in, one call into a room, one summary out.
 
-The commands are listed in pipeline order. Rooms are imported inside their command, so `--help`
-loads typer and nothing else.
+Rooms are imported inside their command, so `--help` loads typer and nothing else. Even typer and
+`typing` have to wait here: Ctrl-C while they are imported would be a traceback.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+import signal
 
-import typer
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
-from furnclip.cli import (
-    arena,
-    clean,
-    demo,
-    doctor,
-    embed,
-    evaluate,
-    init,
-    prepare,
-    search,
-    train,
-)
-from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup
-
-PIPELINE = ("init", "doctor", "clean", "prepare", "train", "eval", "embed", "search", "arena", "demo")
-
-
-class PipelineGroup(FurnclipGroup):
-    """Lists the commands in the order in which one needs them; typer would put sub-groups last."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [name for name in PIPELINE if name in self.commands]
-
-
-app = typer.Typer(
-    cls=PipelineGroup,
-    context_settings=CONTEXT_SETTINGS,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
-    help="From a messy product CSV and a folder of pictures to furniture search that works, and proves it.",
-    epilog="Example: furnclip demo    or, with your own data: furnclip init && furnclip doctor",
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from furnclip import __version__
-        from furnclip.console import say
-
-        say(f"furnclip {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
-
-
-for module in (init, doctor, clean, prepare, train, evaluate, embed, search, arena, demo):
-    module.register(app)
+    from furnclip.cli.commands import app as app
 
 
 def main() -> None:
-    """Entry point of the `furnclip` script."""
-    app(prog_name="furnclip")
+    """Entry point of the `furnclip` script; the process ends in it."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else who started us wants none
+        signal.signal(signal.SIGINT, leave)
+    from furnclip.cli.ending import run
+
+    run()
+
+
+def leave(number: int, frame: object) -> NoReturn:
+    """End at once: before a command has begun, and after it has ended, there is nothing to put in order."""
+    os.write(2, b"error: interrupted\n")
+    os._exit(130)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module 'furnclip.cli' has no attribute {name!r}")
+    from furnclip.cli.commands import app
+
+    return app

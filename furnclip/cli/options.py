@@ -44,13 +44,18 @@ CONTEXT_SETTINGS = {
 
 def settings(config: Path | None, *, trust: bool = False, **flags: dict[str, Any]) -> Config:
     """The settings, where flags that were not given (None) do not count."""
+    from furnclip.cli.ending import remember_folder
     from furnclip.config import load_config
 
     given = {
         section: {key: value for key, value in values.items() if value is not None}
         for section, values in flags.items()
     }
-    return load_config(config, {section: values for section, values in given.items() if values}, trust=trust)
+    chosen = load_config(
+        config, {section: values for section, values in given.items() if values}, trust=trust
+    )
+    remember_folder(chosen.paths.work)
+    return chosen
 
 
 def mention_raw_titles(options: Config) -> None:
@@ -62,42 +67,14 @@ def mention_raw_titles(options: Config) -> None:
 
 
 class FurnclipGroup(TyperGroup):
-    """Turns our errors into `error:` and `hint:` on stderr and the right exit code."""
+    """Turns errors into `error:` and `hint:` on stderr and the right exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        from furnclip.errors import FurnclipError, Interrupted, StorageError
+        from furnclip.cli.ending import report
 
         try:
             return super().invoke(ctx)
-        except FurnclipError as error:
-            _stop(error)
-        except KeyboardInterrupt:
-            _stop(Interrupted())
-        except BrokenPipeError:
-            raise typer.Exit(1) from None
-        except OSError as error:
-            if error.errno is None or error.strerror is None:
-                raise
-            thing = f" `{error.filename}`" if error.filename else ""
-            _stop(
-                StorageError(f"{error.strerror.lower()}:{thing or ' (no file named)'}", hint=_os_hint(error))
-            )
-
-
-def _os_hint(error: OSError) -> str:
-    import errno
-
-    hints = {
-        errno.ENOSPC: "free some disk space and run the same command again; nothing half-written was kept",
-        errno.EDQUOT: "free some of your disk quota and run the same command again",
-        errno.EACCES: "check who owns the file or folder and its permissions",
-        errno.EROFS: "the disk is read-only; choose another folder with `paths.work`",
-    }
-    return hints.get(error.errno or 0, "check the path and run the same command again")
-
-
-def _stop(error: Any) -> None:
-    from furnclip.console import print_error
-
-    print_error(error)
-    raise typer.Exit(error.exit_code) from None
+        except (typer.Exit, SystemExit):
+            raise
+        except BaseException as error:
+            raise typer.Exit(report(error)) from None

@@ -1,0 +1,172 @@
+"""How a command ends: its exit code, its errors as two lines, and what signals do to it.
+
+Ctrl-C is exit 130 and one `error:` line at any moment. SIGTERM and SIGHUP unwind the command, so that what
+it started ends with it, and exit with 128 and their number; a second one ends it at once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import re
+import shutil
+import signal
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+
+from furnclip.cli import leave
+from furnclip.errors import FurnclipError, InputError, Interrupted, StorageError, UsageError
+
+_ALMOST_FULL_BYTES = 1 << 20
+_NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"(cannot|can't) allocate memory|not enough memory|out of memory|failed to map segment|bad_alloc"
+    r"|can't start new thread|os error 12\b",
+    re.IGNORECASE,
+)
+_OS_HINTS = {
+    errno.EACCES: "check who owns the file or folder and its permissions",
+    errno.EROFS: "the disk is read-only; choose another folder with `paths.work`",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n 4096`) and run the same command again",
+    errno.EIO: "the disk or the connection to it fails; check it, then run the same command again",
+}
+_folders: list[Path] = []
+_told: list[FurnclipError] = []
+_interrupts: list[int] = []
+_exit_code = [1]  # of a process that ends without having come to an end here
+
+
+def remember_folder(folder: Path) -> None:
+    """A folder that the command writes to, to be looked at when a disk is full."""
+    _folders.append(folder)
+
+
+def run() -> NoReturn:
+    """Run the command line and end the process."""
+    from furnclip import console
+
+    atexit.register(_quit)  # first in, last out: after all threads and everybody's exit functions
+    console.replace_unprintable()
+    for name in ("SIGTERM", "SIGHUP"):
+        if (number := getattr(signal, name, None)) and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _unwind)
+    try:
+        _exit_code[0] = _run_app()
+        console.flush()
+    except BaseException as error:
+        _exit_code[0] = report(error)
+    raise SystemExit(_exit_code[0])
+
+
+def _run_app() -> int:
+    """The command line's exit code. Ctrl-C is an exception in here and nowhere else."""
+    from furnclip.cli.commands import app
+
+    is_heard = signal.getsignal(signal.SIGINT) is leave
+    try:
+        if is_heard:
+            signal.signal(signal.SIGINT, _interrupt)
+        code = app(prog_name="furnclip", standalone_mode=False) or 0
+        if code == Interrupted.exit_code and not _told:  # while the command line was parsed
+            raise KeyboardInterrupt
+        return code
+    finally:
+        if is_heard:
+            signal.signal(signal.SIGINT, leave)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Ctrl-C inside a command. An exception out of an import can abort a library's own code, so not there."""
+    here = frame
+    while here is not None:
+        if here.f_code.co_filename.startswith("<frozen importlib"):
+            leave(number, frame)
+        here = here.f_back
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
+def _quit() -> None:
+    """End without taking the interpreter apart: that takes long, and Ctrl-C would be a traceback then."""
+    from furnclip import console
+
+    with suppress(OSError, ValueError):
+        console.flush()
+    os._exit(_exit_code[0])
+
+
+def _unwind(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
+
+
+def report(error: BaseException) -> int:
+    """Print what ended a command as `error:` and `hint:`, where it is not a bug; the exit code."""
+    from furnclip.console import print_error
+
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):  # `furnclip ... | head`
+        return 1
+    if not str(error) and hasattr(error, "show"):  # a group without its command: typer's way to show the help
+        error.show()
+        return UsageError.exit_code
+    told = explain(error) or (Interrupted() if _interrupts else None)  # libraries make other errors of Ctrl-C
+    if told is None:
+        raise error
+    _told.append(told)
+    with suppress(OSError):  # the terminal may be gone
+        print_error(told)
+    return told.exit_code
+
+
+def explain(error: BaseException) -> FurnclipError | None:
+    """What to tell the user about an exception that ended a command; None for one that is a bug."""
+    if isinstance(error, FurnclipError):
+        return error
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Interrupted()
+    if hasattr(error, "format_message"):  # typer's; which package its parser comes from differs by version
+        return _usage_error(error)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        hint = "close other programs, raise the limit (`ulimit -v`), or use fewer workers and smaller batches"
+        return FurnclipError("there is not enough memory", hint=hint)
+    if _NO_SPACE.search(str(error)):
+        return _disk_full(error)
+    if isinstance(error, RecursionError):
+        hint = "check the files that the settings name"
+        return InputError("a file is nested too deeply to be read", hint=hint)
+    if isinstance(error, OSError) and error.errno is not None and error.strerror is not None:
+        thing = f"`{error.filename}`" if error.filename else "the system does not say which file"
+        hint = _OS_HINTS.get(error.errno, "check the path and run the same command again")
+        return StorageError(f"{error.strerror.lower()}: {thing}", hint=hint)
+    return None
+
+
+def _usage_error(error: Any) -> UsageError:
+    message = error.format_message().strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "furnclip"
+    return UsageError(f"{message[:1].lower()}{message[1:]}", hint=f"see `{command} --help`")
+
+
+def _disk_full(error: BaseException) -> StorageError:
+    """Libraries do not name the file, so the disks are looked at."""
+    candidates = (*_folders, Path.cwd(), Path(tempfile.gettempdir()))
+    named = getattr(error, "filename", None)
+    full = [f"`{named}`"] if named else []
+    for folder in dict.fromkeys(next(p for p in (f, *f.parents) if p.exists()) for f in candidates):
+        free_bytes = shutil.disk_usage(folder).free
+        if free_bytes < _ALMOST_FULL_BYTES and not named:
+            full.append(f"`{folder}` ({free_bytes:,} bytes free)")
+    what = "disk quota exceeded" if "quota" in str(error).lower() else "no space left on device"
+    return StorageError(
+        f"{what}: {', '.join(full) or 'the output, or the disk of ' + str(candidates[0])}",
+        hint="free some disk space and run the same command again; nothing half-written was kept",
+    )

@@ -1,0 +1,109 @@
+"""Signals that end a command: one line and exit 130 for Ctrl-C at any moment, and nothing left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+FULL = bool(os.environ.get("FURNCLIP_FULL"))
+
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="asks Linux which signals a process handles"
+)
+
+
+def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "furnclip", *words],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_our_code(process: subprocess.Popen[str] | psutil.Process) -> None:
+    """Until the process has come to our code: before that Python itself answers to Ctrl-C."""
+    while Path(f"/proc/{process.pid}").exists():
+        caught = next(
+            line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "SigCgt" in line
+        )
+        if int(caught.split()[1], 16) & 1 << signal.SIGTERM - 1:  # the command line has taken over
+            return
+        time.sleep(0.001)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="asks Linux which signals a process handles"
+)
+@pytest.mark.parametrize(
+    "words", [("--help",), ("search", "chair"), ("embed",), ("eval",), ("train",)], ids=" ".join
+)
+def test_ctrl_c_at_any_moment(prepared: Path, words: tuple[str, ...]) -> None:
+    """From the first import to the last exit function; a command that is faster than that ends well."""
+    for number in range(20 if FULL else 4):
+        process = start(*words, cwd=prepared)
+        wait_for_our_code(process)
+        time.sleep(number * (0.15 if FULL else 0.4))
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=120)
+        lines = [line for line in stderr.splitlines() if not line.startswith("hint: ")]
+        if process.returncode == 130:
+            assert lines[-1].startswith("error: interrupted"), stderr
+        assert process.returncode in ({0, 130} if words == ("--help",) else {0, 1, 2, 130}), stderr
+        assert "Traceback" not in stderr
+        assert "ignored" not in stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_what_a_command_started_ends_with_it(tmp_path: Path, number: signal.Signals) -> None:
+    """The tour runs other commands; a kill of it alone must not leave them at work for nobody."""
+    tour = start("demo", "tour", cwd=tmp_path)
+    family: list[psutil.Process] = []
+    while not family:
+        assert tour.poll() is None, tour.communicate()
+        time.sleep(0.05)
+        family = psutil.Process(tour.pid).children(recursive=True)
+    wait_for_our_code(family[0])
+    for process in [tour, *family] if number == signal.SIGINT else [tour]:
+        process.send_signal(number)  # a terminal sends Ctrl-C to all of them
+    _, stderr = tour.communicate(timeout=60)
+    assert tour.returncode == 128 + number, stderr
+    assert "Traceback" not in stderr
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
+
+
+def test_a_second_sigterm_does_not_wait(tmp_path: Path) -> None:
+    tour = start("demo", "tour", cwd=tmp_path)
+    while not psutil.Process(tour.pid).children():
+        time.sleep(0.05)
+    for _ in range(2):
+        tour.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    tour.communicate(timeout=60)
+    assert tour.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+def test_ctrl_c_that_was_switched_off_stays_off(tmp_path: Path) -> None:
+    """`nohup` and background jobs of scripts start a command with the signal ignored."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "furnclip", "init"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert process.communicate()[1] == b""
+    assert process.returncode == 0
