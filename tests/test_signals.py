@@ -96,14 +96,12 @@ def test_a_second_sigterm_does_not_wait(tmp_path: Path) -> None:
 
 def test_ctrl_c_that_was_switched_off_stays_off(tmp_path: Path) -> None:
     """`nohup` and background jobs of scripts start a command with the signal ignored."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "furnclip", "init"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the new process inherits
+    try:
+        process = start("init", cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
-    assert process.communicate()[1] == b""
-    assert process.returncode == 0
+    assert (process.returncode, process.communicate()[1]) == (0, "")
