@@ -11,6 +11,7 @@ that a file under its final name is always complete. What is read back goes thro
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -28,13 +29,14 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from furnclip.errors import InputError, JournalError
+from furnclip.errors import InputError, JournalError, StorageError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
 Event = dict[str, Any]
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LARGEST_TEXT_BYTES = 1 << 30
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)\.(?:part|old)")
 
@@ -314,12 +316,55 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             aside.unlink()
+        if isinstance(error, OSError) and error.errno in FULL_DISK and not error.filename:
+            error.filename = str(path)
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Rename `source` to `target`, by way of a copy where they lie on different disks."""
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with source.open("rb") as content, replacing(target) as file:
+            shutil.copyfileobj(content, file)
+        source.unlink()
+
+
+@contextmanager
+def told_when_full(*folders: Path) -> Iterator[None]:
+    """A full disk becomes a `StorageError` that names it: the system says only that one of them is full.
+
+    folders: what the block writes to; without a file name the one with the least room left is meant.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        there = [folder for folder in folders if folder.exists()]
+        folder = min(there, key=lambda path: shutil.disk_usage(path).free, default=folders[0])
+        if error.filename:
+            folder = Path(os.fsdecode(error.filename)).parent
+        raise StorageError(
+            f"the disk `{_mount_point(folder)}` is full: no room in `{folder}`",
+            hint="free some space, or set `paths.work` to another disk; the same command goes on from here",
+        ) from None
+
+
+def _mount_point(path: Path) -> Path:
+    """Where the disk that `path` is on, or would be on, is mounted."""
+    path = path.resolve()
+    while not os.path.ismount(path) and path != path.parent:
+        path = path.parent
+    return path
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,8 @@ class Shop:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every shard, index and manifest."""
-        files = sorted(path for path in self.shards.rglob("*") if path.is_file())
+        walk = os.walk(self.shards, followlinks=True)
+        files = sorted(Path(folder, name) for folder, _, names in walk for name in names)
         return {str(path.relative_to(self.shards)): sha256_of(path) for path in files}
 
     def times(self) -> dict[str, int]:

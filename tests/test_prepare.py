@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from furnclip.journal import exclusive
 from furnclip.prepare import spread
 from furnclip.prepare.pack import MOST_VALUES
 from furnclip.shards import (
@@ -332,15 +333,11 @@ def test_fresh_draws_new_splits(store: Shop) -> None:
 
 
 def test_two_at_a_time_are_refused(store: Shop) -> None:
-    from filelock import FileLock
-
     store.write()
-    cache = store.folder / "work/cache/prepare"
-    cache.mkdir(parents=True)
-    with FileLock(cache / "lock"):
+    with exclusive(store.folder / "work/cache/prepare"):
         result = store.run()
     assert result.exit_code == 1
-    assert "another `furnclip prepare` is at work" in result.stderr
+    assert "is in use by another furnclip process" in result.stderr
 
 
 @pytest.mark.parametrize("statement", ["import furnclip.prepare", "from furnclip import S3Manager"])

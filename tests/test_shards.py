@@ -29,12 +29,20 @@ from furnclip.shards import (
     SplitInfo,
     read_assignments,
     read_manifest,
-    read_shard,
     read_tar,
     write_manifest,
     write_shard,
 )
-from furnclip.shards.tar import encode_sample, index_path, read_about, sample_content
+from furnclip.shards.reader import place_at
+from furnclip.shards.tar import (
+    ShardAbout,
+    encode_sample,
+    index_path,
+    read_about,
+    read_index,
+    read_sample,
+    sample_content,
+)
 
 
 def sample(number: int, image_bytes: bytes = b"") -> Sample:
@@ -50,11 +58,18 @@ def sample(number: int, image_bytes: bytes = b"") -> Sample:
     )
 
 
-def write(path: Path, samples: list[Sample], content: str = "content") -> dict[str, object]:
+def write(path: Path, samples: list[Sample], content: str = "content") -> ShardAbout:
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_shard(
         path, ((sample_content(encode_sample(item)), item) for item in samples), content=content
     )
+
+
+def indexed(shard: Path) -> list[Sample]:
+    """Every sample of a shard, found by its index."""
+    about = read_about(shard)
+    index = read_index(shard, samples=about.samples if about else 0)
+    return [read_sample(shard, place_at(index, row)) for row in range(index.num_rows)]
 
 
 @pytest.fixture
@@ -66,10 +81,10 @@ def folder(tmp_path: Path) -> Path:
     for name, range_ in numbers.items():
         about = write(tmp_path / name, [sample(number) for number in range_])
         digest = hashlib.sha256(index_path(tmp_path / name).read_bytes()).hexdigest()
-        sizes = (int(str(about["bytes"])), int(str(about["samples"])))
-        infos[name.split("/")[0]].append(ShardInfo(name, str(about["sha256"]), *sizes, digest, 1))
+        info = ShardInfo(name, about.sha256, about.bytes, about.samples, digest, 1)
+        infos[name.split("/")[0]].append(info)
     splits = {
-        name: SplitInfo(sum(shard.samples for shard in shards), 1, tuple(shards))
+        name: SplitInfo(sum(shard.samples for shard in shards), len(shards), tuple(shards))
         for name, shards in infos.items()
     }
     write_manifest(tmp_path, Manifest("", splits).with_hash())
@@ -91,7 +106,7 @@ def test_whatever_is_written_comes_back_by_index_and_by_tar(
         for number, data in enumerate(images)
     ]
     write(shard, samples)
-    assert list(read_shard(shard)) == list(read_tar(shard)) == samples
+    assert indexed(shard) == list(read_tar(shard)) == samples
 
 
 def test_the_bytes_depend_on_the_samples_alone(tmp_path: Path) -> None:
@@ -99,7 +114,7 @@ def test_the_bytes_depend_on_the_samples_alone(tmp_path: Path) -> None:
     first, second = (write(tmp_path / name / "shard.tar", samples) for name in ("a", "b"))
     assert first == second
     assert (tmp_path / "a/shard.tar").read_bytes() == (tmp_path / "b/shard.tar").read_bytes()
-    assert hashlib.sha256((tmp_path / "a/shard.tar").read_bytes()).hexdigest() == first["sha256"]
+    assert hashlib.sha256((tmp_path / "a/shard.tar").read_bytes()).hexdigest() == first.sha256
     with tarfile.open(tmp_path / "a/shard.tar") as tar:
         members = tar.getmembers()
     assert [member.name for member in members[:3]] == [
@@ -144,7 +159,7 @@ def test_a_shard_whose_index_does_not_fit_is_no_shard(tmp_path: Path) -> None:
     index_path(path).write_bytes(b"no")
     assert read_about(path) is None
     with pytest.raises(StorageError, match="damaged"):
-        list(read_shard(path))
+        indexed(path)
 
 
 # --- random access
@@ -183,7 +198,7 @@ def test_the_data_hash_changes_with_the_data(folder: Path) -> None:
     assert ShardDataset(folder, "test").data_hash != before
     about = write(folder / "train/shard-000002.tar", [sample(12, b"other")])
     train = manifest.splits["train"]
-    changed = ShardInfo(**{**vars(train.shards[2]), "sha256": str(about["sha256"])})
+    changed = ShardInfo(**{**vars(train.shards[2]), "sha256": about.sha256})
     splits = {**manifest.splits, "train": SplitInfo(13, 1, (*train.shards[:2], changed))}
     write_manifest(folder, Manifest("", splits).with_hash())
     assert ShardDataset(folder, "train").data_hash != before
@@ -220,13 +235,6 @@ def test_a_manifest_comes_back_as_it_was_written(folder: Path) -> None:
     before = (folder / "manifest.json").read_bytes()
     write_manifest(folder, manifest)
     assert (folder / "manifest.json").read_bytes() == before
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "splits": {"train": 3}}'])
-def test_a_damaged_manifest_is_one_clear_error(folder: Path, text: str) -> None:
-    (folder / "manifest.json").write_text(text)
-    with pytest.raises(StorageError, match=r"manifest\.json` is damaged"):
-        read_manifest(folder)
 
 
 def test_assignments_tell_group_and_split_of_each_product(folder: Path) -> None:

@@ -170,7 +170,37 @@ def test_a_dataset_uploaded_by_another_program(
         manager.download_dataset("p", tmp_path / "back")
 
 
-@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "a\\evil", "evil\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "null",
+        "[]",
+        '{"complete": true}',
+        '{"complete": true, "files": null}',
+        '{"complete": true, "files": {"a": null}}',
+        '{"complete": true, "files": {"a": {"size_bytes": -1}}}',
+        '{"complete": true, "files": {"a": {"size_bytes": true}}}',
+        '{"complete": true, "files": {"a": {"size_bytes": 1, "sha256": 3}}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_inventory_is_named(
+    manager: S3Manager, server: str, bucket: str, tmp_path: Path, content: str
+) -> None:
+    put(server, bucket, f"p/{INVENTORY}", content.encode())
+    with pytest.raises(StorageError, match=rf"/p/{INVENTORY}` cannot be read"):
+        manager.download_dataset("p", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_linked_folder_goes_up_too(manager: S3Manager, dataset: Path, tmp_path: Path) -> None:
+    (dataset / "train").rename(tmp_path / "other disk")
+    (dataset / "train").symlink_to(tmp_path / "other disk")
+    assert manager.upload_dataset(dataset, "p").sent == 4
+
+
+@pytest.mark.parametrize("name", [".", "../evil", "/evil", "a/../../evil", "a\\evil", "evil\n"])
 def test_a_name_that_would_leave_the_folder_is_refused(
     manager: S3Manager, server: str, bucket: str, tmp_path: Path, name: str
 ) -> None:

@@ -59,9 +59,10 @@ class Shelf:
 
 
 def _places(number: int, shard: Path) -> np.ndarray:
-    if read_about(shard) is None:
+    about = read_about(shard)
+    if about is None:
         return np.empty(0, _PLACES)
-    index = read_index(shard)
+    index = read_index(shard, samples=about.samples)
     places = np.zeros(index.num_rows, _PLACES)
     places["content"] = [int(content, 16) for content in index["content"].to_pylist()]
     places["shard"] = number

@@ -82,12 +82,17 @@ def _numbers(column: pyarrow.ChunkedArray) -> np.ndarray:
 
 def read_ledger(path: Path) -> Ledger:
     """The ledger in a file; empty where there is none. Raises `StorageError` when it is damaged."""
-    if not path.is_file():
+    if not path.exists():
         return Ledger(_SCHEMA.empty_table())
     try:
+        if not path.is_file():  # opening a FIFO would wait for ever
+            raise ValueError("it is not a file")
         with pyarrow.parquet.ParquetFile(path) as file:
-            return Ledger(file.read().cast(_SCHEMA))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+            table = file.read().select(_SCHEMA.names).cast(_SCHEMA).sort_by("key")
+        if any(column.null_count for column in table.columns):
+            raise ValueError("it has empty cells")
+        return Ledger(table)
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         raise StorageError(
             f"`{path}` is damaged: {error}",
             hint="restore it, or run `furnclip prepare --fresh` to draw new splits",

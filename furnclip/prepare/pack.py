@@ -16,17 +16,26 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow
 
 from furnclip.catalogue import content_hash
-from furnclip.journal import sync_folder
+from furnclip.journal import move_file, sync_folder
 from furnclip.prepare.earlier import Earlier, Source, read_source
 from furnclip.prepare.groups import Assignment
 from furnclip.prepare.spool import Records, entry_of
 from furnclip.shards.manifest import MINI_TRAIN, SPLITS, ShardInfo, SplitInfo
-from furnclip.shards.tar import Sample, decode_sample, index_path, read_about, write_shard
+from furnclip.shards.tar import (
+    Sample,
+    ShardAbout,
+    decode_sample,
+    index_path,
+    read_about,
+    read_index,
+    write_shard,
+)
 
 if TYPE_CHECKING:
     from furnclip.config import PrepConfig
@@ -155,10 +164,11 @@ class Packer:
         """Where the shard is written before it is put in place."""
         return self.staged / f"{content_hash(shard.name, shard.content)}.tar"
 
-    def where_now(self, shard: PlannedShard) -> Path:
-        """Where the shard is: in place, or still staged."""
+    def index(self, shard: PlannedShard) -> pyarrow.Table:
+        """The index of a shard, in place or still staged."""
         published = self.shards / shard.name
-        return published if _is_whole(published, shard.content) else self.where_staged(shard)
+        path = published if _is_whole(published, shard.content) else self.where_staged(shard)
+        return read_index(path, samples=len(shard.rows))
 
     def publish(self, planned: list[PlannedShard], changed: list[PlannedShard]) -> None:
         """Move staged shards in place and remove those that are no longer planned."""
@@ -166,8 +176,8 @@ class Packer:
             target, staged = self.shards / shard.name, self.where_staged(shard)
             target.parent.mkdir(parents=True, exist_ok=True)
             index_path(target).unlink(missing_ok=True)  # it must never lie beside another tar
-            staged.replace(target)
-            index_path(staged).replace(index_path(target))
+            move_file(staged, target)
+            move_file(index_path(staged), index_path(target))
         wanted = {self.shards / shard.name for shard in planned}
         for path in published_shards(self.shards):
             if path not in wanted:
@@ -190,7 +200,7 @@ def published_shards(folder: Path) -> list[Path]:
 
 def _is_whole(path: Path, content: str) -> bool:
     about = read_about(path)
-    return about is not None and about["content"] == content
+    return about is not None and about.content == content
 
 
 def describe_split(
@@ -207,7 +217,7 @@ def describe_split(
         assert about is not None
         shards.append(_shard_info(folder, shard.name, about))
         groups.update(assignment.group[shard.rows].tolist())
-        for name, values in about["attributes"].items():
+        for name, values in about.attributes.items():
             counts.setdefault(name, Counter()).update(values)
     attributes = {name: _most_common(values) for name, values in counts.items()}
     samples = sum(shard.samples for shard in shards)
@@ -220,13 +230,13 @@ def _most_common(counts: Counter[str]) -> dict[str, int]:
     return dict(ordered[:MOST_VALUES])
 
 
-def _shard_info(folder: Path, name: str, about: dict[str, Any]) -> ShardInfo:
+def _shard_info(folder: Path, name: str, about: ShardAbout) -> ShardInfo:
     index = index_path(folder / name).read_bytes()
     return ShardInfo(
         name=name,
-        sha256=about["sha256"],
-        bytes=about["bytes"],
-        samples=about["samples"],
+        sha256=about.sha256,
+        bytes=about.bytes,
+        samples=about.samples,
         index_sha256=hashlib.sha256(index).hexdigest(),
         index_bytes=len(index),
     )

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from furnclip import console
 from furnclip.catalogue import Rejection, catalogue_path
-from furnclip.errors import ConfigError, MissingStageError, StorageError
-from furnclip.journal import replacing
+from furnclip.errors import ConfigError, InputError, MissingStageError
+from furnclip.journal import exclusive, replacing, sweep, told_when_full
 from furnclip.parallel import Workers
 from furnclip.prepare.earlier import Earlier, Shelf, read_source
 from furnclip.prepare.groups import Assignment, Ties, assign, find_ties
@@ -40,7 +36,6 @@ from furnclip.shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from furnclip.shards.tar import read_index
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -58,44 +53,12 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Su
             hint="the test split gets what is left; 0.8 and 0.1 leave 0.1",
         )
     cache = config.paths.cache / "prepare"
-    with _told_when_full(config.paths.work), _only_one(cache):
-        _sweep(cache, config.paths.shards)
+    with exclusive(cache), told_when_full(config.paths.shards, cache):
+        for folder in (cache, config.paths.shards):
+            sweep(folder, exclusively=True)
         if fresh or rebuild:
             _forget(config.paths.shards, cache, splits_too=fresh)
         return _Run(config, cache).run()
-
-
-@contextmanager
-def _told_when_full(folder: Path) -> Iterator[None]:
-    """The system says that a disk is full, but not which one."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise StorageError(
-            f"the disk of `{folder}` is full",
-            hint="free some space, or set `paths.work` to another disk; the same command goes on from here",
-        ) from None
-
-
-@contextmanager
-def _only_one(cache: Path) -> Iterator[None]:
-    cache.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(cache / "lock", timeout=0):
-            yield
-    except Timeout:
-        raise StorageError(
-            "another `furnclip prepare` is at work in this folder", hint="wait for it to end, or stop it"
-        ) from None
-
-
-def _sweep(*folders: Path) -> None:
-    """Remove what killed runs left half-written; nobody else is at work here."""
-    for folder in folders:
-        for path in folder.glob(".*.part"):
-            path.unlink()
 
 
 def _forget(folder: Path, cache: Path, *, splits_too: bool) -> None:
@@ -103,7 +66,8 @@ def _forget(folder: Path, cache: Path, *, splits_too: bool) -> None:
     if splits_too:
         (folder / LEDGER_NAME).unlink(missing_ok=True)
     for split in (*SPLITS, MINI_TRAIN):
-        shutil.rmtree(folder / split, ignore_errors=True)
+        for path in (folder / split).glob("shard-*"):  # the folder itself may be a link to another disk
+            path.unlink()
     shutil.rmtree(cache / "staged", ignore_errors=True)
     for path in cache.glob("*.bin"):
         path.unlink()
@@ -201,7 +165,7 @@ class _Run:
                 meter.advance()
         # Splits are settled before a shard shows them, so that no later run can decide differently.
         shards = [shard for shard in planned if shard.split in SPLITS]
-        extended = ledger.extended((shard.split, read_index(packer.where_now(shard))) for shard in shards)
+        extended = ledger.extended((shard.split, packer.index(shard)) for shard in shards)
         if extended is not ledger:
             extended.write(self._folder / LEDGER_NAME)
         stale = {self._folder / shard.name for shard in planned} != set(published_shards(self._folder))
@@ -223,7 +187,7 @@ class _Run:
         """Whether `manifest.json` says just this; a damaged one does not."""
         try:
             return read_manifest(self._folder) == manifest
-        except (MissingStageError, StorageError):
+        except (MissingStageError, InputError):
             return False
 
 

@@ -20,7 +20,7 @@ from furnclip.shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from furnclip.shards.reader import ShardDataset, read_shard
+from furnclip.shards.reader import ShardDataset
 from furnclip.shards.stream import ShardStream, read_tar
 from furnclip.shards.tar import Sample, write_shard
 
@@ -36,7 +36,6 @@ __all__ = [
     "SplitInfo",
     "read_assignments",
     "read_manifest",
-    "read_shard",
     "read_tar",
     "write_manifest",
     "write_shard",

@@ -6,21 +6,22 @@ says which group and split each product was ever given.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from furnclip.catalogue import content_hash
-from furnclip.errors import MissingStageError, StorageError
-from furnclip.journal import write_json
+from furnclip.errors import InputError, MissingStageError
+from furnclip.journal import read_json, write_json
 from furnclip.shards.tar import read_index
 
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation", "test")
 MINI_TRAIN = "mini_train"
 FORMAT = 1
+_SHARD_NAME = re.compile(r"(?:\w[\w.-]*/)*\w[\w.-]*\.tar")
+_HINT = "run `furnclip prepare` again, or download the shards again"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Manifest:
     settings: dict[str, Any] = field(default_factory=dict)
     leaks: dict[str, Any] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
+    format: int = FORMAT
 
     def with_hash(self) -> Manifest:
         """This manifest with the hash of what its shards hold."""
@@ -63,51 +65,40 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Publish the shards in `folder`: they have to be on the disk already."""
-    value = {
-        "format": FORMAT,
-        "data_hash": manifest.data_hash,
-        "settings": manifest.settings,
-        "leaks": manifest.leaks,
-        "rejected": manifest.rejected,
-        "splits": {
-            name: {
-                "samples": split.samples,
-                "groups": split.groups,
-                "attributes": split.attributes,
-                "shards": [vars(shard) for shard in split.shards],
-            }
-            for name, split in manifest.splits.items()
-        },
-    }
-    write_json(folder / MANIFEST_NAME, value)
+    write_json(folder / MANIFEST_NAME, asdict(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in `folder`. Raises `MissingStageError` where there is none."""
+    """The manifest in `folder`. Raises `MissingStageError` without one, `InputError` for a wrong one."""
     path = folder / MANIFEST_NAME
-    if not path.is_file():
-        raise MissingStageError(path, command="furnclip prepare")
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"`{path}` is damaged ({error!r})", hint="run `furnclip prepare` again, or download it again"
-        ) from None
+        manifest = read_json(path, Manifest, what="the manifest", hint=_HINT)
+    except FileNotFoundError:
+        raise MissingStageError(path, command="furnclip prepare") from None
+    problem = _problem(manifest)
+    if problem:
+        raise InputError(f"the manifest `{path}` is damaged: {problem}", hint=_HINT)
+    return manifest
 
 
-def _parse(value: Mapping[str, Any]) -> Manifest:
-    if value["format"] != FORMAT:
-        raise ValueError(f"format {value['format']}, this furnclip reads {FORMAT}")
-    splits = {
-        name: SplitInfo(
-            samples=split["samples"],
-            groups=split["groups"],
-            shards=tuple(ShardInfo(**shard) for shard in split["shards"]),
-            attributes=split["attributes"],
-        )
-        for name, split in value["splits"].items()
-    }
-    return Manifest(value["data_hash"], splits, value["settings"], value["leaks"], value["rejected"])
+def _problem(manifest: Manifest) -> str:
+    """What contradicts itself in a manifest, or nothing."""
+    if manifest.format != FORMAT:
+        return f"`format` is {manifest.format}, this furnclip reads {FORMAT}"
+    missing = [name for name in SPLITS if name not in manifest.splits]
+    if missing:
+        return f"`splits.{missing[0]}` is missing"
+    for name, split in manifest.splits.items():
+        for shard in split.shards:
+            if not _SHARD_NAME.fullmatch(shard.name):  # also what is absolute or leads out of the folder
+                return f"`{shard.name}` cannot be the name of a shard"
+            if min(shard.samples, shard.bytes, shard.index_bytes) < 0:
+                return f"`{shard.name}` has a negative size"
+        if split.samples != sum(shard.samples for shard in split.shards):
+            return f"`splits.{name}.samples` is {split.samples}, its shards have other numbers"
+        if not 0 <= split.groups <= split.samples:
+            return f"`splits.{name}.groups` is {split.groups} for {split.samples} samples"
+    return ""
 
 
 def read_assignments(folder: Path) -> dict[str, tuple[str, str]]:
@@ -116,7 +107,7 @@ def read_assignments(folder: Path) -> dict[str, tuple[str, str]]:
     manifest = read_manifest(folder)
     for name in SPLITS:
         for shard in manifest.splits[name].shards:
-            table = read_index(folder / shard.name, ["product_id", "group"])
+            table = read_index(folder / shard.name, ["product_id", "group"], samples=shard.samples)
             ids, groups = table["product_id"].to_pylist(), table["group"].to_pylist()
             found.update((product_id, (group, name)) for product_id, group in zip(ids, groups, strict=True))
     return found

@@ -13,7 +13,7 @@ import pyarrow
 from furnclip.catalogue import content_hash
 from furnclip.errors import UsageError
 from furnclip.shards.manifest import read_manifest
-from furnclip.shards.tar import Place, Sample, decode_sample, read_index, read_place
+from furnclip.shards.tar import Place, Sample, read_index, read_sample
 
 
 class ShardDataset:
@@ -49,14 +49,14 @@ class ShardDataset:
         shard = bisect_right(self._ends, index)
         row = index - (self._ends[shard - 1] if shard else 0)
         place = place_at(self._indexes[shard], row)
-        return decode_sample(place.key, *read_place(self.folder / self.shards[shard].name, place))
+        return read_sample(self.folder / self.shards[shard].name, place)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
     @cached_property
     def _indexes(self) -> list[pyarrow.Table]:
-        return [read_index(self.folder / shard.name) for shard in self.shards]
+        return [read_index(self.folder / shard.name, samples=shard.samples) for shard in self.shards]
 
     @cached_property
     def product_ids(self) -> list[str]:
@@ -73,11 +73,3 @@ def place_at(index: pyarrow.Table, row: int) -> Place:
     """Where the sample of a row of an index lies."""
     names = ("key", "offset", "jpg_bytes", "json_bytes", "txt_bytes", "crc32")
     return Place(*(index[name][row].as_py() for name in names))
-
-
-def read_shard(shard: Path) -> Iterator[Sample]:
-    """Every sample of one shard, in order."""
-    index = read_index(shard)
-    for row in range(index.num_rows):
-        place = place_at(index, row)
-        yield decode_sample(place.key, *read_place(shard, place))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +22,8 @@ import pyarrow
 import pyarrow.parquet
 
 from furnclip.catalogue import ATTRIBUTES, content_hash
-from furnclip.errors import StorageError
-from furnclip.journal import replacing
+from furnclip.errors import InputError, StorageError
+from furnclip.journal import open_regular, parse_json, replacing
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 _METADATA_KEY = b"furnclip.shard"
@@ -70,6 +71,18 @@ class Place:
         return sum(member_bytes(size) for size in (self.jpg_bytes, self.json_bytes, self.txt_bytes))
 
 
+@dataclass(frozen=True)
+class ShardAbout:
+    """What the index says about its shard."""
+
+    content: str
+    """names what should be in the shard, as given to `write_shard`"""
+    sha256: str
+    bytes: int
+    samples: int
+    attributes: dict[str, dict[str, int]]
+
+
 def member_bytes(size_bytes: int) -> int:
     """Bytes that a member of this size takes: a header block and whole blocks of content."""
     return BLOCK_BYTES + -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
@@ -111,7 +124,7 @@ def decode_sample(key: str, image_bytes: bytes, about_bytes: bytes, caption_byte
     )
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: str) -> dict[str, Any]:
+def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: str) -> ShardAbout:
     """Write the tar at `path` and then its index; what the manifest says about the shard.
 
     samples: (content hash, sample), where the hash is `sample_content`.
@@ -129,13 +142,13 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: s
             for name, counts in attributes.items():
                 counts[sample.fields.get(name, "")] += 1
         hashed.write(bytes(2 * BLOCK_BYTES))
-    about = {
-        "content": content,
-        "sha256": hashed.sha256.hexdigest(),
-        "bytes": hashed.position,
-        "samples": len(columns["key"]),
-        "attributes": {name: dict(sorted(counts.items())) for name, counts in attributes.items()},
-    }
+    about = ShardAbout(
+        content=content,
+        sha256=hashed.sha256.hexdigest(),
+        bytes=hashed.position,
+        samples=len(columns["key"]),
+        attributes={name: dict(sorted(counts.items())) for name, counts in attributes.items()},
+    )
     _write_index(index_path(path), columns, about)
     return about
 
@@ -173,39 +186,67 @@ def _member(name: str, content: bytes) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % BLOCK_BYTES)
 
 
-def _write_index(path: Path, columns: Mapping[str, list[Any]], about: Mapping[str, Any]) -> None:
-    metadata = {_METADATA_KEY: json.dumps(about, sort_keys=True).encode()}
+def _write_index(path: Path, columns: Mapping[str, list[Any]], about: ShardAbout) -> None:
+    metadata = {_METADATA_KEY: json.dumps(asdict(about), sort_keys=True).encode()}
     table = pyarrow.table(dict(columns), schema=_INDEX_SCHEMA.with_metadata(metadata))
     with replacing(path) as file:
         pyarrow.parquet.write_table(table, file, compression="zstd")
 
 
-def read_index(shard: Path, columns: list[str] | None = None) -> pyarrow.Table:
-    """The index of a shard. Raises `StorageError` where it is missing or damaged."""
+def read_index(shard: Path, columns: list[str] | None = None, *, samples: int) -> pyarrow.Table:
+    """The index of a shard. Raises `StorageError` where it is missing, damaged or has not `samples` rows."""
+    path = index_path(shard)
+    schema = pyarrow.schema([_INDEX_SCHEMA.field(name) for name in columns or _INDEX_SCHEMA.names])
+    if not path.is_file():  # opening a FIFO would wait for ever
+        raise damaged(path, "it is missing, or not a file")
     try:
-        with pyarrow.parquet.ParquetFile(index_path(shard)) as file:
-            return file.read(columns=columns)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if file.metadata.num_rows != samples:
+                raise ValueError(f"it has {file.metadata.num_rows} rows for {samples} samples")
+            table = file.read(columns=schema.names).select(schema.names).cast(schema)
+    except KeyError as error:
+        raise damaged(path, f"it has no column {error}") from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise damaged(index_path(shard), str(error)) from None
+        raise damaged(path, str(error)) from None
+    if any(column.null_count for column in table.columns):
+        raise damaged(path, "it has empty cells")
+    return table
 
 
-def read_about(shard: Path) -> dict[str, Any] | None:
+def read_about(shard: Path) -> ShardAbout | None:
     """What the index says about the shard, or None where there is no whole shard."""
     path = index_path(shard)
     if not path.is_file() or not shard.is_file():
         return None
     try:
-        metadata = pyarrow.parquet.read_schema(path).metadata or {}
-    except (pyarrow.ArrowException, OSError):
+        index = pyarrow.parquet.read_metadata(path)
+        content = (index.metadata or {}).get(_METADATA_KEY, b"")
+        about = parse_json(content, ShardAbout, what=f"`{path}`", hint="")
+    except (pyarrow.ArrowException, OSError, InputError):
         return None
-    about: dict[str, Any] = json.loads(metadata.get(_METADATA_KEY, b"{}"))
-    return about if about.get("bytes") == shard.stat().st_size else None
+    is_whole = (about.bytes, about.samples) == (shard.stat().st_size, index.num_rows)
+    return about if is_whole and set(_INDEX_SCHEMA.names) <= set(index.schema.names) else None
+
+
+def read_sample(shard: Path, place: Place) -> Sample:
+    """The sample at a place. Raises `StorageError` where it is not what was written."""
+    members = read_place(shard, place)
+    try:
+        return decode_sample(place.key, *members)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise damaged(shard, f"sample `{place.key}` is not one of furnclip") from None
 
 
 def read_place(shard: Path, place: Place) -> tuple[bytes, bytes, bytes]:
     """The three members at a place, checked. Raises `StorageError` where they are not what was written."""
+    sizes = (place.jpg_bytes, place.json_bytes, place.txt_bytes)
     try:
-        with shard.open("rb", buffering=0) as file:
+        with open_regular(shard, what="the shard") as file:
+            if (
+                min(place.offset, *sizes) < 0
+                or place.offset + place.size_bytes > os.fstat(file.fileno()).st_size
+            ):
+                raise damaged(shard, f"sample `{place.key}` lies outside of it")
             file.seek(place.offset)
             data = file.read(place.size_bytes)
     except OSError as error:
@@ -213,7 +254,7 @@ def read_place(shard: Path, place: Place) -> tuple[bytes, bytes, bytes]:
     if zlib.crc32(data) != place.crc32:
         raise damaged(shard, f"sample `{place.key}` has changed")
     start, contents = 0, []
-    for size_bytes in (place.jpg_bytes, place.json_bytes, place.txt_bytes):
+    for size_bytes in sizes:
         contents.append(data[start + BLOCK_BYTES : start + BLOCK_BYTES + size_bytes])
         start += member_bytes(size_bytes)
     return contents[0], contents[1], contents[2]

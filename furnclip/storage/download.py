@@ -107,7 +107,7 @@ def _nothing_there(bucket: Bucket, prefix: str) -> StorageError:
 def _parsed(manifest: bytes) -> object:
     try:
         return json.loads(manifest)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # not ours; its room will say what it thinks of it
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -76,7 +77,7 @@ def parse_inventory(content: bytes, where: str) -> Inventory:
         value = json.loads(content)
         files = {name: _entry(about) for name, about in value["files"].items()}
         return Inventory(value["complete"] is True, files)
-    except (ValueError, TypeError, LookupError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise StorageError(
             f"`{where}/{INVENTORY_NAME}` cannot be read", hint="upload the dataset again"
         ) from None
@@ -119,14 +120,16 @@ def _announced(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def local_files(folder: Path) -> list[str]:
     """Paths of a folder's files relative to it, sorted; hidden ones (parts, locks) are left out."""
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    walk = os.walk(folder, followlinks=True)  # a folder on another disk is one of the dataset
+    paths = (Path(parent, name) for parent, _, names in walk for name in names)
+    names = (path.relative_to(folder) for path in paths if path.is_file())
     return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
 
 
 def inside(folder: Path, name: str) -> Path:
     """Where file `name` of a dataset goes; `StorageError` for a name that would leave the folder."""
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or re.search(r'[\\:*?"<>|\x00-\x1f]', name):
+    if not path.parts or path.is_absolute() or ".." in path.parts or re.search(r'[\\:*?"<>|\x00-\x1f]', name):
         raise StorageError(
             f"the dataset has a file named `{name}`, which cannot be written safely",
             hint="remove that object from the bucket",
