@@ -88,9 +88,10 @@ class Journal:
         """Write one event; when this returns, it is on the disk."""
         if self._file is None:
             raise RuntimeError("the journal is not open")
-        self._file.write(encode_event(event))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _naming(self.path):
+            self._file.write(encode_event(event))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def _drop_torn_tail(self) -> None:
         # Without this, the next event would be glued to the torn line and both would be lost.
@@ -301,6 +302,16 @@ def _is_running(process: int) -> bool:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk does not say which file could not be written; within the block it does."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well, and not before.
 
@@ -310,7 +321,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = aside_name(path)
     try:
-        with aside.open("wb") as file:
+        with _naming(path), aside.open("wb") as file:
             yield file
             if durable:
                 file.flush()

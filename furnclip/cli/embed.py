@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, mention_raw_titles, settings
+from furnclip.cli.options import ConfigOption, JsonOption, check_address_space, mention_raw_titles, settings
 
 if TYPE_CHECKING:
     from furnclip.embed import Summary
@@ -31,6 +31,8 @@ def embed(
 ) -> None:
     """Encode every product once and build the search table; only what changed is encoded again."""
     from furnclip import console
+
+    check_address_space()
     from furnclip.clean.workspace import check_finished
     from furnclip.embed import embed_catalogue
     from furnclip.errors import InputError

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, settings
+from furnclip.cli.options import ConfigOption, JsonOption, check_address_space, settings
 
 if TYPE_CHECKING:
     from furnclip.evaluate import Evaluation
@@ -30,6 +30,8 @@ def evaluate(
 ) -> None:
     """Compare models: recall, intervals, tests, pictures; writes report.html and report.json."""
     from furnclip import console
+
+    check_address_space()
     from furnclip.evaluate import evaluate as run_evaluation
 
     chosen = settings(config, model={"name": model}, eval={"split": split})

@@ -33,6 +33,8 @@ ConfigOption = Annotated[
         callback=_prepare_environment,
     ),
 ]
+_LEAST_ADDRESS_SPACE_MB = 1536
+
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
 
 # `--s3_bucket` is the same as `--s3-bucket`.
@@ -56,6 +58,23 @@ def settings(config: Path | None, *, trust: bool = False, **flags: dict[str, Any
     )
     remember_folder(chosen.paths.work)
     return chosen
+
+
+def check_address_space() -> None:
+    """Refuse a limit (`ulimit -v`) under which torch hangs or aborts while it is imported, without a word."""
+    from furnclip.errors import FurnclipError
+
+    try:
+        import resource  # Unix only
+    except ImportError:
+        return
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit_bytes != resource.RLIM_INFINITY and limit_bytes < _LEAST_ADDRESS_SPACE_MB * 2**20:
+        raise FurnclipError(
+            f"the memory limit of {limit_bytes >> 20:,} MB is too low for torch, which needs "
+            f"{_LEAST_ADDRESS_SPACE_MB:,} MB of address space",
+            hint="raise it with `ulimit -v unlimited`",
+        )
 
 
 def mention_raw_titles(options: Config) -> None:

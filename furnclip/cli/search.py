@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, settings
+from furnclip.cli.options import ConfigOption, JsonOption, check_address_space, settings
 
 if TYPE_CHECKING:
     from furnclip.search import Hit, Searcher
@@ -51,6 +51,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find products by meaning, by word or by picture."""
+    check_address_space()
     from furnclip.search import Searcher
 
     flags = {"k": k, "mode": mode, "image_weight": image_weight}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, settings
+from furnclip.cli.options import ConfigOption, JsonOption, check_address_space, settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,6 +115,8 @@ def train(
 
 def _train_and_show(checked: Config, run: str, *, resume: bool, as_json: bool) -> None:
     from furnclip import console
+
+    check_address_space()
     from furnclip.train import train as train_run
     from furnclip.train import train_all
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +38,7 @@ from furnclip.train.encoder import Encoder
 from furnclip.train.exact import Memory
 from furnclip.train.finish import Finished, finish, lora_shape
 from furnclip.train.fit import largest_micro_batch
+from furnclip.train.interrupts import Interrupts
 from furnclip.train.loop import Loop
 from furnclip.train.losses import LossName, chance_loss, checked_loss
 from furnclip.train.memory import kept_activations_bytes, storage_addresses
@@ -79,15 +80,21 @@ def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, An
     """
     folder = _run_folder(config, run or config.train.scenario)
     check_settings(config)
-    with joined() as processes, _resources_told(folder):
-        if not processes.first:
-            return _train(config, folder, processes, resume=resume)
-        with exclusive(folder):
+    interrupts = Interrupts()
+    with (
+        interrupts.handled(),
+        joined() as processes,
+        _resources_told(folder),
+        exclusive(folder) if processes.first else nullcontext(),
+    ):
+        if processes.first:
             _sweep(config, folder)
-            return _train(config, folder, processes, resume=resume)
+        return _train(config, folder, processes, interrupts, resume=resume)
 
 
-def _train(config: Config, folder: Path, processes: Processes, *, resume: bool) -> dict[str, Any]:
+def _train(
+    config: Config, folder: Path, processes: Processes, interrupts: Interrupts, *, resume: bool
+) -> dict[str, Any]:
     if processes.first:
         _fetch_shards(config)
     processes.wait()
@@ -101,7 +108,7 @@ def _train(config: Config, folder: Path, processes: Processes, *, resume: bool) 
     processes.wait()  # until an older run is gone, nobody looks for its checkpoints
     _announce(ready)
     started = time.monotonic()
-    position, base = _trained(ready)
+    position, base = _trained(ready, interrupts)
     ready.card.seconds = round(ready.card.seconds + time.monotonic() - started, 1)
     if not processes.first:
         return {}
@@ -269,7 +276,7 @@ def _announce(ready: Prepared) -> None:
         console.warn("most captions are not unique, so retrieval by caption cannot become sharp")
 
 
-def _trained(ready: Prepared) -> tuple[Position, dict[str, float]]:
+def _trained(ready: Prepared, interrupts: Interrupts) -> tuple[Position, dict[str, float]]:
     """Run the loop if anything trains; the model then holds its best weights."""
     checkpoints = ready.folder / CHECKPOINTS
     optimiser = _optimiser(ready)
@@ -278,10 +285,9 @@ def _trained(ready: Prepared) -> tuple[Position, dict[str, float]]:
         position = load_checkpoint(checkpoints / "last", ready.parameters, optimiser)
     if ready.processes.first:
         forget_after(ready.folder, position.step)
-    loop = _loop(ready, optimiser, checkpoints)
+    loop = replace(_loop(ready, optimiser, checkpoints), interrupts=interrupts)
     try:
-        with loop.interrupts.handled():
-            position = loop.run(position)
+        position = loop.run(position)
     finally:
         for tracker in loop.trackers:
             tracker.close()
