@@ -133,12 +133,12 @@ def test_killed_between_the_two_renames_of_a_checkpoint_nothing_is_lost(
 
 @pytest.mark.parametrize(
     "place",
-    ["work/runs/one/checkpoints/.last", "work/runs/one/.model", "work/runs/one/.run.json", "work/runs/.one"],
+    ["one/checkpoints/.last", "one/.model", "one/.run.json", ".one"],
 )
 def test_what_dead_processes_left_is_removed(ready: Path, place: str) -> None:
     run_train(ready, scenario="zero_shot", run="one")
     host = aside_name(ready / "x").name.split(".")[2].split("-")[0]
-    left = ready / f"{place}.{host}-{DEAD}.part"
+    left = ready / "work" / "runs" / f"{place}.{host}-{DEAD}.part"
     left.mkdir(parents=True)
     (left / "state.safetensors").write_bytes(b"half")
     assert command(ready, "train", "--scenario", "zero_shot", "--run", "one").ok()
