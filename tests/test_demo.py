@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from typer.main import get_command
@@ -184,6 +185,16 @@ def test_settings_of_the_shell_do_not_reach_the_tour_and_ctrl_c_ends_it(tmp_path
     assert all(row["clean_source"].startswith("local:") for row in cleaned)
     manifest = json.loads((tmp_path / "tour/work/shards/manifest.json").read_text())
     assert manifest["settings"]["image_px"] == 96
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_tour_ends_its_command_too(tmp_path: Path, number: signal.Signals) -> None:
+    process = start_until("clean", tmp_path, {})
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr.decode()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 @pytest.mark.skipif(not FULL, reason="a minute and a half of real commands; set FURNCLIP_FULL=1")
