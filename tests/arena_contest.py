@@ -35,14 +35,19 @@ def write_contest(
     config: str = "",
     picture: Callable[[int], Image.Image] | None = None,
     pictures: int | None = None,
+    words: Sequence[str] = (),
 ) -> Path:
     """`images/`, `furnclip.toml` and one vector file for each run; the folder.
 
     The first run is in the master file. `config` is the body of the `[arena]` section. Each product
-    has a file name of its own; `pictures` is how many different files there are behind them.
+    has a file name of its own; `pictures` is how many different files there are behind them. `words`
+    stand in titles, colors and types, one after the other.
     """
     (folder / "images").mkdir(parents=True)
     rows = [product(index) for index in range(products)]
+    for number, row in enumerate(rows if words else ()):
+        odd = words[number % len(words)]
+        row.update(clean_title=f"{odd} {number}", color=odd, object_type=odd)
     files = [folder / "images" / row["image"] for row in rows]
     different = pictures or products
     for index, file in enumerate(files):

@@ -6,6 +6,7 @@ By default a hundred random mutations of a votes file; 10,000 with FURNCLIP_FULL
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from typer.main import get_command
 
 from furnclip import ArenaApp
 from furnclip.arena import VoteBook
+from furnclip.catalogue.sheets import unescape
 from furnclip.cli import app
 from furnclip.config import load_config
 from furnclip.errors import InputError
@@ -258,6 +260,30 @@ def test_a_second_vote_on_the_same_query_is_counted_as_left_out(damaged: Damaged
     assert said.stderr.endswith("judged the same query before (line 10)")
 
 
+HOSTILE: dict[str, Callable[[Event], object]] = {
+    "a rater": put("rater", "anna\x1b]0;owned\x07"),
+    "a rater that looks like markup": put("rater", "[link=http://x]anna[/link]"),
+    "a model": lambda event: event.update(
+        json.loads(json.dumps(event).replace("tuned-run", "tuned\\u001b[2J"))
+    ),
+    "a category": put("query.category", "sofa\x9b2J\x1b[6n"),
+    "a vote id of another's words": put("vote_id", "\x1b[31m"),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_names_in_votes_do_not_drive_the_terminal(
+    damaged: Damaged, change: Callable[[Event], object]
+) -> None:
+    events = events_of(damaged.folder)
+    change(events[FIRST_VOTE - 1])
+    damaged.write(events)
+    for args in (["stats"], ["export"]):
+        said = damaged.run(*args)
+        assert said.code == 0
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", said.stdout + said.stderr)
+
+
 TAILS = {
     "without its newline": lambda content: content[:-1],
     "with Windows line ends": lambda content: content.replace(b"\n", b"\r\n")[:-2],
@@ -277,6 +303,40 @@ def test_what_an_editor_does_to_the_end_loses_no_vote(
         arena.next_query()
         arena.vote("X")
     assert [vote.choice for vote in VoteBook(path).votes()] == list("ABTXNBX")
+
+
+FORMULAS = {
+    "a rater": ("rater", put("rater", "=cmd|'/c calc'!A0")),
+    "a query": ("query_text", put("query.text", "@SUM(1)")),
+    "a category": ("category", put("query.category", "+1+1")),
+    "an id": ("results_a", put("results", [[{"product_id": "-A1", "title": "x", "image": ""}], []])),
+    "an id that looks neutralised": (
+        "results_a",
+        put("results", [[{"product_id": "'-A1", "title": "x", "image": ""}], []]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("column", "change"), FORMULAS.values(), ids=FORMULAS)
+def test_no_cell_of_the_export_is_a_formula_and_each_comes_back(
+    damaged: Damaged, column: str, change: Callable[[Event], object]
+) -> None:
+    events = events_of(damaged.folder)
+    change(events[FIRST_VOTE - 1])
+    damaged.write(events)
+    assert damaged.run("export").code == 0
+    with (damaged.folder / "work/arena/votes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0][column].startswith("'")
+    expected = VoteBook(votes_file(damaged.folder)).votes()[0]
+    meant = {
+        "rater": expected.rater,
+        "query_text": expected.query.text,
+        "category": expected.query.category,
+        "results_a": " ".join(card.product_id for card in expected.results[0]),
+    }
+    assert unescape(rows[0][column]) == meant[column]
+    assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row.values())
 
 
 def a_fifo(path: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -146,12 +147,92 @@ def test_help_and_a_new_size_do_not_vote(contest: Path) -> None:
     assert votes_in(contest) == []
 
 
-def test_a_polite_kill_leaves_the_terminal_as_it_was(contest: Path) -> None:
-    person = Person(contest, "--viewer", "none").wait("0 votes")
-    person.press("a").wait("vote 1 saved")
-    _kill(person, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+MOMENTS = ("on a query", "in the help", "while an image is drawn", "after Ctrl-S", "twice")
+EVERY_END = list(itertools.product(SIGNALS, MOMENTS))
+# Each signal and each moment at least once.
+SAMPLE_OF_ENDS = [
+    (signal.SIGINT, "while an image is drawn"),
+    (signal.SIGTERM, "on a query"),
+    (signal.SIGTERM, "after Ctrl-S"),
+    (signal.SIGHUP, "in the help"),
+    (signal.SIGQUIT, "twice"),
+]
+
+
+@pytest.mark.parametrize(("number", "moment"), EVERY_END if FULL else SAMPLE_OF_ENDS)
+def test_a_signal_ends_it_between_two_votes_with_the_terminal_as_it_was(
+    contest: Path, tmp_path: Path, number: signal.Signals, moment: str
+) -> None:
+    viewer = tmp_path / "viewer"
+    viewer.write_text("#!/bin/sh\nsleep $(cat pause)\necho IMAGE\n")
+    viewer.chmod(0o755)
+    (contest / "pause").write_text("0")
+    person = Person(contest, "--viewer", f"{viewer} {{path}}").wait("0 votes", "IMAGE")
+    (contest / "pause").write_text("0.9")  # for all but the two that are drawn already
+    for count in (1, 2, 3):
+        person.press("a").wait(f"vote {count} saved", "IMAGE")
+    if moment == "in the help":
+        person.press("?").wait("take back your last vote")
+    elif moment == "after Ctrl-S":
+        person.child.send("\x13")
+        time.sleep(0.2)
+    elif moment == "while an image is drawn":
+        person.press("a").wait("drawing the")
+    _kill(person, number)
+    if moment == "twice":
+        _kill(person, number)
     assert_restored(person, code=130)
-    assert votes_in(contest) == ["A"]
+    said = person.raw[person.raw.rindex(b"?1049l") :]
+    assert b"Traceback" not in said
+    assert said.count(b"error: ") == said.count(b"hint: ") == 1
+    assert votes_in(contest) == ["A"] * (4 if moment == "while an image is drawn" else 3)
+
+
+@pytest.mark.parametrize("key", ["\x03", "\x1c", "\x1a"], ids=["Ctrl-C", "Ctrl-backslash", "Ctrl-Z"])
+def test_a_key_that_would_stop_a_program_does_not_leave_its_screen_behind(contest: Path, key: str) -> None:
+    person = Person(contest, "--viewer", "none").wait("0 votes")
+    person.press("b").wait("vote 1 saved")
+    person.press(key)
+    if key != "\x03":
+        person.press("q")
+    assert_restored(person, code=130 if key == "\x03" else 0)
+    assert votes_in(contest) == ["B"]
+
+
+HOSTILE = (
+    "red \x1b[2J\x1b]0;owned\x07 sofa",  # clears the screen, sets the window's title
+    "chair \x1b]52;c;b3duZWQ=\x1b\\",  # writes to the clipboard
+    "lamp \x9b2J \x90q\x9c",  # the same with C1 controls
+    "table \x1b[6n\x1b[c",  # makes the terminal type a reply
+    "stool\r\nA wins\x0b\x0c\x85\u2028",  # leaves its line
+    "desk \u202egnol\u2066",  # turns the rest of the line around
+)
+
+
+def test_text_of_others_does_not_drive_the_terminal(tmp_path: Path) -> None:
+    sent = []
+    for number, words in enumerate((HOSTILE, ["harmless"])):
+        folder = write_contest(tmp_path / str(number), config="repeat_every = 0", products=12, words=words)
+        person = Person(folder, "--viewer", "none").wait("0 votes")
+        for count in range(1, 5):
+            person.press("a").wait(f"{count} vote")
+        person.press("q")
+        assert_restored(person, code=0)
+        sent.append(set(re.findall(rb"\x1b(?:\[[0-?]*[a-zA-Z]|.)", person.raw)))
+    assert sent[0] == sent[1]  # no escape sequence that harmless words would not have had
+    assert not re.search("[\x80-\x9f\u2028\u202e\u2066]", person.raw.decode())
+
+
+def test_file_names_and_viewers_messages_do_not_drive_the_terminal(tmp_path: Path) -> None:
+    folder = write_contest(tmp_path / "c", config="repeat_every = 0", products=8)
+    viewer = tmp_path / "v\x1b]0;owned\x07"
+    viewer.write_text("#!/bin/sh\nprintf 'no \\033[2J\\033]0;owned\\007 image\\n' >&2; exit 3\n")
+    viewer.chmod(0o755)
+    person = Person(folder, "--viewer", f"{shlex.quote(str(viewer))} {{path}}", cols=200)
+    person.wait("exit code 3: no", "now half blocks").press("q")
+    assert_restored(person, code=0)
+    assert b"\x1b]" not in person.raw
 
 
 def test_the_last_vote_ends_it_and_the_next_start_says_so(tmp_path: Path) -> None:

@@ -94,11 +94,9 @@ class Terminal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with suppress(OSError, termios.error):  # a terminal that is gone needs nothing
-            termios.tcflow(self._output, termios.TCOON)  # Ctrl-S would hold back what is written now
         with suppress(TerminalGone):
             self._write_all(_LEAVE)  # a signal that comes now must not cut it short
-        with suppress(OSError, termios.error):
+        with suppress(OSError, termios.error):  # a terminal that is gone needs nothing
             # TCSAFLUSH: keys typed too late must not reach the shell as a command
             termios.tcsetattr(self._input, termios.TCSAFLUSH, self._saved)
         signal.set_wakeup_fd(-1)
@@ -182,8 +180,9 @@ class Terminal:
         self._old_handlers[number] = signal.signal(number, handler)
 
     def _without_stopping(self) -> None:
-        """Ctrl-Z and Ctrl-\\ would leave the shell on our screen, without a cursor."""
+        """Ctrl-Z and Ctrl-\\ would leave the shell on our screen, Ctrl-S would freeze it."""
         modes = termios.tcgetattr(self._input)
+        modes[0] &= ~termios.IXON
         modes[6][termios.VSUSP] = modes[6][termios.VQUIT] = b"\0"
         termios.tcsetattr(self._input, termios.TCSANOW, modes)
 
