@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from furnclip.shards import (
     write_shard,
 )
 from tests import drawn_shop
+from tests.test_embed_faults import interrupted
 
 PRODUCTS = 40
 TASKS = ("text_to_image", "image_to_text", "image_to_image", "image_to_type", "attributes_to_image")
@@ -468,3 +469,60 @@ def test_the_split_reads_its_shards(catalogue: Path) -> None:
     dataset = ShardDataset(catalogue / "work" / "shards", "test")
     assert split.product_ids == tuple(sample.product_id for sample in dataset)
     assert set(split.attributes["style"]) == {""}  # "unknown" is no style
+
+
+# --- damaged files and interrupts
+
+
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def changed(path: Path) -> None:
+    """Another number in the report, as a hand would write it."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    report["models"]["base"]["text_to_image"]["recall@1"] = 0.999
+    path.write_text(json.dumps(report), encoding="utf-8")
+
+
+def without_models(path: Path) -> None:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    del report["models"]
+    path.write_text(json.dumps(report), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        piped,
+        changed,
+        without_models,
+        lambda path: path.write_text("[1]"),
+        lambda path: path.write_text("[" * 100_000),
+        lambda path: path.write_bytes(b"\xff\xfe"),
+    ],
+)
+def test_a_damaged_report_is_made_again(shop: Path, spoil: Callable[[Path], object]) -> None:
+    expected = evaluated(shop)["models"]
+    spoil(shop / "work/eval/report.json")
+    result = run_eval(shop, "--json")
+    assert result.exit_code == 0, result.output
+    assert "it is made again" in result.stderr
+    assert json.loads(result.stdout)["models"] == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT")
+def test_an_interrupt_at_any_moment_is_one_line(shop: Path) -> None:
+    start = time.monotonic()
+    interrupted(shop, ("eval", "--run", "first"), after_s=300)
+    whole_s = time.monotonic() - start
+    for moment in range(25 if os.environ.get("FURNCLIP_FULL") == "1" else 4):
+        code, stdout, stderr = interrupted(
+            shop,
+            ("eval", "--run", "first", "--force"),
+            after_s=whole_s * (moment % 4 + 0.5 + moment / 100) / 4,
+        )
+        assert code in (130, 0), (code, stderr)
+        assert "Traceback" not in stdout + stderr
+        assert stderr.count("error: ") == (1 if code else 0), stderr

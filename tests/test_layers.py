@@ -32,7 +32,6 @@ HEAVY = (
     "webdataset",
     "PIL",
     "peft",
-    "matplotlib",
 )
 
 

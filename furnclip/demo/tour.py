@@ -227,7 +227,6 @@ def _offline_environment(folder: Path) -> dict[str, str]:
         **kept,
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(cache / "huggingface"),
-        "MPLCONFIGDIR": str(cache / "matplotlib"),
         "WANDB_MODE": "disabled",
     }
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from furnclip.catalogue import ATTRIBUTES
@@ -31,11 +30,11 @@ from furnclip.images import encode_jpeg
 
 _THUMBNAIL_PX = 160
 _TASKS = {
-    "text_to_image": ("Text to picture", "a product's caption finds its picture"),
-    "image_to_text": ("Picture to text", "a picture finds its product's caption"),
-    "image_to_image": ("Picture to picture", "a picture finds the other pictures of its group"),
-    "image_to_type": ("Picture to type", "a picture finds other pictures of the same type"),
-    "attributes_to_image": ("Request to picture", "a short request finds every picture of that kind"),
+    "text_to_image": ("Text to image", "a product's caption finds its image"),
+    "image_to_text": ("Image to text", "an image finds its product's caption"),
+    "image_to_image": ("Image to image", "an image finds the other images of its group"),
+    "image_to_type": ("Image to type", "an image finds other images of the same type"),
+    "attributes_to_image": ("Request to image", "a short request finds every image of that kind"),
 }
 _METRICS = {
     "recall@1": "recall@1",
@@ -46,11 +45,11 @@ _METRICS = {
     "ndcg@10": "nDCG@10",
 }
 _STEPS = {
-    "recall@1": "of captions find their picture first",
+    "recall@1": "of captions find their image first",
     "recall@5": "find it among the first five",
     "recall@10": "find it among the first ten",
 }
-_ATTRIBUTE_NAMES = {"object_type": "type", "color": "colour"}
+_ATTRIBUTE_NAMES = {"object_type": "type"}
 
 
 def render(report: Mapping[str, Any], parts: Sequence[Part], split: Split) -> str:
@@ -106,15 +105,12 @@ def _steps(report: Mapping[str, Any], label: str) -> list[dict[str, Any]]:
     ]
 
 
-def _plots(report: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """Captions and drawings; the SVG is ours, so it is not escaped."""
+def _plots(report: Mapping[str, Any]) -> list[tuple[str, plots.Plot]]:
+    """Captions and drawings."""
     return [
-        (
-            "How often the first answer is right",
-            Markup(plots.plot_metrics(report, "recall@1", name="recall@1")),
-        ),
-        ("How near the top a right one is", Markup(plots.plot_metrics(report, "mrr", name="MRR"))),
-        ("Text to picture, among the first k", Markup(plots.plot_curve(report))),
+        ("How often the first result is relevant", plots.plot_metrics(report, "recall@1", name="recall@1")),
+        ("How near the top the first relevant one is", plots.plot_metrics(report, "mrr", name="MRR")),
+        ("Text to image, among the first k", plots.plot_curve(report)),
     ]
 
 
@@ -124,7 +120,7 @@ def _slices(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "name": _ATTRIBUTE_NAMES.get(attribute, attribute),
             "values": report["slices"][attribute]["values"],
             "left_out": report["slices"][attribute]["left_out"],
-            "plot": Markup(plots.plot_slices(report, attribute)),
+            "plot": plots.plot_slices(report, attribute),
         }
         for attribute in reversed(ATTRIBUTES)  # the type first: it tells most
         if len(report["slices"][attribute]["values"]) > 1
