@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 _LARGE_GROUP_SHARE = 0.1
 _SHOWN_TYPES = 8
+_SHARED = {
+    "title": "their title: set `paths.group_column` to the column that tells variants apart",
+    "group": "their group: check `paths.group_column`",
+    "image": "one image: if it stands for a missing one, take it out of these rows",
+    "near-duplicates": "images that look alike: check a few of them",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -93,6 +99,17 @@ def _show_report(report: CheckReport) -> None:
             for reason, count in report.reasons.items()
         ]
         console.show_table(["reason", "rows", "first of them"], rows)
+    _mention_uncleaned(report.not_cleaned)
+
+
+def _mention_uncleaned(rows: int) -> None:
+    from furnclip import console
+
+    if rows:
+        console.warn(
+            f"{rows} rows of the catalogue are not cleaned, and therefore not here: they were added since, "
+            "or lie beyond `--limit`; `furnclip clean run` cleans them"
+        )
 
 
 def _show_spread(summary: Summary) -> None:
@@ -122,17 +139,24 @@ def _show_summary(summary: Summary, uploaded: dict[str, int | str]) -> None:
     console.say(
         f"{summary.products} of {summary.rows} rows are in the shards; {leaks['groups_joined']} groups of "
         f"several products, the largest has {leaks['largest_group']}; "
-        f"{leaks['left_across_splits']} ties left across splits"
+        f"{leaks['left_across_splits']} near-duplicates shared between splits"
     )
     for reason, count in summary.rejected.items():
         console.say(f"rejected: {count} {reason}")
     if summary.rejected:
         console.say(f"see {summary.folder / 'rejected.csv'}")
-    if leaks["largest_group"] > max(_LARGE_GROUP_SHARE * summary.products, 10):
+    if summary.rejected.get("placeholder-image"):
         console.warn(
-            f"one group holds {leaks['largest_group']} of {summary.products} products, all in one split; if "
-            "they only share a title, set `paths.group_column` to the column that tells variants apart"
+            f"{summary.rejected['placeholder-image']} products have a placeholder image, one for products "
+            "that have nothing else in common; give them images of their own to train on them"
         )
+    if leaks["largest_group"] > max(_LARGE_GROUP_SHARE * summary.products, 10):
+        shared = leaks["largest_group_shares"]
+        console.warn(
+            f"one group holds {leaks['largest_group']} of {summary.products} products, all in one split; "
+            f"most of them share {_SHARED[shared]}"
+        )
+    _mention_uncleaned(summary.not_cleaned)
     if uploaded:
         console.say(
             f"uploaded {uploaded['sent']} files to {uploaded['to']}; {uploaded['kept']} were there already"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furnclip import console
-from furnclip.catalogue import Rejection, catalogue_path
+from furnclip.catalogue import Rejection, catalogue_path, uncleaned_rows
 from furnclip.prepare.earlier import Earlier, Shelf
 from furnclip.prepare.report import no_rows
 from furnclip.prepare.scan import Scanner, decoders
@@ -28,6 +28,7 @@ class CheckReport:
     usable: int
     reasons: dict[str, int]
     examples: dict[str, list[Rejection]]
+    not_cleaned: int
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -41,6 +42,7 @@ class CheckReport:
             "catalogue": str(self.catalogue),
             "rows": self.rows,
             "usable": self.usable,
+            "not_cleaned": self.not_cleaned,
             "reasons": self.reasons,
             "examples": examples,
         }
@@ -72,4 +74,5 @@ def check(config: Config) -> CheckReport:
         rows - reasons.total(),
         dict(reasons.most_common()),
         dict(examples),
+        uncleaned_rows(config),
     )

@@ -13,6 +13,7 @@ processes.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -124,18 +125,27 @@ class _Known:
 
 
 def assign(
-    records: Records, ties: Ties, ledger: Ledger, *, changed: np.ndarray, shares: tuple[float, float]
+    records: Records,
+    ties: Ties,
+    ledger: Ledger,
+    *,
+    changed: np.ndarray,
+    left_out: Collection[int] = (),
+    shares: tuple[float, float],
 ) -> Assignment:
     """A group and a split for each row, or none.
 
     changed: (N,) rows whose ties may differ from those that the ledger decided on.
+    left_out: rows that get no split and tie nothing.
     shares: of groups for train and validation; the rest is test.
     """
     keys = records["key"]
     known = _Known(*ledger.lookup(keys))
     rank = np.where(known.split == UNDECIDED, 2, changed.astype(int))
     components = _Components(ties.count)
-    placed = _place_rows(np.lexsort((keys, rank)), keys, ties=ties, components=components, known=known)
+    order = np.lexsort((keys, rank))
+    order = order[~np.isin(order, list(left_out))]
+    placed = _place_rows(order, keys, ties=ties, components=components, known=known)
     assignment = _decide(placed, components, known, shares)
     _fill_empty_splits(assignment, known, shares)
     return assignment

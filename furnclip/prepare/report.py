@@ -33,6 +33,8 @@ class Summary:
     rejected: dict[str, int]
     decoded: int
     changed_shards: int
+    not_cleaned: int
+    """rows of the raw catalogue that are not in the cleaned one, and therefore not in the shards"""
     manifest: Manifest
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,18 +67,46 @@ def spread(manifest: Manifest, attribute: str) -> dict[str, dict[str, int | None
     return {value: {name: counts[name].get(value, rest[name]) for name in SPLITS} for value in ordered}
 
 
-def leak_report(ties: Ties, assignment: Assignment) -> dict[str, Any]:
+def leak_report(ties: Ties, assignment: Assignment, *, by_column: bool) -> dict[str, Any]:
     """Duplicates found, groups joined, and what is left across splits, counted anew: zero."""
     kept = assignment.split != UNDECIDED
-    sizes = np.unique(assignment.group[kept], return_counts=True)[1]
+    groups, sizes = np.unique(assignment.group[kept], return_counts=True)
+    largest = kept & (assignment.group == groups[sizes.argmax()])
     return {
         **ties.counts,
         "groups": len(sizes),
         "groups_joined": int((sizes > 1).sum()),
-        "largest_group": int(sizes.max(initial=0)),
+        "largest_group": int(sizes.max()),
+        "largest_group_shares": _shared_in(largest, ties, label="group" if by_column else "title"),
         "rows_rejected": int((~kept).sum()),
         "left_across_splits": leaks_left(ties, assignment),
     }
+
+
+def _shared_in(rows: np.ndarray, ties: Ties, *, label: str) -> str:
+    """What most of the rows of a group have in common."""
+    count = int(rows.sum())
+
+    def joined(nodes: np.ndarray) -> int:
+        """Rows that have a node which another one before them has."""
+        shared = nodes[rows & (nodes >= 0)]
+        return len(shared) - len(np.unique(shared))
+
+    joined_by = {label: joined(ties.nodes[:, 0]), "image": joined(ties.look)}
+    joined_by["near-duplicates"] = max(0, count - 1 - sum(joined_by.values()))
+    return max(joined_by, key=lambda name: joined_by[name]) if count > 1 else ""
+
+
+def placeholder(row: int, product_id: str, image: str, *, products: int) -> Rejection:
+    """The rejection of a product whose image is one for all."""
+    detail = f"`{image}` is the image of {products} products that have nothing else in common: a placeholder"
+    return Rejection(row, product_id, "placeholder-image", detail)
+
+
+def joins_splits(row: int, product_id: str) -> Rejection:
+    """The rejection of a product that would move others."""
+    detail = "shares a group, title or image with products that an earlier run put into different splits"
+    return Rejection(row, product_id, "joins-splits", detail)
 
 
 def by_reason(rejections: Sequence[Rejection]) -> dict[str, int]:
@@ -100,8 +130,8 @@ def no_rows(catalogue: Path) -> InputError:
     return InputError(f"`{catalogue}` has no rows", hint="export the catalogue again")
 
 
-def nothing_usable(catalogue: Path, rejections: Sequence[Rejection]) -> InputError:
-    """The error for a catalogue without a single usable row."""
+def nothing_usable(catalogue: Path, rejections: Sequence[Rejection], folder: Path) -> InputError:
+    """The error for a catalogue without a single usable row; the reasons are in `folder`."""
     if not rejections:
         return no_rows(catalogue)
     reason, count = Counter(item.reason for item in rejections).most_common(1)[0]
@@ -109,5 +139,5 @@ def nothing_usable(catalogue: Path, rejections: Sequence[Rejection]) -> InputErr
     return InputError(
         f"no row of `{catalogue}` can be used; {count} of {len(rejections)}: {reason}, "
         f"first in row {first.row}: {first.detail}",
-        hint="run `furnclip prepare --check` for a report by reason",
+        hint=f"`{folder / REJECTED_NAME}` has the reason of each row; fix them and run the command again",
     )

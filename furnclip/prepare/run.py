@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from furnclip import console
-from furnclip.catalogue import Rejection, catalogue_path
+from furnclip.catalogue import Rejection, catalogue_path, uncleaned_rows
 from furnclip.errors import ConfigError, InputError, MissingStageError
 from furnclip.journal import exclusive, replacing, sweep, told_when_full
 from furnclip.parallel import Workers
@@ -25,7 +25,16 @@ from furnclip.prepare.pack import (
     plan_shards,
     published_shards,
 )
-from furnclip.prepare.report import Summary, by_reason, leak_report, nothing_usable, write_rejected
+from furnclip.prepare.placeholders import placeholder_rows
+from furnclip.prepare.report import (
+    Summary,
+    by_reason,
+    joins_splits,
+    leak_report,
+    nothing_usable,
+    placeholder,
+    write_rejected,
+)
 from furnclip.prepare.scan import Scanner, decoders
 from furnclip.prepare.spool import Records, Spool, cache_file, entry_of, read_records, write_settled
 from furnclip.shards.manifest import (
@@ -96,7 +105,7 @@ class _Run:
                 for name in (*SPLITS, MINI_TRAIN)
             },
             settings=self._config.prepare.model_dump(exclude={"workers"}),
-            leaks=leak_report(ties, assignment),
+            leaks=leak_report(ties, assignment, by_column=bool(self._config.paths.group_column)),
             rejected=by_reason(self._rejections),
         )
         self._finish(manifest.with_hash(), records)
@@ -108,6 +117,7 @@ class _Run:
             rejected=manifest.rejected,
             decoded=decoded,
             changed_shards=changed,
+            not_cleaned=uncleaned_rows(self._config),
             manifest=manifest.with_hash(),
         )
 
@@ -134,22 +144,39 @@ class _Run:
                 meter.advance()
         records = read_records(path)
         if not len(records):
-            raise nothing_usable(catalogue_path(self._config.paths), self._rejections)
+            raise self._nothing_usable()
         return records, scanner.decoded
 
     def _assign(self, records: Records, ties: Ties, ledger: Ledger) -> Assignment:
         settings = self._config.prepare
+        earlier = self._earlier()
+
+        def about(row: int) -> dict[str, Any]:
+            value: dict[str, Any] = json.loads(read_source(earlier.source(entry_of(records[row])))[1])
+            return value
+
+        placeholders = placeholder_rows(records, ties, lambda rows: [about(row)["title"] for row in rows])
         changed = _changed(records, read_records(cache_file(self._cache, "records")))
         shares = (settings.train_fraction, settings.validation_fraction)
-        assignment = assign(records, ties, ledger, changed=changed, shares=shares)
-        earlier = self._earlier()
+        assignment = assign(records, ties, ledger, changed=changed, left_out=placeholders, shares=shares)
+        image_column = self._config.paths.image_column
         for row in np.flatnonzero(assignment.split == UNDECIDED).tolist():
-            about = json.loads(read_source(earlier.source(entry_of(records[row])))[1])
-            detail = "ties products that an earlier run put into different splits"
-            rejection = Rejection(int(records["row"][row]), about["product_id"], "joins-splits", detail)
+            found, number = about(row), int(records["row"][row])
+            if row in placeholders:
+                image = found["fields"].get(image_column, "")
+                rejection = placeholder(number, found["product_id"], image, products=placeholders[row])
+            else:
+                rejection = joins_splits(number, found["product_id"])
             self._rejections.append(rejection)
         self._rejections.sort(key=lambda item: item.row)
+        if not (assignment.split != UNDECIDED).any():
+            raise self._nothing_usable()
         return assignment
+
+    def _nothing_usable(self) -> InputError:
+        if self._rejections:
+            write_rejected(self._folder, self._rejections)
+        return nothing_usable(catalogue_path(self._config.paths), self._rejections, self._folder)
 
     def _pack(
         self, records: Records, assignment: Assignment, planned: list[PlannedShard], ledger: Ledger
