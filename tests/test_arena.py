@@ -194,7 +194,10 @@ def test_votes_go_where_they_tell_most() -> None:
 def test_a_letter_that_is_no_vote_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         Judging(lineup(), "anna", []).cast("C", vote_id="v", at="", seconds=0)
-    assert (caught.value.message, caught.value.hint) == ("`C` is no vote", "votes are A, B, T, X, N")
+    assert (caught.value.message, caught.value.hint) == (
+        "`C` is not a valid vote",
+        "valid votes: A, B, T, X, N",
+    )
 
 
 def test_a_vote_survives_its_line(tmp_path: Path) -> None:
@@ -344,7 +347,9 @@ def test_a_run_trained_again_since_its_vectors_is_refused(tmp_path: Path) -> Non
 
 def test_queries_that_are_no_file_are_named(tmp_path: Path) -> None:
     folder = write_contest(tmp_path / "c", config='queries = "nothing.txt"')
-    with pytest.raises(InputError, match=r"`arena.queries` is `nothing.txt`, which is no file or folder"):
+    with pytest.raises(
+        InputError, match=r"`arena.queries` is `nothing.txt`, which is neither a file nor a folder"
+    ):
         app_in(folder)
 
 

@@ -422,7 +422,7 @@ def test_a_damaged_run_card_is_named(tmp_path: Path, content: str) -> None:
     card.write_text(content)
     with pytest.raises(InputError, match=r"the run card `.*run.json` is damaged") as caught:
         ArenaApp(load_config(folder / "furnclip.toml"), rater="anna", runs=["one"])
-    assert "train `one` again" in caught.value.hint
+    assert "furnclip train --run one" in caught.value.hint
 
 
 def test_a_run_card_that_is_a_fifo_does_not_hang(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_right_screen_right_votes_terminal_restored(
     viewer.chmod(0o755)
     env = {} if color else {"NO_COLOR": "1"}
     person = Person(contest, "--viewer", f"{viewer} {{path}}", cols=size[0], rows=size[1], **env)
-    person.wait("furnclip arena", "0 votes  20 left", "query (picture): ", "Q quit")
+    person.wait("furnclip arena", "0 votes  20 left", "query (image): ", "Q quit")
     if kind == "succeeds":
         person.wait("PICTURE")
     elif color:
@@ -85,7 +85,7 @@ def test_right_screen_right_votes_terminal_restored(
     assert "base" not in shown
     person.press("a").wait("1 vote ", "vote 1 saved: A")
     person.press("b").wait("2 votes", "vote 2 saved: B")
-    person.press("u").wait("1 vote ", "vote taken back")
+    person.press("u").wait("1 vote ", "vote undone")
     person.press("x").wait("2 votes", "vote 2 saved: both bad")
     assert not re.search(rb"tuned|base|" + b"b" * 16, person.raw)  # nothing was ever sent that tells
     person.press("q")
@@ -100,7 +100,7 @@ def test_no_stray_byte_is_a_vote(contest: Path, tmp_path: Path) -> None:
     viewer.write_text("#!/bin/sh\nsleep 0.8\nprintf 'PICTURE\\033[c\\033[6n\\n'\n")
     viewer.chmod(0o755)
     person = Person(contest, "--viewer", f"{viewer} {{path}}")
-    person.wait("drawing the pictures")
+    person.wait("drawing the images")
     person.child.send("abtx")  # typed before the picture was there
     person.wait("PICTURE", "0 votes")
     person.child.send("a")  # within the first moments: a bounce
@@ -121,7 +121,7 @@ def test_no_stray_byte_is_a_vote(contest: Path, tmp_path: Path) -> None:
         time.sleep(0.05)
     person.press("zzz")
     person.press("aaaa").wait("1 vote ", "PICTURE")  # a key held down is one vote
-    person.press("u").wait("vote taken back", "PICTURE")
+    person.press("u").wait("vote undone", "PICTURE")
     person.press("Q")
     assert_restored(person, code=0)
     assert votes_in(contest) == []

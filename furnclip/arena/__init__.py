@@ -1,10 +1,10 @@
-"""Blind judging: two models, one query, people decide; votes that are never lost, statistics that hold.
+"""Blind judging: two models, one query, people decide; votes that are never lost.
 
 Input: `work/embeddings/master_vectors.parquet`. Output: `work/arena/votes.jsonl`, and from it the
 standings, a CSV file and `work/arena/report.html`.
 
-`pairs` works out the contest, `state` says what is next, `votes` keeps what was said, `session` and
-`screen` put it in a terminal, `stats` and `page` say what it means. `ArenaApp` is the door for code.
+`pairs` computes the lineup, `state` chooses the next trial, `votes` stores the votes, `session` and
+`screen` run in a terminal, `stats` and `page` report. `ArenaApp` is the interface for code.
 """
 
 from furnclip.arena.app import ArenaApp, Question, require_choices

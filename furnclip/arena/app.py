@@ -5,7 +5,7 @@
         app.vote("A" if looks_better(question.a, question.b) else "B")
     standings = app.standings()
 
-A `Question` does not say which model is on which side, neither do its attributes.
+Nothing in a `Question` tells which model is on which side.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class ArenaApp:
         return self._judging.current
 
     def expected_trials(self, ahead: int) -> list[Trial]:
-        """The trials that probably follow, for preparing their pictures."""
+        """The trials that probably follow, for preparing their images."""
         return list(self._judging.expected(ahead))
 
     @property
@@ -179,7 +179,7 @@ def _checked_name(rater: str) -> str:
 
 
 def _rater_lock(folder: Path, rater: str) -> FileLock:
-    """Held as long as a rater votes, so that nobody is shown the same query in two windows."""
+    """Held as long as a rater votes, so that no query is shown in two windows."""
     path = folder / "raters" / f"{content_hash(rater)}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -188,7 +188,7 @@ def _rater_lock(folder: Path, rater: str) -> FileLock:
     except Timeout:
         raise JournalError(
             f"rater `{rater}` is voting in another window",
-            hint="go on there, or choose another name with `--rater`",
+            hint="continue there, or choose another name with `--rater`",
         ) from None
     return lock
 

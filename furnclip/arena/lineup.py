@@ -29,7 +29,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Query:
-    """What was asked: a picture or a text; `category` groups the statistics."""
+    """What was asked: an image or a text; `category` groups the statistics."""
 
     query_id: str
     kind: str
@@ -63,7 +63,7 @@ class Lineup:
         return [index for index in range(len(self.queries)) if list(first[index]) != list(second[index])]
 
     def agreement(self) -> dict[str, Any]:
-        """How many queries there were, and for each duel how many both models answered alike."""
+        """How many queries there were, and for each duel how many got the same answers from both models."""
         return {
             "queries": len(self.queries),
             "agreed": [

@@ -1,6 +1,6 @@
-"""`work/arena/report.html`: the standings and the pictures behind the votes, in one file.
+"""`work/arena/report.html`: the standings and the images behind the votes, in one file.
 
-Pictures are shrunk to thumbnails and each is stored once, however many votes it appears in. The page
+Images are shrunk to thumbnails and each is stored once, however many votes it appears in. The page
 names the models: it is for after the voting.
 """
 
@@ -44,12 +44,12 @@ def write_page(path: Path, standings: Standings, votes: Sequence[Vote]) -> None:
 
 
 def css_class(image: str) -> str:
-    """The class that shows a picture as its background."""
+    """The class that shows an image as its background."""
     return f"p{content_hash(image)}"
 
 
 def _thumbnails(votes: Sequence[Vote]) -> Iterator[tuple[str, str]]:
-    """CSS class and data URI of every picture that can be read; others show their title alone."""
+    """CSS class and data URI of every image that can be read; others show their title alone."""
     for image in dict.fromkeys(image for vote in votes for image in _images(vote)):
         try:
             data = encode_jpeg(load_square(Path(image), _THUMBNAIL_PX), _JPEG_QUALITY)

@@ -1,8 +1,8 @@
 """From `master_vectors.parquet` to a lineup: whose vectors, which queries, and both models' answers.
 
-The gallery is every product for which all models have a vector, so that no model is asked for
-something it never saw. A picture query is not its own answer. Queries from the test split come with
-their vectors; those from a text file or a picture folder are encoded by the models themselves.
+The gallery is every product for which all models have a vector, so that no model is compared on
+products it has no vector of. An image query is not its own answer. Queries from the test split come with
+their vectors; those from a text file or an image folder are encoded by the models themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from furnclip.config import Config, DataPaths
 from furnclip.console import note, printable
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
 from furnclip.images import open_image
-from furnclip.journal import read_json, read_text, write_json
+from furnclip.journal import read_text, write_json
+from furnclip.runs import read_card
 from furnclip.vectors import VectorTable, column_name, read_provenance, read_vectors, top_k
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 _FORMAT = "1"
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _UNKNOWN = ("", "unknown")
 _FROM_SPLIT = {"images": ("image",), "texts": ("text",), "both": ("image", "text")}
 """Words for queries of the test split -> kinds of query."""
@@ -47,12 +48,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class _RunCard:
-    model_fingerprint: str | None = None
-
-
-@dataclass(frozen=True)
-class Asked:
+class EncodedQueries:
     """Queries with one matrix (Q, D) a contender; `own_rows` (Q,) is the query's own product, or -1."""
 
     queries: list[Query]
@@ -61,7 +57,7 @@ class Asked:
 
 
 def find_contenders(config: Config, runs: Sequence[str]) -> list[Contender]:
-    """The base model and the runs asked for; without `runs`, the one in the master file.
+    """The base model and the chosen runs; without `runs`, the one in the master file.
 
     `furnclip embed` keeps the vectors of every run beside the master file, as `RUN.parquet`. Raises
     `MissingStageError` when a run has none, `ModelMismatchError` when it was trained again since.
@@ -84,34 +80,17 @@ def _contender(name: str, path: Path, label: str) -> Contender:
 
 def _find_run(run: str, paths: DataPaths) -> Contender:
     master = paths.vectors
-    trained = _trained_fingerprint(paths.runs / run)
+    card = read_card(paths.runs / run)
     for path in (master, master.with_name(f"{run}.parquet")):
         made_by = read_provenance(path).models.get("finetuned") if path.is_file() else None
         if made_by is not None and Path(made_by.name).name == run:
-            if trained not in (None, made_by.fingerprint):
+            if card is not None and card.model_fingerprint not in ("", made_by.fingerprint):
                 raise ModelMismatchError(
                     f"the run `{run}` was trained again after `{path}` was made",
                     hint=f"run `furnclip embed --run {run}`",
                 )
             return _contender(run, path, "finetuned")
     raise MissingStageError(f"{master.parent}: vectors of run {run}", command=f"furnclip embed --run {run}")
-
-
-def _trained_fingerprint(run: Path) -> str | None:
-    """What the run's card says of its model; None where the run is not here or not finished.
-
-    Read here, not by the model's room, which would take seconds to import.
-    """
-    try:
-        card = read_json(
-            run / "run.json",
-            _RunCard,
-            what="the run card",
-            hint=f"restore it, or train `{run.name}` again",
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return card.model_fingerprint
 
 
 def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None) -> Lineup:
@@ -132,7 +111,7 @@ def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None
     path = config.paths.arena / "lineups" / f"{key}.json"
     if (kept := read_lineup(path, key)) is not None:
         return kept
-    note("working out what each model answers; this is kept for the next time")
+    note("computing the results of each model; they are stored for the next time")
     lineup = _work_out(config, contenders, key)
     write_json(path, lineup.as_json())
     return lineup
@@ -142,7 +121,7 @@ def _fingerprint_of(queries: Path) -> str:
     """Changes when the query file or folder does."""
     if queries.is_file():
         return content_hash(queries.read_bytes())
-    return content_hash(*(path.name for path in _pictures(queries))) if queries.is_dir() else ""
+    return content_hash(*(path.name for path in _images(queries))) if queries.is_dir() else ""
 
 
 def _work_out(config: Config, contenders: list[Contender], key: str) -> Lineup:
@@ -150,8 +129,8 @@ def _work_out(config: Config, contenders: list[Contender], key: str) -> Lineup:
     asked = _ask(config, contenders, gallery)
     if not asked.queries:
         raise InputError(
-            f"there are no queries in `{config.arena.queries}`",
-            hint="use a text file with a query a line, a folder of pictures, or a larger test split",
+            f"no queries found in `{config.arena.queries}`",
+            hint="use a text file with a query a line, a folder of images, or a larger test split",
         )
     rows_of = [
         gallery.answers(contender, vectors, asked.own_rows, config.arena.k)
@@ -233,25 +212,25 @@ def _card(product: Mapping[str, str | None], config: Config) -> Card:
     )
 
 
-def _ask(config: Config, contenders: list[Contender], gallery: _Gallery) -> Asked:
+def _ask(config: Config, contenders: list[Contender], gallery: _Gallery) -> EncodedQueries:
     queries = config.arena.queries
     if queries in _FROM_SPLIT:
         return _ask_split(config, contenders, gallery)
     path = Path(queries).expanduser()
     if path.is_dir():
-        return _ask_pictures(config, contenders, _pictures(path)[: config.arena.query_limit])
+        return _ask_images(config, contenders, _images(path)[: config.arena.query_limit])
     if path.is_file():
         content = read_text(path, what="the queries file", hint="save it as UTF-8 text, one query a line")
         lines = content.removeprefix("\ufeff").splitlines()
         texts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
         return _ask_texts(config, contenders, texts[: config.arena.query_limit])
     raise InputError(
-        f"`arena.queries` is `{queries}`, which is no file or folder",
-        hint="use `images`, `texts`, `both`, a text file with a query a line, or a folder of pictures",
+        f"`arena.queries` is `{queries}`, which is neither a file nor a folder",
+        hint="use `images`, `texts`, `both`, a text file with a query a line, or a folder of images",
     )
 
 
-def _ask_split(config: Config, contenders: list[Contender], gallery: _Gallery) -> Asked:
+def _ask_split(config: Config, contenders: list[Contender], gallery: _Gallery) -> EncodedQueries:
     """A seeded draw from the test split, or from everything where nothing is marked as test."""
     kinds = _FROM_SPLIT[config.arena.queries]
     in_test = np.array([product.get("split") == "test" for product in gallery.products])
@@ -265,7 +244,7 @@ def _ask_split(config: Config, contenders: list[Contender], gallery: _Gallery) -
     ]
     order = np.random.default_rng(config.arena.seed).permutation(len(choices))
     drawn = [choices[place] for place in order[: config.arena.query_limit]]
-    return Asked(
+    return EncodedQueries(
         queries=[_split_query(kind, gallery.products[row], config) for kind, row in drawn],
         vectors=[_gathered(gallery, contender, drawn) for contender in contenders],
         own_rows=np.array([row if kind == "image" else -1 for kind, row in drawn], dtype=np.int64),
@@ -289,13 +268,13 @@ def _split_query(kind: str, product: Mapping[str, str | None], config: Config) -
     )
 
 
-def _ask_texts(config: Config, contenders: list[Contender], texts: list[str]) -> Asked:
+def _ask_texts(config: Config, contenders: list[Contender], texts: list[str]) -> EncodedQueries:
     queries = [Query(f"text:{content_hash(text)}", "text", text, category="text file") for text in texts]
     vectors = [_clip(each, config).encode_texts(texts) for each in contenders] if texts else []
-    return Asked(queries, vectors, np.full(len(queries), -1, dtype=np.int64))
+    return EncodedQueries(queries, vectors, np.full(len(queries), -1, dtype=np.int64))
 
 
-def _ask_pictures(config: Config, contenders: list[Contender], paths: list[Path]) -> Asked:
+def _ask_images(config: Config, contenders: list[Contender], paths: list[Path]) -> EncodedQueries:
     queries = [
         Query(f"picture:{content_hash(path.name)}", "image", path.stem, str(path), "picture folder")
         for path in paths
@@ -305,12 +284,12 @@ def _ask_pictures(config: Config, contenders: list[Contender], paths: list[Path]
         clip = _clip(contender, config)
         images = [open_image(path, longest_px=2 * clip.image_px) for path in paths]
         vectors.append(clip.encode_images(images))
-    return Asked(queries, vectors, np.full(len(queries), -1, dtype=np.int64))
+    return EncodedQueries(queries, vectors, np.full(len(queries), -1, dtype=np.int64))
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     """The image files of a folder; their names go into files of ours, which are UTF-8."""
-    found = sorted(path.absolute() for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    found = sorted(path.absolute() for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
     for path in found:
         if str(path).encode("utf-8", "replace").decode() != str(path):
             raise InputError(f"the name of image `{printable(str(path))}` is not UTF-8", hint="rename it")

@@ -1,7 +1,7 @@
-"""What a rater sees: text as lines of the terminal's own width, and the place for the picture.
+"""What a rater sees: text as lines of the terminal's own width, and the place for the image.
 
 Pure: a `View` and a `Window` in, a `Frame` out. Nothing here knows which model is on which side.
-Colour is never the only carrier: rows are called A and B, keys stand in front of their meaning.
+Color is never the only carrier: rows are called A and B, keys stand in front of their meaning.
 """
 
 from __future__ import annotations
@@ -20,30 +20,20 @@ from furnclip.arena.terminal import Window
 from furnclip.console import printable
 from furnclip.viewers import Box
 
-_FEWEST_PICTURE_ROWS = 5
+_FEWEST_IMAGE_ROWS = 5
 _TOO_SMALL = "too small a window to show both rows; make it larger, or quit with Q"
 KEYS = (
-    ("A", "is better", "wins"),
-    ("B", "is better", "wins"),
-    ("T", "tie", "tie"),
-    ("X", "both bad", "both bad"),
-    ("N", "next, no vote", "skip"),
-    ("U", "undo", "undo"),
-    ("O", "open picture", "open"),
-    ("?", "help", "help"),
-    ("Q", "quit, statistics", "quit"),
+    ("A", "is better", "wins", "row A answers the query better; which model it is stays hidden"),
+    ("B", "is better", "wins", "row B answers the query better"),
+    ("T", "tie", "tie", "both rows are equally good"),
+    ("X", "both bad", "both bad", "both rows are bad"),
+    ("N", "next, no vote", "skip", "next: you cannot or do not want to judge this one"),
+    ("U", "undo", "undo", "take back your last vote and judge it again"),
+    ("O", "open image", "open", "open the image in a window of the desktop"),
+    ("?", "help", "help", "this help"),
+    ("Q", "quit, statistics", "quit", "stop and see the statistics; `furnclip arena` continues from there"),
 )
-"""Key, its meaning, and the same in short for narrow windows."""
-HELP = (
-    ("", "two models answered the same query: row A and row B, best first"),
-    ("A or B", "that row answers the query better; whose row it is stays hidden"),
-    ("T", "both rows are equally good"),
-    ("X", "both rows are bad"),
-    ("N", "next: you cannot or do not want to judge this one"),
-    ("U", "take back your last vote and judge it again"),
-    ("O", "open the pictures in a window of the desktop"),
-    ("Q", "stop and see the statistics; `furnclip arena` goes on from there"),
-)
+"""Key, its meaning, the same in short for narrow windows, and for the help."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +46,20 @@ class View:
     votes: int
     left: int
     message: str = ""
-    pictures: bool = True
+    images: bool = True
     most_cells: tuple[int, int] | None = None
-    """columns and rows that the picture may take at most; None: all that are free"""
+    """columns and rows that the image may take at maximum; None: all that are free"""
     help: bool = False
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Lines to write, top to bottom, and where the picture goes, if there is room for one."""
+    """Lines to write, top to bottom, and where the image goes, if there is room for one."""
 
     lines: tuple[str, ...]
     box: Box | None
     usable: bool = True
-    """off where the window is too small to show both rows: nobody can judge what is cut off"""
+    """off where the window is too small to show both rows: what is cut off cannot be judged"""
 
 
 class Painter:
@@ -94,24 +84,24 @@ class Painter:
 
 
 def compose(view: View, window: Window, *, color: bool) -> Frame:
-    """The screen for a view; the picture's place is left empty."""
+    """The screen for a view; the image's place is left empty."""
     painter = Painter(window.cols, color=color)
     above = painter.lines(_header(view)) + painter.lines(_query_line(view))
     below = painter.lines(_message(view)) + painter.lines(_keys(window.cols))
     if view.help:
         return Frame(_filled(above, painter.lines(_help()), below, window.rows), None)
     plain = painter.lines(_results(view, details=False))
-    picture_rows = window.rows - len(above) - len(plain) - len(below)
-    if picture_rows < 0:
+    image_rows = window.rows - len(above) - len(plain) - len(below)
+    if image_rows < 0:
         return Frame(tuple(wrap(_TOO_SMALL, window.cols)[: window.rows]), None, usable=False)
-    if not view.pictures or picture_rows < _FEWEST_PICTURE_ROWS:
+    if not view.images or image_rows < _FEWEST_IMAGE_ROWS:
         detailed = painter.lines(_results(view, details=True))
         fits = len(above) + len(detailed) + len(below) <= window.rows
         return Frame(_filled(above, detailed if fits else plain, below, window.rows), None)
-    most_cols, most_rows = view.most_cells or (window.cols, picture_rows)
+    most_cols, most_rows = view.most_cells or (window.cols, image_rows)
     box = Box(
         cols=min(window.cols, most_cols),
-        rows=min(picture_rows, most_rows),
+        rows=min(image_rows, most_rows),
         left=0,
         top=len(above),
         window_cols=window.cols,
@@ -119,7 +109,7 @@ def compose(view: View, window: Window, *, color: bool) -> Frame:
         cell_width_px=window.cell_width_px,
         cell_height_px=window.cell_height_px,
     )
-    return Frame((*above, *[""] * picture_rows, *plain, *below), box)
+    return Frame((*above, *[""] * image_rows, *plain, *below), box)
 
 
 def _filled(above: list[str], middle: list[str], below: list[str], rows: int) -> tuple[str, ...]:
@@ -146,8 +136,7 @@ def _header(view: View) -> RenderableType:
 
 
 def _query_line(view: View) -> Text:
-    kind = "picture" if view.query.kind == "image" else "text"
-    return _line(("query ", "bold"), (f"({kind}): ", "dim"), (view.query.text, "bold cyan"))
+    return _line(("query ", "bold"), (f"({view.query.kind}): ", "dim"), (view.query.text, "bold cyan"))
 
 
 def _results(view: View, *, details: bool) -> RenderableType:
@@ -175,15 +164,15 @@ def _keys(cols: int) -> Text:
     """All keys, in long words where they fit on one line, else in short ones over several."""
     for column in (1, 2):
         entries = [(f"{key[0]} ", key[column]) for key in KEYS]
-        if sum(len(key) + len(said) + 2 for key, said in entries) - 2 <= cols:
+        if sum(len(key) + len(meaning) + 2 for key, meaning in entries) - 2 <= cols:
             break
     text = Text()
     used = 0
-    for key, said in entries:
-        width = len(key) + len(said)
+    for key, meaning in entries:
+        width = len(key) + len(meaning)
         separator = "" if used == 0 else "  " if used + 2 + width <= cols else "\n"
         used = width if separator in ("", "\n") else used + 2 + width
-        text.append(separator).append(key, style="bold").append(said, style="dim")
+        text.append(separator).append(key, style="bold").append(meaning, style="dim")
     return text
 
 
@@ -191,7 +180,8 @@ def _help() -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()
-    for key, meaning in HELP:
+    grid.add_row("", "two models answered the same query: row A and row B, best first")
+    for key, *_, meaning in KEYS:
         grid.add_row(key, meaning)
-    grid.add_row("", "any key goes back to the query and counts for nothing")
+    grid.add_row("", "any key returns to the query and is not a vote")
     return grid

@@ -1,8 +1,8 @@
-"""The picture of one trial: the query, row A and row B, in the shape of the place it is shown in.
+"""The image of one trial: the query, row A and row B, in the shape of the place it is shown in.
 
 Sheets are kept in `work/cache/arena/` as `HASH.jpg`, the few hundred that were used last; the hash is
-over what is on the sheet, so that neither name nor picture tells the models apart. A product whose
-picture cannot be read gets a cell that says so.
+over what is on the sheet, so that neither name nor image tells the models apart. A product whose
+image cannot be read gets a cell that says so.
 
 A rater waits for what happens here: that is why it is JPEG (encoded in a twentieth of the time of PNG,
 and every viewer reads it) and why nothing is flushed to the disk.
@@ -30,7 +30,7 @@ _DECODERS = 4
 MOST_SHEETS = 300  # about 30 MB
 _IN_USE = 8  # sheets used last by this session: shown, prepared, or one undo away
 _LABEL_SHARE = 0.35  # width of the column with A and B, in cells
-_MARGIN_SHARE = 0.04  # white around every picture, in cells
+_MARGIN_SHARE = 0.04  # white around every image, in cells
 _MOST_PX = 1600  # a sheet's longest side; more would only slow a viewer down
 _SMALLEST_CELL_PX = 4
 _INK = (90, 90, 90)
@@ -38,7 +38,7 @@ _PALE = (235, 235, 235)
 
 
 @dataclass(frozen=True)
-class Layout:
+class SheetLayout:
     """Where things are on a sheet, in pixels: squares as (left, top, side)."""
 
     size_px: tuple[int, int]
@@ -47,7 +47,7 @@ class Layout:
     labels: tuple[tuple[int, int, int], ...]
 
 
-def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> Layout:
+def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> SheetLayout:
     """The layout with the largest cells: the query left of both rows, or above them."""
     row_width = k + _LABEL_SHARE  # in cells
     if not with_query:
@@ -57,7 +57,7 @@ def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> Layou
     return _stacked(above, k, query_rows=1) if above > beside else _side_by_side(beside, k)
 
 
-def _stacked(cell: float, k: int, *, query_rows: int) -> Layout:
+def _stacked(cell: float, k: int, *, query_rows: int) -> SheetLayout:
     side = max(_SMALLEST_CELL_PX, int(cell))
     gutter = int(_LABEL_SHARE * side)
     size = (gutter + k * side, (2 + query_rows) * side)
@@ -65,7 +65,7 @@ def _stacked(cell: float, k: int, *, query_rows: int) -> Layout:
     return _layout(size, query, side, left=0, top=query_rows * side, k=k)
 
 
-def _side_by_side(cell: float, k: int) -> Layout:
+def _side_by_side(cell: float, k: int) -> SheetLayout:
     side = max(_SMALLEST_CELL_PX, int(cell))
     gutter = int(_LABEL_SHARE * side)
     return _layout(
@@ -81,14 +81,14 @@ def _layout(
     left: int,
     top: int,
     k: int,
-) -> Layout:
+) -> SheetLayout:
     gutter = int(_LABEL_SHARE * side)
     rows = tuple(
         tuple((left + gutter + column * side, top + row * side, side) for column in range(k))
         for row in (0, 1)
     )
     labels = tuple((left, top + row * side, side) for row in (0, 1))
-    return Layout(size_px, query, rows, labels)
+    return SheetLayout(size_px, query, rows, labels)
 
 
 class Sheets:
@@ -134,17 +134,17 @@ class Sheets:
             places += [(cell, card.image) for cell, card in zip(cells, cards, strict=False)]
         frames = [_inside_margin(cell) for cell, _ in places]
         sources = [source for _, source in places]
-        pictures = self._decoders.map(_thumbnail, sources, [side for _, _, side in frames])
+        images = self._decoders.map(_thumbnail, sources, [side for _, _, side in frames])
         sheet = Image.new("RGB", layout.size_px, "white")
-        for (left, top, _), picture in zip(frames, pictures, strict=True):
-            sheet.paste(picture, (left, top))
+        for (left, top, _), image in zip(frames, images, strict=True):
+            sheet.paste(image, (left, top))
         for label, place in zip("AB", layout.labels, strict=True):
             _write(sheet, place, label)
         return sheet
 
 
 def _version(source: str) -> str:
-    """Changes when a picture file is replaced."""
+    """Changes when an image file is replaced."""
     try:
         status = Path(source).stat()
     except (OSError, ValueError):
@@ -180,15 +180,15 @@ def _thumbnail(source: str, side_px: int) -> Image.Image:
     except BrokenImage:
         blank = Image.new("RGB", (side_px, side_px), _PALE)
         ImageDraw.Draw(blank).text(
-            (side_px / 2, side_px / 2), "no picture", fill=_INK, anchor="mm", font=_font(side_px // 6)
+            (side_px / 2, side_px / 2), "no image", fill=_INK, anchor="mm", font=_font(side_px // 6)
         )
         return blank
 
 
 def _write(sheet: Image.Image, place: tuple[int, int, int], label: str) -> None:
     left, top, side = place
-    centre = (left + _LABEL_SHARE * side / 2, top + side / 2)
-    ImageDraw.Draw(sheet).text(centre, label, fill="black", anchor="mm", font=_font(int(side * 0.45)))
+    center = (left + _LABEL_SHARE * side / 2, top + side / 2)
+    ImageDraw.Draw(sheet).text(center, label, fill="black", anchor="mm", font=_font(int(side * 0.45)))
 
 
 @lru_cache(maxsize=32)

@@ -1,13 +1,13 @@
 """The voting itself, without a terminal, a file or a clock: which trial is next, what a vote means.
 
 Everything is a function of the lineup, the seed, the rater and the votes that stand, so a session
-that was killed goes on with the very trial that was on the screen.
+that was killed continues with the trial that was on the screen.
 
     order     of queries: every so often one that all raters are shown, else the rater's own order
     sides     for each rater and each two models, two of every four queries have the baseline as A
     repeats   every so often an earlier query comes back with sides swapped; it measures the rater
               and does not count for the models
-    duels     with more than two models, the two about which the votes so far say least
+    duels     with more than two models, the two about which the votes so far tell least
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Judging:
         if self.current is None:
             raise UsageError("everything has been judged", hint="see `furnclip arena stats`")
         if choice not in OUTCOMES:
-            raise UsageError(f"`{choice}` is no vote", hint=f"votes are {', '.join(OUTCOMES)}")
+            raise UsageError(f"`{choice}` is not a valid vote", hint=f"valid votes: {', '.join(OUTCOMES)}")
         return self._vote(self.current, choice, vote_id=vote_id, at=at, seconds=seconds)
 
     def _vote(self, trial: Trial, choice: str, *, vote_id: str, at: str, seconds: float) -> Vote:
@@ -100,7 +100,7 @@ class Judging:
         )
 
     def accept(self, vote: Vote) -> None:
-        """Count a vote that was written, and go on to the next trial."""
+        """Count a vote that was written, and continue with the next trial."""
         self._votes.append(vote)
         self.current = self._next(self._votes)
 
@@ -110,7 +110,7 @@ class Judging:
         self.current = Trial(vote.query, vote.duel, vote.sides, vote.results, vote.repeat)
 
     def expected(self, ahead: int) -> Iterator[Trial]:
-        """The next `ahead` trials, if every vote until then is a tie: a guess, to prepare pictures by.
+        """The next `ahead` trials, if every vote until then is a tie: a guess, to prepare images by.
 
         With two models it is right whatever is voted.
         """

@@ -1,4 +1,4 @@
-"""What the votes say: `furnclip arena stats`, as numbers with their uncertainty.
+"""`furnclip arena stats`: the results of the votes with their uncertainty.
 
 In: the standing votes of `votes.jsonl`. Out: `Standings`, printed, as JSON or as an HTML page.
 
@@ -6,7 +6,7 @@ What counts: every query once for each two models. Where several raters judged i
 decides and a draw is a tie; repeats measure raters and never models; skips count for nothing. Win
 rates are over decisive queries, ties and both-bad apart.
 
-Not to be trusted: a win rate says that people preferred one row, not that it was good (see both
+Not to be trusted: a win rate tells that people preferred one row, not that it was good (see both
 bad), and only for queries on which the models differ; the share on which they agreed stands beside
 it. With several raters a later vote can turn an earlier majority, which the always-valid interval
 does not know.
@@ -36,7 +36,7 @@ PLANNING_RATES = (0.55, 0.60, 0.65, 0.70)
 
 
 @dataclass(frozen=True)
-class Score:
+class WinRate:
     """Wins, losses, ties of a challenger, and how sure its win rate is."""
 
     wins: int
@@ -58,7 +58,7 @@ class Duel:
 
     baseline: str
     challenger: str
-    score: Score
+    score: WinRate
     always_valid: Interval
     """95 % interval that holds however often one looks"""
     decided: str
@@ -87,7 +87,7 @@ class Rater:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ModelRating:
     """A model's place among three or more; `rating` is in log-odds, 0 the average."""
 
     model: str
@@ -102,14 +102,14 @@ class Standings:
     votes: int
     raters: tuple[Rater, ...]
     duels: tuple[Duel, ...]
-    categories: Mapping[str, Mapping[str, Score]]
+    categories: Mapping[str, Mapping[str, WinRate]]
     """`baseline vs challenger` -> category -> score"""
-    side: Score
+    side: WinRate
     """wins and losses of row A, whichever model was on it"""
     alpha: float | None
     """agreement between raters, Krippendorff's alpha; None without queries judged twice"""
     queries_judged_by_several: int
-    ranking: tuple[Standing, ...]
+    ranking: tuple[ModelRating, ...]
     ranking_is_regularised: bool
 
     def payload(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ Outcomes = Mapping[tuple[str, tuple[str, str], str], str]
 
 
 def majority(winners: Sequence[str]) -> str:
-    """What most said, or `tie` where no answer has more votes than every other."""
+    """The most frequent answer, or `tie` where no answer has more votes than every other."""
     (first, count), *others = Counter(winners).most_common()
     return "tie" if others and others[0][1] == count else first
 
@@ -213,7 +213,7 @@ def _agreed(contest: Contest, duel: tuple[str, str]) -> int:
     return sum(each.queries for each in contest.agreed if each.models == duel)
 
 
-def _still_needed(score: Score) -> int | None:
+def _still_needed(score: WinRate) -> int | None:
     needed = votes_needed(score.win_rate, power=POWER) if score.win_rate is not None else None
     if needed is None:
         return None
@@ -221,11 +221,11 @@ def _still_needed(score: Score) -> int | None:
     return math.ceil(max(0, needed - score.decisive) * judged / score.decisive)
 
 
-def _score(outcomes: Iterable[str], *, first: str, second: str) -> Score:
+def _score(outcomes: Iterable[str], *, first: str, second: str) -> WinRate:
     counts = Counter(outcomes)
     wins, losses = counts[first], counts[second]
     decisive = wins + losses
-    return Score(
+    return WinRate(
         wins=wins,
         losses=losses,
         ties=counts["tie"] + counts["T"],
@@ -236,7 +236,7 @@ def _score(outcomes: Iterable[str], *, first: str, second: str) -> Score:
     )
 
 
-def _categories(duel: tuple[str, str], votes: Sequence[Vote], outcomes: Outcomes) -> dict[str, Score]:
+def _categories(duel: tuple[str, str], votes: Sequence[Vote], outcomes: Outcomes) -> dict[str, WinRate]:
     """Scores by the query's category, the most judged first."""
     winners: dict[str, list[str]] = defaultdict(list)
     for vote in votes:
@@ -276,9 +276,9 @@ def _rater(name: str, votes: Sequence[Vote]) -> Rater:
 
 def _ranking(
     models: Sequence[str], scores: Sequence[float], intervals: Sequence[Interval]
-) -> tuple[Standing, ...]:
+) -> tuple[ModelRating, ...]:
     places = sorted(range(len(models)), key=lambda place: -scores[place])
-    return tuple(Standing(models[place], scores[place], intervals[place]) for place in places)
+    return tuple(ModelRating(models[place], scores[place], intervals[place]) for place in places)
 
 
 def _grouped(votes: Iterable[Vote], key: Callable[[Vote], Any]) -> dict[Any, list[Vote]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from furnclip.arena.stats import Duel, Rater, Score, Standings, planner
+from furnclip.arena.stats import Duel, Rater, Standings, WinRate, planner
 from furnclip.metrics.standings import Interval
 
 _CATEGORIES_SHOWN = 20
@@ -13,8 +13,8 @@ Cell = str | int | float | None
 
 
 @dataclass(frozen=True)
-class Table:
-    """A titled table; `note` says how to read it."""
+class StandingsTable:
+    """A titled table; `note` explains how to read it."""
 
     title: str
     columns: Sequence[str]
@@ -31,7 +31,7 @@ def between(interval: Interval) -> str:
 
 
 def duel_lines(duel: Duel) -> Iterator[str]:
-    """What two models' votes say, in lines that fit on a narrow terminal."""
+    """The result of two models, in lines that fit on a narrow terminal."""
     score = duel.score
     yield (
         f"{duel.challenger} against {duel.baseline}: {score.wins} won, {score.losses} lost, "
@@ -48,7 +48,7 @@ def duel_lines(duel: Duel) -> Iterator[str]:
     yield _verdict(duel)
     if duel.queries is not None:
         yield (
-            f"both models answered {duel.queries_agreed} of {duel.queries} queries alike; "
+            f"both models gave the same results for {duel.queries_agreed} of {duel.queries} queries; "
             "those were not shown"
         )
 
@@ -63,14 +63,14 @@ def _verdict(duel: Duel) -> str:
     return f"not decided: about {duel.votes_still_needed} more votes for 80 % power, if this is the true rate"
 
 
-def tables(standings: Standings) -> Iterator[Table]:
+def tables(standings: Standings) -> Iterator[StandingsTable]:
     """Every table that has something in it."""
     if standings.ranking:
         yield _ranking(standings)
     for duel, scores in standings.categories.items():
         if len(scores) > 1:
             shown = list(scores.items())[:_CATEGORIES_SHOWN]
-            yield Table(
+            yield StandingsTable(
                 f"by category: {duel}",
                 ("category", "wins", "losses", "ties", "both bad", "win rate", "95 % interval"),
                 [
@@ -80,18 +80,18 @@ def tables(standings: Standings) -> Iterator[Table]:
                 "intervals of small categories are wide; some will leave 50 % out by chance",
             )
     yield _raters(standings)
-    yield Table(
+    yield StandingsTable(
         "votes needed at 80 % power",
         ("true win rate", "decisive votes"),
         [(percent(float(rate)), votes) for rate, votes in planner().items()],
     )
 
 
-def _counts(score: Score) -> tuple[int, int, int, int]:
+def _counts(score: WinRate) -> tuple[int, int, int, int]:
     return score.wins, score.losses, score.ties, score.both_bad
 
 
-def _ranking(standings: Standings) -> Table:
+def _ranking(standings: Standings) -> StandingsTable:
     note = "Bradley-Terry; 0 is the average, +1 beats it in 73 of 100 queries"
     if standings.ranking_is_regularised:
         note += "; half a win each way was added, because some model never won or never lost"
@@ -99,10 +99,10 @@ def _ranking(standings: Standings) -> Table:
         (each.model, each.rating, f"{each.interval[0]:+.2f} to {each.interval[1]:+.2f}")
         for each in standings.ranking
     ]
-    return Table("ranking", ("model", "log-odds", "95 % interval"), rows, note)
+    return StandingsTable("ranking", ("model", "log-odds", "95 % interval"), rows, note)
 
 
-def _raters(standings: Standings) -> Table:
+def _raters(standings: Standings) -> StandingsTable:
     side = standings.side
     agreement = (
         f"agreement between raters (Krippendorff's alpha) {standings.alpha:.2f} "
@@ -110,9 +110,9 @@ def _raters(standings: Standings) -> Table:
         if standings.alpha is not None
         else "agreement between raters: unknown until two of them have judged the same queries"
     )
-    return Table(
+    return StandingsTable(
         "raters",
-        ("rater", "votes", "ties", "both bad", "skips", "median s", "chose A", "repeats alike"),
+        ("rater", "votes", "ties", "both bad", "skips", "median s", "chose A", "same on repeat"),
         [_rater_row(rater) for rater in standings.raters],
         f"row A won {percent(side.win_rate)} of decisive votes (p = {side.p_value:.3g} for no favourite "
         f"side)\n{agreement}",

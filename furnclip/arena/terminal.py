@@ -1,4 +1,4 @@
-"""The terminal in our hands: single keys, the alternate screen, and everything put back at the end.
+"""The terminal while voting: single keys, the alternate screen, and everything put back at the end.
 
 Not for Windows, whose console has another interface; WSL is a Unix terminal.
 """
@@ -28,7 +28,7 @@ if sys.platform != "win32":
 
 # alternate screen, no cursor, pastes marked as such
 _ENTER = b"\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[2J"
-# end a half-written string; colours, pastes, cursor and screen as before
+# end a half-written string; colors, pastes, cursor and screen as before
 _LEAVE = b"\x1b\\\x1b[0m\x1b[?2004l\x1b[?25h\x1b[?1049l"
 # Signals that end the session after the terminal was put back.
 _ENDINGS = (
@@ -108,7 +108,7 @@ class Terminal:
             raise _ending(self._ended_by)
 
     def window(self) -> Window:
-        """The size now; a cell is taken as 8 x 16 pixels where the terminal does not say."""
+        """The size now; a cell is taken as 8 x 16 pixels where the terminal does not report it."""
         try:
             size = fcntl.ioctl(self._output, termios.TIOCGWINSZ, bytes(8))
         except OSError as error:
@@ -119,7 +119,7 @@ class Terminal:
         return Window(cols, rows, *cell)
 
     def write(self, data: bytes) -> None:
-        """All of `data`; raises `TerminalGone` when nobody is there to read it."""
+        """All of `data`; raises `TerminalGone` when the terminal was closed."""
         with self._interruptible():
             self._write_all(data)
 

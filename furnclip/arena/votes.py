@@ -47,7 +47,7 @@ _MORE_COLUMNS = (
 
 @dataclass(frozen=True)
 class Vote:
-    """One judgement; `sides` are the models of rows A and B, `duel` the same two, baseline first."""
+    """One judgment; `sides` are the models of rows A and B, `duel` the same two, baseline first."""
 
     vote_id: Name
     at: str
@@ -76,12 +76,12 @@ class Vote:
 
     @property
     def counts(self) -> bool:
-        """Whether it says something about the models: repeats measure the rater, skips nothing."""
+        """Whether it counts for the models: repeats measure the rater, skips nothing."""
         return not self.repeat and self.choice != "N"
 
     @property
     def trial_id(self) -> str:
-        """What was judged, in the words of one lineup; the same for every rater."""
+        """What was judged, within one lineup; the same for every rater."""
         return "|".join((self.lineup, self.query.query_id, *self.duel, "again" if self.repeat else "first"))
 
     def event(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Undo:
 
 @dataclass(frozen=True)
 class Agreed:
-    """Two models, and the number of queries that both answered alike."""
+    """Two models, and the number of queries with the same results from both."""
 
     models: tuple[str, str]
     queries: Count
@@ -106,7 +106,7 @@ class Agreed:
 
 @dataclass(frozen=True)
 class Contest:
-    """A line that says how many queries a lineup has, and on how many its models agreed."""
+    """A line with the number of queries of a lineup, and on how many its models agreed."""
 
     lineup: str
     models: dict[str, str]
@@ -209,7 +209,7 @@ class VoteBook:
 
 
 def export_csv(votes: Sequence[Vote], path: Path) -> None:
-    """All standing votes as a table: six columns that say who won, then the rest."""
+    """All standing votes as a table: six columns with the choice and the models, then the rest."""
     columns = [*_SEED_COLUMNS, *_MORE_COLUMNS]
     rows = ([row[name] for name in columns] for row in _csv_rows(votes))
     write_text(path, sheet_text([columns, *rows]))

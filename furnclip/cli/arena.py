@@ -1,4 +1,4 @@
-"""`furnclip arena`: vote; `arena stats`: what the votes say; `arena export`: the votes as CSV."""
+"""`furnclip arena`: vote; `arena stats`: the results; `arena export`: the votes as CSV."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def arena(
     ] = None,
     queries: Annotated[
         str | None,
-        typer.Option("--queries", help="`images`, `texts`, `both`, a text file or a folder of pictures"),
+        typer.Option("--queries", help="`images`, `texts`, `both`, a text file or a folder of images"),
     ] = None,
     k: Annotated[int | None, typer.Option("-k", "--k", help="products in each row")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="seed of the order and of the sides")] = None,
     viewer: Annotated[
         str | None, typer.Option("--viewer", help="`auto`, `none`, `builtin` or a command with {path}")
     ] = None,
-    votes: Annotated[int | None, typer.Option("--votes", min=1, help="stop after so many votes")] = None,
+    votes: Annotated[int | None, typer.Option("--votes", min=1, help="stop after N votes")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,7 +72,7 @@ def stats(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what all votes say, with their uncertainty; writes a page with the pictures behind them."""
+    """Show the results of all votes with their uncertainty; writes an HTML page with the images."""
     from furnclip.arena import compute_standings, write_page
 
     paths = settings(config).paths

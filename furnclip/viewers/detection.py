@@ -110,8 +110,8 @@ _VIU = ("viu", "-s", "-1", "-b", "-w", "{cols}", "{path}")
 def detect(setting: ViewerSetting = "auto", environment: Environment | None = None) -> Plan:
     """The plan for a viewer setting in this environment (None: of this process).
 
-    A command of the user's own is followed by half blocks and nothing else: whoever names a tool wants to
-    know that it failed. Raises `ConfigError` for a command that cannot work.
+    A command of the user's own is followed by half blocks and nothing else: its failure must be
+    visible. Raises `ConfigError` for a command that cannot work.
     """
     here = environment or Environment.here()
     custom = None if setting in VIEWER_WORDS else parse_template(setting)

@@ -1,7 +1,7 @@
 """Asking the terminal itself what it can draw: truer than its environment variables, but it reads keys.
 
 Only for `furnclip doctor --probe`, which a person starts and waits for: over a slow line a reply can
-come late and look like typing, so nothing is asked while somebody votes. Three queries are sent at
+come late and look like typing, so nothing is queried while voting. Three queries are sent at
 once: kitty's graphics query (sw.kovidgoyal.net/kitty/graphics-protocol), the terminal's name (XTVERSION)
 and its attributes (DA1, of which 4 is sixels); every terminal answers the last one, which ends the wait.
 """
@@ -32,7 +32,7 @@ _ITERM_PROTOCOL = ("iTerm2", "WezTerm")
 
 @dataclass(frozen=True)
 class TerminalReply:
-    """What a terminal says of itself; `name` is empty where it does not say."""
+    """What a terminal reports; `name` is empty where it reports none."""
 
     name: str
     graphics: str

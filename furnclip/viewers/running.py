@@ -289,5 +289,5 @@ def open_on_desktop(image: Path, command: tuple[str, ...]) -> bool:
         return False
     with suppress(subprocess.TimeoutExpired):
         return window.wait(_EARLY_EXIT_S) == 0
-    window.returncode = 0  # Python need not warn that nobody waited for it
+    window.returncode = 0  # keeps Python from warning about a child without `wait`
     return True
