@@ -50,45 +50,22 @@ class SheetLayout:
 def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> SheetLayout:
     """The layout with the largest cells: the query left of both rows, or above them."""
     row_width = k + _LABEL_SHARE  # in cells
-    if not with_query:
-        return _stacked(min(height_px / 2, width_px / row_width), k, query_rows=0)
-    beside = min(height_px / 2, width_px / (2 + row_width))
+    beside = min(height_px / 2, width_px / (row_width + 2))
     above = min(height_px / 3, width_px / row_width)
-    return _stacked(above, k, query_rows=1) if above > beside else _side_by_side(beside, k)
-
-
-def _stacked(cell: float, k: int, *, query_rows: int) -> SheetLayout:
+    is_beside = with_query and beside >= above
+    cell = max(beside, above) if with_query else min(height_px / 2, width_px / row_width)
     side = max(_SMALLEST_CELL_PX, int(cell))
     gutter = int(_LABEL_SHARE * side)
-    size = (gutter + k * side, (2 + query_rows) * side)
-    query = (gutter, 0, side) if query_rows else None
-    return _layout(size, query, side, left=0, top=query_rows * side, k=k)
-
-
-def _side_by_side(cell: float, k: int) -> SheetLayout:
-    side = max(_SMALLEST_CELL_PX, int(cell))
-    gutter = int(_LABEL_SHARE * side)
-    return _layout(
-        (2 * side + gutter + k * side, 2 * side), (0, 0, 2 * side), side, left=2 * side, top=0, k=k
+    left = 2 * side if is_beside else 0
+    top = side if with_query and not is_beside else 0
+    query = (0, 0, 2 * side) if is_beside else (gutter, 0, side)
+    tops = (top, top + side)
+    return SheetLayout(
+        size_px=(left + gutter + k * side, top + 2 * side),
+        query=query if with_query else None,
+        rows=tuple(tuple((left + gutter + column * side, y, side) for column in range(k)) for y in tops),
+        labels=tuple((left, y, side) for y in tops),
     )
-
-
-def _layout(
-    size_px: tuple[int, int],
-    query: tuple[int, int, int] | None,
-    side: int,
-    *,
-    left: int,
-    top: int,
-    k: int,
-) -> SheetLayout:
-    gutter = int(_LABEL_SHARE * side)
-    rows = tuple(
-        tuple((left + gutter + column * side, top + row * side, side) for column in range(k))
-        for row in (0, 1)
-    )
-    labels = tuple((left, top + row * side, side) for row in (0, 1))
-    return SheetLayout(size_px, query, rows, labels)
 
 
 class Sheets:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -31,18 +31,6 @@ OUTCOMES = {"A": "A", "B": "B", "T": "tie", "X": "both bad", "N": "skip"}
 """Key -> what it means."""
 _WAIT_S = 5.0
 _HINT = "correct that line, restore the file from a backup, or move it away to start again"
-_SEED_COLUMNS = (
-    "timestamp",
-    "query_image",
-    "baseline_method",
-    "challenger_method",
-    "user_choice",
-    "baseline_is_row_a",
-)
-_MORE_COLUMNS = (
-    *("rater", "outcome", "winner", "query_text", "category", "results_a", "results_b"),
-    *("seconds", "repeat", "vote_id", "lineup"),
-)
 
 
 @dataclass(frozen=True)
@@ -208,33 +196,29 @@ class VoteBook:
         return InputError(f"line {number} of `{self.path}` is damaged: {reason}", hint=_HINT)
 
 
+# Of `votes.csv`: the choice and the models first, then the rest.
+_COLUMNS: Mapping[str, Callable[[Vote], object]] = {
+    "timestamp": lambda vote: vote.at,
+    "query_image": lambda vote: vote.query.image,
+    "baseline_method": lambda vote: vote.duel[0],
+    "challenger_method": lambda vote: vote.duel[1],
+    "user_choice": lambda vote: vote.choice,
+    "baseline_is_row_a": lambda vote: vote.sides[0] == vote.duel[0],
+    "rater": lambda vote: vote.rater,
+    "outcome": lambda vote: vote.outcome,
+    "winner": lambda vote: vote.winner,
+    "query_text": lambda vote: vote.query.text,
+    "category": lambda vote: vote.query.category,
+    "results_a": lambda vote: " ".join(card.product_id for card in vote.results[0]),
+    "results_b": lambda vote: " ".join(card.product_id for card in vote.results[1]),
+    "seconds": lambda vote: vote.seconds,
+    "repeat": lambda vote: vote.repeat,
+    "vote_id": lambda vote: vote.vote_id,
+    "lineup": lambda vote: vote.lineup,
+}
+
+
 def export_csv(votes: Sequence[Vote], path: Path) -> None:
-    """All standing votes as a table: six columns with the choice and the models, then the rest."""
-    columns = [*_SEED_COLUMNS, *_MORE_COLUMNS]
-    rows = ([row[name] for name in columns] for row in _csv_rows(votes))
-    write_text(path, sheet_text([columns, *rows]))
-
-
-def _csv_rows(votes: Sequence[Vote]) -> Iterator[dict[str, object]]:
-    for vote in votes:
-        baseline, challenger = vote.duel
-        first, second = (" ".join(card.product_id for card in row) for row in vote.results)
-        yield {
-            "timestamp": vote.at,
-            "query_image": vote.query.image,
-            "baseline_method": baseline,
-            "challenger_method": challenger,
-            "user_choice": vote.choice,
-            "baseline_is_row_a": vote.sides[0] == baseline,
-            "rater": vote.rater,
-            "outcome": vote.outcome,
-            "winner": vote.winner,
-            "query_text": vote.query.text,
-            "category": vote.query.category,
-            "results_a": first,
-            "results_b": second,
-            "seconds": vote.seconds,
-            "repeat": vote.repeat,
-            "vote_id": vote.vote_id,
-            "lineup": vote.lineup,
-        }
+    """All votes that count as a table."""
+    rows = ([cell(vote) for cell in _COLUMNS.values()] for vote in votes)
+    write_text(path, sheet_text([list(_COLUMNS), *rows]))

@@ -114,21 +114,18 @@ def detect(setting: ViewerSetting = "auto", environment: Environment | None = No
     visible. Raises `ConfigError` for a command that cannot work.
     """
     here = environment or Environment.here()
-    custom = None if setting in VIEWER_WORDS else parse_template(setting)
-    terminal, graphics, reason = _terminal(here.variables)
-    if here.graphics:
-        graphics, reason = here.graphics, "its own reply"
+    terminal, graphics, reason = _terminal(here)
     colors = _colors(here.variables)
-    unable = _unable(here, colors)
     if setting == "none":
         return Plan(terminal, "switched off by `none`", "none", colors)
-    if unable and custom is None:
+    if setting not in VIEWER_WORDS:
+        command = parse_template(setting)
+        own = Candidate(command[0].rsplit("/", 1)[-1], command)
+        return Plan(terminal, "set to your own command", "yours", colors, (own, BUILTIN))
+    if unable := _unable(here, colors):
         return Plan(terminal, unable, "none", colors)
     if setting == "builtin":
         return Plan(terminal, "set to `builtin`", "symbols", colors, (BUILTIN,))
-    if custom is not None:
-        own = Candidate(custom[0].rsplit("/", 1)[-1], custom)
-        return Plan(terminal, "set to your own command", "yours", colors, (own, BUILTIN))
     found = (each for each in _choices(terminal, graphics, colors) if here.which(each.arguments[0]))
     return Plan(terminal, reason, graphics, colors, (*found, BUILTIN))
 
@@ -148,13 +145,18 @@ def desktop_command(environment: Environment | None = None) -> tuple[str, ...]:
     return next(((tool,) for tool in tools if here.which(tool)), ())
 
 
-def _terminal(variables: Mapping[str, str]) -> tuple[str, str, str]:
-    for name, graphics, variable, pattern in _TERMINALS:
-        value = variables.get(variable)
+def _terminal(here: Environment) -> tuple[str, str, str]:
+    """Its name, the graphics that it draws, and how that is known."""
+    term = here.variables.get("TERM", "")
+    name, graphics, reason = "unknown terminal", "symbols", f"TERM={term}"
+    for known, draws, variable, pattern in _TERMINALS:
+        value = here.variables.get(variable)
         if value is not None and fnmatchcase(value, pattern):
             is_presence = pattern in ("*", "?*")
-            return name, graphics, f"{variable} is set" if is_presence else f"{variable}={value}"
-    return "unknown terminal", "symbols", f"TERM={variables.get('TERM', '')}"
+            name, graphics = known, draws
+            reason = f"{variable} is set" if is_presence else f"{variable}={value}"
+            break
+    return (name, here.graphics, "its own reply") if here.graphics else (name, graphics, reason)
 
 
 def _colors(variables: Mapping[str, str]) -> str:
