@@ -23,7 +23,7 @@ import typer
 from furnclip.cli import leave
 from furnclip.errors import FurnclipError, InputError, Interrupted, StorageError, UsageError
 
-_ALMOST_FULL_BYTES = 1 << 20
+_LITTLE_MEMORY_BYTES = 1 << 27
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
 _NO_MEMORY = re.compile(
     r"(cannot|can't) allocate memory|not enough memory|out of memory|failed to map segment|bad_alloc"
@@ -61,6 +61,8 @@ def run() -> NoReturn:
         console.flush()
     except BaseException as error:
         _exit_code[0] = report(error)
+    if _is_memory_short():  # other exit functions would fail with tracebacks
+        _quit()
     raise SystemExit(_exit_code[0])
 
 
@@ -108,7 +110,7 @@ def _unwind(number: int, frame: FrameType | None) -> NoReturn:
 
 def report(error: BaseException) -> int:
     """Print what ended a command as `error:` and `hint:`, where it is not a bug; the exit code."""
-    from furnclip.console import print_error
+    from furnclip.console import one_line, print_error
 
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
@@ -117,13 +119,28 @@ def report(error: BaseException) -> int:
     if not str(error) and hasattr(error, "show"):  # a group without its command: typer's way to show the help
         error.show()
         return UsageError.exit_code
-    told = explain(error) or (Interrupted() if _interrupts else None)  # libraries make other errors of Ctrl-C
+    told = explain(error)
+    if told is None and _interrupts:  # libraries make other errors of Ctrl-C
+        told = Interrupted()
+    if told is None and _is_memory_short():  # and of memory that they do not get
+        told = explain(MemoryError())
     if told is None:
         raise error
     _told.append(told)
-    with suppress(OSError):  # the terminal may be gone
+    try:
         print_error(told)
+    except OSError:
+        pass  # the terminal is gone
+    except Exception:  # not even memory to print
+        os.write(2, f"error: {one_line(told.message)}\nhint: {one_line(told.hint)}\n".encode())
     return told.exit_code
+
+
+def _is_memory_short() -> bool:
+    try:
+        return not bytearray(_LITTLE_MEMORY_BYTES)
+    except MemoryError:
+        return True
 
 
 def explain(error: BaseException) -> FurnclipError | None:
@@ -157,16 +174,14 @@ def _usage_error(error: Any) -> UsageError:
 
 
 def _disk_full(error: BaseException) -> StorageError:
-    """Libraries do not name the file, so the disks are looked at."""
-    candidates = (*_folders, Path.cwd(), Path(tempfile.gettempdir()))
-    named = getattr(error, "filename", None)
-    full = [f"`{named}`"] if named else []
-    for folder in dict.fromkeys(next(p for p in (f, *f.parents) if p.exists()) for f in candidates):
-        free_bytes = shutil.disk_usage(folder).free
-        if free_bytes < _ALMOST_FULL_BYTES and not named:
-            full.append(f"`{folder}` ({free_bytes:,} bytes free)")
+    """Libraries do not name the file, so the disk with the least room is named."""
+    thing = getattr(error, "filename", None)
+    if not thing:
+        candidates = (*_folders, Path.cwd(), Path(tempfile.gettempdir()))
+        folders = {next(path for path in (folder, *folder.parents) if path.exists()) for folder in candidates}
+        thing = min(folders, key=lambda folder: shutil.disk_usage(folder).free)
     what = "disk quota exceeded" if "quota" in str(error).lower() else "no space left on device"
     return StorageError(
-        f"{what}: {', '.join(full) or 'the output, or the disk of ' + str(candidates[0])}",
+        f"{what}: `{thing}`",
         hint="free some disk space and run the same command again; nothing half-written was kept",
     )

@@ -21,8 +21,10 @@ def init(
 ) -> None:
     """Write a commented furnclip.toml and .env.example."""
     from furnclip import console
+    from furnclip.cli.ending import remember_folder
     from furnclip.config import write_templates
 
+    remember_folder(folder)
     written = [str(path) for path in write_templates(folder, force=force)]
 
     def human() -> None:
