@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 
 from furnclip import config as configuration
 from furnclip.config import config_template, load_config, sections
-from furnclip.errors import ConfigError
+from furnclip.errors import ConfigError, InputError
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,3 +117,137 @@ def test_missing_file_is_named(folder: Path) -> None:
 def test_config_cannot_be_changed(folder: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config().train.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-be-bom"])
+@pytest.mark.parametrize("name", [".env", "furnclip.toml"])
+def test_settings_in_the_encodings_that_editors_write(folder: Path, name: str, encoding: str) -> None:
+    text = "FURNCLIP_PATHS__WORK=büro\n" if name == ".env" else '[paths]\nwork = "büro"\n'
+    marks = {"utf-16-le-bom": b"\xff\xfe", "utf-16-be-bom": b"\xfe\xff"}
+    data = marks.get(encoding, b"") + text.encode(encoding.removesuffix("-bom"))
+    (folder / name).write_bytes(data)
+    assert load_config().paths.work.name == "büro"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "MODEL_NAME=büro\n".encode("utf-16-le"),
+        "MODEL_NAME=büro\n".encode("utf-16-be"),
+        "MODEL_NAME=büro\n".encode("utf-32"),
+        "MODEL_NAME=büro\n".encode("cp1252"),
+        b"\xff\xfeM\x00O",
+        b"MODEL_NAME=a\0b\n",
+        b"A" * (1 << 24) + b"=1",
+    ],
+    ids=["utf-16-le", "utf-16-be", "utf-32", "cp1252", "odd utf-16", "nul", "huge"],
+)
+@pytest.mark.parametrize("name", [".env", "furnclip.toml"])
+def test_other_encodings_are_refused_by_name(folder: Path, name: str, data: bytes) -> None:
+    (folder / name).write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        load_config()
+    assert name in caught.value.message
+    assert (name if len(data) < 1000 else "check") in caught.value.hint
+
+
+@pytest.mark.parametrize("name", [".env", "furnclip.toml"])
+def test_what_is_no_file_is_not_waited_for(folder: Path, name: str) -> None:
+    os.mkfifo(folder / name)
+    with pytest.raises(InputError, match=f"{name}` is not a regular file"):
+        load_config()
+
+
+LISTS = {
+    "FURNCLIP_TRAIN__LORA_TARGETS": ("train", "lora_targets"),
+    "FURNCLIP_CLEAN__STYLES": ("clean", "styles"),
+    "furnclip_clean__colors": ("clean", "colors"),
+}
+
+
+@pytest.mark.parametrize(("variable", "place"), LISTS.items())
+@pytest.mark.parametrize("text", ["a,b c", " a , b c ,", '["a", "b c"]', '\n["a",\n"b c"]'])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_lists_from_variables(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    place: tuple[str, str],
+    text: str,
+    in_file: bool,
+) -> None:
+    if in_file:
+        (folder / ".env").write_text(f"{variable}='{text}'\n")
+    else:
+        monkeypatch.setenv(variable, text)
+    assert getattr(getattr(load_config(), place[0]), place[1]) == ("a", "b c")
+
+
+def test_a_viewer_with_commas_stays_one_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FURNCLIP_VIEWER", "show --box 1,2 {path}")
+    assert load_config().arena.viewer == "show --box 1,2 {path}"
+    monkeypatch.setenv("FURNCLIP_VIEWER", '["show", "a b", "{path}"]')
+    assert load_config().arena.viewer == ("show", "a b", "{path}")
+
+
+def test_tables_and_sections_from_variables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FURNCLIP_CLEAN__MODELS", '{"mine": {"input_usd": 1.5}}')
+    monkeypatch.setenv("FURNCLIP_TRAIN", '{"epochs": 3, "lr": 0.5}')
+    monkeypatch.setenv("FURNCLIP_TRAIN__EPOCHS", "4")
+    monkeypatch.setenv("FURNCLIP_EMBED__IMAGE_WEIGHT", "0.25")
+    loaded = load_config()
+    assert loaded.clean.models == {"mine": {"input_usd": 1.5}}
+    assert (loaded.train.epochs, loaded.train.lr, loaded.embed.image_weight) == (4, 0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("FURNCLIP_TRAIN__LORA_TARGETS", "[a, b]"),
+        ("FURNCLIP_CLEAN__MODELS", "mine"),
+        ("FURNCLIP_TRAIN", "{"),
+        ("FURNCLIP_CLEAN__STYLES", '["a"'),
+        ("FURNCLIP_TRAIN__LORA_TARGETS", "[" * 100_000),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_json_that_is_none_is_told_by_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ConfigError, match=f"^{variable} is not valid JSON"):
+        load_config()
+
+
+MISSPELT = {
+    "FURNCLIP_TRAIN__EPOCH": "FURNCLIP_TRAIN__EPOCHS",
+    "FURNCLIP_TRIAN__EPOCHS": "FURNCLIP_TRAIN__EPOCHS",
+    "FURNCLIP_TRAIN_EPOCHS": "FURNCLIP_TRAIN__EPOCHS",
+    "FURNCLIP_CLEAN__MAX_COST": "FURNCLIP_CLEAN__MAX_COST_USD",
+    "FURNCLIP_CLEAN__MAX_COST__USD": "FURNCLIP_CLEAN__MAX_COST_USD",
+    "furnclip_storage__buket": "FURNCLIP_STORAGE__BUCKET",
+    "FURNCLIP_OPENAI_KEY": "FURNCLIP_OPENAI_API_KEY",
+    "FURNCLIP_VIEWR": "FURNCLIP_VIEWER",
+}
+
+
+@pytest.mark.parametrize(("variable", "meant"), MISSPELT.items())
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_misspelt_variable_is_told_with_the_nearest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, variable: str, meant: str, in_file: bool
+) -> None:
+    if in_file:
+        (folder / ".env").write_text(f"{variable}=3\n")
+    else:
+        monkeypatch.setenv(variable, "3")
+    with pytest.raises(ConfigError, match=f"unknown setting {variable}") as caught:
+        load_config()
+    assert f"did you mean {meant}?" in caught.value.hint
+
+
+def test_an_unknown_variable_that_is_like_no_setting_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FURNCLIP_BENCH_SHOP", "3")
+    load_config()
+    assert "FURNCLIP_BENCH_SHOP is not a setting" in capsys.readouterr().err

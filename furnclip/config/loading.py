@@ -131,8 +131,8 @@ def _check_keys(variables: Mapping[str, str]) -> None:
 def _config_file(path: Path | None) -> Path | None:
     if path is None:
         default = Path.cwd() / CONFIG_NAME
-        return default if default.is_file() else None
-    if not path.is_file():
+        return default if default.exists() else None
+    if not path.exists():
         raise ConfigError(
             f"there is no configuration file `{path}`",
             hint="run `furnclip init` to write one, or leave `--config` out for the defaults",
