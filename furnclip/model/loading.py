@@ -188,7 +188,9 @@ def _explained(name: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        hint = "check the name and the network, or download it once and give its folder to `--model`"
+        if isinstance(error, ImportError):  # SigLIP's own tokenizer
+            hint = "install what is missing, e.g. `pip install sentencepiece protobuf`"
         raise ModelError(
-            f"the model `{name}` cannot be loaded: {first_line.strip().rstrip('.')}",
-            hint="check the name and the network, or download it once and give its folder to `--model`",
+            f"the model `{name}` cannot be loaded: {first_line.strip().rstrip('.')}", hint=hint
         ) from None
