@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast, SiglipTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from furnclip.config import ModelConfig
 from furnclip.model import Clip, load_clip
@@ -81,6 +81,8 @@ def clips(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def test_siglips_own_tokenizer_gets_no_punctuation(tmp_path: Path) -> None:
     sentencepiece = pytest.importorskip("sentencepiece", reason="SigLIP's own tokenizer needs it")
+    from transformers import SiglipTokenizer  # importable only with sentencepiece
+
     folder, model = build_tiny_siglip(tmp_path / "siglip"), io.BytesIO()
     text = [*captions(), *["abcdefghijklmnopqrstuvwxyz <>/|[]_!,."] * 3]
     sentencepiece.SentencePieceTrainer.train(
