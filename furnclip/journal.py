@@ -63,7 +63,7 @@ class Journal:
         is_new = not self.path.exists()
         if not is_new:
             open_regular(self.path, what="the journal").close()
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
         self._drop_torn_tail()
         if is_new:
             sync_folder(self.path.parent)
@@ -85,13 +85,18 @@ class Journal:
         return read_journal(self.path)
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Write one event; when this returns, it is on the disk."""
+        """Write one event; when this returns, it is on the disk. When it raises, nothing was added."""
         if self._file is None:
             raise RuntimeError("the journal is not open")
+        end, line = os.fstat(self._file.fileno()).st_size, memoryview(encode_event(event))
         with _naming(self.path):
-            self._file.write(encode_event(event))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+                os.fsync(self._file.fileno())
+            except OSError:  # a torn line would take the next one with it
+                self._file.truncate(end)
+                raise
 
     def _drop_torn_tail(self) -> None:
         # Without this, the next event would be glued to the torn line and both would be lost.

@@ -17,7 +17,8 @@ from furnclip.clean.parts import Limits, Line, write_parts
 from furnclip.clean.plan import part_limits
 from furnclip.clean.requests import Recipe, with_cap
 from furnclip.clean.state import Part
-from furnclip.clean.workspace import Request
+from furnclip.clean.workspace import Request, is_intact
+from furnclip.errors import InputError
 from furnclip.journal import Event
 
 CAP_CEILING_TOKENS = 8000
@@ -76,6 +77,12 @@ def _lines_again(ledger: Ledger, failed: Mapping[str, Outcome]) -> Iterator[Line
     for number, request in last.values():
         by_part[number].append(request)
     for number, requests in sorted(by_part.items()):
+        path = ledger.workspace.part(number)
+        if not is_intact(path, ledger.state.parts[number].sha256):
+            raise InputError(
+                f"`{path}` is missing or damaged, and {len(requests)} of its rows have to be asked again",
+                hint="restore it from a backup, or write what is there: `furnclip clean finalize --partial`",
+            )
         for request, content in ledger.workspace.read_requests(
             number, sorted(requests, key=lambda request: request.offset)
         ):

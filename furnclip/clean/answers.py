@@ -59,7 +59,7 @@ def part_outcomes(workspace: Workspace, part: Part, vocabulary: Vocabulary) -> d
     ):
         for line in read_lines(path):
             custom_id = line.get("custom_id")
-            if not isinstance(custom_id, str) or custom_id not in outcomes:
+            if not isinstance(custom_id, str) or custom_id not in outcomes or "asked_usd" in line:
                 continue
             if outcomes[custom_id].kind == "cleaned":
                 continue
@@ -104,6 +104,12 @@ def _parsed(line: bytes) -> Any:
     except ValueError:
         # forgives what a paid answer may well have: half a surrogate pair, a byte order mark, a bad byte
         return json.loads(line.decode("utf-8-sig", "replace"), strict=False)
+
+
+def is_reply_lost(line: dict[str, Any]) -> bool:
+    """Whether nobody knows if the service ran a live request, and billed it."""
+    status = _object(line.get("response")).get("status_code")
+    return not isinstance(status, int) or status in (0, 408) or (status >= 500 and status != 503)
 
 
 def classify(line: dict[str, Any], vocabulary: Vocabulary, *, source: str = "", attempt: int = 1) -> Outcome:
@@ -207,6 +213,11 @@ def usage_of(body: dict[str, Any]) -> tuple[int, int]:
         prompt if isinstance(prompt, int) else 0,
         completion if isinstance(completion, int) else 0,
     )
+
+
+def usage_of_line(line: dict[str, Any]) -> tuple[int, int]:
+    """(prompt, completion) tokens of a result line."""
+    return usage_of(_object(_object(line.get("response")).get("body")))
 
 
 def _short(text: str) -> str:

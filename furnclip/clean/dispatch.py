@@ -17,9 +17,10 @@ from furnclip.clean.canary import send_canary
 from furnclip.clean.ledger import Ledger, key_print
 from furnclip.clean.openai import Batch, BatchService, RefusedError, UnsureError, account_problem
 from furnclip.clean.parts import Limits
-from furnclip.clean.plan import file_digest, queue_limit
+from furnclip.clean.plan import queue_limit
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import SENT, UNSENT, Part
+from furnclip.clean.workspace import file_digest
 from furnclip.errors import ConfigError, JournalError
 
 _WARN_DAYS = 30

@@ -33,12 +33,12 @@ from furnclip.clean.ledger import Ledger
 from furnclip.clean.local import SOURCE as LOCAL_SOURCE
 from furnclip.clean.local import local_answer
 from furnclip.clean.makers import Name, find_makers, plain_title
-from furnclip.clean.plan import file_digest
 from furnclip.clean.prompt import Vocabulary
+from furnclip.clean.repair import check_results, check_rows, repair_indexes
 from furnclip.clean.state import State
-from furnclip.clean.workspace import RowEntry
+from furnclip.clean.workspace import RowEntry, file_digest
 from furnclip.config import Config
-from furnclip.errors import InputError, MissingStageError, ServiceError
+from furnclip.errors import InputError, ServiceError
 from furnclip.images import BrokenImage, open_image
 from furnclip.journal import replacing
 
@@ -64,8 +64,10 @@ class Summary:
 def finalize(ledger: Ledger, *, partial: bool) -> Summary:
     """Write both files. Raises `ServiceError` when rows are unaccounted for and `partial` is off."""
     config, state = ledger.config, ledger.state
-    if state.prepared is None or not ledger.workspace.rows.is_file():
-        raise MissingStageError(ledger.workspace.rows, command="furnclip clean prepare")
+    check_rows(ledger)
+    check_results(ledger)
+    repair_indexes(ledger)
+    assert state.prepared is not None
     if state.prepared["catalogue_sha256"] != file_digest(config.paths.products):
         raise InputError(
             f"`{config.paths.products}` was changed after it was prepared",

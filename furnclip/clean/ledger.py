@@ -6,11 +6,14 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from furnclip.catalogue import content_hash
-from furnclip.clean.state import State, apply, fold
+from furnclip.clean.events import check_event
+from furnclip.clean.state import DAMAGED_HINT, State, apply
 from furnclip.clean.workspace import Workspace
 from furnclip.config import Config
+from furnclip.errors import JournalError
 from furnclip.journal import Event, Journal, read_journal
 
 
@@ -20,7 +23,7 @@ class Ledger:
     def __init__(self, config: Config, journal: Journal) -> None:
         self.config = config
         self.workspace = Workspace(config.paths.clean)
-        self.state = fold(journal.events())
+        self.state = _replayed(journal.path)
         self._journal = journal
 
     def record(self, name: str, **facts: object) -> None:
@@ -38,7 +41,9 @@ class Ledger:
 @contextmanager
 def open_ledger(config: Config) -> Iterator[Ledger]:
     """The ledger of `work/clean/`, locked. Raises `JournalError` when another process holds it."""
-    with Journal(Workspace(config.paths.clean).journal) as journal:
+    workspace = Workspace(config.paths.clean)
+    with Journal(workspace.journal) as journal:
+        workspace.sweep()
         ledger = Ledger(config, journal)
         ledger.start()
         yield ledger
@@ -46,7 +51,20 @@ def open_ledger(config: Config) -> Iterator[Ledger]:
 
 def read_state(config: Config) -> State:
     """The state as the journal tells it, without taking the lock."""
-    return fold(read_journal(Workspace(config.paths.clean).journal))
+    return _replayed(Workspace(config.paths.clean).journal)
+
+
+def _replayed(path: Path) -> State:
+    """The state after every event of a journal, each checked before it counts."""
+    state = State()
+    for number, event in enumerate(read_journal(path), start=1):
+        try:
+            check_event(event)
+            state = apply(state, event)
+        except JournalError as error:
+            where = f"line {number} of `{path}` is damaged: {error.message}"
+            raise JournalError(where, hint=error.hint or DAMAGED_HINT) from None
+    return state
 
 
 def key_print(config: Config, run: str) -> str:

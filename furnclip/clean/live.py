@@ -1,17 +1,27 @@
 """The live backend: each request on its own, to any OpenAI-compatible chat-completions server.
 
 In: planned parts. Out: `results/part-NNNN.live.jsonl`, one fsynced line an answer, as it arrives. Meant for
-a vision model on one's own machine, or for a few rows at once. A kill loses the answers that were on their
-way, at most `clean.concurrency` of them, and these are asked again.
+a vision model on one's own machine, or for a few rows at once.
+
+A request that was sent may have been billed, whether its reply arrives or not. So a run that is interrupted,
+reaches its budget or fails sends nothing more, but waits for the replies in flight and keeps them. A request
+to a paid model is noted before it is sent, and where its reply is lost (the process killed, no reply in
+time, the connection cut) its price stays on the bill as unconfirmed. Nothing is retried at once
+that may have been billed: the row waits for its next attempt, which has twice the time.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import queue
+import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -19,36 +29,35 @@ import openai
 from furnclip import console
 from furnclip.clean import estimate
 from furnclip.clean.again import ask_again
-from furnclip.clean.answers import classify, read_lines, usage_of
+from furnclip.clean.answers import classify, is_reply_lost, read_lines
 from furnclip.clean.ledger import Ledger
-from furnclip.clean.merge import merge_live
+from furnclip.clean.merge import live_bill, merge_live, model_of
 from furnclip.clean.openai import OFFICIAL_URL, account_problem, refusal
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import UNSENT, Part
 from furnclip.clean.workspace import Request
-from furnclip.errors import ServiceError
-from furnclip.journal import Journal
+from furnclip.errors import FurnclipError, ServiceError
+from furnclip.journal import Journal, aside_name
 
-_RETRIES = 2  # by the client itself; after that the row waits for its next attempt
+_RETRIES = 2  # of a request that surely did nothing; after that the row waits for its next attempt
 _HOPELESS = 10  # refusals from the start on, without one answer
+_RESERVED_BYTES = 65_536  # of disk, for each reply on its way
+_BUSY = frozenset({429, 503})
+_LONGEST_PAUSE_S = 60.0
+_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
+_STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+Reply = dict[str, Any] | FurnclipError | None  # a result line, why nothing can be sent, or not sent
 
 
 class Live:
     """Asks every waiting request, a bounded number at once."""
 
     def __init__(self, ledger: Ledger, recipe: Recipe) -> None:
-        clean = ledger.config.clean
         self._ledger = ledger
         self._recipe = recipe
-        self._clean = clean
-        self._url = clean.base_url or OFFICIAL_URL
-        key = ledger.config.openai_api_key.get_secret_value() or "none"
-        self._client = openai.OpenAI(
-            api_key=key, base_url=self._url, timeout=clean.timeout_s, max_retries=_RETRIES
-        )
-        self._pace = Pace(clean.requests_per_minute)
-        self._answered = self._refused = 0
-        self._spent_usd = 0.0  # on the part at hand; the state has the others
+        self._client = ChatClient(ledger)
 
     def close(self) -> None:
         """Close the connections."""
@@ -63,7 +72,7 @@ class Live:
             if self._ledger.state.halted:
                 raise ServiceError(
                     f"sending stopped: {self._ledger.state.halted}",
-                    hint="mend the cause, then `furnclip clean run --ignore-errors` sends the rest",
+                    hint="fix the cause, then `furnclip clean run --ignore-errors` sends the rest",
                 )
             if not ask_again(self._ledger, self._recipe):
                 return
@@ -74,86 +83,273 @@ class Live:
         return [part for part in self._ledger.state.with_status(*UNSENT) if part.backend == "live"]
 
     def _run_part(self, part: Part) -> None:
+        self._note_bill(part)  # of a run that was killed
         workspace = self._ledger.workspace
-        path = workspace.live(part.number)
-        done = {line.get("custom_id") for line in read_lines(path) if not self._is_refusal(line)}
-        self._spent_usd = sum(self._price_usd(line) for line in read_lines(path))
-        todo = [request for request in workspace.read_index(part.number) if request.custom_id not in done]
-        with (
-            Journal(path) as answers,
-            console.progress(f"asking `{self._recipe.model.id}`", total=len(todo)) as meter,
-            ThreadPoolExecutor(self._clean.concurrency) as pool,
-        ):
-            for line in self._answers(pool, workspace.read_requests(part.number, todo)):
-                answers.append(line)
-                meter.advance()
-                self._check(line)
+        lines = read_lines(workspace.live(part.number))
+        answered = {line.get("custom_id") for line in lines if self._counts(line)}
+        todo = [request for request in workspace.read_index(part.number) if request.custom_id not in answered]
+        try:
+            with (
+                console.progress(f"asking `{self._recipe.model.id}`", total=len(todo)) as meter,
+                _answer_file(workspace.live(part.number), self._ledger.config.clean.concurrency) as answers,
+            ):
+                Flight(self._ledger, self._recipe, self._client, part, answers, meter).run(todo)
+        except BaseException:
+            with suppress(OSError):  # a full disk: the next run notes it
+                self._note_bill(part)
+            raise
         merge_live(self._ledger, part)
 
-    def _is_refusal(self, line: dict[str, Any]) -> bool:
-        """A refused request is asked again after a stop: the server may have been mended since."""
-        return classify(line, self._recipe.vocabulary).reason == "request-refused"
+    def _counts(self, line: dict[str, Any]) -> bool:
+        """A refused request is asked again after a stop: the server may have been repaired since."""
+        return "asked_usd" not in line and classify(line, self._recipe.vocabulary).reason != "request-refused"
 
-    def _answers(
-        self, pool: ThreadPoolExecutor, requests: Iterator[tuple[Request, bytes]]
-    ) -> Iterator[dict[str, Any]]:
-        """Result lines as they arrive, with at most `concurrency` requests on their way."""
-        running: set[Future[dict[str, Any]]] = set()
-        try:
-            for request, content in requests:
-                if len(running) >= self._clean.concurrency:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-                running.add(pool.submit(self._ask, request.custom_id, content))
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    def _note_bill(self, part: Part) -> None:
+        """What the part cost so far, for the bill of a run that does not come to its end."""
+        model = model_of(part, self._ledger.config.clean)
+        usage, unconfirmed_usd = live_bill(self._ledger.workspace.live(part.number), model)
+        noted = self._ledger.state.parts[part.number]
+        if (usage, unconfirmed_usd) != (noted.usage, noted.unconfirmed_usd):
+            facts = {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "cost_usd": usage.cost_usd,
+                "unconfirmed_usd": unconfirmed_usd,
+            }
+            self._ledger.record("billed", part=part.number, **facts)
 
-    def _ask(self, custom_id: str, content: bytes) -> dict[str, Any]:
-        """One answer in the shape of a batch's result line."""
-        self._pace.wait()
-        body = json.loads(content)["body"]
-        try:
-            reply = self._client.post("/chat/completions", body=body, cast_to=object)
-        except openai.APIStatusError as error:
-            refused = refusal(error)
-            problem = account_problem(refused)
-            if problem is not None:
-                raise problem from None
-            detail = {"error": {"code": refused.code, "message": refused.message}}
-            return _line(custom_id, error.status_code, detail)
-        except openai.APITimeoutError:
-            return _line(custom_id, 408, {"error": {"code": "timeout", "message": "no answer in time"}})
-        except openai.APIConnectionError as error:
-            raise ServiceError(
-                f"the server at `{self._url}` cannot be reached ({error.__cause__ or error})",
-                hint="start it or mend `clean.base_url`, then run the same command again",
-            ) from None
-        return _line(custom_id, 200, reply)
 
-    def _check(self, line: dict[str, Any]) -> None:
-        """Stop early when nothing works, or when the budget is spent."""
-        outcome = classify(line, self._recipe.vocabulary)
-        self._answered += outcome.kind == "cleaned"
-        self._refused += outcome.reason == "request-refused"
-        if self._refused >= _HOPELESS and not self._answered:
-            raise ServiceError(
-                f"the first {self._refused} requests were refused: {outcome.detail}",
-                hint="check `clean.model` and `clean.base_url`; the rows are asked again when you run again",
-            )
-        self._spent_usd += self._price_usd(line)
-        limit = self._clean.max_cost_usd
-        if limit and self._ledger.state.paid.cost_usd + self._spent_usd >= limit:
+class Flight:
+    """The requests of one part: sent, and their replies kept as they come."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        recipe: Recipe,
+        client: ChatClient,
+        part: Part,
+        answers: AnswerFile,
+        meter: console.Meter,
+    ) -> None:
+        self._ledger, self._recipe, self._client, self._part = ledger, recipe, client, part
+        self._answers, self._meter = answers, meter
+        self._timeout_s = ledger.config.clean.timeout_s * 2 ** (part.attempt - 1)
+        self._calibration = estimate.calibrate(ledger.state, recipe)
+        self._committed_usd = ledger.state.paid.cost_usd + ledger.state.unconfirmed_usd
+        self._under_way: dict[str, float] = {}  # custom_id -> expected price
+        self._replies: queue.SimpleQueue[tuple[str, Reply]] = queue.SimpleQueue()
+
+    def run(self, todo: list[Request]) -> None:
+        """Ask them all; however it ends, what was sent is waited for."""
+        with self._until_signal():
+            try:
+                for request, content in self._ledger.workspace.read_requests(self._part.number, todo):
+                    if len(self._under_way) >= self._ledger.config.clean.concurrency:
+                        self._land()
+                    self._send(request, content)
+                while self._under_way:
+                    self._land()
+                if self._client.seen["lost"] and not self._client.seen["replied"]:
+                    raise self._hopeless()
+            except BaseException:
+                self._client.stopping.set()
+                while self._under_way:
+                    with suppress(FurnclipError, OSError):
+                        self._land()
+                raise
+
+    def _send(self, request: Request, content: bytes) -> None:
+        if self._client.stopping.is_set():
+            raise KeyboardInterrupt
+        price_usd, limit = self._expected_usd(request), self._ledger.config.clean.max_cost_usd
+        if limit and self._committed_usd + price_usd > limit:
             raise ServiceError(
                 f"the limit of ${limit:g} is reached", hint="raise `clean.max_cost_usd` and run again"
             )
+        if price_usd:
+            self._answers.append({"custom_id": request.custom_id, "asked_usd": price_usd})
+        self._committed_usd += price_usd
+        self._under_way[request.custom_id] = price_usd
+        arguments = (request.custom_id, content)
+        threading.Thread(target=self._ask, args=arguments, daemon=True).start()
 
-    def _price_usd(self, line: dict[str, Any]) -> float:
-        body = line["response"]["body"]
-        tokens = usage_of(body) if isinstance(body, dict) else (0, 0)
-        return estimate.usage(tokens, self._recipe.model, batch=False).cost_usd
+    def _ask(self, custom_id: str, content: bytes) -> None:
+        """In a thread: one reply, whatever it is."""
+        try:
+            self._replies.put((custom_id, self._client.ask(custom_id, content, self._timeout_s)))
+        except FurnclipError as error:
+            self._replies.put((custom_id, error))
+        except Exception as error:
+            self._replies.put((custom_id, _failure(custom_id, 0, "unreadable", str(error))))
+
+    def _land(self) -> None:
+        """Keep the next reply; stop early when nothing works."""
+        custom_id, reply = self._replies.get()
+        price_usd = self._under_way.pop(custom_id)
+        if not isinstance(reply, dict):  # it was not sent
+            self._committed_usd -= price_usd
+            if price_usd:
+                self._answers.append({"custom_id": custom_id, "asked_usd": 0.0})
+            if reply is not None:
+                raise reply
+            return
+        self._answers.append(reply)
+        self._meter.advance()
+        self._count(reply, price_usd)
+        if self._answers.problem is not None:
+            raise self._answers.problem
+
+    def _count(self, line: dict[str, Any], price_usd: float) -> None:
+        outcome, seen = classify(line, self._recipe.vocabulary), self._client.seen
+        if is_reply_lost(line):
+            seen["lost"] += 1
+        else:
+            seen["replied"] += 1
+            tokens = (outcome.prompt_tokens, outcome.completion_tokens)
+            paid_usd = estimate.usage(tokens, self._recipe.model, batch=False).cost_usd
+            self._committed_usd += paid_usd - price_usd
+        seen.update((outcome.kind, outcome.reason))
+        if seen["request-refused"] >= _HOPELESS and not seen["cleaned"]:
+            raise ServiceError(
+                f"the first {seen['request-refused']} requests were refused: {outcome.detail}",
+                hint="check `clean.model` and `clean.base_url`; the rows are asked again when you run again",
+            )
+        if seen["lost"] >= self._ledger.config.clean.concurrency and not seen["replied"]:
+            raise self._hopeless()
+
+    def _hopeless(self) -> ServiceError:
+        return ServiceError(
+            f"not one of the first {self._client.seen['lost']} requests was answered within "
+            f"{self._timeout_s:g} s",
+            hint="raise `clean.timeout_s` or lower `clean.concurrency`; what was sent may be billed, and "
+            "is on the bill as unconfirmed",
+        )
+
+    def _expected_usd(self, request: Request) -> float:
+        known = self._calibration
+        prompt = known.overhead_tokens + request.image_tokens + request.text_tokens
+        return self._recipe.model.cost_usd(prompt, known.answer_tokens, batch=False)
+
+    @contextmanager
+    def _until_signal(self) -> Iterator[None]:
+        """The first Ctrl-C (or SIGTERM, SIGHUP) stops sending, the second one stops waiting as well."""
+
+        def stop(*_: object) -> None:
+            if self._client.stopping.is_set():
+                raise KeyboardInterrupt
+            self._client.stopping.set()
+            with suppress(RuntimeError):  # the signal may come while something else is printed
+                count = len(self._under_way)
+                console.note(f"waiting for {count} replies that may be billed; Ctrl-C again leaves them")
+
+        names = [name for name in _STOP_SIGNALS if hasattr(signal, name)]
+        is_main = threading.current_thread() is threading.main_thread()
+        before = {name: signal.signal(getattr(signal, name), stop) for name in names if is_main}
+        try:
+            yield
+            if self._client.stopping.is_set():
+                raise KeyboardInterrupt
+        finally:
+            for name, handler in before.items():
+                signal.signal(getattr(signal, name), handler)
+
+
+class ChatClient:
+    """One server; its methods are called from many threads."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        clean = ledger.config.clean
+        self._url = clean.base_url or OFFICIAL_URL
+        key = ledger.config.openai_api_key.get_secret_value() or "none"
+        self._client = openai.OpenAI(api_key=key, base_url=self._url, max_retries=0)
+        self._pace = Pace(clean.requests_per_minute)
+        self.stopping = threading.Event()
+        self.seen: Counter[str] = Counter()  # replies by what they were
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def ask(self, custom_id: str, content: bytes, timeout_s: float) -> dict[str, Any] | None:
+        """One answer in the shape of a batch's result line; None when it was not sent since all stops.
+
+        Raises `ServiceError` when the server cannot be reached or the account refuses.
+        """
+        self._pace.wait()
+        body = json.loads(content)["body"]
+        for tries in range(_RETRIES + 1):
+            if self.stopping.is_set():
+                return None
+            try:
+                reply = self._client.with_options(timeout=timeout_s).post(
+                    "/chat/completions", body=body, cast_to=object
+                )
+                return _line(custom_id, 200, reply)
+            except openai.APIStatusError as error:
+                if error.status_code not in _BUSY or tries == _RETRIES or account_problem(refusal(error)):
+                    return self._refused(custom_id, error)
+                self.stopping.wait(_pause_s(error, tries))
+            except openai.APIConnectionError as error:
+                return self._cut(custom_id, error)
+        raise AssertionError("unreachable")
+
+    def _refused(self, custom_id: str, error: openai.APIStatusError) -> dict[str, Any]:
+        refused = refusal(error)
+        if problem := account_problem(refused):
+            raise problem
+        return _failure(custom_id, error.status_code, refused.code, refused.message)
+
+    def _cut(self, custom_id: str, error: openai.APIConnectionError) -> dict[str, Any]:
+        if type(error.__cause__).__name__ in _NOT_SENT:
+            raise ServiceError(
+                f"the server at `{self._url}` cannot be reached ({error.__cause__ or error})",
+                hint="start it or correct `clean.base_url`, then run the same command again",
+            )
+        if isinstance(error, openai.APITimeoutError):
+            return _failure(custom_id, 408, "timeout", "no answer in time")
+        return _failure(custom_id, 0, "connection", str(error.__cause__ or error))
+
+
+class AnswerFile:
+    """A journal of answers, with disk space in reserve so that no paid one is lost to a full disk."""
+
+    def __init__(self, journal: Journal, reserve: Path) -> None:
+        self._journal = journal
+        self._reserve = reserve
+        self.problem: OSError | None = None  # the disk is full; what is under way still fits
+
+    def append(self, line: dict[str, Any]) -> None:
+        try:
+            self._journal.append(line)
+        except OSError as error:
+            if self.problem is None:
+                self.problem = error
+                self._reserve.unlink(missing_ok=True)
+            self._journal.append(line)
+
+
+@contextmanager
+def _answer_file(path: Path, concurrency: int) -> Iterator[AnswerFile]:
+    with Journal(path) as journal:
+        reserve = aside_name(path)
+        try:
+            with reserve.open("wb") as file:
+                file.write(os.urandom(_RESERVED_BYTES * concurrency))
+                os.fsync(file.fileno())
+            yield AnswerFile(journal, reserve)
+        finally:
+            reserve.unlink(missing_ok=True)
+
+
+def _pause_s(error: openai.APIStatusError, tries: int) -> float:
+    """As long as the server asks for, or else a little longer each time."""
+    headers = error.response.headers
+    with suppress(ValueError):
+        if asked_ms := headers.get("retry-after-ms"):
+            return min(_LONGEST_PAUSE_S, float(asked_ms) / 1000)
+        if asked_s := headers.get("retry-after"):
+            return min(_LONGEST_PAUSE_S, float(asked_s))
+    return float(0.5 * 2**tries)
 
 
 class Pace:
@@ -176,3 +372,7 @@ class Pace:
 
 def _line(custom_id: str, status: int, body: object) -> dict[str, Any]:
     return {"custom_id": custom_id, "response": {"status_code": status, "body": body}, "error": None}
+
+
+def _failure(custom_id: str, status: int, code: str, message: str) -> dict[str, Any]:
+    return _line(custom_id, status, {"error": {"code": code, "message": message}})

@@ -7,6 +7,7 @@ then are used, be it completed, expired or cancelled. Nothing here depends on th
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections import Counter
@@ -188,6 +189,7 @@ class Monitor:
             (part.output_file_id, workspace.output(part.number)),
             (part.error_file_id, workspace.errors(part.number)),
         )
+        results: dict[str, str] = {}
         for file_id, path in files:
             if not file_id:
                 continue
@@ -196,7 +198,10 @@ class Monitor:
                 self._gone(part, file_id)
                 continue
             write_bytes(path, content)
-        self.ledger.record("downloaded", part=part.number)
+            results[path.name] = hashlib.sha256(content).hexdigest()
+        self.ledger.record("downloaded", part=part.number, results=results)
+        if len(results) < sum(bool(file_id) for file_id, _ in files):
+            self.ledger.record("results_lost", part=part.number)
 
     def _gone(self, part: Part, file_id: str) -> None:
         price = estimate.estimate([part], self.ledger.state, self.recipe, batch=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from furnclip.clean.workspace import Request, Workspace
+from furnclip.clean.workspace import Request, Workspace, file_digest
 from furnclip.errors import InputError
 from furnclip.journal import Event, replacing
 
@@ -64,7 +64,7 @@ def write_parts(
         path = (target or workspace.part)(number)
         facts, requests, pending = _write_part(path, pending, source, limits)
         workspace.write_index(number, requests)
-        facts = {"part": number, **facts}
+        facts = {"part": number, **facts, "index_sha256": file_digest(workspace.index(number))}
         yield facts
         number += 1
 

@@ -15,6 +15,7 @@ from furnclip.clean.estimate import Estimate
 from furnclip.clean.finalize import Summary, finalize
 from furnclip.clean.ledger import Ledger, open_ledger, read_state
 from furnclip.clean.plan import Prepared, Selection, prepare
+from furnclip.clean.repair import check_rows, repair_indexes, restore_results
 from furnclip.clean.requests import Recipe
 from furnclip.clean.review import Pair, review
 from furnclip.clean.state import SENT, UNSENT, Part, State
@@ -63,8 +64,11 @@ def answer(ledger: Ledger, *, ignore_errors: bool) -> None:
         from furnclip.clean.monitor import Monitor
 
         with _service(ledger.config) as service:
+            restore_results(ledger, service, give_up=ignore_errors)
             Monitor(ledger, service, recipe).watch()
-    elif backend == "live":
+        return
+    restore_results(ledger, None, give_up=ignore_errors)
+    if backend == "live":
         from furnclip.clean.live import Live
 
         with closing(Live(ledger, recipe)) as live:
@@ -166,9 +170,10 @@ def _facts(part: Part) -> dict[str, object]:
 
 
 def _need_prepared(ledger: Ledger) -> None:
+    check_rows(ledger)
+    repair_indexes(ledger)
     prepared = ledger.state.prepared
-    if prepared is None:
-        raise MissingStageError(ledger.workspace.rows, command="furnclip clean prepare")
+    assert prepared is not None
     clean = ledger.config.clean
     wanted = (clean.backend, Recipe.from_config(clean).identity)
     if wanted != (prepared["backend"], prepared["identity"]):

@@ -32,9 +32,10 @@ from furnclip.clean.makers import find_makers
 from furnclip.clean.merge import keep_live_answers
 from furnclip.clean.models import VisionModel, is_openai
 from furnclip.clean.parts import Limits, Line, write_parts
+from furnclip.clean.repair import drop_damaged, repair_indexes
 from furnclip.clean.requests import Recipe
 from furnclip.clean.state import State
-from furnclip.clean.workspace import RowEntry, Workspace
+from furnclip.clean.workspace import RowEntry, Workspace, file_digest, is_intact
 from furnclip.config import CleaningConfig, Config
 from furnclip.errors import InputError
 from furnclip.images import BrokenImage
@@ -68,8 +69,11 @@ def prepare(ledger: Ledger, selection: Selection) -> Prepared:
     recipe = Recipe.from_config(config.clean)
     _mention_family(config.clean, recipe.model)
     fingerprint, total = _fingerprint(config, recipe, selection)
-    before = ledger.state.prepared
-    if before is not None and before["fingerprint"] == fingerprint and ledger.workspace.rows.is_file():
+    has_dropped = drop_damaged(ledger)
+    repair_indexes(ledger)
+    before, rows_path = ledger.state.prepared, ledger.workspace.rows
+    is_same = before is not None and before["fingerprint"] == fingerprint and not has_dropped
+    if before is not None and is_same and is_intact(rows_path, before["rows_sha256"]):
         return _summary(ledger.state, was_done=True)
     if fingerprint != ledger.state.preparing:
         keep_live_answers(ledger)
@@ -197,6 +201,8 @@ def _remove_dropped(ledger: Ledger) -> None:
     for part in ledger.state.with_status("dropped"):
         ledger.workspace.part(part.number).unlink(missing_ok=True)
         ledger.workspace.index(part.number).unlink(missing_ok=True)
+        if part.backend == "local":
+            ledger.workspace.output(part.number).unlink(missing_ok=True)
 
 
 def _fingerprint(config: Config, recipe: Recipe, selection: Selection) -> tuple[str, int]:
@@ -225,15 +231,6 @@ def _picture_facts(product: Product, root: Path) -> str:
         except (BrokenImage, OSError):
             facts.append(f"{name} -")
     return json.dumps(facts)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _selected(config: Config, selection: Selection) -> Iterator[Product | Rejection]:

@@ -33,6 +33,7 @@ Status = Literal[
     "replaced",
     "dropped",
 ]
+DAMAGED_HINT = "restore the file from a backup; without it, answers that were paid for would be bought again"
 UNSENT: frozenset[Status] = frozenset({"planned", "uploading", "uploaded"})
 SENT: frozenset[Status] = frozenset({"creating", "open"})
 
@@ -65,6 +66,8 @@ class Part:
     attempt: int = 1
     backend: str = "openai"
     source: str = ""
+    index_sha256: str = ""
+    results: tuple[tuple[str, str], ...] = ()  # file name and SHA-256 of what the service gave
     identity: str = ""  # of the recipe that the requests were made by
     status: Status = "planned"
     filename: str = ""
@@ -83,6 +86,7 @@ class Part:
     billed: tuple[int, int] = (0, 0)  # prompt, completion tokens as the batch reports them
     outcomes: tuple[int, int, int] = (0, 0, 0)  # cleaned, rejected, to be asked again
     usage: Usage = Usage()
+    unconfirmed_usd: float = 0.0  # of requests whose reply was lost
     rejected_lines: tuple[tuple[str, str, str], ...] = ()  # id, code, message
 
 
@@ -120,8 +124,9 @@ class State:
 
     @property
     def unconfirmed_usd(self) -> float:
-        """What canaries cost if they were billed although their reply was lost."""
-        return sum((float(event["cost_usd"]) for event in self.unanswered), 0.0)
+        """What requests cost if they were billed although their reply was lost."""
+        canaries = sum((float(event["cost_usd"]) for event in self.unanswered), 0.0)
+        return canaries + sum(part.unconfirmed_usd for part in self.parts.values())
 
     @property
     def paid(self) -> Usage:
@@ -140,6 +145,12 @@ def fold(events: Iterable[Event], state: State | None = None) -> State:
 def apply(state: State, event: Event) -> State:
     """The state after one more event."""
     name = event.get("event")
+    if name != "started" and not state.run:
+        raise JournalError(f"the event `{name}` stands before the start of the run", hint=DAMAGED_HINT)
+    if "part" in event and name != "planned" and event["part"] not in state.parts:
+        raise JournalError(
+            f"the event `{name}` is about part {event['part']}, never planned", hint=DAMAGED_HINT
+        )
     if name in _PART_EVENTS:
         part = state.parts[event["part"]]
         return _with_parts(state, _PART_EVENTS[name](part, event))
@@ -147,7 +158,7 @@ def apply(state: State, event: Event) -> State:
         return _RUN_EVENTS[name](state, event)
     raise JournalError(
         f"the journal holds an event `{name}` that this version does not know",
-        hint="it was written by a newer furnclip; upgrade with `pip install -U furnclip`",
+        hint="if a newer furnclip wrote it, `pip install -U furnclip`; else restore it from a backup",
     )
 
 
@@ -160,8 +171,14 @@ def _with_parts(state: State, *parts: Part) -> State:
 
 
 def _part(facts: Event) -> Part:
-    known = {name: facts[name] for name in Part.__dataclass_fields__ if name in facts}
+    known = {name: facts[name] for name in _PLANNED if facts.get(name) is not None}
     return Part(number=facts["part"], **known)
+
+
+_PLANNED = (
+    "requests", "size_bytes", "tokens", "sha256", "index_sha256", "attempt", "backend", "source", "identity",
+    "status", "not_before",
+)  # fmt: skip
 
 
 def _started(state: State, event: Event) -> State:
@@ -179,7 +196,14 @@ def _preparing(state: State, event: Event) -> State:
 
 
 def _planned(state: State, event: Event) -> State:
-    return _with_parts(state, _part(event))
+    return _with_new_parts(state, [event])
+
+
+def _with_new_parts(state: State, planned: list[Event]) -> State:
+    numbers = [facts["part"] for facts in planned]
+    if len(set(numbers)) < len(numbers) or not state.parts.keys().isdisjoint(numbers):
+        raise JournalError("a part is planned twice", hint=DAMAGED_HINT)
+    return _with_parts(state, *map(_part, planned))
 
 
 def _prepared(state: State, event: Event) -> State:
@@ -190,11 +214,11 @@ def _replaced(state: State, event: Event) -> State:
     """A part whose batch never ran gives way to others; lines that can never run are rejected."""
     lines = tuple((line["custom_id"], line["code"], line["message"]) for line in event["rejected_lines"])
     old = replace(state.parts[event["part"]], status="replaced", rejected_lines=lines)
-    return _with_parts(state, old, *(_part(facts) for facts in event["by"]))
+    return _with_parts(_with_new_parts(state, event["by"]), old)
 
 
 def _again(state: State, event: Event) -> State:
-    return _with_parts(state, *(_part(facts) for facts in event["parts"]))
+    return _with_new_parts(state, event["parts"])
 
 
 def _canary_asking(state: State, event: Event) -> State:
@@ -279,13 +303,34 @@ def _ended(part: Part, event: Event) -> Part:
     )
 
 
-def _downloaded(part: Part, _event: Event) -> Part:
-    return replace(part, status="downloaded")
+def _downloaded(part: Part, event: Event) -> Part:
+    return replace(part, status="downloaded", results=_results(event))
+
+
+def _results_lost(part: Part, _event: Event) -> Part:
+    """The user gave up what the service does not keep: its rows count as unanswered."""
+    return replace(part, results=(), output_file_id="", error_file_id="")
+
+
+def _dropped(part: Part, _event: Event) -> Part:
+    """Its files are damaged, and making them again costs nothing."""
+    return replace(part, status="dropped")
+
+
+def _billed(part: Part, event: Event) -> Part:
+    return replace(part, usage=usage_of(event), unconfirmed_usd=event["unconfirmed_usd"])
 
 
 def _merged(part: Part, event: Event) -> Part:
     outcomes = (event["cleaned"], event["rejected"], event["again"])
-    return replace(part, status="merged", outcomes=outcomes, usage=usage_of(event))
+    results = _results(event) or part.results
+    unconfirmed_usd = event.get("unconfirmed_usd", 0.0)
+    bill = {"usage": usage_of(event), "unconfirmed_usd": unconfirmed_usd}
+    return replace(part, status="merged", outcomes=outcomes, results=results, **bill)
+
+
+def _results(event: Event) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(event.get("results", {}).items()))
 
 
 def _counts(event: Event) -> tuple[int, int, int]:
@@ -318,5 +363,8 @@ _PART_EVENTS: dict[Any, Callable[[Part, Event], Part]] = {
     "seen": _seen,
     "ended": _ended,
     "downloaded": _downloaded,
+    "results_lost": _results_lost,
+    "dropped": _dropped,
+    "billed": _billed,
     "merged": _merged,
 }

@@ -10,18 +10,19 @@ cleaned.csv, rejected.csv         what `finalize` writes
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pydantic_core import from_json  # twice as fast as `json`, and there may be millions of these lines
 
 from furnclip.catalogue import read_records
 from furnclip.errors import InputError, MissingStageError
-from furnclip.journal import encode_event, replacing
+from furnclip.journal import encode_event, open_regular, replacing, sweep
 
 if TYPE_CHECKING:
     from furnclip.config import DataPaths
@@ -45,6 +46,9 @@ class Request(NamedTuple):
     length_bytes: int
     image_tokens: int
     text_tokens: int
+
+
+Line = TypeVar("Line", RowEntry, Request)
 
 
 @dataclass(frozen=True)
@@ -84,21 +88,20 @@ class Workspace:
     def live(self, number: int) -> Path:
         return self.folder / "results" / f"part-{number:04d}.live.jsonl"
 
+    def sweep(self) -> None:
+        """Remove what killed processes were writing."""
+        for folder in (self.folder, self.folder / "parts", self.folder / "results"):
+            sweep(folder)
+
     def read_rows(self) -> Iterator[RowEntry]:
-        with self.rows.open("rb") as file:
-            for line in file:
-                yield RowEntry(**from_json(line))
+        yield from _read_lines(self.rows, RowEntry)
 
     def read_index(self, number: int) -> Iterator[Request]:
-        with self.index(number).open("rb") as file:
-            for line in file:
-                yield Request(**from_json(line))
+        yield from _read_lines(self.index(number), Request)
 
     def read_ids(self, number: int) -> Iterator[str]:
         """The `custom_id` of every request of a part."""
-        with self.index(number).open("rb") as file:
-            for line in file:
-                yield from_json(line)["custom_id"]
+        return (request.custom_id for request in self.read_index(number))
 
     def write_index(self, number: int, requests: Iterable[Request]) -> None:
         with replacing(self.index(number)) as file:
@@ -111,6 +114,32 @@ class Workspace:
             for request in wanted:
                 file.seek(request.offset)
                 yield request, file.read(request.length_bytes)
+
+
+def _read_lines(path: Path, kind: type[Line]) -> Iterator[Line]:
+    """Lines of one of the indexes. Raises `InputError` naming the line that is none."""
+    with open_regular(path, what="the index") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield kind(**from_json(line))
+            except (ValueError, TypeError):
+                raise InputError(
+                    f"line {number} of `{path}` is damaged", hint="run `furnclip clean run` to make it again"
+                ) from None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def is_intact(path: Path, sha256: str) -> bool:
+    """Whether a file is there, and is what it was when its checksum was noted."""
+    return path.is_file() and file_digest(path) == sha256
 
 
 def check_finished(paths: DataPaths) -> None:
