@@ -193,7 +193,7 @@ def test_a_signal_to_the_tour_ends_its_command_too(tmp_path: Path, number: signa
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr.decode()
+    assert process.returncode == 128 + number, stderr.decode()
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
 

@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 import furnclip
-from furnclip.cli import PIPELINE, app
+from furnclip.cli.commands import PIPELINE, app
 from furnclip.config import load_config
 from tests.pages import PAGES, ROOT, blocks
 

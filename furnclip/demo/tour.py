@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -167,40 +165,20 @@ def _run(folder: Path, stage: Stage, *, quietly: bool) -> Any:
     """Run the command; its JSON result with `quietly`, else None."""
     console.note(f"\n# {stage.why}\n$ {shlex.join(('furnclip', *stage.words))}")
     command = [sys.executable, "-m", "furnclip", *stage.words, *(["--json"] if quietly else [])]
-    with (
-        subprocess.Popen(
-            command, cwd=folder, env=_offline_environment(folder), stdout=subprocess.PIPE if quietly else None
-        ) as process,
-        _passing_signals_to(process),
-    ):
+    with subprocess.Popen(
+        command, cwd=folder, env=_offline_environment(folder), stdout=subprocess.PIPE if quietly else None
+    ) as process:
         try:
             output, _ = process.communicate()
         except KeyboardInterrupt:
             process.wait()  # the terminal has sent it SIGINT too; it saves its state
             raise Interrupted from None
+        except BaseException:  # SIGTERM or SIGHUP
+            process.terminate()
+            raise
     if process.returncode:
         raise _failure(stage.words, process.returncode)
     return json.loads(output) if quietly else None
-
-
-@contextmanager
-def _passing_signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command too, which saves its state; then the tour ends as interrupted."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    received = []
-
-    def pass_on(number: int, _: object) -> None:
-        received.append(number)
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        raise Interrupted
 
 
 def _failure(words: Sequence[str], code: int) -> FurnclipError:
