@@ -87,7 +87,7 @@ def write_shards(folder: Path, samples: Sequence[Sample]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         hashed = [(content_hash(repr(sample)), sample) for sample in part]
         about = write_shard(path, hashed, content=name)
-        shard = ShardInfo(f"{name}/{path.name}", about["sha256"], about["bytes"], len(part), "", 0)
+        shard = ShardInfo(f"{name}/{path.name}", about.sha256, about.bytes, len(part), "", 0)
         groups = len({sample.group for sample in part})
         splits[name] = SplitInfo(len(part), groups, (shard,) if part else ())
     write_manifest(folder, Manifest("drawn", splits))
@@ -332,7 +332,7 @@ def test_a_model_that_gives_no_numbers(shop: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
     result = run_eval(shop, "--run", "first")
     assert result.exit_code == 1
-    assert "gives vectors of captions that are not finite" in result.stderr
+    assert "`text_projection.weight` is not finite" in result.stderr
 
 
 def test_damaged_vectors_are_made_again(shop: Path) -> None:
