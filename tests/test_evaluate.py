@@ -337,7 +337,7 @@ def test_a_model_that_gives_no_numbers(shop: Path) -> None:
 
 def test_damaged_vectors_are_made_again(shop: Path) -> None:
     expected = evaluated(shop, "--run", "first")["models"]
-    for path in (shop / "work" / "cache" / "eval").glob("*.npz"):
+    for path in (shop / "work" / "cache" / "features").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
     (shop / "work" / "eval" / "report.json").write_text("{", encoding="utf-8")
     result = run_eval(shop, "--run", "first", "--json")
@@ -357,13 +357,13 @@ def test_a_killed_evaluation_keeps_the_models_it_is_done_with(shop: Path) -> Non
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    cache = shop / "work" / "cache" / "eval"
+    cache = shop / "work" / "cache" / "features"
     deadline = time.monotonic() + 120
-    while not list(cache.glob("*.npz")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(cache.glob("*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = {str(path): path.stat().st_mtime_ns for path in cache.glob("*.npz")}
+    done = {str(path): path.stat().st_mtime_ns for path in cache.glob("*.safetensors")}
     assert done
     assert evaluated(shop, "--run", "first", "--run", "second")["labels"] == ["base", "first", "second"]
     after = snapshot(cache)

@@ -1,29 +1,25 @@
-"""One model on one split: its vectors, made once and kept.
+"""One model on one split: its vectors, from the cache of features where they were made before.
 
-Out: `work/cache/eval/KEY.npz`, where KEY is made of the model's fingerprint, its arithmetic, the data
-hash and the requests. A killed evaluation finds the models it has finished with.
+A killed evaluation finds the models it has finished with.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.config import Config
-from furnclip.errors import InputError, ModelError
+from furnclip.errors import ModelError
 from furnclip.evaluate.split import Split
 from furnclip.evaluate.tasks import Request, Side
-from furnclip.journal import open_regular, replacing
+from furnclip.features import FeatureStore, Floats
 from furnclip.model import Clip, load_clip
 
-Floats = npt.NDArray[np.float32]
+_TEXTS_AT_ONCE = 4096  # sorted by length inside `Clip`, so that little is padding
 
 
 @dataclass(frozen=True)
@@ -50,63 +46,50 @@ class Encoded:
 def encode_model(
     name: str, split: Split, requests: Sequence[Request], *, label: str, config: Config
 ) -> Encoded:
-    """Vectors of every picture, caption and request; from the cache when they are there."""
+    """Vectors of every image, caption and request; from the cache when they are there."""
     clip = load_clip(name, config.model, runs=config.paths.runs)
     texts = [request.text for request in requests]
-    key = content_hash(clip.fingerprint, clip.precision.precision, split.data_hash, split.name, *texts)
-    path = config.paths.cache / "eval" / f"{key}.npz"
-    counts = {"images": len(split), "captions": len(split), "requests": len(texts)}
-    vectors = _read(path, {side: (count, clip.dimension) for side, count in counts.items()})
-    if vectors is None:
-        vectors = _encode(clip, split, texts, label=label, config=config)
-        _write(path, vectors)
+    described = _encode_texts(clip, [*split.captions, *texts], config)
+    vectors: dict[Side, Floats] = {
+        "images": _encode_images(clip, split, label=label, config=config),
+        "captions": described[: len(split)],
+        "requests": described[len(split) :],
+    }
     return Encoded(label, clip, vectors)
 
 
-def _encode(
-    clip: Clip, split: Split, texts: Sequence[str], *, label: str, config: Config
-) -> dict[Side, Floats]:
-    vectors: dict[Side, Floats] = {
-        "images": _encode_images(clip, split, config.eval.batch_size, label=label),
-        "captions": clip.encode_texts(list(split.captions)),
-        "requests": clip.encode_texts(list(texts)) if texts else np.empty((0, clip.dimension), np.float32),
-    }
-    for side, rows in vectors.items():
-        if not np.isfinite(rows).all():
-            raise ModelError(
-                f"the model `{clip.name}` gives vectors of {side} that are not finite",
-                hint='try `precision = "fp32"` in the [model] section, or train again',
-            )
+def _store(clip: Clip, kind: str, config: Config) -> FeatureStore:
+    return FeatureStore(config.paths.cache / "features", clip.fingerprint, kind, clip.precision.precision)
+
+
+def _encode_texts(clip: Clip, texts: Sequence[str], config: Config) -> Floats:
+    keys = [content_hash(text) for text in texts]
+    store = _store(clip, "text-vectors", config)
+
+    def encode(positions: list[int]) -> Floats:
+        return _finite(clip.encode_texts([texts[position] for position in positions]), "texts", clip)
+
+    store.fill(keys, encode, chunk_size=_TEXTS_AT_ONCE)
+    return store.rows(keys)
+
+
+def _encode_images(clip: Clip, split: Split, *, label: str, config: Config) -> Floats:
+    store = _store(clip, "image-vectors", config)
+    with console.progress(f"{label}: images", total=len(split)) as meter:
+
+        def encode(positions: list[int]) -> Floats:
+            vectors = clip.encode_images(list(split.pictures(positions)))
+            meter.advance(len(positions))
+            return _finite(vectors, "images", clip)
+
+        store.fill(split.image_keys, encode, chunk_size=config.eval.batch_size)
+    return store.rows(split.image_keys)
+
+
+def _finite(vectors: Floats, what: str, clip: Clip) -> Floats:
+    if not np.isfinite(vectors).all():
+        raise ModelError(
+            f"the model `{clip.name}` gives vectors of {what} that are not finite",
+            hint='try `precision = "fp32"` in the [model] section, or train again',
+        )
     return vectors
-
-
-def _encode_images(clip: Clip, split: Split, batch_size: int, *, label: str) -> Floats:
-    vectors = np.empty((len(split), clip.dimension), dtype=np.float32)
-    with console.progress(f"{label}: pictures", total=len(split)) as meter:
-        for start in range(0, len(split), batch_size):
-            batch = range(start, min(start + batch_size, len(split)))
-            vectors[batch.start : batch.stop] = clip.encode_images(list(split.pictures(batch)))
-            meter.advance(len(batch))
-    return vectors
-
-
-def _read(path: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[Side, Floats] | None:
-    sides: tuple[Side, ...] = ("images", "captions", "requests")
-    try:
-        with open_regular(path, what="the cache") as file, np.load(file, allow_pickle=False) as arrays:
-            vectors: dict[Side, Floats] = {side: arrays[side] for side in sides}
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, InputError, AttributeError):
-        vectors = {}
-    for side in sides:
-        found = vectors.get(side)
-        if found is None or found.shape != shapes[side] or found.dtype != np.float32:
-            console.warn(f"`{path}` is damaged and is made again")
-            return None
-    return vectors
-
-
-def _write(path: Path, vectors: dict[Side, Floats]) -> None:
-    with replacing(path) as file:
-        np.savez(file, images=vectors["images"], captions=vectors["captions"], requests=vectors["requests"])

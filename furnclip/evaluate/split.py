@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from furnclip.catalogue import ATTRIBUTES
+from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import Config
 from furnclip.errors import InputError
 from furnclip.images import open_image
@@ -23,6 +23,7 @@ class Split:
     name: str
     dataset: ShardDataset
     product_ids: tuple[str, ...]
+    image_keys: tuple[str, ...]  # hashes of the images
     titles: tuple[str, ...]
     captions: tuple[str, ...]
     groups: tuple[str, ...]
@@ -56,12 +57,19 @@ def read_split(config: Config) -> Split:
         )
     # Row by row, so that the pictures are not in memory together.
     rows = [
-        (sample.product_id, _title(sample), sample.caption, sample.group, _attributes(sample))
+        (
+            sample.product_id,
+            content_hash(sample.image_bytes),
+            _title(sample),
+            sample.caption,
+            sample.group,
+            _attributes(sample),
+        )
         for sample in dataset
     ]
-    product_ids, titles, captions, groups, attributes = zip(*rows, strict=True)
+    product_ids, image_keys, titles, captions, groups, attributes = zip(*rows, strict=True)
     by_name = {name: tuple(row[name] for row in attributes) for name in ATTRIBUTES}
-    return Split(name, dataset, product_ids, titles, captions, groups, by_name)
+    return Split(name, dataset, product_ids, image_keys, titles, captions, groups, by_name)
 
 
 def _title(sample: Sample) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from furnclip.catalogue import content_hash
+from furnclip.features import FeatureStore
 from furnclip.model.clip import Clip
 from furnclip.model.families import TOWERS, Tower
 from furnclip.model.precision import Choice
@@ -23,7 +24,6 @@ from furnclip.model.quiet import quiet
 from furnclip.model.towers import pooled_images, pooled_texts, project
 from furnclip.train.data import TrainingData
 from furnclip.train.exact import Chunk
-from furnclip.train.frozen import FeatureStore
 from furnclip.train.scenarios import Scenario
 
 _FILL_CHUNK = 128
@@ -44,8 +44,9 @@ class Encoder:
     def __post_init__(self) -> None:
         for tower in TOWERS:
             if not self.scenario.is_live(tower):
-                name = f"{self.clip.fingerprint}-{tower}-{self.choice.precision}.safetensors"
-                self.stores[tower] = FeatureStore(self.cache / name if self.cache else None)
+                self.stores[tower] = FeatureStore(
+                    self.cache, self.clip.fingerprint, tower, self.choice.precision
+                )
 
     def place(self) -> None:
         """Move the model; frozen weights take the narrow type, training weights stay float32."""
@@ -72,7 +73,7 @@ class Encoder:
 
     def frozen(self, tower: Tower, keys: Sequence[str]) -> Chunk:
         """Any number of samples from the cache, projected."""
-        pooled = self.stores[tower].rows(keys).to(self.device)
+        pooled = torch.from_numpy(self.stores[tower].rows(keys)).to(self.device)
         return lambda: self._project(tower, pooled)
 
     def fill(self, tower: Tower, data: TrainingData, captions: Sequence[str] | None = None) -> list[str]:
@@ -82,11 +83,14 @@ class Encoder:
         if tower == "vision":
             keys = [text.image_key for text in data.texts]
 
-        def encode(positions: list[int]) -> Tensor:
+        def encode(positions: list[int]) -> NDArray[np.float32]:
+            inputs = (
+                data.squares(positions, epoch=None)
+                if tower == "vision"
+                else self.clip.tokenize([spoken[position] for position in positions])
+            )
             with torch.no_grad(), self._arithmetic():
-                if tower == "vision":
-                    return self._pooled(tower, data.squares(positions, epoch=None))
-                return self._pooled(tower, self.clip.tokenize([spoken[position] for position in positions]))
+                return self._pooled(tower, inputs).float().cpu().numpy()
 
         self.stores[tower].fill(keys, encode, chunk_size=_FILL_CHUNK)
         return keys
