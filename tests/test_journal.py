@@ -21,6 +21,7 @@ from furnclip.journal import (
     Journal,
     aside_name,
     encode_event,
+    journal_lines,
     keep_copy,
     read_journal,
     read_json,
@@ -218,3 +219,19 @@ def test_a_sweep_removes_what_dead_processes_left_and_nothing_else(tmp_path: Pat
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {mine.name, elsewhere.name, ".user.part", "checkpoint"}
     assert (tmp_path / "checkpoint/file").read_text() == "whole"
+
+
+@given(events, st.data())
+def test_a_line_that_lacks_only_its_newline_counts_where_people_edit(
+    written: list[dict[str, object]], data: st.DataObject
+) -> None:
+    lines = [encode_event(event) for event in written]
+    cut = data.draw(st.integers(0, sum(map(len, lines))))
+    kept = [event for number, event in enumerate(written) if sum(map(len, lines[: number + 1])) - 1 <= cut]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "votes.jsonl"
+        path.write_bytes(b"".join(lines)[:cut])
+        assert [json.loads(line) for _, line in journal_lines(path, keep_whole_tail=True)] == kept
+        with Journal(path, keep_whole_tail=True) as journal:
+            journal.append({"after": "the cut"})
+        assert list(read_journal(path)) == [*kept, {"after": "the cut"}]
