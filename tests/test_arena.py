@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import pwd
 import re
 import shutil
 from collections import Counter
@@ -329,6 +330,16 @@ def test_what_is_missing_is_named(contest: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingStageError) as caught:
         app_in(empty)
     assert caught.value.hint == "run `furnclip embed` first"
+
+
+def test_a_user_without_a_login_name_is_asked_for_one(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # a container's user without a passwd entry
+    with pytest.raises(UsageError, match="this user has no login name") as caught:
+        app_in(contest, "")
+    assert "--rater" in caught.value.hint
+    app_in(contest, "ben").close()
 
 
 def test_a_run_trained_again_since_its_vectors_is_refused(tmp_path: Path) -> None:

@@ -18,24 +18,22 @@ from PIL import Image
 from furnclip.errors import ConfigError
 from furnclip.viewers import (
     Box,
-    Candidate,
     Environment,
-    Plan,
     TerminalReply,
     Viewer,
     desktop_command,
     detect,
-    fill,
-    half_blocks,
     open_on_desktop,
-    parse_template,
-    preview_copy,
     query_terminal,
     show_image,
 )
 from furnclip.viewers import (
     test_card as make_test_card,  # pytest would take the name for a test
 )
+from furnclip.viewers.detection import Candidate, Plan
+from furnclip.viewers.running import half_blocks
+from furnclip.viewers.showing import preview_copy
+from furnclip.viewers.template import fill, parse_template
 
 EVERYTHING = {"chafa", "timg", "viu", "kitten", "wezterm", "imgcat"}
 

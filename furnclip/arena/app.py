@@ -60,7 +60,7 @@ class ArenaApp:
         model: str | None = None,
     ) -> None:
         self.config = config or load_config()
-        self.rater = _checked_name(rater or getpass.getuser())
+        self.rater = _checked_name(rater or _login_name())
         self.lineup: Lineup = make_lineup(self.config, runs, model=model)
         self.book = VoteBook(self.config.paths.arena / "votes.jsonl")
         self._lock = _rater_lock(self.config.paths.arena, self.rater)
@@ -166,6 +166,15 @@ class ArenaApp:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a container's user without a passwd entry
+        raise UsageError(
+            "this user has no login name", hint="choose a name for your votes with `--rater`"
+        ) from None
 
 
 def _checked_name(rater: str) -> str:

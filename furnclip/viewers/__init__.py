@@ -12,28 +12,22 @@ Not to be trusted: a terminal's environment variables are inherited and can name
 then the image looks wrong, and `viewer = "builtin"` or `"none"` is the way out.
 """
 
-from furnclip.viewers.detection import Candidate, Environment, Plan, desktop_command, detect
+from furnclip.viewers.detection import Environment, desktop_command, detect
 from furnclip.viewers.probe import TerminalReply, query_terminal
-from furnclip.viewers.running import Box, Drawing, Viewer, half_blocks, open_on_desktop
-from furnclip.viewers.showing import preview_copy, show_image, test_card
-from furnclip.viewers.template import ViewerSetting, fill, parse_template
+from furnclip.viewers.running import Box, Drawing, Viewer, open_on_desktop
+from furnclip.viewers.showing import show_image, test_card
+from furnclip.viewers.template import ViewerSetting
 
 __all__ = [
     "Box",
-    "Candidate",
     "Drawing",
     "Environment",
-    "Plan",
     "TerminalReply",
     "Viewer",
     "ViewerSetting",
     "desktop_command",
     "detect",
-    "fill",
-    "half_blocks",
     "open_on_desktop",
-    "parse_template",
-    "preview_copy",
     "query_terminal",
     "show_image",
     "test_card",
