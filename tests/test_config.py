@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from furnclip import config as configuration
 from furnclip.config import config_template, load_config, sections
 from furnclip.errors import ConfigError, InputError
+from tests.bench.tools.make_flags import FLAGS, flags_source
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,6 +25,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_shipped_file_is_what_init_writes() -> None:
     assert (ROOT / "furnclip.toml").read_text(encoding="utf-8") == config_template()
+
+
+def test_flags_are_what_the_settings_make() -> None:
+    assert FLAGS.read_text(encoding="utf-8") == flags_source()
 
 
 def test_shipped_file_holds_every_default(folder: Path) -> None:

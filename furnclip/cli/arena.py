@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, JsonOption, settings
+from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, Flags, JsonOption, sets, settings
 
 if TYPE_CHECKING:
     from furnclip.arena import Standings, VoteBook
@@ -26,8 +26,11 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="arena")
 
 
+@sets("arena.queries", "arena.k", "arena.seed", "arena.viewer")
 def arena(
     context: typer.Context,
+    *,
+    flags: Flags,
     rater: Annotated[
         str, typer.Option("--rater", help="name your votes are kept under; default: login")
     ] = "",
@@ -38,15 +41,6 @@ def arena(
     model: Annotated[
         str | None, typer.Option("--model", help="base model that the vectors must have been made with")
     ] = None,
-    queries: Annotated[
-        str | None,
-        typer.Option("--queries", help="`images`, `texts`, `both`, a text file or a folder of images"),
-    ] = None,
-    k: Annotated[int | None, typer.Option("-k", "--k", help="products in each row")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="seed of the order and of the sides")] = None,
-    viewer: Annotated[
-        str | None, typer.Option("--viewer", help="`auto`, `none`, `builtin` or a command with {path}")
-    ] = None,
     votes: Annotated[int | None, typer.Option("--votes", min=1, help="stop after N votes")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -56,8 +50,7 @@ def arena(
         return
     from furnclip.arena import ArenaApp, require_choices, vote_in_terminal
 
-    flags: dict[str, Any] = {"queries": queries, "k": k, "seed": seed, "viewer": viewer}
-    chosen = settings(config, arena=flags)
+    chosen = settings(config, flags)
     with ArenaApp(chosen, rater=rater, runs=run or (), model=model) as app:
         require_choices(app.lineup)
         vote_in_terminal(app, viewer=chosen.arena.viewer, most_votes=votes)

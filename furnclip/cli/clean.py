@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, FurnclipGroup, JsonOption, settings
+from furnclip.cli.options import (
+    CONTEXT_SETTINGS,
+    ConfigOption,
+    Flags,
+    FurnclipGroup,
+    JsonOption,
+    sets,
+    settings,
+)
 
 if TYPE_CHECKING:
     from furnclip.clean.pipeline import Estimate, Prepared, Standing, Summary
@@ -17,22 +24,12 @@ if TYPE_CHECKING:
     from furnclip.config import Config
     from furnclip.errors import InputError
 
-BackendOption = Annotated[
-    str | None, typer.Option("--backend", help="`openai`, `live` or `local` (free offline rules)")
-]
-ModelOption = Annotated[str | None, typer.Option("--model", help="vision model, e.g. `gpt-5-nano`")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="only the first N rows")]
 SampleOption = Annotated[
     int | None, typer.Option("--sample", min=1, help="only N rows, spread over the catalogue")
 ]
 PartialOption = Annotated[
     bool, typer.Option("--partial", help="write what is there although rows are still pending")
-]
-FallbackOption = Annotated[
-    str | None, typer.Option("--fallback", help="`local`: offline rules for rows that were rejected")
-]
-BudgetOption = Annotated[
-    float | None, typer.Option("--max-cost-usd", min=0, help="stop sending at this price in US dollars")
 ]
 IgnoreOption = Annotated[
     bool, typer.Option("--ignore-errors", help="go on although many rows failed for the same reason")
@@ -65,10 +62,11 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="clean")
 
 
+@sets("clean.backend", "clean.model")
 def prepare(
+    *,
+    flags: Flags,
     config: ConfigOption = None,
-    backend: BackendOption = None,
-    model: ModelOption = None,
     limit: LimitOption = None,
     sample: SampleOption = None,
     as_json: JsonOption = False,
@@ -77,17 +75,18 @@ def prepare(
     from furnclip import console
     from furnclip.clean import pipeline as clean
 
-    with clean.open_ledger(_settings(config, backend=backend, model=model)) as ledger:
+    with clean.open_ledger(settings(config, flags)) as ledger:
         prepared = clean.prepare(ledger, clean.Selection(limit or 0, sample or 0))
     console.emit(asdict(prepared), as_json=as_json, human=lambda: _say_prepared(prepared))
     if not prepared.requests:
         raise _nothing_to_send(ledger.workspace)
 
 
+@sets("clean.model", "clean.max_cost_usd")
 def dispatch(
+    *,
+    flags: Flags,
     config: ConfigOption = None,
-    model: ModelOption = None,
-    max_cost_usd: BudgetOption = None,
     ignore_errors: IgnoreOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,49 +94,51 @@ def dispatch(
     from furnclip import console
     from furnclip.clean import pipeline as clean
 
-    with clean.open_ledger(_settings(config, model=model, max_cost_usd=max_cost_usd)) as ledger:
+    with clean.open_ledger(settings(config, flags)) as ledger:
         standing = clean.dispatch(ledger, ignore_errors=ignore_errors)
     console.emit(asdict(standing), as_json=as_json, human=lambda: _say_standing(standing))
 
 
+@sets("clean.model", "clean.max_cost_usd")
 def monitor(
+    *,
+    flags: Flags,
     config: ConfigOption = None,
-    model: ModelOption = None,
-    max_cost_usd: BudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Watch the batches, fetch what they give, send what waits."""
     from furnclip import console
     from furnclip.clean import pipeline as clean
 
-    with clean.open_ledger(_settings(config, model=model, max_cost_usd=max_cost_usd)) as ledger:
+    with clean.open_ledger(settings(config, flags)) as ledger:
         standing = clean.monitor(ledger)
     console.emit(asdict(standing), as_json=as_json, human=lambda: _say_standing(standing))
 
 
+@sets("clean.fallback")
 def finalize(
+    *,
+    flags: Flags,
     config: ConfigOption = None,
-    fallback: FallbackOption = None,
     partial: PartialOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write cleaned.csv and rejected.csv."""
     from furnclip.clean import pipeline as clean
 
-    found = _settings(config, fallback=fallback)
+    found = settings(config, flags)
     with clean.open_ledger(found) as ledger:
         summary = clean.finalize(ledger, partial=partial)
     _emit_summary(summary, found, as_json=as_json)
 
 
+@sets("clean.backend", "clean.model", "clean.max_cost_usd", "clean.fallback")
 def run(
+    *,
+    flags: Flags,
     config: ConfigOption = None,
-    backend: BackendOption = None,
-    model: ModelOption = None,
     limit: LimitOption = None,
     sample: SampleOption = None,
-    max_cost_usd: BudgetOption = None,
-    fallback: FallbackOption = None,
     partial: PartialOption = False,
     ignore_errors: IgnoreOption = False,
     as_json: JsonOption = False,
@@ -145,7 +146,7 @@ def run(
     """All four steps in order; run it again after any interruption."""
     from furnclip.clean import pipeline as clean
 
-    found = _settings(config, backend=backend, model=model, max_cost_usd=max_cost_usd, fallback=fallback)
+    found = settings(config, flags)
     with clean.open_ledger(found) as ledger:
         summary = clean.run(
             ledger,
@@ -161,14 +162,15 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     from furnclip import console
     from furnclip.clean import pipeline as clean
 
-    standing = clean.status(_settings(config))
+    standing = clean.status(settings(config))
     console.emit(asdict(standing), as_json=as_json, human=lambda: _say_standing(standing))
 
 
+@sets("clean.backend", "clean.model")
 def estimate(
+    *,
+    flags: Flags,
     config: ConfigOption = None,
-    backend: BackendOption = None,
-    model: ModelOption = None,
     limit: LimitOption = None,
     sample: SampleOption = None,
     calibrate: Annotated[
@@ -180,7 +182,7 @@ def estimate(
     from furnclip import console
     from furnclip.clean import pipeline as clean
 
-    with clean.open_ledger(_settings(config, backend=backend, model=model)) as ledger:
+    with clean.open_ledger(settings(config, flags)) as ledger:
         found = clean.estimate(ledger, clean.Selection(limit or 0, sample or 0), calibrated=calibrate)
     console.emit(asdict(found), as_json=as_json, human=lambda: _say_estimate(found))
 
@@ -190,7 +192,7 @@ def cancel(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     from furnclip import console
     from furnclip.clean import pipeline as clean
 
-    with clean.open_ledger(_settings(config)) as ledger:
+    with clean.open_ledger(settings(config)) as ledger:
         parts = clean.cancel(ledger)
     numbers = ", ".join(map(str, parts)) or "none was open"
     console.emit(
@@ -208,7 +210,7 @@ def review(
     from furnclip import console
     from furnclip.clean import pipeline as clean
 
-    pairs, sheet = clean.review(_settings(config), rows=rows, seed=seed)
+    pairs, sheet = clean.review(settings(config), rows=rows, seed=seed)
     payload = {"rows": [asdict(pair) for pair in pairs], "sheet": str(sheet)}
 
     def human() -> None:
@@ -217,10 +219,6 @@ def review(
         console.say(f"pictures in the same order: {sheet}")
 
     console.emit(payload, as_json=as_json, human=human)
-
-
-def _settings(config: Path | None, **flags: Any) -> Config:
-    return settings(config, clean=flags)
 
 
 def _say_prepared(prepared: Prepared) -> None:

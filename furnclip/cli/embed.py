@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, check_address_space, mention_raw_titles, settings
+from furnclip.cli.options import (
+    ConfigOption,
+    Flags,
+    JsonOption,
+    check_address_space,
+    mention_raw_titles,
+    sets,
+    settings,
+)
 
 if TYPE_CHECKING:
     from furnclip.embed import Summary
@@ -17,16 +25,14 @@ def register(app: typer.Typer) -> None:
     app.command("embed", epilog="Example: furnclip embed --run my-run")(embed)
 
 
+@sets("model.name", "embed.batch_size", "embed.dtype")
 def embed(
+    *,
+    flags: Flags,
     config: ConfigOption = None,
     run: Annotated[
         str | None, typer.Option("--run", help="fine-tuned run; default: the latest finished one")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="base model: hub id, folder or `furnclip-tiny`")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="pictures in one pass")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="stored numbers: `fp32` or `fp16`")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Encode every product once and build the search table; only what changed is encoded again."""
@@ -37,7 +43,7 @@ def embed(
     from furnclip.embed import embed_catalogue
     from furnclip.errors import InputError
 
-    chosen = settings(config, model={"name": model}, embed={"batch_size": batch_size, "dtype": dtype})
+    chosen = settings(config, flags)
     check_finished(chosen.paths)
     summary = embed_catalogue(chosen, run=run)
     if summary.index is None:

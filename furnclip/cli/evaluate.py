@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, check_address_space, settings
+from furnclip.cli.options import ConfigOption, Flags, JsonOption, check_address_space, sets, settings
 
 if TYPE_CHECKING:
     from furnclip.evaluate import Evaluation
@@ -16,15 +16,14 @@ def register(app: typer.Typer) -> None:
     app.command("eval", epilog="Example: furnclip eval --run first --run second")(evaluate)
 
 
+@sets("model.name", "eval.split")
 def evaluate(
+    *,
+    flags: Flags,
     config: ConfigOption = None,
     run: Annotated[
         list[str] | None, typer.Option("--run", help="run to measure, repeatable; without it the latest")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="base model: hub id, folder or `furnclip-tiny`")
-    ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="`test` or `validation`")] = None,
     force: Annotated[bool, typer.Option("--force", help="measure again although nothing changed")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -34,7 +33,7 @@ def evaluate(
     check_address_space()
     from furnclip.evaluate import evaluate as run_evaluation
 
-    chosen = settings(config, model={"name": model}, eval={"split": split})
+    chosen = settings(config, flags)
     result = run_evaluation(chosen, run or (), force=force)
     if result.was_there:
         console.note(

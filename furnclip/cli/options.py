@@ -5,11 +5,15 @@ Only typer is imported here; everything heavier waits until a command runs.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from furnclip.cli.flags import FLAGS
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -44,18 +48,54 @@ CONTEXT_SETTINGS = {
 }
 
 
-def settings(config: Path | None, *, trust: bool = False, **flags: dict[str, Any]) -> Config:
-    """The settings, where flags that were not given (None) do not count."""
+Flags = dict[str, dict[str, Any]]
+
+
+def sets(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of these settings: what was given arrives in its parameter `flags`.
+
+    `@sets("train.epochs")` makes `--epochs 3` arrive as `{"train": {"epochs": 3}}`, ready for `settings`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def with_flags(**given: Any) -> None:
+            flags: Flags = {}
+            for parameter, name in zip(parameters, names, strict=True):
+                section, _, key = name.partition(".")
+                if (value := given.pop(parameter.name)) is not None:
+                    flags.setdefault(section, {})[key] = value
+            command(flags=flags, **given)
+
+        parameters = [_parameter(name) for name in names]
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        ]
+        at = next(number for number, parameter in enumerate(own) if parameter.name == "flags")
+        together = [*own[:at], *parameters, *own[at + 1 :]]
+        with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
+        with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in together}
+        vars(with_flags)["__signature__"] = inspect.Signature(together)
+        return with_flags
+
+    return decorate
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    kind, declared, meaning = FLAGS[name]
+    option = typer.Option(*declared, help=meaning.replace("[", r"\["))  # Rich reads brackets as styles
+    parameter = declared[-1].lstrip("-").replace("-", "_")
+    return inspect.Parameter(
+        parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def settings(config: Path | None, flags: Flags | None = None, *, trust: bool = False) -> Config:
+    """The settings; `flags` are those that were given, nested like the file."""
     from furnclip.cli.ending import remember_folder
     from furnclip.config import load_config
 
-    given = {
-        section: {key: value for key, value in values.items() if value is not None}
-        for section, values in flags.items()
-    }
-    chosen = load_config(
-        config, {section: values for section, values in given.items() if values}, trust=trust
-    )
+    chosen = load_config(config, flags, trust=trust)
     remember_folder(chosen.paths.work)
     return chosen
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, mention_raw_titles, settings
+from furnclip.cli.options import ConfigOption, Flags, JsonOption, mention_raw_titles, sets, settings
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -27,7 +27,10 @@ def register(app: typer.Typer) -> None:
     app.command("prepare", epilog="Example: furnclip prepare --check && furnclip prepare --upload")(prepare)
 
 
+@sets("prepare.workers", "storage.bucket", "storage.prefix")
 def prepare(
+    *,
+    flags: Flags,
     config: ConfigOption = None,
     check: Annotated[
         bool, typer.Option("--check", help="report unusable rows by reason; write nothing")
@@ -39,11 +42,6 @@ def prepare(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="draw new splits too: never compare with models trained before")
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="processes that decode pictures; 0: one a core")
-    ] = None,
-    s3_bucket: Annotated[str | None, typer.Option("--s3-bucket", help="bucket for --upload")] = None,
-    s3_prefix: Annotated[str | None, typer.Option("--s3-prefix", help="key prefix inside the bucket")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Split products without leaks and pack them into shards."""
@@ -52,8 +50,7 @@ def prepare(
     from furnclip.prepare import check as check_catalogue
     from furnclip.prepare import prepare as prepare_shards
 
-    storage = {"bucket": s3_bucket, "prefix": s3_prefix}
-    options = settings(config, prepare={"workers": workers}, storage=storage)
+    options = settings(config, flags)
     if options.paths.cleaned.is_file() or not check:
         check_finished(options.paths)
     if check:

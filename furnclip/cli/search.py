@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from furnclip.cli.options import ConfigOption, JsonOption, check_address_space, settings
+from furnclip.cli.options import ConfigOption, Flags, JsonOption, check_address_space, sets, settings
 
 if TYPE_CHECKING:
     from furnclip.search import Hit, Searcher
@@ -21,21 +21,19 @@ def register(app: typer.Typer) -> None:
     app.command("search", epilog=_EXAMPLE)(search)
 
 
+@sets("search.k", "search.mode", "search.image_weight")
 def search(
+    *,
+    flags: Flags,
     text: Annotated[str | None, typer.Argument(help="what to look for")] = None,
     image: Annotated[
         Path | None, typer.Option("--image", help="look for products like this picture", resolve_path=True)
     ] = None,
-    k: Annotated[int | None, typer.Option("-k", "--k", help="number of hits")] = None,
     where: Annotated[
         str | None, typer.Option("--where", help="SQL filter, e.g. \"color = 'brown' AND style <> ''\"")
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option("--not", help="word that hits must not have, repeatable")
-    ] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="`vector`, `keyword` or `hybrid`")] = None,
-    image_weight: Annotated[
-        float | None, typer.Option("--image-weight", help="share of the picture beside a text, 0 to 1")
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", help="draw the hits as a contact sheet")] = False,
     interactive: Annotated[
@@ -54,8 +52,7 @@ def search(
     check_address_space()
     from furnclip.search import Searcher
 
-    flags = {"k": k, "mode": mode, "image_weight": image_weight}
-    chosen = settings(config, search=flags)
+    chosen = settings(config, flags)
     searcher = Searcher(chosen, run=run, model=model)
     for question in _questions(text, image, interactive=interactive):
         hits, seconds = _timed(searcher, question, image=image, where=where, exclude=exclude or [])

@@ -1,0 +1,65 @@
+"""Writes `furnclip/cli/flags.py`: `python -m tests.bench.tools.make_flags`.
+
+A flag's help is the docstring of its setting. The settings are pydantic models, which take longer to import
+than the rest of `furnclip --help`, so the command line reads this generated copy. A test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from furnclip.config import sections
+
+FLAGS = Path(__file__).parents[3] / "furnclip" / "cli" / "flags.py"
+# Settings that are flags of a command, under another name than their own where one is given.
+SETTINGS = {
+    "model.name": ("--model",),
+    "model.precision": (),
+    **dict.fromkeys(
+        ("clean.backend", "clean.model", "clean.max_cost_usd", "clean.fallback", "prepare.workers"), ()
+    ),
+    **dict.fromkeys(("train.scenario", "train.epochs", "train.lr", "train.effective_batch_size"), ()),
+    **dict.fromkeys(("train.micro_batch_size", "train.lora_r", "train.lora_alpha", "train.lora_dropout"), ()),
+    **dict.fromkeys(("train.loss", "train.augment", "train.seed", "train.patience", "train.mini_train"), ()),
+    **dict.fromkeys(("train.gradient_checkpointing", "train.upload", "train.wandb"), ()),
+    **dict.fromkeys(
+        ("embed.batch_size", "embed.dtype", "eval.split", "search.mode", "search.image_weight"), ()
+    ),
+    "search.k": ("-k", "--k"),
+    "arena.queries": (),
+    "arena.k": ("-k", "--k"),
+    "arena.seed": (),
+    "arena.viewer": (),
+    "storage.bucket": ("--s3-bucket",),
+    "storage.prefix": ("--s3-prefix",),
+}
+HEADER = '''"""Settings as flags: type, names, help; by `python -m tests.bench.tools.make_flags`."""
+
+# fmt: off
+FLAGS: dict[str, tuple[type, tuple[str, ...], str]] = {
+'''
+
+
+def flags_source() -> str:
+    """The text of the generated module."""
+    return HEADER + "".join(_entry(name, names) for name, names in SETTINGS.items()) + "}\n"
+
+
+def _entry(name: str, names: tuple[str, ...]) -> str:
+    section, key = name.split(".")
+    field = sections()[section].model_fields[key]
+    declared = ", ".join(json.dumps(word) for word in names or (f"--{key.replace('_', '-')}",))
+    comma = "," if len(names) < 2 else ""
+    meaning = json.dumps(" ".join((field.description or "").split()))
+    return f'    "{name}": ({_plain_type(field.annotation)}, ({declared}{comma}),\n        {meaning}),\n'
+
+
+def _plain_type(annotation: Any) -> str:
+    """What the command line parses; ranges and choices are checked with all other settings."""
+    return annotation.__name__ if annotation in (bool, int, float) else "str"
+
+
+if __name__ == "__main__":
+    FLAGS.write_text(flags_source(), encoding="utf-8")
