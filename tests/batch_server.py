@@ -116,6 +116,7 @@ class BatchServer:
         self.scripts_single_requests = False
         self.polls_to_run = 1
         self.clock_offset_s = 0
+        self.keeps_metadata = True
         self.max_open = 0
         self._server = _QuietServer(("127.0.0.1", 0), type("ItsHandler", (Handler,), {"api": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -206,7 +207,7 @@ class BatchServer:
                 "status": "validating",
                 "created_at": now,
                 "expires_at": now + 86_400,
-                "metadata": wanted.get("metadata"),
+                "metadata": wanted.get("metadata") if self.keeps_metadata else None,
                 "output_file_id": None,
                 "error_file_id": None,
                 "errors": None,

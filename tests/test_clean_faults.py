@@ -458,13 +458,58 @@ def test_32_credit_ends_midway(shop: CleanShop, server: BatchServer) -> None:
     assert set(server.asked.values()) == {1}
 
 
-@pytest.mark.parametrize("hours", [-12, 12])
+@pytest.mark.parametrize("hours", [-24 * 400, -30, -12, 12, 30])
 def test_33_clocks_disagree(shop: CleanShop, server: BatchServer, hours: int) -> None:
     server.clock_offset_s = hours * 3600
     server.faults.append(Fault("POST /batches", "drop-reply"))
     shop.run("run", env=server.env).ok()
     shop.check_all_settled()
     assert len(server.batches) == 1
+
+
+@pytest.mark.parametrize("hours", [-30, 30])
+@pytest.mark.parametrize("what", ["drop-reply", "lost:500"])
+def test_33_journal_restored_while_clocks_disagree(
+    shop: CleanShop, server: BatchServer, hours: int, what: str
+) -> None:
+    """The batch that the journal does not know is found by its marks, whatever time it carries."""
+    shop.run("prepare", env=server.env).ok()
+    journal = (shop.work / "journal.jsonl").read_bytes()
+    server.clock_offset_s = hours * 3600
+    server.faults.append(Fault("POST /batches", what))
+    shop.run("dispatch", env=server.env).ok()
+    (shop.work / "journal.jsonl").write_bytes(journal)
+    shop.run("run", env=server.env).ok()
+    shop.check_all_settled()
+    assert len(server.batches) == 1
+    assert set(server.asked.values()) == {1}
+
+
+def test_33_batch_is_known_by_its_file_where_marks_are_lost(shop: CleanShop, server: BatchServer) -> None:
+    server.keeps_metadata = False
+    server.faults.append(Fault("POST /batches", "drop-reply"))
+    shop.run("run", env=server.env).ok()
+    shop.check_all_settled()
+    assert len(server.batches) == 1
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_33_second_batch_is_cancelled(shop: CleanShop, server: BatchServer, restarted: bool) -> None:
+    """The list shows the first batch so late that another one was asked for."""
+    server.faults.append(Fault("POST /batches", "drop-reply"))
+    server.hidden_batches = 3
+    server.plans.append("stuck:100")
+    if restarted:
+        shop.run("prepare", env=server.env).ok()
+        shop.run("dispatch", env=server.env).ok()
+    warned = shop.run("run", env=server.env).ok()
+    shop.check_all_settled()
+    assert [batch.status for batch in server.batches.values()] in (
+        ["cancelling", "completed"],
+        ["cancelled", "completed"],
+    )
+    assert "part 1 has a second batch `batch_000001`; it is cancelled" in warned.stderr
+    assert set(server.asked.values()) == {1}
 
 
 def test_34_no_number_that_json_does_not_know(shop: CleanShop, server: BatchServer) -> None:

@@ -15,7 +15,7 @@ from furnclip.clean import estimate
 from furnclip.clean.again import backoff_s, cut_smaller
 from furnclip.clean.canary import send_canary
 from furnclip.clean.ledger import Ledger, key_print
-from furnclip.clean.openai import Batch, BatchService, RefusedError, UnsureError, account_problem
+from furnclip.clean.openai import TERMINAL, Batch, BatchService, RefusedError, UnsureError, account_problem
 from furnclip.clean.parts import Limits
 from furnclip.clean.plan import queue_limit
 from furnclip.clean.requests import Recipe
@@ -26,7 +26,6 @@ from furnclip.errors import ConfigError, JournalError
 _WARN_DAYS = 30
 _BATCH_DAYS = 2  # a batch may take 24 h; the other day is for clocks and time zones
 _LOOKS = 3
-_DAY_S = 86_400
 _FRESH_FILE_TRIES = 6  # with waits of 1, 2, 4, 8 and 16 s
 _FURTHEST = ("completed", "finalizing", "in_progress", "validating")
 
@@ -56,8 +55,13 @@ class Dispatcher:
             console.warn("the batches were sent with another API key; if they cannot be found, use that one")
         for part in self._ledger.state.with_status("creating"):
             self._find_created(part)
-        if self.waiting():
-            self._adopt_forgotten()
+        if self.waiting() or self.open():
+            self._settle_strays()
+
+    def stop_second_batches(self) -> None:
+        """Look again where a batch was asked for twice: the list may have shown the first one late."""
+        if any(part.creations > 1 for part in self.open()):
+            self._settle_strays()
 
     def send(self) -> int:
         """Send what may be sent now; how many batches were created."""
@@ -221,10 +225,9 @@ class Dispatcher:
         for look in range(_LOOKS):
             if look:
                 time.sleep(self._clean.reconcile_wait_s)
+            listed = self._service.find_batches(self._ledger.state.run, file_id=part.file_id)
             found = [
-                batch
-                for batch in self._service.find_batches(self._mark(part), since=part.creating_at - _DAY_S)
-                if batch.id not in part.old_batches
+                batch for batch in listed if self._is_of(batch, part) and batch.id not in part.old_batches
             ]
             if found:
                 self._adopt(part, found)
@@ -232,26 +235,39 @@ class Dispatcher:
         self._ledger.record("not_created", part=part.number, not_before=0.0)
         return False
 
-    def _adopt_forgotten(self) -> None:
-        """Take over batches of this run that the journal lost, as after a restored backup."""
+    def _settle_strays(self) -> None:
+        """Take over batches of this run that the journal lost, as after a restored backup; and stop those
+        whose requests are in another batch already."""
         state = self._ledger.state
         known = {batch_id for part in state.parts.values() for batch_id in (part.batch_id, *part.old_batches)}
-        listed = self._service.find_batches({"furnclip_run": state.run}, since=state.started_at - _DAY_S)
-        for part in self.waiting():
-            mark = self._mark(part).items()
-            found = [b for b in listed if mark <= b.metadata.items() and b.id not in known]
-            running = [batch for batch in found if batch.status != "failed"]
-            if running:
-                self._adopt(part, running)
+        strays = [
+            batch
+            for batch in self._service.find_batches(state.run)
+            if batch.id not in known and batch.status != "failed"
+        ]
+        for part in state.parts.values():
+            found = [batch for batch in strays if self._is_of(batch, part)]
+            if found and part.status in UNSENT:
+                self._adopt(part, found)
+            elif part.batch_id:
+                self._stop_others(part, found)
+
+    def _is_of(self, batch: Batch, part: Part) -> bool:
+        """Whether a batch runs this part's requests, by what it is marked with or by its very file."""
+        is_marked = self._mark(part).items() <= batch.metadata.items()
+        return is_marked or bool(part.file_id and batch.input_file_id == part.file_id)
 
     def _adopt(self, part: Part, found: list[Batch]) -> None:
         """Keep the batch that is furthest along, of equals the earliest; stop the others."""
         ranked = sorted(found, key=lambda batch: (_rank(batch), batch.created_at))
-        for other in ranked[1:]:
-            if other.status not in ("failed", "cancelled", "expired"):
+        self._stop_others(part, ranked[1:])
+        self._created(part, ranked[0], adopted=True)
+
+    def _stop_others(self, part: Part, others: list[Batch]) -> None:
+        for other in others:
+            if other.status not in (*TERMINAL, "cancelling"):
                 console.warn(f"part {part.number} has a second batch `{other.id}`; it is cancelled")
                 self._service.cancel(other.id)
-        self._created(part, ranked[0], adopted=True)
 
     def _mark(self, part: Part) -> dict[str, str]:
         """The metadata by which a batch of this part is known again, down to its content."""

@@ -54,6 +54,8 @@ class Monitor:
         with Board(self.ledger, self.recipe) as board:
             while True:
                 moved = self._step(board)
+                if moved:
+                    self._dispatcher.stop_second_batches()
                 if not self._dispatcher.open():
                     if not self._dispatcher.waiting() and not ask_again(self.ledger, self.recipe):
                         return

@@ -77,6 +77,7 @@ class Batch:
     created_at: float
     in_progress_at: float
     metadata: Mapping[str, str]
+    input_file_id: str = ""
 
 
 class BatchService:
@@ -147,17 +148,15 @@ class BatchService:
             )
         return _view(created)
 
-    def find_batches(self, wanted: Mapping[str, str], *, since: float) -> list[Batch]:
-        """Batches that carry all of the wanted metadata and are not older than `since`, newest first."""
-        found = []
+    def find_batches(self, run: str, *, file_id: str = "") -> list[Batch]:
+        """Every batch that carries this run's id, or was made of this file; of any age: clocks differ."""
         with self._checked():
-            for batch in self._client.batches.list(limit=100):
-                view = _view(batch)
-                if view.created_at < since:
-                    break
-                if wanted.items() <= view.metadata.items():
-                    found.append(view)
-        return found
+            views = [_view(batch) for batch in self._client.batches.list(limit=100)]
+        return [
+            view
+            for view in views
+            if view.metadata.get("furnclip_run") == run or (file_id and view.input_file_id == file_id)
+        ]
 
     def get(self, batch_id: str) -> Batch:
         try:
@@ -288,6 +287,7 @@ def _view(batch: openai.types.Batch) -> Batch:
         error_file_id=batch.error_file_id or "",
         errors=tuple(errors),
         usage=(usage.input_tokens, usage.output_tokens) if usage else (0, 0),
+        input_file_id=batch.input_file_id or "",
         created_at=float(batch.created_at),
         in_progress_at=float(batch.in_progress_at or 0),
         metadata=dict(batch.metadata or {}),

@@ -74,7 +74,6 @@ class Part:
     file_id: str = ""
     uploads: int = 0
     creations: int = 0
-    creating_at: float = 0.0
     not_before: float = 0.0
     strikes: int = 0
     batch_id: str = ""
@@ -95,7 +94,6 @@ class State:
     """Everything the journal tells."""
 
     run: str = ""
-    started_at: float = 0.0
     key_print: str = ""
     preparing: str = ""
     prepared: Event | None = None
@@ -182,7 +180,7 @@ _PLANNED = (
 
 
 def _started(state: State, event: Event) -> State:
-    return replace(state, run=event["run"], started_at=event["at"], key_print=event["key_print"])
+    return replace(state, run=event["run"], key_print=event["key_print"])
 
 
 def _preparing(state: State, event: Event) -> State:
@@ -266,8 +264,8 @@ def _upload_lost(part: Part, _event: Event) -> Part:
     return replace(part, status="planned", file_id="", filename="", batch_id="", old_batches=old)
 
 
-def _creating(part: Part, event: Event) -> Part:
-    return replace(part, status="creating", creating_at=event["at"], creations=part.creations + 1)
+def _creating(part: Part, _event: Event) -> Part:
+    return replace(part, status="creating", creations=part.creations + 1)
 
 
 def _not_created(part: Part, event: Event) -> Part:
