@@ -117,6 +117,7 @@ class BatchServer:
         self.polls_to_run = 1
         self.clock_offset_s = 0
         self.keeps_metadata = True
+        self.texts: dict[str, dict[str, Any]] = {}  # title -> what its message has instead
         self.max_open = 0
         self._server = _QuietServer(("127.0.0.1", 0), type("ItsHandler", (Handler,), {"api": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -424,6 +425,7 @@ class BatchServer:
         if "input" in body:
             return _response_object(body, content, finish, refusal, prompt, completion)
         message = {"role": "assistant", "content": content or None, "refusal": refusal, "annotations": []}
+        message.update(self.texts.get(_title(body), {}))
         return {
             "id": "chatcmpl-1",
             "object": "chat.completion",

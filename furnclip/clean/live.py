@@ -136,6 +136,7 @@ class Flight:
         self._timeout_s = ledger.config.clean.timeout_s * 2 ** (part.attempt - 1)
         self._calibration = estimate.calibrate(ledger.state, recipe)
         self._committed_usd = ledger.state.paid.cost_usd + ledger.state.unconfirmed_usd
+        self._is_leaving = False
         self._under_way: dict[str, float] = {}  # custom_id -> expected price
         self._replies: queue.SimpleQueue[tuple[str, Reply]] = queue.SimpleQueue()
 
@@ -146,17 +147,24 @@ class Flight:
                 for request, content in self._ledger.workspace.read_requests(self._part.number, todo):
                     if len(self._under_way) >= self._ledger.config.clean.concurrency:
                         self._land()
+                    self._wait_for_a_sign()
                     self._send(request, content)
                 while self._under_way:
                     self._land()
-                if self._client.seen["lost"] and not self._client.seen["replied"]:
-                    raise self._hopeless()
+                self._wait_for_a_sign()
             except BaseException:
                 self._client.stopping.set()
-                while self._under_way:
+                while self._under_way and not self._is_leaving:
                     with suppress(FurnclipError, OSError):
                         self._land()
                 raise
+
+    def _wait_for_a_sign(self) -> None:
+        """While replies get lost and none has come yet, send nothing more."""
+        while self._client.seen["lost"] and not self._client.seen["replied"]:
+            if not self._under_way:
+                raise self._hopeless()
+            self._land()
 
     def _send(self, request: Request, content: bytes) -> None:
         if self._client.stopping.is_set():
@@ -214,8 +222,6 @@ class Flight:
                 f"the first {seen['request-refused']} requests were refused: {outcome.detail}",
                 hint="check `clean.model` and `clean.base_url`; the rows are asked again when you run again",
             )
-        if seen["lost"] >= self._ledger.config.clean.concurrency and not seen["replied"]:
-            raise self._hopeless()
 
     def _hopeless(self) -> ServiceError:
         return ServiceError(
@@ -235,7 +241,8 @@ class Flight:
         """The first Ctrl-C (or SIGTERM, SIGHUP) stops sending, the second one stops waiting as well."""
 
         def stop(*_: object) -> None:
-            if self._client.stopping.is_set():
+            self._is_leaving = self._client.stopping.is_set()
+            if self._is_leaving:
                 raise KeyboardInterrupt
             self._client.stopping.set()
             with suppress(RuntimeError):  # the signal may come while something else is printed
