@@ -47,6 +47,7 @@ def prepare(
     """Split products without leaks and pack them into shards."""
     from furnclip import console
     from furnclip.clean.workspace import check_finished
+    from furnclip.errors import InputError
     from furnclip.prepare import check as check_catalogue
     from furnclip.prepare import prepare as prepare_shards
 
@@ -57,7 +58,10 @@ def prepare(
         report = check_catalogue(options)
         console.emit(report.as_dict(), as_json=as_json, human=lambda: _show_report(report))
         if not report.usable:
-            raise typer.Exit(1)
+            raise InputError(
+                f"no row of `{report.catalogue}` can be used",
+                hint="the table above counts the reasons; fix the most frequent one first",
+            )
         return
     if upload:
         _check_bucket(options)

@@ -41,7 +41,7 @@ from furnclip.model import Clip
 from furnclip.model.memory import release_freed
 from furnclip.vectors import Provenance, read_provenance
 from furnclip.vectors.index import IndexLocation, IndexReport, index_location, is_index_of, write_index
-from furnclip.vectors.parquet import open_parquet
+from furnclip.vectors.parquet import open_parquet, reading
 
 _REJECTED = "rejected.jsonl"
 _MISSING = "missing.jsonl"
@@ -255,6 +255,7 @@ def _write_rejected(reader: CatalogueReader, config: Config) -> Counter[str]:
 
 def _write_missing(config: Config) -> None:
     with (
+        reading(config.paths.vectors),
         open_parquet(config.paths.vectors) as vectors,
         replacing(config.paths.vectors.with_name(_MISSING)) as file,
     ):
@@ -320,7 +321,7 @@ def _summary(
 
 
 def _missing(vectors: Path) -> dict[str, int]:
-    with open_parquet(vectors) as file:
+    with reading(vectors), open_parquet(vectors) as file:
         reasons = file.read(columns=["missing_reason"])["missing_reason"].drop_null().to_pylist()
     return dict(Counter(reason.split(":")[0] for reason in reasons))
 

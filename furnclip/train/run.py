@@ -22,7 +22,7 @@ import torch
 
 from furnclip import console
 from furnclip.config import Config
-from furnclip.errors import ConfigError, FurnclipError, StorageError, UsageError
+from furnclip.errors import ConfigError, FurnclipError, ModelError, StorageError, UsageError
 from furnclip.journal import discard_folder, exclusive, sweep, write_text
 from furnclip.model.loading import load_float32
 from furnclip.model.memory import is_out_of_memory
@@ -355,6 +355,12 @@ def _close(
     ready: Prepared, position: Position, finished: Finished, *, base: dict[str, float]
 ) -> dict[str, Any]:
     """Write the model card, and last of all the run card that says `finished`."""
+    tuned = finished.sweep.figures[finished.sweep.best]
+    if base.keys() != tuned.keys():
+        raise ModelError(
+            f"the checkpoints in `{ready.folder / CHECKPOINTS}` hold other figures than this run makes",
+            hint="train again with `--no-resume`",
+        )
     card = replace(
         ready.card,
         status="finished",
@@ -363,7 +369,7 @@ def _close(
         steps=position.step,
         stopped_early=position.stopped_early,
         best_epoch=position.best_epoch,
-        validation={"base": base, "finetuned": finished.sweep.figures[finished.sweep.best]},
+        validation={"base": base, "finetuned": tuned},
         share=finished.sweep.best,
         wise_ft={str(share): figures["score"] for share, figures in finished.sweep.figures.items()},
         parity=finished.parity,
