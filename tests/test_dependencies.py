@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def declared(*extras: str) -> set[str]:
 
 def modules(path: Path) -> Iterator[str]:
     """Top-level modules that a file imports when it runs, wherever the import stands."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(_source(path))
     for node in list(ast.walk(tree)):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = []
@@ -64,11 +65,20 @@ def modules(path: Path) -> Iterator[str]:
             yield ast.literal_eval(node.args[0])
 
 
+def _source(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
 def imported(*folders: str) -> dict[str, str]:
     """Distribution -> a file that imports it."""
     homes = packages_distributions()
     found = {}
-    for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*"))
+    for path in (path for path in paths if path.suffix in (".py", ".ipynb")):
         for module in set(modules(path)) - OWN - sys.stdlib_module_names:
             home = HOMES.get(module) or next(iter(homes.get(module, [module])))
             found[normalized(home)] = str(path.relative_to(ROOT))

@@ -106,7 +106,7 @@ def save_screen(path: Path, output: str, *, title: str) -> None:
     console.save_svg(str(path), title=title)
 
 
-def photograph(page: Path, path: Path, *, width_px: int = 1000, height_px: int = 1400) -> None:
+def photograph(page: Path, path: Path, *, width_px: int = 1000, height_px: int = 1258) -> None:
     """The top of a page as Chromium shows it, at 0.6 of its size."""
     browser = ["chromium", "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu"]
     shot = [
