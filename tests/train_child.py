@@ -9,12 +9,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from furnclip.cli import app
+from furnclip.cli import ending
 from furnclip.journal import read_journal
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -52,4 +53,5 @@ def _main(folder: Path, args: tuple[str, ...], env: dict[str, str]) -> None:
     said = os.open(SAID, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(said, stream)
-    app(["train", *args], prog_name="furnclip")
+    sys.argv = ["furnclip", "train", *args]
+    ending.run()

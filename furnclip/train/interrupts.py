@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGHUP: one rule, and moments in which they wait.
+"""Moments in which Ctrl-C, SIGTERM and SIGHUP wait.
 
-All three end a run as Ctrl-C does: what is done is saved, exit code 130. While weights and position
-change together they wait, so that what is saved is always a whole step.
+While weights and position change together they wait, so that what is saved is always a whole step; then
+they do what they did before.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Interrupts:
-    """Raises `KeyboardInterrupt` for each of the signals, but not within `held`."""
+    """Passes each of the signals on to its former handler, but not within `held`."""
 
     def __init__(self) -> None:
         self._holds = 0
-        self._waiting = False
+        self._waiting = 0
+        self._before: dict[int, Any] = {}
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -28,30 +30,32 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number, handler in before.items():
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number, handler in self._before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, self._interrupt)
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in self._before.items():
                 signal.signal(number, handler)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within the block signals wait; they are raised at its end."""
+        """Within the block signals wait until its end."""
         self._holds += 1
         try:
             yield
         finally:
             self._holds -= 1
         if self._waiting and not self._holds:
-            self._waiting = False
-            raise KeyboardInterrupt
+            self._interrupt(self._waiting, None)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._holds:
-            self._waiting = True
-        else:
-            raise KeyboardInterrupt
+            self._waiting = number
+            return
+        self._waiting = 0
+        if callable(handler := self._before[number]):
+            handler(number, frame)
+        raise KeyboardInterrupt

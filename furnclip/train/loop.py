@@ -75,9 +75,13 @@ class Loop:
         try:
             while self.optimiser and position.epoch < self.config.epochs and not position.stopped_early:
                 self._epoch(position)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:
             self._save(position)
-            raise Interrupted(f"interrupted after step {position.step}, which is saved") from None
+            told = f"interrupted after step {position.step}, which is saved"
+            if isinstance(stop, KeyboardInterrupt):
+                raise Interrupted(told) from None
+            console.note(told)  # SIGTERM or SIGHUP
+            raise
         return position
 
     def _epoch(self, position: Position) -> None:

@@ -25,7 +25,6 @@ from furnclip.config import Config
 from furnclip.errors import ConfigError, FurnclipError, ModelError, StorageError, UsageError
 from furnclip.journal import discard_folder, exclusive, sweep, write_text
 from furnclip.model.loading import load_float32
-from furnclip.model.memory import is_out_of_memory
 from furnclip.model.precision import Choice, choose_device, choose_precision
 from furnclip.runs import CHECKPOINTS, MODEL, PUBLISHED, README, RunCard, read_card, write_card
 from furnclip.shards import MANIFEST_NAME, MINI_TRAIN, ShardDataset, read_manifest
@@ -84,7 +83,7 @@ def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, An
     with (
         interrupts.handled(),
         joined() as processes,
-        _resources_told(folder),
+        _full_disk_told(folder),
         exclusive(folder) if processes.first else nullcontext(),
     ):
         if processes.first:
@@ -125,8 +124,8 @@ def _sweep(config: Config, folder: Path) -> None:
 
 
 @contextmanager
-def _resources_told(folder: Path) -> Iterator[None]:
-    """A full disk or too little memory as an error that names it, whichever library met it."""
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    """A full disk as an error that names it, also where a library does not say which file it was."""
     try:
         yield
     except FurnclipError:
@@ -139,12 +138,6 @@ def _resources_told(folder: Path) -> Iterator[None]:
             raise StorageError(
                 f"the disk `{disk}` is full: `{place}` could not be written",
                 hint="free some space and run the same command again; it continues from the last checkpoint",
-            ) from None
-        if is_out_of_memory(error):
-            raise FurnclipError(
-                "there is not enough memory to train",
-                hint="lower `train.micro_batch_size`, close other programs, or raise the memory limit "
-                "(`ulimit -v`); the same command continues from the last checkpoint",
             ) from None
         raise
 
