@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -18,8 +20,9 @@ from furnclip.config import ModelConfig
 from furnclip.errors import ConfigError, FurnclipError, ModelError
 from furnclip.journal import write_json
 from furnclip.model import Clip, build_tiny_clip, latest_run, load_clip
-from furnclip.model.adapters import LoraShape, add_lora, shifted, weight_changes
+from furnclip.model.adapters import LeanLora, LoraShape, add_lora, shifted, weight_changes
 from furnclip.model.loading import load_float32
+from furnclip.model.packing import can_pack
 from furnclip.model.precision import choose_precision
 from furnclip.model.towers import Grid, pooled_images, pooled_texts
 
@@ -238,3 +241,42 @@ def test_shifted_weights_walk_from_the_base_to_the_trained_model(
         plain.module.load_state_dict(shifted(base, changes, share), strict=False)
         assert np.allclose(plain.encode_images(pictures), expected, atol=1e-5)
     assert not np.allclose(before, trained.encode_images(pictures), atol=1e-2)
+
+
+def test_without_pefts_private_door_adapters_are_pefts_own_and_the_same(
+    tiny_clip: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lean = load_float32(str(tiny_clip), CPU)
+    add_lora(lean, ("vision", "text"), SHAPE, seed=1)
+    monkeypatch.delattr(LoraConfig, "_register_custom_module")
+    plain = load_float32(str(tiny_clip), CPU)
+    add_lora(plain, ("vision", "text"), SHAPE, seed=1)
+    assert not any(isinstance(layer, LeanLora) for layer in plain.module.modules())
+    for clip in (lean, plain):
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in clip.module.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    assert np.allclose(lean.encode_images(pictures), plain.encode_images(pictures), atol=1e-5)
+    base = load_float32(str(tiny_clip), CPU).module
+    ours, theirs = weight_changes(lean.module, base), weight_changes(plain.module, base)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+@pytest.mark.parametrize("left", ["none", "renamed", "other arguments"])
+def test_without_torchs_private_operators_layers_stay_as_they_are(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    operators = {
+        "none": SimpleNamespace(),
+        "renamed": SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True),
+        "other arguments": SimpleNamespace(
+            _is_mkldnn_bf16_supported=lambda: True,
+            _reorder_linear_weight=lambda weight, rows: weight,
+            _linear_pointwise=lambda inputs: inputs,
+        ),
+    }
+    monkeypatch.setattr(torch.ops, "mkldnn", operators[left])
+    assert not can_pack(clip)

@@ -40,7 +40,7 @@ class LoraShape:
 
 
 class LeanLora(PeftLinear):
-    """PEFT's LoRA layer with a forward pass in the arithmetic of its input.
+    """PEFT's LoRA layer with a forward pass in the precision of its input.
 
     PEFT widens the input to the adapter's float32 and narrows the sum again, three more passes over
     the activations for each layer; here the small matrices are narrowed instead and the sum is fused.
@@ -65,7 +65,8 @@ def add_lora(clip: Clip, towers: Sequence[Tower], shape: LoraShape, *, seed: int
     """
     paths = [path for tower in towers for path in _matching(clip, tower, shape.targets)]
     config = _lora_config(shape, paths)
-    config._register_custom_module({nn.Linear: LeanLora})
+    if register := getattr(config, "_register_custom_module", None):  # private; without it PEFT's own layers
+        register({nn.Linear: LeanLora})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, clip.module, adapter_name=_ADAPTER)
@@ -81,7 +82,7 @@ def weight_changes(trained: nn.Module, base: nn.Module) -> dict[str, Tensor]:
         if parameter.requires_grad and name in plain
     }
     for path, layer in trained.named_modules():
-        if isinstance(layer, LeanLora):
+        if isinstance(layer, PeftLinear):
             down, up = (matrix.detach().cpu() for matrix in _matrices(layer))
             changes[f"{path}.weight"] = up @ down * layer.scaling[_ADAPTER]
     return changes
@@ -164,7 +165,7 @@ def _matching(clip: Clip, tower: Tower, targets: Sequence[str]) -> list[str]:
     return [name for name in layers if name.rpartition(".")[2] in targets]
 
 
-def _matrices(layer: LeanLora) -> tuple[Tensor, Tensor]:
+def _matrices(layer: PeftLinear) -> tuple[Tensor, Tensor]:
     """The two matrices of an adapter: (r, W) and (V, r)."""
     return _tensor(layer.lora_A[_ADAPTER].weight), _tensor(layer.lora_B[_ADAPTER].weight)
 
