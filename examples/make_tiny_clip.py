@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from furnclip.catalogue import default_caption, read_rows
+from furnclip.catalogue import read_rows
 from furnclip.model import build_tiny_clip
+from furnclip.relevance import default_caption
 
 
 def main() -> None:

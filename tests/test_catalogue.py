@@ -21,7 +21,6 @@ from furnclip.catalogue import (
     Product,
     Rejection,
     content_hash,
-    default_caption,
     detect_encoding,
     find_images,
     normalised_title,
@@ -32,6 +31,7 @@ from furnclip.catalogue import (
 from furnclip.config import DataPaths
 from furnclip.errors import ConfigError, FurnclipError, InputError
 from furnclip.images import BrokenImage
+from furnclip.relevance import default_caption
 
 PATHS = DataPaths()
 HEADER = "product_id,title,image"

@@ -26,7 +26,7 @@ from furnclip.catalogue import content_hash
 from furnclip.cli import app
 from furnclip.config import Config, load_config
 from furnclip.evaluate.split import Split, read_split
-from furnclip.evaluate.tasks import build_requests, build_tasks, matching
+from furnclip.evaluate.tasks import build_requests, build_tasks
 from furnclip.images import encode_jpeg
 from furnclip.journal import write_json
 from furnclip.model import build_tiny_clip, load_clip
@@ -450,7 +450,7 @@ def test_requests_are_answerable_and_not_trivial(tmp_path: Path) -> None:
     )
     requests = build_requests(split, seed=0)
     assert [request.text for request in requests] == ["blue chair"]  # "red chair" fits most products
-    assert matching(split, requests[0]).tolist() == [3]
+    assert requests[0].answers(split.attributes).tolist() == [3]
     task = {task.name: task for task in build_tasks(split, requests)}["attributes_to_image"]
     assert task.gains(slice(0, 1), slice(0, 5)).tolist() == [[1, 1, 1, 7, 0]]
 

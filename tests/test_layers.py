@@ -19,7 +19,18 @@ from furnclip.cli import app
 
 PACKAGE = Path(__file__).parent.parent / "furnclip"
 LOWER = ("errors", "config", "console", "journal", "parallel", "storage")
-UPPER = ("catalogue", "images", "shards", "vectors", "model", "features", "metrics", "runs", "viewers")
+UPPER = (
+    "catalogue",
+    "images",
+    "shards",
+    "vectors",
+    "model",
+    "features",
+    "metrics",
+    "relevance",
+    "runs",
+    "viewers",
+)
 ROOMS = ("clean", "prepare", "train", "embed", "evaluate", "search", "arena", "demo", "doctor")
 HEAVY = (
     "torch",

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from furnclip.arena.lineup import Card, Lineup, Query, read_lineup
-from furnclip.catalogue import ATTRIBUTES, content_hash, default_caption
+from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import Config, DataPaths
 from furnclip.console import note, printable
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
 from furnclip.images import open_image
 from furnclip.journal import read_text, write_json
+from furnclip.relevance import default_caption, known
 from furnclip.runs import read_card
 from furnclip.vectors import VectorTable, column_name, read_provenance, read_vectors, top_k
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 _FORMAT = "1"
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-_UNKNOWN = ("", "unknown")
 _FROM_SPLIT = {"images": ("image",), "texts": ("text",), "both": ("image", "text")}
 """Words for queries of the test split -> kinds of query."""
 
@@ -208,7 +208,7 @@ def _card(product: Mapping[str, str | None], config: Config) -> Card:
         product_id=str(product["product_id"]),
         title=product.get("clean_title") or product.get("title") or str(product["product_id"]),
         image=str(config.paths.images / image) if image else "",
-        detail=", ".join(word for word in words if word not in _UNKNOWN),
+        detail=", ".join(word for word in words if known(word)),
     )
 
 

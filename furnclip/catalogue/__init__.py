@@ -38,7 +38,6 @@ from furnclip.catalogue.words import (
     ATTRIBUTES,
     CLEAN_COLUMNS,
     content_hash,
-    default_caption,
     normalised_title,
 )
 
@@ -54,7 +53,6 @@ __all__ = [
     "catalogue_path",
     "cell_text",
     "content_hash",
-    "default_caption",
     "detect_encoding",
     "find_files",
     "find_images",

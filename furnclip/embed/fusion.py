@@ -17,15 +17,15 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from furnclip.metrics import average_precision, every_rank, right_answers
+from furnclip.metrics import average_precision, every_rank
 from furnclip.model import Clip
+from furnclip.relevance import Attributes, attribute_queries, known_attributes, positives
 from furnclip.vectors import Floats, fuse
 
 EVEN = 0.5
 WEIGHTS = tuple(step / 10 for step in range(11))
 LEAST_QUERIES = 10
 MOST_QUERIES = 300
-_REQUESTS = (("color", "object_type"), ("material", "object_type"), ("style", "object_type"))
 _ALIKE = ("color", "object_type")
 Integers = npt.NDArray[np.int64]
 _Item = TypeVar("_Item")
@@ -50,8 +50,9 @@ def choose_image_weight(
     products: Sequence[Mapping[str, str | None]], image: Floats, text: Floats, clip: Clip
 ) -> Choice:
     """The picture's share for these validation products; `image` and `text` are (N, D)."""
-    requests = _requests(products, clip)
-    pictures = _pictures(products, image)
+    attributes = known_attributes(products)
+    requests = _requests(attributes, clip)
+    pictures = _pictures(attributes, image)
     for name, queries in (("requests", requests), ("pictures", pictures)):
         if len(queries.relevant) < LEAST_QUERIES:
             reason = f"only {len(queries.relevant)} {name} to choose with, {LEAST_QUERIES} needed"
@@ -73,30 +74,20 @@ def _precision(queries: _Queries, gallery: Floats) -> float:
     return float(average_precision(found).mean())
 
 
-def _requests(products: Sequence[Mapping[str, str | None]], clip: Clip) -> _Queries:
-    """Phrases of attributes that several but at most half of the products answer."""
-    answers: dict[str, Integers] = {}
-    for names in _REQUESTS:
-        phrases = [_phrase(product, names) for product in products]
-        for phrase, rows in zip(phrases, right_answers(phrases, phrases), strict=True):
-            if phrase and len(rows) * 2 <= len(products):
-                answers.setdefault(phrase, rows)
-    asked = _evenly(sorted(answers))
-    vectors = clip.encode_texts(asked) if asked else np.empty((0, clip.dimension), np.float32)
-    return _Queries(vectors, [answers[phrase] for phrase in asked], None)
+def _requests(attributes: Attributes, clip: Clip) -> _Queries:
+    """Short attribute queries."""
+    asked = _evenly(attribute_queries(attributes))
+    texts = [query.text for query in asked]
+    vectors = clip.encode_texts(texts) if texts else np.empty((0, clip.dimension), np.float32)
+    return _Queries(vectors, [query.answers(attributes) for query in asked], None)
 
 
-def _pictures(products: Sequence[Mapping[str, str | None]], image: Floats) -> _Queries:
+def _pictures(attributes: Attributes, image: Floats) -> _Queries:
     """Pictures of which the catalogue holds others of the same kind; none finds itself."""
-    kinds = [_phrase(product, _ALIKE) for product in products]
-    others = right_answers(kinds, kinds, exclude_self=True)
-    rows = _evenly([row for row, found in enumerate(others) if kinds[row] and len(found)])
+    kinds = list(zip(*(attributes[name] for name in _ALIKE), strict=True))
+    others = positives(kinds, exclude_self=True)
+    rows = _evenly([row for row, found in enumerate(others) if all(kinds[row]) and len(found)])
     return _Queries(image[rows], [others[row] for row in rows], np.asarray(rows, dtype=np.int64))
-
-
-def _phrase(product: Mapping[str, str | None], names: Sequence[str]) -> str:
-    words = [(product.get(name) or "").strip().lower() for name in names]
-    return " ".join(words) if all(word not in ("", "unknown", "other") for word in words) else ""
 
 
 def _evenly(items: list[_Item]) -> list[_Item]:

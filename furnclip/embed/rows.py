@@ -19,13 +19,13 @@ from furnclip.catalogue import (
     Rejection,
     catalogue_path,
     content_hash,
-    default_caption,
     find_images,
     read_products,
 )
 from furnclip.config import Config
 from furnclip.errors import MissingStageError
 from furnclip.images import BrokenImage, load_square, read_bytes
+from furnclip.relevance import default_caption
 from furnclip.shards import read_assignments
 
 

@@ -15,9 +15,10 @@ from furnclip.catalogue import content_hash
 from furnclip.config import Config
 from furnclip.errors import ModelError
 from furnclip.evaluate.split import Split
-from furnclip.evaluate.tasks import Request, Side
+from furnclip.evaluate.tasks import Side
 from furnclip.features import FeatureStore, Floats
 from furnclip.model import Clip, load_clip
+from furnclip.relevance import AttributeQuery
 
 _TEXTS_AT_ONCE = 4096  # sorted by length inside `Clip`, so that little is padding
 
@@ -44,7 +45,7 @@ class Encoded:
 
 
 def encode_model(
-    name: str, split: Split, requests: Sequence[Request], *, label: str, config: Config
+    name: str, split: Split, requests: Sequence[AttributeQuery], *, label: str, config: Config
 ) -> Encoded:
     """Vectors of every image, caption and request; from the cache when they are there."""
     clip = load_clip(name, config.model, runs=config.paths.runs)

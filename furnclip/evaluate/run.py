@@ -21,10 +21,11 @@ from furnclip.evaluate.measure import Answers, answer, compare, slice_by_attribu
 from furnclip.evaluate.report import render
 from furnclip.evaluate.showcase import Asked, Part, choose
 from furnclip.evaluate.split import Split, read_split
-from furnclip.evaluate.tasks import Request, Task, build_requests, build_tasks
+from furnclip.evaluate.tasks import Task, build_requests, build_tasks
 from furnclip.journal import read_json, write_json, write_text
 from furnclip.metrics import chance_recall_at_k, recall_at_k
 from furnclip.model import latest_run
+from furnclip.relevance import AttributeQuery
 
 _FORMAT = "1"  # raise it when the meaning of a number changes, so that old reports are made again
 _CURVE = range(1, 51)
@@ -45,7 +46,7 @@ class _Measured:
     """Everything known once the models have answered; what the report is made of."""
 
     split: Split
-    requests: Sequence[Request]
+    requests: Sequence[AttributeQuery]
     tasks: Sequence[Task]
     models: Sequence[Encoded]
     answers: dict[str, dict[str, Answers]]  # task -> label -> answers
@@ -138,7 +139,7 @@ def _hash_of(report: Mapping[str, Any]) -> str:
 
 
 def _measure(
-    split: Split, requests: Sequence[Request], models: Sequence[Encoded], *, latency_s: float
+    split: Split, requests: Sequence[AttributeQuery], models: Sequence[Encoded], *, latency_s: float
 ) -> _Measured:
     tasks = build_tasks(split, requests)
     answers: dict[str, dict[str, Answers]] = {}

@@ -11,9 +11,8 @@ from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import Config
 from furnclip.errors import InputError
 from furnclip.images import open_image
+from furnclip.relevance import known
 from furnclip.shards import Sample, ShardDataset
-
-_SAYS_NOTHING = ("", "unknown", "other")
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,4 @@ def _title(sample: Sample) -> str:
 
 
 def _attributes(sample: Sample) -> dict[str, str]:
-    return {name: _known(sample.fields.get(name, "")) for name in ATTRIBUTES}
-
-
-def _known(value: str) -> str:
-    value = value.strip().lower()
-    return "" if value in _SAYS_NOTHING else value
+    return {name: known(sample.fields.get(name)) for name in ATTRIBUTES}

@@ -22,17 +22,12 @@ import numpy.typing as npt
 
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.evaluate.split import Split
-from furnclip.metrics import Gains, right_answers
+from furnclip.metrics import Gains
+from furnclip.relevance import AttributeQuery, attribute_queries, positives
 
 Integers = npt.NDArray[np.int64]
 Side = Literal["images", "captions", "requests"]
 _RIGHT, _ALIKE, _SAME_TYPE = 7.0, 3.0, 1.0
-_REQUESTS = (
-    ("color", "object_type"),
-    ("material", "object_type"),
-    ("style", "object_type"),
-    ("color", "material", "object_type"),
-)
 _MOST_REQUESTS = 500
 
 
@@ -50,17 +45,9 @@ class Task:
     exclude: Integers | None = None  # (Q,)
 
 
-@dataclass(frozen=True)
-class Request:
-    """A short query made of attributes, and the attributes it asks for."""
-
-    text: str
-    wanted: dict[str, str]
-
-
-def build_tasks(split: Split, requests: Sequence[Request]) -> list[Task]:
+def build_tasks(split: Split, requests: Sequence[AttributeQuery]) -> list[Task]:
     """Every task that this split can be asked; a task without queries is left out."""
-    relevant = _same_product(split)
+    relevant = positives(split.groups, split.captions)
     units = tied_units(split)
     codes = _codes(split)
     everything = np.arange(len(split), dtype=np.int64)
@@ -78,19 +65,13 @@ def build_tasks(split: Split, requests: Sequence[Request]) -> list[Task]:
 
 def _picture_task(name: str, keys: Sequence[str], units: Sequence[str], codes: Integers) -> list[Task]:
     """Pictures that look for others with their own key; no task when no key is there twice."""
-    others = right_answers(keys, keys, exclude_self=True)
+    others = positives(keys, exclude_self=True)
     rows = np.asarray([row for row, found in enumerate(others) if keys[row] and len(found)], dtype=np.int64)
     if not len(rows):
         return []
     found = [others[row] for row in rows]
     gains = _graded(codes[:, rows], codes, found)
     return [Task(name, "images", "images", rows, found, tuple(units[row] for row in rows), gains, rows)]
-
-
-def _same_product(split: Split) -> list[Integers]:
-    by_group = right_answers(split.groups, split.groups)
-    by_caption = right_answers(split.captions, split.captions)
-    return [np.union1d(*pair) for pair in zip(by_group, by_caption, strict=True)]
 
 
 def tied_units(split: Split) -> tuple[str, ...]:
@@ -107,36 +88,17 @@ def tied_units(split: Split) -> tuple[str, ...]:
     return tuple(root(f"group {group}") for group in split.groups)
 
 
-def build_requests(split: Split, *, seed: int) -> list[Request]:
-    """Short requests that some but at most half of the products answer, in a fixed order.
-
-    At most 500, drawn evenly where there are more.
-    """
-    asked: dict[str, Request] = {}
-    for names in _REQUESTS:
-        for values in zip(*(split.attributes[name] for name in names), strict=True):
-            if all(values):
-                text = " ".join(values)
-                asked.setdefault(text, Request(text, dict(zip(names, values, strict=True))))
-    some = [
-        request for _, request in sorted(asked.items()) if len(matching(split, request)) * 2 <= len(split)
-    ]
+def build_requests(split: Split, *, seed: int) -> list[AttributeQuery]:
+    """The short attribute queries of a split in a fixed order, at most 500: drawn evenly from more."""
+    some = attribute_queries(split.attributes)
     if len(some) <= _MOST_REQUESTS:
         return some
     chosen = np.random.default_rng(seed).choice(len(some), size=_MOST_REQUESTS, replace=False)
     return [some[index] for index in sorted(chosen)]
 
 
-def matching(split: Split, request: Request) -> Integers:
-    """Products that have everything that the request asks for."""
-    hits = np.ones(len(split), dtype=bool)
-    for name, value in request.wanted.items():
-        hits &= np.asarray(split.attributes[name]) == value
-    return np.flatnonzero(hits)
-
-
-def _attribute_task(split: Split, requests: Sequence[Request], codes: Integers) -> Task:
-    relevant = [matching(split, request) for request in requests]
+def _attribute_task(split: Split, requests: Sequence[AttributeQuery], codes: Integers) -> Task:
+    relevant = [request.answers(split.attributes) for request in requests]
     wanted = np.full((len(ATTRIBUTES), len(requests)), -1, dtype=np.int64)
     for column, (request, found) in enumerate(zip(requests, relevant, strict=True)):
         for row, name in enumerate(ATTRIBUTES):

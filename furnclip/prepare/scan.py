@@ -18,7 +18,6 @@ from furnclip.catalogue import (
     Rejection,
     catalogue_path,
     content_hash,
-    default_caption,
     find_images,
     normalised_title,
     read_products,
@@ -29,6 +28,7 @@ from furnclip.parallel import Workers
 from furnclip.prepare.earlier import Earlier, read_source
 from furnclip.prepare.fingerprint import COLOUR_BYTES, HASH_BYTES, fingerprint
 from furnclip.prepare.spool import VERSION, Entry, Spool
+from furnclip.relevance import default_caption
 from furnclip.shards.tar import Sample, encode_sample, member_bytes, sample_content
 
 if TYPE_CHECKING:

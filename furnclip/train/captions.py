@@ -2,7 +2,7 @@
 
 A model that has seen "oak sideboard", "brown mid-century sideboard" and "sideboard made of wood" for
 one picture reads queries better than one that has seen one fixed sentence (LaCLIP,
-https://arxiv.org/abs/2305.20088). At evaluation the caption is always `catalogue.default_caption`.
+https://arxiv.org/abs/2305.20088). At evaluation the caption is always `relevance.default_caption`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from furnclip.catalogue import ATTRIBUTES
+from furnclip.relevance import known
 
-_UNKNOWN = {"", "unknown", "none", "nan", "n/a", "other"}
 _TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "{}, product photo")
 
 
@@ -26,14 +26,14 @@ def sample_caption(
     `dropout`: chance of each attribute to be left out. The title and the type stand for each other:
     at most one of them is dropped.
     """
-    known = {name: _clean(fields.get(name, "")) for name in ATTRIBUTES}
-    kept = {name: value for name, value in known.items() if value and random.random() >= dropout}
-    title = _clean(fields.get("clean_title", "")) or _clean(fields.get("title", ""))
+    attributes = {name: known(fields.get(name)) for name in ATTRIBUTES}
+    kept = {name: value for name, value in attributes.items() if value and random.random() >= dropout}
+    title = known(fields.get("clean_title", "")) or known(fields.get("title", ""))
     kind = kept.pop("object_type", "")
-    if title and not (known["object_type"] and random.random() < dropout):
+    if title and not (attributes["object_type"] and random.random() < dropout):
         kind = title
     if not kind:
-        kind = known["object_type"] or title
+        kind = attributes["object_type"] or title
     if not kind:
         return fixed
     extras = [value for value in kept.values() if value not in kind]
@@ -52,8 +52,3 @@ def _joined(kind: str, extras: list[str], *, after: bool) -> str:
     if after and extras:
         return f"{kind}, {', '.join(extras)}"
     return " ".join([*extras, kind])
-
-
-def _clean(value: str) -> str:
-    text = " ".join(value.lower().split())
-    return "" if text in _UNKNOWN else text

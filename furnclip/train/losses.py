@@ -1,10 +1,10 @@
-"""The two contrastive losses, over the whole effective batch, with several right answers a row.
+"""The two contrastive losses, over the whole effective batch, with several positives a row.
 
 `softmax` is CLIP's (https://arxiv.org/abs/2103.00020), `sigmoid` is SigLIP's
-(https://arxiv.org/abs/2303.15343). Products that share a caption or a group are each other's right
-answers: punishing them teaches the model that its correct answer was wrong.
+(https://arxiv.org/abs/2303.15343). Products that share a caption or a group are each other's
+positives: as negatives they would teach the model that a right answer is wrong.
 
-An untrained model's softmax loss is `chance_loss`, ln(batch), with any number of right answers.
+An untrained model's softmax loss is `chance_loss`, ln(batch), with any number of positives.
 
 Letters: B effective batch, D dimension.
 """
@@ -21,19 +21,14 @@ from torch.nn.functional import log_softmax, logsigmoid
 
 from furnclip.errors import ConfigError
 from furnclip.model.families import Family
+from furnclip.relevance import positive_mask
 
 LossName = Literal["softmax", "sigmoid"]
 
 
 def right_answers(*labellings: Sequence[Hashable]) -> Tensor:
-    """(B, B) booleans: i and j share a label in any of the labellings, or are the same sample."""
-    size = len(labellings[0]) if labellings else 0
-    shared = torch.eye(size, dtype=torch.bool)
-    for labels in labellings:
-        numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-        column = torch.tensor([numbers[label] for label in labels])
-        shared |= column[:, None] == column[None, :]
-    return shared
+    """(B, B) booleans: the positives of a batch, see `relevance.positive_mask`."""
+    return torch.from_numpy(positive_mask(*labellings))
 
 
 def contrastive_loss(

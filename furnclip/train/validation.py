@@ -6,34 +6,20 @@ of a whole catalogue; they are for comparing epochs. `furnclip eval` measures th
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from furnclip.metrics import bootstrap_interval, mean_reciprocal_rank, ranks, recall_at_k
+from furnclip.relevance import positives
 from furnclip.train.data import TrainingData
 
 Vectors = NDArray[np.float32]
 
 
-def answer_sets(captions: Sequence[str], groups: Sequence[str]) -> list[NDArray[np.int64]]:
-    """For each sample the samples with the same caption or group, itself included, ascending."""
-    by_label: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for index, (caption, group) in enumerate(zip(captions, groups, strict=True)):
-        by_label["caption", caption].append(index)
-        by_label["group", group].append(index)
-    return [
-        np.array(sorted({*by_label["caption", caption], *by_label["group", group]}))
-        for caption, group in zip(captions, groups, strict=True)
-    ]
-
-
 def recall_intervals(images: Vectors, texts: Vectors, data: TrainingData) -> dict[str, list[float]]:
     """Text-to-image recall@1 and @5 as [value, low, high], 95 % by resampling whole groups."""
     groups = [text.group for text in data.texts]
-    first = ranks(texts, images, answer_sets(data.fixed_captions(), groups))
+    first = ranks(texts, images, positives(data.fixed_captions(), groups))
     intervals = {}
     for k in (1, 5):
         interval = bootstrap_interval((first <= k).astype(np.float64), groups)
@@ -45,7 +31,7 @@ def retrieval_figures(images: Vectors, texts: Vectors, data: TrainingData) -> di
     """recall@1, recall@5 and MRR both ways, and `score`, their mean.
 
     MRR is in it because a small split gives the same recall for many models."""
-    answers = answer_sets(data.fixed_captions(), [text.group for text in data.texts])
+    answers = positives(data.fixed_captions(), [text.group for text in data.texts])
     figures: dict[str, float] = {}
     for way, queries, gallery in (("text_to_image", texts, images), ("image_to_text", images, texts)):
         first = ranks(queries, gallery, answers)

@@ -36,6 +36,7 @@ from lancedb.index import FTS, Bitmap, IvfFlat
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.config import Config, SearchConfig
 from furnclip.errors import ConfigError, FurnclipError, InputError, MissingStageError, StorageError
+from furnclip.relevance import UNKNOWN
 from furnclip.vectors.parquet import (
     PRODUCT_COLUMNS,
     Provenance,
@@ -51,7 +52,6 @@ DETAILS = "details"
 SHOWN = ("product_id", "title", "clean_title", *ATTRIBUTES, "group", "split", "image")  # in `details`
 _SEARCHABLE = ("title", "clean_title", *ATTRIBUTES)
 _FILTERABLE = (*ATTRIBUTES, "split")
-_SAYS_NOTHING = ("", "unknown", "other")
 _KEEP_OLD = timedelta(hours=1)  # for readers that opened the version before this one
 _BATCH_ROWS = 1024
 # Products of each partition that its centre is found with, and rounds of finding: a tenth of the time of
@@ -216,7 +216,7 @@ def _batches(file: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 def _words(row: Mapping[str, str | None]) -> str:
     """Everything that a product can be found by, each text once."""
     texts = [(row[name] or "").strip() for name in _SEARCHABLE]
-    return " ".join(dict.fromkeys(text for text in texts if text.lower() not in _SAYS_NOTHING))
+    return " ".join(dict.fromkeys(text for text in texts if text.lower() not in UNKNOWN))
 
 
 def _details(row: Mapping[str, str | None]) -> str:

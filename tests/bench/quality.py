@@ -42,6 +42,7 @@ from PIL import Image
 from furnclip.metrics import ranks, recall_at_k
 from furnclip.model.clip import Clip
 from furnclip.model.loading import load_float32
+from furnclip.relevance import positives
 from furnclip.shards import ShardDataset
 from furnclip.train.checkpoints import Position, load_checkpoint
 from furnclip.train.data import TrainingData
@@ -50,7 +51,6 @@ from furnclip.train.loop import Loop
 from furnclip.train.losses import contrastive_loss, right_answers
 from furnclip.train.run import Prepared
 from furnclip.train.steps import Step
-from furnclip.train.validation import answer_sets
 from tests.bench.measure import parse
 from tests.training import loop_of
 
@@ -144,7 +144,7 @@ def on_test(ready: Prepared, clip: Clip) -> Recalls:
     config = ready.config
     data = TrainingData(ShardDataset(config.paths.shards, "test"), clip.preprocessing, config.train)
     pictures = [Image.fromarray(square) for square in data.squares(range(len(data)), epoch=None)]
-    answers = answer_sets(data.fixed_captions(), [text.group for text in data.texts])
+    answers = positives(data.fixed_captions(), [text.group for text in data.texts])
     first = ranks(clip.encode_texts(data.fixed_captions()), clip.encode_images(pictures), answers)
     return recall_at_k(first, 1), recall_at_k(first, 5)
 

@@ -30,9 +30,9 @@ from furnclip.config import Config, load_config
 from furnclip.metrics import PairedTest, bootstrap_interval, chance_recall_at_k, paired_test, ranks
 from furnclip.metrics.bootstrap import Floats
 from furnclip.model import load_clip
+from furnclip.relevance import positives
 from furnclip.shards import ShardDataset
 from furnclip.train.data import TrainingData
-from furnclip.train.validation import answer_sets
 from tests.bench.measure import parse, report
 
 MODELS = ("zero_shot", "linear_probe", "dual_lora")
@@ -54,7 +54,7 @@ class Ranked:
         data = TrainingData(ShardDataset(config.paths.shards, "test"), clip.preprocessing, config.train)
         captions, groups = data.fixed_captions(), [text.group for text in data.texts]
         models = [text.fields["model"] for text in data.texts]  # the same in every seed
-        answers = answer_sets(captions, groups)
+        answers = positives(captions, groups)
         pictures = [Image.fromarray(square) for square in data.squares(range(len(data)), epoch=None)]
         found = ranks(clip.encode_texts(captions), clip.encode_images(pictures), answers)
         chance = chance_recall_at_k([len(right) for right in answers], len(data), 1)

@@ -1,0 +1,102 @@
+"""What counts as a right answer, for training, evaluation, the choice of the image weight and the arena.
+
+Products that share a group or a caption are each other's positives: nobody could tell them apart. An
+attribute that says nothing ("unknown", "n/a") is no attribute. The default caption and the short
+attribute queries are made of what is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import numpy.typing as npt
+
+from furnclip.catalogue import ATTRIBUTES
+from furnclip.metrics import right_answers
+
+Integers = npt.NDArray[np.int64]
+Attributes = Mapping[str, Sequence[str]]  # attribute -> its value for each product, "" where not known
+
+UNKNOWN = frozenset({"", "unknown", "none", "nan", "null", "n/a", "na", "other", "-"})
+_ASKED = (
+    ("color", "object_type"),
+    ("material", "object_type"),
+    ("style", "object_type"),
+    ("color", "material", "object_type"),
+)
+
+
+def known(value: str | None) -> str:
+    """The value in lower case with single spaces; empty where it says nothing."""
+    text = " ".join((value or "").lower().split())
+    return "" if text in UNKNOWN else text
+
+
+def known_attributes(products: Sequence[Mapping[str, str | None]]) -> dict[str, list[str]]:
+    """Attribute -> what is known of it for each product."""
+    return {name: [known(product.get(name)) for product in products] for name in ATTRIBUTES}
+
+
+def positives(*labellings: Sequence[Hashable], exclude_self: bool = False) -> list[Integers]:
+    """For each product those that share one of its labels, ascending: itself too, unless excluded."""
+    by_label = [right_answers(labels, labels) for labels in labellings]
+    found = [reduce(np.union1d, rows) for rows in zip(*by_label, strict=True)]
+    return [rows[rows != row] for row, rows in enumerate(found)] if exclude_self else found
+
+
+def positive_mask(*labellings: Sequence[Hashable]) -> npt.NDArray[np.bool_]:
+    """(B, B): whether two products of a batch share a label in any of the labellings."""
+    size = len(labellings[0]) if labellings else 0
+    shared = np.eye(size, dtype=bool)
+    for labels in labellings:
+        numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+        column = np.array([numbers[label] for label in labels])
+        shared |= column[:, None] == column[None, :]
+    return shared
+
+
+def default_caption(fields: Mapping[str, str], *, title: str = "") -> str:
+    """The fixed caption of a product: for `KEY.txt`, for evaluation and for text vectors.
+
+    "a photo of a walnut mid-century sideboard": attributes that the title does not say yet, then the
+    title, in lower case. `title` is used where there is no `clean_title`; without it, the column
+    `title`. Empty when nothing is known.
+    """
+    name = known(fields.get("clean_title")) or title.strip().lower() or known(fields.get("title"))
+    name = " ".join(name.split()) or known(fields.get("object_type"))
+    words = [known(fields.get(attribute)) for attribute in ("style", "color", "material")]
+    extra = [word for word in dict.fromkeys(words) if word and word not in name]
+    described = " ".join([*extra, name]).strip()
+    kind = known(fields.get("object_type"))
+    if not described:
+        return ""
+    return f"a photo of {described}" + (f", {kind}" if kind and kind not in described else "")
+
+
+@dataclass(frozen=True)
+class AttributeQuery:
+    """A short query made of attributes, "red velvet armchair", and what it asks for."""
+
+    text: str
+    wanted: dict[str, str]
+
+    def answers(self, attributes: Attributes) -> Integers:
+        """Products that have everything that is asked for."""
+        hits = [np.asarray(attributes[name]) == value for name, value in self.wanted.items()]
+        return np.flatnonzero(np.logical_and.reduce(hits))
+
+
+def attribute_queries(attributes: Attributes) -> list[AttributeQuery]:
+    """Every query that some but at most half of the products answer, in alphabetical order."""
+    asked: dict[str, AttributeQuery] = {}
+    for names in _ASKED:
+        for values in zip(*(attributes[name] for name in names), strict=True):
+            if all(values):
+                text = " ".join(values)
+                asked.setdefault(text, AttributeQuery(text, dict(zip(names, values, strict=True))))
+    products = len(attributes["object_type"])
+    queries = [query for _, query in sorted(asked.items())]
+    return [query for query in queries if 2 * len(query.answers(attributes)) <= products]
