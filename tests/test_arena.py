@@ -474,7 +474,7 @@ def test_a_sheet_is_cached_under_a_name_that_tells_nothing(contest: Path) -> Non
 
 
 def test_old_sheets_make_room_but_never_those_in_use(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sheet, "MOST_SHEETS", 3)
+    monkeypatch.setattr(sheet, "MAX_SHEETS", 3)
     drawn = []
     with app_in(contest) as app:
         trials = [app.trial, *app.expected_trials(11)]
@@ -530,11 +530,11 @@ def test_a_picture_takes_no_more_cells_than_it_may(contest: Path) -> None:
         assert trial is not None
     view, window = View(trial.query, trial.results, "anna", 1, 2), Window(80, 24, 8, 16)
     free = compose(view, window, color=True).box
-    small = compose(replace(view, most_cells=(30, 6)), window, color=True).box
+    small = compose(replace(view, max_cells=(30, 6)), window, color=True).box
     assert free is not None
     assert small is not None
     assert (free.cols, small.cols, small.rows) == (80, 30, 6)
-    assert compose(replace(view, most_cells=(900, 900)), window, color=True).box == free
+    assert compose(replace(view, max_cells=(900, 900)), window, color=True).box == free
 
 
 def test_a_missing_picture_is_said_on_the_sheet(contest: Path) -> None:

@@ -129,7 +129,7 @@ def test_no_stray_byte_is_a_vote(contest: Path, tmp_path: Path) -> None:
 
 def test_help_and_a_new_size_do_not_vote(contest: Path) -> None:
     person = Person(contest, "--viewer", "builtin").wait("0 votes", "▀")
-    person.press("?").wait("take back your last vote")
+    person.press("?").wait("undo your last vote")
     person.press("a").wait("0 votes", "▀")
     person.screen.resize(20, 40)
     person.child.setwinsize(20, 40)
@@ -173,7 +173,7 @@ def test_a_signal_ends_it_between_two_votes_with_the_terminal_as_it_was(
     for count in (1, 2, 3):
         person.press("a").wait(f"vote {count} saved", "IMAGE")
     if moment == "in the help":
-        person.press("?").wait("take back your last vote")
+        person.press("?").wait("undo your last vote")
     elif moment == "after Ctrl-S":
         person.child.send("\x13")
         time.sleep(0.2)

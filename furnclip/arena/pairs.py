@@ -112,7 +112,7 @@ def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None
     if (kept := read_lineup(path, key)) is not None:
         return kept
     note("computing the results of each model; they are stored for the next time")
-    lineup = _work_out(config, contenders, key)
+    lineup = _compute_lineup(config, contenders, key)
     write_json(path, lineup.as_json())
     return lineup
 
@@ -124,17 +124,17 @@ def _fingerprint_of(queries: Path) -> str:
     return content_hash(*(path.name for path in _images(queries))) if queries.is_dir() else ""
 
 
-def _work_out(config: Config, contenders: list[Contender], key: str) -> Lineup:
+def _compute_lineup(config: Config, contenders: list[Contender], key: str) -> Lineup:
     gallery = _Gallery(contenders)
-    asked = _ask(config, contenders, gallery)
-    if not asked.queries:
+    encoded = _encode_queries(config, contenders, gallery)
+    if not encoded.queries:
         raise InputError(
             f"no queries found in `{config.arena.queries}`",
             hint="use a text file with a query a line, a folder of images, or a larger test split",
         )
     rows_of = [
-        gallery.answers(contender, vectors, asked.own_rows, config.arena.k)
-        for contender, vectors in zip(contenders, asked.vectors, strict=True)
+        gallery.answers(contender, vectors, encoded.own_rows, config.arena.k)
+        for contender, vectors in zip(contenders, encoded.vectors, strict=True)
     ]
     used = sorted({row for rows in rows_of for answer in rows for row in answer})
     names = {row: str(gallery.products[row]["product_id"]) for row in used}
@@ -143,7 +143,7 @@ def _work_out(config: Config, contenders: list[Contender], key: str) -> Lineup:
         models={contender.name: contender.fingerprint for contender in contenders},
         k=config.arena.k,
         seed=config.arena.seed,
-        queries=asked.queries,
+        queries=encoded.queries,
         answers={
             contender.name: [[names[row] for row in answer] for answer in rows]
             for contender, rows in zip(contenders, rows_of, strict=True)
@@ -212,25 +212,25 @@ def _card(product: Mapping[str, str | None], config: Config) -> Card:
     )
 
 
-def _ask(config: Config, contenders: list[Contender], gallery: _Gallery) -> EncodedQueries:
+def _encode_queries(config: Config, contenders: list[Contender], gallery: _Gallery) -> EncodedQueries:
     queries = config.arena.queries
     if queries in _FROM_SPLIT:
-        return _ask_split(config, contenders, gallery)
+        return _split_queries(config, contenders, gallery)
     path = Path(queries).expanduser()
     if path.is_dir():
-        return _ask_images(config, contenders, _images(path)[: config.arena.query_limit])
+        return _image_queries(config, contenders, _images(path)[: config.arena.query_limit])
     if path.is_file():
         content = read_text(path, what="the queries file", hint="save it as UTF-8 text, one query a line")
         lines = content.removeprefix("\ufeff").splitlines()
         texts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-        return _ask_texts(config, contenders, texts[: config.arena.query_limit])
+        return _text_queries(config, contenders, texts[: config.arena.query_limit])
     raise InputError(
         f"`arena.queries` is `{queries}`, which is neither a file nor a folder",
         hint="use `images`, `texts`, `both`, a text file with a query a line, or a folder of images",
     )
 
 
-def _ask_split(config: Config, contenders: list[Contender], gallery: _Gallery) -> EncodedQueries:
+def _split_queries(config: Config, contenders: list[Contender], gallery: _Gallery) -> EncodedQueries:
     """A seeded draw from the test split, or from everything where nothing is marked as test."""
     kinds = _FROM_SPLIT[config.arena.queries]
     in_test = np.array([product.get("split") == "test" for product in gallery.products])
@@ -268,13 +268,13 @@ def _split_query(kind: str, product: Mapping[str, str | None], config: Config) -
     )
 
 
-def _ask_texts(config: Config, contenders: list[Contender], texts: list[str]) -> EncodedQueries:
+def _text_queries(config: Config, contenders: list[Contender], texts: list[str]) -> EncodedQueries:
     queries = [Query(f"text:{content_hash(text)}", "text", text, category="text file") for text in texts]
     vectors = [_clip(each, config).encode_texts(texts) for each in contenders] if texts else []
     return EncodedQueries(queries, vectors, np.full(len(queries), -1, dtype=np.int64))
 
 
-def _ask_images(config: Config, contenders: list[Contender], paths: list[Path]) -> EncodedQueries:
+def _image_queries(config: Config, contenders: list[Contender], paths: list[Path]) -> EncodedQueries:
     queries = [
         Query(f"picture:{content_hash(path.name)}", "image", path.stem, str(path), "picture folder")
         for path in paths

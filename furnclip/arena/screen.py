@@ -20,7 +20,7 @@ from furnclip.arena.terminal import Window
 from furnclip.console import printable
 from furnclip.viewers import Box
 
-_FEWEST_IMAGE_ROWS = 5
+_MIN_IMAGE_ROWS = 5
 _TOO_SMALL = "too small a window to show both rows; make it larger, or quit with Q"
 KEYS = (
     ("A", "is better", "wins", "row A answers the query better; which model it is stays hidden"),
@@ -28,7 +28,7 @@ KEYS = (
     ("T", "tie", "tie", "both rows are equally good"),
     ("X", "both bad", "both bad", "both rows are bad"),
     ("N", "next, no vote", "skip", "next: you cannot or do not want to judge this one"),
-    ("U", "undo", "undo", "take back your last vote and judge it again"),
+    ("U", "undo", "undo", "undo your last vote and judge it again"),
     ("O", "open image", "open", "open the image in a window of the desktop"),
     ("?", "help", "help", "this help"),
     ("Q", "quit, statistics", "quit", "stop and see the statistics; `furnclip arena` continues from there"),
@@ -47,8 +47,8 @@ class View:
     left: int
     message: str = ""
     images: bool = True
-    most_cells: tuple[int, int] | None = None
-    """columns and rows that the image may take at maximum; None: all that are free"""
+    max_cells: tuple[int, int] | None = None
+    """columns and rows that the image may take; None: all that are free"""
     help: bool = False
 
 
@@ -94,14 +94,14 @@ def compose(view: View, window: Window, *, color: bool) -> Frame:
     image_rows = window.rows - len(above) - len(plain) - len(below)
     if image_rows < 0:
         return Frame(tuple(wrap(_TOO_SMALL, window.cols)[: window.rows]), None, usable=False)
-    if not view.images or image_rows < _FEWEST_IMAGE_ROWS:
+    if not view.images or image_rows < _MIN_IMAGE_ROWS:
         detailed = painter.lines(_results(view, details=True))
         fits = len(above) + len(detailed) + len(below) <= window.rows
         return Frame(_filled(above, detailed if fits else plain, below, window.rows), None)
-    most_cols, most_rows = view.most_cells or (window.cols, image_rows)
+    max_cols, max_rows = view.max_cells or (window.cols, image_rows)
     box = Box(
-        cols=min(window.cols, most_cols),
-        rows=min(image_rows, most_rows),
+        cols=min(window.cols, max_cols),
+        rows=min(image_rows, max_rows),
         left=0,
         top=len(above),
         window_cols=window.cols,

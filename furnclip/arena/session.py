@@ -21,11 +21,11 @@ from furnclip.arena.terminal import Terminal, Window
 from furnclip.arena.votes import OUTCOMES
 from furnclip.viewers import Box, Drawing, Viewer, ViewerSetting, desktop_command, detect, open_on_desktop
 
-# Nobody judges a screen in this time; a bouncing key or an answer of the terminal comes faster.
+# No judgment takes less than this; a bouncing key or a reply of the terminal comes faster.
 ARMING_S = 0.25
 _AHEAD = 2  # trials whose images are drawn before they are needed: fast raters need the second
-_KEPT = _AHEAD + 2  # besides them the one on the screen, and the one before, for undoing
-_PATIENCE_S = 0.15  # waiting for an image is mentioned only after this
+_MAX_DRAWINGS = _AHEAD + 2  # besides them the one on the screen, and the one before, for undoing
+_MENTION_AFTER_S = 0.15  # waiting for an image is mentioned only after this
 _POLL_S = 0.05
 _IDLE_S = 0.5
 _CLEAR = b"\x1b[0m\x1b[2J\x1b[1;1H"
@@ -66,7 +66,7 @@ class DrawingQueue:
         """The drawing of a trial, begun when those requested earlier are done."""
         key = (trial, box)
         if key not in self._started:
-            while len(self._started) >= _KEPT:
+            while len(self._started) >= _MAX_DRAWINGS:
                 self._started.pop(next(iter(self._started))).cancel()
             self._started[key] = self._worker.submit(self._draw, trial, box)
         return self._started[key]
@@ -87,21 +87,21 @@ class Session:
         self._color = color
         size = app.config.arena.viewer_size
         cols, _, rows = size.partition("x")
-        self._most_cells = None if size == "auto" else (int(cols), int(rows))
+        self._max_cells = None if size == "auto" else (int(cols), int(rows))
         self._message = "which row answers the query better, A or B? press ? for help"
         self._help = False
         self._quitting = False
         self._asked: Trial | None = None
 
-    def run(self, *, most_votes: int | None = None) -> None:
-        """Vote until the rater quits, everything is judged, or `most_votes` were cast in this sitting."""
-        enough = None if most_votes is None else self._app.votes_cast + most_votes
+    def run(self, *, max_votes: int | None = None) -> None:
+        """Vote until the rater quits, everything is judged, or `max_votes` were cast in this sitting."""
+        enough = None if max_votes is None else self._app.votes_cast + max_votes
         while (trial := self._app.trial) is not None and not self._quitting:
             if enough is not None and self._app.votes_cast >= enough:
                 return
-            self._judge(trial)
+            self._show(trial)
 
-    def _judge(self, trial: Trial) -> None:
+    def _show(self, trial: Trial) -> None:
         """Show a trial and wait for what makes this screen out of date: a vote, help, a new size."""
         window = self._terminal.window()
         frame = self._frame(trial, window)
@@ -129,14 +129,14 @@ class Session:
             left=self._app.queries_left,
             message=self._message,
             images=self._images.viewer.draws,
-            most_cells=self._most_cells,
+            max_cells=self._max_cells,
             help=self._help,
         )
         return compose(view, window, color=self._color)
 
     def _wait_for(self, drawing: Future[DrawnSheet]) -> DrawnSheet | None:
         """The image; None when the rater quits while it is drawn."""
-        if not wait([drawing], _PATIENCE_S).done:
+        if not wait([drawing], _MENTION_AFTER_S).done:
             self._terminal.write(_CLEAR + b"drawing the images ...   Q quit")
         while not drawing.done():
             keys = self._terminal.read(_POLL_S)
@@ -202,7 +202,7 @@ def _open_window(drawn: DrawnSheet | None) -> str:
     return f"opened with {command[0]}" if opened else f"{command[0]} could not open the image"
 
 
-def vote_in_terminal(app: ArenaApp, *, viewer: ViewerSetting = "auto", most_votes: int | None = None) -> None:
+def vote_in_terminal(app: ArenaApp, *, viewer: ViewerSetting = "auto", max_votes: int | None = None) -> None:
     """Let a rater vote in this process's terminal, until they quit or nothing is left.
 
     Without anything to judge the terminal is left alone. Raises `UsageError` where there is no
@@ -213,4 +213,4 @@ def vote_in_terminal(app: ArenaApp, *, viewer: ViewerSetting = "auto", most_vote
     plan = detect(viewer)
     shown_by = Viewer(plan, timeout_s=app.config.arena.viewer_timeout_s)
     with Terminal() as terminal, DrawingQueue(app.config.paths.cache / "arena", shown_by) as images:
-        Session(app, terminal, images, color=plan.colors != "none").run(most_votes=most_votes)
+        Session(app, terminal, images, color=plan.colors != "none").run(max_votes=max_votes)

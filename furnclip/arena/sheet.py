@@ -27,12 +27,12 @@ _FORMAT = "2"
 _QUALITY = 92
 _JPEG_END = b"\xff\xd9"
 _DECODERS = 4
-MOST_SHEETS = 300  # about 30 MB
+MAX_SHEETS = 300  # about 30 MB
 _IN_USE = 8  # sheets used last by this session: shown, prepared, or one undo away
 _LABEL_SHARE = 0.35  # width of the column with A and B, in cells
 _MARGIN_SHARE = 0.04  # white around every image, in cells
-_MOST_PX = 1600  # a sheet's longest side; more would only slow a viewer down
-_SMALLEST_CELL_PX = 4
+_MAX_PX = 1600  # a sheet's longest side; more would only slow a viewer down
+_MIN_CELL_PX = 4
 _INK = (90, 90, 90)
 _PALE = (235, 235, 235)
 
@@ -54,7 +54,7 @@ def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> Sheet
     above = min(height_px / 3, width_px / row_width)
     is_beside = with_query and beside >= above
     cell = max(beside, above) if with_query else min(height_px / 2, width_px / row_width)
-    side = max(_SMALLEST_CELL_PX, int(cell))
+    side = max(_MIN_CELL_PX, int(cell))
     gutter = int(_LABEL_SHARE * side)
     left = 2 * side if is_beside else 0
     top = side if with_query and not is_beside else 0
@@ -79,7 +79,7 @@ class Sheets:
 
     def path(self, trial: Trial, *, width_px: int, height_px: int) -> Path:
         """The sheet of a trial that fits into this many pixels, drawn if it was not yet."""
-        scale = min(1.0, _MOST_PX / max(width_px, height_px))
+        scale = min(1.0, _MAX_PX / max(width_px, height_px))
         width_px, height_px = int(width_px * scale), int(height_px * scale)
         shown = [trial.query.image, *(card.image for row in trial.results for card in row)]
         lengths = [str(len(row)) for row in trial.results]
@@ -99,7 +99,7 @@ class Sheets:
     def _prune(self) -> None:
         """Remove the sheets that were used longest ago, and nothing that is in use here."""
         oldest_first = sorted(self._folder.iterdir(), key=_last_used)
-        for path in oldest_first[:-MOST_SHEETS]:
+        for path in oldest_first[:-MAX_SHEETS]:
             if path not in self._in_use:
                 path.unlink(missing_ok=True)
 

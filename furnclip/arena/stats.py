@@ -124,7 +124,7 @@ def planner() -> dict[str, int | None]:
 
 def compute_standings(votes: Sequence[Vote], contests: Mapping[str, Contest]) -> Standings:
     """The statistics of votes that stand; `contests` as `VoteBook.contests` gives them."""
-    votes, contests = _told_apart(votes, contests)
+    votes, contests = _distinguish_retrained(votes, contests)
     fresh = [vote for vote in votes if vote.counts]
     by_query = _grouped(fresh, lambda vote: (vote.lineup, vote.duel, vote.query.query_id))
     outcomes = {key: majority([vote.winner for vote in group]) for key, group in by_query.items()}
@@ -147,7 +147,7 @@ def compute_standings(votes: Sequence[Vote], contests: Mapping[str, Contest]) ->
     )
 
 
-def _told_apart(
+def _distinguish_retrained(
     votes: Sequence[Vote], contests: Mapping[str, Contest]
 ) -> tuple[list[Vote], Mapping[str, Contest]]:
     """With a piece of its fingerprint in the name of a run that was trained again under that name."""

@@ -53,7 +53,7 @@ def arena(
     chosen = settings(config, flags)
     with ArenaApp(chosen, rater=rater, runs=run or (), model=model) as app:
         require_choices(app.lineup)
-        vote_in_terminal(app, viewer=chosen.arena.viewer, most_votes=votes)
+        vote_in_terminal(app, viewer=chosen.arena.viewer, max_votes=votes)
         _emit(app.book, app.standings(), as_json=as_json, finished=app.trial is None)
 
 
