@@ -3,8 +3,8 @@
 Such text may hold escapes that drive a terminal, letters that turn the line around, and keys; `clean_text`
 takes them out, and everything printed here goes through it.
 
-Results go to stdout; talk, warnings and progress go to stderr, so that `furnclip ... --json | jq`
-always works. Colour is never the only carrier of a meaning; `NO_COLOR` and plain pipes are honoured.
+Results go to stdout; messages and progress go to stderr, so that `furnclip ... --json | jq`
+always works. Color never carries a meaning alone; `NO_COLOR` and plain pipes are honoured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # What keys look like, in case a library quotes one in its message; then passwords inside addresses.
 _SECRET_SHAPES = re.compile(
-    r"(sk-[A-Za-z0-9_\-]{6,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|hf_[A-Za-z0-9]{8,}|(?<=Signature=)[0-9a-f]{16,}"
+    r"(\bsk-[A-Za-z0-9_\-]{12,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|hf_[A-Za-z0-9]{8,}|(?<=Signature=)[0-9a-f]{16,}"
     r"|(?:(?<=Bearer )|(?<=Basic ))\S+"
     r"|(?<=://)[^\s/@`'\"]*:[^\s@`'\"]*(?=@)"
     r"|(?i:(?<=[?&]))(?i:[\w-]*(?:signature|credential|token|key|secret|password|sig)=)[^&\s`'\"]+)"
@@ -59,7 +59,7 @@ def clean_text(text: str) -> str:
 
 @cache
 def stderr() -> Console:
-    """The console for talk: notes, warnings, progress."""
+    """The console for messages: notes, warnings, progress."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
@@ -81,14 +81,14 @@ def replace_unprintable() -> None:
 
 
 def flush() -> None:
-    """Bring out what was printed; raises `BrokenPipeError` where nobody reads any more."""
+    """Flush both streams; raises `BrokenPipeError` when the reader is gone."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not stream.closed:
             stream.flush()
 
 
 def note(text: str) -> None:
-    """Say something in passing, on stderr."""
+    """Print a message on stderr."""
     stderr().print(clean_text(text), markup=False, soft_wrap=True)
 
 
@@ -101,7 +101,7 @@ def confirm(question: str) -> bool:
 
 
 def warn(text: str) -> None:
-    """Say what the user should look at, on stderr."""
+    """Print a warning on stderr."""
     from rich.text import Text
 
     stderr().print(
@@ -128,14 +128,21 @@ def emit(payload: Mapping[str, Any], *, as_json: bool, human: Callable[[], None]
     """A command's result: one JSON object on stdout, or what `human` prints."""
     if as_json:
         text = json.dumps(payload, ensure_ascii=False, allow_nan=False)
-        try:
-            text.encode(sys.stdout.encoding or "ascii")
-        except UnicodeError:  # the encoding does not have it all, or a file name is not text
+        # escaped where it could drive a terminal, or the output's encoding does not have it
+        if not text.isprintable() or not _can_encode(text, sys.stdout.encoding):
             text = json.dumps(payload, ensure_ascii=True, allow_nan=False)
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     else:
         human()
+
+
+def _can_encode(text: str, encoding: str | None) -> bool:
+    try:
+        text.encode(encoding or "ascii")
+    except UnicodeError:
+        return False
+    return True
 
 
 def show(renderable: RenderableType) -> None:
@@ -149,7 +156,7 @@ def say(text: str) -> None:
 
 
 def show_bytes(data: bytes) -> None:
-    """Write a picture as a terminal draws it, on stdout, in order with what was printed before."""
+    """Write an image as a terminal draws it, on stdout, in order with what was printed before."""
     stream = stdout().file
     stream.flush()
     buffer = getattr(stream, "buffer", None)
@@ -186,7 +193,7 @@ def format_cell(cell: object) -> str:
         return "-"
     if isinstance(cell, float):
         return f"{cell:.3f}"
-    return printable(redact(str(cell)))
+    return printable(str(cell))  # a product id may look like a key
 
 
 def printable(text: str) -> str:

@@ -1,9 +1,8 @@
 """`furnclip doctor`: is this machine ready? One line for each thing that the other commands will need.
 
 In: the settings. Out: a list of `Check`; nothing is written, unless the bucket is to be probed.
-Everything is looked at at the same time, and after `LIMIT_S` seconds nobody waits any longer. An `ok`
-for a base model on the hub means that it is in the cache or that the hub offers it, not that its
-gigabytes have been downloaded.
+The checks run concurrently, with a common timeout of `LIMIT_S` seconds. An `ok` for a base model on the hub
+means that it is cached or that the hub offers it, not that it has been downloaded.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from furnclip.config import Config
+from furnclip.console import redact
 from furnclip.errors import FurnclipError
 
 LIMIT_S = 30.0  # a slow machine needs half of it to import everything
@@ -75,11 +75,11 @@ def examine(
         "disk": partial(check_disk, config.paths.work),
         "viewer": partial(check_viewer, config),
     }
-    return _at_the_same_time(checks)
+    return _run_concurrently(checks)
 
 
-def _at_the_same_time(checks: dict[str, Callable[[], Check]]) -> list[Check]:
-    """Every check's answer; one that takes longer than `LIMIT_S` fails, and nobody waits for it."""
+def _run_concurrently(checks: dict[str, Callable[[], Check]]) -> list[Check]:
+    """The result of every check; one that takes longer than `LIMIT_S` fails."""
     answers: Queue[Check] = Queue()
     for name, check in checks.items():
         Thread(target=lambda *task: answers.put(_guarded(*task)), args=(name, check), daemon=True).start()
@@ -92,7 +92,8 @@ def _at_the_same_time(checks: dict[str, Callable[[], Check]]) -> list[Check]:
             break
         found[answer.name] = answer
     late = f"no answer within {LIMIT_S:.0f} s"
-    return [found.get(name) or Check(name, "fail", late, "check the network") for name in checks]
+    answered = [found.get(name) or Check(name, "fail", late, "check the network") for name in checks]
+    return [replace(check, message=redact(check.message), hint=redact(check.hint)) for check in answered]
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
@@ -100,7 +101,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
         return check()
     except FurnclipError as error:
         return Check(name, "fail", error.message, error.hint)
-    except Exception as error:  # a broken installation is what we look for, in whatever way it breaks
+    except Exception as error:  # a broken installation can fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return Check(name, "fail", reason, "install furnclip again: `pip install --force-reinstall furnclip`")
 
@@ -114,7 +115,7 @@ def check_python() -> Check:
 
 
 def check_torch() -> Check:
-    """That torch can be imported, which a wrong CUDA build cannot."""
+    """Whether torch can be imported; a wrong CUDA build cannot."""
     # Imported here and below, not at the top: a broken one has to be reported, not to end the report.
     import torch
 
@@ -137,7 +138,7 @@ def check_device(config: Config) -> Check:
 
 
 def check_base_model(config: Config) -> Check:
-    """That the base model loads from its folder, or is in the hub's cache, or can be fetched."""
+    """Whether the base model loads from its folder, is in the hub's cache or can be downloaded."""
     from furnclip.model import BUNDLED, load_clip
 
     name = config.model.name
@@ -177,7 +178,7 @@ def _check_hub(name: str, revision: str) -> Check:
 
 
 def check_cleaning(config: Config, ask_provider: Callable[[], Retirement]) -> Check:
-    """The key for the cleaning backend, and whether its model is about to be switched off."""
+    """The key for the cleaning backend, and whether its model will be shut down soon."""
     backend, model = config.clean.backend, config.clean.model
     if backend != "openai":
         return Check("cleaning", "ok", f"backend `{backend}` needs no key")
@@ -198,10 +199,10 @@ def check_cleaning(config: Config, ask_provider: Callable[[], Retirement]) -> Ch
 
 
 def check_bucket(config: Config, *, write_probe: bool = False) -> Check:
-    """That the bucket exists and these credentials may list it, and with `write_probe` write to it."""
+    """Whether the bucket exists and the credentials may list it and, with `write_probe`, write to it."""
     storage = config.storage
     if not storage.bucket:
-        return Check("bucket", "ok", "none is set, everything stays on this machine")
+        return Check("bucket", "ok", "none is set; everything stays on this machine")
     from furnclip.storage import S3Manager
 
     patience = storage.model_copy(update={"timeout_s": min(storage.timeout_s, NETWORK_S)})
@@ -216,7 +217,7 @@ def check_bucket(config: Config, *, write_probe: bool = False) -> Check:
 
 
 def check_disk(work: Path) -> Check:
-    """Room in the work folder, and the permission to write there."""
+    """Free space for the work folder, and the permission to write there."""
     folder = next(path for path in (work, *work.parents) if path.exists())
     free_bytes = shutil.disk_usage(folder).free
     message = f"{free_bytes / 1e9:,.1f} GB free for {work}"
@@ -229,12 +230,12 @@ def check_disk(work: Path) -> Check:
 
 
 def check_viewer(config: Config) -> Check:
-    """How pictures will be shown in this terminal."""
+    """How images will be shown in this terminal."""
     from furnclip.viewers import detect
 
     plan = detect(config.arena.viewer)
     if not plan.candidates:
-        hint = "pictures are named instead of shown; a terminal with colours, or `arena.viewer`, changes that"
+        hint = "images are named instead of shown; use a terminal with colors, or set `arena.viewer`"
         return Check("viewer", "warn", f"none: {plan.reason}", hint)
     order = ", then ".join(candidate.name for candidate in plan.candidates)
     return Check("viewer", "ok", f"{order} ({plan.terminal}: {plan.reason})")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from furnclip.config import load_config
-from furnclip.console import clean_text, hide, one_line, redact
+from furnclip.console import clean_text, emit, format_cell, hide, one_line, redact
 from furnclip.errors import ConfigError
 from tests.conftest import Cli
 
@@ -199,3 +199,30 @@ def test_a_password_in_a_setting_is_not_printed(cli: Cli, tmp_path: Path, addres
     outcome = cli("clean", "status", cwd=tmp_path)
     assert "stranger.example" in outcome.stderr
     assert "hunter2" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["desk-lamps-and-shades.csv", "sk-1002", "risk-assessment-2026", "https://host/a?page=3"]
+)
+def test_what_is_no_secret_is_shown(text: str) -> None:
+    assert redact(f"cannot read `{text}`") == f"cannot read `{text}`"
+
+
+def test_data_is_never_redacted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert format_cell("sk-100234-oak-brown") == "sk-100234-oak-brown"
+    emit({"id": "sk-100234-oak-brown", "title": "\x9b2Kbüro"}, as_json=True, human=lambda: None)
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == {"id": "sk-100234-oak-brown", "title": "\x9b2Kbüro"}
+    assert "\x9b" not in shown
+
+
+def test_the_doctors_json_holds_no_password(cli: Cli, tmp_path: Path) -> None:
+    variables = {
+        "FURNCLIP_STORAGE__BUCKET": "shop",
+        "FURNCLIP_STORAGE__ENDPOINT_URL": "http://user:hunter2@127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+    }
+    outcome = cli("doctor", "--json", cwd=tmp_path, env=variables)
+    assert "127.0.0.1:9" in outcome.stdout
+    assert "hunter2" not in outcome.stdout + outcome.stderr

@@ -36,7 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
-    help="From a messy product CSV and a folder of pictures to furniture search that works, and proves it.",
+    help="From a messy product CSV and a folder of images to furniture search that works, and proves it.",
     epilog="Example: furnclip demo    or, with your own data: furnclip init && furnclip doctor",
 )
 

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     probe: Annotated[
-        bool, typer.Option("--probe", help="ask the terminal itself which pictures it can draw")
+        bool, typer.Option("--probe", help="ask the terminal which image formats it can draw")
     ] = False,
     write_probe: Annotated[
         bool,
@@ -55,7 +55,7 @@ def doctor(
 
 
 def _ask_provider(options: Config) -> Retirement:
-    """What the cleaning room knows and hears about its model; rooms do not ask each other."""
+    """The shutdown date and the successor of the cleaning model; rooms do not import each other."""
     from furnclip.clean.models import find_model
     from furnclip.clean.openai import BatchService
     from furnclip.doctor import NETWORK_S, Retirement
@@ -75,7 +75,7 @@ def _show(checks: list[Check], options: Config) -> None:
 
 
 def _show_test_card(options: Config) -> None:
-    """How a picture looks here: a round circle on rainbow and grey, or another viewer is needed."""
+    """A test image: a round circle on a color ramp and gray, or another viewer is needed."""
     import tempfile
 
     from furnclip import console
