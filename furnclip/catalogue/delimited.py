@@ -27,7 +27,7 @@ _DELIMITERS = ",;\t|"
 _SAMPLE_LINES = 200
 _SAMPLE_CHARS = 2**20
 _PREAMBLE_LINES = 30
-_MOST = 0.9
+_MOST = 0.75
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _FILE_NAME = re.compile(r"\S*\.[A-Za-z]\w{2,4}|\S*[/\\]\S+")
 _CODE = re.compile(r"[\w.\-/#]*\d[\w.\-/#]*")
@@ -59,6 +59,12 @@ class Layout:
             return False
         pairs = [(cell, kind) for cell, kind in zip(cells, self.kinds, strict=True) if kind and cell.strip()]
         return bool(pairs) and all(kind.fullmatch(cell.strip()) for cell, kind in pairs)
+
+    def cells_of(self, line: str) -> list[str]:
+        """The cells of one line; its quotes are text where that makes it a row as the others are."""
+        cells = split_line(line, self.delimiter)
+        plain = line.rstrip("\r\n").split(self.delimiter)
+        return plain if len(cells) != len(self.header) and self.fits(plain) else cells
 
 
 def find_layout(path: Path) -> Layout:
@@ -196,10 +202,10 @@ class _Rows(Iterator[str]):
         delimiter, width = self._layout.delimiter, len(self._layout.header)
         if len(self._taken) == 1:
             if len(cells) != width:  # `csv` knows no blanks around the quotes of a cell
-                cells = split_line(self._taken[0], delimiter)
+                cells = self._layout.cells_of(self._taken[0])
             return self._judged(cells, first) if self._in_doubt else Cells(cells)
         may_be_rows = all(line.count(delimiter) >= width - 1 for line in self._taken)
-        if may_be_rows and all(self._layout.fits(split_line(line, delimiter)) for line in self._taken):
+        if may_be_rows and all(map(self._layout.fits, map(self._layout.cells_of, self._taken))):
             return self._literal(first, "")
         self._in_doubt = False
         return Cells(cells, (first, self._line))
@@ -209,7 +215,7 @@ class _Rows(Iterator[str]):
         line, *rest = self._taken
         self._waiting.extendleft(reversed(rest))
         self._line -= len(rest)
-        cells = split_line(line, self._layout.delimiter)
+        cells = self._layout.cells_of(line)
         if any(len(cell) > MAX_CELL_CHARS for cell in cells):
             return Cells(cells, reason="unreadable-row", problem=problem)
         return self._judged(cells, first)
