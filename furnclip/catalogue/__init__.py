@@ -20,6 +20,7 @@ from furnclip.catalogue.products import (
     Rejection,
     catalogue_path,
     find_images,
+    no_rows,
     read_products,
     uncleaned_rows,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "detect_encoding",
     "find_files",
     "find_images",
+    "no_rows",
     "normalised_title",
     "original_column",
     "read_products",

@@ -11,7 +11,7 @@ from furnclip.catalogue.image_names import find_files, image_names
 from furnclip.catalogue.rows import Record, read_records
 from furnclip.catalogue.sheets import is_our_sheet, renamed_column
 from furnclip.catalogue.typed import ImageStore
-from furnclip.errors import ConfigError, nearest
+from furnclip.errors import ConfigError, InputError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,22 @@ class Rejection:
 
 def catalogue_path(paths: DataPaths) -> Path:
     """The cleaned catalogue where there is one, else the raw one."""
-    return paths.cleaned if paths.cleaned.is_file() else paths.products
+    return paths.cleaned if paths.cleaned.exists() else paths.products
+
+
+def no_rows(path: Path, paths: DataPaths) -> InputError:
+    """The error for a catalogue without a row; the hint depends on whose file it is."""
+    return InputError(f"`{path}` has no rows", hint=_remedy(path, paths) or "export the catalogue again")
+
+
+def _remedy(path: Path, paths: DataPaths) -> str:
+    """What to do about a bad file that `clean` wrote; empty for a file of the user's."""
+    rejected = paths.clean / "rejected.csv"
+    if path != paths.cleaned:
+        return ""
+    if path.stat().st_size and rejected.is_file() and not _uncleaned(paths):
+        return f"no row was cleaned; `{rejected}` has the reason for each"
+    return f"delete `{path}` and run `furnclip clean run`: it is written again, and nothing is paid for twice"
 
 
 def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]:
@@ -57,7 +72,11 @@ def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]
     Raises `InputError` for a file that cannot be read and `ConfigError` for a column that is not
     there, both before the first row.
     """
-    columns, records = read_records(path, ImageStore(paths.image_column, paths.images, path.stem))
+    try:
+        columns, records = read_records(path, ImageStore(paths.image_column, paths.images, path.stem))
+    except InputError as error:
+        error.hint = _remedy(path, paths) or error.hint
+        raise
     return _judge(records, _columns_of(path, columns, paths))
 
 
@@ -132,9 +151,12 @@ def uncleaned_rows(config: Config) -> int:
     0 where nothing was cleaned yet, or where the raw catalogue is gone: then there is no other catalogue.
     Takes 8 bytes a row.
     """
+    return _uncleaned(config.paths)
+
+
+def _uncleaned(paths: DataPaths) -> int:
     import numpy as np
 
-    paths = config.paths
     if not paths.cleaned.is_file() or not paths.products.is_file():
         return 0
     files = (paths.cleaned, paths.clean / "rejected.csv")

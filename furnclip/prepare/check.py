@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furnclip import console
-from furnclip.catalogue import Rejection, catalogue_path, uncleaned_rows
+from furnclip.catalogue import Rejection, catalogue_path, no_rows, uncleaned_rows
 from furnclip.prepare.earlier import Earlier, Shelf
-from furnclip.prepare.report import no_rows
 from furnclip.prepare.scan import Scanner, decoders
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def check(config: Config) -> CheckReport:
                     examples[outcome.reason].append(outcome)
     catalogue = catalogue_path(config.paths)
     if not rows:
-        raise no_rows(catalogue)
+        raise no_rows(catalogue, config.paths)
     return CheckReport(
         catalogue,
         rows,

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from furnclip.catalogue import ATTRIBUTES, Rejection, sheet_text
+from furnclip.catalogue import ATTRIBUTES, Rejection, catalogue_path, no_rows, sheet_text
+from furnclip.config import DataPaths
 from furnclip.console import printable
 from furnclip.errors import InputError
 from furnclip.journal import write_text
@@ -125,15 +126,11 @@ def write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
         write_text(path, text)
 
 
-def no_rows(catalogue: Path) -> InputError:
-    """The error for a catalogue that has a header and nothing else."""
-    return InputError(f"`{catalogue}` has no rows", hint="export the catalogue again")
-
-
-def nothing_usable(catalogue: Path, rejections: Sequence[Rejection], folder: Path) -> InputError:
+def nothing_usable(paths: DataPaths, rejections: Sequence[Rejection], folder: Path) -> InputError:
     """The error for a catalogue without a single usable row; the reasons are in `folder`."""
+    catalogue = catalogue_path(paths)
     if not rejections:
-        return no_rows(catalogue)
+        return no_rows(catalogue, paths)
     reason, count = Counter(item.reason for item in rejections).most_common(1)[0]
     first = next(item for item in rejections if item.reason == reason)
     return InputError(

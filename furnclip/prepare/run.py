@@ -176,7 +176,7 @@ class _Run:
     def _nothing_usable(self) -> InputError:
         if self._rejections:
             write_rejected(self._folder, self._rejections)
-        return nothing_usable(catalogue_path(self._config.paths), self._rejections, self._folder)
+        return nothing_usable(self._config.paths, self._rejections, self._folder)
 
     def _pack(
         self, records: Records, assignment: Assignment, planned: list[PlannedShard], ledger: Ledger
