@@ -217,9 +217,7 @@ def test_no_mixture_of_quotes_loses_a_product(tmp_path: Path, data: st.DataObjec
 
 def test_the_rest_of_a_broken_cell_is_no_product(tmp_path: Path) -> None:
     path = tmp_path / "products.csv"
-    path.write_text(
-        'product_id,title,image\nA1,Lamp,p1.jpg\nA2,"A "grand" sofa,\nof oak, with legs, matt",p2.jpg\nA3,Bed,p3.jpg\n'
-    )
+    path.write_text(HEADER + 'A1,Lamp,p1.jpg\nA2,"A "grand" sofa\nof oak, with legs",p2.jpg\nA3,Bed,p3.jpg\n')
     rows = list(read_products(path, PATHS))
     assert [row.product_id for row in rows if isinstance(row, Product)] == ["A1", "A3"]
     assert all("quote in line" in row.detail for row in rows if isinstance(row, Rejection))
@@ -242,7 +240,7 @@ TITLES = {
     "big5": ["實木餐桌", "布藝沙發三人位", "藍色椅子"],
     "cp949": ["원목 식탁", "파란 소파", "의자"],
     "cp1251": ["Дубовый стол", "Синий диван", "Стул"],
-    "cp1252": ["Küchenbüfett für 5 €", "“Sofa” grün", "Canapé d’angle"],
+    "cp1252": ["Küchenbüfett für 5 €", "“Sofa” grün", "Canapé - 60° ½"],
     "cp1250": ["Dębowy stół", "Krzesło żółte", "Świecznik"],
     "utf-16": ["Küche", "椅子", "Стул"],
     "utf-16-le": ["Küche", "椅子", "Стул"],
@@ -581,7 +579,7 @@ def test_a_small_parquet_file_that_unpacks_to_gigabytes_is_refused(
     ids = pyarrow.nulls(len(title), pyarrow.string())
     table = pyarrow.table({"product_id": ids, "title": title, "image": ids})
     pyarrow.parquet.write_table(table, path, compression="zstd", dictionary_pagesize_limit=2**30)
-    assert path.stat().st_size < 100_000
+    assert path.stat().st_size < 200_000
     with pytest.raises(InputError, match="unpacks to"):
         list(read_products(path, PATHS))
 

@@ -21,6 +21,7 @@ from furnclip.catalogue.products import (
     catalogue_path,
     find_images,
     no_rows,
+    nothing_cleaned,
     read_products,
     uncleaned_rows,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "find_images",
     "no_rows",
     "normalised_title",
+    "nothing_cleaned",
     "original_column",
     "read_products",
     "read_records",

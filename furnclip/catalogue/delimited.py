@@ -27,7 +27,7 @@ _DELIMITERS = ",;\t|"
 _SAMPLE_LINES = 200
 _SAMPLE_CHARS = 2**20
 _PREAMBLE_LINES = 30
-_MOST = 0.75
+_MOST = 0.6
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _FILE_NAME = re.compile(r"\S*\.[A-Za-z]\w{2,4}|\S*[/\\]\S+")
 _CODE = re.compile(r"[\w.\-/#]*\d[\w.\-/#]*")
@@ -115,9 +115,10 @@ def _find_delimiter(lines: Sequence[str], suffix: str) -> str:
     if suffix.lower() == ".tsv" and "\t" in first:
         return "\t"
     wanted = max(_DELIMITERS, key=_unquoted(first).count)
-    if not _lines_above_header(lines, wanted):
-        return wanted
-    return max(_DELIMITERS, key=lambda delimiter: _agreement(lines, delimiter))
+    agreement = {delimiter: _agreement(lines, delimiter) for delimiter in _DELIMITERS}
+    best = max(_DELIMITERS, key=lambda delimiter: agreement[delimiter])
+    is_title = _lines_above_header(lines, wanted) or agreement[best][0] > 2 * agreement[wanted][0]
+    return best if is_title else wanted
 
 
 def _agreement(lines: Sequence[str], delimiter: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from furnclip.images import BrokenImage
 
 _ENDING = re.compile(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|img)([?#]\S*)?", re.IGNORECASE)
 _AFTER_NAME = re.compile(r"[?#].*")
-_SEPARATORS = tuple(map(re.compile, (r"\s*\n\s*", r",\s+", ",", ";", r"\s+")))
+_SEPARATORS = tuple(map(re.compile, (r"\s*\n\s*", r"\s*,\s*", r"\s*;\s*", r"\s+")))
 _BEFORE_ADDRESS = re.compile(r"[,;\s]+(?=https?://)")
 _LISTED = re.compile(r"""(["'])(.+?)\1""")
 

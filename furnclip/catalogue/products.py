@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,18 +53,39 @@ def catalogue_path(paths: DataPaths) -> Path:
 
 
 def no_rows(path: Path, paths: DataPaths) -> InputError:
-    """The error for a catalogue without a row; the hint depends on whose file it is."""
+    """The error for a catalogue without a row; what to do depends on whose file it is and on the cause."""
+    rejected = paths.clean / "rejected.csv"
+    if path == paths.cleaned and rejected.is_file() and not _uncleaned(paths):
+        rows = read_records(rejected)[1]
+        return nothing_cleaned(rejected, Counter(row.fields.get("rejected_reason", "") for row in rows))
     return InputError(f"`{path}` has no rows", hint=_remedy(path, paths) or "export the catalogue again")
+
+
+def nothing_cleaned(rejected: Path, reasons: Counter[str]) -> InputError:
+    """The error for a catalogue whose rows were all rejected; `reasons`: how many rows have each."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+    return InputError(
+        f"not one row could be cleaned ({reasons.total()} rejected: {counts})",
+        hint=f"`{rejected}` has the reason of each row; fix the cause, then run `furnclip clean run` again",
+    )
 
 
 def _remedy(path: Path, paths: DataPaths) -> str:
     """What to do about a bad file that `clean` wrote; empty for a file of the user's."""
-    rejected = paths.clean / "rejected.csv"
-    if path != paths.cleaned:
+    if path not in (paths.cleaned, paths.clean / "rejected.csv"):
         return ""
-    if path.stat().st_size and rejected.is_file() and not _uncleaned(paths):
-        return f"no row was cleaned; `{rejected}` has the reason for each"
     return f"delete `{path}` and run `furnclip clean run`: it is written again, and nothing is paid for twice"
+
+
+def _open(
+    path: Path, paths: DataPaths, images: ImageStore | None = None
+) -> tuple[_Columns, Iterator[Record]]:
+    try:
+        columns, records = read_records(path, images)
+    except InputError as error:
+        error.hint = _remedy(path, paths) or error.hint
+        raise
+    return _columns_of(path, columns, paths), records
 
 
 def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]:
@@ -72,12 +94,8 @@ def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]
     Raises `InputError` for a file that cannot be read and `ConfigError` for a column that is not
     there, both before the first row.
     """
-    try:
-        columns, records = read_records(path, ImageStore(paths.image_column, paths.images, path.stem))
-    except InputError as error:
-        error.hint = _remedy(path, paths) or error.hint
-        raise
-    return _judge(records, _columns_of(path, columns, paths))
+    columns, records = _open(path, paths, ImageStore(paths.image_column, paths.images, path.stem))
+    return _judge(records, columns)
 
 
 class _Columns(NamedTuple):
@@ -171,9 +189,8 @@ def _id_numbers(path: Path, paths: DataPaths) -> NDArray[np.int64]:
     """A hash of the id of every row, damaged ones as well: each row of the catalogue has its counterpart."""
     import numpy as np
 
-    columns, records = read_records(path)
-    id_column = _columns_of(path, columns, paths).id
-    ids = (record.fields.get(id_column, "").strip() for record in records)
+    columns, records = _open(path, paths)
+    ids = (record.fields.get(columns.id, "").strip() for record in records)
     return np.fromiter(map(hash, ids), np.int64)
 
 

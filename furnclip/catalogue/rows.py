@@ -36,6 +36,7 @@ _OTHER_KINDS = {
     b"ARROW1": "an Arrow file",
     b"ORC": "an ORC file",
 }
+_TABLES = ("products", "items", "rows", "data", "results")
 _JSON_ARRAY = re.compile(r"\s*\[\s*[{\]]")
 _JSON_OBJECT = re.compile(r'\s*\{\s*(["}]|$)')
 
@@ -121,15 +122,12 @@ def _check_json_lines(path: Path, suffix: str) -> None:
         value = None
         if suffix in (".jsonl", ".ndjson"):
             return  # its broken lines are told one by one
-    inside = (
-        [name for name, item in value.items() if _is_table(item)]
-        if isinstance(value, dict) and is_alone
-        else []
-    )
-    if value is None or inside:
-        where = f"; its rows are in `{inside[0]}`" if inside else ""
+    fields = value if isinstance(value, dict) and is_alone else {}
+    table = next((name for name in fields if _is_table(fields[name])), None)
+    is_inside = table is not None and (len(fields) == 1 or table in _TABLES)
+    if value is None or is_inside:
         raise InputError(
-            f"`{path}` is one JSON object{where}",
+            f"`{path}` is one JSON object" + (f"; its rows are in `{table}`" if is_inside else ""),
             hint="save its rows as a JSON array, or as one object a line",
         )
 

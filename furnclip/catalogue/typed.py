@@ -32,7 +32,7 @@ _DECODER = json.JSONDecoder()
 _DEEPEST = 16
 _CHUNK_CHARS = 2**16
 _BATCH_ROWS = 256  # a repeated value of megabytes is small in the file and large in a batch
-_MOST_VALUES_A_BYTE = 200
+_MOST_VALUES_A_BYTE = 50
 _MOST_BYTES_A_BYTE = 200
 _UNSUSPECTED = 2**20
 

@@ -11,7 +11,6 @@ cleaned.csv, rejected.csv         what `finalize` writes
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pydantic_core import from_json  # twice as fast as `json`, and there may be millions of these lines
 
-from furnclip.catalogue import read_records
+from furnclip.catalogue import no_rows, read_products
 from furnclip.errors import InputError, MissingStageError
 from furnclip.journal import encode_event, open_regular, replacing, sweep
 
@@ -152,16 +151,5 @@ def check_finished(paths: DataPaths) -> None:
     if not paths.cleaned.is_file():
         if workspace.journal.exists():
             raise MissingStageError(paths.cleaned, command="furnclip clean run")
-    elif workspace.journal.exists() and not any(islice(read_records(paths.cleaned)[1], 1)):
-        rejected = workspace.rejected
-        rows = read_records(rejected)[1] if rejected.is_file() else ()
-        raise nothing_cleaned(rejected, Counter(row.fields.get("rejected_reason", "") for row in rows))
-
-
-def nothing_cleaned(rejected: Path, reasons: Counter[str]) -> InputError:
-    """The error of a run whose rows were all rejected; `reasons`: how many rows have each."""
-    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
-    return InputError(
-        f"not one row could be cleaned ({reasons.total()} rejected: {counts})",
-        hint=f"`{rejected}` has the reason of each row; fix the cause, then run `furnclip clean run` again",
-    )
+    elif workspace.journal.exists() and not any(islice(read_products(paths.cleaned, paths), 1)):
+        raise no_rows(paths.cleaned, paths)

@@ -281,7 +281,7 @@ def _say_estimate(found: Estimate) -> None:
 def _emit_summary(summary: Summary, config: Config, *, as_json: bool) -> None:
     """Print what was written. Raises `InputError` when no row was cleaned and none is pending."""
     from furnclip import console
-    from furnclip.clean.workspace import nothing_cleaned
+    from furnclip.catalogue import nothing_cleaned
 
     console.emit(
         _summary_facts(summary, config), as_json=as_json, human=lambda: _say_summary(summary, config)
