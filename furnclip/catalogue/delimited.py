@@ -138,7 +138,9 @@ def _lines_above_header(lines: Sequence[str], delimiter: str) -> int:
     if width < 2:
         return 0
     for number, line in enumerate(lines[:_PREAMBLE_LINES]):
-        if sum(bool(cell.strip()) for cell in split_line(line, delimiter)) > max(1, width // 3):
+        cells = split_line(line, delimiter)
+        filled = sum(bool(cell.strip()) for cell in cells)
+        if filled > 1 and (filled > width // 3 or len(cells) != width):
             return number
     return 0
 
