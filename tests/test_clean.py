@@ -68,7 +68,7 @@ def test_four_steps(shop: CleanShop, server: BatchServer) -> None:
     assert not server.calls, "preparing is offline"
     dispatched = shop.run("dispatch", "--json", env=env).ok()
     assert dispatched.json["statuses"] == {"open": 2, "planned": 1}
-    assert "waiting for room: 1 of the parts" in dispatched.stderr
+    assert "1 part waiting (queue full)" in dispatched.stderr
     watched = shop.run("monitor", "--json", env=env).ok().json
     assert watched["statuses"] == {"merged": 3}
     assert server.max_open <= 2

@@ -373,7 +373,7 @@ def test_26_address_without_version(shop: CleanShop, server: BatchServer) -> Non
     stopped = shop.run("run", env=server.env)
     assert stopped.code == 1
     assert "does not answer as the OpenAI API does" in stopped.stderr
-    assert "mend `clean.base_url`: it usually ends in /v1" in stopped.stderr
+    assert "correct `clean.base_url`: it usually ends in /v1" in stopped.stderr
 
 
 def test_27_internal_batch_model_is_missing_for_a_moment(shop: CleanShop, server: BatchServer) -> None:
@@ -544,7 +544,7 @@ def test_slow_and_shaky_server(shop: CleanShop, server: BatchServer) -> None:
 def test_outage_while_watching_is_waited_out(shop: CleanShop, server: BatchServer) -> None:
     server.faults.append(Fault("GET /batches/", "status:503", times=12))
     warned = shop.run("run", env=server.env).ok()
-    assert warned.stderr.count("answers with HTTP 503; trying on") == 1
+    assert warned.stderr.count("answers with HTTP 503; retrying") == 1
     shop.check_all_settled()
 
 

@@ -6,9 +6,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 from tests import clean_child
 from tests.batch_server import BatchServer, Fault
 from tests.clean_shop import CleanShop, make_shop, with_parts_of
+from tests.drawn_shop import write_shop
 from tests.small_disk import small_disk
 
 PRODUCTS = 12
@@ -67,9 +71,10 @@ def test_interrupted_run_keeps_the_replies_in_flight(
     process = clean_child.start(shop.folder, env, "clean", "run")
     while len(server.bodies) < concurrency + 1:
         time.sleep(0.01)
-    os.kill(process.pid or 0, getattr(signal, name))
+    number = getattr(signal, name)
+    os.kill(process.pid or 0, number)
     process.join(60)
-    assert process.exitcode == 130
+    assert process.exitcode == (130 if name == "SIGINT" else 128 + number)
     assert len(server.bodies) < PRODUCTS
     check_bill(shop, server, env)
     server.faults.clear()
@@ -191,6 +196,36 @@ def test_full_disk_loses_no_paid_answer(
         filler.unlink()
         shop.run("run", env=env).ok()
         assert len(server.bodies) == PRODUCTS
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"])
+def test_workers_end_with_their_parent(tmp_path: Path, name: str) -> None:
+    folder = write_shop(tmp_path / "shop", products=700, model=Path("not-used"))
+    env = {**os.environ, "FURNCLIP_CLEAN__WORKERS": "2"}
+    command = [sys.executable, "-m", "furnclip", "clean", "prepare", "--backend", "local"]
+    process = subprocess.Popen(
+        command, cwd=folder, env=env, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while len(group_of(process.pid)) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    number = getattr(signal, name)
+    process.send_signal(number)
+    assert process.wait(60) == (-number if name == "SIGKILL" else 128 + number)
+    deadline = time.monotonic() + 30
+    while group_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not group_of(process.pid)
+
+
+def group_of(leader: int) -> list[int]:
+    """Processes of a session that still run."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(folder.name))
+    return found
 
 
 def test_odd_replies_are_no_traceback(shop: CleanShop, server: BatchServer) -> None:

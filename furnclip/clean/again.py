@@ -1,4 +1,4 @@
-"""Parts made of other parts: rows to be asked again, parts without their bad lines, parts cut smaller.
+"""Parts made of other parts: rows to be retried, parts without their bad lines, parts cut smaller.
 
 In: parts on the disk and the outcomes so far. Out: new parts, and one journal event that brings them
 into being together, so that a kill leaves either the old parts or the new ones.
@@ -31,7 +31,7 @@ def backoff_s(wait_s: float, strikes: int) -> float:
 
 
 def ask_again(ledger: Ledger, recipe: Recipe) -> int:
-    """Plan the rows that have to be asked again; how many there are."""
+    """Plan the rows that have to be retried; how many there are."""
     outcomes = collect(ledger.workspace, ledger.state, recipe.vocabulary)
     wanted = {entry.custom_id for entry in ledger.workspace.read_rows() if entry.custom_id}
     by_attempt: dict[int, dict[str, Outcome]] = defaultdict(dict)
@@ -80,7 +80,7 @@ def _lines_again(ledger: Ledger, failed: Mapping[str, Outcome]) -> Iterator[Line
         path = ledger.workspace.part(number)
         if not is_intact(path, ledger.state.parts[number].sha256):
             raise InputError(
-                f"`{path}` is missing or damaged, and {len(requests)} of its rows have to be asked again",
+                f"`{path}` is missing or damaged, and {len(requests)} of its rows have to be retried",
                 hint="restore it from a backup, or write what is there: `furnclip clean finalize --partial`",
             )
         for request, content in ledger.workspace.read_requests(

@@ -1,7 +1,7 @@
 """Result lines -> what became of each request.
 
 In: output and error files as the service wrote them, in any order, with lines missing, doubled or damaged.
-Out: one `Outcome` a request: cleaned, rejected for good, or to be asked again. A status of 200 is no
+Out: one `Outcome` a request: cleaned, rejected for good, or to be retried. A status of 200 is no
 success yet: refusals, cut and empty answers come with it too. Which of the two files a line stands in
 does not matter; the files are the truth, not the service's counts.
 """
@@ -93,7 +93,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 value = _parsed(line)
             except (ValueError, RecursionError):
-                continue  # the row counts as unanswered and is asked again
+                continue  # the row counts as unanswered and is retried
             if isinstance(value, dict):
                 yield value
 
@@ -107,7 +107,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def is_reply_lost(line: dict[str, Any]) -> bool:
-    """Whether nobody knows if the service ran a live request, and billed it."""
+    """Whether a live request may have run, and been billed, although no reply came."""
     status = _object(line.get("response")).get("status_code")
     return not isinstance(status, int) or status in (0, 408) or (status >= 500 and status != 503)
 

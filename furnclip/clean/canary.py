@@ -5,7 +5,7 @@ parameter shows here in seconds; inside a batch it shows after hours, in every l
 
 A batch can be looked up after a crash, a synchronous answer cannot. So the request is journalled first,
 with the price it should have. When its reply is lost (the process killed, the connection cut, HTTP 5xx),
-nobody here knows whether it was billed. Then the price stays on the bill as "unconfirmed" and counts against
+it is not known whether it was billed. Then the price stays on the bill as "unconfirmed" and counts against
 `max_cost_usd`; the request is never sent again by itself; and the first batch goes alone, in the canary's
 place, so that a wrong parameter still spoils one part at most. `clean estimate --calibrate` is how a user
 asks for another one; both are then on the bill. A journal restored from a backup does not know of canaries

@@ -7,15 +7,9 @@ with the catalogue.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import partial
 from pathlib import Path
 
 from furnclip.catalogue import Product, Rejection, find_images
@@ -25,8 +19,8 @@ from furnclip.clean.parts import Line
 from furnclip.clean.prompt import user_text
 from furnclip.clean.requests import Recipe, request_picture, text_tokens
 from furnclip.images import BrokenImage, read_bytes
+from furnclip.parallel import Workers
 
-_CHUNK = 16
 _INLINE_PRODUCTS = 256  # starting processes costs more than so many pictures
 
 
@@ -90,53 +84,6 @@ def _encode(product: Product, picture: bytes, job: Job) -> tuple[str, Line | Non
 
 def encode_all(products: Iterable[Product | Rejection], job: Job, *, workers: int) -> Iterator[Encoded]:
     """Every product encoded, in order. `workers`: processes; 0 is one a core."""
-    source = iter(products)
-    first = list(islice(source, _INLINE_PRODUCTS))
-    workers = workers or os.cpu_count() or 1
-    if workers == 1 or len(first) < _INLINE_PRODUCTS:
-        for product in chain(first, source):
-            yield encode_product(product, job)
-        return
-    with _pool(workers, job) as pool:
-        waiting: deque[Future[list[Encoded]]] = deque()
-        for chunk in _chunks(chain(first, source)):
-            waiting.append(pool.submit(_encode_chunk, chunk))
-            if len(waiting) > 3 * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-
-
-@contextmanager
-def _pool(workers: int, job: Job) -> Iterator[ProcessPoolExecutor]:
-    context = multiprocessing.get_context("spawn")  # forking a process that has threads can hang
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_jobs: list[Job] = []  # of a worker process: one, set when it starts
-
-
-def _start_worker(job: Job) -> None:
-    _jobs.append(job)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _encode_chunk(chunk: list[Product | Rejection]) -> list[Encoded]:
-    return [encode_product(product, _jobs[0]) for product in chunk]
-
-
-def _chunks(products: Iterator[Product | Rejection]) -> Iterator[list[Product | Rejection]]:
-    while chunk := list(islice(products, _CHUNK)):
-        yield chunk
+    function = partial(encode_product, job=job)
+    with Workers(function, workers, here_first=_INLINE_PRODUCTS, setting="clean.workers") as pool:
+        yield from pool.map(products, name_of=lambda product: product.product_id)

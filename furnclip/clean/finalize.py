@@ -2,7 +2,7 @@
 
 In: the raw catalogue, `rows.jsonl` and all results. Out: every selected row in exactly one of the two
 files, raw columns first and in their order, then the cleaned fields; a summary by reason. A raw column
-that has the name of a cleaned one is kept as `raw_NAME`. Rows that are still on their way stop it, unless
+that has the name of a cleaned one is kept as `raw_NAME`. Rows that are still pending stop it, unless
 the user wants a partial result.
 """
 

@@ -136,7 +136,7 @@ class Flight:
         self._timeout_s = ledger.config.clean.timeout_s * 2 ** (part.attempt - 1)
         self._calibration = estimate.calibrate(ledger.state, recipe)
         self._committed_usd = ledger.state.paid.cost_usd + ledger.state.unconfirmed_usd
-        self._is_leaving = False
+        self._is_leaving, self._signal = False, 0
         self._under_way: dict[str, float] = {}  # custom_id -> expected price
         self._replies: queue.SimpleQueue[tuple[str, Reply]] = queue.SimpleQueue()
 
@@ -168,7 +168,7 @@ class Flight:
 
     def _send(self, request: Request, content: bytes) -> None:
         if self._client.stopping.is_set():
-            raise KeyboardInterrupt
+            raise self._interruption()
         price_usd, limit = self._expected_usd(request), self._ledger.config.clean.max_cost_usd
         if limit and self._committed_usd + price_usd > limit:
             raise ServiceError(
@@ -220,7 +220,7 @@ class Flight:
         if seen["request-refused"] >= _HOPELESS and not seen["cleaned"]:
             raise ServiceError(
                 f"the first {seen['request-refused']} requests were refused: {outcome.detail}",
-                hint="check `clean.model` and `clean.base_url`; the rows are asked again when you run again",
+                hint="check `clean.model` and `clean.base_url`; the rows are retried when you run again",
             )
 
     def _hopeless(self) -> ServiceError:
@@ -236,14 +236,20 @@ class Flight:
         prompt = known.overhead_tokens + request.image_tokens + request.text_tokens
         return self._recipe.model.cost_usd(prompt, known.answer_tokens, batch=False)
 
+    def _interruption(self) -> BaseException:
+        """What the signal does everywhere else in furnclip."""
+        is_ctrl_c = self._signal in (0, signal.SIGINT)
+        return KeyboardInterrupt() if is_ctrl_c else SystemExit(128 + self._signal)
+
     @contextmanager
     def _until_signal(self) -> Iterator[None]:
         """The first Ctrl-C (or SIGTERM, SIGHUP) stops sending, the second one stops waiting as well."""
 
-        def stop(*_: object) -> None:
+        def stop(number: int, _frame: object) -> None:
             self._is_leaving = self._client.stopping.is_set()
+            self._signal = number
             if self._is_leaving:
-                raise KeyboardInterrupt
+                raise self._interruption()
             self._client.stopping.set()
             with suppress(RuntimeError):  # the signal may come while something else is printed
                 count = len(self._under_way)
@@ -255,7 +261,7 @@ class Flight:
         try:
             yield
             if self._client.stopping.is_set():
-                raise KeyboardInterrupt
+                raise self._interruption()
         finally:
             for name, handler in before.items():
                 signal.signal(getattr(signal, name), handler)

@@ -48,11 +48,11 @@ class VisionModel(BaseModel):
     successor: str = ""
 
     def queue_limit(self, tier: int) -> int:
-        """Input tokens that may wait at once; 0 where nobody knows."""
+        """Input tokens that may wait at once; 0 where that is not known."""
         return self.queue_tokens[:tier][-1] if self.queue_tokens else 0
 
     def cost_usd(self, prompt_tokens: float, completion_tokens: float, *, batch: bool) -> float:
-        """Price of so many tokens; hidden reasoning counts as completion."""
+        """Price of these tokens; hidden reasoning counts as completion."""
         full = (prompt_tokens * self.input_usd + completion_tokens * self.output_usd) / 1e6
         return full * self.batch_discount if batch else full
 

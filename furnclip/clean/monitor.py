@@ -1,6 +1,6 @@
 """`clean monitor`: watching batches to their end, fetching and judging what they give.
 
-In: open batches. Out: `results/`, journalled outcomes, and new parts for rows that have to be asked again.
+In: open batches. Out: `results/`, journalled outcomes, and new parts for rows that have to be retried.
 A batch counts as ended only when the service says so in a word we know; whatever finished rows it has by
 then are used, be it completed, expired or cancelled. Nothing here depends on the local clock being right.
 """
@@ -29,8 +29,8 @@ from furnclip.journal import write_bytes
 _LATE_ID_LOOKS = 10
 _MAX_CREATIONS = 3
 _SURPRISE = 0.25  # share of the estimate
-_PATIENCE = 20  # failed looks in a row
-_SLOWEST = 10  # times the poll interval
+_MAX_FAILED_POLLS = 20  # failed polls in a row
+_MAX_INTERVALS = 10  # times the poll interval
 _KNOWN = TERMINAL | {"validating", "in_progress", "finalizing", "cancelling"}
 
 
@@ -43,9 +43,9 @@ class Monitor:
         self.recipe = recipe
         self._clean = ledger.config.clean
         self._dispatcher = Dispatcher(ledger, service, recipe)
-        self._late: Counter[int] = Counter()  # looks at a part whose file ids are not there yet
+        self._late: Counter[int] = Counter()  # polls of a part whose file ids are not there yet
         self._odd: set[str] = set()
-        self._outages = 0  # failed looks in a row
+        self._outages = 0  # failed polls in a row
 
     def watch(self) -> None:
         """Send, poll, fetch and ask again until every part is merged or something has to be decided."""
@@ -61,7 +61,7 @@ class Monitor:
                         return
                     self._stop_if_blocked()
                 interval_s = self._clean.poll_interval_s if moved else interval_s * 1.5
-                interval_s = min(interval_s, self._clean.poll_interval_s * _SLOWEST)
+                interval_s = min(interval_s, self._clean.poll_interval_s * _MAX_INTERVALS)
                 if not moved:
                     board.show()
                     time.sleep(self._pause_s(interval_s))
@@ -90,7 +90,7 @@ class Monitor:
         if state.halted:
             raise ServiceError(
                 f"sending stopped: {state.halted}",
-                hint="mend the cause, then `furnclip clean run --ignore-errors` sends the rest "
+                hint="fix the cause, then `furnclip clean run --ignore-errors` sends the rest "
                 f"({rows} rows wait)",
             )
         if waiting and self._dispatcher.over_budget:
@@ -110,7 +110,7 @@ class Monitor:
         board.saw(part.number, batch)
         if batch.status not in _KNOWN and batch.status not in self._odd:
             self._odd.add(batch.status)
-            console.warn(f"batch `{batch.id}` has the unknown status `{batch.status}`; waiting on")
+            console.warn(f"batch `{batch.id}` has the unknown status `{batch.status}`; still waiting")
         if batch.status == "failed":
             self._failed(part, batch)
         elif batch.status in TERMINAL:
@@ -125,8 +125,8 @@ class Monitor:
         except OutageError as error:
             self._outages += 1
             if self._outages == 1:
-                console.warn(f"{error.message}; trying on")
-            if self._outages > _PATIENCE:
+                console.warn(f"{error.message}; retrying")
+            if self._outages > _MAX_FAILED_POLLS:
                 raise
             return None
         self._outages = 0

@@ -49,7 +49,7 @@ class RefusedError(Exception):
     def as_service_error(self) -> ServiceError:
         return ServiceError(
             f"the service refused (HTTP {self.status} {self.code}): {self.message}",
-            hint="mend the cause and run the same command again; nothing is lost",
+            hint="fix the cause and run the same command again; nothing is lost",
         )
 
 
@@ -105,7 +105,7 @@ class BatchService:
             if error.code != "model_not_found" and self._url != OFFICIAL_URL:
                 raise ServiceError(
                     f"`{self._url}` does not answer as the OpenAI API does (HTTP 404 for a model)",
-                    hint="mend `clean.base_url`: it usually ends in /v1",
+                    hint="correct `clean.base_url`: it usually ends in /v1",
                 ) from None
             raise ServiceError(
                 f"the service does not offer the model `{model}` to this key",
@@ -253,7 +253,7 @@ def _sure() -> Iterator[None]:
 
 
 def account_problem(refused: RefusedError) -> ServiceError | None:
-    """What the user has to mend before anything can be sent, or None when it is about one request."""
+    """What the user has to fix before anything can be sent, or None when it is about one request."""
     if refused.status == 401:
         return ServiceError("the service refused the API key", hint="check OPENAI_API_KEY")
     if refused.code == "insufficient_quota":

@@ -87,7 +87,9 @@ def dispatch(ledger: Ledger, *, ignore_errors: bool) -> Standing:
         dispatcher.reconcile()
         dispatcher.send()
     if waiting := len(dispatcher.waiting()):
-        console.note(f"waiting for room: {waiting} of the parts; `furnclip clean monitor` sends them")
+        console.note(
+            f"{waiting} {'part' if waiting == 1 else 'parts'} waiting (queue full); `furnclip clean monitor` sends them"
+        )
     return standing(ledger.state)
 
 

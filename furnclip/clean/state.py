@@ -83,7 +83,7 @@ class Part:
     error_file_id: str = ""
     counts: tuple[int, int, int] = (0, 0, 0)  # total, completed, failed
     billed: tuple[int, int] = (0, 0)  # prompt, completion tokens as the batch reports them
-    outcomes: tuple[int, int, int] = (0, 0, 0)  # cleaned, rejected, to be asked again
+    outcomes: tuple[int, int, int] = (0, 0, 0)  # cleaned, rejected, to be retried
     usage: Usage = Usage()
     unconfirmed_usd: float = 0.0  # of requests whose reply was lost
     rejected_lines: tuple[tuple[str, str, str], ...] = ()  # id, code, message

@@ -142,7 +142,7 @@ def is_intact(path: Path, sha256: str) -> bool:
 
 
 def check_finished(paths: DataPaths) -> None:
-    """Raw titles serve where nobody has begun to clean them.
+    """Raw titles serve where cleaning was never begun.
 
     Raises `MissingStageError` when cleaning has begun and is not finished, and `InputError` when it is and
     not one row could be cleaned.

@@ -258,7 +258,7 @@ def _say_standing(standing: Standing) -> None:
         console.say(f"sending stopped: {standing.halted}")
 
 
-_OUTCOMES = {"cleaned": "cleaned", "rejected": "rejected", "again": "had to be asked again"}
+_OUTCOMES = {"cleaned": "cleaned", "rejected": "rejected", "again": "retried"}
 _BASES = {
     "table": "answers guessed from the model table; `--calibrate` sends one request to know better",
     "canary": "going by the trial request",
