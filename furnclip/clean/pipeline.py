@@ -87,9 +87,8 @@ def dispatch(ledger: Ledger, *, ignore_errors: bool) -> Standing:
         dispatcher.reconcile()
         dispatcher.send()
     if waiting := len(dispatcher.waiting()):
-        console.note(
-            f"{waiting} {'part' if waiting == 1 else 'parts'} waiting (queue full); `furnclip clean monitor` sends them"
-        )
+        parts = "1 part" if waiting == 1 else f"{waiting} parts"
+        console.note(f"{parts} waiting (queue full); `furnclip clean monitor` sends them")
     return standing(ledger.state)
 
 
