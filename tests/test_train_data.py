@@ -8,11 +8,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from furnclip.train.augment import Augmentation, augment
-from furnclip.train.captions import duplicate_rate, sample_caption
-from furnclip.train.order import default_batch_size, permutation, step_batches
+from furnclip.train.data import (
+    Augmentation,
+    augment,
+    default_batch_size,
+    duplicate_rate,
+    permutation,
+    sample_caption,
+    step_batches,
+)
 from furnclip.train.schedule import depth_below_top, learning_rate
-from furnclip.train.view import sparkline
+from furnclip.train.trackers import sparkline
 
 
 @given(

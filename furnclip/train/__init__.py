@@ -1,7 +1,7 @@
 """Training: exact batches, frozen towers for free, runs that resume to the bit.
 
 In: `work/shards/` and a base model. Out: `work/runs/NAME/`. The techniques and their sources are in the
-modules: `exact` (GradCache), `frozen` (tower cache), `losses`, `captions`, `wiseft`.
+modules: `exact` (GradCache), `encoder` (cached frozen towers), `losses`, `data`, `finish` (WiSE-FT).
 """
 
 from furnclip.train.ablation import train_all

@@ -21,14 +21,12 @@ from furnclip.config import TrainingConfig
 from furnclip.errors import InputError, Interrupted, ModelError
 from furnclip.model.memory import is_out_of_memory
 from furnclip.train.checkpoints import Position, save_checkpoint
-from furnclip.train.data import TrainingData
+from furnclip.train.data import TrainingData, steps_per_epoch
 from furnclip.train.encoder import Encoder
 from furnclip.train.exact import Memory, NonFiniteLossError, exact_backward
-from furnclip.train.interrupts import Interrupts
 from furnclip.train.losses import LossName, chance_loss, contrastive_loss, right_answers
 from furnclip.train.memory import peak_memory_mb
-from furnclip.train.order import steps_per_epoch
-from furnclip.train.processes import Processes
+from furnclip.train.processes import Interrupts, Processes
 from furnclip.train.schedule import gradient_norms, learning_rate, set_learning_rate
 from furnclip.train.steps import Step, StepMaker
 from furnclip.train.trackers import Tracker

@@ -1,15 +1,22 @@
-"""One process, or one of several that `torchrun --nproc-per-node N -m furnclip train ...` started.
+"""One process, or one of several that `torchrun --nproc-per-node N -m furnclip train ...` started; signals.
 
 The vectors of all processes are gathered before the loss, so N processes contrast the same effective
 batch as one; parameter gradients are summed. Only the first process writes and talks.
+
+Ctrl-C, SIGTERM and SIGHUP wait while weights and position change together, so that what is saved is always
+a whole step; then they do what they did before.
 """
 
 from __future__ import annotations
 
 import itertools
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -87,3 +94,51 @@ def joined() -> Iterator[Processes]:
         yield Processes(launch.rank, launch.count)
     finally:
         dist.destroy_process_group()
+
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Interrupts:
+    """Passes each of the signals on to its former handler, but not within `held`."""
+
+    def __init__(self) -> None:
+        self._holds = 0
+        self._waiting = 0
+        self._before: dict[int, Any] = {}
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle the signals within the block; one that the process was started to ignore stays ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number, handler in self._before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self._interrupt)
+        try:
+            yield
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block signals wait until its end."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+        if self._waiting and not self._holds:
+            self._interrupt(self._waiting, None)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._holds:
+            self._waiting = number
+            return
+        self._waiting = 0
+        if callable(handler := self._before[number]):
+            handler(number, frame)
+        raise KeyboardInterrupt

@@ -29,25 +29,20 @@ from furnclip.model.precision import Choice, choose_device, choose_precision
 from furnclip.runs import CHECKPOINTS, MODEL, PUBLISHED, README, RunCard, read_card, write_card
 from furnclip.shards import MANIFEST_NAME, MINI_TRAIN, ShardDataset, read_manifest
 from furnclip.storage import S3Manager
-from furnclip.train.captions import duplicate_rate
 from furnclip.train.card import check_same, identity, model_card, new_card, now
 from furnclip.train.checkpoints import Position, has_checkpoint, load_checkpoint
-from furnclip.train.data import TrainingData
+from furnclip.train.data import TrainingData, default_batch_size, duplicate_rate, steps_per_epoch
 from furnclip.train.encoder import Encoder
 from furnclip.train.exact import Memory
 from furnclip.train.finish import Finished, finish, lora_shape
-from furnclip.train.fit import largest_micro_batch
-from furnclip.train.interrupts import Interrupts
 from furnclip.train.loop import Loop
 from furnclip.train.losses import LossName, chance_loss, checked_loss
-from furnclip.train.memory import kept_activations_bytes, storage_addresses
-from furnclip.train.order import default_batch_size, steps_per_epoch
-from furnclip.train.processes import Processes, joined
+from furnclip.train.memory import kept_activations_bytes, largest_micro_batch, storage_addresses
+from furnclip.train.processes import Interrupts, Processes, joined
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from furnclip.train.schedule import build_optimiser
 from furnclip.train.steps import StepMaker
-from furnclip.train.trackers import JournalTracker, Tracker, WandbTracker, forget_after
-from furnclip.train.view import LiveView
+from furnclip.train.trackers import JournalTracker, LiveView, Tracker, WandbTracker, forget_after
 
 _MANY_DUPLICATES = 0.5
 _LONG_CAPTION_TOKENS = 40

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from furnclip.catalogue import content_hash
 from furnclip.model.families import Tower
-from furnclip.train.data import TrainingData
+from furnclip.train.data import Indices, TrainingData, step_batches
 from furnclip.train.encoder import Encoder, dropout_seed
 from furnclip.train.exact import Chunk
-from furnclip.train.order import Indices, step_batches
 from furnclip.train.processes import Processes
 
 
