@@ -1,16 +1,20 @@
 """Reading product catalogues as shops write them, a row at a time.
 
-Input: `products.csv` (also `.tsv`, `.jsonl`, `.parquet`) or `work/clean/cleaned.csv`.
+Input: a catalogue as CSV, TSV, JSON, JSON lines (each may be gzipped) or Parquet, told by its content; or
+`work/clean/cleaned.csv`.
 Output: a stream of `Product` and `Rejection`; no row is dropped without one of the two.
 
 Rules that a row is judged by:
 
-* UTF-8 with or without BOM, UTF-16, and where neither fits cp1252; `,` `;` tab or `|` between cells.
+* UTF-8, UTF-16 or UTF-32, else the encoding that fits the file best, with a warning; `,` `;` tab or `|`
+  between cells. A line that does not fit the encoding of the others rejects its row.
+* A quote that is not closed is text; its line is a row where it looks like the other rows, else rejected.
 * An id has to be there, printable, and new: the first row with an id keeps it, later ones are rejected.
 * A row needs as many cells as the header; a cell over `MAX_CELL_CHARS` is refused.
-* Pictures lie inside the picture folder: no `..`, no link or absolute path that leads out of it.
+* Images lie inside the image folder: no `..` and no absolute path that leads out of it; links may, if the
+  folder is the user's own.
 
-`content_hash` decides everywhere in furnclip whether something "is already done".
+`content_hash` decides everywhere in furnclip whether something is up to date.
 """
 
 from furnclip.catalogue.delimited import MAX_CELL_CHARS

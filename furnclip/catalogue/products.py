@@ -1,4 +1,4 @@
-"""Products and their pictures: which rows can be used, and where their pictures lie."""
+"""Products: which rows can be used, which are rejected and why, and which were never cleaned."""
 
 from __future__ import annotations
 

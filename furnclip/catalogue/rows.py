@@ -1,4 +1,4 @@
-"""Rows of any supported file, streamed, every damaged one marked; what a file is, its content says."""
+"""Rows of any supported file, streamed, with damaged ones marked; the kind of file is told by its content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Titles for comparing, and the hash that says "this is done already"."""
+"""Normalised titles for comparing, and the hash that identifies content."""
 
 from __future__ import annotations
 
