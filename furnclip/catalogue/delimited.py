@@ -117,8 +117,8 @@ def _find_delimiter(lines: Sequence[str], suffix: str) -> str:
     wanted = max(_DELIMITERS, key=_unquoted(first).count)
     agreement = {delimiter: _agreement(lines, delimiter) for delimiter in _DELIMITERS}
     best = max(_DELIMITERS, key=lambda delimiter: agreement[delimiter])
-    is_title = _lines_above_header(lines, wanted) or agreement[best][0] > 2 * agreement[wanted][0]
-    return best if is_title else wanted
+    is_sentence = _unquoted(first).count(wanted) < 2 and agreement[best][0] > 2 * agreement[wanted][0]
+    return best if is_sentence or _lines_above_header(lines, wanted) else wanted
 
 
 def _agreement(lines: Sequence[str], delimiter: str) -> tuple[int, int]:
