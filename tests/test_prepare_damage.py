@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +225,54 @@ def test_damaged_assignments_are_named(store: Shop, damage: Callable[[pyarrow.Ta
     path = store.shards / "assignments.parquet"
     pyarrow.parquet.write_table(damage(pyarrow.parquet.read_table(path)), path)
     assert_two_lines(run(store), "assignments.parquet")
+
+
+# --- the cache: rebuilt, or named with the way to rebuild it
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"no database" * 1000)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def other_tables(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE samples")
+        database.execute("CREATE TABLE samples (name TEXT)")
+        database.commit()
+
+
+def other_image(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE samples SET image = x'FFD8'")
+        database.commit()
+
+
+@pytest.mark.parametrize("damage", [garbage, emptied, halved, fifo, other_tables, other_image])
+def test_a_damaged_cache_is_rebuilt_or_named(store: Shop, damage: Callable[[Path], None]) -> None:
+    before = store.hashes()
+    path = next((store.folder / "work/cache/prepare").glob("samples-*"))
+    damage(path)
+    shutil.rmtree(store.shards / "train")  # so that the samples are needed
+    done = run(store)
+    if done.returncode:
+        assert_two_lines(done, path.name)
+        assert "furnclip prepare --rebuild" in done.stderr
+        done = run(store, "--rebuild")
+    assert done.returncode == 0, done.stderr
+    assert store.hashes() == before
 
 
 # --- a FIFO in place of a file

@@ -18,7 +18,7 @@ from furnclip.prepare import fingerprint as prints
 from furnclip.prepare.fingerprint import fingerprint, near_pairs
 from furnclip.prepare.groups import Assignment, assign, drawn, find_ties, leaks_left
 from furnclip.prepare.ledger import UNDECIDED, Ledger, read_ledger
-from furnclip.prepare.spool import RECORD, Records
+from furnclip.prepare.store import RECORD, Records
 
 SHARES = (0.5, 0.25)
 
@@ -46,7 +46,7 @@ def records_of(rows: list[Made]) -> Records:
     for record, row in zip(records, rows, strict=True):
         record["key"] = int(content_hash("id", str(row.number)), 16)
         record["title"] = record["group"] = row.title
-        record["source"] = (row.source, 1)
+        record["source"] = row.source
         record["hash"] = hash_of(row.look)
         record["colours"] = 200
         record["look"] = row.look

@@ -17,7 +17,7 @@ import pytest
 
 from furnclip.config import load_config
 from furnclip.prepare import prepare
-from furnclip.prepare.spool import Entry, Spool, cache_file
+from furnclip.prepare.store import Entry, Members, Store
 from furnclip.shards import read_assignments, read_manifest
 from tests.prepare_shop import Shop, sha256_of
 from tests.small_disk import small_disk
@@ -74,7 +74,7 @@ def test_killed_at_any_moment_the_next_run_goes_on(tmp_path: Path, times: int) -
     assert store.run().exit_code == 0
     assert store.hashes() == wanted.hashes()
     left = {path.name for path in (store.folder / "work/cache/prepare").iterdir()}
-    assert left == {cache_file(Path(), "records").name}
+    assert left == {Store(Path()).path.name}
 
 
 def _assert_complete_or_absent(store: Shop) -> None:
@@ -93,7 +93,7 @@ def test_ctrl_c_stops_in_two_lines_and_the_next_run_goes_on(tmp_path: Path) -> N
         [sys.executable, "-m", "furnclip", "prepare"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while not any((tmp_path / "work/cache/prepare").glob("spooled-*.bin")):
+    while not any((tmp_path / "work/cache/prepare").glob("samples-*.sqlite")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -150,11 +150,16 @@ def prepare_and_die(folder: Path, operation: int, count: Path) -> None:
         if event in _OPERATIONS or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)):
             step()
 
-    def append(spool: Spool, entry: Entry, contents: tuple[bytes, bytes, bytes]) -> Entry:
+    def add(store: Store, entry: Entry, members: Members) -> None:
         step()
-        return spool_append(spool, entry, contents)
+        store_add(store, entry, members)
 
-    spool_append, Spool.append = Spool.append, append  # type: ignore[method-assign]
+    def commit(store: Store) -> None:
+        step()
+        store_commit(store)
+
+    store_add, Store.add = Store.add, add  # type: ignore[method-assign]
+    store_commit, Store.commit = Store.commit, commit  # type: ignore[method-assign]
     config = load_config(folder / "furnclip.toml", {"prepare": {"workers": 1}})
     sys.addaudithook(hear)
     prepare(config)
@@ -194,7 +199,7 @@ def test_killed_before_operations_on_files_one_run_after_the_other(tmp_path: Pat
         operations_of(store)
         assert store.hashes() == wanted.hashes(), f"after kills before operations {moments} of {total}"
         left = {path.name for path in (store.folder / "work/cache/prepare").iterdir()}
-        assert left == {cache_file(Path(), "records").name}
+        assert left == {Store(Path()).path.name}
 
 
 # --- on a disk that is full
@@ -230,7 +235,7 @@ def test_a_disk_that_is_full_for_the_workers_too(tmp_path: Path) -> None:
         shards_kb = sum(path.stat().st_size for path in store.shards.rglob("*.tar")) // 1000
         shutil.rmtree(store.folder / "work/shards")
         shutil.rmtree(store.folder / "work/cache")
-        resize(shards_kb * 3 // 4)  # enough for the spool, but not for the shards beside it
+        resize(shards_kb * 3 // 4)  # enough for the store, but not for the shards beside it
         result = store.run()
         assert (result.exit_code, len(result.stderr.splitlines())) == (1, 2)
         assert result.stderr.startswith("error: the disk `")

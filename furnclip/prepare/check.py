@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from furnclip import console
 from furnclip.catalogue import Rejection, catalogue_path, no_rows, uncleaned_rows
-from furnclip.prepare.earlier import Earlier, Shelf
 from furnclip.prepare.scan import Scanner, decoders
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ class CheckReport:
 
 def check(config: Config) -> CheckReport:
     """Read every row and open every picture. Raises `InputError` where there is no row."""
-    nothing_known = Earlier([], Shelf([]), Path())
     reasons: Counter[str] = Counter()
     examples: dict[str, list[Rejection]] = defaultdict(list)
     rows = 0
@@ -57,7 +55,7 @@ def check(config: Config) -> CheckReport:
         console.progress("checking products", total=None) as meter,
         decoders(config.prepare) as workers,
     ):
-        for outcome in Scanner(config, nothing_known, workers=workers):
+        for outcome in Scanner(config, None, workers=workers):
             rows += 1
             meter.advance()
             if isinstance(outcome, Rejection):

@@ -21,7 +21,7 @@ import numpy as np
 from furnclip.catalogue import content_hash
 from furnclip.prepare.fingerprint import near_pairs
 from furnclip.prepare.ledger import UNDECIDED, Ledger
-from furnclip.prepare.spool import Records
+from furnclip.prepare.store import Records
 from furnclip.shards.manifest import SPLITS
 
 _FREE = -1

@@ -23,9 +23,8 @@ import pyarrow
 
 from furnclip.catalogue import content_hash
 from furnclip.journal import move_file, sync_folder
-from furnclip.prepare.earlier import Earlier, Source, read_source
 from furnclip.prepare.groups import Assignment
-from furnclip.prepare.spool import Records, entry_of
+from furnclip.prepare.store import Records, read_samples
 from furnclip.shards.manifest import MINI_TRAIN, SPLITS, ShardInfo, SplitInfo
 from furnclip.shards.tar import (
     Sample,
@@ -116,11 +115,13 @@ def mini_train_rows(records: Records, assignment: Assignment, samples: int) -> n
 
 @dataclass(frozen=True)
 class PackTask:
-    """All that a worker process needs to write one shard: (key, content, group, source) a sample."""
+    """All that a worker process needs to write one shard: (key, content) and group of each sample."""
 
     path: Path
     content: str
-    samples: list[tuple[str, str, str, Source]]
+    store: Path
+    samples: list[tuple[int, int]]
+    groups: list[int]
 
 
 def pack_shard(task: PackTask) -> None:
@@ -129,9 +130,10 @@ def pack_shard(task: PackTask) -> None:
 
 
 def _samples(task: PackTask) -> Iterator[tuple[str, Sample]]:
-    for key, content, group, source in task.samples:
-        sample = decode_sample(key, *read_source(source))
-        yield content, dataclasses.replace(sample, group=group)
+    samples = read_samples(task.store, task.samples)
+    for (key, content), group, members in zip(task.samples, task.groups, samples, strict=True):
+        sample = decode_sample(f"{key:016x}", *members)
+        yield f"{content:016x}", dataclasses.replace(sample, group=f"{group:016x}")
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Packer:
     staged: Path
     records: Records
     assignment: Assignment
-    earlier: Earlier
+    store: Path
 
     def missing(self, planned: list[PlannedShard]) -> list[PlannedShard]:
         """Those that are not in place already."""
@@ -153,12 +155,10 @@ class Packer:
         path = self.where_staged(shard)
         if _is_whole(path, shard.content):
             return None
-        samples = []
-        for row in shard.rows.tolist():
-            entry = entry_of(self.records[row])
-            group = group_name(self.assignment.group[row])
-            samples.append((f"{entry.key:016x}", f"{entry.content:016x}", group, self.earlier.source(entry)))
-        return PackTask(path, shard.content, samples)
+        records = self.records[shard.rows]
+        samples = list(zip(records["key"].tolist(), records["content"].tolist(), strict=True))
+        groups = self.assignment.group[shard.rows].tolist()
+        return PackTask(path, shard.content, self.store, samples, groups)
 
     def where_staged(self, shard: PlannedShard) -> Path:
         """Where the shard is written before it is put in place."""
@@ -186,11 +186,6 @@ class Packer:
         for split in (*SPLITS, MINI_TRAIN):
             if (self.shards / split).is_dir():
                 sync_folder(self.shards / split)
-
-
-def group_name(group: int) -> str:
-    """A group's id as it is written."""
-    return f"{int(group):016x}"
 
 
 def published_shards(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from furnclip.prepare.groups import Ties
-from furnclip.prepare.spool import Records
+from furnclip.prepare.store import Records
 
 MIN_PRODUCTS = 5  # fewer with one image are a small group, whatever it shows
 _MAX_SHARED_WORDS = 0.34  # of the words of two titles, for half of the pairs

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,8 @@ import numpy as np
 from furnclip import console
 from furnclip.catalogue import Rejection, catalogue_path, uncleaned_rows
 from furnclip.errors import ConfigError, InputError, MissingStageError
-from furnclip.journal import exclusive, replacing, sweep, told_when_full
+from furnclip.journal import exclusive, sweep, told_when_full
 from furnclip.parallel import Workers
-from furnclip.prepare.earlier import Earlier, Shelf, read_source
 from furnclip.prepare.groups import Assignment, Ties, assign, find_ties
 from furnclip.prepare.ledger import LEDGER_NAME, UNDECIDED, Ledger, read_ledger
 from furnclip.prepare.pack import (
@@ -36,7 +37,7 @@ from furnclip.prepare.report import (
     write_rejected,
 )
 from furnclip.prepare.scan import Scanner, decoders
-from furnclip.prepare.spool import Records, Spool, cache_file, entry_of, read_records, write_settled
+from furnclip.prepare.store import Entry, Records, Store, records_of, store_errors
 from furnclip.shards.manifest import (
     MANIFEST_NAME,
     MINI_TRAIN,
@@ -48,6 +49,9 @@ from furnclip.shards.manifest import (
 
 if TYPE_CHECKING:
     from furnclip.config import Config
+
+
+_CHUNK_ROWS = 4096
 
 
 def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Summary:
@@ -62,12 +66,16 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Su
             hint="the test split gets what is left; 0.8 and 0.1 leave 0.1",
         )
     cache = config.paths.cache / "prepare"
-    with exclusive(cache), told_when_full(config.paths.shards, cache):
+    store = Store(cache)
+    with exclusive(cache), told_when_full(config.paths.shards, cache), store_errors(store.path):
         for folder in (cache, config.paths.shards):
             sweep(folder, exclusively=True)
+        for path in cache.glob("*.bin"):
+            path.unlink()  # of release 0.1
         if fresh or rebuild:
             _forget(config.paths.shards, cache, splits_too=fresh)
-        return _Run(config, cache).run()
+        with store:
+            return _Run(config, cache, store).run()
 
 
 def _forget(folder: Path, cache: Path, *, splits_too: bool) -> None:
@@ -78,17 +86,18 @@ def _forget(folder: Path, cache: Path, *, splits_too: bool) -> None:
         for path in (folder / split).glob("shard-*"):  # the folder itself may be a link to another disk
             path.unlink()
     shutil.rmtree(cache / "staged", ignore_errors=True)
-    for path in cache.glob("*.bin"):
+    for path in cache.glob("samples-*"):
         path.unlink()
 
 
 class _Run:
     """One run's places and the rows rejected so far."""
 
-    def __init__(self, config: Config, cache: Path) -> None:
+    def __init__(self, config: Config, cache: Path, store: Store) -> None:
         self._config = config
         self._folder = config.paths.shards
         self._cache = cache
+        self._store = store
         self._rejections: list[Rejection] = []
 
     def run(self) -> Summary:
@@ -121,42 +130,37 @@ class _Run:
             manifest=manifest.with_hash(),
         )
 
-    def _earlier(self) -> Earlier:
-        staged = sorted((self._cache / "staged").glob("*.tar"))
-        return Earlier.load(self._cache, Shelf([*published_shards(self._folder), *staged]))
-
     def _scan(self) -> tuple[Records, int]:
         """Judge every row and decode what is new; the records of all usable rows, and the number decoded."""
-        path = cache_file(self._cache, "current")
-        earlier = self._earlier()
-        with (
-            Spool(self._cache) as spool,
-            replacing(path) as file,
-            decoders(self._config.prepare) as workers,
-            console.progress("reading products", total=None) as meter,
-        ):
-            scanner = Scanner(self._config, earlier, workers=workers, spool=spool)
+        parts: list[Records] = []
+        with decoders(self._config.prepare) as workers:
+            scanner = Scanner(self._config, self._store, workers=workers)
+            entries = self._usable(scanner)
+            while chunk := list(islice(entries, _CHUNK_ROWS)):
+                parts.append(records_of(chunk))
+        self._store.commit()
+        if not parts:
+            raise self._nothing_usable()
+        return np.concatenate(parts), scanner.decoded
+
+    def _usable(self, scanner: Scanner) -> Iterator[Entry]:
+        with console.progress("reading products", total=None) as meter:
             for outcome in scanner:
+                meter.advance()
                 if isinstance(outcome, Rejection):
                     self._rejections.append(outcome)
                 else:
-                    file.write(outcome.pack())
-                meter.advance()
-        records = read_records(path)
-        if not len(records):
-            raise self._nothing_usable()
-        return records, scanner.decoded
+                    yield outcome
 
     def _assign(self, records: Records, ties: Ties, ledger: Ledger) -> Assignment:
         settings = self._config.prepare
-        earlier = self._earlier()
 
         def about(row: int) -> dict[str, Any]:
-            value: dict[str, Any] = json.loads(read_source(earlier.source(entry_of(records[row])))[1])
+            value: dict[str, Any] = json.loads(self._store.members(int(records["key"][row]))[1])
             return value
 
         placeholders = placeholder_rows(records, ties, lambda rows: [about(row)["title"] for row in rows])
-        changed = _changed(records, read_records(cache_file(self._cache, "records")))
+        changed = self._store.changed(records)
         shares = (settings.train_fraction, settings.validation_fraction)
         assignment = assign(records, ties, ledger, changed=changed, left_out=placeholders, shares=shares)
         image_column = self._config.paths.image_column
@@ -182,7 +186,7 @@ class _Run:
         self, records: Records, assignment: Assignment, planned: list[PlannedShard], ledger: Ledger
     ) -> int:
         """Write and publish what is not in place; the number of shards changed."""
-        packer = Packer(self._folder, self._cache / "staged", records, assignment, self._earlier())
+        packer = Packer(self._folder, self._cache / "staged", records, assignment, self._store.path)
         changed = packer.missing(planned)
         workers = Workers(pack_shard, self._config.prepare.workers, here_first=1, setting="prepare.workers")
         with workers, console.progress("writing shards", total=len(changed), unit="shards") as meter:
@@ -205,10 +209,8 @@ class _Run:
         write_rejected(self._folder, self._rejections)
         if not self._is_announced(manifest):
             write_manifest(self._folder, manifest)
-        write_settled(cache_file(self._cache, "records"), records)
-        Spool(self._cache).clear()
+        self._store.finish(records)
         shutil.rmtree(self._cache / "staged", ignore_errors=True)
-        (cache_file(self._cache, "current")).unlink(missing_ok=True)
 
     def _is_announced(self, manifest: Manifest) -> bool:
         """Whether `manifest.json` says just this; a damaged one does not."""
@@ -216,16 +218,3 @@ class _Run:
             return read_manifest(self._folder) == manifest
         except (MissingStageError, InputError):
             return False
-
-
-def _changed(records: Records, before: Records) -> np.ndarray:
-    """Rows whose picture, title or group differ from those of the last finished run: (N,)."""
-    changed = np.zeros(len(records), dtype=bool)
-    if not len(before):
-        return changed
-    order = np.argsort(before["key"])
-    position = order[np.minimum(np.searchsorted(before["key"][order], records["key"]), len(before) - 1)]
-    for name in ("title", "group", "look", "source"):
-        differs = before[name][position] != records[name]
-        changed |= differs if differs.ndim == 1 else differs.any(axis=1)
-    return np.asarray(changed & (before["key"][position] == records["key"]))

@@ -25,9 +25,8 @@ from furnclip.catalogue import (
 )
 from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image, read_bytes
 from furnclip.parallel import Workers
-from furnclip.prepare.earlier import Earlier, read_source
 from furnclip.prepare.fingerprint import COLOUR_BYTES, HASH_BYTES, fingerprint
-from furnclip.prepare.spool import VERSION, Entry, Spool
+from furnclip.prepare.store import VERSION, Entry, Store
 from furnclip.relevance import default_caption
 from furnclip.shards.tar import Sample, encode_sample, member_bytes, sample_content
 
@@ -94,15 +93,13 @@ class Scanner:
     def __init__(
         self,
         config: Config,
-        earlier: Earlier,
+        store: Store | None,
         *,
         workers: Workers[PictureTask, Picture | BrokenImage],
-        spool: Spool | None = None,
     ) -> None:
         self._config = config
-        self._earlier = earlier
+        self._store = store
         self._workers = workers
-        self._spool = spool
         self.decoded = 0
 
     def __iter__(self) -> Iterator[Entry | Rejection]:
@@ -157,14 +154,14 @@ class Scanner:
     def _recalled(self, item: _Item, paths: tuple[Path, ...]) -> _Item:
         """The item with what an earlier run found out about its picture, or else a task."""
         assert item.entry is not None
-        known = self._earlier.find(item.entry)
-        if known is None:
+        known = self._store.find(item.entry) if self._store else None
+        if self._store is None or known is None:
             settings = self._config.prepare
             task = PictureTask(paths, settings.image_px, settings.jpeg_quality)
             return dataclasses.replace(item, task=task)
         if known.text == item.entry.text:
             return dataclasses.replace(item, entry=known)
-        jpeg = read_source(self._earlier.source(known))[0]
+        jpeg = self._store.members(known.key)[0]
         picture = Picture(jpeg, known.source, known.hash, known.colours)
         assert isinstance(item.product, Product)
         return dataclasses.replace(item, entry=self._kept(item.entry, item.text, picture))
@@ -191,7 +188,9 @@ class Scanner:
             look=_number(content_hash(picture.hash, picture.colours)),
             sample_bytes=sum(member_bytes(len(content)) for content in contents),
         )
-        return self._spool.append(whole, contents) if self._spool else whole
+        if self._store:
+            self._store.add(whole, contents)
+        return whole
 
 
 def _named(item: _Item) -> str:
