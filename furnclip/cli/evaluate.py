@@ -27,7 +27,7 @@ def evaluate(
     force: Annotated[bool, typer.Option("--force", help="measure again although nothing changed")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare models: recall, intervals, tests, pictures; writes report.html and report.json."""
+    """Compare models: recall, intervals, tests, images; writes report.html and report.json."""
     from furnclip import console
 
     check_address_space()

@@ -1,4 +1,4 @@
-"""`furnclip search`: a text, a picture or both to ranked products."""
+"""`furnclip search`: a text, an image or both to ranked products."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def search(
     flags: Flags,
     text: Annotated[str | None, typer.Argument(help="what to look for")] = None,
     image: Annotated[
-        Path | None, typer.Option("--image", help="look for products like this picture", resolve_path=True)
+        Path | None, typer.Option("--image", help="look for products like this image", resolve_path=True)
     ] = None,
     where: Annotated[
         str | None, typer.Option("--where", help="SQL filter, e.g. \"color = 'brown' AND style <> ''\"")
@@ -48,7 +48,7 @@ def search(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find products by meaning, by word or by picture."""
+    """Find products by meaning, by word or by image."""
     check_address_space()
     from furnclip.search import Searcher
 

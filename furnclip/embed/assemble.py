@@ -1,4 +1,4 @@
-"""From finished row groups to the vector file: choose the picture's share, fuse, write."""
+"""From finished row groups to the vector file: choose the image weight, fuse, write."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MOST_VALIDATION_ROWS = 2000
 def fused_provenance(
     folder: PartFolder, count: int, plan: Provenance, clips: Mapping[str, Clip], *, config: EmbeddingConfig
 ) -> Provenance:
-    """The plan with the picture's share of each model in it."""
+    """The plan with the image weight of each model in it."""
     models = {}
     for label, model in plan.models.items():
         choice = _choice(folder, count, label, clips[label], config=config)

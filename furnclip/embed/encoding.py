@@ -1,6 +1,6 @@
 """One row group: decoded rows in, an Arrow table of vectors out.
 
-Pictures are encoded as soon as a batch of them is decoded, while other threads decode the next;
+Images are encoded as soon as a batch of them is decoded, while other threads decode the next;
 captions once a row group, equal ones once. A batch never crosses a row group, so a row group that is
 encoded again comes out the same.
 
@@ -35,7 +35,7 @@ _MOST_BATCHES = 16  # encoded at once; each takes some 60 MB beside the weights 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A finished row group and how many pictures were encoded for it, by model label."""
+    """A finished row group and how many images were encoded for it, by model label."""
 
     table: pa.Table
     encoded: dict[str, int]
@@ -93,17 +93,17 @@ class RowGroupEncoder:
         return decode(row, content, self._sides_px)
 
     def encode(self, rows: Iterable[Decoded], count: int) -> RowGroup:
-        """The row group of these `count` rows; pictures are let go of batch by batch."""
+        """The row group of these `count` rows; images are let go of batch by batch."""
         kept: list[Decoded] = []
-        pictures: dict[str, list[Floats]] = {label: [] for label in self._clips}
+        images: dict[str, list[Floats]] = {label: [] for label in self._clips}
         batches = _batches(rows, self._even_size(count))
         # One batch more than are worked on, so that no thread waits for this one.
         ahead = self._encoders.count + 1
         for batch, vectors in map_ahead(self._encoders.pool, self._encode_batch, batches, ahead=ahead):
             kept += batch
             for label in self._clips:
-                pictures[label].append(vectors[label])
-        found = {label: self._vectors(label, kept, np.concatenate(pictures[label])) for label in self._clips}
+                images[label].append(vectors[label])
+        found = {label: self._vectors(label, kept, np.concatenate(images[label])) for label in self._clips}
         return self._row_group(kept, found)
 
     def _even_size(self, count: int) -> int:
@@ -112,26 +112,26 @@ class RowGroupEncoder:
         return -(-count // (rounds * self._encoders.count))
 
     def _encode_batch(self, batch: list[Decoded]) -> tuple[list[Decoded], dict[str, Floats]]:
-        """The rows without their pictures, and the vectors of these by label, (B, D)."""
-        vectors = {label: self._encode_pictures(label, batch) for label in self._clips}
+        """The rows without their images, and the vectors of these by label, (B, D)."""
+        vectors = {label: self._encode_images(label, batch) for label in self._clips}
         return [Decoded(item.row, item.content_hash, reason=item.reason) for item in batch], vectors
 
-    def _encode_pictures(self, label: str, batch: list[Decoded]) -> Floats:
-        """(B, D), zero where there is no picture or its vector is known."""
+    def _encode_images(self, label: str, batch: list[Decoded]) -> Floats:
+        """(B, D), zero where there is no image or its vector is known."""
         clip, known = self._clips[label], self._known[label]
         rows = [row for row, item in enumerate(batch) if item.squares and item.content_hash not in known]
         vectors = np.zeros((len(batch), clip.dimension), dtype=np.float32)
         if rows:
             squares = [batch[row].squares[clip.image_px] for row in rows]
-            vectors[rows] = _finite(clip.encode_images(squares), clip, "picture", batch[rows[0]])
+            vectors[rows] = _finite(clip.encode_images(squares), clip, "image", batch[rows[0]])
         return vectors
 
-    def _vectors(self, label: str, rows: list[Decoded], pictures: Floats) -> Found:
-        """Everything of one model: known vectors, the `pictures` (N, D) encoded just now, and texts."""
+    def _vectors(self, label: str, rows: list[Decoded], images: Floats) -> Found:
+        """Everything of one model: known vectors, the `images` (N, D) encoded just now, and texts."""
         clip = self._clips[label]
         found = self._known[label].look_up([item.content_hash for item in rows], clip.dimension)
         new = np.flatnonzero(~found.known)
-        found.vectors["image"][new] = pictures[new]
+        found.vectors["image"][new] = images[new]
         found.present["image"][new] = [not rows[row].reason for row in new]
         for row in new:
             found.reasons[row] = rows[row].reason

@@ -1,7 +1,7 @@
-"""How much of the picture and how much of the text goes into a product's fused vector.
+"""How much of the image and how much of the text goes into a product's fused vector.
 
 Chosen on validation products by what searching is for: short requests ("red velvet armchair") have to
-find every product of that kind, and a picture has to find its like. The share with the best mean
+find every product of that kind, and an image has to find its like. The share with the best mean
 average precision over both wins; between equals the one nearest to one half.
 
 Known bias: requests are made of attributes that captions spell out as well, so the choice leans
@@ -33,7 +33,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Choice:
-    """The picture's share and where it comes from."""
+    """The image weight and where it comes from."""
 
     image_weight: float
     reason: str
@@ -49,18 +49,18 @@ class _Queries:
 def choose_image_weight(
     products: Sequence[Mapping[str, str | None]], image: Floats, text: Floats, clip: Clip
 ) -> Choice:
-    """The picture's share for these validation products; `image` and `text` are (N, D)."""
+    """The image weight for these validation products; `image` and `text` are (N, D)."""
     attributes = known_attributes(products)
     requests = _requests(attributes, clip)
-    pictures = _pictures(attributes, image)
-    for name, queries in (("requests", requests), ("pictures", pictures)):
+    images = _images(attributes, image)
+    for name, queries in (("requests", requests), ("images", images)):
         if len(queries.relevant) < LEAST_QUERIES:
             reason = f"only {len(queries.relevant)} {name} to choose with, {LEAST_QUERIES} needed"
             return Choice(EVEN, reason)
     scores = {}
     for weight in WEIGHTS:
         gallery = fuse(image, text, weight)
-        scores[weight] = (_precision(requests, gallery) + _precision(pictures, gallery)) / 2
+        scores[weight] = (_precision(requests, gallery) + _precision(images, gallery)) / 2
     best = max(WEIGHTS, key=lambda weight: (round(scores[weight], 6), -abs(weight - EVEN)))
     return Choice(
         best,
@@ -82,8 +82,8 @@ def _requests(attributes: Attributes, clip: Clip) -> _Queries:
     return _Queries(vectors, [query.answers(attributes) for query in asked], None)
 
 
-def _pictures(attributes: Attributes, image: Floats) -> _Queries:
-    """Pictures of which the catalogue holds others of the same kind; none finds itself."""
+def _images(attributes: Attributes, image: Floats) -> _Queries:
+    """Images of which the catalogue holds others of the same kind; none finds itself."""
     kinds = list(zip(*(attributes[name] for name in _ALIKE), strict=True))
     others = positives(kinds, exclude_self=True)
     rows = _evenly([row for row, found in enumerate(others) if all(kinds[row]) and len(found)])

@@ -1,4 +1,4 @@
-"""`EmbeddingGenerator`: pictures and texts to unit vectors, from Python."""
+"""`EmbeddingGenerator`: images and texts to unit vectors, from Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Item = TypeVar("_Item")
 
 
 class EmbeddingGenerator:
-    """Generates embeddings for pictures and texts with any CLIP of Hugging Face.
+    """Generates embeddings for images and texts with any CLIP of Hugging Face.
 
         generator = EmbeddingGenerator()
         images = generator.generate_image_embeddings(model, processor, ["chair.jpg", "sofa.jpg"])
@@ -41,8 +41,8 @@ class EmbeddingGenerator:
         """Unit vectors (N, D) in float32, in the order of `images`.
 
         `model`: a `CLIPModel` or the like; `processor`: its `CLIPProcessor`, which does all the
-        preprocessing. `images`: pictures or their paths, opened batch by batch. Raises
-        `BrokenImage` for a picture that cannot be read.
+        preprocessing. `images`: images or their paths, opened batch by batch. Raises
+        `BrokenImage` for an image that cannot be read.
         """
 
         def encode(batch: Sequence[Image.Image | Path | str]) -> Any:

@@ -1,6 +1,6 @@
 """Row groups while the work goes on, and vectors of earlier files that still hold.
 
-    work/embeddings/parts/KEY/plan.json            models and arithmetic, decided once
+    work/embeddings/parts/KEY/plan.json            models and precision, decided once
     work/embeddings/parts/KEY/part-00000.parquet   one finished row group, without the fused vectors
 
 KEY is a hash of every input, so a part under it is right whoever made it and whenever. A part is
@@ -109,7 +109,7 @@ class Found:
 
 
 class Known:
-    """Picture and text vectors of earlier files, found by content hash.
+    """ImageSource and text vectors of earlier files, found by content hash.
 
     Holds 16 bytes a row; the vectors stay on the disk until a row group needs them.
     """
@@ -158,7 +158,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Earlier:
-    """Files with vectors of one model in one arithmetic."""
+    """Files with vectors of one model in one precision."""
 
     files: tuple[Path, ...]
     precision: str | None
@@ -167,7 +167,7 @@ class Earlier:
 def reusable_files(embeddings: Path, label: str, fingerprint: str, precision: str | None) -> Earlier:
     """Earlier files with vectors of this very model: the vector file, and parts left by a kill.
 
-    `precision` None takes any arithmetic, but only that of the first file found.
+    `precision` None takes any precision, but only that of the first file found.
     """
     candidates = [embeddings / "master_vectors.parquet", *sorted(embeddings.glob("parts/*/part-*.parquet"))]
     found = []

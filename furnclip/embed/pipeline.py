@@ -4,7 +4,7 @@
    vector file with this key is finished, and nothing is done.
 2. Encode the row groups that have no part yet; of vectors made earlier by the same model, those
    whose content hash has not changed are copied.
-3. Choose the picture's share on validation, write the vector file, build the search table, and only
+3. Choose the image weight on validation, write the vector file, build the search table, and only
    then remove the parts.
 
 Under `torchrun`, process r of w encodes every w-th row group. The parts on the disk are all they
@@ -59,15 +59,15 @@ class Summary:
     row_groups_begun: int
     """by this process, in this run and the killed ones before it; the surplus was encoded twice"""
     encoded: dict[str, int]
-    """pictures encoded by this process, by model label"""
+    """images encoded by this process, by model label"""
     missing: dict[str, int]
-    """rows without a picture vector, by the first word of the reason"""
+    """rows without an image vector, by the first word of the reason"""
     rejected: int
     uncleaned: int
     """rows of the raw catalogue that are not here because they were never cleaned"""
     seconds: float
     loading_s: float
-    """of these: loading the models and choosing their arithmetic"""
+    """of these: loading the models and choosing their precision"""
     provenance: Provenance
     index: IndexReport | None
     was_there: bool = False
@@ -110,7 +110,7 @@ class _Work:
 
     row_groups: int = 0
     row_groups_begun: int = 0
-    pictures: Counter[str] = field(default_factory=Counter)
+    images: Counter[str] = field(default_factory=Counter)
     loading_s: float = 0.0
 
 
@@ -204,7 +204,7 @@ def _encode(job: _Job, journal: Journal) -> _Work:
     job.folder.drop_damaged(share, plan, lambda number: _rows_in(job, number))
     known = {label: _known(job, plan, label) for label in clips}
     todo = [number for number in share if not job.folder.is_done(number)]
-    pictures: Counter[str] = Counter()
+    images: Counter[str] = Counter()
     with (
         console.progress("embedding", total=job.products, unit="products") as meter,
         ThreadPoolExecutor(job.workers) as pool,
@@ -219,9 +219,9 @@ def _encode(job: _Job, journal: Journal) -> _Work:
             rows = _rows_in(job, number)
             group = encoder.encode(islice(decoded, rows), rows)
             job.folder.write(number, group.table)
-            pictures.update(group.encoded)
+            images.update(group.encoded)
             meter.advance(group.table.num_rows)
-    return _Work(len(todo), _begun(journal), pictures, loading_s)
+    return _Work(len(todo), _begun(journal), images, loading_s)
 
 
 def _known(job: _Job, plan: Provenance, label: str) -> Known:
@@ -308,7 +308,7 @@ def _summary(
         row_groups=job.row_groups,
         row_groups_encoded=work.row_groups,
         row_groups_begun=work.row_groups_begun,
-        encoded=dict(work.pictures),
+        encoded=dict(work.images),
         missing=_missing(vectors) if job.ranks.leads else {},
         rejected=sum(1 for _ in job.reader.rejections()),
         uncleaned=uncleaned_rows(job.config),
@@ -328,7 +328,7 @@ def _missing(vectors: Path) -> dict[str, int]:
 
 @contextmanager
 def _quiet_decoders() -> Iterator[None]:
-    # Pictures are opened in several threads, and each opening saves and restores the process's
+    # Images are opened in several threads, and each opening saves and restores the process's
     # warning filters; whatever order they end in, the filters are as before behind this block.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")

@@ -1,4 +1,4 @@
-"""What is decided once for one key: the models and their arithmetic; and who does which row group."""
+"""What is decided once for one key: the models and their precision; and who does which row group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from furnclip.journal import read_json, write_text
 from furnclip.model import Clip
 from furnclip.vectors import ModelProvenance, Provenance
 
-PREPROCESSING = "longest side fitted, letterboxed on white, bicubic, first readable picture"
+PREPROCESSING = "longest side fitted, letterboxed on white, bicubic, first readable image"
 _POLL_S = 0.2
 _SAMPLE_SEARCHED = 64
 
@@ -108,12 +108,12 @@ def _settled(label: str, clip: Clip, config: Config, sample: Sample) -> ModelPro
 
 
 def _sample(reader: CatalogueReader, side_px: int) -> Sample:
-    """The first products of the catalogue whose picture can be read."""
-    pictures: list[Image.Image] = []
+    """The first products of the catalogue whose image can be read."""
+    images: list[Image.Image] = []
     captions: list[str] = []
     for row in islice(reader.rows(), _SAMPLE_SEARCHED):
         decoded = decode(row, read_content(row), frozenset({side_px}))
-        if decoded.squares and row.caption and len(pictures) < SAMPLE_ROWS:
-            pictures.append(decoded.squares[side_px])
+        if decoded.squares and row.caption and len(images) < SAMPLE_ROWS:
+            images.append(decoded.squares[side_px])
             captions.append(row.caption)
-    return Sample(pictures, captions)
+    return Sample(images, captions)

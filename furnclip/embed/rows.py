@@ -1,7 +1,7 @@
 """Catalogue rows on their way to a model: what is stored, what is encoded, what identifies them.
 
-The content hash of a row covers its caption and its picture, so a row whose hash is known needs no
-decoding and no model. Only the first picture that is there is read for it; of further ones, which
+The content hash of a row covers its caption and its image, so a row whose hash is known needs no
+decoding and no model. Only the first image that is there is read for it; of further ones, which
 step in when the first is broken, name and size count.
 """
 
@@ -35,14 +35,14 @@ class Row:
 
     stored: dict[str, str]
     caption: str
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     problem: str
-    """why there is no picture to try; empty where there is one"""
+    """why there is no image to try; empty where there is one"""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What identifies a row's content, and the bytes of its first picture."""
+    """What identifies a row's content, and the bytes of its first image."""
 
     content_hash: str
     first: bytes
@@ -51,7 +51,7 @@ class Content:
 
 @dataclass
 class Decoded:
-    """A row ready for the model. `squares`: side in pixels -> picture; empty with a `reason`."""
+    """A row ready for the model. `squares`: side in pixels -> image; empty with a `reason`."""
 
     row: Row
     content_hash: str
@@ -99,33 +99,33 @@ class CatalogueReader:
         }
         caption = default_caption(product.fields, title=product.title)
         try:
-            pictures, problem = tuple(find_images(product, self._paths.images)), ""
+            images, problem = tuple(find_images(product, self._paths.images)), ""
         except BrokenImage as error:
-            pictures, problem = (), f"{error.reason}: {error.message}"
-        return Row(stored, caption, pictures, problem)
+            images, problem = (), f"{error.reason}: {error.message}"
+        return Row(stored, caption, images, problem)
 
 
 def read_content(row: Row) -> Content:
-    """The row's content hash and the bytes of its first picture; never raises for a bad picture."""
-    if not row.pictures:
+    """The row's content hash and the bytes of its first image; never raises for a bad image."""
+    if not row.images:
         return Content(content_hash(row.caption, row.problem), b"", row.problem)
     first, problem = b"", ""
     try:
-        first = read_bytes(row.pictures[0])
+        first = read_bytes(row.images[0])
     except BrokenImage as error:
         problem = f"{error.reason}: {error.message}"
-    others = [f"{path.name} {path.stat().st_size}" for path in row.pictures[1:]]
+    others = [f"{path.name} {path.stat().st_size}" for path in row.images[1:]]
     return Content(content_hash(row.caption, first, problem, *others), first, problem)
 
 
 def decode(row: Row, content: Content, sides_px: frozenset[int]) -> Decoded:
-    """The row's first picture that can be read, as squares; a reason where there is none."""
+    """The row's first image that can be read, as squares; a reason where there is none."""
     reason = content.problem
     sources: list[bytes | Path] = [content.first] if content.first else []
-    for source in [*sources, *row.pictures[1:]]:
+    for source in [*sources, *row.images[1:]]:
         try:
             squares = {side_px: load_square(source, side_px) for side_px in sides_px}
             return Decoded(row, content.content_hash, squares)
         except BrokenImage as error:
             reason = reason or f"{error.reason}: {error.message}"
-    return Decoded(row, content.content_hash, reason=reason or "empty: the picture is empty")
+    return Decoded(row, content.content_hash, reason=reason or "empty: the image is empty")

@@ -1,7 +1,7 @@
-"""Which models to embed with, and in which arithmetic.
+"""Which models to embed with, and in which precision.
 
 bfloat16 is taken where the machine is faster in it and the vectors stay what they are: on a sample of
-the catalogue's own pictures and captions every cosine to float32 has to be at least `LEAST_COSINE`.
+the catalogue's own images and captions every cosine to float32 has to be at least `LEAST_COSINE`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAMPLE_ROWS = 16
 
 @dataclass(frozen=True)
 class Settled:
-    """The arithmetic of one model's towers, and the lowest cosine to float32 on the sample."""
+    """The precision of one model's towers, and the lowest cosine to float32 on the sample."""
 
     precision: str
     cosine: float | None
@@ -37,7 +37,7 @@ class Settled:
 class Sample:
     """A few rows of the catalogue to try a model on."""
 
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     captions: Sequence[str]
 
 
@@ -59,9 +59,9 @@ def load_models(names: dict[str, str], config: Config) -> dict[str, Clip]:
 
 
 def settle_precision(clip: Clip, config: Config, sample: Sample, *, earlier: str | None) -> Settled:
-    """Put the towers of `clip` (in float32 now) into the arithmetic that this catalogue gets.
+    """Put the towers of `clip` (in float32 now) into the precision that this catalogue gets.
 
-    `earlier`: the arithmetic of vectors that will be kept; mixing two in one column helps nobody.
+    `earlier`: the precision of vectors that will be kept; mixing two in one column helps nobody.
     """
     wanted = config.model.precision
     if wanted == "auto" and earlier:
@@ -94,8 +94,8 @@ def _rounded(clip: Clip, choice: Choice) -> Clip:
 
 
 def _encode(clip: Clip, sample: Sample) -> Floats:
-    """Vectors of the sample's pictures, then of its captions, (S, D)."""
-    vectors = np.concatenate([clip.encode_images(sample.pictures), clip.encode_texts(sample.captions)])
+    """Vectors of the sample's images, then of its captions, (S, D)."""
+    vectors = np.concatenate([clip.encode_images(sample.images), clip.encode_texts(sample.captions)])
     if not np.isfinite(vectors).all():
         raise ModelError(
             f"`{clip.name}` gives vectors that are not finite", hint="train or download the model again"

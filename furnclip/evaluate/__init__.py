@@ -1,4 +1,4 @@
-"""`furnclip eval`: did it get better? With intervals, paired tests and pictures.
+"""`furnclip eval`: did it get better? With intervals, paired tests and images.
 
 In: a split of `work/shards/` and models (the base, runs under `work/runs/`). Out: `work/eval/report.json`
 and `work/eval/report.html`, one self-contained page.

@@ -79,7 +79,7 @@ def _encode_images(clip: Clip, split: Split, *, label: str, config: Config) -> F
     with console.progress(f"{label}: images", total=len(split)) as meter:
 
         def encode(positions: list[int]) -> Floats:
-            vectors = clip.encode_images(list(split.pictures(positions)))
+            vectors = clip.encode_images(list(split.images(positions)))
             meter.advance(len(positions))
             return _finite(vectors, "images", clip)
 

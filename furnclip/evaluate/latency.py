@@ -27,7 +27,7 @@ _WARM_UP, _FEWEST, _MOST = 2, 5, 200
 def measure_latency(
     models: Mapping[str, tuple[Clip, Floats]], split: Split, *, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """Milliseconds by label, for texts, pictures, and a search of one text in the model's pictures (N, D).
+    """Milliseconds by label, for texts, images, and a search of one text in the model's images (N, D).
 
     `seconds`: to spend on each figure of each model; for 0 there are no figures.
     """
@@ -35,7 +35,7 @@ def measure_latency(
     if seconds <= 0:
         return figures
     for name, size, call in _calls(split):
-        work = {label: partial(call, clip, pictures) for label, (clip, pictures) in models.items()}
+        work = {label: partial(call, clip, images) for label, (clip, images) in models.items()}
         for label, found in _in_turn(work, seconds).items():
             if size is None:
                 figures[label][name] = found
@@ -49,7 +49,7 @@ def _calls(split: Split) -> Iterator[tuple[str, int | None, Call]]:
     for size in _BATCHES:
         rows = [index % len(split) for index in range(size)]
         yield "texts", size, partial(_encode_texts, [split.captions[row] for row in rows])
-        yield "images", size, partial(_encode_images, list(split.pictures(rows)))
+        yield "images", size, partial(_encode_images, list(split.images(rows)))
     yield "search", None, partial(_search, split.captions[0])
 
 
@@ -57,8 +57,8 @@ def _encode_texts(captions: list[str], clip: Clip, _: Floats) -> object:
     return clip.encode_texts(captions)
 
 
-def _encode_images(pictures: list[Image.Image], clip: Clip, _: Floats) -> object:
-    return clip.encode_images(pictures)
+def _encode_images(images: list[Image.Image], clip: Clip, _: Floats) -> object:
+    return clip.encode_images(images)
 
 
 def _search(caption: str, clip: Clip, gallery: Floats) -> object:

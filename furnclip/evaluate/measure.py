@@ -87,7 +87,7 @@ def compare(task: Task, first: Answers, second: Answers, config: EvaluationConfi
 def slice_by_attribute(
     split: Split, task: Task, answers: Mapping[str, Answers], config: EvaluationConfig
 ) -> dict[str, Any]:
-    """Each model on the queries of one type, material, colour or style; the gallery stays whole.
+    """Each model on the queries of one type, material, color or style; the gallery stays whole.
 
     Values with fewer queries than `slice_min_queries` are counted in `left_out` only.
     """

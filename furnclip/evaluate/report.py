@@ -1,6 +1,6 @@
-"""`report.html`: one self-contained page with tables, plots and pictures, for phones and desks.
+"""`report.html`: one self-contained page with tables, plots and images, for phones and desks.
 
-Out: HTML text without a single outside address. Pictures are JPEG data URIs, each in the page once.
+Out: HTML text without a single outside address. Images are JPEG data URIs, each in the page once.
 Product titles are shop data: the template escapes everything.
 """
 
@@ -77,7 +77,7 @@ def render(report: Mapping[str, Any], parts: Sequence[Part], split: Split) -> st
         plots=_plots(report),
         slices=_slices(report),
         parts=parts,
-        pictures=_pictures(parts, split),
+        images=_images(parts, split),
     )
 
 
@@ -127,19 +127,19 @@ def _slices(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _pictures(parts: Sequence[Part], split: Split) -> dict[int, str]:
-    """Product index -> data URI, for every picture that is shown."""
+def _images(parts: Sequence[Part], split: Split) -> dict[int, str]:
+    """Product index -> data URI, for every image that is shown."""
     shown: set[int] = set()
     for part in parts:
         for example in part.examples:
             shown |= {hit.index for answer in example.answers for hit in answer.hits}
             shown |= set() if example.target is None else {example.target}
-    return {index: _data_uri(split.picture(index)) for index in sorted(shown)}
+    return {index: _data_uri(split.image(index)) for index in sorted(shown)}
 
 
-def _data_uri(picture: Image.Image) -> str:
-    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(picture, 80)).decode("ascii")
+def _data_uri(image: Image.Image) -> str:
+    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image, 80)).decode("ascii")
 
 
 def _figure(value: object) -> str:

@@ -211,7 +211,7 @@ def _not_measured(tasks: Sequence[Task]) -> dict[str, str]:
     reasons = {
         "image_to_image": "no two products of this split share a group",
         "image_to_type": "no two products of this split are known to be of one type",
-        "attributes_to_image": "no type is known together with a colour, material or style",
+        "attributes_to_image": "no type is known together with a color, material or style",
     }
     measured = {task.name for task in tasks}
     return {name: reason for name, reason in reasons.items() if name not in measured}

@@ -1,4 +1,4 @@
-"""Which queries the report shows with pictures: gains, regressions, hardest, and some by lot.
+"""Which queries the report shows with images: gains, regressions, hardest, and some by lot.
 
 Gains and regressions are picked for their size and prove nothing; the queries drawn by lot are the
 ones to judge by.
@@ -23,7 +23,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture in a model's answer; `right` when it answers the query."""
+    """One image in a model's answer; `right` when it answers the query."""
 
     index: int
     title: str
@@ -32,7 +32,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """The first pictures that a model gives, and the rank of its first right one."""
+    """The first images that a model gives, and the rank of its first right one."""
 
     label: str
     rank: int
@@ -41,7 +41,7 @@ class ModelAnswer:
 
 @dataclass(frozen=True)
 class Example:
-    """A query, the picture it is about (None for a request), and each model's answer."""
+    """A query, the image it is about (None for a request), and each model's answer."""
 
     query: str
     product_id: str
@@ -89,7 +89,7 @@ def choose(products: Asked, requests: Asked | None, config: EvaluationConfig) ->
         parts.append(_part(products, "Regressions", f"Where {name} is most behind {first}", losses, config))
     last = products.answers[name].first_ranks
     hardest = [row for row in np.argsort(-last, kind="stable") if last[row] > TOP]
-    parts.append(_part(products, "Hardest", f"Where {name} finds the right picture last", hardest, config))
+    parts.append(_part(products, "Hardest", f"Where {name} finds the right image last", hardest, config))
     return [part for part in parts if part.examples]
 
 
@@ -98,7 +98,7 @@ def _by_lot(asked: Asked, lot: np.random.Generator) -> list[int]:
 
 
 def _change(asked: Asked) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """How many times nearer to the top the last model puts the first right picture, as a logarithm."""
+    """How many times nearer to the top the last model puts the first right image, as a logarithm."""
     first, last = (asked.answers[model.label].first_ranks for model in (asked.models[0], asked.models[-1]))
     return np.asarray(np.log(first) - np.log(last), dtype=np.float64)
 

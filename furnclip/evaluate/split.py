@@ -1,4 +1,4 @@
-"""The products that are measured on: one split of the shards, without their pictures."""
+"""The products that are measured on: one split of the shards, without their images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from furnclip.shards import Sample, ShardDataset
 
 @dataclass(frozen=True)
 class Split:
-    """N products, in shard order; pictures are read when they are needed."""
+    """N products, in shard order; images are read when they are needed."""
 
     name: str
     dataset: ShardDataset
@@ -35,11 +35,11 @@ class Split:
     def data_hash(self) -> str:
         return self.dataset.data_hash
 
-    def picture(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image:
         return open_image(self.dataset[index].image_bytes)
 
-    def pictures(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        return (self.picture(index) for index in indices)
+    def images(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        return (self.image(index) for index in indices)
 
 
 def read_split(config: Config) -> Split:
@@ -54,7 +54,7 @@ def read_split(config: Config) -> Split:
             f"the {name} split holds no products",
             hint="lower `prepare.train_fraction`, or add products, and run `furnclip prepare` again",
         )
-    # Row by row, so that the pictures are not in memory together.
+    # Row by row, so that the images are not in memory together.
     rows = [
         (
             sample.product_id,

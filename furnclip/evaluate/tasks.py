@@ -1,10 +1,10 @@
 """What is asked of a model: the queries, the gallery and the right answers of each task.
 
-    text_to_image        a product's caption finds its picture
-    image_to_text        a picture finds its product's caption
-    image_to_image       a picture finds other pictures of the same group; the picture itself is left out
-    image_to_type        a picture finds other pictures of the same type; the picture itself is left out
-    attributes_to_image  a short request, "red velvet armchair", finds every picture of that kind
+    text_to_image        a product's caption finds its image
+    image_to_text        an image finds its product's caption
+    image_to_image       an image finds other images of the same group; the image itself is left out
+    image_to_type        an image finds other images of the same type; the image itself is left out
+    attributes_to_image  a short request, "red velvet armchair", finds every image of that kind
 
 A right answer to a product is every product of the same group or with the same caption: nobody
 could tell those apart. nDCG also knows half-right answers: the same type in the same colour,
@@ -56,15 +56,15 @@ def build_tasks(split: Split, requests: Sequence[AttributeQuery]) -> list[Task]:
         Task("text_to_image", "captions", "images", everything, relevant, units, gains),
         Task("image_to_text", "images", "captions", everything, relevant, units, gains),
     ]
-    tasks += _picture_task("image_to_image", split.groups, units, codes)
-    tasks += _picture_task("image_to_type", split.attributes["object_type"], units, codes)
+    tasks += _image_task("image_to_image", split.groups, units, codes)
+    tasks += _image_task("image_to_type", split.attributes["object_type"], units, codes)
     if requests:
         tasks.append(_attribute_task(split, requests, codes))
     return tasks
 
 
-def _picture_task(name: str, keys: Sequence[str], units: Sequence[str], codes: Integers) -> list[Task]:
-    """Pictures that look for others with their own key; no task when no key is there twice."""
+def _image_task(name: str, keys: Sequence[str], units: Sequence[str], codes: Integers) -> list[Task]:
+    """Images that look for others with their own key; no task when no key is there twice."""
     others = positives(keys, exclude_self=True)
     rows = np.asarray([row for row, found in enumerate(others) if keys[row] and len(found)], dtype=np.int64)
     if not len(rows):

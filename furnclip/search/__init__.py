@@ -1,4 +1,4 @@
-"""A text, a picture or both in; ranked products out.
+"""A text, an image or both in; ranked products out.
 
 In: the search table that `furnclip embed` wrote (`work/index.lance`, or `search.index` on S3) and the
 model that made its vectors; any other model is refused. Out: `Hit`s, nothing on the disk but the

@@ -1,4 +1,4 @@
-"""The hits as one picture."""
+"""The hits as one image."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _COLUMNS = 5
 
 
 def write_preview(hits: Sequence[Hit], images: Path, target: Path) -> Path:
-    """A contact sheet of the hits' pictures with rank and title at `target`; its path.
+    """A contact sheet of the hits' images with rank and title at `target`; its path.
 
-    A picture that cannot be read is an empty frame.
+    An image that cannot be read is an empty frame.
     """
     cells = [
-        (_picture(hit, images), f"{place}. {hit.clean_title or hit.title}")
+        (_image(hit, images), f"{place}. {hit.clean_title or hit.title}")
         for place, hit in enumerate(hits, start=1)
     ]
     rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
@@ -29,7 +29,7 @@ def write_preview(hits: Sequence[Hit], images: Path, target: Path) -> Path:
     return target
 
 
-def _picture(hit: Hit, images: Path) -> Image.Image | None:
+def _image(hit: Hit, images: Path) -> Image.Image | None:
     try:
         return open_image(images / hit.image, longest_px=_CELL_PX) if hit.image else None
     except BrokenImage:

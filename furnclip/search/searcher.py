@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from furnclip.model import Clip
 
 Mode = Literal["vector", "keyword", "hybrid"]
-Picture = Path | str | Image.Image
+ImageSource = Path | str | Image.Image
 _Key = TypeVar("_Key", bound=Hashable)
 _HYBRID_CANDIDATES = 100  # of each side, before they are fused
 _RANK_OFFSET = 60  # of reciprocal rank fusion, as in the paper
@@ -54,7 +54,7 @@ class Hit:
     group: str
     split: str
     image: str
-    """path of the picture, relative to the picture folder"""
+    """path of the image, relative to the image folder"""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -104,19 +104,19 @@ class Searcher:
         self,
         text: str | None = None,
         *,
-        image: Picture | None = None,
+        image: ImageSource | None = None,
         k: int | None = None,
         where: str | None = None,
         exclude: Sequence[str] = (),
         mode: Mode | None = None,
         image_weight: float | None = None,
     ) -> list[Hit]:
-        """The `k` best products for a text, a picture, or both.
+        """The `k` best products for a text, an image, or both.
 
         `where`: SQL over the product columns. `exclude`: words that a product's title and attributes
-        must not have, and that a text is led away from. `image_weight`: share of the picture when there
+        must not have, and that a text is led away from. `image_weight`: weight of the image when there
         is a text too, 0 to 1.
-        Raises `UsageError` for a bad filter and `BrokenImage` for a picture that cannot be read.
+        Raises `UsageError` for a bad filter and `BrokenImage` for an image that cannot be read.
         """
         words, exclude = _readable(text or ""), [_readable(word) for word in exclude]
         chosen = self._mode(mode, words=words, has_image=image is not None)
@@ -195,11 +195,9 @@ class Searcher:
 
     def _mode(self, mode: Mode | None, *, words: str, has_image: bool) -> Mode:
         if not words and not has_image:
-            raise UsageError(
-                "there is nothing to search for", hint="give a text, or a picture with `--image`"
-            )
+            raise UsageError("there is nothing to search for", hint="give a text, or an image with `--image`")
         if not words and mode == "keyword":
-            raise UsageError("a picture has no keywords", hint="search by `vector`, or add a text")
+            raise UsageError("an image has no keywords", hint="search by `vector`, or add a text")
         chosen = mode or self.config.search.mode
         if chosen not in get_args(Mode):
             raise UsageError(
@@ -208,7 +206,7 @@ class Searcher:
         return chosen if words else "vector"
 
     def _vector(
-        self, words: str, image: Picture | None, image_weight: float | None, *, exclude: Sequence[str]
+        self, words: str, image: ImageSource | None, image_weight: float | None, *, exclude: Sequence[str]
     ) -> Floats:
         """The request as a unit vector (D,)."""
         share = self.config.search.image_weight if image_weight is None else image_weight
@@ -325,7 +323,7 @@ def _first(vectors: Floats) -> Floats:
     return row
 
 
-def _square(image: Picture, side_px: int) -> Image.Image:
+def _square(image: ImageSource, side_px: int) -> Image.Image:
     if isinstance(image, Image.Image):
         return letterbox(image.convert("RGB"), side_px)
     return load_square(Path(image), side_px)

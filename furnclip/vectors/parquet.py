@@ -64,12 +64,12 @@ class ModelProvenance(BaseModel):
     dimension: int
     image_px: int
     precision: str
-    """arithmetic of the towers: `fp32` or `bf16`"""
+    """precision of the towers: `fp32` or `bf16`"""
     precision_reason: str = ""
     precision_cosine: float | None = None
     """lowest cosine to fp32 on the sample that was checked; null in fp32"""
     image_weight: float = 0.5
-    """share of the picture in `vec_clip_*`"""
+    """weight of the image in `vec_clip_*`"""
     image_weight_reason: str = ""
     """how the share was chosen"""
 
