@@ -123,7 +123,7 @@ def test_a_picture_that_fails_is_a_null_vector_with_its_reason(shop: Path) -> No
     assert table.present("image_clip_base").tolist() == [row not in (1, 2, 4) for row in range(12)]
     assert (table.present("vec_clip_base") == table.present("image_clip_base")).all()
     assert table.present("text_clip_base").all()
-    assert str(table.products[1]["missing_reason"]).startswith("missing: there is no picture `00001.jpg`")
+    assert str(table.products[1]["missing_reason"]).startswith("missing: there is no image `00001.jpg`")
     assert table.products[0]["missing_reason"] is None
 
 
