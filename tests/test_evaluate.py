@@ -153,7 +153,7 @@ def test_numbers_equal_a_plain_recomputation(catalogue: Path) -> None:
     config = settings_of(catalogue)
     clip = load_clip("first", config.model, runs=config.paths.runs)
     split = read_split(config)
-    images = clip.encode_images([split.picture(index) for index in range(len(split))])
+    images = clip.encode_images([split.image(index) for index in range(len(split))])
     captions = clip.encode_texts(split.captions)
     ranks = []
     for query, caption, group in zip(captions, split.captions, split.groups, strict=True):
