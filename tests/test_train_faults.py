@@ -111,7 +111,9 @@ def interrupted(ready: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "writer", [f"{HERE}-{DEAD}", f"{HERE}-1", "ffffffff-1", f"{HERE}-{os.getpid()}"], ids=str
+    "writer",
+    [f"{HERE}-{DEAD}", f"{HERE}-1", "ffffffff-1", f"{HERE}-{os.getpid()}"],
+    ids=["dead", "number in use", "other machine", "number of this process"],
 )
 def test_killed_between_the_two_renames_of_a_checkpoint_nothing_is_lost(
     ready: Path, whole: Path, writer: str
