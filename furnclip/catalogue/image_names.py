@@ -22,6 +22,7 @@ from furnclip.images import BrokenImage
 _ENDING = re.compile(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|img)([?#]\S*)?", re.IGNORECASE)
 _AFTER_NAME = re.compile(r"[?#].*")
 _SEPARATORS = tuple(map(re.compile, (r"\s*\n\s*", r"\s*,\s*", r"\s*;\s*", r"\s+")))
+_SEPARATED = re.compile(r"[,;\s\[]")
 _BEFORE_ADDRESS = re.compile(r"[,;\s]+(?=https?://)")
 _LISTED = re.compile(r"""(["'])(.+?)\1""")
 
@@ -32,6 +33,8 @@ def image_names(cell: str) -> tuple[str, ...]:
 
 
 def _names_in(text: str) -> list[str]:
+    if not _SEPARATED.search(text):
+        return [text]
     if text[:1] == "[" and text[-1:] == "]":
         return [match[2].strip() for match in _LISTED.finditer(text)]
     if "://" in text:
