@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from furnclip.catalogue import ATTRIBUTES, Rejection, catalogue_path, no_rows, sheet_text
-from furnclip.config import DataPaths
 from furnclip.console import printable
 from furnclip.errors import InputError
 from furnclip.journal import write_text
@@ -19,6 +18,9 @@ from furnclip.prepare.groups import Assignment, Ties, leaks_left
 from furnclip.prepare.ledger import UNDECIDED
 from furnclip.prepare.pack import MOST_VALUES
 from furnclip.shards import SPLITS, Manifest
+
+if TYPE_CHECKING:
+    from furnclip.config import DataPaths
 
 REJECTED_NAME = "rejected.csv"
 
