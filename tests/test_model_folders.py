@@ -22,6 +22,7 @@ from furnclip.config import ModelConfig
 from furnclip.errors import FurnclipError
 from furnclip.model import load_clip
 from tests.conftest import Cli
+from tests.drawn_shop import write_shop
 from tests.siglip import build_tiny_siglip
 
 CPU = ModelConfig(device="cpu", precision="fp32")
@@ -250,8 +251,11 @@ def test_the_command_refuses_noise(cli: Cli, shop: Path, folder: Path) -> None:
     assert not (shop / "work" / "embeddings" / "master_vectors.parquet").exists()
 
 
-def test_code_in_a_model_folder_is_neither_run_nor_asked_about(folder: Path, tmp_path: Path) -> None:
-    """On a terminal, where transformers would ask, and `y` would run it."""
+# An unknown kind of model is where transformers asks whether to run the folder's code, and `y` runs it.
+@pytest.mark.parametrize("kind", ["clip", "siglip", "stranger", "resnet"])
+def test_code_in_a_model_folder_is_neither_run_nor_asked_about(
+    kind: str, folder: Path, tmp_path: Path
+) -> None:
     ran = tmp_path / "ran"
     (folder / "stranger.py").write_text(f"open({str(ran)!r}, 'w')\n")
     code = {
@@ -263,21 +267,15 @@ def test_code_in_a_model_folder_is_neither_run_nor_asked_about(folder: Path, tmp
     }
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
         setting(name, auto_map=code)(folder)
-    script = (
-        "from furnclip.config import ModelConfig; from furnclip.model import load_clip; "
-        f"print(load_clip({str(folder)!r}, ModelConfig(device='cpu')).fingerprint)"
+    setting("config.json", model_type=kind)(folder)
+    shop = write_shop(tmp_path / "shop", products=4, model=folder)
+    child = pexpect.spawn(
+        sys.executable, ["-m", "furnclip", "embed"], cwd=str(shop), encoding="utf-8", timeout=120
     )
-    child = pexpect.spawn(sys.executable, ["-c", script], encoding="utf-8", timeout=120)
     child.sendline("y")
     said = child.read()
     child.close()
-    assert child.exitstatus == 0, said
-    assert "trust" not in said
+    assert child.exitstatus == (0 if kind == "clip" else 1), said
+    assert "trust_remote_code" not in said
     assert "[y/N]" not in said
     assert not ran.exists()
-
-
-def test_a_folder_of_another_kind_with_code_is_refused_without_a_question(folder: Path) -> None:
-    setting("config.json", model_type="stranger", auto_map={"AutoConfig": "stranger.Config"})(folder)
-    with pytest.raises(FurnclipError, match="cannot be loaded"):
-        load_clip(str(folder), CPU)
