@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from furnclip.errors import ModelError
+from furnclip.errors import InputError, ModelError
 from furnclip.journal import read_json, write_json
 
 CARD_NAME = "run.json"
@@ -79,18 +79,31 @@ class RunCard:
     def finished(self) -> bool:
         return self.status == "finished"
 
+    @property
+    def tells_result(self) -> bool:
+        """Whether it has what a finished run's card is read for: the figures of base and run side by side."""
+        base, tuned = self.validation.get("base"), self.validation.get("finetuned")
+        return (
+            base is not None
+            and tuned is not None
+            and base.keys() == tuned.keys()
+            and ("validation" in self.samples)
+        )
+
 
 def read_card(run: Path) -> RunCard | None:
     """The card of a run, or None where there is none yet. Raises `InputError` for a damaged one."""
+    hint = f"restore it from a backup, or train again: `furnclip train --run {run.name} --no-resume`"
     try:
-        return read_json(
-            run / CARD_NAME,
-            RunCard,
-            what="the run card",
-            hint=f"restore it from a backup, or train again: `furnclip train --run {run.name} --no-resume`",
-        )
+        card = read_json(run / CARD_NAME, RunCard, what="the run card", hint=hint)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if card.finished and not card.tells_result:
+        raise InputError(
+            f"the run card `{run / CARD_NAME}` is damaged: `validation` or `samples` is not complete",
+            hint=hint,
+        )
+    return card
 
 
 def write_card(run: Path, card: RunCard) -> None:

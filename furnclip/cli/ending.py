@@ -12,7 +12,9 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -52,6 +54,7 @@ def run() -> NoReturn:
     from furnclip import console
 
     atexit.register(_quit)  # first in, last out: after all threads and everybody's exit functions
+    sys.unraisablehook = _unraisable
     console.replace_unprintable()
     for name in ("SIGTERM", "SIGHUP"):
         if (number := getattr(signal, name, None)) and signal.getsignal(number) is signal.SIG_DFL:
@@ -106,6 +109,21 @@ def _quit() -> None:
 def _unwind(number: int, frame: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_DFL)
     raise SystemExit(128 + number)
+
+
+def _unraisable(failure: sys.UnraisableHookArgs) -> None:
+    """Python drops exceptions of destructors: the signal that raised one there is sent once more."""
+    ended = failure.exc_value
+    if isinstance(ended, KeyboardInterrupt):
+        _send_again(signal.SIGINT)
+    elif isinstance(ended, SystemExit) and isinstance(ended.code, int) and ended.code > 128:
+        _send_again(ended.code - 128)
+    else:
+        sys.__unraisablehook__(failure)
+
+
+def _send_again(number: int) -> None:
+    threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
 
 
 def report(error: BaseException) -> int:
