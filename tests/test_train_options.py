@@ -108,3 +108,38 @@ def test_wandb_gets_the_figures_and_the_model_offline(
     assert b"step/gradient_norm/projections" in logged
     assert (b"watched-model" in logged) == artifacts
     assert (b"model.safetensors" in logged) == artifacts
+
+
+STRANGERS = {
+    "address": "[default]\nbase_url = http://127.0.0.1:9\n",
+    "look-alike": "[default]\nbase_url = https://api.wandb.ai.example.com\n",
+    "proxy": "[default]\nentity = shop\nhttps_proxy = http://127.0.0.1:9\n",
+    "another section": "[default]\nproject = p\n[more]\napi_key = stranger\n",
+    "no settings": "just words\n",
+    "twice": "[default]\nproject = a\nproject = b\n",
+}
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+def test_wandb_settings_of_a_strangers_folder_are_refused(
+    case: str, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(ready)
+    (ready / "wandb").mkdir()
+    (ready / "wandb" / "settings").write_text(STRANGERS[case])
+    outcome = command(ready, "train", "--scenario", "linear_probe", "--epochs", "1", "--wandb", "offline")
+    assert outcome.code == 2
+    assert "wandb/settings`" in outcome.stderr
+    assert "hint: move" in outcome.stderr
+
+
+def test_wandb_settings_that_wandb_itself_writes_are_taken(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(ready)
+    (ready / "wandb").mkdir()
+    settings = "[default]\nentity = shop\nproject = sofas\nbase_url = https://api.wandb.ai\n"
+    (ready / "wandb" / "settings").write_text(settings)
+    command(ready, "train", "--scenario", "linear_probe", "--epochs", "1", "--wandb", "offline").ok()

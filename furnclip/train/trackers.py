@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from configparser import ConfigParser
+from configparser import Error as ParserError
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +18,12 @@ from rich.live import Live
 from rich.text import Text
 
 from furnclip import console
-from furnclip.config import Config
-from furnclip.errors import InputError
-from furnclip.journal import Journal, encode_event, read_journal, write_bytes
+from furnclip.config import Config, environment_variables
+from furnclip.errors import ConfigError, InputError
+from furnclip.journal import Journal, encode_event, read_journal, read_text, write_bytes
 from furnclip.runs import METRICS_NAME
+
+_WANDB = "https://api.wandb.ai"
 
 
 class Tracker(Protocol):
@@ -50,6 +54,7 @@ class WandbTracker:
     def __init__(self, config: Config, run: Path, tracker_id: str) -> None:
         import wandb  # an extra, and slow to load
 
+        _check_settings_of_folder(Path.cwd() / "wandb" / "settings")
         self._run = wandb.init(
             project=config.train.wandb_project,
             name=run.name,
@@ -72,6 +77,31 @@ class WandbTracker:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _check_settings_of_folder(path: Path) -> None:
+    """W&B takes settings from this file of the current folder, whoever wrote it, and sends its key to the
+    address there. What `wandb init` writes for W&B's own service is harmless.
+
+    Raises `ConfigError` for anything else in it.
+    """
+    parser = ConfigParser(interpolation=None, default_section="")
+    try:
+        parser.read_string(read_text(path, what="W&B's settings", hint="move it away"))
+        found = {name: value for section in parser.sections() for name, value in parser[section].items()}
+    except FileNotFoundError:
+        return
+    except ParserError as error:
+        raise ConfigError(f"`{path}` cannot be read: {error.message}", hint="move it away") from None
+    harmless = {"entity": found.get("entity"), "project": found.get("project"), "base_url": _WANDB}
+    if "WANDB_BASE_URL" in environment_variables():  # it overrules the file
+        harmless["base_url"] = found.get("base_url")
+    for name, value in found.items():
+        if harmless.get(name) != value:
+            raise ConfigError(
+                f"`{path}` sets `{name}`, which could send your W&B key to another server",
+                hint="move the file away; for a server of your own set WANDB_BASE_URL in your shell",
+            )
 
 
 def forget_after(run: Path, step: int) -> None:
