@@ -5,10 +5,6 @@
 
 Out: `shop.jpg` (twelve drawn products), `search.svg` and `tour.svg` (what a terminal of 100 columns
 shows, recorded through a pseudo-terminal) and, where Chromium is installed, `report.png`.
-
-The README's `report.png` is not of the bundled catalogue, on which seed 0 shows no clear gain (dual_lora: MRR
-+0.039, -0.003 to +0.083), but of the same 700 products drawn at 96 px (`python -m examples.drawn_shop shop
---drawing-style ink --own-words --image-px 96`) and the commands of the tour: chosen after both were seen.
 """
 
 from __future__ import annotations
