@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from furnclip.errors import InputError, ModelError
+from furnclip.errors import ModelError
 from furnclip.journal import read_json, write_json
 
 CARD_NAME = "run.json"
@@ -95,15 +95,9 @@ def read_card(run: Path) -> RunCard | None:
     """The card of a run, or None where there is none yet. Raises `InputError` for a damaged one."""
     hint = f"restore it from a backup, or train again: `furnclip train --run {run.name} --no-resume`"
     try:
-        card = read_json(run / CARD_NAME, RunCard, what="the run card", hint=hint)
+        return read_json(run / CARD_NAME, RunCard, what="the run card", hint=hint)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if card.finished and not card.tells_result:
-        raise InputError(
-            f"the run card `{run / CARD_NAME}` is damaged: `validation` or `samples` is not complete",
-            hint=hint,
-        )
-    return card
 
 
 def write_card(run: Path, card: RunCard) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from furnclip import console
 from furnclip.config import Config
-from furnclip.errors import ConfigError, FurnclipError, ModelError, StorageError, UsageError
+from furnclip.errors import ConfigError, FurnclipError, InputError, ModelError, StorageError, UsageError
 from furnclip.journal import discard_folder, exclusive, sweep, write_text
 from furnclip.model.loading import load_float32
 from furnclip.model.precision import Choice, choose_device, choose_precision
@@ -94,6 +94,11 @@ def _train(
     processes.wait()
     ready = _prepare(config, folder, processes, card=read_card(folder) if resume else None)
     if ready.card.finished:
+        if not ready.card.tells_result:
+            raise InputError(
+                f"the run card in `{folder}` is damaged: `validation` or `samples` is not complete",
+                hint=f"restore it, or train again: `furnclip train --run {folder.name} --no-resume`",
+            )
         if processes.first:
             _upload_finished(ready)
         return {**asdict(ready.card), "already_done": True}
