@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from furnclip.catalogue import ATTRIBUTES
-from furnclip.metrics import right_answers
+from furnclip.metrics.retrieval import relevant_by_key
 
 Integers = npt.NDArray[np.int64]
 Attributes = Mapping[str, Sequence[str]]  # attribute -> its value for each product, "" where not known
@@ -42,7 +42,7 @@ def known_attributes(products: Sequence[Mapping[str, str | None]]) -> dict[str, 
 
 def positives(*labellings: Sequence[Hashable], exclude_self: bool = False) -> list[Integers]:
     """For each product those that share one of its labels, ascending: itself too, unless excluded."""
-    by_label = [right_answers(labels, labels) for labels in labellings]
+    by_label = [relevant_by_key(labels, labels) for labels in labellings]
     found = [reduce(np.union1d, rows) for rows in zip(*by_label, strict=True)]
     return [rows[rows != row] for row, rows in enumerate(found)] if exclude_self else found
 

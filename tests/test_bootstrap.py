@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from furnclip.metrics import bootstrap_interval, paired_test
+from furnclip.metrics.bootstrap import bootstrap_interval, paired_test
 
 FULL = os.environ.get("FURNCLIP_FULL") == "1"
 Floats = npt.NDArray[np.floating]

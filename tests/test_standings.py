@@ -124,7 +124,7 @@ def test_bradley_terry_equals_the_journals_example() -> None:
         np.sqrt(covariance[i, i] + covariance[0, 0] - 2 * covariance[0, i]) for i in range(1, len(JOURNALS))
     ]
     assert errors == pytest.approx([0.1025, 0.0606, 0.0708], abs=1e-4)
-    assert not fit.regularised
+    assert not fit.regularized
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -140,14 +140,14 @@ def test_bradley_terry_equals_choix(seed: int) -> None:
 
 def test_bradley_terry_stays_finite_for_a_model_that_never_lost() -> None:
     fit = bradley_terry([[0, 40, 40], [0, 0, 10], [0, 12, 0]], ("champion", "b", "c"))
-    assert fit.regularised
+    assert fit.regularized
     assert fit.scores[0] > 2.5
     assert np.isfinite(fit.intervals).all()
 
 
 def test_bradley_terry_without_votes_knows_nothing() -> None:
     fit = bradley_terry(np.zeros((3, 3)), "abc")
-    assert fit.regularised
+    assert fit.regularized
     assert fit.scores == pytest.approx([0, 0, 0])
 
 

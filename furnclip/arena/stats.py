@@ -143,7 +143,7 @@ def compute_standings(votes: Sequence[Vote], contests: Mapping[str, Contest]) ->
         alpha=krippendorff_alpha([{vote.rater: vote.winner for vote in group} for group in shared]),
         queries_judged_by_several=len(shared),
         ranking=() if fit is None else _ranking(fit.models, fit.scores, fit.intervals),
-        ranking_is_regularised=fit is not None and fit.regularised,
+        ranking_is_regularised=fit is not None and fit.regularized,
     )
 
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from furnclip.metrics import average_precision, every_rank
+from furnclip.metrics.retrieval import average_precision, every_rank
 from furnclip.model import Clip
 from furnclip.relevance import Attributes, attribute_queries, known_attributes, positives
 from furnclip.vectors import Floats, fuse

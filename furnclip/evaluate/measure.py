@@ -14,14 +14,8 @@ from furnclip.config import EvaluationConfig
 from furnclip.evaluate.encode import Encoded
 from furnclip.evaluate.split import Split
 from furnclip.evaluate.tasks import Task
-from furnclip.metrics import (
-    average_precision,
-    bootstrap_interval,
-    chance_recall_at_k,
-    every_rank,
-    ndcg_at_k,
-    paired_test,
-)
+from furnclip.metrics.bootstrap import bootstrap_interval, paired_test
+from furnclip.metrics.retrieval import average_precision, chance_recall_at_k, every_rank, ndcg_at_k
 
 Floats = npt.NDArray[np.floating]
 CUTOFFS = (1, 5, 10)

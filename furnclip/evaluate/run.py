@@ -23,7 +23,7 @@ from furnclip.evaluate.showcase import Asked, Part, choose
 from furnclip.evaluate.split import Split, read_split
 from furnclip.evaluate.tasks import Task, build_requests, build_tasks
 from furnclip.journal import read_json, write_json, write_text
-from furnclip.metrics import chance_recall_at_k, recall_at_k
+from furnclip.metrics.retrieval import chance_recall_at_k, recall_at_k
 from furnclip.model import latest_run
 from furnclip.relevance import AttributeQuery
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.evaluate.split import Split
-from furnclip.metrics import Gains
+from furnclip.metrics.retrieval import Gains
 from furnclip.relevance import AttributeQuery, attribute_queries, positives
 
 Integers = npt.NDArray[np.int64]

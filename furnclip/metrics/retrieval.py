@@ -1,15 +1,14 @@
-"""Retrieval metrics over a whole gallery, with several right answers to a query.
+"""Retrieval metrics over a whole gallery, with several relevant items to a query.
 
 In: unit vectors of queries (Q, D) and of the gallery (N, D), and for each query the gallery indices
-of every right answer. Out: ranks from 1, and from them recall@k, reciprocal rank and average
+of every relevant item. Out: ranks from 1, and from them recall@k, reciprocal rank and average
 precision; nDCG (Järvelin and Kekäläinen, 2002) with graded gains. Nothing is ever Q x N in memory.
 
-Ties are counted against the model: a wrong item that scores as high as a right one comes first, so
-a model that gives everything the same score finds nothing. Right answers to the same query never
-stand in each other's way for the first rank. Scores closer than `TIE` are tied, because float32
-cannot tell them apart.
+Ties are counted against the model: an irrelevant item that scores as high as a relevant one comes
+first, so a model that gives everything the same score finds nothing. Relevant items of one query
+never push each other back. Scores closer than `TIE` are tied, because float32 cannot tell them apart.
 
-`recall@k` is the share of queries with at least one right answer among the first k, as the CLIP
+`recall@k` is the share of queries with at least one relevant item among the first k, as the CLIP
 papers use the word. It depends on the gallery's size: never quote one without the other.
 """
 
@@ -24,92 +23,85 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.int64]
-Relevant = Sequence[Integers]
 Gains = Callable[[slice, slice], Floats]
 """Gains of gallery items (second slice) for queries (first slice): an array (B, C), not negative."""
 
 TIE = 1e-6
 CHUNK = (256, 65536)
-"""Queries and gallery items looked at together: 64 MB of scores in float32."""
+"""Queries and gallery items scored together: 64 MB of scores in float32."""
 
 
-def right_answers(
-    query_keys: Sequence[Hashable], gallery_keys: Sequence[Hashable], *, exclude_self: bool = False
-) -> list[Integers]:
-    """Gallery indices that carry the query's key, ascending, for each query.
-
-    `exclude_self`: query i is gallery item i and not an answer to itself.
-    """
+def relevant_by_key(query_keys: Sequence[Hashable], gallery_keys: Sequence[Hashable]) -> list[Integers]:
+    """Gallery indices that carry the query's key, ascending, for each query."""
     places: dict[Hashable, list[int]] = {}
     for index, key in enumerate(gallery_keys):
         places.setdefault(key, []).append(index)
     arrays = {key: np.asarray(found, dtype=np.int64) for key, found in places.items()}
     none = np.empty(0, dtype=np.int64)
-    answers = [arrays.get(key, none) for key in query_keys]
-    if exclude_self:
-        return [found[found != index] for index, found in enumerate(answers)]
-    return answers
+    return [arrays.get(key, none) for key in query_keys]
 
 
-def ranks(
-    queries: Floats,
-    gallery: Floats,
-    relevant: Relevant,
-    *,
-    exclude: Integers | None = None,
-    chunk: tuple[int, int] = CHUNK,
-) -> Integers:
-    """Rank of the first right answer to each query, from 1: (Q,).
-
-    `exclude`: the gallery item that is the query itself and is left out, one a query: (Q,).
-    """
-    found = every_rank(queries, gallery, relevant, exclude=exclude, chunk=chunk)
-    return np.asarray([query_ranks[0] for query_ranks in found], dtype=np.int64)
+def ranks(queries: Floats, gallery: Floats, relevant: Sequence[Integers]) -> Integers:
+    """Rank of the first relevant item of each query, from 1: (Q,)."""
+    return np.asarray([found[0] for found in every_rank(queries, gallery, relevant)], dtype=np.int64)
 
 
 def every_rank(
     queries: Floats,
     gallery: Floats,
-    relevant: Relevant,
+    relevant: Sequence[Integers],
     *,
     exclude: Integers | None = None,
     chunk: tuple[int, int] = CHUNK,
 ) -> list[Integers]:
-    """Ranks of all right answers to each query, ascending, from 1: Q arrays.
+    """Ranks of all relevant items of each query, ascending, from 1: Q arrays.
 
-    Raises `ValueError` when shapes do not fit, a vector is not finite, or a query has no answer.
+    `exclude`: the gallery item that is the query itself and is left out, one a query: (Q,).
+    Raises `ValueError` when shapes do not fit, a vector is not finite, or a query has nothing relevant.
     """
     _check(queries, gallery, relevant, exclude)
     found: list[Integers] = []
     for rows in _slices(len(queries), chunk[0]):
-        hidden = _hidden(rows, relevant, exclude)
-        columns = _slices(len(gallery), chunk[1])
-        found.extend(_ranks_of_block(queries[rows], gallery, relevant[rows], hidden=hidden, columns=columns))
+        hidden = relevant[rows]  # what cannot stand before a relevant item
+        if exclude is not None:
+            hidden = [np.append(items, own) for items, own in zip(hidden, exclude[rows], strict=True)]
+        relevant_scores = [
+            np.sort(gallery[items] @ query)[::-1]
+            for query, items in zip(queries[rows], relevant[rows], strict=True)
+        ]
+        ahead = [np.zeros(len(scores), dtype=np.int64) for scores in relevant_scores]
+        for columns in _slices(len(gallery), chunk[1]):
+            scores = queries[rows] @ gallery[columns].T  # (B, C)
+            _hide(scores, columns, hidden)
+            scores.sort(axis=1)
+            for row, own in enumerate(relevant_scores):
+                ahead[row] += scores.shape[1] - np.searchsorted(scores[row], own - TIE, side="left")
+        found += [counts + np.arange(1, len(counts) + 1) for counts in ahead]
     return found
 
 
 def recall_at_k(first_ranks: Integers, k: int) -> float:
-    """Share of queries with a right answer among the first k; 0 to 1."""
+    """Share of queries with a relevant item among the first k; 0 to 1."""
     return float(np.mean(first_ranks <= k))
 
 
-def chance_recall_at_k(right_counts: Sequence[int], gallery_size: int, k: int) -> float:
-    """recall@k of a gallery in random order, for queries with so many right answers each."""
+def chance_recall_at_k(relevant_counts: Sequence[int], gallery_size: int, k: int) -> float:
+    """recall@k of a gallery in random order, for queries with this many relevant items each."""
     misses = 0.0
-    for right, queries in Counter(right_counts).items():
-        wrong = gallery_size - right
+    for relevant, queries in Counter(relevant_counts).items():
+        others = gallery_size - relevant
         drawn = range(min(k, gallery_size))
-        misses += queries * math.prod(max(0, wrong - place) / (gallery_size - place) for place in drawn)
-    return 1.0 - misses / len(right_counts)
+        misses += queries * math.prod(max(0, others - place) / (gallery_size - place) for place in drawn)
+    return 1.0 - misses / len(relevant_counts)
 
 
 def mean_reciprocal_rank(first_ranks: Integers) -> float:
-    """Mean of 1 / rank of the first right answer; 0 to 1."""
+    """Mean of 1 / rank of the first relevant item; 0 to 1."""
     return float(np.mean(1.0 / first_ranks))
 
 
 def average_precision(found: Sequence[Integers]) -> Floats:
-    """Average precision of each query from the ranks of all its right answers: (Q,), 0 to 1."""
+    """Average precision of each query from the ranks of all its relevant items: (Q,), 0 to 1."""
     return np.asarray([np.mean(np.arange(1, len(row) + 1) / row) for row in found], dtype=np.float64)
 
 
@@ -122,27 +114,31 @@ def ndcg_at_k(
     exclude: Integers | None = None,
     chunk: tuple[int, int] = CHUNK,
 ) -> Floats:
-    """Normalised discounted cumulative gain of each query's first k items: (Q,), 0 to 1.
+    """Normalized discounted cumulative gain of each query's first k items: (Q,), 0 to 1.
 
     Among tied scores (to six decimals) the smaller gain comes first. With fewer than k items the
     ideal order has only those.
     """
+    discounts = 1.0 / np.log2(np.arange(2, min(k, len(gallery)) + 2))
     values: list[Floats] = []
     for rows in _slices(len(queries), chunk[0]):
-        blocks = (
-            _scored(queries, gallery, gains, rows=rows, columns=columns, exclude=exclude)
-            for columns in _slices(len(gallery), chunk[1])
-        )
-        reached, ideal = _top_gains(blocks, rows.stop - rows.start, k)
-        best = ideal @ _discounts(ideal.shape[1])
+        top_scores, top_gains, ideal = [], [], []  # of each chunk: (B, up to k)
+        for columns in _slices(len(gallery), chunk[1]):
+            scores = queries[rows] @ gallery[columns].T  # (B, C)
+            worth = np.array(gains(rows, columns), dtype=np.float32)  # a copy: it is changed below
+            if exclude is not None:  # the query itself is worth nothing and comes last
+                _hide(scores, columns, exclude[rows, None])
+                worth[np.isneginf(scores)] = 0.0
+            chunk_scores, chunk_gains = _first_k(scores, worth, k)
+            top_scores.append(chunk_scores)
+            top_gains.append(chunk_gains)
+            ideal.append(_largest(worth, k))
+        best = _largest(np.hstack(ideal), k) @ discounts
         if not np.all(best > 0):
             raise ValueError("a query has no gallery item with a gain above zero")
-        values.append(reached @ _discounts(reached.shape[1]) / best)
+        _, reached = _first_k(np.hstack(top_scores), np.hstack(top_gains), k)
+        values.append(reached @ discounts / best)
     return np.concatenate(values)
-
-
-def _discounts(k: int) -> Floats:
-    return np.asarray(1.0 / np.log2(np.arange(2, k + 2)), dtype=np.float64)
 
 
 def _slices(total: int, step: int) -> Iterator[slice]:
@@ -150,84 +146,25 @@ def _slices(total: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, total))
 
 
-def _check(queries: Floats, gallery: Floats, relevant: Relevant, exclude: Integers | None) -> None:
+def _check(queries: Floats, gallery: Floats, relevant: Sequence[Integers], exclude: Integers | None) -> None:
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries {queries.shape} and gallery {gallery.shape} must be (Q, D) and (N, D)")
     if len(relevant) != len(queries) or (exclude is not None and len(exclude) != len(queries)):
-        raise ValueError("there must be one entry of right answers and exclusions for each query")
+        raise ValueError("there must be one entry of relevant items and exclusions for each query")
     if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
         raise ValueError("a vector is not finite")
-    for row, answers in enumerate(relevant):
-        if len(answers) == 0:
-            raise ValueError(f"query {row} has no right answer in the gallery")
-        if exclude is not None and exclude[row] in answers:
-            raise ValueError(f"query {row} is an answer to itself")
+    for row, items in enumerate(relevant):
+        if len(items) == 0:
+            raise ValueError(f"query {row} has no relevant item in the gallery")
+        if exclude is not None and exclude[row] in items:
+            raise ValueError(f"query {row} is relevant to itself")
 
 
-def _hidden(rows: slice, relevant: Relevant, exclude: Integers | None) -> list[Integers]:
-    """Gallery items that cannot be wrong answers: the right ones, and the query itself."""
-    if exclude is None:
-        return list(relevant[rows])
-    return [np.append(relevant[row], exclude[row]) for row in range(rows.start, rows.stop)]
-
-
-def _ranks_of_block(
-    block: Floats,
-    gallery: Floats,
-    relevant: Relevant,
-    *,
-    hidden: Sequence[Integers],
-    columns: Iterable[slice],
-) -> list[Integers]:
-    right_scores = [
-        np.sort(gallery[answers] @ query)[::-1] for query, answers in zip(block, relevant, strict=True)
-    ]
-    wrong_ahead = [np.zeros(len(scores), dtype=np.int64) for scores in right_scores]
-    for chunk in columns:
-        scores = block @ gallery[chunk].T  # (B, C)
-        _hide(scores, chunk, hidden)
-        scores.sort(axis=1)
-        for row, right in enumerate(right_scores):
-            wrong_ahead[row] += scores.shape[1] - np.searchsorted(scores[row], right - TIE, side="left")
-    return [ahead + np.arange(1, len(ahead) + 1) for ahead in wrong_ahead]
-
-
-def _hide(scores: Floats, columns: slice, hidden: Sequence[Integers]) -> None:
+def _hide(scores: Floats, columns: slice, hidden: Iterable[Integers]) -> None:
     """Set the hidden items of this chunk of the gallery to minus infinity, in place."""
     for row, items in enumerate(hidden):
         inside = items[(items >= columns.start) & (items < columns.stop)]
         scores[row, inside - columns.start] = -np.inf
-
-
-def _scored(
-    queries: Floats,
-    gallery: Floats,
-    gains: Gains,
-    *,
-    rows: slice,
-    columns: slice,
-    exclude: Integers | None,
-) -> tuple[Floats, Floats]:
-    """Scores and gains of one chunk, both (B, C); the query itself is worth nothing and comes last."""
-    scores = queries[rows] @ gallery[columns].T
-    worth = np.array(gains(rows, columns), dtype=np.float32)  # a copy: it is changed below
-    if exclude is not None:
-        _hide(scores, columns, [exclude[row : row + 1] for row in range(rows.start, rows.stop)])
-        worth[np.isneginf(scores)] = 0.0
-    return scores, worth
-
-
-def _top_gains(blocks: Iterable[tuple[Floats, Floats]], queries: int, k: int) -> tuple[Floats, Floats]:
-    """Gains of the first k items as the model orders them, and as the ideal order does: (B, k) twice."""
-    nothing: Floats = np.zeros((queries, 0), dtype=np.float32)
-    best_scores, best_gains, ideal = nothing, nothing, nothing  # (B, up to k): the best so far
-    for scores, gains in blocks:
-        chunk_scores, chunk_gains = _first_k(scores, gains, k)
-        best_scores, best_gains = _first_k(
-            np.hstack([best_scores, chunk_scores]), np.hstack([best_gains, chunk_gains]), k
-        )
-        ideal = _largest(np.hstack([ideal, _largest(gains, k)]), k)
-    return best_gains, ideal
 
 
 def _first_k(scores: Floats, gains: Floats, k: int) -> tuple[Floats, Floats]:

@@ -14,7 +14,8 @@ here is too narrow; collapse to one outcome a query first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -32,12 +33,12 @@ def wilson_interval(wins: int, trials: int, *, confidence: float = 0.95) -> Inte
         return 0.0, 1.0
     z = _NORMAL.inv_cdf((1 + confidence) / 2)
     rate = wins / trials
-    centre = rate + z * z / (2 * trials)
+    center = rate + z * z / (2 * trials)
     spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
     # At 0 and at `trials` wins the bound is 0 or 1 exactly; rounding would miss it.
-    lower = 0.0 if wins == 0 else (centre - spread) / scale
-    upper = 1.0 if wins == trials else (centre + spread) / scale
+    lower = 0.0 if wins == 0 else (center - spread) / scale
+    upper = 1.0 if wins == trials else (center + spread) / scale
     return lower, upper
 
 
@@ -64,24 +65,15 @@ def confidence_sequence(wins: int, trials: int, *, confidence: float = 0.95) -> 
     log_mixture = math.lgamma(wins + 1) + math.lgamma(losses + 1) - math.lgamma(trials + 2)
     threshold = log_mixture + math.log(1 - confidence)
 
-    def excluded(p: float) -> bool:
-        return wins * _safe_log(p) + losses * _safe_log(1 - p) <= threshold
+    def boundary(outside: float) -> float:
+        inside = wins / trials
+        for _ in range(60):  # halving 60 times reaches the last bit of a float
+            p = (outside + inside) / 2
+            excluded = wins * math.log(p) + losses * math.log(1 - p) <= threshold
+            outside, inside = (p, inside) if excluded else (outside, p)
+        return outside
 
-    rate = wins / trials
-    lower = 0.0 if wins == 0 else _boundary(excluded, 0.0, rate)
-    upper = 1.0 if losses == 0 else _boundary(excluded, 1.0, rate)
-    return lower, upper
-
-
-def _safe_log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
-
-
-def _boundary(excluded: Callable[[float], bool], outside: float, inside: float) -> float:
-    for _ in range(60):  # halving 60 times reaches the last bit of a float
-        middle = (outside + inside) / 2
-        outside, inside = (middle, inside) if excluded(middle) else (outside, middle)
-    return outside
+    return boundary(0.0) if wins else 0.0, boundary(1.0) if losses else 1.0
 
 
 def votes_needed(win_rate: float, *, power: float = 0.8, confidence: float = 0.95) -> int | None:
@@ -105,21 +97,15 @@ def krippendorff_alpha(ratings: Sequence[Mapping[str, str]]) -> float | None:
     `ratings`: for each judged thing, rater -> category. Things with one rater say nothing about
     agreement and are left out. None when nothing was judged twice or only one category was used.
     """
-    shared = [list(of_thing.values()) for of_thing in ratings if len(of_thing) > 1]
-    categories = sorted({category for values in shared for category in values})
-    place = {category: index for index, category in enumerate(categories)}
-    coincidences = np.zeros((len(categories), len(categories)))  # (C, C)
-    for values in shared:
-        counts = np.bincount([place[value] for value in values], minlength=len(categories))  # (C,)
-        pairs = np.outer(counts, counts) - np.diag(counts)
-        coincidences += pairs / (len(values) - 1)
-    totals = coincidences.sum(axis=1)
-    total = totals.sum()
-    expected = total * total - (totals**2).sum()
-    if expected == 0:
+    judged = [Counter(of_thing.values()) for of_thing in ratings if len(of_thing) > 1]
+    categories = sorted({category for counts in judged for category in counts})
+    if len(categories) < 2:
         return None
-    disagreements = total - np.trace(coincidences)
-    return float(1 - (total - 1) * disagreements / expected)
+    counts = np.array([[of_thing[category] for category in categories] for of_thing in judged])  # (T, C)
+    raters, used, total = counts.sum(axis=1), counts.sum(axis=0), counts.sum()
+    agreements = ((counts * (counts - 1)).sum(axis=1) / (raters - 1)).sum()
+    expected = total**2 - (used**2).sum()
+    return float(1 - (total - 1) * (total - agreements) / expected)
 
 
 @dataclass(frozen=True)
@@ -130,13 +116,8 @@ class Strengths:
     scores: tuple[float, ...]
     intervals: tuple[Interval, ...]
     covariance: Floats
-    regularised: bool
-    """half a win each way was added: somebody never won or lost, which has no finite answer"""
-
-    def win_probability(self, first: str, second: str) -> float:
-        """The chance that `first` is preferred to `second`."""
-        gap = self.scores[self.models.index(first)] - self.scores[self.models.index(second)]
-        return 1 / (1 + math.exp(-gap))
+    regularized: bool
+    """half a win each way was added: a model never won or never lost, which has no finite fit"""
 
 
 def bradley_terry(wins: npt.ArrayLike, models: Sequence[str], *, confidence: float = 0.95) -> Strengths:
@@ -147,65 +128,52 @@ def bradley_terry(wins: npt.ArrayLike, models: Sequence[str], *, confidence: flo
     """
     counts = np.array(wins, dtype=np.float64)
     np.fill_diagonal(counts, 0)
-    regularised = not _is_connected(counts)
-    if regularised:
+    regularized = not _is_connected(counts)
+    if regularized:
         met = counts + counts.T > 0
         alone = not met.any() or not _is_connected(met.astype(np.float64))
         counts = counts + 0.5 * (np.ones_like(counts) - np.eye(len(counts)) if alone else met)
-    scores = _newton(counts)
-    covariance: Floats = np.asarray(np.linalg.pinv(_information(counts, scores)), dtype=np.float64)
-    z = _NORMAL.inv_cdf((1 + confidence) / 2)
-    reach = z * np.sqrt(np.diag(covariance))
-    return Strengths(
-        models=tuple(models),
-        scores=tuple(scores.tolist()),
-        intervals=tuple(zip((scores - reach).tolist(), (scores + reach).tolist(), strict=True)),
-        covariance=covariance,
-        regularised=regularised,
-    )
+    scores = _most_likely_scores(counts)
+    covariance: Floats = np.asarray(np.linalg.pinv(_derivatives(counts, scores)[1]), dtype=np.float64)
+    reach = _NORMAL.inv_cdf((1 + confidence) / 2) * np.sqrt(np.diag(covariance))
+    intervals = zip((scores - reach).tolist(), (scores + reach).tolist(), strict=True)
+    return Strengths(tuple(models), tuple(scores.tolist()), tuple(intervals), covariance, regularized)
 
 
 def _is_connected(counts: Floats) -> bool:
-    """Whether everybody has, over others, beaten everybody: the condition for a finite fit."""
+    """Whether every model has, over others, beaten every other: the condition for a finite fit."""
     reach = (counts > 0) | np.eye(len(counts), dtype=bool)
-    for _ in range(len(counts)):
-        reach = reach | ((reach.astype(int) @ reach.astype(int)) > 0)
-    return bool(reach.all())
+    return bool(np.linalg.matrix_power(reach, len(counts)).all())
 
 
-def _chances(scores: Floats) -> Floats:
-    """The chance that row is preferred to column, (M, M); tanh cannot overflow."""
-    chances: Floats = 0.5 + 0.5 * np.tanh((scores[:, None] - scores[None, :]) / 2)
-    return chances
-
-
-def _information(counts: Floats, scores: Floats) -> Floats:
-    """The negative second derivative of the log-likelihood, (M, M)."""
-    chances = _chances(scores)
-    weights = (counts + counts.T) * chances * (1 - chances)
-    information: Floats = np.diag(weights.sum(axis=1)) - weights
-    return information
-
-
-def _log_likelihood(counts: Floats, scores: Floats) -> float:
-    return float(-(counts * np.logaddexp(0, scores[None, :] - scores[:, None])).sum())
-
-
-def _newton(counts: Floats) -> Floats:
-    """The scores of highest likelihood, sum zero; steps are halved until they do not overshoot."""
+def _derivatives(counts: Floats, scores: Floats) -> tuple[Floats, Floats]:
+    """Of the log-likelihood: the gradient (M,) and the negative second derivative (M, M)."""
     played = counts + counts.T
+    # the chance that row is preferred to column; tanh cannot overflow
+    chances = 0.5 + 0.5 * np.tanh((scores[:, None] - scores[None, :]) / 2)
+    weights = played * chances * (1 - chances)
+    gradient: Floats = counts.sum(axis=1) - (played * chances).sum(axis=1)
+    return gradient, np.diag(weights.sum(axis=1)) - weights
+
+
+def _most_likely_scores(counts: Floats) -> Floats:
+    """By Newton's method, sum zero; steps are halved until they do not overshoot."""
+
+    def log_likelihood(scores: Floats) -> float:
+        return float(-(counts * np.logaddexp(0, scores[None, :] - scores[:, None])).sum())
+
     scores = np.zeros(len(counts))
     for _ in range(100):
-        gradient = counts.sum(axis=1) - (played * _chances(scores)).sum(axis=1)
-        step = np.linalg.pinv(_information(counts, scores)) @ gradient
-        before = _log_likelihood(counts, scores)
-        while _log_likelihood(counts, scores + step) < before and np.abs(step).max() > 1e-12:
+        gradient, information = _derivatives(counts, scores)
+        step = np.linalg.pinv(information) @ gradient
+        before = log_likelihood(scores)
+        while log_likelihood(scores + step) < before and np.abs(step).max() > 1e-12:
             step = step / 2
         scores = scores + step
         if np.abs(step).max() < 1e-10:
             break
-    centred: Floats = scores - scores.mean()
-    return centred
+    centered: Floats = scores - scores.mean()
+    return centered
 
 
 def information_gain(strengths: Strengths, first: int, second: int) -> float:
@@ -214,7 +182,7 @@ def information_gain(strengths: Strengths, first: int, second: int) -> float:
     The outcome's variance times the variance of the gap between the two: near zero for a pair that
     is settled, whether by a wide gap or by many votes.
     """
-    chance = strengths.win_probability(strengths.models[first], strengths.models[second])
+    chance = 1 / (1 + math.exp(strengths.scores[second] - strengths.scores[first]))
     covariance = strengths.covariance
     gap_variance = covariance[first, first] + covariance[second, second] - 2 * covariance[first, second]
     return float(chance * (1 - chance) * gap_variance)

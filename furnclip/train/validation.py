@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from furnclip.metrics import bootstrap_interval, mean_reciprocal_rank, ranks, recall_at_k
+from furnclip.metrics.bootstrap import bootstrap_interval
+from furnclip.metrics.retrieval import mean_reciprocal_rank, ranks, recall_at_k
 from furnclip.relevance import positives
 from furnclip.train.data import TrainingData
 

@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from furnclip.metrics import ranks, recall_at_k
+from furnclip.metrics.retrieval import ranks, recall_at_k
 from furnclip.model.clip import Clip
 from furnclip.model.loading import load_float32
 from furnclip.relevance import positives

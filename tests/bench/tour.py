@@ -27,8 +27,8 @@ import numpy as np
 from PIL import Image
 
 from furnclip.config import Config, load_config
-from furnclip.metrics import PairedTest, bootstrap_interval, chance_recall_at_k, paired_test, ranks
-from furnclip.metrics.bootstrap import Floats
+from furnclip.metrics.bootstrap import Floats, PairedTest, bootstrap_interval, paired_test
+from furnclip.metrics.retrieval import chance_recall_at_k, ranks
 from furnclip.model import load_clip
 from furnclip.relevance import positives
 from furnclip.shards import ShardDataset

@@ -29,7 +29,7 @@ from furnclip.catalogue import ATTRIBUTES, CLEAN_COLUMNS, read_rows
 from furnclip.config import load_config
 from furnclip.images import load_square
 from furnclip.journal import write_text
-from furnclip.metrics import ranks, recall_at_k
+from furnclip.metrics.retrieval import ranks, recall_at_k
 from furnclip.model import build_tiny_clip, load_clip
 from furnclip.relevance import default_caption
 from furnclip.shards import ShardDataset, read_assignments
