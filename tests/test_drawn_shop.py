@@ -21,7 +21,7 @@ from examples.drawn_shop.pieces import KINDS
 from examples.drawn_shop.solids import Mesh
 from examples.drawn_shop.view import Geometry, drawing_order
 from furnclip.catalogue import CLEAN_COLUMNS
-from furnclip.config.vocabulary import COLORS, MATERIALS, OBJECT_TYPES, STYLES
+from furnclip.config.sections import COLORS, MATERIALS, OBJECT_TYPES, STYLES
 from tests.pages import ROOT, blocks
 
 COMMAND = [sys.executable, "-m", "examples.drawn_shop"]

@@ -5,52 +5,24 @@ default here. `FURNCLIP_TRAIN__EPOCHS=3` sets `train.epochs`; `MODEL_NAME` and `
 as they are. The libraries' variables in `.env` (keys, regions, `CUDA_VISIBLE_DEVICES` ...) are handed to
 the process. A folder may come from somebody else: `trust` says which of its settings the user is asked
 about. Relative paths are taken from the folder that `furnclip.toml` lies in.
-
-The docstring under a field is its documentation: `config_template` prints it into the commented
-`furnclip.toml` that `furnclip init` writes.
 """
 
-from furnclip.config.environment import environment_variables
-from furnclip.config.loading import CONFIG_NAME, load_config, prepare_environment
-from furnclip.config.sections import (
-    ArenaConfig,
-    CleaningConfig,
-    Config,
-    DataPaths,
-    EmbeddingConfig,
-    EvaluationConfig,
-    ModelConfig,
-    PrepConfig,
-    SearchConfig,
-    StorageConfig,
-    TrainingConfig,
-    sections,
-)
-from furnclip.config.template import config_template, toml_value, write_templates
-from furnclip.config.torchrun import Launch, torchrun_launch
-from furnclip.config.trust import VIEWER_WORDS
-
-__all__ = [
-    "CONFIG_NAME",
-    "VIEWER_WORDS",
-    "ArenaConfig",
-    "CleaningConfig",
-    "Config",
-    "DataPaths",
-    "EmbeddingConfig",
-    "EvaluationConfig",
-    "Launch",
-    "ModelConfig",
-    "PrepConfig",
-    "SearchConfig",
-    "StorageConfig",
-    "TrainingConfig",
-    "config_template",
-    "environment_variables",
-    "load_config",
-    "prepare_environment",
-    "sections",
-    "toml_value",
-    "torchrun_launch",
-    "write_templates",
-]
+from furnclip.config.environment import environment_variables as environment_variables
+from furnclip.config.environment import torchrun_launch as torchrun_launch
+from furnclip.config.loading import config_template as config_template
+from furnclip.config.loading import load_config as load_config
+from furnclip.config.loading import prepare_environment as prepare_environment
+from furnclip.config.loading import write_templates as write_templates
+from furnclip.config.sections import ArenaConfig as ArenaConfig
+from furnclip.config.sections import CleaningConfig as CleaningConfig
+from furnclip.config.sections import Config as Config
+from furnclip.config.sections import DataPaths as DataPaths
+from furnclip.config.sections import EmbeddingConfig as EmbeddingConfig
+from furnclip.config.sections import EvaluationConfig as EvaluationConfig
+from furnclip.config.sections import ModelConfig as ModelConfig
+from furnclip.config.sections import PrepConfig as PrepConfig
+from furnclip.config.sections import SearchConfig as SearchConfig
+from furnclip.config.sections import StorageConfig as StorageConfig
+from furnclip.config.sections import TrainingConfig as TrainingConfig
+from furnclip.config.sections import sections as sections
+from furnclip.config.trust import VIEWER_WORDS as VIEWER_WORDS

@@ -13,8 +13,10 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from dotenv import dotenv_values
 
@@ -38,6 +40,8 @@ _FOR_LIBRARIES = re.compile(
     r"|HF_(TOKEN|HOME|HUB_CACHE|HUB_OFFLINE|HUB_\w+_TIMEOUT|HUB_DISABLE_\w+|HUB_ENABLE_HF_TRANSFER|XET_\w+)"
     r"|WANDB_(API_KEY|ENTITY|PROJECT|MODE|NAME|NOTES|TAGS|RUN_GROUP|JOB_TYPE|SILENT)"
 )
+_TORCHRUN_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
+_TORCHRUN_TEXTS = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID")
 
 
 def environment_variables() -> Mapping[str, str]:
@@ -46,6 +50,37 @@ def environment_variables() -> Mapping[str, str]:
     Rooms ask here instead of reading `os.environ`, so that there is one place to look.
     """
     return os.environ
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among `count`; `ignored` says which variables were set without torchrun, if any."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    ignored: str = ""
+
+
+def torchrun_launch() -> Launch:
+    """What torchrun started; a single process unless all of its variables are there and fit together.
+
+    A left-over `RANK` would make a process wait for others that were never started.
+    """
+    missing = [name for name in (*_TORCHRUN_NUMBERS, *_TORCHRUN_TEXTS) if not os.environ.get(name)]
+    texts = {name: os.environ.get(name, "") for name in _TORCHRUN_NUMBERS}
+    if not missing and all(text.isdecimal() for text in texts.values()):
+        launch = Launch(int(texts["RANK"]), int(texts["WORLD_SIZE"]), int(texts["LOCAL_RANK"]))
+        if launch.local_rank <= launch.rank < launch.count:
+            return launch
+    # schedulers set these three, and they are left over in shells
+    stray = [f"{name}={texts[name]}" for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if texts[name]]
+    if not stray:
+        return Launch()
+    reason = f"without {', '.join(missing)}" if missing else "but torchrun's variables contradict each other"
+    return Launch(
+        ignored=f"ignored {', '.join(stray)} {reason}: this is one process, not started by torchrun"
+    )
 
 
 def adopt_dotenv(folder: Path, *, trust: bool = False) -> dict[str, str]:
@@ -70,25 +105,21 @@ def adopt_dotenv(folder: Path, *, trust: bool = False) -> dict[str, str]:
             os.environ.setdefault(name, value)
         elif not danger:
             ignored.append(name)
-    _warn_ignored(path, tuple(ignored))
+    if ignored:
+        names = ", ".join(ignored)
+        _warn_once(f"`{path}`: not taken: {names}; set them in the environment if they are needed")
     return own
 
 
-_warned: set[tuple[Path, tuple[str, ...]]] = set()
-
-
-def _warn_ignored(path: Path, names: tuple[str, ...]) -> None:
-    if names and (path, names) not in _warned:
-        _warned.add((path, names))
-        console.warn(
-            f"`{path}`: not taken: {', '.join(names)}; set them in the environment if they are needed"
-        )
+@cache
+def _warn_once(text: str) -> None:
+    console.warn(text)
 
 
 def _read_dotenv(path: Path) -> dict[str, str]:
-    # Without interpolation: `${AWS_SECRET_ACCESS_KEY}` would put the user's key wherever the folder wants it.
     if not path.exists():
         return {}
+    # Without interpolation: `${AWS_SECRET_ACCESS_KEY}` would put the user's key wherever the folder wants it.
     values = dotenv_values(stream=io.StringIO(read_text(path)), interpolate=False)
     found = {name: value for name, value in values.items() if value is not None}
     for name, value in found.items():
@@ -107,16 +138,17 @@ def read_text(path: Path) -> str:
     """
     with open_regular(path, what="the settings file") as file:
         data = file.read(_LARGEST_BYTES + 1)
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    hint = f"save `{path.name}` as UTF-8"
     if len(data) > _LARGEST_BYTES:
         raise ConfigError(f"`{path}` is too large for a settings file", hint="check which file it is")
+    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = data.decode(encoding)
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
+        problem = "it contains NUL characters" if "\0" in text else ""
     except UnicodeDecodeError as error:
-        raise ConfigError(f"`{path}` is not {encoding[:6].upper()} text: {error.reason}", hint=hint) from None
-    if "\0" in text:
-        raise ConfigError(f"`{path}` is not UTF-8 text: it contains NUL characters", hint=hint)
+        problem = error.reason
+    if problem:
+        encoding = "UTF-16" if is_utf16 else "UTF-8"
+        raise ConfigError(f"`{path}` is not {encoding} text: {problem}", hint=f"save `{path.name}` as UTF-8")
     return text
 
 
@@ -125,44 +157,33 @@ def nested(variables: Mapping[str, str]) -> dict[str, Any]:
 
     Raises `ConfigError` for a name with our prefix that is no setting, with the nearest one.
     """
-    known = _settings_by_variable()
+    known: dict[str, tuple[str, ...]] = {**_SHORT_NAMES, f"{_PREFIX}OPENAI_API_KEY": ("openai_api_key",)}
+    for section, model in sections().items():
+        known[f"{_PREFIX}{section.upper()}"] = (section,)
+        known |= {f"{_PREFIX}{section.upper()}__{key.upper()}": (section, key) for key in model.model_fields}
     found: dict[str, Any] = {}
     # Whole sections first, then the short names: the full name of a setting wins over both.
     for name in sorted(variables, key=lambda name: ("__" in name, name not in _SHORT_NAMES)):
         place = known.get(name.upper())
-        if not place and name.upper().startswith(_PREFIX):
-            _report_unknown(name, known)
-        elif place and variables[name]:
+        if place and variables[name]:
             value = _parsed(name, variables[name], place)
             found = merged(found, {place[0]: {place[1]: value} if len(place) > 1 else value})
+        elif not place and name.upper().startswith(_PREFIX) and name.upper() != ALLOW_HTTP:
+            _report_unknown(name, known)
     return found
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested mappings as one; `above` wins, table by table."""
-    both = {
-        key: merged(below[key], value)
-        if isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
-        else value
-        for key, value in above.items()
-    }
-    return {**below, **both}
-
-
-def _settings_by_variable() -> dict[str, tuple[str, ...]]:
-    names: dict[str, tuple[str, ...]] = {**_SHORT_NAMES, f"{_PREFIX}OPENAI_API_KEY": ("openai_api_key",)}
-    for section, model in sections().items():
-        names[f"{_PREFIX}{section.upper()}"] = (section,)
-        names |= {f"{_PREFIX}{section.upper()}__{key.upper()}": (section, key) for key in model.model_fields}
-    return names
+    both = dict(below)
+    for key, value in above.items():
+        nests = isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
+        both[key] = merged(below[key], value) if nests else value
+    return both
 
 
 def _report_unknown(name: str, known: Mapping[str, object]) -> None:
-    if name.upper() == ALLOW_HTTP:
-        return
-    by_ending = {
-        full.removeprefix(_PREFIX): full for full in known
-    }  # the common prefix makes all names alike
+    by_ending = {full.removeprefix(_PREFIX): full for full in known}  # the prefix makes all names alike
     close = nearest(name.upper().removeprefix(_PREFIX), by_ending)
     if close or "__" in name:
         suggestion = f"did you mean {by_ending[close]}?" if close else "see `furnclip.toml` for the settings"
@@ -172,19 +193,12 @@ def _report_unknown(name: str, known: Mapping[str, object]) -> None:
 
 def _parsed(name: str, text: str, place: tuple[str, ...]) -> Any:
     """A variable's text as what the setting's type wants: JSON, a list with commas, or text."""
-    if len(place) == 1:
-        return _json(name, text) if place[0] in sections() else text
-    kind = sections()[place[0]].model_fields[place[1]].annotation
-    is_list = get_origin(kind) is tuple
-    takes_list = is_list or any(get_origin(option) is tuple for option in get_args(kind))
-    if (takes_list and text.lstrip().startswith("[")) or get_origin(kind) is dict:
-        return _json(name, text)
-    return [part.strip() for part in text.split(",") if part.strip()] if is_list else text
-
-
-def _json(name: str, text: str) -> Any:
-    with suppress(ValueError, RecursionError):
-        return json.loads(text)
-    raise ConfigError(
-        f"{name} is not valid JSON", hint=f'write it like {name}=\'{{"key": 1}}\' or \'["a", "b"]\''
-    )
+    kind = "dict" if place[0] in sections() else "str"
+    if len(place) > 1:
+        kind = str(sections()[place[0]].model_fields[place[1]].annotation)
+    if "dict" in kind or ("tuple" in kind and text.lstrip().startswith("[")):
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
+        example = f'{name}=\'{{"key": 1}}\' or \'["a", "b"]\''
+        raise ConfigError(f"{name} is not valid JSON", hint=f"write it like {example}")
+    return [part.strip() for part in text.split(",") if part.strip()] if kind.startswith("tuple") else text

@@ -1,4 +1,4 @@
-"""Settings from flags, environment, `.env`, the file and the defaults, in this order."""
+"""Settings from flags, environment, `.env`, the file and the defaults, in this order; and the file itself."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ from pydantic import ValidationError
 
 from furnclip import console
 from furnclip.config.environment import adopt_dotenv, environment_variables, merged, nested, read_text
-from furnclip.config.sections import Config, DataPaths, sections
+from furnclip.config.sections import Config, sections
 from furnclip.config.trust import SETTINGS, FolderSetting, require_encryption, require_permission
 from furnclip.errors import ConfigError, nearest
+from furnclip.journal import write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-CONFIG_NAME = "furnclip.toml"
+_FILE_NAME = "furnclip.toml"
 _KEYS = (
     *("OPENAI_API_KEY", "FURNCLIP_OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"),
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
 )
+_ENV_EXAMPLE = """\
+# Copy to .env and fill in; furnclip reads it, git ignores it.
+OPENAI_API_KEY=
+AWS_ACCESS_KEY_ID=
+AWS_SECRET_ACCESS_KEY=
+AWS_DEFAULT_REGION=
+MODEL_NAME=openai/clip-vit-base-patch32
+CUDA_VISIBLE_DEVICES=0
+"""
 
 
 def load_config(
@@ -41,19 +51,30 @@ def load_config(
     Raises `ConfigError` for an unreadable file, an unknown key (with the nearest known one), a value out
     of range (with the key, the value and what is allowed) or a sensitive setting that is not allowed.
     """
-    file_path = _config_file(path)
-    folder = file_path.parent if file_path else Path.cwd()
-    from_toml = _read_toml(file_path) if file_path else {}
-    from_dotenv = adopt_dotenv(folder, trust=trust)
+    file = _settings_file(path)
+    from_toml: dict[str, Any] = {}
+    if file.exists():
+        try:
+            from_toml = tomllib.loads(read_text(file))
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            hint = "fix that line, or run `furnclip init --force`"
+            raise ConfigError(f"`{file}` is not valid TOML: {error}", hint=hint) from None
+    from_dotenv = adopt_dotenv(file.parent, trust=trust)
     _check_keys({**from_dotenv, **environment_variables()})
-    files = {folder / ".env": nested(from_dotenv), folder / (file_path or CONFIG_NAME): from_toml}
+    dotenv = nested(from_dotenv)
     own = merged(nested(environment_variables()), flags or {})
+    from_files = merged(from_toml, dotenv)
+    _ask_about(from_files, own, {file.parent / ".env": dotenv, file: from_toml}, trust=trust)
     try:
-        config = Config(**merged(_permitted(files, own, trust=trust), own))
+        config = Config(**merged(from_files, own))
     except ValidationError as error:
-        raise _explain(error, file_path) from None
+        raise _explain(error, file) from None
     _check_addresses(config, own)
-    return config.model_copy(update={"paths": _anchored(config.paths, folder)})
+    paths = config.paths
+    places = {
+        name: file.parent / getattr(paths, name).expanduser() for name in ("products", "images", "work")
+    }
+    return config.model_copy(update={"paths": paths.model_copy(update=places)})
 
 
 def prepare_environment(path: Path | None, *, trust: bool = False) -> None:
@@ -61,25 +82,33 @@ def prepare_environment(path: Path | None, *, trust: bool = False) -> None:
 
     Commands do so before they import a library that reads them on import.
     """
-    file_path = _config_file(path)
-    adopt_dotenv(file_path.parent if file_path else Path.cwd(), trust=trust)
+    adopt_dotenv(_settings_file(path).parent, trust=trust)
 
 
-def _permitted(
-    files: Mapping[Path, dict[str, Any]], own: Mapping[str, Any], *, trust: bool
-) -> dict[str, Any]:
-    """What the folder's files set, the first one first, after asking about what is sensitive in it.
+def _settings_file(path: Path | None) -> Path:
+    """The settings file; the default one may be missing."""
+    if path is None:
+        return Path.cwd() / _FILE_NAME
+    if not path.exists():
+        raise ConfigError(
+            f"there is no configuration file `{path}`",
+            hint="run `furnclip init` to write one, or leave `--config` out for the defaults",
+        )
+    return path.resolve()
 
-    A viewer that is not allowed is replaced: images are shown without it.
+
+def _ask_about(
+    settings: dict[str, Any], own: Mapping[str, Any], files: Mapping[Path, Mapping[str, Any]], *, trust: bool
+) -> None:
+    """Ask for permission for what is sensitive in the folder's files, unless the user's own value wins.
+
+    A viewer that is not allowed is replaced in `settings`: images are shown without it.
     """
-    together: dict[str, Any] = {}
-    for values in reversed(list(files.values())):
-        together = merged(together, values)
     for name, danger in SETTINGS.items():
         file = next((file for file, values in files.items() if _value(values, name) is not None), None)
         if file is None or _value(own, name) is not None:
             continue
-        value = _value(together, name)
+        value = _value(settings, name)
         words = tuple(map(str, value)) if isinstance(value, list) else str(value)
         try:
             require_permission(FolderSetting(name, words, file, danger), trust=trust)
@@ -87,8 +116,7 @@ def _permitted(
             if name != "arena.viewer":
                 raise
             console.warn(f"{error.message}; images are shown without it ({error.hint})")
-            together = merged(together, {"arena": {"viewer": "auto"}})
-    return together
+            settings["arena"] = {**settings["arena"], "viewer": "auto"}
 
 
 def _value(values: Mapping[str, Any], name: str) -> Any:
@@ -103,17 +131,11 @@ def _check_addresses(config: Config, own: Mapping[str, Any]) -> None:
     An address from the environment or a flag is fine where nothing secret goes over the wire: requests to
     S3 are signed with the secret key, and only a session token is sent along.
     """
-    addresses = (
-        ("clean.base_url", config.clean.base_url, bool(config.openai_api_key.get_secret_value())),
-        (
-            "storage.endpoint_url",
-            config.storage.endpoint_url,
-            bool(environment_variables().get("AWS_SESSION_TOKEN")),
-        ),
-    )
-    for name, address, sends_secret in addresses:
-        if sends_secret or _value(own, name) is None:
-            require_encryption(name, address)
+    key, token = config.openai_api_key.get_secret_value(), environment_variables().get("AWS_SESSION_TOKEN")
+    if key or _value(own, "clean.base_url") is None:
+        require_encryption("clean.base_url", config.clean.base_url)
+    if token or _value(own, "storage.endpoint_url") is None:
+        require_encryption("storage.endpoint_url", config.storage.endpoint_url)
 
 
 def _check_keys(variables: Mapping[str, str]) -> None:
@@ -128,40 +150,19 @@ def _check_keys(variables: Mapping[str, str]) -> None:
             )
 
 
-def _config_file(path: Path | None) -> Path | None:
-    if path is None:
-        default = Path.cwd() / CONFIG_NAME
-        return default if default.exists() else None
-    if not path.exists():
-        raise ConfigError(
-            f"there is no configuration file `{path}`",
-            hint="run `furnclip init` to write one, or leave `--config` out for the defaults",
-        )
-    return path.resolve()
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(read_text(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(
-            f"`{path}` is not valid TOML: {error}", hint="fix that line, or run `furnclip init --force`"
-        ) from None
-
-
-def _anchored(paths: DataPaths, folder: Path) -> DataPaths:
-    fields = ("products", "images", "work")
-    return paths.model_copy(update={name: folder / getattr(paths, name).expanduser() for name in fields})
-
-
-def _explain(error: ValidationError, file_path: Path | None) -> ConfigError:
+def _explain(error: ValidationError, file: Path) -> ConfigError:
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
-    where = f" (in `{file_path.name}`, a flag or the environment)" if file_path else ""
     if first["type"] == "extra_forbidden":
-        return ConfigError(f"unknown setting `{key}`{where}", hint=_suggest(location))
-    if location and location[0] == "openai_api_key":
+        known = list(sections())
+        if len(location) > 1:
+            known = [f"{location[0]}.{name}" for name in sections()[location[0]].model_fields]
+        close = nearest(".".join(location[:2]), known)
+        where = f" (in `{file.name}`, a flag or the environment)" if file.exists() else ""
+        hint = f"did you mean `{close}`?" if close else f"known here: {', '.join(known)}"
+        return ConfigError(f"unknown setting `{key}`{where}", hint=hint)
+    if key == "openai_api_key":
         return ConfigError("OPENAI_API_KEY is not a text", hint="set OPENAI_API_KEY to your key")
     given = json.dumps(first.get("input"), default=str)
     message = first["msg"].removeprefix("Value error, ")
@@ -171,11 +172,30 @@ def _explain(error: ValidationError, file_path: Path | None) -> ConfigError:
     )
 
 
-def _suggest(location: list[str]) -> str:
-    if len(location) == 1:
-        known = list(sections())
-        close = nearest(location[0], known)
-    else:
-        known = [f"{location[0]}.{name}" for name in sections()[location[0]].model_fields]
-        close = nearest(".".join(location[:2]), known)
-    return f"did you mean `{close}`?" if close else f"known here: {', '.join(known)}"
+def config_template() -> str:
+    """The commented `furnclip.toml`: every key, its default, and its meaning and unit."""
+    lines = [
+        "# Settings of furnclip. Every key is here with its default; change what you need.",
+        "# A flag wins over the environment, that over .env, that over this file.",
+    ]
+    for section, model in sections().items():
+        lines += ["", f"# {model.__doc__}", f"[{section}]"]
+        for name, field in model.model_fields.items():
+            # what the defaults are made of is written alike in JSON and in TOML
+            default = json.dumps(field.default, default=str, ensure_ascii=False)
+            lines.append(f"{name} = {default}  # {' '.join((field.description or '').split())}")
+    return "\n".join(lines) + "\n"
+
+
+def write_templates(folder: Path, *, force: bool = False) -> list[Path]:
+    """Write `furnclip.toml` and `.env.example` into `folder`; the paths written.
+
+    Raises `ConfigError` when one exists and `force` is off; then nothing is written.
+    """
+    contents = {folder / _FILE_NAME: config_template(), folder / ".env.example": _ENV_EXAMPLE}
+    existing = [path.name for path in contents if path.exists()]
+    if existing and not force:
+        raise ConfigError(f"`{existing[0]}` exists already", hint="add `--force` to overwrite it")
+    for path, text in contents.items():
+        write_text(path, text)
+    return list(contents)

@@ -1,6 +1,7 @@
 """The settings of each room: type, default, unit and meaning.
 
-The docstring under a field is its documentation; `template` prints it into `furnclip.toml`.
+The docstring under a field is its documentation: `config_template` prints it into the commented
+`furnclip.toml` that `furnclip init` writes, and `cli/flags.py` is generated from it.
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from furnclip.config.vocabulary import COLORS, MATERIALS, OBJECT_TYPES, STYLES
-
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class _InWork:
+    """A place inside the folder `work`, as an attribute of the paths."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, paths: DataPaths, owner: type) -> Path:
+        return paths.work / self._name
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        validate_default=True,
-        protected_namespaces=(),
+        frozen=True, extra="forbid", use_attribute_docstrings=True, ignored_types=(_InWork,)
     )
 
 
@@ -46,45 +51,16 @@ class DataPaths(_Section):
     group_column: str = ""
     """column that groups variants of one product; empty: same id, image or title"""
 
-    @property
-    def clean(self) -> Path:
-        return self.work / "clean"
-
-    @property
-    def cleaned(self) -> Path:
-        return self.clean / "cleaned.csv"
-
-    @property
-    def shards(self) -> Path:
-        return self.work / "shards"
-
-    @property
-    def runs(self) -> Path:
-        return self.work / "runs"
-
-    @property
-    def embeddings(self) -> Path:
-        return self.work / "embeddings"
-
-    @property
-    def vectors(self) -> Path:
-        return self.embeddings / "master_vectors.parquet"
-
-    @property
-    def index(self) -> Path:
-        return self.work / "index.lance"
-
-    @property
-    def eval(self) -> Path:
-        return self.work / "eval"
-
-    @property
-    def arena(self) -> Path:
-        return self.work / "arena"
-
-    @property
-    def cache(self) -> Path:
-        return self.work / "cache"
+    clean = _InWork("clean")
+    cleaned = _InWork("clean/cleaned.csv")
+    shards = _InWork("shards")
+    runs = _InWork("runs")
+    embeddings = _InWork("embeddings")
+    vectors = _InWork("embeddings/master_vectors.parquet")
+    index = _InWork("index.lance")
+    eval = _InWork("eval")
+    arena = _InWork("arena")
+    cache = _InWork("cache")
 
 
 class ModelConfig(_Section):
@@ -98,6 +74,35 @@ class ModelConfig(_Section):
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """precision of the towers: `fp32`, `bf16` or `auto`, which measures which is faster here"""
+
+
+# The words that a cleaned product may be described with, unless `furnclip.toml` names others.
+# Short lists keep the request cheap and the answers comparable.
+# fmt: off
+STYLES = (
+    "modern", "contemporary", "mid-century modern", "scandinavian", "industrial", "traditional", "rustic",
+    "farmhouse", "bohemian", "art deco", "coastal", "minimalist", "vintage", "asian",
+)
+MATERIALS = (
+    "wood", "metal", "glass", "fabric", "leather", "velvet", "rattan", "bamboo", "plastic", "marble", "stone",
+    "ceramic", "concrete", "paper", "wool", "plant",
+)
+COLORS = (
+    "white", "black", "gray", "brown", "beige", "red", "orange", "yellow", "green", "blue", "purple", "pink",
+    "gold", "silver", "clear", "multicolor",
+)
+OBJECT_TYPES = (
+    "sofa", "armchair", "chair", "office chair", "stool", "bench", "ottoman", "table", "coffee table",
+    "side table", "dining table", "console table", "desk", "bed", "crib", "mattress", "nightstand", "dresser",
+    "wardrobe", "cabinet", "sideboard", "tv stand", "bookcase", "shelf", "vanity", "rack", "lamp",
+    "ceiling light", "wall light", "rug", "curtain", "mirror", "picture", "clock", "vase", "plant", "candle",
+    "cushion", "blanket", "fireplace", "sink", "toilet", "bathtub", "shower", "refrigerator", "oven",
+    "dishwasher", "washing machine", "range hood", "microwave", "radiator", "television", "electronics",
+    "kitchenware", "storage box", "trash can", "door", "window", "stairs", "fence", "swing", "umbrella",
+    "pool", "grill", "toy", "sports equipment", "musical instrument", "tool", "clothing",
+    "electrical fitting", "other",
+)
+# fmt: on
 
 
 class CleaningConfig(_Section):
@@ -381,10 +386,6 @@ class Config(_Section):
         return SecretStr(key.get_secret_value().strip())
 
 
-def sections() -> dict[str, type[BaseModel]]:
+def sections() -> dict[str, type[_Section]]:
     """Section name -> its model, in pipeline order."""
-    return {
-        name: field.annotation
-        for name, field in Config.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    }
+    return {name: type(section) for name, section in Config() if isinstance(section, _Section)}

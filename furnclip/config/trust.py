@@ -19,7 +19,6 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,29 +62,32 @@ class FolderSetting:
     file: Path
     danger: str
 
-    @property
+    def __str__(self) -> str:
+        value = self.value if isinstance(self.value, str) else shlex.join(self.value)
+        return f"`{self.file}` sets `{self.name}` to `{value}`, which {self.danger}"
+
     def is_harmless(self) -> bool:
         """An empty value, a built-in viewer, an address of this machine or of the vendor."""
         if not self.value or (self.name == "arena.viewer" and self.value in VIEWER_WORDS):
             return True
-        is_address = self.danger in (_ADDRESS, _ROUTE) and isinstance(self.value, str)
-        return is_address and (is_local(str(self.value)) or self._is_vendor())
+        if self.danger not in (_ADDRESS, _ROUTE) or not isinstance(self.value, str):
+            return False
+        address, vendor = _split(self.value), _VENDORS.get(self.name)
+        return is_local(self.value) or (address and (address.scheme, address.netloc)) == ("https", vendor)
 
-    def _is_vendor(self) -> bool:
-        address = _split(str(self.value))
-        vendor = _VENDORS.get(self.name)
-        return bool(vendor) and address is not None and (address.scheme, address.netloc) == ("https", vendor)
-
-    @property
     def key(self) -> str:
         """A hash of folder, name and exact value, and of the folder's own files that the value names."""
         folder = self.file.parent.resolve()
-        contents = [hashlib.sha256(data).hexdigest() for data in _files_named(self.value, folder)]
+        words = {self.value} if isinstance(self.value, str) else set(self.value)
+        with suppress(ValueError):  # no command line
+            words |= {part for word in words for part in shlex.split(word)}
+        contents = []
+        for path in sorted({folder / word for word in words}):
+            with suppress(OSError, ValueError):
+                if path.resolve().is_relative_to(folder) and path.is_file():
+                    with open_regular(path, what="the file") as file:
+                        contents.append(hashlib.sha256(file.read(1 << 24)).hexdigest())
         return hashlib.sha256(json.dumps([str(folder), self.name, self.value, contents]).encode()).hexdigest()
-
-    def __str__(self) -> str:
-        value = self.value if isinstance(self.value, str) else shlex.join(self.value)
-        return f"`{self.file}` sets `{self.name}` to `{value}`, which {self.danger}"
 
 
 def danger_of(variable: str) -> str | None:
@@ -99,7 +101,14 @@ def require_permission(found: FolderSetting, *, trust: bool = False) -> None:
 
     Raises `ConfigError` with the way to allow it.
     """
-    if found.is_harmless or found.key in _permitted():
+    if found.is_harmless():
+        return
+    key, record = found.key(), _permissions_file()
+    permitted = set()
+    # nothing allowed yet, or a damaged file: ask again
+    with suppress(OSError, ValueError, TypeError, RecursionError):
+        permitted = {str(known) for known in json.loads(record.read_bytes())} if record else set()
+    if key in permitted:
         return
     if trust:
         console.note(f"allowed: {found}")
@@ -110,7 +119,24 @@ def require_permission(found: FolderSetting, *, trust: bool = False) -> None:
             hint=f"if you trust this folder, run `furnclip doctor --trust` in it once, or set {variable} "
             "yourself in the environment",
         )
-    _remember(found.key)
+    if record is None:
+        console.note("not remembered: there is no home folder")
+        return
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_json(record, sorted({*permitted, key}))
+        record.chmod(0o600)
+    except OSError as error:
+        console.note(f"not remembered: `{record}`: {error.strerror}")
+
+
+def _permissions_file() -> Path | None:
+    """The file of permissions, in the user's own state folder; None where the user has none."""
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not state.is_absolute():  # the standard says to ignore it then; it would lie in the folder
+        with suppress(RuntimeError):
+            state = Path.home() / ".local" / "state"
+    return state / "furnclip" / "trusted.json" if state.is_absolute() else None
 
 
 def require_encryption(name: str, address: str) -> None:
@@ -140,47 +166,3 @@ def _split(address: str) -> SplitResult | None:
         if _UNAMBIGUOUS.fullmatch(address):
             return urlsplit(address)
     return None
-
-
-def _files_named(value: str | tuple[str, ...], folder: Path) -> Iterator[bytes]:
-    """What the folder's own files hold that a command or a path names: they belong to the value."""
-    words: list[str] | tuple[str, ...] = [value] if isinstance(value, str) else value
-    with suppress(ValueError):
-        words = [part for word in words for part in {word, *shlex.split(word)}]
-    for path in sorted({folder / word for word in words}):
-        with suppress(OSError, ValueError):
-            if path.resolve().is_relative_to(folder) and path.is_file():
-                with open_regular(path, what="the file") as file:
-                    yield file.read(1 << 24)
-
-
-def _permitted() -> set[str]:
-    memory = _memory()
-    if memory is None:
-        return set()
-    try:
-        return {str(key) for key in json.loads(memory.read_bytes())}
-    except (OSError, ValueError, TypeError, RecursionError):
-        return set()  # nothing allowed yet, or a damaged file: ask again
-
-
-def _remember(key: str) -> None:
-    memory = _memory()
-    if memory is None:
-        console.note("not remembered: there is no home folder")
-        return
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(memory, sorted({*_permitted(), key}))
-        memory.chmod(0o600)
-    except OSError as error:
-        console.note(f"not remembered: `{memory}`: {error.strerror}")
-
-
-def _memory() -> Path | None:
-    """The file of permissions, in the user's own state folder; None where the user has none."""
-    state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not state.is_absolute():  # the standard says to ignore it then; it would lie in the folder
-        with suppress(RuntimeError):
-            state = Path.home() / ".local" / "state"
-    return state / "furnclip" / "trusted.json" if state.is_absolute() else None

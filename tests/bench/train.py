@@ -35,7 +35,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from furnclip.config.vocabulary import COLORS, MATERIALS, OBJECT_TYPES, STYLES
+from furnclip.config.sections import COLORS, MATERIALS, OBJECT_TYPES, STYLES
 from furnclip.model import Clip
 from furnclip.model.adapters import LoraShape
 from furnclip.model.families import CLIP
