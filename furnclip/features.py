@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,52 +33,46 @@ class FeatureStore:
         self._path = folder / f"{fingerprint}-{kind}-{precision}.safetensors" if folder else None
         self._row_of: dict[str, int] = {}
         self._rows: list[Floats] = []
-        if self._path is not None:
-            self._load(self._path)
+        self._load()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def fill(self, keys: Sequence[str], encode: Encode, *, chunk_size: int) -> int:
         """Encode what is not there yet, each key once; returns how many that were."""
-        first = {
-            key: position for position, key in reversed(list(enumerate(keys))) if key not in self._row_of
-        }
-        missing = sorted(first.values())
+        first: dict[str, int] = {}
+        for position, key in enumerate(keys):
+            if key not in self._row_of:
+                first.setdefault(key, position)
+        missing = list(first.values())
         for start in range(0, len(missing), chunk_size):
             positions = missing[start : start + chunk_size]
             for position, row in zip(positions, encode(positions), strict=True):
                 self._row_of[keys[position]] = len(self._rows)
                 self._rows.append(row)
-        if missing:
-            self._save()
+        if missing and self._path is not None:
+            names = np.frombuffer("".join(self._row_of).encode("ascii"), dtype=np.uint8)
+            features = np.stack(self._rows)
+            content = save({"keys": names.reshape(len(features), -1), "features": features})
+            write_bytes(self._path, content)
         return len(missing)
 
     def rows(self, keys: Sequence[str]) -> Floats:
         """(N, W), in the order of the keys; `KeyError` for one that was never encoded."""
         return np.stack([self._rows[self._row_of[key]] for key in keys])
 
-    def _load(self, path: Path) -> None:
+    def _load(self) -> None:
+        path = self._path
+        if path is None or not path.exists():
+            return
         try:
             open_regular(path, what="the cache").close()
             tensors = load_file(path)
             keys = [bytes(row).decode("ascii") for row in tensors["keys"]]
             features = tensors["features"]
-        except FileNotFoundError:
-            return
         except (SafetensorError, InputError, KeyError, TypeError, ValueError):
             keys, features = [], np.empty(0)
         if features.ndim != 2 or len(features) != len(set(keys)) or features.dtype != np.float32:
             console.warn(f"the cache `{path}` is damaged and is made again")
         else:
             self._rows, self._row_of = list(features), {key: row for row, key in enumerate(keys)}
-
-    def _save(self) -> None:
-        if self._path is None:
-            return
-        keys = np.frombuffer("".join(self._row_of).encode("ascii"), dtype=np.uint8)
-        tensors: dict[str, NDArray[Any]] = {
-            "keys": keys.reshape(len(self._rows), -1),
-            "features": np.stack(self._rows),
-        }
-        write_bytes(self._path, save(tensors))

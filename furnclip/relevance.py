@@ -1,8 +1,8 @@
-"""What counts as a right answer, for training, evaluation, the choice of the image weight and the arena.
+"""What counts as relevant, for training, evaluation, the choice of the image weight and the arena.
 
-Products that share a group or a caption are each other's positives: nobody could tell them apart. An
-attribute that says nothing ("unknown", "n/a") is no attribute. The default caption and the short
-attribute queries are made of what is known.
+Products that share a group or a caption are each other's positives: they cannot be told apart. A value
+like "unknown" or "n/a" counts as missing. The default caption and the short attribute queries are made
+of what is known.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ASKED = (
 
 
 def known(value: str | None) -> str:
-    """The value in lower case with single spaces; empty where it says nothing."""
+    """The value in lower case with single spaces; empty where it is missing."""
     text = " ".join((value or "").lower().split())
     return "" if text in UNKNOWN else text
 
@@ -97,6 +97,5 @@ def attribute_queries(attributes: Attributes) -> list[AttributeQuery]:
             if all(values):
                 text = " ".join(values)
                 asked.setdefault(text, AttributeQuery(text, dict(zip(names, values, strict=True))))
-    products = len(attributes["object_type"])
-    queries = [query for _, query in sorted(asked.items())]
-    return [query for query in queries if 2 * len(query.answers(attributes)) <= products]
+    most = len(attributes["object_type"]) / 2
+    return [query for _, query in sorted(asked.items()) if len(query.answers(attributes)) <= most]

@@ -83,12 +83,7 @@ class RunCard:
     def tells_result(self) -> bool:
         """Whether it has what a finished run's card is read for: the figures of base and run side by side."""
         base, tuned = self.validation.get("base"), self.validation.get("finetuned")
-        return (
-            base is not None
-            and tuned is not None
-            and base.keys() == tuned.keys()
-            and ("validation" in self.samples)
-        )
+        return bool(base and tuned and base.keys() == tuned.keys() and "validation" in self.samples)
 
 
 def read_card(run: Path) -> RunCard | None:
@@ -107,11 +102,9 @@ def write_card(run: Path, card: RunCard) -> None:
 
 def latest_run(runs: Path) -> str | None:
     """The most recently finished run under `runs`, or None."""
-    finished = [
-        (card.finished_at, folder.name)
-        for folder in (sorted(runs.iterdir()) if runs.is_dir() else [])
-        if not folder.name.startswith(".") and (card := read_card(folder)) and card.finished
-    ]
+    folders = [path for path in runs.iterdir() if path.name[0] != "."] if runs.is_dir() else []
+    cards = [(path.name, read_card(path)) for path in folders]
+    finished = [(card.finished_at, name) for name, card in cards if card and card.finished]
     return max(finished)[1] if finished else None
 
 

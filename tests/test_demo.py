@@ -24,8 +24,7 @@ from typer.main import get_command
 import furnclip
 from furnclip.cli import app
 from furnclip.config import load_config, write_templates
-from furnclip.demo.catalogue import unpack
-from furnclip.demo.tour import SETTINGS, apply_settings, stages
+from furnclip.demo.tour import SETTINGS, apply_settings, stages, unpack
 from tests.bench.tools.pack_catalogue import ORDER, pack
 from tests.conftest import Cli
 

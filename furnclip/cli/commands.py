@@ -6,18 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from furnclip.cli import (
-    arena,
-    clean,
-    demo,
-    doctor,
-    embed,
-    evaluate,
-    init,
-    prepare,
-    search,
-    train,
-)
+from furnclip.cli import arena, clean, demo, doctor, embed, evaluate, init, prepare, search, train
 from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup
 
 PIPELINE = ("init", "doctor", "clean", "prepare", "train", "eval", "embed", "search", "arena", "demo")

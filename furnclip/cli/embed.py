@@ -6,26 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from furnclip.cli.options import (
-    ConfigOption,
-    Flags,
-    JsonOption,
-    check_address_space,
-    mention_raw_titles,
-    sets,
-    settings,
-)
+from furnclip.cli import options
+from furnclip.cli.options import ConfigOption, Flags, JsonOption
 
 if TYPE_CHECKING:
     from furnclip.embed import Summary
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the app."""
     app.command("embed", epilog="Example: furnclip embed --run my-run")(embed)
 
 
-@sets("model.name", "embed.batch_size", "embed.dtype")
+@options.sets("model.name", "embed.batch_size", "embed.dtype")
 def embed(
     *,
     flags: Flags,
@@ -38,17 +30,17 @@ def embed(
     """Encode every product once and build the search table; only what changed is encoded again."""
     from furnclip import console
 
-    check_address_space()
+    options.check_address_space()
     from furnclip.clean.workspace import check_finished
     from furnclip.embed import embed_catalogue
     from furnclip.errors import InputError
 
-    chosen = settings(config, flags)
+    chosen = options.settings(config, flags)
     check_finished(chosen.paths)
     summary = embed_catalogue(chosen, run=run)
     if summary.index is None:
-        return  # under torchrun: process 0 speaks for all
-    mention_raw_titles(chosen)
+        return  # under torchrun, only process 0 prints the summary
+    options.mention_raw_titles(chosen)
     if summary.was_there:
         console.note("nothing to do: every product is embedded by these models already")
     if summary.uncleaned:
@@ -56,21 +48,10 @@ def embed(
             f"{summary.uncleaned} rows of `{chosen.paths.products}` are not here: they were added after "
             "cleaning or lie beyond its limit; `furnclip clean run` cleans them"
         )
-    console.emit(_payload(summary), as_json=as_json, human=lambda: _show(summary))
-    if sum(summary.missing.values()) == summary.products:
-        raise InputError(
-            "no product has an image that can be read, so only keywords find anything",
-            hint=f"see `{summary.missing_file}` for the reason of each",
-        )
-
-
-def _payload(summary: Summary) -> dict[str, object]:
-    index = summary.index
-    assert index is not None
-    return {
+    payload = {
         "vectors": str(summary.vectors),
-        "index": index.uri,
-        "search": "exact" if index.exact else "ivf",
+        "index": summary.index.uri,
+        "search": "exact" if summary.index.exact else "ivf",
         "products": summary.products,
         "rejected": summary.rejected,
         "uncleaned": summary.uncleaned,
@@ -83,6 +64,12 @@ def _payload(summary: Summary) -> dict[str, object]:
         "up_to_date": summary.was_there,
         "models": {label: model.model_dump() for label, model in summary.provenance.models.items()},
     }
+    console.emit(payload, as_json=as_json, human=lambda: _show(summary))
+    if sum(summary.missing.values()) == summary.products:
+        raise InputError(
+            "no product has an image that can be read, so only keywords find anything",
+            hint=f"see `{summary.missing_file}` for the reason of each",
+        )
 
 
 def _show(summary: Summary) -> None:

@@ -18,7 +18,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
@@ -114,16 +114,13 @@ def _unwind(number: int, frame: FrameType | None) -> NoReturn:
 def _unraisable(failure: sys.UnraisableHookArgs) -> None:
     """Python drops exceptions of destructors: the signal that raised one there is sent once more."""
     ended = failure.exc_value
-    if isinstance(ended, KeyboardInterrupt):
-        _send_again(signal.SIGINT)
-    elif isinstance(ended, SystemExit) and isinstance(ended.code, int) and ended.code > 128:
-        _send_again(ended.code - 128)
+    number = signal.SIGINT if isinstance(ended, KeyboardInterrupt) else 0
+    if isinstance(ended, SystemExit) and isinstance(ended.code, int):
+        number = ended.code - 128
+    if number > 0:
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
     else:
         sys.__unraisablehook__(failure)
-
-
-def _send_again(number: int) -> None:
-    threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
 
 
 def report(error: BaseException) -> int:
@@ -168,7 +165,10 @@ def explain(error: BaseException) -> FurnclipError | None:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Interrupted()
     if hasattr(error, "format_message"):  # typer's; which package its parser comes from differs by version
-        return _usage_error(error)
+        message = error.format_message().strip().rstrip(".")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "furnclip"
+        return UsageError(f"{message[:1].lower()}{message[1:]}", hint=f"see `{command} --help`")
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         hint = "close other programs, raise the limit (`ulimit -v`), or use fewer workers and smaller batches"
         return FurnclipError("there is not enough memory", hint=hint)
@@ -182,13 +182,6 @@ def explain(error: BaseException) -> FurnclipError | None:
         hint = _OS_HINTS.get(error.errno, "check the path and run the same command again")
         return StorageError(f"{error.strerror.lower()}: {thing}", hint=hint)
     return None
-
-
-def _usage_error(error: Any) -> UsageError:
-    message = error.format_message().strip().rstrip(".")
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "furnclip"
-    return UsageError(f"{message[:1].lower()}{message[1:]}", hint=f"see `{command} --help`")
 
 
 def _disk_full(error: BaseException) -> StorageError:

@@ -33,15 +33,13 @@ def evaluate(
     check_address_space()
     from furnclip.evaluate import evaluate as run_evaluation
 
-    chosen = settings(config, flags)
-    result = run_evaluation(chosen, run or (), force=force)
+    result = run_evaluation(settings(config, flags), run or (), force=force)
     if result.was_there:
         console.note(
             "nothing to do: the same models, data and settings were measured before (`--force` repeats it)"
         )
-    console.emit(
-        {**result.report, "report": str(result.html_path)}, as_json=as_json, human=lambda: _show(result)
-    )
+    payload = {**result.report, "report": str(result.html_path)}
+    console.emit(payload, as_json=as_json, human=lambda: _show(result))
 
 
 def _show(result: Evaluation) -> None:
@@ -52,6 +50,5 @@ def _show(result: Evaluation) -> None:
     columns, rows = summary_table(report)
     title = f"text to image, {report['queries']} queries, gallery of {report['gallery_size']}"
     console.show_table(columns, rows, title=title)
-    for line in comparison_lines(report):
+    for line in (*comparison_lines(report), f"report: {result.html_path}"):
         console.say(line)
-    console.say(f"report: {result.html_path}")

@@ -18,6 +18,16 @@ from furnclip.cli.flags import FLAGS
 if TYPE_CHECKING:
     from furnclip.config import Config
 
+_LEAST_ADDRESS_SPACE_MB = 1536
+
+# `--s3_bucket` is the same as `--s3-bucket`.
+CONTEXT_SETTINGS = {
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "help_option_names": ["-h", "--help"],
+}
+
+Flags = dict[str, dict[str, Any]]
+
 
 def _prepare_environment(context: typer.Context, path: Path | None) -> Path | None:
     if not context.resilient_parsing:  # that would be shell completion
@@ -37,18 +47,7 @@ ConfigOption = Annotated[
         callback=_prepare_environment,
     ),
 ]
-_LEAST_ADDRESS_SPACE_MB = 1536
-
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
-
-# `--s3_bucket` is the same as `--s3-bucket`.
-CONTEXT_SETTINGS = {
-    "token_normalize_func": lambda token: token.replace("_", "-"),
-    "help_option_names": ["-h", "--help"],
-}
-
-
-Flags = dict[str, dict[str, Any]]
 
 
 def sets(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -56,38 +55,35 @@ def sets(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     `@sets("train.epochs")` makes `--epochs 3` arrive as `{"train": {"epochs": 3}}`, ready for `settings`.
     """
+    parameters = {}
+    for name in names:
+        kind, declared, meaning = FLAGS[name]
+        option = typer.Option(*declared.split(), help=meaning.replace("[", r"\["))  # Rich: `[` is a style
+        parameters[name] = inspect.Parameter(
+            declared.split()[-1].lstrip("-").replace("-", "_"),
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[kind | None, option],
+        )
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def with_flags(**given: Any) -> None:
             flags: Flags = {}
-            for parameter, name in zip(parameters, names, strict=True):
+            for name, parameter in parameters.items():
                 section, _, key = name.partition(".")
                 if (value := given.pop(parameter.name)) is not None:
                     flags.setdefault(section, {})[key] = value
             command(flags=flags, **given)
 
-        parameters = [_parameter(name) for name in names]
-        own = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in inspect.signature(command, eval_str=True).parameters.values()
-        ]
-        at = next(number for number, parameter in enumerate(own) if parameter.name == "flags")
-        together = [*own[:at], *parameters, *own[at + 1 :]]
+        together: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            together += parameters.values() if parameter.name == "flags" else [parameter]
         with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
         with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in together}
         vars(with_flags)["__signature__"] = inspect.Signature(together)
         return with_flags
 
     return decorate
-
-
-def _parameter(name: str) -> inspect.Parameter:
-    kind, declared, meaning = FLAGS[name]
-    option = typer.Option(*declared, help=meaning.replace("[", r"\["))  # Rich reads brackets as styles
-    parameter = declared[-1].lstrip("-").replace("-", "_")
-    return inspect.Parameter(
-        parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
 
 
 def settings(config: Path | None, flags: Flags | None = None, *, trust: bool = False) -> Config:

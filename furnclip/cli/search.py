@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,6 @@ _EXAMPLE = 'Example: furnclip search "walnut sideboard" --where "color = \'brown
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the app."""
     app.command("search", epilog=_EXAMPLE)(search)
 
 
@@ -52,15 +52,16 @@ def search(
     check_address_space()
     from furnclip.search import Searcher
 
-    chosen = settings(config, flags)
-    searcher = Searcher(chosen, run=run, model=model)
-    for question in _questions(text, image, interactive=interactive):
-        hits, seconds = _timed(searcher, question, image=image, where=where, exclude=exclude or [])
-        _answer(searcher, hits, question, seconds=seconds, preview=preview, as_json=as_json)
+    searcher = Searcher(settings(config, flags), run=run, model=model)
+    for query in _queries(text, image, interactive=interactive):
+        start = time.perf_counter()
+        hits = searcher.search(query, image=image, where=where, exclude=exclude or [])
+        seconds = time.perf_counter() - start
+        _answer(searcher, hits, query, seconds=seconds, preview=preview, as_json=as_json)
 
 
-def _questions(text: str | None, image: Path | None, *, interactive: bool) -> Iterator[str | None]:
-    """The text given, then with `--interactive` a line after the other until an empty one."""
+def _queries(text: str | None, image: Path | None, *, interactive: bool) -> Iterator[str | None]:
+    """The text given; then, with `--interactive`, one line after another until an empty one."""
     from furnclip import console
 
     if text or image or not interactive:
@@ -72,14 +73,6 @@ def _questions(text: str | None, image: Path | None, *, interactive: bool) -> It
         if not line:
             return
         yield line
-
-
-def _timed(searcher: Searcher, text: str | None, **options: Any) -> tuple[list[Hit], float]:
-    import time
-
-    start = time.perf_counter()
-    hits = searcher.search(text, **options)
-    return hits, time.perf_counter() - start
 
 
 def _answer(
@@ -97,21 +90,27 @@ def _answer(
     }
     if preview:
         payload["preview"] = str(_draw(searcher, hits, quiet=as_json))
-    console.emit(payload, as_json=as_json, human=lambda: _show(hits, seconds))
 
+    def show() -> None:
+        if not hits:
+            console.say("no product matches")
+            return
+        rows = [
+            (
+                place,
+                hit.score,
+                hit.product_id,
+                hit.clean_title or hit.title,
+                hit.color,
+                hit.material,
+                hit.style,
+            )
+            for place, hit in enumerate(hits, start=1)
+        ]
+        columns = ("", "score", "id", "title", "color", "material", "style")
+        console.show_table(columns, rows, title=f"{len(hits)} hits in {seconds * 1000:.0f} ms")
 
-def _show(hits: list[Hit], seconds: float) -> None:
-    from furnclip import console
-
-    if not hits:
-        console.say("no product matches")
-        return
-    rows = [
-        (place, hit.score, hit.product_id, hit.clean_title or hit.title, hit.color, hit.material, hit.style)
-        for place, hit in enumerate(hits, start=1)
-    ]
-    columns = ("", "score", "id", "title", "color", "material", "style")
-    console.show_table(columns, rows, title=f"{len(hits)} hits in {seconds * 1000:.0f} ms")
+    console.emit(payload, as_json=as_json, human=show)
 
 
 def _draw(searcher: Searcher, hits: list[Hit], *, quiet: bool) -> Path:

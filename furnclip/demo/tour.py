@@ -2,30 +2,46 @@
 
 In: an empty folder. Out: everything the commands write there, and `work/tour.json` with the seconds
 of each stage. The commands run as they would be typed, each in a process of its own; an interrupted
-tour continues with the first stage that is not finished. The images are drawings in one style and the
-model has a few million parameters: the numbers show that the commands work together, not how well
-furnclip does on photographs.
+tour continues with the first stage that is not finished.
+
+The catalogue has 700 products with messy titles and images of 96 px, drawn by `examples/drawn_shop` and
+packed into `catalogue.zip`: `products.csv` and `images/`. The drawing style and some color names are ones
+that furnclip-tiny, a model of a few million parameters, has not seen. The numbers show that the commands
+work together, not how well furnclip does on photographs.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from furnclip import console
 from furnclip.config import environment_variables
-from furnclip.demo.catalogue import unpack
 from furnclip.errors import FurnclipError, InputError, Interrupted
 from furnclip.journal import read_json, write_json, write_text
 
-SCENARIOS = ("zero_shot", "linear_probe", "dual_lora")
+SCENARIOS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "zero_shot": ("the base as it is, for comparison", ()),
+    # Without augmentation both towers run once, and the projections train on their cached features.
+    "linear_probe": (
+        "train the two projections",
+        ("--epochs", "40", "--lr", "1e-3", "--augment", "none"),
+    ),
+    "dual_lora": (
+        "train adapters in both encoders",
+        ("--epochs", "20", "--lr", "4e-3", "--effective-batch-size", "80"),
+    ),
+}
 QUERIES = ("red leather armchair", "round glass coffee table", "tall bookcase full of books")
 SETTINGS = {
     "paths.group_column": "model",
@@ -37,6 +53,7 @@ SETTINGS = {
     "train.patience": 0,
     "train.caption_sampling": True,
 }
+_BUNDLE = Path(__file__).parent / "catalogue.zip"
 _RECORD = Path("work") / "tour.json"
 _VIEWER = ("FURNCLIP_VIEWER", "FURNCLIP_ARENA__VIEWER")
 _NEW_FOLDER = "name a new folder: `furnclip demo my-tour`"
@@ -52,37 +69,23 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Score:
-    """How well a model finds the image that belongs to a text."""
-
-    model: str
-    recall_at_1: float
-    recall_at_5: float
-    mrr: float
-
-
-@dataclass(frozen=True)
 class Tour:
-    """What the tour did: seconds of each stage, and what its commands reported."""
+    """What the tour did: seconds of each stage, those that were finished before, and `eval`'s page."""
 
     folder: Path
     seconds: Mapping[str, float]
-    results: Mapping[str, Any]
     skipped: tuple[str, ...]
+    report: Path
 
-    @property
-    def report(self) -> Path:
-        """The page that `eval` wrote."""
-        return self.folder / "work" / "eval" / "report.html"
-
-    def scores(self) -> list[Score]:
+    def scores(self) -> list[dict[str, Any]]:
         """Text to image on the test split, from `eval`'s own report; the base first."""
         report = json.loads(self.report.with_suffix(".json").read_text("utf-8"))
         found = []
         for label in report["labels"]:
             figures = report["models"][label]["text_to_image"]
             name = "zero_shot (base)" if label == "base" else label
-            found.append(Score(name, figures["recall@1"], figures["recall@5"], figures["mrr"]))
+            recall = {"recall_at_1": figures["recall@1"], "recall_at_5": figures["recall@5"]}
+            found.append({"model": name, **recall, "mrr": figures["mrr"]})
         return found
 
 
@@ -100,26 +103,12 @@ def stages() -> Iterator[Stage]:
     yield Stage("init", "a settings file", ("init", "--force"))
     yield Stage("clean", "titles, style, material, color and type, by offline rules", ("clean", "run"))
     yield Stage("prepare", "shards, with no product in two splits", ("prepare",))
-    for scenario in SCENARIOS:
-        yield Stage(scenario, _WHY[scenario], ("train", "--scenario", scenario, *_TRAINING[scenario]))
-    runs = tuple(word for scenario in SCENARIOS[1:] for word in ("--run", scenario))
-    yield Stage("eval", "did it get better?", ("eval", *runs))
-    yield Stage("embed", "vectors and a search table", ("embed", "--run", SCENARIOS[-1]))
+    for scenario, (why, options) in SCENARIOS.items():
+        yield Stage(scenario, why, ("train", "--scenario", scenario, *options))
+    yield Stage("eval", "did it get better?", ("eval", "--run", "linear_probe", "--run", "dual_lora"))
+    yield Stage("embed", "vectors and a search table", ("embed", "--run", "dual_lora"))
     for number, query in enumerate(QUERIES, start=1):
         yield Stage(f"search_{number}", "a shopper's query", ("search", query, "-k", "5", "--preview"))
-
-
-_WHY = {
-    "zero_shot": "the base as it is, for comparison",
-    "linear_probe": "train the two projections",
-    "dual_lora": "train adapters in both encoders",
-}
-_TRAINING: dict[str, tuple[str, ...]] = {
-    "zero_shot": (),
-    # Without augmentation both towers run once, and the projections train on their cached features.
-    "linear_probe": ("--epochs", "40", "--lr", "1e-3", "--augment", "none"),
-    "dual_lora": ("--epochs", "20", "--lr", "4e-3", "--effective-batch-size", "80"),
-}
 
 
 def take_tour(folder: Path, *, products: int, seed: int, quietly: bool = False) -> Tour:
@@ -129,18 +118,17 @@ def take_tour(folder: Path, *, products: int, seed: int, quietly: bool = False) 
     the folder holds something else, `FurnclipError` when a command fails.
     """
     record = _begin(folder, {"products": products, "seed": seed})
-    seconds, results = record.seconds, record.results
-    skipped = tuple(seconds)
+    skipped = tuple(record.seconds)
     for stage in stages():
-        if stage.name in seconds:
+        if stage.name in skipped:
             continue
         start = time.perf_counter()
-        results[stage.name] = _run(folder, stage, quietly=quietly)
+        record.results[stage.name] = _run(folder, stage, quietly=quietly)
         if stage.name == "init":
             apply_settings(folder, {**SETTINGS, "train.seed": seed})
-        seconds[stage.name] = round(time.perf_counter() - start, 2)
+        record.seconds[stage.name] = round(time.perf_counter() - start, 2)
         write_json(folder / _RECORD, asdict(record))
-    return Tour(folder, seconds, results, skipped)
+    return Tour(folder, record.seconds, skipped, folder / "work" / "eval" / "report.html")
 
 
 def _begin(folder: Path, order: dict[str, int]) -> _Record:
@@ -161,6 +149,25 @@ def _begin(folder: Path, order: dict[str, int]) -> _Record:
     return record
 
 
+def unpack(folder: Path, *, products: int, seed: int) -> None:
+    """Write `products.csv` and the images of the first `products` rows of the catalogue into `folder`.
+
+    A `seed` other than 0 is appended to every product id: a product's split follows from a hash of its
+    id, so each seed has splits of its own.
+    """
+    with zipfile.ZipFile(_BUNDLE) as bundle:
+        catalogue = csv.DictReader(io.StringIO(bundle.read("products.csv").decode("utf-8"), newline=""))
+        rows = [row for row, _ in zip(catalogue, range(products), strict=False)]
+        for row in rows:
+            bundle.extract(f"images/{row['image']}", folder)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    suffix = f"-{seed}" if seed else ""
+    writer.writerows({**row, "product_id": row["product_id"] + suffix} for row in rows)
+    write_text(folder / "products.csv", text.getvalue())
+
+
 def _run(folder: Path, stage: Stage, *, quietly: bool) -> Any:
     """Run the command; its JSON result with `quietly`, else None."""
     console.note(f"\n# {stage.why}\n$ {shlex.join(('furnclip', *stage.words))}")
@@ -176,18 +183,14 @@ def _run(folder: Path, stage: Stage, *, quietly: bool) -> Any:
         except BaseException:  # SIGTERM or SIGHUP
             process.terminate()
             raise
+    if process.returncode == Interrupted.exit_code:
+        raise Interrupted
     if process.returncode:
-        raise _failure(stage.words, process.returncode)
+        raise FurnclipError(
+            f"`furnclip {stage.words[0]}` ended with exit code {process.returncode}",
+            hint="its own message is above; fix the cause and run the same `furnclip demo` again",
+        )
     return json.loads(output) if quietly else None
-
-
-def _failure(words: Sequence[str], code: int) -> FurnclipError:
-    if code == Interrupted.exit_code:
-        return Interrupted()
-    return FurnclipError(
-        f"`furnclip {words[0]}` ended with exit code {code}",
-        hint="its own message is above; fix the cause and run the same `furnclip demo` again",
-    )
 
 
 def _offline_environment(folder: Path) -> dict[str, str]:
@@ -195,18 +198,13 @@ def _offline_environment(folder: Path) -> dict[str, str]:
 
     A user's `FURNCLIP_CLEAN__BACKEND=openai` would make the tour buy answers.
     """
-    cache = folder / "work" / "cache"
     kept = {
         name: value
         for name, value in environment_variables().items()
         if name in _VIEWER or not name.startswith(("FURNCLIP_", "MODEL_NAME", "OPENAI_"))
     }
-    return {
-        **kept,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(cache / "huggingface"),
-        "WANDB_MODE": "disabled",
-    }
+    cache = str(folder / "work" / "cache" / "huggingface")
+    return {**kept, "HF_HUB_OFFLINE": "1", "HF_HOME": cache, "WANDB_MODE": "disabled"}
 
 
 def apply_settings(folder: Path, settings: Mapping[str, object]) -> None:
@@ -220,8 +218,7 @@ def apply_settings(folder: Path, settings: Mapping[str, object]) -> None:
         key, _, rest = line.partition(" = ")
         value = settings.get(f"{section}.{key}")
         if value is not None:
-            comment = rest.partition("  # ")[2]
-            lines[index] = f"{key} = {json.dumps(value)}  # {comment}"
+            lines[index] = f"{key} = {json.dumps(value)}  # {rest.partition('  # ')[2]}"
     write_text(path, "\n".join(lines) + "\n")
     changed = ", ".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
     console.note(f"edited furnclip.toml: {changed}")

@@ -15,30 +15,31 @@ from furnclip.config import sections
 FLAGS = Path(__file__).parents[3] / "furnclip" / "cli" / "flags.py"
 # Settings that are flags of a command, under another name than their own where one is given.
 SETTINGS = {
-    "model.name": ("--model",),
-    "model.precision": (),
+    "model.name": "--model",
+    "model.precision": "",
     **dict.fromkeys(
-        ("clean.backend", "clean.model", "clean.max_cost_usd", "clean.fallback", "prepare.workers"), ()
+        ("clean.backend", "clean.model", "clean.max_cost_usd", "clean.fallback", "prepare.workers"), ""
     ),
-    **dict.fromkeys(("train.scenario", "train.epochs", "train.lr", "train.effective_batch_size"), ()),
-    **dict.fromkeys(("train.micro_batch_size", "train.lora_r", "train.lora_alpha", "train.lora_dropout"), ()),
-    **dict.fromkeys(("train.loss", "train.augment", "train.seed", "train.patience", "train.mini_train"), ()),
-    **dict.fromkeys(("train.gradient_checkpointing", "train.upload", "train.wandb"), ()),
+    **dict.fromkeys(("train.scenario", "train.epochs", "train.lr", "train.effective_batch_size"), ""),
+    **dict.fromkeys(("train.micro_batch_size", "train.lora_r", "train.lora_alpha", "train.lora_dropout"), ""),
+    **dict.fromkeys(("train.loss", "train.augment", "train.seed", "train.patience", "train.mini_train"), ""),
+    **dict.fromkeys(("train.gradient_checkpointing", "train.upload", "train.wandb"), ""),
     **dict.fromkeys(
-        ("embed.batch_size", "embed.dtype", "eval.split", "search.mode", "search.image_weight"), ()
+        ("embed.batch_size", "embed.dtype", "eval.split", "search.mode", "search.image_weight"), ""
     ),
-    "search.k": ("-k", "--k"),
-    "arena.queries": (),
-    "arena.k": ("-k", "--k"),
-    "arena.seed": (),
-    "arena.viewer": (),
-    "storage.bucket": ("--s3-bucket",),
-    "storage.prefix": ("--s3-prefix",),
+    "search.k": "-k --k",
+    "arena.queries": "",
+    "arena.k": "-k --k",
+    "arena.seed": "",
+    "arena.viewer": "",
+    "storage.bucket": "--s3-bucket",
+    "storage.prefix": "--s3-prefix",
 }
+_LINE_WIDTH = 110
 HEADER = '''"""Settings as flags: type, names, help; by `python -m tests.bench.tools.make_flags`."""
 
 # fmt: off
-FLAGS: dict[str, tuple[type, tuple[str, ...], str]] = {
+FLAGS: dict[str, tuple[type, str, str]] = {
 '''
 
 
@@ -47,13 +48,14 @@ def flags_source() -> str:
     return HEADER + "".join(_entry(name, names) for name, names in SETTINGS.items()) + "}\n"
 
 
-def _entry(name: str, names: tuple[str, ...]) -> str:
+def _entry(name: str, declared: str) -> str:
     section, key = name.split(".")
     field = sections()[section].model_fields[key]
-    declared = ", ".join(json.dumps(word) for word in names or (f"--{key.replace('_', '-')}",))
-    comma = "," if len(names) < 2 else ""
-    meaning = json.dumps(" ".join((field.description or "").split()))
-    return f'    "{name}": ({_plain_type(field.annotation)}, ({declared}{comma}),\n        {meaning}),\n'
+    declared = declared or f"--{key.replace('_', '-')}"
+    start = f'    "{name}": ({_plain_type(field.annotation)}, "{declared}",'
+    meaning = f"{json.dumps(' '.join((field.description or '').split()))}),"
+    separator = " " if len(f"{start} {meaning}") <= _LINE_WIDTH else "\n        "
+    return f"{start}{separator}{meaning}\n"
 
 
 def _plain_type(annotation: Any) -> str:
