@@ -1,11 +1,11 @@
-"""A small CLIP with random weights, to train from nothing where no pretrained one can be downloaded.
+"""A small CLIP with random weights, to train from scratch where no pretrained one can be downloaded.
 
     python examples/make_tiny_clip.py my-shop
 
 In: `my-shop/work/clean/cleaned.csv`, for the words of the tokenizer.
 Out: `my-shop/tiny-clip/`, a plain Hugging Face folder for `model.name` or `--model`.
 
-Its search results are chance until it is trained: `furnclip train --scenario full`.
+Its search results are random until it is trained: `furnclip train --scenario full`.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ In: the five `.sh3f` files of the Debian package `sweethome3d-furniture`, each a
 Out: `my-shop/products.csv`, `my-shop/images/*.png` (alpha flattened on white) and a
 `my-shop/furnclip.toml` that fits a few hundred small images and a small CLIP.
 
-The images are 128-pixel renderings, mostly from the same angle: good for trying the pipeline, no
-measure of how furnclip does on photographs. Licences: CC0 and CC BY 3.0, see `LICENSE.TXT` in each zip.
+The images are 128-pixel renderings, mostly from the same angle: good for trying the pipeline;
+results do not transfer to photographs. Licenses: CC0 and CC BY 3.0, see `LICENSE.TXT` in each zip.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SETTINGS = """\
 # Settings for the Sweet Home 3D catalogue; every other key has its default, see `furnclip init`.
 
 [paths]
-# Titles here are generic ("Chair", 25 times), so they do not say that two rows are one product.
+# Titles here are generic ("Chair", 25 times), so equal titles do not mean one product.
 # Near-duplicate images are still kept in one split.
 group_column = "product_id"
 
@@ -51,7 +51,7 @@ backend = "local"
 image_px = 128
 
 [train]
-# From random weights everything has to be learnt: many small steps, on every weight.
+# Training from random weights: all weights, small batches, many steps.
 scenario = "full"
 epochs = 80
 effective_batch_size = 64

@@ -28,7 +28,7 @@ LINES = (
         "full decode, one process",
         _FASTER % "prepare",
     ),
-    ("clean", "merge answers into `cleaned.csv`", "a pandas loop", _FASTER % "finalize"),
+    ("clean", "merge responses into `cleaned.csv`", "a pandas loop", _FASTER % "finalize"),
     ("prepare", "pack photos of 2,000 px into shards", "Pillow and `webdataset`", _FASTER % "photos_2000px"),
     ("prepare", "pack photos of 500 px into shards", "Pillow and `webdataset`", _FASTER % "photos_500px"),
     ("storage", "upload shards to a local S3 server", "`aws s3 sync`", _FASTER % "shards_up"),
@@ -46,11 +46,11 @@ LINES = (
     ),
     (
         "search",
-        "the same: median time, share of the true ten nearest found",
+        "the same: median latency, recall of the ten nearest",
         "",
         "{p50_ms:.1f} ms, {recall_at_10:.3f}",
     ),
-    ("search", "one query among 1,000,000 products: median time", "", "{million_p50_ms:.0f} ms"),
+    ("search", "one query among 1,000,000 products: median latency", "", "{million_p50_ms:.0f} ms"),
     ("arena", "key press to next query with images: 95th percentile", "", "{next_query_p95_ms:.0f} ms"),
     ("help", "`furnclip --help` in a new process", "", "{help_s:.2f} s"),
 )
