@@ -1,12 +1,11 @@
 """Files that survive a kill: an append-only journal, and files replaced whole or not at all.
 
-A journal is one JSON object a line, flushed to the disk before `append` returns. A process killed
-in the middle of a line leaves a torn tail; replay drops it, because whoever was told that the event
-is safe was told after the newline. One process at a time may write: the lock is taken on opening.
+A journal is one JSON object a line, flushed to the disk before `append` returns. A process killed in the
+middle of a line leaves a torn tail; replay drops it, because whoever was told that the event is safe was
+told after the newline.
 
-Everything else that furnclip writes goes through `replacing`: written aside, flushed, renamed, so
-that a file under its final name is always complete. What is read back goes through `read_json` and
-`read_text`: users copy, edit and damage these files, and a wrong one is an error with its name.
+Everything else that furnclip writes goes through `replacing`, so that a file under its final name is always
+complete. What is read back goes through `read_json` and `read_text`: users copy, edit and damage these files.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ import re
 import shutil
 import stat
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from furnclip.errors import InputError, JournalError, StorageError
 
@@ -38,15 +36,12 @@ T = TypeVar("T")
 Event = dict[str, Any]
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LARGEST_TEXT_BYTES = 1 << 30
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"  # process numbers mean something on one machine
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)\.(?:part|old)")
 
 
 class Journal:
-    """An append-only JSON-lines file, held by one process at a time.
-
-        with Journal(path) as journal:
-            state = fold(journal.events())
-            journal.append({"event": "uploading", "part": 3})
+    """An append-only JSON-lines file, held by one process at a time from `__enter__` to `__exit__`.
 
     `keep_whole_tail`: see `journal_lines`. Raises `JournalError` on opening when another process holds it,
     and on replay when a line other than the last cannot be read.
@@ -55,30 +50,28 @@ class Journal:
     def __init__(self, path: Path, *, keep_whole_tail: bool = False) -> None:
         self.path = path
         self._keep_whole_tail = keep_whole_tail
-        self._lock = FileLock(path.with_name(path.name + ".lock"))
-        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Journal:
-        _acquire(self._lock, self.path)
+        self._lock = _take_lock(self.path, f"{self.path.name}.lock")
         is_new = not self.path.exists()
+        last: deque[bytes] = deque(maxlen=1)
         if not is_new:
-            open_regular(self.path, what="the journal").close()
+            with open_regular(self.path, what="the journal") as lines:
+                last.extend(lines)
         self._file = self.path.open("ab", buffering=0)
-        self._drop_torn_tail()
+        if last and not last[0].endswith(b"\n"):  # the next event would be glued to it, and both lost
+            if self._keep_whole_tail and _event(last[0]) is not None:
+                self._file.write(b"\n")
+            else:
+                self._file.truncate(self._file.tell() - len(last[0]))
+            os.fsync(self._file.fileno())
         if is_new:
             sync_folder(self.path.parent)
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._lock.release()
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._lock.lock.release()
 
     def events(self) -> Iterator[Event]:
         """Every event so far, oldest first."""
@@ -86,33 +79,15 @@ class Journal:
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Write one event; when this returns, it is on the disk. When it raises, nothing was added."""
-        if self._file is None:
-            raise RuntimeError("the journal is not open")
         end, line = os.fstat(self._file.fileno()).st_size, memoryview(encode_event(event))
-        with _naming(self.path):
-            try:
-                while line:
-                    line = line[self._file.write(line) :]
-                os.fsync(self._file.fileno())
-            except OSError:  # a torn line would take the next one with it
-                self._file.truncate(end)
-                raise
-
-    def _drop_torn_tail(self) -> None:
-        # Without this, the next event would be glued to the torn line and both would be lost.
-        assert self._file is not None
-        complete_bytes = _complete_length(self.path)
-        if complete_bytes == self.path.stat().st_size:
-            return
-        with self.path.open("rb") as file:
-            file.seek(complete_bytes)
-            is_whole = self._keep_whole_tail and _event(file.read()) is not None
-        if is_whole:
-            self._file.write(b"\n")
-            self._file.flush()
-        else:
-            self._file.truncate(complete_bytes)
-        os.fsync(self._file.fileno())
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:  # a torn line would take the next one with it
+            self._file.truncate(end)
+            _name_file(error, self.path)
+            raise
 
 
 @contextmanager
@@ -122,18 +97,14 @@ def exclusive(folder: Path) -> Iterator[None]:
     The lock lies beside the folder, so that it outlives it. Raises `JournalError` when another process
     has it. What `sweep` finds inside is then left over, whoever wrote it.
     """
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    _acquire(lock, folder)
-    try:
+    with _take_lock(folder, f".{folder.name}.lock"):
         yield
-    finally:
-        lock.release()
 
 
-def _acquire(lock: FileLock, path: Path) -> None:
+def _take_lock(path: Path, name: str) -> AcquireReturnProxy[FileLock]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire(timeout=0)
+        return FileLock(path.with_name(name)).acquire(timeout=0)
     except Timeout:
         raise JournalError(
             f"`{path}` is in use by another furnclip process",
@@ -184,20 +155,6 @@ def _event(line: bytes) -> Event | None:
     return event if isinstance(event, dict) else None
 
 
-def _complete_length(path: Path, chunk_bytes: int = 65536) -> int:
-    """Bytes up to and including the last newline."""
-    end = path.stat().st_size
-    with path.open("rb") as file:
-        while end > 0:
-            start = max(0, end - chunk_bytes)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            end = start
-    return 0
-
-
 def open_regular(path: Path, *, what: str) -> IO[bytes]:
     """`path` opened for reading, if it is a regular file: opening a FIFO would wait for a writer.
 
@@ -239,13 +196,11 @@ def read_json(path: Path, shape: type[T], *, what: str, hint: str) -> T:
 
 def parse_json(content: str | bytes, shape: type[T], *, what: str, hint: str) -> T:
     """JSON checked against `shape`, as `read_json` does; `what` names where it comes from."""
-    # imported here: `--help` comes by this file
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError  # here, not above: `--help` comes by this file
 
-    key: Any = shape
-    adapter: TypeAdapter[T] = _adapter(key) if is_dataclass(shape) else TypeAdapter(shape)
     try:
-        return adapter.validate_json(content, strict=True)
+        checked: T = _adapter(cast(Any, shape)).validate_json(content, strict=True)
+        return checked
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -263,7 +218,7 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
 
 def aside_name(path: Path, *, ending: str = "part") -> Path:
     """Where this process writes what is to become `path`; `sweep` finds it when the process died."""
-    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.{ending}")
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.{ending}")
 
 
 def sweep(folder: Path, *, exclusively: bool = False) -> None:
@@ -277,7 +232,7 @@ def sweep(folder: Path, *, exclusively: bool = False) -> None:
         match = _LEFTOVER.fullmatch(path.name)
         if not match:
             continue
-        if not exclusively and (match["host"] != _host() or _is_running(int(match["process"]))):
+        if not exclusively and (match["host"] != _HOST or _is_running(int(match["process"]))):
             continue
         target = path.with_name(match["name"])
         if path.suffix == ".old" and not target.exists():
@@ -288,33 +243,20 @@ def sweep(folder: Path, *, exclusively: bool = False) -> None:
             path.unlink(missing_ok=True)
 
 
-@cache
-def _host() -> str:
-    """Eight hexadecimal digits of this machine's name: process numbers mean something on one machine."""
-    return f"{zlib.crc32(platform.node().encode()):08x}"
-
-
 def _is_running(process: int) -> bool:
     if os.name == "nt":
         return True  # signal 0 is Ctrl-C there, so there is no asking
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # not ours to signal: it runs
-        return True
+    except (OSError, OverflowError) as error:
+        return not isinstance(error, ProcessLookupError)  # else it is not ours to signal: it runs
     return True
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """A full disk does not say which file could not be written; within the block it does."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:
-            error.filename = error.filename or str(path)
-        raise
+def _name_file(error: BaseException, path: Path) -> None:
+    """A full disk does not say which file could not be written."""
+    if isinstance(error, OSError) and error.errno is not None:
+        error.filename = error.filename or str(path)
 
 
 @contextmanager
@@ -327,7 +269,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = aside_name(path)
     try:
-        with _naming(path), aside.open("wb") as file:
+        with aside.open("wb") as file:
             yield file
             if durable:
                 file.flush()
@@ -336,8 +278,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):
             aside.unlink()
-        if isinstance(error, OSError) and error.errno in FULL_DISK and not error.filename:
-            error.filename = str(path)
+        _name_file(error, path)
         raise
     if durable:
         sync_folder(path.parent)
@@ -370,18 +311,13 @@ def told_when_full(*folders: Path) -> Iterator[None]:
         folder = min(there, key=lambda path: shutil.disk_usage(path).free, default=folders[0])
         if error.filename:
             folder = Path(os.fsdecode(error.filename)).parent
+        disk = folder.resolve()
+        while not os.path.ismount(disk) and disk != disk.parent:
+            disk = disk.parent
         raise StorageError(
-            f"the disk `{_mount_point(folder)}` is full: no room in `{folder}`",
+            f"the disk `{disk}` is full: no room in `{folder}`",
             hint="free some space, or set `paths.work` to another disk; the same command goes on from here",
         ) from None
-
-
-def _mount_point(path: Path) -> Path:
-    """Where the disk that `path` is on, or would be on, is mounted."""
-    path = path.resolve()
-    while not os.path.ismount(path) and path != path.parent:
-        path = path.parent
-    return path
 
 
 @contextmanager
@@ -393,21 +329,21 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        _sync_tree(aside)
-        publish_folder(aside, path)
+        for inner in (*aside.rglob("*"), aside):
+            if inner.is_file():
+                with inner.open("rb+") as file:
+                    os.fsync(file.fileno())
+            else:
+                sync_folder(inner)
+        old = aside_name(path, ending="old")
+        if path.exists():
+            path.replace(old)
+        aside.replace(path)
+        sync_folder(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-
-
-def publish_folder(aside: Path, path: Path) -> None:
-    """Rename `aside` to `path`; an older folder of that name is moved away first, then removed."""
-    old = aside_name(path, ending="old")
-    if path.exists():
-        path.replace(old)
-    aside.replace(path)
-    sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def discard_folder(path: Path) -> None:
@@ -460,13 +396,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        else:
-            sync_folder(path)
-    sync_folder(folder)
