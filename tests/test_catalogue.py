@@ -17,17 +17,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from furnclip.catalogue import (
-    MAX_CELL_CHARS,
     Product,
     Rejection,
     content_hash,
-    detect_encoding,
     find_images,
-    normalised_title,
+    normalized_title,
     read_products,
     read_records,
     read_rows,
 )
+from furnclip.catalogue.delimited import MAX_CELL_CHARS
+from furnclip.catalogue.text import find_encoding
 from furnclip.config import DataPaths
 from furnclip.errors import ConfigError, FurnclipError, InputError
 from furnclip.images import BrokenImage
@@ -73,10 +73,10 @@ def test_any_encoding_and_separator_gives_the_same_rows(
 
 def test_an_encoding_is_judged_by_the_last_byte_too(write: Callable[..., Path], tmp_path: Path) -> None:
     path = write(HEADER + "\n" + "".join(f"{n},plain,a.jpg\n" for n in range(200_000)))
-    assert detect_encoding(path) == "utf-8-sig"
+    assert find_encoding(path).name == "utf-8-sig"
     with path.open("ab") as file:
         file.write("x,grün,a.jpg\n".encode("cp1252"))
-    assert detect_encoding(path) == "cp1252"
+    assert find_encoding(path).name == "cp1252"
 
 
 def test_bytes_that_are_no_text_are_an_error(tmp_path: Path) -> None:
@@ -366,8 +366,8 @@ def test_the_default_caption(fields: dict[str, str], title: str, caption: str) -
 
 
 def test_titles_are_compared_without_case_punctuation_and_spelling_of_accents() -> None:
-    assert normalised_title("  OSLO / Stuhl (grün) ") == normalised_title("oslo stuhl, gru\u0308n")
-    assert normalised_title("Oslo 2") != normalised_title("Oslo 3")
+    assert normalized_title("  OSLO / Stuhl (grün) ") == normalized_title("oslo stuhl, gru\u0308n")
+    assert normalized_title("Oslo 2") != normalized_title("Oslo 3")
 
 
 def test_the_content_hash_tells_where_parts_end() -> None:

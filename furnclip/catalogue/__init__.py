@@ -17,7 +17,6 @@ Rules that a row is judged by:
 `content_hash` decides everywhere in furnclip whether something is up to date.
 """
 
-from furnclip.catalogue.delimited import MAX_CELL_CHARS
 from furnclip.catalogue.image_names import find_files, tell_near_matches
 from furnclip.catalogue.products import (
     Product,
@@ -29,43 +28,33 @@ from furnclip.catalogue.products import (
     read_products,
     uncleaned_rows,
 )
-from furnclip.catalogue.rows import Record, read_records, read_rows
-from furnclip.catalogue.sheets import (
+from furnclip.catalogue.rows import (
+    ATTRIBUTES,
+    CLEAN_COLUMNS,
     REJECT_COLUMNS,
     SheetWriter,
-    original_column,
+    read_records,
+    read_rows,
     renamed_column,
     sheet_in,
     sheet_text,
 )
-from furnclip.catalogue.text import detect_encoding
-from furnclip.catalogue.typed import cell_text
-from furnclip.catalogue.words import (
-    ATTRIBUTES,
-    CLEAN_COLUMNS,
-    content_hash,
-    normalised_title,
-)
+from furnclip.catalogue.text import content_hash, normalized_title
 
 __all__ = [
     "ATTRIBUTES",
     "CLEAN_COLUMNS",
-    "MAX_CELL_CHARS",
     "REJECT_COLUMNS",
     "Product",
-    "Record",
     "Rejection",
     "SheetWriter",
     "catalogue_path",
-    "cell_text",
     "content_hash",
-    "detect_encoding",
     "find_files",
     "find_images",
     "no_rows",
-    "normalised_title",
+    "normalized_title",
     "nothing_cleaned",
-    "original_column",
     "read_products",
     "read_records",
     "read_rows",

@@ -34,12 +34,11 @@ _CODE = re.compile(r"[\w.\-/#]*\d[\w.\-/#]*")
 
 
 class Cells(NamedTuple):
-    """One row of a file, or the `problem` it has; `lines`: the first and last of several."""
+    """One row of a file; `reason` and `detail` are filled when it cannot be used."""
 
     cells: list[str]
-    lines: tuple[int, int] = (0, 0)
     reason: str = ""
-    problem: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ class Layout:
     """How a file is laid out; found in its first lines."""
 
     delimiter: str
-    skipped_lines: int
     header: list[str]
-    header_lines: int
+    header_end: int
+    """how many lines the header and what stands above it take"""
     kinds: Sequence[re.Pattern[str] | None]
     """what the cells of a column look like, where they all look alike"""
 
@@ -69,20 +68,25 @@ class Layout:
 
 def find_layout(path: Path) -> Layout:
     """Delimiter and header. Raises `InputError` where there is none."""
-    sample = _sample(path)
+    sample: list[str] = []
+    with closing(text_lines(path)) as source:
+        for line in islice(source, _SAMPLE_LINES):
+            sample.append(line)
+            if sum(map(len, sample)) > _SAMPLE_CHARS:
+                break
     declared = _SEPARATOR_LINE.fullmatch(sample[0].removeprefix("\ufeff")) if sample else None
     start = 1 if declared else 0
-    lines = sample[start:]
-    delimiter = declared[1] if declared else _find_delimiter(lines, path.suffix)
-    above = _lines_above_header(lines, delimiter)
+    delimiter = declared[1] if declared else _find_delimiter(sample, path.suffix)
+    above = _lines_above_header(sample[start:], delimiter)
     if above:
         tell_once(f"the header of `{path}` is line {start + above + 1}; the lines above it are skipped")
-    header, count = _read_header(lines[above:], delimiter)
+    header, count = _read_header(sample[start + above :], delimiter)
     if not count:
         raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")
-    rows = [split_line(line, delimiter) for line in lines[above + count :]]
+    count += start + above
+    rows = [split_line(line, delimiter) for line in sample[count:]]
     kinds = _find_kinds([row for row in rows if len(row) == len(header)], len(header))
-    return Layout(delimiter, start + above, header, count, kinds)
+    return Layout(delimiter, header, count, kinds)
 
 
 def _read_header(lines: Sequence[str], delimiter: str) -> tuple[list[str], int]:
@@ -99,36 +103,20 @@ def _read_header(lines: Sequence[str], delimiter: str) -> tuple[list[str], int]:
     return [], 0
 
 
-def _sample(path: Path) -> list[str]:
-    lines: list[str] = []
-    with closing(text_lines(path)) as source:
-        for line in islice(source, _SAMPLE_LINES):
-            lines.append(line)
-            if sum(map(len, lines)) > _SAMPLE_CHARS:
-                break
-    return lines
-
-
 def _find_delimiter(lines: Sequence[str], suffix: str) -> str:
     """The one that the first line uses most outside quotes, unless that line is none of the table."""
-    first = next((line for line in lines if line.strip()), "")
+    unquoted = ["".join(line.split('"')[::2]) for line in lines]
+    first = next((text for text, line in zip(unquoted, lines, strict=True) if line.strip()), "")
     if suffix.lower() == ".tsv" and "\t" in first:
         return "\t"
-    wanted = max(_DELIMITERS, key=_unquoted(first).count)
-    agreement = {delimiter: _agreement(lines, delimiter) for delimiter in _DELIMITERS}
+    agreement = {}  # in how many lines a delimiter is as often as in most, and how often that is
+    for delimiter in _DELIMITERS:
+        counts = Counter(count for line in unquoted if (count := line.count(delimiter)))
+        agreement[delimiter] = max(((lines, count) for count, lines in counts.items()), default=(0, 0))
+    wanted = max(_DELIMITERS, key=first.count)
     best = max(_DELIMITERS, key=lambda delimiter: agreement[delimiter])
-    is_sentence = _unquoted(first).count(wanted) < 2 and agreement[best][0] > 2 * agreement[wanted][0]
+    is_sentence = first.count(wanted) < 2 and agreement[best][0] > 2 * agreement[wanted][0]
     return best if is_sentence or _lines_above_header(lines, wanted) else wanted
-
-
-def _agreement(lines: Sequence[str], delimiter: str) -> tuple[int, int]:
-    """In how many lines a delimiter is as often as in most, and how often that is."""
-    counts = Counter(count for line in lines if (count := _unquoted(line).count(delimiter)))
-    return max(((lines, count) for count, lines in counts.items()), default=(0, 0))
-
-
-def _unquoted(line: str) -> str:
-    return "".join(line.split('"')[::2])
 
 
 def _lines_above_header(lines: Sequence[str], delimiter: str) -> int:
@@ -160,7 +148,7 @@ def read_cells(path: Path, layout: Layout) -> Iterator[Cells]:
     """Every row below the header that is not blank."""
     csv.field_size_limit(MAX_CELL_CHARS)
     lines = text_lines(path)
-    for _ in range(layout.skipped_lines + layout.header_lines):
+    for _ in range(layout.header_end):
         next(lines, None)
     yield from _Rows(lines, layout).read()
 
@@ -173,7 +161,7 @@ class _Rows(Iterator[str]):
         self._layout = layout
         self._waiting: deque[str] = deque()  # lines that a row had taken and gave back
         self._taken: list[str] = []
-        self._line = layout.skipped_lines + layout.header_lines
+        self._line = layout.header_end
         self._in_doubt = False  # the next line may be the rest of a cell whose quote was refused
 
     def __next__(self) -> str:
@@ -197,21 +185,23 @@ class _Rows(Iterator[str]):
                 continue
             if len(cells) == width and len(self._taken) == 1 and not self._in_doubt:
                 yield Cells(cells)
+            elif len(self._taken) > 1:
+                yield self._several_lines(cells, first)
             elif cells:
-                yield self._checked(cells, first)
+                if len(cells) != width:  # `csv` knows no blanks around the quotes of a cell
+                    cells = self._layout.cells_of(self._taken[0])
+                yield self._judged(cells, first) if self._in_doubt else self._counted(cells)
 
-    def _checked(self, cells: list[str], first: int) -> Cells:
-        """A row of several lines, of another width, or below a quote that was refused."""
-        delimiter, width = self._layout.delimiter, len(self._layout.header)
-        if len(self._taken) == 1:
-            if len(cells) != width:  # `csv` knows no blanks around the quotes of a cell
-                cells = self._layout.cells_of(self._taken[0])
-            return self._judged(cells, first) if self._in_doubt else Cells(cells)
-        may_be_rows = all(line.count(delimiter) >= width - 1 for line in self._taken)
-        if may_be_rows and all(map(self._layout.fits, map(self._layout.cells_of, self._taken))):
+    def _several_lines(self, cells: list[str], first: int) -> Cells:
+        """A row with line ends in its cells, unless each of its lines is a row."""
+        layout, separators = self._layout, len(self._layout.header) - 1
+        if all(
+            line.count(layout.delimiter) >= separators and layout.fits(layout.cells_of(line))
+            for line in self._taken
+        ):
             return self._literal(first, "")
         self._in_doubt = False
-        return Cells(cells, (first, self._line))
+        return self._counted(cells, f" in lines {first} to {self._line}; is a quote not closed?")
 
     def _literal(self, first: int, problem: str) -> Cells:
         """The first line as a row whose quotes are text; the lines after it are read again."""
@@ -220,33 +210,31 @@ class _Rows(Iterator[str]):
         self._line -= len(rest)
         cells = self._layout.cells_of(line)
         if any(len(cell) > MAX_CELL_CHARS for cell in cells):
-            return Cells(cells, reason="unreadable-row", problem=problem)
+            return Cells(cells, "unreadable-row", problem)
         return self._judged(cells, first)
 
     def _judged(self, cells: list[str], first: int) -> Cells:
         """A line as a row, if it looks as the others do: it may be a piece of a cell with an open quote."""
         layout = self._layout
         self._in_doubt = not layout.fits(cells) if any(layout.kinds) else len(cells) != len(layout.header)
-        problem = f"a quote in line {first} or above it is not closed"
-        return Cells(cells, reason="open-quote", problem=problem) if self._in_doubt else Cells(cells)
+        if self._in_doubt:
+            return Cells(cells, "open-quote", f"a quote in line {first} or above it is not closed")
+        return Cells(cells)
+
+    def _counted(self, cells: list[str], where: str = "") -> Cells:
+        width = len(self._layout.header)
+        if len(cells) == width:
+            return Cells(cells)
+        return Cells(cells, "wrong-number-of-cells", f"{len(cells)} cells under {width} columns{where}")
 
 
 def split_line(line: str, delimiter: str) -> list[str]:
     """The cells of one line; a quote that does not enclose a whole cell is text."""
-    cell = _cell_pattern(delimiter)
-    line = line.rstrip("\r\n")
-    cells, at = [], 0
-    while True:
-        match = cell.match(line, at)
-        assert match is not None  # the pattern fits the empty text
-        quoted, plain = match.groups()
-        cells.append(plain if quoted is None else quoted.replace('""', '"'))
-        at = match.end() + 1
-        if at > len(line):
-            return cells
+    cells = _cell_pattern(delimiter).finditer(line.rstrip("\r\n"))
+    return [cell[2] if cell[1] is None else cell[1].replace('""', '"') for cell in cells]
 
 
 @cache
 def _cell_pattern(delimiter: str) -> re.Pattern[str]:
     end = re.escape(delimiter)
-    return re.compile(rf' *"((?:[^"]|"")*)" *(?={end}|$)|([^{end}]*)')
+    return re.compile(rf'(?:^|{end})(?: *"((?:[^"]|"")*)" *(?={end}|$)|([^{end}]*))')

@@ -12,6 +12,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -19,7 +20,9 @@ from urllib.parse import unquote
 from furnclip import console
 from furnclip.images import BrokenImage
 
-_ENDING = re.compile(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|img)([?#]\S*)?", re.IGNORECASE)
+_ENDING = re.compile(
+    r"(?<=.)\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|img)([?#][^\s.]*)?\Z", re.IGNORECASE | re.DOTALL
+)
 _AFTER_NAME = re.compile(r"[?#].*")
 _SEPARATORS = tuple(map(re.compile, (r"\s*\n\s*", r"\s*,\s*", r"\s*;\s*", r"\s+")))
 _SEPARATED = re.compile(r"[,;\s\[]")
@@ -41,20 +44,15 @@ def _names_in(text: str) -> list[str]:
         return [name.strip(" ,;") for name in _BEFORE_ADDRESS.split(text)]
     for separator in _SEPARATORS:
         names = [name for name in separator.split(text.strip(",; ")) if name]
-        if len(names) > 1 and all(_has_ending(name) for name in names):
+        if len(names) > 1 and all(map(_ENDING.search, names)):
             return names
     return [text]
-
-
-def _has_ending(name: str) -> bool:
-    at = name.rfind(".")
-    return at > 0 and _ENDING.fullmatch(name, at) is not None
 
 
 def find_files(names: Iterable[str], image_root: Path) -> list[Path]:
     """Every image of the names that is there, as listed. Raises `BrokenImage` when there is none."""
     problem = BrokenImage("missing", "the row names no image", hint="fill the image column")
-    folder, found = _folder(image_root), []
+    folder, found = _ImageFolder(image_root), []
     for name in reversed(tuple(names)):
         try:
             found.append(folder.find(name))
@@ -67,7 +65,7 @@ def find_files(names: Iterable[str], image_root: Path) -> list[Path]:
 
 def tell_near_matches(image_root: Path) -> None:
     """Say how many images this process found under nearly the name that the catalogue gives them."""
-    folder = _folder(image_root)
+    folder = _ImageFolder(image_root)
     if folder.near:
         name, path = folder.example
         console.warn(
@@ -76,18 +74,20 @@ def tell_near_matches(image_root: Path) -> None:
         )
 
 
-@lru_cache(maxsize=8)
-def _folder(image_root: Path) -> _ImageFolder:
-    return _ImageFolder(image_root)
-
-
+@lru_cache(maxsize=8)  # one object a folder, which remembers what it found
 class _ImageFolder:
     """One image folder, and what was found in it under nearly the name."""
 
     def __init__(self, root: Path) -> None:
         self._given = root
         self._root = root.resolve()
-        self._links_may_lead_out = _is_own(self._root)
+        # Links in it are the user's own; for the administrator, those in all folders are.
+        self._links_may_lead_out = (
+            os.name == "nt"
+            or os.getuid() == 0
+            or not self._root.exists()
+            or self._root.stat().st_uid in (os.getuid(), 0)
+        )
         self.near: set[int] = set()  # hashes of the names
         self.example = ("", "")
 
@@ -144,7 +144,7 @@ class _ImageFolder:
         path = self._root
         for part in name.split("/"):
             names, folded = _listing(path), _folded(part)
-            found = names.get(folded) or names.get(_stem(folded)) or []
+            found = names.get(folded) or names.get(_ENDING.sub("", folded)) or []
             if len(found) != 1:
                 return None
             path = path / found[0]
@@ -155,28 +155,13 @@ class _ImageFolder:
 def _listing(folder: Path) -> dict[str, list[str]]:
     """Names in a folder by themselves in one case, and those of images without their ending as well."""
     listed: dict[str, list[str]] = {}
-    try:
-        names = [entry.name for entry in folder.iterdir()]
-    except OSError:
-        return listed
-    for name in names:
-        folded = _folded(name)
-        for key in dict.fromkeys((folded, _stem(folded))):
-            listed.setdefault(key, []).append(name)
+    with suppress(OSError):
+        for name in [entry.name for entry in folder.iterdir()]:
+            folded = _folded(name)
+            for key in {folded, _ENDING.sub("", folded)}:
+                listed.setdefault(key, []).append(name)
     return listed
 
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def _stem(name: str) -> str:
-    at = name.rfind(".")
-    return name[:at] if _has_ending(name) else name
-
-
-def _is_own(folder: Path) -> bool:
-    """Whether links in a folder are the user's own; for the administrator, all folders are."""
-    if os.name == "nt" or os.getuid() == 0 or not folder.exists():
-        return True
-    return folder.stat().st_uid in (os.getuid(), 0)

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from furnclip.catalogue.image_names import find_files, image_names
-from furnclip.catalogue.rows import Record, read_records
-from furnclip.catalogue.sheets import is_our_sheet, renamed_column
-from furnclip.catalogue.typed import ImageStore
+from furnclip.catalogue.rows import Record, is_our_sheet, read_records, renamed_column
+from furnclip.catalogue.structured import ImageStore
 from furnclip.errors import ConfigError, InputError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from furnclip.config import Config, DataPaths
+    from furnclip.config import DataPaths
 
 MAX_ID_CHARS = 200
-_SHOWN_COLUMNS = 20
-_SHOWN_NAME_CHARS = 40
+_MAX_SHOWN_COLUMNS = 20
+_MAX_SHOWN_CHARS = 40
 
 
 class Product(NamedTuple):
@@ -55,7 +54,7 @@ def catalogue_path(paths: DataPaths) -> Path:
 def no_rows(path: Path, paths: DataPaths) -> InputError:
     """The error for a catalogue without a row; what to do depends on whose file it is and on the cause."""
     rejected = paths.clean / "rejected.csv"
-    if path == paths.cleaned and rejected.is_file() and not _uncleaned(paths):
+    if path == paths.cleaned and rejected.is_file() and not uncleaned_rows(paths):
         rows = read_records(rejected)[1]
         return nothing_cleaned(rejected, Counter(row.fields.get("rejected_reason", "") for row in rows))
     return InputError(f"`{path}` has no rows", hint=_remedy(path, paths) or "export the catalogue again")
@@ -116,16 +115,11 @@ def _columns_of(path: Path, columns: list[str], paths: DataPaths) -> _Columns:
         if wanted and wanted not in columns:
             close = nearest(wanted, columns)
             advice = f'set `paths.{setting} = "{close}"`' if close else f"set `paths.{setting}`"
-            raise ConfigError(
-                f"`{path}` has no column `{wanted}`", hint=f"{advice}; columns there: {_listed(columns)}"
-            )
+            shown = ", ".join(name[:_MAX_SHOWN_CHARS] for name in columns[:_MAX_SHOWN_COLUMNS])
+            more = len(columns) - _MAX_SHOWN_COLUMNS
+            shown += f" and {more} more" if more > 0 else ""
+            raise ConfigError(f"`{path}` has no column `{wanted}`", hint=f"{advice}; columns there: {shown}")
     return _Columns(*settings.values())
-
-
-def _listed(columns: list[str]) -> str:
-    shown = [name[:_SHOWN_NAME_CHARS] for name in columns[:_SHOWN_COLUMNS]]
-    more = len(columns) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | Rejection]:
@@ -133,12 +127,18 @@ def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | R
     for record in records:
         product_id = record.fields.get(columns.id, "").strip()
         reason, detail = record.reason, record.detail
-        if not reason:
-            reason, detail = _id_problem(product_id, seen)
+        if reason:
+            pass
+        elif not product_id:
+            reason, detail = "no-id", "the id is empty"
+        elif len(product_id) > MAX_ID_CHARS or not product_id.isprintable():
+            reason, detail = "bad-id", f"an id is printable and has at most {MAX_ID_CHARS} characters"
+        elif hash(product_id) in seen:
+            reason, detail = "duplicate-id", f"`{product_id}` is the id of an earlier row"
         if reason:
             yield Rejection(record.row, product_id[:MAX_ID_CHARS], reason, detail, record.fields)
             continue
-        seen.add(_id_number(product_id))
+        seen.add(hash(product_id))
         yield Product(
             row=record.row,
             product_id=product_id,
@@ -149,43 +149,25 @@ def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | R
         )
 
 
-def _id_problem(product_id: str, seen: set[int]) -> tuple[str, str]:
-    if not product_id:
-        return "no-id", "the id is empty"
-    if len(product_id) > MAX_ID_CHARS or not product_id.isprintable():
-        return "bad-id", f"an id is printable and has at most {MAX_ID_CHARS} characters"
-    if _id_number(product_id) in seen:
-        return "duplicate-id", f"`{product_id}` is the id of an earlier row"
-    return "", ""
-
-
-def _id_number(product_id: str) -> int:
-    return hash(product_id)  # 64 bits; never leaves this process
-
-
-def uncleaned_rows(config: Config) -> int:
+def uncleaned_rows(paths: DataPaths) -> int:
     """Rows of the catalogue that are in neither `cleaned.csv` nor `rejected.csv`: added or left out since.
 
     0 where nothing was cleaned yet, or where the raw catalogue is gone: then there is no other catalogue.
     Takes 8 bytes a row.
     """
-    return _uncleaned(config.paths)
-
-
-def _uncleaned(paths: DataPaths) -> int:
     import numpy as np
 
     if not paths.cleaned.is_file() or not paths.products.is_file():
         return 0
     files = (paths.cleaned, paths.clean / "rejected.csv")
-    settled = [_id_numbers(path, paths) for path in files if path.is_file()]
-    left_ids, left_counts = np.unique(_id_numbers(paths.products, paths), return_counts=True)
+    settled = [_id_hashes(path, paths) for path in files if path.is_file()]
+    left_ids, left_counts = np.unique(_id_hashes(paths.products, paths), return_counts=True)
     ids, counts = np.unique(np.concatenate(settled), return_counts=True)
     _, left_at, at = np.intersect1d(left_ids, ids, assume_unique=True, return_indices=True)
     return int(left_counts.sum() - np.minimum(left_counts[left_at], counts[at]).sum())
 
 
-def _id_numbers(path: Path, paths: DataPaths) -> NDArray[np.int64]:
+def _id_hashes(path: Path, paths: DataPaths) -> NDArray[np.int64]:
     """A hash of the id of every row, damaged ones as well: each row of the catalogue has its counterpart."""
     import numpy as np
 

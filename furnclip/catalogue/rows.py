@@ -1,17 +1,28 @@
-"""Rows of any supported file, streamed, with damaged ones marked; the kind of file is told by its content."""
+"""Rows of any supported file, streamed, with damaged ones marked; and CSV files of our own.
+
+The kind of a file is recognized by its content. What we write is safe to open in a spreadsheet, and read back
+as what was written: a spreadsheet runs a cell such as `=HYPERLINK(...)` as a formula, so such a cell gets an
+apostrophe in front on its way out, and loses it on its way in. A cell that begins with apostrophes before a
+formula sign gets one more, so every text comes back as it was, `-A1` and `'-A1` alike. Numbers stay numbers.
+
+A column of the catalogue that has the name of one of ours is called `raw_NAME` in our files (and
+`raw_NAME` is called `raw_raw_NAME`), so no two columns have one name.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from furnclip.catalogue.delimited import MAX_CELL_CHARS, Layout, find_layout, read_cells
-from furnclip.catalogue.sheets import is_our_sheet, unescape
+from furnclip.catalogue.structured import ImageStore, NoText, cell_text, read_json, read_parquet
 from furnclip.catalogue.text import (
     KINDS_HINT,
     find_encoding,
@@ -21,7 +32,6 @@ from furnclip.catalogue.text import (
     tell_once,
     text_lines,
 )
-from furnclip.catalogue.typed import ImageStore, NoText, cell_text, read_json, read_parquet
 from furnclip.errors import InputError
 
 _OTHER_KINDS = {
@@ -40,6 +50,13 @@ _TABLES = ("products", "items", "rows", "data", "results")
 _JSON_ARRAY = re.compile(r"\s*\[\s*[{\]]")
 _JSON_OBJECT = re.compile(r'\s*\{\s*(["}]|$)')
 
+ATTRIBUTES = ("style", "material", "color", "object_type")
+CLEAN_COLUMNS = ("clean_title", *ATTRIBUTES, "clean_source")
+REJECT_COLUMNS = ("rejected_reason", "rejected_detail")
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # and the full-width signs
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
+_OURS = re.compile(f"(raw_)*({'|'.join((*CLEAN_COLUMNS, *REJECT_COLUMNS))})")
+
 
 class Record(NamedTuple):
     """One row as read; `reason` and `detail` are filled when its cells cannot be trusted."""
@@ -53,17 +70,17 @@ class Record(NamedTuple):
 def read_rows(path: Path) -> tuple[list[str], Iterator[dict[str, str]]]:
     """Columns and streamed rows. Raises `InputError` at a row whose cells do not fit the columns."""
     columns, records = read_records(path)
-    return columns, _sound_rows(path, records)
 
+    def sound_rows() -> Iterator[dict[str, str]]:
+        for record in records:
+            if record.reason:
+                raise InputError(
+                    f"row {record.row} of `{path}`: {record.detail}",
+                    hint="fix that row in the file and run again",
+                )
+            yield record.fields
 
-def _sound_rows(path: Path, records: Iterable[Record]) -> Iterator[dict[str, str]]:
-    for record in records:
-        if record.reason:
-            raise InputError(
-                f"row {record.row} of `{path}`: {record.detail}",
-                hint="fix that row in the file and run again",
-            )
-        yield record.fields
+    return columns, sound_rows()
 
 
 def read_records(path: Path, images: ImageStore | None = None) -> tuple[list[str], Iterator[Record]]:
@@ -121,9 +138,10 @@ def _check_json_lines(path: Path, suffix: str) -> None:
     except (ValueError, RecursionError):
         value = None
         if suffix in (".jsonl", ".ndjson"):
-            return  # its broken lines are told one by one
+            return  # its broken lines are reported one by one
     fields = value if isinstance(value, dict) and is_alone else {}
-    table = next((name for name in fields if _is_table(fields[name])), None)
+    lists = [name for name, field in fields.items() if isinstance(field, list) and field]
+    table = next((name for name in lists if all(isinstance(item, dict) for item in fields[name])), None)
     is_inside = table is not None and (len(fields) == 1 or table in _TABLES)
     if value is None or is_inside:
         raise InputError(
@@ -132,22 +150,13 @@ def _check_json_lines(path: Path, suffix: str) -> None:
         )
 
 
-def _is_table(value: object) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(item, dict) for item in value)
-
-
 def _csv_records(path: Path, columns: list[str], layout: Layout) -> Iterator[Record]:
     is_ours, is_clean = is_our_sheet(columns), find_encoding(path).is_clean
     for number, row in enumerate(read_cells(path, layout), start=1):
         cells = [unescape(cell) for cell in row.cells] if is_ours else row.cells
         fields = dict(zip(columns, cells, strict=False))
         if row.reason:
-            yield Record(number, _writable(fields), row.reason, row.problem)
-        elif len(cells) != len(columns):
-            first, last = row.lines
-            detail = f"{len(cells)} cells under {len(columns)} columns"
-            detail += f" in lines {first} to {last}; is a quote not closed?" if last > first else ""
-            yield Record(number, _writable(fields), "wrong-number-of-cells", detail)
+            yield Record(number, _writable(fields), row.reason, row.detail)
         else:
             yield Record(number, fields) if is_clean else _checked_record(number, fields)
 
@@ -159,36 +168,28 @@ def _typed_records(
         if isinstance(row, str):
             yield Record(number, {}, "unreadable-row", row)
             continue
-        fields, problem = {}, ""
+        fields, problem = dict.fromkeys(columns, ""), ""
         for name in columns:
-            value = row.get(name)
-            if isinstance(value, str):
-                fields[name] = value
-                continue
             try:
-                fields[name] = _typed_cell(name, value, images)
+                to_text = images.cell if images and name == images.column else cell_text
+                fields[name] = to_text(row.get(name))
+            except NoText:
+                tell_once(f"column `{name}` holds bytes that are no text; they are left out")
             except ValueError as error:
-                fields[name], problem = "", f"column `{name}` {error}"
+                problem = f"column `{name}` {error}"
         checked = _checked_record(number, fields)
         yield checked._replace(reason="unreadable-row", detail=problem) if problem else checked
-
-
-def _typed_cell(name: str, value: object, images: ImageStore | None) -> str:
-    try:
-        return images.cell(value) if images and name == images.column else cell_text(value)
-    except NoText:
-        tell_once(f"column `{name}` holds bytes that are no text; they are left out")
-        return ""
 
 
 def _checked_record(number: int, fields: dict[str, str]) -> Record:
     """A record whose cells fit a CSV: not too large, and text that can be written again."""
     for name, value in fields.items():
+        detail = ""
         if len(value) > MAX_CELL_CHARS:
             detail = f"column `{name}` has {len(value):,} characters, at most {MAX_CELL_CHARS:,}"
-            return Record(number, _writable(fields), "unreadable-row", detail)
-        if is_damaged(value):
+        elif is_damaged(value):
             detail = f"column `{name}` has something in it that is no text"
+        if detail:
             return Record(number, _writable(fields), "unreadable-row", detail)
     return Record(number, fields)
 
@@ -196,3 +197,53 @@ def _checked_record(number: int, fields: dict[str, str]) -> Record:
 def _writable(fields: dict[str, str]) -> dict[str, str]:
     """What of a damaged row can stand in a list of rejected rows."""
     return {name: repaired(value) if len(value) <= MAX_CELL_CHARS else "" for name, value in fields.items()}
+
+
+class SheetWriter:
+    """Writes CSV rows whose cells no spreadsheet runs as a formula."""
+
+    def __init__(self, text: IO[str]) -> None:
+        # The default line end: with another one, `csv` leaves a lone carriage return unquoted.
+        self._writer = csv.writer(text)
+
+    def write_row(self, cells: Iterable[object]) -> None:
+        self._writer.writerow([escape(str(cell)) for cell in cells])
+
+
+@contextmanager
+def sheet_in(file: IO[bytes]) -> Iterator[SheetWriter]:
+    """A writer of UTF-8 rows into a binary file that stays open."""
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    try:
+        yield SheetWriter(text)
+    finally:
+        text.detach()
+
+
+def sheet_text(rows: Iterable[Iterable[object]]) -> str:
+    """A small table as the text of a CSV file, header included."""
+    text = io.StringIO(newline="")
+    writer = SheetWriter(text)
+    for row in rows:
+        writer.write_row(row)
+    return text.getvalue()
+
+
+def escape(cell: str) -> str:
+    """`cell` as a spreadsheet shows it without running it."""
+    return "'" + cell if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
+
+
+def unescape(cell: str) -> str:
+    """The text that `escape` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def is_our_sheet(columns: Sequence[str]) -> bool:
+    """Whether a header is that of `cleaned.csv` or `rejected.csv`, whatever the file is called."""
+    return any(tuple(columns[-len(ours) :]) == ours for ours in (CLEAN_COLUMNS, REJECT_COLUMNS))
+
+
+def renamed_column(name: str) -> str:
+    """What the catalogue's column `name` is called in our files."""
+    return f"raw_{name}" if _OURS.fullmatch(name) else name

@@ -1,20 +1,22 @@
 """Text files of any encoding, as lines: what no encoding explains is marked, never guessed over.
 
-UTF-8, UTF-16 and UTF-32 are told by their bytes. In a file that is mostly UTF-8, a line that is not stays
-marked, so that its row alone is rejected. Any other file is read in the one encoding that fits it best,
-which is said once; its lines that are UTF-8 after all are read as UTF-8. `.gz` is unpacked on the way.
+UTF-8, UTF-16 and UTF-32 are recognized by their bytes. In a file that is mostly UTF-8, a line that is not
+stays marked, so that its row alone is rejected. Any other file is read in the one encoding that fits it best,
+which is announced once; its lines that are UTF-8 after all are read as UTF-8. `.gz` is unpacked on the way.
 """
 
 from __future__ import annotations
 
 import codecs
 import gzip
+import hashlib
 import io
 import re
+import unicodedata
 import zlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from functools import cache, lru_cache
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -23,8 +25,7 @@ from furnclip.errors import InputError
 from furnclip.journal import open_regular
 
 MAX_LINE_CHARS = 2**25
-MARK = "\udcff"
-"""Stands for bytes that are no text in the file's encoding."""
+_MARKING = "furnclip-mark"
 _MARKED = re.compile("[\ud800-\udfff]")
 KINDS_HINT = (
     "furnclip reads CSV and TSV (.gz as well), JSON, JSON lines and Parquet; export it as one of them"
@@ -38,15 +39,9 @@ _MULTI_BYTE = ("gb18030", "cp932", "euc_jp", "big5", "cp949")
 _WESTERN_SIGNS = frozenset("€…“”•—™\u00a0\u2013\u2018\u2019£§©«®°±²³\u00b4·¹º»¼½¾¿\u00d7".encode("cp1252"))
 _WESTERN_SHARE = 0.7
 _FEWEST_BYTES = 6  # fewer tell too little; several encodings fit
-# In which of four bytes ASCII characters have a zero.
-_ZEROS = {
-    "utf-32-le": (False, True, True, True),
-    "utf-32-be": (True, True, True, False),
-    "utf-16-le": (False, True, False, True),
-    "utf-16-be": (True, False, True, False),
-}
 
-codecs.register_error("furnclip-mark", lambda error: (MARK, getattr(error, "end", 0)))
+# One character that UTF-8 does not have, for bytes that are no text in the file's encoding.
+codecs.register_error(_MARKING, lambda error: ("\udcff", getattr(error, "end", 0)))
 
 
 class Encoding(NamedTuple):
@@ -61,26 +56,22 @@ def text_lines(path: Path) -> Generator[str, None, None]:
 
     Raises `InputError` for a file that is no text, has a line of over `MAX_LINE_CHARS`, or is damaged.
     """
-    encoding = find_encoding(path)
-    with _unpacked(path) as file:
-        if encoding.name.startswith("utf"):
-            yield from _lines(path, file, encoding.name)
-        else:
-            # Latin-1 keeps every byte: lines are told apart first, each is decoded then.
-            for line in _lines(path, file, "latin-1"):
-                yield line if line.isascii() else _decode_line(line.encode("latin-1"), encoding.name)
+    encoding = find_encoding(path).name
+    if encoding.startswith("utf"):
+        yield from _lines(path, encoding)
+        return
+    # Latin-1 keeps every byte: lines are told apart first, each is decoded then.
+    for line in _lines(path, "latin-1"):
+        yield line if line.isascii() else _decode_line(line.encode("latin-1"), encoding)
 
 
 def text_chunks(path: Path) -> Iterator[str]:
     """The same text in pieces, for a file whose lines may be as long as it is."""
-    encoding = find_encoding(path)
-    if not encoding.name.startswith("utf"):
+    encoding = find_encoding(path).name
+    if not encoding.startswith("utf"):
         yield from text_lines(path)
         return
-    with (
-        _unpacked(path) as file,
-        io.TextIOWrapper(file, encoding.name, "furnclip-mark", newline="") as text,
-    ):
+    with _unpacked(path) as file, io.TextIOWrapper(file, encoding, _MARKING, newline="") as text:
         while chunk := text.read(_CHUNK_BYTES):
             yield chunk
 
@@ -95,13 +86,8 @@ def repaired(text: str) -> str:
     return text if text.isascii() else _MARKED.sub("\ufffd", text)
 
 
-def detect_encoding(path: Path) -> str:
-    """The encoding of a file by its Python name, after reading all of it."""
-    return find_encoding(path).name
-
-
 def find_encoding(path: Path) -> Encoding:
-    """How to decode a file. What was guessed is said once."""
+    """How to decode a file, found by reading all of it. A guess is announced once."""
     stat = path.stat()
     return _find_encoding(path, (stat.st_size, stat.st_mtime_ns, stat.st_ino))
 
@@ -114,13 +100,15 @@ def _find_encoding(path: Path, _state: tuple[int, ...]) -> Encoding:
         return Encoding(wide, is_clean=False)
     if head.count(0) > len(head) / 20:
         raise InputError(f"`{path}` is not a text file", hint=KINDS_HINT)
-    if _is_utf8(path):
+    with _unpacked(path) as file, suppress(UnicodeDecodeError):
+        for _ in codecs.iterdecode(iter(partial(file.read, _CHUNK_BYTES), b""), "utf-8"):
+            pass
         return Encoding("utf-8-sig")
     if sum(byte < 32 and byte not in b"\t\n\r\f\v" for byte in head) > len(head) / 20:
         raise InputError(f"`{path}` is not a text file", hint=KINDS_HINT)
-    fitting, other, sample = _count_lines(path)
-    if fitting >= other:
-        tell_once(f"{other} lines of `{path}` are not UTF-8 as the others are; their rows are rejected")
+    utf8_lines, other_lines, sample = _count_lines(path)
+    if utf8_lines >= other_lines:
+        tell_once(f"{other_lines} lines of `{path}` are not UTF-8 as the others are; their rows are rejected")
         return Encoding("utf-8-sig", is_clean=False)
     name = _legacy_encoding(sample)
     if not name:
@@ -158,51 +146,35 @@ def first_bytes(path: Path, count: int = 4096) -> bytes:
 
 
 def _wide_encoding(head: bytes) -> str:
-    """UTF-16 or UTF-32, by the byte order mark or by where the zero bytes of ASCII characters are."""
-    for mark, name in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")):
-        if head.startswith(mark):
-            return name
+    """UTF-16 or UTF-32, by the byte order mark or because it reads as text with ASCII characters in it."""
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    quarter = len(head) // 4
-    if not quarter:
-        return ""
-    zeros = [head[offset : 4 * quarter : 4].count(0) / quarter for offset in range(4)]
-    for name, shape in _ZEROS.items():
-        # Characters that are not ASCII have no zeros there; those that are have none anywhere else.
-        if all(share > 0.2 if there else share < 0.02 for share, there in zip(zeros, shape, strict=True)):
+    for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
+        text = head[: len(head) // 4 * 4].decode(name, "replace")
+        # A character with a zero at its end is rare, and frequent where the bytes are not aligned.
+        strange = sum(character == "\ufffd" or ord(character) % 256 == 0 for character in text)
+        if sum(map(str.isascii, text)) > len(text) / 5 and strange < len(text) / 50:
             return name
     return ""
 
 
-def _is_utf8(path: Path) -> bool:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with _unpacked(path) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                decoder.decode(chunk)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _count_lines(path: Path) -> tuple[int, int, bytes]:
     """Lines that are UTF-8 and not ASCII, lines that are not UTF-8, and a sample of the latter."""
-    fitting = other = 0
+    utf8_lines = other_lines = 0
     sample = bytearray()
-    with _unpacked(path) as file:
-        for line in _lines(path, file, "latin-1"):
-            if line.isascii():
-                continue
-            data = line.encode("latin-1")
-            try:
-                data.decode("utf-8")
-                fitting += 1
-            except UnicodeDecodeError:
-                other += 1
-                sample += data[: _SAMPLE_BYTES - len(sample)]
-    return fitting, other, bytes(sample)
+    for line in _lines(path, "latin-1"):
+        if line.isascii():
+            continue
+        data = line.encode("latin-1")
+        try:
+            data.decode("utf-8")
+            utf8_lines += 1
+        except UnicodeDecodeError:
+            other_lines += 1
+            sample += data[: _SAMPLE_BYTES - len(sample)]
+    return utf8_lines, other_lines, bytes(sample)
 
 
 def _legacy_encoding(sample: bytes) -> str:
@@ -234,18 +206,34 @@ def _decode_line(line: bytes, encoding: str) -> str:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError:
-        return line.decode(encoding, "furnclip-mark")
+        return line.decode(encoding, _MARKING)
     # Two bytes of a character in GBK and its like can be UTF-8 by accident, three and three hardly can.
     if encoding in _MULTI_BYTE and any("\x7f" < character < "\u0800" for character in text):
-        return line.decode(encoding, "furnclip-mark")
+        return line.decode(encoding, _MARKING)
     return text.removeprefix("\ufeff")
 
 
-def _lines(path: Path, file: IO[bytes], encoding: str) -> Iterator[str]:
-    with io.TextIOWrapper(file, encoding, "furnclip-mark", newline="") as text:
+def _lines(path: Path, encoding: str) -> Iterator[str]:
+    with _unpacked(path) as file, io.TextIOWrapper(file, encoding, _MARKING, newline="") as text:
         while line := text.readline(MAX_LINE_CHARS):
             if len(line) >= MAX_LINE_CHARS:
                 raise InputError(
                     f"`{path}` has a line of over {MAX_LINE_CHARS:,} characters", hint=KINDS_HINT
                 )
             yield line
+
+
+def normalized_title(title: str) -> str:
+    """The title without case, accents' spelling, punctuation and doubled spaces, for comparing."""
+    folded = unicodedata.normalize("NFKC", title).casefold()
+    return " ".join("".join(c if c.isalnum() else " " for c in folded).split())
+
+
+def content_hash(*parts: bytes | str) -> str:
+    """16 hex digits over the parts; ("ab", "c") and ("a", "bc") differ."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()

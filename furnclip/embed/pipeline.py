@@ -311,7 +311,7 @@ def _summary(
         encoded=dict(work.images),
         missing=_missing(vectors) if job.ranks.leads else {},
         rejected=sum(1 for _ in job.reader.rejections()),
-        uncleaned=uncleaned_rows(job.config),
+        uncleaned=uncleaned_rows(job.config.paths),
         seconds=seconds,
         loading_s=job.loading_s + work.loading_s,
         provenance=read_provenance(vectors) if job.ranks.leads else Provenance(),

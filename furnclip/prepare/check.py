@@ -71,5 +71,5 @@ def check(config: Config) -> CheckReport:
         rows - reasons.total(),
         dict(reasons.most_common()),
         dict(examples),
-        uncleaned_rows(config),
+        uncleaned_rows(config.paths),
     )

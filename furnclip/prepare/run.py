@@ -126,7 +126,7 @@ class _Run:
             rejected=manifest.rejected,
             decoded=decoded,
             changed_shards=changed,
-            not_cleaned=uncleaned_rows(self._config),
+            not_cleaned=uncleaned_rows(self._config.paths),
             manifest=manifest.with_hash(),
         )
 

@@ -19,7 +19,7 @@ from furnclip.catalogue import (
     catalogue_path,
     content_hash,
     find_images,
-    normalised_title,
+    normalized_title,
     read_products,
     tell_near_matches,
 )
@@ -126,7 +126,7 @@ class Scanner:
 
     def _entry(self, product: Product, paths: list[Path], text: str) -> Entry:
         """What is known of a product before its picture is opened."""
-        title = normalised_title(product.title)
+        title = normalized_title(product.title)
         return Entry(
             row=product.row,
             key=_number(content_hash(product.product_id)),

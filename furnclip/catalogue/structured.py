@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from furnclip.catalogue.text import MAX_LINE_CHARS, tell_once, text_chunks, text_lines
-from furnclip.catalogue.words import content_hash
+from furnclip.catalogue.text import MAX_LINE_CHARS, content_hash, tell_once, text_chunks, text_lines
 from furnclip.errors import InputError
 from furnclip.journal import replacing
 
@@ -27,7 +26,8 @@ _LANGUAGE = re.compile("[a-z]{2}([-_][A-Za-z]{2})?")
 _LANGUAGE_KEYS = ("language_tag", "language", "lang", "locale")
 _ADDRESS_KEYS = ("src", "url", "href", "path", "file", "filename")
 _VALUE_KEYS = ("value", "text", "name", "title", "label", *_ADDRESS_KEYS)
-_WHITE = re.compile(r"[ \t\r\n]*")
+_FIRST_ITEM = re.compile(r"[ \t\r\n]*\[(?![ \t\r\n]*\])[ \t\r\n]*")
+_NEXT_ITEM = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 _DEEPEST = 16
 _CHUNK_CHARS = 2**16
@@ -55,14 +55,13 @@ class ImageStore(NamedTuple):
         if isinstance(value, dict):
             image = next((value[key] for key in ("bytes", *_ADDRESS_KEYS) if value.get(key)), None)
             return cell_text(value) if image is None else self.cell(image, depth + 1)
-        return self._written(value) if isinstance(value, bytes) else cell_text(value)
-
-    def _written(self, image: bytes) -> str:
-        name = f"{self.folder}/{content_hash(image)}.img"
+        if not isinstance(value, bytes):
+            return cell_text(value)
+        name = f"{self.folder}/{content_hash(value)}.img"
         if not (self.root / name).exists():
             tell_once(f"the images in column `{self.column}` are written to `{self.root / self.folder}`")
             with replacing(self.root / name, durable=False) as file:
-                file.write(image)
+                file.write(value)
         return name
 
 
@@ -77,23 +76,17 @@ def cell_text(value: object, depth: int = 0) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, bytes):
-        return _text_of_bytes(value)
+        try:
+            text = value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise NoText from None
+        if "\0" in text:
+            raise NoText
+        return text
     if isinstance(value, list | tuple):
         texts = (cell_text(item, depth + 1) for item in _one_language(value))
         return "|".join(filter(None, texts))
-    if isinstance(value, dict):
-        return _text_of_object(value, depth)
-    return str(value)
-
-
-def _text_of_bytes(value: bytes) -> str:
-    try:
-        text = value.decode("utf-8")
-    except UnicodeDecodeError:
-        raise NoText from None
-    if "\0" in text:
-        raise NoText
-    return text
+    return _text_of_object(value, depth) if isinstance(value, dict) else str(value)
 
 
 def _one_language(items: Sequence[object]) -> Sequence[object]:
@@ -146,64 +139,31 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any] | str]:
 
 
 def _array_items(path: Path) -> Iterator[dict[str, Any] | str]:
-    """The items of one large array, a few at a time."""
-    buffer, number = _Buffer(text_chunks(path)), 0
-    buffer.skip("[")
-    while not buffer.skip("]"):
-        if number and not buffer.skip(","):
-            raise _damaged_array(path, number, "a comma is missing")
-        number += 1
-        value = buffer.decode(partial(_damaged_array, path, number))
-        yield value if isinstance(value, dict) else "not a JSON object"
-
-
-def _damaged_array(path: Path, number: int, detail: str) -> InputError:
-    return InputError(
-        f"`{path}` is damaged at item {number} of its JSON array: {detail}", hint="export the catalogue again"
-    )
-
-
-class _Buffer:
-    """Text that is read as far as the next value needs it."""
-
-    def __init__(self, chunks: Iterator[str]) -> None:
-        self._chunks = chunks
-        self._text = ""
-        self._at = 0
-
-    def skip(self, sign: str) -> bool:
-        """Skip white space and, where it comes next, `sign`."""
-        while True:
-            self._at = _WHITE.match(self._text, self._at).end()  # type: ignore[union-attr]
-            if self._at < len(self._text) or not self._more():
-                break
-        found = self._text.startswith(sign, self._at)
-        self._at += len(sign) * found
-        return found
-
-    def decode(self, failed: Callable[[str], InputError]) -> Any:
-        """The value that comes next. What is half there is read on, doubling the text each time."""
-        self.skip("")
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
-            except RecursionError as error:
-                raise failed(str(error)) from None
-            except ValueError as error:
-                if len(self._text) - self._at > MAX_LINE_CHARS or not self._more():
-                    raise failed(str(error)) from None
+    """The items of one large array. For a value that is half there, the text is doubled until it is whole."""
+    text, at, number, wanted_chars = "", 0, 0, _CHUNK_CHARS
+    for chunk in chain(text_chunks(path), ("",)):
+        if chunk:
+            text, at = text[at:] + chunk, 0
+            if len(text) < wanted_chars:
                 continue
-            self._at = end
-            return value
-
-    def _more(self) -> bool:
-        wanted = max(_CHUNK_CHARS, len(self._text) - self._at)
-        parts = [self._text[self._at :]]
-        while wanted > 0 and (chunk := next(self._chunks, "")):
-            parts.append(chunk)
-            wanted -= len(chunk)
-        self._text, self._at = "".join(parts), 0
-        return len(parts) > 1
+        while match := (_NEXT_ITEM if number else _FIRST_ITEM).match(text, at):
+            try:
+                value, at = _DECODER.raw_decode(text, match.end())
+            except (ValueError, RecursionError) as error:
+                problem = str(error)
+                break
+            number += 1
+            yield value if isinstance(value, dict) else "not a JSON object"
+        rest_chars = len(text) - at
+        wanted_chars = max(_CHUNK_CHARS, 2 * rest_chars)
+        if rest_chars > MAX_LINE_CHARS or (not match and text[at:].strip()):
+            break
+    if match or text[at:].lstrip("[ \t\r\n")[:1] != "]":
+        problem = problem if match else "a comma is missing"
+        raise InputError(
+            f"`{path}` is damaged at item {number + bool(match)} of its JSON array: {problem}",
+            hint="export the catalogue again",
+        )
 
 
 def read_parquet(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
@@ -212,14 +172,14 @@ def read_parquet(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = list(file.schema_arrow.names)
-            _check_size(path, file.metadata)
+        file = pyarrow.parquet.ParquetFile(path)
+        columns = list(file.schema_arrow.names)
+        _check_size(path, file.metadata)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(
             f"`{path}` is not a Parquet file: {error}", hint="export the catalogue again"
         ) from None
-    return columns, _parquet_rows(path)
+    return columns, _parquet_rows(path, file)
 
 
 def _check_size(path: Path, metadata: pyarrow.parquet.FileMetaData) -> None:
@@ -238,13 +198,12 @@ def _check_size(path: Path, metadata: pyarrow.parquet.FileMetaData) -> None:
                 )
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any] | str]:
+def _parquet_rows(path: Path, file: pyarrow.parquet.ParquetFile) -> Iterator[dict[str, Any] | str]:
     import pyarrow
-    import pyarrow.parquet
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 for row in _rows_of(batch):
                     number += 1
