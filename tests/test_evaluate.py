@@ -25,8 +25,7 @@ from typer.testing import CliRunner, Result
 from furnclip.catalogue import content_hash
 from furnclip.cli import app
 from furnclip.config import Config, load_config
-from furnclip.evaluate.split import Split, read_split
-from furnclip.evaluate.tasks import build_requests, build_tasks
+from furnclip.evaluate.tasks import Split, build_requests, build_tasks, read_split
 from furnclip.images import encode_jpeg
 from furnclip.journal import write_json
 from furnclip.model import build_tiny_clip, load_clip
@@ -313,6 +312,10 @@ def test_a_run_on_other_shards_is_a_warning_on_the_page(shop: Path) -> None:
     report = json.loads(result.stdout)
     assert len(report["warnings"]) == 1
     assert "it has seen some of the products" in Path(report["report"]).read_text(encoding="utf-8")
+    write_json(
+        shop / "work" / "runs" / "first" / "run.json", {**card, "data_hash": "drawn"}
+    )  # the manifest's
+    assert evaluated(shop, "--run", "first")["warnings"] == []
 
 
 def test_a_tiny_split_and_the_validation_split_are_warned_about(shop: Path) -> None:
@@ -402,7 +405,7 @@ def test_a_shared_caption_or_group_is_a_right_answer(tmp_path: Path) -> None:
             ("a lamp", "c", "", "lamp"),
         ],
     )
-    tasks = {task.name: task for task in build_tasks(split, build_requests(split, seed=0))}
+    tasks = build_tasks(split, build_requests(split, seed=0))
     relevant = [found.tolist() for found in tasks["text_to_image"].relevant]
     assert relevant == [[0, 1], [0, 1, 2], [1, 2], [3]]
     # products 0 to 2 hang together by caption and group, so they are one unit of the bootstrap
@@ -430,7 +433,7 @@ def test_grades_follow_the_attributes(tmp_path: Path) -> None:
             ("thing", "e", "", "unknown"),
         ],
     )
-    task = build_tasks(split, [])[0]
+    task = build_tasks(split, [])["text_to_image"]
     gains = task.gains(slice(0, 5), slice(0, 5))
     assert gains[0].tolist() == [7, 3, 1, 0, 0]
     assert gains[4].tolist() == [0, 0, 0, 0, 7]  # nothing known is like nothing else
@@ -451,7 +454,7 @@ def test_requests_are_answerable_and_not_trivial(tmp_path: Path) -> None:
     requests = build_requests(split, seed=0)
     assert [request.text for request in requests] == ["blue chair"]  # "red chair" fits most products
     assert requests[0].answers(split.attributes).tolist() == [3]
-    task = {task.name: task for task in build_tasks(split, requests)}["attributes_to_image"]
+    task = build_tasks(split, requests)["attributes_to_image"]
     assert task.gains(slice(0, 1), slice(0, 5)).tolist() == [[1, 1, 1, 7, 0]]
 
 
@@ -467,7 +470,7 @@ def test_a_split_without_attributes_says_what_is_not_measured(shop: Path) -> Non
 def test_the_split_reads_its_shards(catalogue: Path) -> None:
     split = read_split(settings_of(catalogue))
     dataset = ShardDataset(catalogue / "work" / "shards", "test")
-    assert split.product_ids == tuple(sample.product_id for sample in dataset)
+    assert split.captions == tuple(sample.caption for sample in dataset)
     assert set(split.attributes["style"]) == {""}  # "unknown" is no style
 
 

@@ -8,7 +8,7 @@ caption with the right one is right as well, and ties count against the model. T
 next to a shop's whole catalogue, so the numbers rank models; they do not predict what a shopper sees.
 """
 
+from furnclip.evaluate.report import comparison_lines, summary_table
 from furnclip.evaluate.run import Evaluation, evaluate
-from furnclip.evaluate.summary import comparison_lines, summary_table
 
 __all__ = ["Evaluation", "comparison_lines", "evaluate", "summary_table"]

@@ -6,10 +6,13 @@ A drawing is as wide as a phone's screen. Each model has a marker of its own bes
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-Report = Mapping[str, Any]
+from furnclip.evaluate.tasks import TASKS
+
+ReportJson = Mapping[str, Any]
+Points = Sequence[tuple[float, float]]
 WIDTH = 330
 MARKERS = (
     "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0",  # circle
@@ -23,34 +26,8 @@ _TOP, _BOTTOM, _RIGHT = 8, 36, 14  # margins; the axis and its name stand at the
 _CURVE_HEIGHT, _CURVE_LEFT = 230, 40
 _MODEL_HEIGHT, _ROW_GAP = 13, 16
 _LETTER_WIDTH, _MOST_LETTERS = 6, 22
-_MOST_TICKS = 5
+_MOST_TICKS, _MOST_SLICES = 5, 12
 _STEPS = (0.02, 0.05, 0.1, 0.2, 0.25, 0.5)
-_TASKS = {
-    "text_to_image": "text to image",
-    "image_to_text": "image to text",
-    "image_to_image": "image to image",
-    "image_to_type": "image to type",
-    "attributes_to_image": "request to image",
-}
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A place on an axis and what stands there; `note` is the smaller line under it."""
-
-    at: float
-    text: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Series:
-    """One model: its markers, its intervals as (from, to, y), and its line, each where there are any."""
-
-    label: str
-    markers: Sequence[tuple[float, float]]
-    intervals: Sequence[tuple[float, float, float]] = ()
-    line: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -61,40 +38,37 @@ class Plot:
     x_name: str
     height: float
     left: float
-    columns: Sequence[Tick]
-    rows: Sequence[Tick]
-    series: Sequence[Series]
-    chance: Sequence[tuple[float, float]] = ()
+    columns: Sequence[tuple[float, str]]  # ticks: place and text
+    rows: Sequence[tuple[float, str, str]]  # ticks: place, text, and a smaller line under it
+    markers: Mapping[str, Points]  # of each model
+    intervals: Mapping[str, Sequence[tuple[float, ...]]] = field(default_factory=dict)  # from, to, y
+    lines: Mapping[str, Points] = field(default_factory=dict)
+    chance: Points = ()
 
-    @property
-    def floor(self) -> float:
-        """Where the horizontal axis lies."""
-        return self.height - _BOTTOM
-
-    top, width, right, markers = _TOP, WIDTH, WIDTH - _RIGHT, MARKERS
+    top, bottom, width, right, shapes = _TOP, _BOTTOM, WIDTH, WIDTH - _RIGHT, MARKERS
 
 
-def plot_metrics(report: Report, metric: str, *, name: str) -> Plot:
+def plot_metrics(report: ReportJson, metric: str) -> Plot:
     """One metric of every task: a point with its interval for each model."""
     models = {label: report["models"][label] for label in report["labels"]}
     first = models[report["labels"][0]]
-    tasks = [task for task in _TASKS if task in first]
-    names = {_TASKS[task]: f"{first[task]['queries']} in {first[task]['gallery_size']}" for task in tasks}
+    tasks = [task for task in TASKS if task in first]
+    names = {
+        TASKS[task][0].lower(): f"{first[task]['queries']} in {first[task]['gallery_size']}" for task in tasks
+    }
     rows = {label: [model[task] for task in tasks] for label, model in models.items()}
-    return _interval_plot(
-        names, rows, metric=metric, name=name, title=f"{name} of every task, with intervals"
-    )
+    return _interval_plot(names, rows, metric, "of every task, with intervals")
 
 
-def plot_slices(report: Report, attribute: str, *, metric: str = "recall@5", most: int = 12) -> Plot:
-    """One metric of text to image for each value of an attribute; the first have most queries."""
-    values = dict(list(report["slices"][attribute]["values"].items())[:most])
+def plot_slices(report: ReportJson, attribute: str) -> Plot:
+    """recall@5 of text to image for each value of an attribute, those with most queries first."""
+    values = dict(list(report["slices"][attribute]["values"].items())[:_MOST_SLICES])
     names = {name: f"{row['queries']} queries" for name, row in values.items()}
     rows = {label: [row["models"][label] for row in values.values()] for label in report["labels"]}
-    return _interval_plot(names, rows, metric=metric, name=metric, title=f"{metric} by {attribute}")
+    return _interval_plot(names, rows, "recall@5", f"by {attribute}")
 
 
-def plot_curve(report: Report) -> Plot:
+def plot_curve(report: ReportJson) -> Plot:
     """recall@k of text to image against k, and what chance would give."""
     curves = {label: report["curves"][label] for label in report["labels"]}
     most = min(len(report["chance_curve"]), report["gallery_size"])
@@ -108,6 +82,7 @@ def plot_curve(report: Report) -> Plot:
             for index, value in enumerate(curve[:most])
         ]
 
+    baseline = places([0] * most)
     lines = {label: places(curve) for label, curve in curves.items()}
     every = max(1, most // 5)
     return Plot(
@@ -115,24 +90,27 @@ def plot_curve(report: Report) -> Plot:
         x_name=f"k, of a gallery of {report['gallery_size']}",
         height=_CURVE_HEIGHT,
         left=_CURVE_LEFT,
-        columns=[
-            Tick(places([0] * most)[k - 1][0], str(k)) for k in (1, *range(10, most + 1, 10)) if k <= most
-        ],
-        rows=[Tick(floor - (floor - _TOP) * value / top, f"{value:g}") for value in _ticks(top)],
-        series=[Series(label, line[::every], line=line) for label, line in lines.items()],
+        columns=[(baseline[k - 1][0], str(k)) for k in (1, *range(10, most + 1, 10)) if k <= most],
+        rows=[(floor - (floor - _TOP) * value / top, f"{value:g}", "") for value in _ticks(top)],
+        markers={label: line[::every] for label, line in lines.items()},
+        lines=lines,
         chance=places(report["chance_curve"]),
     )
 
 
 def _interval_plot(
-    names: Mapping[str, str], scores: Mapping[str, Sequence[Report]], *, metric: str, name: str, title: str
+    names: Mapping[str, str], scores: Mapping[str, Sequence[ReportJson]], metric: str, about: str
 ) -> Plot:
     """A row for each name with its note, and in it a point with its interval for each model."""
     row_height = _ROW_GAP + _MODEL_HEIGHT * len(scores)
-    shown = {_shortened(text): note for text, note in names.items()}
+    shown = {
+        text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…": note
+        for text, note in names.items()
+    }
     left = 12 + _LETTER_WIDTH * max(map(len, shown), default=0)
     top = _top(row["intervals"][metric][1] for rows in scores.values() for row in rows)
     right = WIDTH - _RIGHT
+    name = "MRR" if metric == "mrr" else metric
 
     def x(value: float) -> float:
         return round(left + (right - left) * value / top, 1)
@@ -141,31 +119,23 @@ def _interval_plot(
         return _TOP + row_height * row + _ROW_GAP / 2 + _MODEL_HEIGHT * (model + 0.5)
 
     return Plot(
-        title=title,
+        title=f"{name} {about}",
         x_name=name,
         height=_TOP + row_height * len(names) + _BOTTOM,
         left=left,
-        columns=[Tick(x(value), f"{value:g}") for value in _ticks(top)],
+        columns=[(x(value), f"{value:g}") for value in _ticks(top)],
         rows=[
-            Tick(_TOP + row_height * (row + 0.5), text, note)
-            for row, (text, note) in enumerate(shown.items())
+            (_TOP + row_height * (row + 0.5), text, note) for row, (text, note) in enumerate(shown.items())
         ],
-        series=[
-            Series(
-                label,
-                markers=[(x(row[metric]), y(number, model)) for number, row in enumerate(rows)],
-                intervals=[
-                    (x(row["intervals"][metric][0]), x(row["intervals"][metric][1]), y(number, model))
-                    for number, row in enumerate(rows)
-                ],
-            )
+        markers={
+            label: [(x(row[metric]), y(number, model)) for number, row in enumerate(rows)]
             for model, (label, rows) in enumerate(scores.items())
-        ],
+        },
+        intervals={
+            label: [(*map(x, row["intervals"][metric]), y(number, model)) for number, row in enumerate(rows)]
+            for model, (label, rows) in enumerate(scores.items())
+        },
     )
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…"
 
 
 def _top(values: Iterable[float]) -> float:

@@ -1,14 +1,8 @@
-"""What is asked of a model: the queries, the gallery and the right answers of each task.
+"""What is asked of a model: the products of a split, and queries, gallery and relevant items of each task.
 
-    text_to_image        a product's caption finds its image
-    image_to_text        an image finds its product's caption
-    image_to_image       an image finds other images of the same group; the image itself is left out
-    image_to_type        an image finds other images of the same type; the image itself is left out
-    attributes_to_image  a short request, "red velvet armchair", finds every image of that kind
-
-A right answer to a product is every product of the same group or with the same caption: nobody
-could tell those apart. nDCG also knows half-right answers: the same type in the same colour,
-material or style is worth 3, the same type alone 1, a right answer 7 (2^grade - 1).
+What is relevant to a product is every product of the same group or with the same caption: nothing
+tells those apart. nDCG also has grades between: the same type in the same color, material or style is
+worth 3, the same type alone 1, a relevant item 7 (2^grade - 1).
 """
 
 from __future__ import annotations
@@ -19,62 +13,126 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from furnclip.catalogue import ATTRIBUTES
-from furnclip.evaluate.split import Split
+from furnclip.catalogue import ATTRIBUTES, content_hash
+from furnclip.config import Config
+from furnclip.errors import InputError
+from furnclip.images import open_image
 from furnclip.metrics.retrieval import Gains
-from furnclip.relevance import AttributeQuery, attribute_queries, positives
+from furnclip.relevance import AttributeQuery, attribute_queries, known_attributes, positives
+from furnclip.shards import ShardDataset
 
 Integers = npt.NDArray[np.int64]
 Side = Literal["images", "captions", "requests"]
-_RIGHT, _ALIKE, _SAME_TYPE = 7.0, 3.0, 1.0
+TASKS = {
+    "text_to_image": ("Text to image", "a product's caption finds its image"),
+    "image_to_text": ("Image to text", "an image finds its product's caption"),
+    "image_to_image": ("Image to image", "an image finds the other images of its group"),
+    "image_to_type": ("Image to type", "an image finds other images of the same type"),
+    "attributes_to_image": ("Request to image", "a short request finds every image of that kind"),
+}
+_RELEVANT, _ALIKE, _SAME_TYPE = 7.0, 3.0, 1.0
 _MOST_REQUESTS = 500
 
 
 @dataclass(frozen=True)
-class Task:
-    """Q queries against a gallery of N; `queries` says which vectors ask and `rows` which of them."""
+class Split:
+    """The N products that are measured on, in shard order; images are read when they are needed."""
 
     name: str
+    dataset: ShardDataset
+    image_keys: tuple[str, ...]  # hashes of the images
+    titles: tuple[str, ...]
+    captions: tuple[str, ...]
+    groups: tuple[str, ...]
+    attributes: dict[str, list[str]]  # attribute -> its value for each product, "" where not known
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def image(self, index: int) -> Image.Image:
+        return open_image(self.dataset[index].image_bytes)
+
+
+def read_split(config: Config) -> Split:
+    """The split that `config.eval` names.
+
+    Raises `MissingStageError` without shards and `InputError` when the split is empty.
+    """
+    name = config.eval.split
+    dataset = ShardDataset(config.paths.shards, name)
+    if not len(dataset):
+        raise InputError(
+            f"the {name} split holds no products",
+            hint="lower `prepare.train_fraction`, or add products, and run `furnclip prepare` again",
+        )
+    # Row by row, so that the images are not in memory together.
+    rows = [
+        (
+            content_hash(sample.image_bytes),
+            sample.fields.get("clean_title") or sample.title,
+            sample.caption,
+            sample.group,
+            sample.fields,
+        )
+        for sample in dataset
+    ]
+    image_keys, titles, captions, groups, fields = zip(*rows, strict=True)
+    return Split(name, dataset, image_keys, titles, captions, groups, known_attributes(fields))
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Q queries against a gallery of N; `queries` names the vectors that ask and `rows` which of them."""
+
     queries: Side
     gallery: Side
     rows: Integers  # (Q,)
     relevant: list[Integers]  # Q arrays of gallery indices
     units: tuple[str, ...]  # (Q,): queries of one unit succeed and fail together
     gains: Gains
-    exclude: Integers | None = None  # (Q,)
+    exclude: Integers | None = None  # (Q,): the query itself, where it is in the gallery
 
 
-def build_tasks(split: Split, requests: Sequence[AttributeQuery]) -> list[Task]:
-    """Every task that this split can be asked; a task without queries is left out."""
+def build_tasks(split: Split, requests: Sequence[AttributeQuery]) -> dict[str, RetrievalTask]:
+    """Every one of `TASKS` that this split can be asked; a task without queries is left out."""
     relevant = positives(split.groups, split.captions)
-    units = tied_units(split)
-    codes = _codes(split)
+    units = _tied_units(split)
+    columns = [np.asarray(split.attributes[name]) for name in ATTRIBUTES]
+    codes = np.stack(  # (A, N): attribute values as numbers, -1 where not known
+        [np.where(values == "", -1, np.unique(values, return_inverse=True)[1]) for values in columns]
+    )
     everything = np.arange(len(split), dtype=np.int64)
     gains = _graded(codes, codes, relevant)
-    tasks = [
-        Task("text_to_image", "captions", "images", everything, relevant, units, gains),
-        Task("image_to_text", "images", "captions", everything, relevant, units, gains),
-    ]
-    tasks += _image_task("image_to_image", split.groups, units, codes)
-    tasks += _image_task("image_to_type", split.attributes["object_type"], units, codes)
+    tasks = {
+        "text_to_image": RetrievalTask("captions", "images", everything, relevant, units, gains),
+        "image_to_text": RetrievalTask("images", "captions", everything, relevant, units, gains),
+    }
+    keys_of = {"image_to_image": split.groups, "image_to_type": split.attributes["object_type"]}
+    for name, keys in keys_of.items():
+        others = positives(keys, exclude_self=True)
+        rows = np.flatnonzero([key != "" and len(found) > 0 for key, found in zip(keys, others, strict=True)])
+        if len(rows):
+            found = [others[row] for row in rows]
+            gains = _graded(codes[:, rows], codes, found)
+            row_units = tuple(units[row] for row in rows)
+            tasks[name] = RetrievalTask("images", "images", rows, found, row_units, gains, exclude=rows)
     if requests:
-        tasks.append(_attribute_task(split, requests, codes))
+        tasks["attributes_to_image"] = _attribute_task(split, requests, codes)
     return tasks
 
 
-def _image_task(name: str, keys: Sequence[str], units: Sequence[str], codes: Integers) -> list[Task]:
-    """Images that look for others with their own key; no task when no key is there twice."""
-    others = positives(keys, exclude_self=True)
-    rows = np.asarray([row for row, found in enumerate(others) if keys[row] and len(found)], dtype=np.int64)
-    if not len(rows):
-        return []
-    found = [others[row] for row in rows]
-    gains = _graded(codes[:, rows], codes, found)
-    return [Task(name, "images", "images", rows, found, tuple(units[row] for row in rows), gains, rows)]
+def build_requests(split: Split, *, seed: int) -> list[AttributeQuery]:
+    """The short attribute queries of a split in a fixed order, at most 500: drawn evenly from more."""
+    some = attribute_queries(split.attributes)
+    if len(some) <= _MOST_REQUESTS:
+        return some
+    chosen = np.random.default_rng(seed).choice(len(some), size=_MOST_REQUESTS, replace=False)
+    return [some[index] for index in sorted(chosen)]
 
 
-def tied_units(split: Split) -> tuple[str, ...]:
+def _tied_units(split: Split) -> tuple[str, ...]:
     """One name for all products that are tied by a group or a caption, directly or by way of others."""
     parent: dict[str, str] = {}
 
@@ -88,45 +146,20 @@ def tied_units(split: Split) -> tuple[str, ...]:
     return tuple(root(f"group {group}") for group in split.groups)
 
 
-def build_requests(split: Split, *, seed: int) -> list[AttributeQuery]:
-    """The short attribute queries of a split in a fixed order, at most 500: drawn evenly from more."""
-    some = attribute_queries(split.attributes)
-    if len(some) <= _MOST_REQUESTS:
-        return some
-    chosen = np.random.default_rng(seed).choice(len(some), size=_MOST_REQUESTS, replace=False)
-    return [some[index] for index in sorted(chosen)]
-
-
-def _attribute_task(split: Split, requests: Sequence[AttributeQuery], codes: Integers) -> Task:
+def _attribute_task(split: Split, requests: Sequence[AttributeQuery], codes: Integers) -> RetrievalTask:
     relevant = [request.answers(split.attributes) for request in requests]
-    wanted = np.full((len(ATTRIBUTES), len(requests)), -1, dtype=np.int64)
-    for column, (request, found) in enumerate(zip(requests, relevant, strict=True)):
-        for row, name in enumerate(ATTRIBUTES):
-            if name in request.wanted:
-                wanted[row, column] = codes[row, found[0]]
-    return Task(
-        name="attributes_to_image",
-        queries="requests",
-        gallery="images",
-        rows=np.arange(len(requests), dtype=np.int64),
-        relevant=relevant,
-        units=tuple(request.wanted["object_type"] for request in requests),
-        gains=_graded(wanted, codes, relevant),
-    )
-
-
-def _codes(split: Split) -> Integers:
-    """Attribute values as numbers, -1 where not known: (A, N)."""
-    rows = []
-    for name in ATTRIBUTES:
-        values = np.asarray(split.attributes[name])
-        _, numbers = np.unique(values, return_inverse=True)
-        rows.append(np.where(values == "", -1, numbers))
-    return np.asarray(rows, dtype=np.int64)
+    wanted = [
+        [codes[row, found[0]] if name in request.wanted else -1 for row, name in enumerate(ATTRIBUTES)]
+        for request, found in zip(requests, relevant, strict=True)
+    ]
+    rows = np.arange(len(requests), dtype=np.int64)
+    units = tuple(request.wanted["object_type"] for request in requests)
+    gains = _graded(np.asarray(wanted).T, codes, relevant)
+    return RetrievalTask("requests", "images", rows, relevant, units, gains)
 
 
 def _graded(query_codes: Integers, gallery_codes: Integers, relevant: Sequence[Integers]) -> Gains:
-    """Gains from the attributes that query (A, Q) and gallery (A, N) share, and the right answers."""
+    """Gains from the attributes that query (A, Q) and gallery (A, N) share, and the relevant items."""
 
     def gains(rows: slice, columns: slice) -> npt.NDArray[np.floating]:
         queries, gallery = query_codes[:, rows], gallery_codes[:, columns]
@@ -139,9 +172,9 @@ def _graded(query_codes: Integers, gallery_codes: Integers, relevant: Sequence[I
             else:
                 alike |= same
         worth = np.where(same_type, np.where(alike, _ALIKE, _SAME_TYPE), 0.0)
-        for row, answers in enumerate(relevant[rows]):
-            inside = answers[(answers >= columns.start) & (answers < columns.stop)]
-            worth[row, inside - columns.start] = _RIGHT
+        for row, items in enumerate(relevant[rows]):
+            inside = items[(items >= columns.start) & (items < columns.stop)]
+            worth[row, inside - columns.start] = _RELEVANT
         return worth
 
     return gains
