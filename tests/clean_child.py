@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from furnclip.clean.ledger import Ledger
+from furnclip.clean.workspace import CleaningLedger
 from furnclip.cli import app
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__, "furnclip.clean.live", "furnclip.clean.monitor"])
+_CONTEXT.set_forkserver_preload([__name__, "furnclip.clean.live", "furnclip.clean.batch.monitor"])
 
 
 def start(folder: Path, env: Mapping[str, str], *args: str, die_before: str = "") -> ForkServerProcess:
@@ -41,11 +41,11 @@ def _main(folder: Path, env: dict[str, str], args: tuple[str, ...], die_before: 
 
 
 def _die_before(event: str) -> None:
-    record = Ledger.record
+    record = CleaningLedger.record
 
-    def record_or_die(ledger: Ledger, name: str, **facts: object) -> None:
+    def record_or_die(ledger: CleaningLedger, name: str, **facts: object) -> None:
         if name == event:
             os.kill(os.getpid(), signal.SIGKILL)
         record(ledger, name, **facts)
 
-    Ledger.record = record_or_die  # type: ignore[method-assign]
+    CleaningLedger.record = record_or_die  # type: ignore[method-assign]

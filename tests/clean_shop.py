@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from furnclip.clean.batch.state import State, apply
 from furnclip.cli import app
 from tests.batch_server import BatchServer
 from tests.conftest import Outcome
@@ -72,6 +74,11 @@ class CleanShop:
 def make_shop(folder: Path, monkeypatch: pytest.MonkeyPatch, *, products: int) -> CleanShop:
     write_shop(folder, products=products, model=Path("not-used"))
     return CleanShop(folder, monkeypatch, products)
+
+
+def fold(events: Iterable[dict[str, Any]], state: State | None = None) -> State:
+    """The state after these events of a journal."""
+    return reduce(apply, events, state or State())
 
 
 def with_parts_of(server: BatchServer, requests: int, **more: object) -> dict[str, str]:

@@ -18,16 +18,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from furnclip.clean.board import Board
-from furnclip.clean.ledger import open_ledger
-from furnclip.clean.openai import Batch
-from furnclip.clean.requests import Recipe
-from furnclip.clean.state import State, apply, fold
+from furnclip.clean.batch.monitor import BatchTable
+from furnclip.clean.batch.requests import Recipe
+from furnclip.clean.batch.service import Batch
+from furnclip.clean.batch.state import State, apply
+from furnclip.clean.workspace import open_ledger
 from furnclip.config import load_config
 from furnclip.errors import JournalError
 from tests import clean_child
 from tests.batch_server import KEY, BatchServer, Fault
-from tests.clean_shop import CleanShop, make_shop, with_parts_of
+from tests.clean_shop import CleanShop, fold, make_shop, with_parts_of
 from tests.conftest import Cli
 
 FULL = os.environ.get("FURNCLIP_FULL") == "1"
@@ -211,12 +211,12 @@ def test_board_at_every_stage(shop: CleanShop, server: BatchServer) -> None:
     shop.run("dispatch", env=env).ok()
     config = load_config(shop.folder / "furnclip.toml", {"clean": {"backend": "openai"}})
     with open_ledger(config) as ledger:
-        board = Board(ledger, Recipe.from_config(config.clean))
+        board = BatchTable(ledger, Recipe.from_config(config.clean))
         before = board.rows()
         counts = (2, 1, 0)
         now = time.time()
         batch = Batch("b", "in_progress", counts, "", "", (), (0, 0), now - 3700, now - 60, {})
-        board.saw(1, batch)
+        board.update(1, batch)
         after = board.rows()
     assert [(row[0], row[1], row[2]) for row in before] == [
         (1, "validating", "0/2"),

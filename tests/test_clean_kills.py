@@ -21,11 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from furnclip.clean.state import fold
 from furnclip.journal import read_journal
 from tests import clean_child
 from tests.batch_server import BatchServer, CutError
-from tests.clean_shop import with_parts_of
+from tests.clean_shop import fold, with_parts_of
 from tests.drawn_shop import rows, write_shop
 
 PRODUCTS = 20

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from furnclip.catalogue import Product
-from furnclip.clean.colors import color_shares
-from furnclip.clean.local import local_answer
-from furnclip.clean.makers import find_makers, plain_title
+from furnclip.clean.offline import local_answer
+from furnclip.clean.offline.colors import color_shares
+from furnclip.clean.offline.titles import clean_title, find_brands, object_type, plain_title
 from furnclip.clean.prompt import Answer, Vocabulary
-from furnclip.clean.titles import clean_title, object_type
 from furnclip.config import CleaningConfig
 from tests.clean_labels import accuracy
 from tests.conftest import Cli
@@ -149,7 +148,7 @@ TITLES = (
 
 def test_makers_are_found_in_the_catalogue_itself() -> None:
     shop = products(*({"title": title} for title in TITLES))
-    makers = find_makers(shop, VOCABULARY)
+    makers = find_brands(shop, VOCABULARY)
     assert makers == {("zorn", "home"), ("woodpecker",)}
     assert [clean_title(plain_title(product, makers)) for product in shop[:4]] == [
         "oak chair", "velvet sofa", "lamp", "desk 120 cm",

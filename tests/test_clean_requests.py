@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from furnclip.catalogue import Product
-from furnclip.clean.answers import classify, read_lines
-from furnclip.clean.models import effort_of, find_model
-from furnclip.clean.parts import Limits, Line, write_parts
-from furnclip.clean.plan import queue_limit
+from furnclip.clean.batch.parts import Limits, Line, queue_limit, write_parts
+from furnclip.clean.batch.requests import Recipe, find_model, image_tokens, request_image, with_cap
+from furnclip.clean.batch.results import classify, read_lines
 from furnclip.clean.prompt import (
     BadAnswerError,
     Vocabulary,
@@ -27,7 +26,6 @@ from furnclip.clean.prompt import (
     check_answer,
     user_text,
 )
-from furnclip.clean.requests import Recipe, image_tokens, request_picture, with_cap
 from furnclip.clean.workspace import Workspace
 from furnclip.config import CleaningConfig
 from furnclip.errors import ConfigError, InputError
@@ -48,7 +46,7 @@ def product(title: str = "Red chair", product_id: str = "P1") -> Product:
 
 
 def sent_size(picture: bytes, **config: Any) -> tuple[int, int]:
-    content, _ = request_picture(picture, Recipe.from_config(CleaningConfig(**config)))
+    content, _ = request_image(picture, Recipe.from_config(CleaningConfig(**config)))
     return Image.open(io.BytesIO(content)).size
 
 
@@ -89,7 +87,7 @@ def test_rotated_and_transparent_pictures() -> None:
     assert sent_size(jpeg((640, 320), exif=exif)) == (256, 512)
     buffer = io.BytesIO()
     Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(buffer, "PNG")
-    content, _ = request_picture(buffer.getvalue(), RECIPE)
+    content, _ = request_image(buffer.getvalue(), RECIPE)
     assert min(Image.open(io.BytesIO(content)).convert("RGB").getpixel((32, 32))) > 250
 
 
@@ -106,7 +104,7 @@ def test_image_tokens_follow_the_patch_rule(size: tuple[int, int], tokens: int) 
 
 def test_request_line() -> None:
     picture = jpeg((640, 480))
-    content, _ = request_picture(picture, RECIPE)
+    content, _ = request_image(picture, RECIPE)
     custom_id = RECIPE.custom_id(product(), picture)
     line = RECIPE.line(custom_id, RECIPE.body("Red chair", content))
     assert line.isascii()
@@ -337,7 +335,7 @@ def test_models_are_data() -> None:
     assert (nano.input_usd, nano.output_usd, nano.batch_discount) == (0.05, 0.40, 0.5)
     assert nano.cost_usd(1_000_000, 1_000_000, batch=True) == pytest.approx(0.225)
     luna = CONFIG.model_copy(update={"model": "gpt-6-luna"})
-    assert effort_of(luna, find_model(luna)) == "none"
+    assert Recipe.from_config(luna).effort == "none"
     assert [nano.queue_limit(tier) for tier in (1, 3, 5)] == [2_000_000, 40_000_000, 1_000_000_000]
 
 
@@ -355,7 +353,7 @@ def test_own_model() -> None:
     row = {"input_usd": 1.0, "output_usd": 2.0, "efforts": ["low"], "image_multiplier": 1.2}
     config = CONFIG.model_copy(update={"model": "my-model", "models": {"my-model": row}})
     assert find_model(config).cost_usd(1_000_000, 0, batch=False) == 1.0
-    assert effort_of(config, find_model(config)) == "low"
+    assert Recipe.from_config(config).effort == "low"
 
 
 @pytest.mark.parametrize(

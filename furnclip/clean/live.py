@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,24 @@ from typing import Any
 import openai
 
 from furnclip import console
-from furnclip.clean import estimate
-from furnclip.clean.again import ask_again
-from furnclip.clean.answers import classify, is_reply_lost, read_lines
-from furnclip.clean.ledger import Ledger
-from furnclip.clean.merge import live_bill, merge_live, model_of
-from furnclip.clean.openai import OFFICIAL_URL, account_problem, refusal
-from furnclip.clean.requests import Recipe
-from furnclip.clean.state import UNSENT, Part
-from furnclip.clean.workspace import Request
+from furnclip.clean.batch.parts import calibrate, plan_retries
+from furnclip.clean.batch.requests import Recipe
+from furnclip.clean.batch.results import (
+    classify,
+    is_reply_lost,
+    live_bill,
+    merge_live,
+    model_of,
+    read_lines,
+)
+from furnclip.clean.batch.service import OFFICIAL_URL, RefusedError
+from furnclip.clean.batch.state import UNSENT, BatchPart
+from furnclip.clean.workspace import CleaningLedger, Request
 from furnclip.errors import FurnclipError, ServiceError
 from furnclip.journal import Journal, aside_name
 
 _RETRIES = 2  # of a request that surely did nothing; after that the row waits for its next attempt
-_HOPELESS = 10  # refusals from the start on, without one answer
+_MAX_REFUSALS = 10  # refusals from the start on, without one answer
 _RESERVED_BYTES = 65_536  # of disk, for each reply on its way
 _BUSY = frozenset({429, 503})
 _LONGEST_PAUSE_S = 60.0
@@ -51,125 +55,117 @@ _STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 Reply = dict[str, Any] | FurnclipError | None  # a result line, why nothing can be sent, or not sent
 
 
-class Live:
-    """Asks every waiting request, a bounded number at once."""
-
-    def __init__(self, ledger: Ledger, recipe: Recipe) -> None:
-        self._ledger = ledger
-        self._recipe = recipe
-        self._client = ChatClient(ledger)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def run(self) -> None:
-        """Ask until every row is settled."""
+def ask_live(ledger: CleaningLedger, recipe: Recipe) -> None:
+    """Send every waiting request, a bounded number at once, until every row is settled."""
+    client = ChatClient(ledger)
+    try:
         while True:
-            for part in self._waiting():
+            is_halted = bool(ledger.state.halted)
+            for part in () if is_halted else ledger.state.with_status(*UNSENT, backend="live"):
                 time.sleep(max(0.0, part.not_before - time.time()))
-                self._run_part(part)
-            if self._ledger.state.halted:
+                _ask_part(ledger, recipe, client, part)
+            if ledger.state.halted:
                 raise ServiceError(
-                    f"sending stopped: {self._ledger.state.halted}",
+                    f"sending stopped: {ledger.state.halted}",
                     hint="fix the cause, then `furnclip clean run --ignore-errors` sends the rest",
                 )
-            if not ask_again(self._ledger, self._recipe):
+            if not plan_retries(ledger, recipe):
                 return
-
-    def _waiting(self) -> list[Part]:
-        if self._ledger.state.halted:
-            return []
-        return [part for part in self._ledger.state.with_status(*UNSENT) if part.backend == "live"]
-
-    def _run_part(self, part: Part) -> None:
-        self._note_bill(part)  # of a run that was killed
-        workspace = self._ledger.workspace
-        lines = read_lines(workspace.live(part.number))
-        answered = {line.get("custom_id") for line in lines if self._counts(line)}
-        todo = [request for request in workspace.read_index(part.number) if request.custom_id not in answered]
-        try:
-            with (
-                console.progress(f"asking `{self._recipe.model.id}`", total=len(todo)) as meter,
-                _answer_file(workspace.live(part.number), self._ledger.config.clean.concurrency) as answers,
-            ):
-                Flight(self._ledger, self._recipe, self._client, part, answers, meter).run(todo)
-        except BaseException:
-            with suppress(OSError):  # a full disk: the next run notes it
-                self._note_bill(part)
-            raise
-        merge_live(self._ledger, part)
-
-    def _counts(self, line: dict[str, Any]) -> bool:
-        """A refused request is asked again after a stop: the server may have been repaired since."""
-        return "asked_usd" not in line and classify(line, self._recipe.vocabulary).reason != "request-refused"
-
-    def _note_bill(self, part: Part) -> None:
-        """What the part cost so far, for the bill of a run that does not come to its end."""
-        model = model_of(part, self._ledger.config.clean)
-        usage, unconfirmed_usd = live_bill(self._ledger.workspace.live(part.number), model)
-        noted = self._ledger.state.parts[part.number]
-        if (usage, unconfirmed_usd) != (noted.usage, noted.unconfirmed_usd):
-            facts = {
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "cost_usd": usage.cost_usd,
-                "unconfirmed_usd": unconfirmed_usd,
-            }
-            self._ledger.record("billed", part=part.number, **facts)
+    finally:
+        client.close()
 
 
-class Flight:
+def _ask_part(ledger: CleaningLedger, recipe: Recipe, client: ChatClient, part: BatchPart) -> None:
+    _record_bill(ledger, part)  # of a run that was killed
+    path = ledger.workspace.live(part.number)
+    answered: set[object] = set()
+    for line in read_lines(path):
+        # A refused request is asked again after a stop: the server may have been repaired since.
+        if "asked_usd" not in line and classify(line, recipe.vocabulary).reason != "request-refused":
+            answered.add(line.get("custom_id"))
+    todo = [
+        request for request in ledger.workspace.read_index(part.number) if request.custom_id not in answered
+    ]
+    try:
+        with (
+            console.progress(f"asking `{recipe.model.id}`", total=len(todo)) as meter,
+            _answer_file(path, ledger.config.clean.concurrency) as answers,
+        ):
+            PartSender(ledger, recipe, client, part, answers, meter).run(todo)
+    except BaseException:
+        with suppress(OSError):  # a full disk: the next run notes it
+            _record_bill(ledger, part)
+        raise
+    merge_live(ledger, part)
+
+
+def _record_bill(ledger: CleaningLedger, part: BatchPart) -> None:
+    """What the part cost so far, for the bill of a run that does not come to its end."""
+    model = model_of(part, ledger.config.clean)
+    usage, unconfirmed_usd = live_bill(ledger.workspace.live(part.number), model)
+    noted = ledger.state.parts[part.number]
+    if (usage, unconfirmed_usd) != (noted.usage, noted.unconfirmed_usd):
+        ledger.record("billed", part=part.number, **vars(usage), unconfirmed_usd=unconfirmed_usd)
+
+
+class PartSender:
     """The requests of one part: sent, and their replies kept as they come."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: CleaningLedger,
         recipe: Recipe,
         client: ChatClient,
-        part: Part,
+        part: BatchPart,
         answers: AnswerFile,
         meter: console.Meter,
     ) -> None:
         self._ledger, self._recipe, self._client, self._part = ledger, recipe, client, part
         self._answers, self._meter = answers, meter
         self._timeout_s = ledger.config.clean.timeout_s * 2 ** (part.attempt - 1)
-        self._calibration = estimate.calibrate(ledger.state, recipe)
+        self._calibration = calibrate(ledger.state, recipe)
         self._committed_usd = ledger.state.paid.cost_usd + ledger.state.unconfirmed_usd
         self._is_leaving, self._signal = False, 0
-        self._under_way: dict[str, float] = {}  # custom_id -> expected price
+        self._in_flight: dict[str, float] = {}  # custom_id -> expected price
         self._replies: queue.SimpleQueue[tuple[str, Reply]] = queue.SimpleQueue()
 
     def run(self, todo: list[Request]) -> None:
-        """Ask them all; however it ends, what was sent is waited for."""
+        """Send them all; however it ends, the replies in flight are waited for."""
         with self._until_signal():
             try:
                 for request, content in self._ledger.workspace.read_requests(self._part.number, todo):
-                    if len(self._under_way) >= self._ledger.config.clean.concurrency:
-                        self._land()
-                    self._wait_for_a_sign()
+                    if len(self._in_flight) >= self._ledger.config.clean.concurrency:
+                        self._receive()
+                    self._wait_for_first_reply()
                     self._send(request, content)
-                while self._under_way:
-                    self._land()
-                self._wait_for_a_sign()
+                while self._in_flight:
+                    self._receive()
+                self._wait_for_first_reply()
             except BaseException:
                 self._client.stopping.set()
-                while self._under_way and not self._is_leaving:
+                while self._in_flight and not self._is_leaving:
                     with suppress(FurnclipError, OSError):
-                        self._land()
+                        self._receive()
                 raise
 
-    def _wait_for_a_sign(self) -> None:
+    def _wait_for_first_reply(self) -> None:
         """While replies get lost and none has come yet, send nothing more."""
         while self._client.seen["lost"] and not self._client.seen["replied"]:
-            if not self._under_way:
-                raise self._hopeless()
-            self._land()
+            if not self._in_flight:
+                raise ServiceError(
+                    f"not one of the first {self._client.seen['lost']} requests was answered within "
+                    f"{self._timeout_s:g} s",
+                    hint="raise `clean.timeout_s` or lower `clean.concurrency`; what was sent may be billed, "
+                    "and is on the bill as unconfirmed",
+                )
+            self._receive()
 
     def _send(self, request: Request, content: bytes) -> None:
         if self._client.stopping.is_set():
             raise self._interruption()
-        price_usd, limit = self._expected_usd(request), self._ledger.config.clean.max_cost_usd
+        prompt = self._calibration.overhead_tokens + request.image_tokens + request.text_tokens
+        price_usd = self._recipe.model.cost_usd(prompt, self._calibration.answer_tokens, batch=False)
+        limit = self._ledger.config.clean.max_cost_usd
         if limit and self._committed_usd + price_usd > limit:
             raise ServiceError(
                 f"the limit of ${limit:g} is reached", hint="raise `clean.max_cost_usd` and run again"
@@ -177,23 +173,24 @@ class Flight:
         if price_usd:
             self._answers.append({"custom_id": request.custom_id, "asked_usd": price_usd})
         self._committed_usd += price_usd
-        self._under_way[request.custom_id] = price_usd
+        self._in_flight[request.custom_id] = price_usd
         arguments = (request.custom_id, content)
         threading.Thread(target=self._ask, args=arguments, daemon=True).start()
 
     def _ask(self, custom_id: str, content: bytes) -> None:
         """In a thread: one reply, whatever it is."""
         try:
-            self._replies.put((custom_id, self._client.ask(custom_id, content, self._timeout_s)))
+            reply: Reply = self._client.ask(custom_id, content, self._timeout_s)
         except FurnclipError as error:
-            self._replies.put((custom_id, error))
+            reply = error
         except Exception as error:
-            self._replies.put((custom_id, _failure(custom_id, 0, "unreadable", str(error))))
+            reply = _failure(custom_id, 0, "unreadable", str(error))
+        self._replies.put((custom_id, reply))
 
-    def _land(self) -> None:
+    def _receive(self) -> None:
         """Keep the next reply; stop early when nothing works."""
         custom_id, reply = self._replies.get()
-        price_usd = self._under_way.pop(custom_id)
+        price_usd = self._in_flight.pop(custom_id)
         if not isinstance(reply, dict):  # it was not sent
             self._committed_usd -= price_usd
             if price_usd:
@@ -203,38 +200,21 @@ class Flight:
             return
         self._answers.append(reply)
         self._meter.advance()
-        self._count(reply, price_usd)
-        if self._answers.problem is not None:
-            raise self._answers.problem
-
-    def _count(self, line: dict[str, Any], price_usd: float) -> None:
-        outcome, seen = classify(line, self._recipe.vocabulary), self._client.seen
-        if is_reply_lost(line):
+        outcome, seen = classify(reply, self._recipe.vocabulary), self._client.seen
+        if is_reply_lost(reply):
             seen["lost"] += 1
         else:
             seen["replied"] += 1
             tokens = (outcome.prompt_tokens, outcome.completion_tokens)
-            paid_usd = estimate.usage(tokens, self._recipe.model, batch=False).cost_usd
-            self._committed_usd += paid_usd - price_usd
+            self._committed_usd += self._recipe.model.cost_usd(*tokens, batch=False) - price_usd
         seen.update((outcome.kind, outcome.reason))
-        if seen["request-refused"] >= _HOPELESS and not seen["cleaned"]:
+        if seen["request-refused"] >= _MAX_REFUSALS and not seen["cleaned"]:
             raise ServiceError(
                 f"the first {seen['request-refused']} requests were refused: {outcome.detail}",
                 hint="check `clean.model` and `clean.base_url`; the rows are retried when you run again",
             )
-
-    def _hopeless(self) -> ServiceError:
-        return ServiceError(
-            f"not one of the first {self._client.seen['lost']} requests was answered within "
-            f"{self._timeout_s:g} s",
-            hint="raise `clean.timeout_s` or lower `clean.concurrency`; what was sent may be billed, and "
-            "is on the bill as unconfirmed",
-        )
-
-    def _expected_usd(self, request: Request) -> float:
-        known = self._calibration
-        prompt = known.overhead_tokens + request.image_tokens + request.text_tokens
-        return self._recipe.model.cost_usd(prompt, known.answer_tokens, batch=False)
+        if self._answers.problem is not None:
+            raise self._answers.problem
 
     def _interruption(self) -> BaseException:
         """What the signal does everywhere else in furnclip."""
@@ -252,7 +232,7 @@ class Flight:
                 raise self._interruption()
             self._client.stopping.set()
             with suppress(RuntimeError):  # the signal may come while something else is printed
-                count = len(self._under_way)
+                count = len(self._in_flight)
                 console.note(f"waiting for {count} replies that may be billed; Ctrl-C again leaves them")
 
         names = [name for name in _STOP_SIGNALS if hasattr(signal, name)]
@@ -270,12 +250,14 @@ class Flight:
 class ChatClient:
     """One server; its methods are called from many threads."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: CleaningLedger) -> None:
         clean = ledger.config.clean
         self._url = clean.base_url or OFFICIAL_URL
         key = ledger.config.openai_api_key.get_secret_value() or "none"
         self._client = openai.OpenAI(api_key=key, base_url=self._url, max_retries=0)
-        self._pace = Pace(clean.requests_per_minute)
+        self._gap_s = 60 / clean.requests_per_minute if clean.requests_per_minute else 0.0
+        self._next_start = 0.0
+        self._lock = threading.Lock()
         self.stopping = threading.Event()
         self.seen: Counter[str] = Counter()  # replies by what they were
 
@@ -288,7 +270,7 @@ class ChatClient:
 
         Raises `ServiceError` when the server cannot be reached or the account refuses.
         """
-        self._pace.wait()
+        self._wait_for_turn()
         body = json.loads(content)["body"]
         for tries in range(_RETRIES + 1):
             if self.stopping.is_set():
@@ -299,28 +281,49 @@ class ChatClient:
                 )
                 return _line(custom_id, 200, reply)
             except openai.APIStatusError as error:
-                if error.status_code not in _BUSY or tries == _RETRIES or account_problem(refusal(error)):
-                    return self._refused(custom_id, error)
-                self.stopping.wait(_pause_s(error, tries))
+                refused = RefusedError.from_error(error)
+                if problem := refused.account_problem():
+                    raise problem from None
+                if error.status_code not in _BUSY or tries == _RETRIES:
+                    return _failure(custom_id, refused.status, refused.code, refused.message)
+                self.stopping.wait(_pause_s(error.response.headers, tries))
             except openai.APIConnectionError as error:
-                return self._cut(custom_id, error)
+                cause = error.__cause__ or error
+                if type(cause).__name__ in _NOT_SENT:
+                    raise ServiceError(
+                        f"the server at `{self._url}` cannot be reached ({cause})",
+                        hint="start it or correct `clean.base_url`, then run the same command again",
+                    ) from None
+                if isinstance(error, openai.APITimeoutError):
+                    return _failure(custom_id, 408, "timeout", "no answer in time")
+                return _failure(custom_id, 0, "connection", str(cause))
         raise AssertionError("unreachable")
 
-    def _refused(self, custom_id: str, error: openai.APIStatusError) -> dict[str, Any]:
-        refused = refusal(error)
-        if problem := account_problem(refused):
-            raise problem
-        return _failure(custom_id, error.status_code, refused.code, refused.message)
+    def _wait_for_turn(self) -> None:
+        """Spaces requests out over a minute."""
+        if self._gap_s:
+            with self._lock:
+                now = time.monotonic()
+                start = max(now, self._next_start)
+                self._next_start = start + self._gap_s
+            time.sleep(start - now)
 
-    def _cut(self, custom_id: str, error: openai.APIConnectionError) -> dict[str, Any]:
-        if type(error.__cause__).__name__ in _NOT_SENT:
-            raise ServiceError(
-                f"the server at `{self._url}` cannot be reached ({error.__cause__ or error})",
-                hint="start it or correct `clean.base_url`, then run the same command again",
-            )
-        if isinstance(error, openai.APITimeoutError):
-            return _failure(custom_id, 408, "timeout", "no answer in time")
-        return _failure(custom_id, 0, "connection", str(error.__cause__ or error))
+
+def _pause_s(headers: Mapping[str, str], tries: int) -> float:
+    """As long as the server asks for, or else a little longer each time."""
+    with suppress(ValueError):
+        for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+            if asked := headers.get(name):
+                return min(_LONGEST_PAUSE_S, float(asked) * unit_s)
+    return float(0.5 * 2**tries)
+
+
+def _line(custom_id: str, status: int, body: object) -> dict[str, Any]:
+    return {"custom_id": custom_id, "response": {"status_code": status, "body": body}, "error": None}
+
+
+def _failure(custom_id: str, status: int, code: str, message: str) -> dict[str, Any]:
+    return _line(custom_id, status, {"error": {"code": code, "message": message}})
 
 
 class AnswerFile:
@@ -329,7 +332,7 @@ class AnswerFile:
     def __init__(self, journal: Journal, reserve: Path) -> None:
         self._journal = journal
         self._reserve = reserve
-        self.problem: OSError | None = None  # the disk is full; what is under way still fits
+        self.problem: OSError | None = None  # the disk is full; what is in flight still fits
 
     def append(self, line: dict[str, Any]) -> None:
         try:
@@ -352,40 +355,3 @@ def _answer_file(path: Path, concurrency: int) -> Iterator[AnswerFile]:
             yield AnswerFile(journal, reserve)
         finally:
             reserve.unlink(missing_ok=True)
-
-
-def _pause_s(error: openai.APIStatusError, tries: int) -> float:
-    """As long as the server asks for, or else a little longer each time."""
-    headers = error.response.headers
-    with suppress(ValueError):
-        if asked_ms := headers.get("retry-after-ms"):
-            return min(_LONGEST_PAUSE_S, float(asked_ms) / 1000)
-        if asked_s := headers.get("retry-after"):
-            return min(_LONGEST_PAUSE_S, float(asked_s))
-    return float(0.5 * 2**tries)
-
-
-class Pace:
-    """Spaces calls out over a minute; shared by threads."""
-
-    def __init__(self, per_minute: int) -> None:
-        self._gap_s = 60 / per_minute if per_minute else 0.0
-        self._next = 0.0
-        self._lock = threading.Lock()
-
-    def wait(self) -> None:
-        if not self._gap_s:
-            return
-        with self._lock:
-            now = time.monotonic()
-            start = max(now, self._next)
-            self._next = start + self._gap_s
-        time.sleep(start - now)
-
-
-def _line(custom_id: str, status: int, body: object) -> dict[str, Any]:
-    return {"custom_id": custom_id, "response": {"status_code": status, "body": body}, "error": None}
-
-
-def _failure(custom_id: str, status: int, code: str, message: str) -> dict[str, Any]:
-    return _line(custom_id, status, {"error": {"code": code, "message": message}})

@@ -1,8 +1,9 @@
 """`clean prepare`: the catalogue -> request parts, or the offline rules' answers.
 
-In: the raw catalogue and its pictures. Out: `parts/`, `rows.jsonl` and, in the journal, one `planned`
+In: the raw catalogue and its images. Out: `parts/`, `rows.jsonl` and, in the journal, one `planned`
 event a part and `prepared` at the end. A kill loses at most the part being written; requests that were
-planned before, in this run or an earlier one with other settings, are not planned twice.
+planned before, in this run or an earlier one with other settings, are not planned twice. Rows are encoded
+on all cores, in catalogue order; only a bounded number of them is under way at once.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from furnclip import console
 from furnclip.catalogue import (
@@ -22,26 +23,31 @@ from furnclip.catalogue import (
     Rejection,
     content_hash,
     find_files,
-    read_products,
+    find_images,
     tell_near_matches,
 )
-from furnclip.clean.encode import Encoded, Job, encode_all
-from furnclip.clean.ledger import Ledger
-from furnclip.clean.local import SOURCE, rules_identity
-from furnclip.clean.makers import find_makers
-from furnclip.clean.merge import keep_live_answers
-from furnclip.clean.models import VisionModel, is_openai
-from furnclip.clean.parts import Limits, Line, write_parts
-from furnclip.clean.repair import drop_damaged, repair_indexes
-from furnclip.clean.requests import Recipe
-from furnclip.clean.state import State
-from furnclip.clean.workspace import RowEntry, Workspace, file_digest, is_intact
-from furnclip.config import CleaningConfig, Config
+from furnclip.clean import offline
+from furnclip.clean.batch.parts import Line, part_limits, write_parts
+from furnclip.clean.batch.requests import Recipe, is_openai, request_image, text_tokens
+from furnclip.clean.batch.results import keep_live_answers
+from furnclip.clean.offline.titles import BrandName, find_brands, plain_title
+from furnclip.clean.prompt import user_text
+from furnclip.clean.workspace import (
+    CleaningLedger,
+    RawCatalogue,
+    RowEntry,
+    drop_damaged,
+    file_digest,
+    is_intact,
+    repair_indexes,
+)
+from furnclip.config import CleaningConfig
 from furnclip.errors import InputError
-from furnclip.images import BrokenImage
+from furnclip.images import BrokenImage, read_bytes
 from furnclip.journal import Event, encode_event, replacing
+from furnclip.parallel import Workers
 
-QUEUE_HEADROOM = 0.9  # the service counts tokens in its own way; stay below its limit
+_INLINE_PRODUCTS = 256  # starting processes costs more than this many images
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRequests:
     """What `prepare` found."""
 
     rows: int
@@ -63,49 +69,55 @@ class Prepared:
     was_done: bool
 
 
-def prepare(ledger: Ledger, selection: Selection) -> Prepared:
+def prepare(ledger: CleaningLedger, selection: Selection) -> PreparedRequests:
     """Plan every request of the selected rows. Does nothing when nothing changed."""
-    config = ledger.config
-    recipe = Recipe.from_config(config.clean)
-    _mention_family(config.clean, recipe.model)
-    fingerprint, total = _fingerprint(config, recipe, selection)
-    has_dropped = drop_damaged(ledger)
+    clean, paths = ledger.config.clean, ledger.config.paths
+    recipe = Recipe.from_config(clean)
+    _mention_family(clean, recipe)
+    fingerprint, total = _fingerprint(ledger, recipe, selection)
+    drop_damaged(ledger)
     repair_indexes(ledger)
     before, rows_path = ledger.state.prepared, ledger.workspace.rows
-    is_same = before is not None and before["fingerprint"] == fingerprint and not has_dropped
+    is_same = before is not None and before["fingerprint"] == fingerprint
     if before is not None and is_same and is_intact(rows_path, before["rows_sha256"]):
-        return _summary(ledger.state, was_done=True)
+        return _prepared_requests(ledger, before, was_done=True)
     if fingerprint != ledger.state.preparing:
         keep_live_answers(ledger)
     ledger.record("preparing", fingerprint=fingerprint)
-    _remove_dropped(ledger)
-    known = frozenset(_known_ids(ledger.workspace, ledger.state))
-    is_local = config.clean.backend == "local"
-    named = read_products(config.paths.products, config.paths) if is_local else ()
-    job = Job(config.paths.images, recipe, is_local, known, find_makers(named, recipe.vocabulary))
-    products = _selected(config, selection)
-    with (
-        console.progress("reading pictures", total=selection.limit or selection.sample or total) as meter,
-        replacing(ledger.workspace.rows) as file,
-    ):
-        rows = _Rows(file)
-        encoded = _counted(encode_all(products, job, workers=config.clean.workers), rows, meter)
-        _write(ledger, (item.line for item in encoded if item.line), recipe)
+    for part in ledger.state.with_status("dropped"):
+        for path in (
+            ledger.workspace.content(part.number, part.backend),
+            ledger.workspace.index(part.number),
+        ):
+            path.unlink(missing_ok=True)
+    total = selection.limit or selection.sample or total
+    with console.progress("reading images", total=total) as meter, replacing(rows_path) as file:
+        rows = _RowsFile(file)
+        _write_parts(ledger, recipe, rows.kept(_encoded(ledger, recipe, selection), meter))
     if not rows.total:
-        raise InputError(f"`{config.paths.products}` has no rows", hint="export the catalogue again")
-    ledger.record(
-        "prepared",
-        fingerprint=fingerprint,
-        backend=config.clean.backend,
-        identity=recipe.identity,
-        catalogue_sha256=file_digest(config.paths.products),
-        **rows.facts(),
-    )
-    return _summary(ledger.state, was_done=False)
+        raise InputError(f"`{paths.products}` has no rows", hint="export the catalogue again")
+    facts: Event = {
+        "fingerprint": fingerprint,
+        "backend": clean.backend,
+        "identity": recipe.identity,
+        "catalogue_sha256": file_digest(paths.products),
+        "rows": rows.total,
+        "requests": rows.requests,
+        "rejected": rows.rejected,
+        "rows_sha256": rows.digest.hexdigest(),
+    }
+    ledger.record("prepared", **facts)
+    return _prepared_requests(ledger, facts, was_done=False)
 
 
-def _mention_family(config: CleaningConfig, model: VisionModel) -> None:
+def _prepared_requests(ledger: CleaningLedger, facts: Event, *, was_done: bool) -> PreparedRequests:
+    parts = len(ledger.state.current_parts)
+    return PreparedRequests(facts["rows"], facts["requests"], facts["rejected"], parts, was_done)
+
+
+def _mention_family(config: CleaningConfig, recipe: Recipe) -> None:
     """Say whose parameters and price a model has that the table does not know by its own name."""
+    model = recipe.model
     if config.backend == "local":
         return
     has_price = "input_usd" in config.models.get(model.id, {})
@@ -118,126 +130,42 @@ def _mention_family(config: CleaningConfig, model: VisionModel) -> None:
         console.warn(f"no price is known for `{model.id}`, so the bill will show $0: {table}")
 
 
-def part_limits(config: CleaningConfig, recipe: Recipe) -> Limits:
-    """What one batch may hold."""
-    return Limits(
-        requests=config.part_requests,
-        size_bytes=int(config.part_mb * 1e6),
-        tokens=queue_limit(config, recipe),
-        overhead_tokens=recipe.overhead_tokens,
-    )
-
-
-def queue_limit(config: CleaningConfig, recipe: Recipe, *, learned: int = 0) -> int:
-    """Input tokens that may wait at once: configured or from the table, and learned from the service."""
-    limit = config.max_queued_tokens or recipe.model.queue_limit(config.tier)
-    known = [tokens for tokens in (limit, learned) if tokens]
-    return int(min(known) * QUEUE_HEADROOM) if known else sys.maxsize
-
-
-def _write(ledger: Ledger, lines: Iterator[Line], recipe: Recipe) -> None:
-    config, workspace = ledger.config.clean, ledger.workspace
-    is_local = config.backend == "local"
-    target = workspace.output if is_local else workspace.part
-    source = SOURCE if is_local else f"{config.backend}:{config.model}"
-    parts = write_parts(
-        workspace,
-        lines,
-        part_limits(config, recipe),
-        first_number=ledger.state.next_number,
-        target=target,
-    )
-    for facts in parts:
-        status = "downloaded" if is_local else "planned"
-        origin = {"backend": config.backend, "source": source, "identity": recipe.identity}
-        ledger.record("planned", **facts, **origin, status=status)
-
-
-class _Rows:
-    """Writes `rows.jsonl` while rows stream by, and counts them."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.total = self.requests = self.rejected = 0
-
-    def add(self, item: Encoded) -> None:
-        entry = RowEntry(item.row, item.product_id, item.custom_id, item.reason, item.detail)
-        line = encode_event(entry._asdict())
-        self._digest.update(line)
-        self._file.write(line)
-        self.total += 1
-        self.requests += bool(item.custom_id)
-        self.rejected += bool(item.reason)
-
-    def facts(self) -> Event:
-        counts = {"rows": self.total, "requests": self.requests, "rejected": self.rejected}
-        return {**counts, "rows_sha256": self._digest.hexdigest()}
-
-
-def _counted(items: Iterator[Encoded], rows: _Rows, meter: console.Meter) -> Iterator[Encoded]:
-    for item in items:
-        rows.add(item)
-        meter.advance()
-        yield item
-
-
-def _summary(state: State, *, was_done: bool) -> Prepared:
-    facts = state.prepared
-    assert facts is not None
-    parts = [part for part in state.parts.values() if part.status not in ("dropped", "replaced")]
-    return Prepared(facts["rows"], facts["requests"], facts["rejected"], len(parts), was_done)
-
-
-def _known_ids(workspace: Workspace, state: State) -> Iterator[str]:
-    """Requests that are planned, sent or answered already."""
-    for part in state.parts.values():
-        if part.status not in ("dropped", "replaced"):
-            yield from workspace.read_ids(part.number)
-        yield from (custom_id for custom_id, _, _ in part.rejected_lines)
-
-
-def _remove_dropped(ledger: Ledger) -> None:
-    for part in ledger.state.with_status("dropped"):
-        ledger.workspace.part(part.number).unlink(missing_ok=True)
-        ledger.workspace.index(part.number).unlink(missing_ok=True)
-        if part.backend == "local":
-            ledger.workspace.output(part.number).unlink(missing_ok=True)
-
-
-def _fingerprint(config: Config, recipe: Recipe, selection: Selection) -> tuple[str, int]:
-    """What changes with every row, picture file and setting that shapes the parts; and the number of rows."""
-    clean = config.clean
+def _fingerprint(ledger: CleaningLedger, recipe: Recipe, selection: Selection) -> tuple[str, int]:
+    """What changes with every row, image file and setting that shapes the parts; and the number of rows."""
+    clean, paths = ledger.config.clean, ledger.config.paths
     limits = (clean.part_requests, clean.part_mb, clean.tier, clean.max_queued_tokens)
-    settings = [clean.backend, recipe.identity, rules_identity(recipe.vocabulary), *limits]
-    pictures = hashlib.blake2b(digest_size=16)
+    settings = [clean.backend, recipe.identity, offline.rules_identity(recipe.vocabulary), *limits]
+    images = hashlib.blake2b(digest_size=16)
     rows = 0
-    for product in read_products(config.paths.products, config.paths):
+    for product in ledger.catalogue:
         rows += 1
         if isinstance(product, Product):
-            pictures.update(_picture_facts(product, config.paths.images).encode())
-    tell_near_matches(config.paths.images)
+            images.update(json.dumps([_image_facts(name, paths.images) for name in product.images]).encode())
+    tell_near_matches(paths.images)
     text = json.dumps([settings, asdict(selection)])
-    return content_hash(text, file_digest(config.paths.products), pictures.digest()), rows
+    return content_hash(text, file_digest(paths.products), images.digest()), rows
 
 
-def _picture_facts(product: Product, root: Path) -> str:
-    """Size and time of each picture: cheap to look at, and different after every change."""
-    facts = []
-    for name in product.images:
-        try:
-            stat = find_files([name], root)[0].stat()
-            facts.append(f"{name} {stat.st_size} {stat.st_mtime_ns}")
-        except (BrokenImage, OSError):
-            facts.append(f"{name} -")
-    return json.dumps(facts)
+def _image_facts(name: str, root: Path) -> str:
+    """Size and time of an image: cheap to look at, and different after every change."""
+    try:
+        stat = find_files([name], root)[0].stat()
+    except (BrokenImage, OSError):
+        return f"{name} -"
+    return f"{name} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def _selected(config: Config, selection: Selection) -> Iterator[Product | Rejection]:
-    """The selected rows, in catalogue order."""
-    chosen = _sampled_rows(config, selection.sample) if selection.sample else None
+def _selected(catalogue: RawCatalogue, selection: Selection) -> Iterator[Product | Rejection]:
+    """The selected rows, in catalogue order.
+
+    A sample has the smallest hashes of ids: it is fair, and does not change when rows are added.
+    """
+    chosen: frozenset[int] | None = None
+    if selection.sample:
+        hashed = ((content_hash(product.product_id), product.row) for product in catalogue)
+        chosen = frozenset(row for _, row in heapq.nsmallest(selection.sample, hashed))
     count = 0
-    for product in read_products(config.paths.products, config.paths):
+    for product in catalogue:
         if selection.limit and count >= selection.limit:
             return
         if chosen is None or product.row in chosen:
@@ -245,8 +173,111 @@ def _selected(config: Config, selection: Selection) -> Iterator[Product | Reject
             yield product
 
 
-def _sampled_rows(config: Config, size: int) -> frozenset[int]:
-    """Rows with the smallest hashes of their ids: a fair sample that does not change when rows are added."""
-    products = read_products(config.paths.products, config.paths)
-    hashed = ((content_hash(product.product_id), product.row) for product in products)
-    return frozenset(row for _, row in heapq.nsmallest(size, hashed))
+# --- one row
+
+
+@dataclass(frozen=True)
+class EncodingTask:
+    """What a worker has to know besides the product."""
+
+    image_root: Path
+    recipe: Recipe
+    is_local: bool
+    known: frozenset[str]  # requests that are planned, sent or answered already
+    brands: frozenset[BrandName]  # of the whole catalogue
+
+
+class EncodedRow(NamedTuple):
+    """One catalogue row on its way: a line to send, None where it is known already, or a rejection."""
+
+    entry: RowEntry
+    line: Line | None = None
+
+
+def _encoded(ledger: CleaningLedger, recipe: Recipe, selection: Selection) -> Iterator[EncodedRow]:
+    """Every selected row, in order."""
+    clean, state = ledger.config.clean, ledger.state
+    is_local = clean.backend == "local"
+    known = {
+        request.custom_id
+        for part in state.current_parts
+        for request in ledger.workspace.read_index(part.number)
+    }
+    known.update(line[0] for part in state.parts.values() for line in part.rejected_lines)
+    brands = find_brands(ledger.catalogue if is_local else (), recipe.vocabulary)
+    task = EncodingTask(ledger.config.paths.images, recipe, is_local, frozenset(known), brands)
+    function = partial(encode_product, task=task)
+    with Workers(function, clean.workers, here_first=_INLINE_PRODUCTS, setting="clean.workers") as pool:
+        products = _selected(ledger.catalogue, selection)
+        yield from pool.map(products, name_of=lambda product: product.product_id)
+
+
+def encode_product(product: Product | Rejection, task: EncodingTask) -> EncodedRow:
+    """The first of the product's images that can be read decides; without one the row is rejected."""
+    if isinstance(product, Rejection):
+        return EncodedRow(RowEntry(product.row, product.product_id, "", product.reason, product.detail))
+    problem: BrokenImage | None = None
+    try:
+        for path in find_images(product, task.image_root):
+            try:
+                custom_id, line = _encode(product, read_bytes(path), task)
+                return EncodedRow(RowEntry(product.row, product.product_id, custom_id), line)
+            except BrokenImage as error:
+                problem = problem or error
+    except BrokenImage as error:
+        problem = error
+    assert problem is not None
+    reason = f"picture-{problem.reason}"
+    return EncodedRow(RowEntry(product.row, product.product_id, "", reason, problem.message))
+
+
+def _encode(product: Product, image: bytes, task: EncodingTask) -> tuple[str, Line | None]:
+    recipe, vocabulary = task.recipe, task.recipe.vocabulary
+    if task.is_local:
+        title = plain_title(product, task.brands)
+        custom_id = offline.local_id(product.product_id, title, image, vocabulary)
+        if custom_id in task.known:
+            return custom_id, None
+        return custom_id, Line(custom_id, offline.answer_line(custom_id, title, image, vocabulary))
+    custom_id = recipe.custom_id(product, image)
+    if custom_id in task.known:
+        return custom_id, None
+    jpeg, image_tokens = request_image(image, recipe)
+    content = recipe.line(custom_id, recipe.body(product.title, jpeg))
+    return custom_id, Line(custom_id, content, image_tokens, text_tokens(user_text(product.title)))
+
+
+class _RowsFile:
+    """Writes `rows.jsonl` while rows stream by, and counts them."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.total = self.requests = self.rejected = 0
+
+    def kept(self, rows: Iterator[EncodedRow], meter: console.Meter) -> Iterator[Line]:
+        """The lines to be sent, after the entries of their rows and of those before."""
+        for entry, line in rows:
+            content = encode_event(entry._asdict())
+            self.digest.update(content)
+            self._file.write(content)
+            self.total += 1
+            self.requests += bool(entry.custom_id)
+            self.rejected += bool(entry.reason)
+            meter.advance()
+            if line:
+                yield line
+
+
+def _write_parts(ledger: CleaningLedger, recipe: Recipe, lines: Iterator[Line]) -> None:
+    clean, first = ledger.config.clean, ledger.state.next_number
+    is_local = clean.backend == "local"
+    origin = {
+        "backend": clean.backend,
+        "source": offline.SOURCE if is_local else f"{clean.backend}:{clean.model}",
+        "identity": recipe.identity,
+        "status": "downloaded" if is_local else "planned",
+    }
+    limits = part_limits(clean, recipe)
+    for facts in write_parts(ledger.workspace, lines, limits, first_number=first, backend=clean.backend):
+        ledger.record("planned", **facts, **origin)

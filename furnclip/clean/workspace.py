@@ -1,30 +1,51 @@
-"""The folder `work/clean/`: which file is where, and the small indexes beside the big files.
+"""The folder `work/clean/`: which file is where, the journal with its state, and what is damaged.
 
-journal.jsonl                     what was done, what is about to be done; see `state`
+journal.jsonl                     what was done, what is about to be done; see `batch.state`
 rows.jsonl                        one line a catalogue row: its request's id, or why it has none
 parts/part-0001.jsonl             requests as sent
 parts/part-0001.index.jsonl       id, place and estimated tokens of every request in the part
 results/part-0001.output.jsonl    answers as received; `.errors.jsonl`: the error file
 cleaned.csv, rejected.csv         what `finalize` writes
+
+Files that are missing or damaged are told by the journal's checksums. What costs nothing is planned anew; an
+index is read off its part; a result file is fetched from the service, which keeps it for 30 days. Answers
+that were paid for and are nowhere any more are an error: buying them again is the user's decision.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import pickle
+import secrets
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import IO, TYPE_CHECKING, NamedTuple, TypeVar
 
 from pydantic_core import from_json  # twice as fast as `json`, and there may be millions of these lines
 
-from furnclip.catalogue import no_rows, read_products
-from furnclip.errors import InputError, MissingStageError
-from furnclip.journal import encode_event, open_regular, replacing, sweep
+from furnclip import console
+from furnclip.catalogue import Product, Rejection, content_hash, no_rows, read_products
+from furnclip.clean.batch.state import DAMAGED_HINT, UNSENT, BatchPart, State, apply, check_event
+from furnclip.config import Config, DataPaths
+from furnclip.errors import InputError, JournalError, MissingStageError
+from furnclip.journal import (
+    Event,
+    Journal,
+    encode_event,
+    open_regular,
+    read_journal,
+    replacing,
+    sweep,
+    write_bytes,
+)
 
 if TYPE_CHECKING:
-    from furnclip.config import DataPaths
+    from furnclip.clean.batch.service import BatchService
 
 
 class RowEntry(NamedTuple):
@@ -47,60 +68,43 @@ class Request(NamedTuple):
     text_tokens: int
 
 
-Line = TypeVar("Line", RowEntry, Request)
+IndexLine = TypeVar("IndexLine", RowEntry, Request)
 
 
-@dataclass(frozen=True)
 class Workspace:
-    """Paths inside `work/clean/`."""
+    """Paths inside `work/clean/`, and the small indexes beside the big files."""
 
-    folder: Path
-
-    @property
-    def journal(self) -> Path:
-        return self.folder / "journal.jsonl"
-
-    @property
-    def rows(self) -> Path:
-        return self.folder / "rows.jsonl"
-
-    @property
-    def cleaned(self) -> Path:
-        return self.folder / "cleaned.csv"
-
-    @property
-    def rejected(self) -> Path:
-        return self.folder / "rejected.csv"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.journal = folder / "journal.jsonl"
+        self.rows = folder / "rows.jsonl"
+        self.cleaned = folder / "cleaned.csv"
+        self.rejected = folder / "rejected.csv"
 
     def part(self, number: int) -> Path:
         return self.folder / "parts" / f"part-{number:04d}.jsonl"
 
     def index(self, number: int) -> Path:
-        return self.folder / "parts" / f"part-{number:04d}.index.jsonl"
+        return self.part(number).with_suffix(".index.jsonl")
 
-    def output(self, number: int) -> Path:
-        return self.folder / "results" / f"part-{number:04d}.output.jsonl"
-
-    def errors(self, number: int) -> Path:
-        return self.folder / "results" / f"part-{number:04d}.errors.jsonl"
+    def results(self, number: int) -> tuple[Path, Path, Path]:
+        """Where answers are: the service's output file and error file, and replies of the live backend."""
+        names = (f"part-{number:04d}.{kind}.jsonl" for kind in ("output", "errors", "live"))
+        output, errors, live = (self.folder / "results" / name for name in names)
+        return output, errors, live
 
     def live(self, number: int) -> Path:
-        return self.folder / "results" / f"part-{number:04d}.live.jsonl"
+        return self.results(number)[2]
 
-    def sweep(self) -> None:
-        """Remove what killed processes were writing."""
-        for folder in (self.folder, self.folder / "parts", self.folder / "results"):
-            sweep(folder)
+    def content(self, number: int, backend: str) -> Path:
+        """What a part holds: its requests, or with the offline backend its answers."""
+        return self.results(number)[0] if backend == "local" else self.part(number)
 
     def read_rows(self) -> Iterator[RowEntry]:
         yield from _read_lines(self.rows, RowEntry)
 
     def read_index(self, number: int) -> Iterator[Request]:
         yield from _read_lines(self.index(number), Request)
-
-    def read_ids(self, number: int) -> Iterator[str]:
-        """The `custom_id` of every request of a part."""
-        return (request.custom_id for request in self.read_index(number))
 
     def write_index(self, number: int, requests: Iterable[Request]) -> None:
         with replacing(self.index(number)) as file:
@@ -115,7 +119,7 @@ class Workspace:
                 yield request, file.read(request.length_bytes)
 
 
-def _read_lines(path: Path, kind: type[Line]) -> Iterator[Line]:
+def _read_lines(path: Path, kind: type[IndexLine]) -> Iterator[IndexLine]:
     """Lines of one of the indexes. Raises `InputError` naming the line that is none."""
     with open_regular(path, what="the index") as file:
         for number, line in enumerate(file, start=1):
@@ -147,9 +151,205 @@ def check_finished(paths: DataPaths) -> None:
     Raises `MissingStageError` when cleaning has begun and is not finished, and `InputError` when it is and
     not one row could be cleaned.
     """
-    workspace = Workspace(paths.clean)
-    if not paths.cleaned.is_file():
-        if workspace.journal.exists():
-            raise MissingStageError(paths.cleaned, command="furnclip clean run")
-    elif workspace.journal.exists() and not any(islice(read_products(paths.cleaned, paths), 1)):
+    has_begun = Workspace(paths.clean).journal.exists()
+    if has_begun and not paths.cleaned.is_file():
+        raise MissingStageError(paths.cleaned, command="furnclip clean run")
+    if has_begun and not any(islice(read_products(paths.cleaned, paths), 1)):
         raise no_rows(paths.cleaned, paths)
+
+
+# --- the catalogue and the journal
+
+
+class RawCatalogue:
+    """The raw catalogue, parsed once a command: later passes over it read the rows back from `spool`.
+
+    So memory does not grow with the number of rows, and all passes see the same ones.
+    """
+
+    def __init__(self, paths: DataPaths, spool: IO[bytes]) -> None:
+        self._paths = paths
+        self._spool = spool  # a file of this process alone
+        self._rows = -1
+
+    def __iter__(self) -> Iterator[Product | Rejection]:
+        """Every row, in file order; one pass at a time."""
+        self._spool.seek(0)
+        for _ in range(self._rows):
+            yield pickle.load(self._spool)
+        if self._rows < 0:  # no pass has come to its end yet
+            rows = 0
+            for product in read_products(self._paths.products, self._paths):
+                pickle.dump(product, self._spool, pickle.HIGHEST_PROTOCOL)
+                rows += 1
+                yield product
+            self._rows = rows
+
+
+class CleaningLedger:
+    """An open journal with its state; `record` writes to the disk first and changes the state after."""
+
+    def __init__(self, config: Config, journal: Journal, spool: IO[bytes]) -> None:
+        self.config = config
+        self.workspace = Workspace(config.paths.clean)
+        self.catalogue = RawCatalogue(config.paths, spool)
+        self.state = read_state(config)
+        self._journal = journal
+
+    def record(self, name: str, **facts: object) -> None:
+        event: Event = {"event": name, **facts}
+        self._journal.append(event)
+        self.state = apply(self.state, event)
+
+
+@contextmanager
+def open_ledger(config: Config) -> Iterator[CleaningLedger]:
+    """The ledger of `work/clean/`, locked. Raises `JournalError` when another process holds it."""
+    workspace = Workspace(config.paths.clean)
+    with Journal(workspace.journal) as journal, tempfile.TemporaryFile(dir=workspace.folder) as spool:
+        for folder in (workspace.folder, workspace.folder / "parts", workspace.folder / "results"):
+            sweep(folder)
+        ledger = CleaningLedger(config, journal, spool)
+        if not ledger.state.run:  # uploads and batches carry it, so that they are known as ours
+            run = secrets.token_hex(4)
+            ledger.record("started", run=run, at=time.time(), key_print=key_print(config, run))
+        yield ledger
+
+
+def read_state(config: Config) -> State:
+    """The state after every event of the journal, each checked before it counts; takes no lock."""
+    state, path = State(), Workspace(config.paths.clean).journal
+    for number, event in enumerate(read_journal(path), start=1):
+        try:
+            check_event(event)
+            state = apply(state, event)
+        except JournalError as error:
+            where = f"line {number} of `{path}` is damaged: {error.message}"
+            raise JournalError(where, hint=error.hint or DAMAGED_HINT) from None
+    return state
+
+
+def key_print(config: Config, run: str) -> str:
+    """Tells two API keys apart without giving either away: a hash salted with the run's id."""
+    key = config.openai_api_key.get_secret_value()
+    return content_hash("key", run, key) if key else ""
+
+
+# --- what is damaged
+
+
+def check_rows(ledger: CleaningLedger) -> Event:
+    """The facts of `prepare`. Raises where `rows.jsonl` is not what was prepared."""
+    prepared, rows = ledger.state.prepared, ledger.workspace.rows
+    if prepared is None or not rows.is_file():
+        raise MissingStageError(rows, command="furnclip clean prepare")
+    if not is_intact(rows, prepared["rows_sha256"]):
+        raise InputError(
+            f"`{rows}` was changed after it was prepared",
+            hint="run `furnclip clean run`: it makes the file again, and no row is asked twice",
+        )
+    return prepared
+
+
+def drop_damaged(ledger: CleaningLedger) -> None:
+    """Give up parts whose files are damaged and cost nothing to make again."""
+    state, workspace = ledger.state, ledger.workspace
+    for part in [*state.with_status(*UNSENT), *state.with_status("downloaded", backend="local")]:
+        was_asked = workspace.live(part.number).exists()
+        if is_intact(workspace.content(part.number, part.backend), part.sha256) and (
+            was_asked or _is_index_intact(workspace, part)
+        ):
+            continue
+        if was_asked:
+            raise InputError(
+                f"`{workspace.part(part.number)}` is missing or damaged, and some of its rows were asked",
+                hint="restore the file from a backup",
+            )
+        ledger.record("dropped", part=part.number)
+
+
+def repair_indexes(ledger: CleaningLedger) -> None:
+    """Write the index of a part again where it is damaged. Raises `InputError` when the part is as well."""
+    workspace = ledger.workspace
+    for part in ledger.state.current_parts:
+        if _is_index_intact(workspace, part):
+            continue
+        path = workspace.content(part.number, part.backend)
+        if not is_intact(path, part.sha256):
+            raise InputError(
+                f"`{path}` and `{workspace.index(part.number)}` are missing or damaged",
+                hint="restore one of them from a backup: without it, the part's answers belong to no row",
+            )
+        requests, offset, tokens = [], 0, part.tokens // part.requests  # those of the average request
+        with path.open("rb") as file:
+            for line in file:
+                requests.append(Request(json.loads(line)["custom_id"], offset, len(line), tokens, 0))
+                offset += len(line)
+        workspace.write_index(part.number, requests)
+
+
+def _is_index_intact(workspace: Workspace, part: BatchPart) -> bool:
+    if part.index_sha256:
+        return is_intact(workspace.index(part.number), part.index_sha256)
+    try:  # 0.1.0 did not note checksums
+        requests = list(workspace.read_index(part.number))
+    except (OSError, InputError):
+        return False
+    return len(requests) == part.requests and sum(r.length_bytes for r in requests) == part.size_bytes
+
+
+class DamagedResult(NamedTuple):
+    """A result file that is not what was noted when it arrived."""
+
+    part: BatchPart
+    path: Path
+    sha256: str  # empty in a journal of 0.1.0
+    file_id: str
+
+
+def _damaged_results(ledger: CleaningLedger) -> Iterator[DamagedResult]:
+    for part in ledger.state.with_status("downloaded", "merged"):
+        paths = ledger.workspace.results(part.number)
+        files = list(zip(paths, (part.output_file_id, part.error_file_id, ""), strict=True))
+        known = dict(part.results)
+        if part.backend == "local":
+            known = {paths[0].name: part.sha256}
+        elif not known:  # 0.1.0 did not note checksums
+            known = {path.name: "" for path, file_id in files if file_id}
+        for path, file_id in files:
+            sha256 = known.get(path.name)
+            if sha256 is not None and not (is_intact(path, sha256) if sha256 else path.is_file()):
+                yield DamagedResult(part, path, sha256, file_id)
+
+
+def check_results(ledger: CleaningLedger) -> None:
+    """Raises `InputError` where an answer that arrived is missing."""
+    for damaged in _damaged_results(ledger):
+        raise InputError(
+            f"the result file `{damaged.path}` is missing or damaged",
+            hint="run `furnclip clean run`: it gets the file again, or tells what cannot be got",
+        )
+
+
+def restore_results(ledger: CleaningLedger, service: BatchService | None, *, give_up: bool) -> None:
+    """Fetch damaged result files again.
+
+    Raises `InputError` where the service does not keep one any more; with `give_up` its rows count as
+    unanswered instead.
+    """
+    for part, path, sha256, file_id in list(_damaged_results(ledger)):
+        content = service.download(file_id) if service and file_id else None
+        if content is not None and sha256 in ("", hashlib.sha256(content).hexdigest()):
+            write_bytes(path, content)
+            console.note(f"`{path}` was missing or damaged; fetched it again")
+        elif give_up:
+            ledger.record("results_lost", part=part.number)
+        else:
+            why = "the service does not keep it any more" if file_id else "no service keeps a copy"
+            if file_id and service is None:
+                why = "only the backend `openai` can fetch it"
+            raise InputError(
+                f"the result file `{path}` is missing or damaged, and {why}",
+                hint="restore it from a backup; `furnclip clean run --ignore-errors` asks its rows again "
+                f"(up to {part.requests}, about ${part.usage.cost_usd:.4f})",
+            )

@@ -19,7 +19,7 @@ from furnclip.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from furnclip.clean.pipeline import Estimate, Prepared, Standing, Summary
+    from furnclip.clean import CleaningStatus, CleaningSummary, Estimate, PreparedRequests
     from furnclip.clean.workspace import Workspace
     from furnclip.config import Config
     from furnclip.errors import InputError
@@ -72,8 +72,7 @@ def prepare(
     as_json: JsonOption = False,
 ) -> None:
     """Turn the catalogue into request files."""
-    from furnclip import console
-    from furnclip.clean import pipeline as clean
+    from furnclip import clean, console
 
     with clean.open_ledger(settings(config, flags)) as ledger:
         prepared = clean.prepare(ledger, clean.Selection(limit or 0, sample or 0))
@@ -91,8 +90,7 @@ def dispatch(
     as_json: JsonOption = False,
 ) -> None:
     """Upload and start the batches."""
-    from furnclip import console
-    from furnclip.clean import pipeline as clean
+    from furnclip import clean, console
 
     with clean.open_ledger(settings(config, flags)) as ledger:
         standing = clean.dispatch(ledger, ignore_errors=ignore_errors)
@@ -107,8 +105,7 @@ def monitor(
     as_json: JsonOption = False,
 ) -> None:
     """Watch the batches, fetch what they give, send what waits."""
-    from furnclip import console
-    from furnclip.clean import pipeline as clean
+    from furnclip import clean, console
 
     with clean.open_ledger(settings(config, flags)) as ledger:
         standing = clean.monitor(ledger)
@@ -124,7 +121,7 @@ def finalize(
     as_json: JsonOption = False,
 ) -> None:
     """Write cleaned.csv and rejected.csv."""
-    from furnclip.clean import pipeline as clean
+    from furnclip import clean
 
     found = settings(config, flags)
     with clean.open_ledger(found) as ledger:
@@ -144,7 +141,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """All four steps in order; run it again after any interruption."""
-    from furnclip.clean import pipeline as clean
+    from furnclip import clean
 
     found = settings(config, flags)
     with clean.open_ledger(found) as ledger:
@@ -159,8 +156,7 @@ def run(
 
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Where things stand."""
-    from furnclip import console
-    from furnclip.clean import pipeline as clean
+    from furnclip import clean, console
 
     standing = clean.status(settings(config))
     console.emit(asdict(standing), as_json=as_json, human=lambda: _say_standing(standing))
@@ -179,8 +175,7 @@ def estimate(
     as_json: JsonOption = False,
 ) -> None:
     """What the run will cost, before anything is sent."""
-    from furnclip import console
-    from furnclip.clean import pipeline as clean
+    from furnclip import clean, console
 
     with clean.open_ledger(settings(config, flags)) as ledger:
         found = clean.estimate(ledger, clean.Selection(limit or 0, sample or 0), calibrated=calibrate)
@@ -189,8 +184,7 @@ def estimate(
 
 def cancel(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Stop all open batches; what they have finished is kept and billed."""
-    from furnclip import console
-    from furnclip.clean import pipeline as clean
+    from furnclip import clean, console
 
     with clean.open_ledger(settings(config)) as ledger:
         parts = clean.cancel(ledger)
@@ -207,8 +201,7 @@ def review(
     as_json: JsonOption = False,
 ) -> None:
     """Show some rows side by side, raw and cleaned, with their pictures."""
-    from furnclip import console
-    from furnclip.clean import pipeline as clean
+    from furnclip import clean, console
 
     pairs, sheet = clean.review(settings(config), rows=rows, seed=seed)
     payload = {"rows": [asdict(pair) for pair in pairs], "sheet": str(sheet)}
@@ -221,7 +214,7 @@ def review(
     console.emit(payload, as_json=as_json, human=human)
 
 
-def _say_prepared(prepared: Prepared) -> None:
+def _say_prepared(prepared: PreparedRequests) -> None:
     from furnclip import console
 
     if prepared.was_done:
@@ -243,7 +236,7 @@ def _nothing_to_send(workspace: Workspace) -> InputError:
     )
 
 
-def _say_standing(standing: Standing) -> None:
+def _say_standing(standing: CleaningStatus) -> None:
     from furnclip import console
 
     names = ("part", "attempt", "status", "done", "requests", "batch_id")
@@ -278,7 +271,7 @@ def _say_estimate(found: Estimate) -> None:
     )
 
 
-def _emit_summary(summary: Summary, config: Config, *, as_json: bool) -> None:
+def _emit_summary(summary: CleaningSummary, config: Config, *, as_json: bool) -> None:
     """Print what was written. Raises `InputError` when no row was cleaned and none is pending."""
     from furnclip import console
     from furnclip.catalogue import nothing_cleaned
@@ -290,7 +283,7 @@ def _emit_summary(summary: Summary, config: Config, *, as_json: bool) -> None:
         raise nothing_cleaned(config.paths.clean / "rejected.csv", summary.reasons)
 
 
-def _summary_facts(summary: Summary, config: Config) -> dict[str, Any]:
+def _summary_facts(summary: CleaningSummary, config: Config) -> dict[str, Any]:
     return {
         **asdict(summary),
         "reasons": dict(summary.reasons),
@@ -299,7 +292,7 @@ def _summary_facts(summary: Summary, config: Config) -> dict[str, Any]:
     }
 
 
-def _say_summary(summary: Summary, config: Config) -> None:
+def _say_summary(summary: CleaningSummary, config: Config) -> None:
     from furnclip import console
 
     if summary.was_done:
@@ -310,7 +303,7 @@ def _say_summary(summary: Summary, config: Config) -> None:
     console.say(f"paid: {_bill(summary)}; wrote {config.paths.cleaned}")
 
 
-def _bill(found: Standing | Summary) -> str:
+def _bill(found: CleaningStatus | CleaningSummary) -> str:
     paid = f"${found.paid_usd:.4f}"
     if not found.unconfirmed_usd:
         return paid

@@ -56,8 +56,8 @@ def doctor(
 
 def _ask_provider(options: Config) -> Retirement:
     """The shutdown date and the successor of the cleaning model; rooms do not import each other."""
-    from furnclip.clean.models import find_model
-    from furnclip.clean.openai import BatchService
+    from furnclip.clean.batch.requests import find_model
+    from furnclip.clean.batch.service import BatchService
     from furnclip.doctor import NETWORK_S, Retirement
 
     clean = options.clean.model_copy(update={"timeout_s": NETWORK_S})

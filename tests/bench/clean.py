@@ -32,9 +32,8 @@ import pandas as pd
 from PIL import Image
 
 from furnclip.catalogue import content_hash
-from furnclip.clean.plan import file_digest
-from furnclip.clean.prompt import FIELDS, Vocabulary, answer_schema, developer_prompt
-from furnclip.clean.workspace import Request, RowEntry, Workspace
+from furnclip.clean.prompt import FIELDS, PROMPT, Vocabulary, answer_schema
+from furnclip.clean.workspace import Request, RowEntry, Workspace, file_digest
 from furnclip.config import CleaningConfig
 from furnclip.journal import Journal, encode_event
 from tests.bench.measure import parse, peak_mb, report
@@ -89,7 +88,7 @@ def plain_prepare(folder: Path, rows: int) -> None:
             ]
             form = {"type": "json_schema", "json_schema": {"name": "f", "strict": True, "schema": schema}}
             messages = [
-                {"role": "developer", "content": developer_prompt()},
+                {"role": "developer", "content": PROMPT},
                 {"role": "user", "content": content},
             ]
             body = {"model": config.model, "messages": messages, "response_format": form}
@@ -132,7 +131,7 @@ def write_prepared(folder: Path, rows: int) -> None:
 
 def _answered_part(workspace: Workspace, part: int, ids: list[str]) -> dict[str, Any]:
     workspace.write_index(part, [Request(custom_id, 0, 0, 0, 0) for custom_id in ids])
-    with workspace.output(part).open("wb") as file:
+    with workspace.results(part)[0].open("wb") as file:
         for number, custom_id in enumerate(ids):
             file.write(json.dumps(answer_line(custom_id, number)).encode() + b"\n")
     facts = {"part": part, "requests": len(ids), "size_bytes": 0, "tokens": 0, "sha256": ""}

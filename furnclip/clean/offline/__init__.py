@@ -1,8 +1,8 @@
-"""The offline backend: rules over the title, and the dominant colour of the picture. Free, deterministic.
+"""The offline backend: rules over the title, and the dominant color of the image. Free, deterministic.
 
-In: a product's title and picture. Out: an answer of the same shape as the model's, as a result line.
+In: a product's title and image. Out: an answer of the same shape as the model's, as a result line.
 It is the baseline that a paid model has to beat, and the fallback for rows that one could not clean.
-Style is known only where the title says it; colours are judged on the picture as shot, so warm light makes
+Style is known only where the title says it; colors are judged on the image as shot, so warm light makes
 white things beige.
 """
 
@@ -15,19 +15,19 @@ from functools import cache
 from PIL import Image
 
 from furnclip.catalogue import content_hash
+from furnclip.clean.offline.titles import clean_title, first_word, lexicon, object_type, usual_material
 from furnclip.clean.prompt import UNKNOWN, Answer, Vocabulary
-from furnclip.clean.titles import clean_title, first_word, lexicon, object_type, usual_material
 from furnclip.images import open_image
 
 SOURCE = "local:rules-2"
-PICTURE_PX = 64  # enough to judge a colour
+IMAGE_PX = 64  # enough to judge a color
 _CLEARLY = 0.6  # share of the product's pixels that overrules the title
-_HARDLY = 0.04  # share under which a colour named in the title is not on the picture
+_HARDLY = 0.04  # share under which a color named in the title is not on the image
 
 
-def local_id(product_id: str, title: str, picture: bytes, vocabulary: Vocabulary) -> str:
+def local_id(product_id: str, title: str, image: bytes, vocabulary: Vocabulary) -> str:
     """Like `Recipe.custom_id`: changes with everything that decides the answer."""
-    return f"local-{content_hash(rules_identity(vocabulary), product_id, title, picture)}"
+    return f"local-{content_hash(rules_identity(vocabulary), product_id, title, image)}"
 
 
 @cache
@@ -36,9 +36,9 @@ def rules_identity(vocabulary: Vocabulary) -> str:
     return content_hash(json.dumps([SOURCE, asdict(vocabulary), dict(lexicon())], sort_keys=True))
 
 
-def answer_line(custom_id: str, title: str, picture: bytes, vocabulary: Vocabulary) -> bytes:
+def answer_line(custom_id: str, title: str, image: bytes, vocabulary: Vocabulary) -> bytes:
     """The answer as one line of a result file, in the shape of the Batch API. Raises `BrokenImage`."""
-    answer = local_answer(title, open_image(picture, longest_px=PICTURE_PX), vocabulary)
+    answer = local_answer(title, open_image(image, longest_px=IMAGE_PX), vocabulary)
     message = {"role": "assistant", "content": answer.model_dump_json()}
     body = {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
     line = {"custom_id": custom_id, "response": {"status_code": 200, "body": body}, "error": None}
@@ -53,35 +53,38 @@ def local_answer(title: str, image: Image.Image | None, vocabulary: Vocabulary) 
     if material == UNKNOWN:
         material = usual_material(name, kind, vocabulary)
     color = _color(first_word(name, "color", vocabulary), image, vocabulary)
+    if material == "wood" and color == "orange" and "brown" in vocabulary.color:
+        color = "brown"  # varnished wood is orange to a camera and brown to people
     values = {
         "clean_title": name or (kind if kind != UNKNOWN else "product"),
         "style": first_word(name, "style", vocabulary),
         "material": material,
-        "color": _wooden(color, vocabulary) if material == "wood" else color,
+        "color": color,
         "object_type": kind,
     }
     return Answer.model_validate(values, context=vocabulary)
 
 
 def _color(named: str, image: Image.Image | None, vocabulary: Vocabulary) -> str:
-    """The picture overrules the title only where it can: a cut-out, clearly of quite another colour."""
+    """The image overrules the title only where it can: a cut-out, clearly of quite another color."""
     if image is None:
         return named
-    from furnclip.clean import colors  # it needs numpy, which takes longer to load than all the rest
+    from furnclip.clean.offline import colors  # it needs numpy, which takes longer to load than all the rest
 
-    pixels = colors.read_pixels(image, PICTURE_PX)
+    pixels = colors.read_pixels(image, IMAGE_PX)
     shares = colors.color_shares(pixels)
     ranked = [color for color in shares if color in vocabulary.color]
     if not ranked:
         return named
     if named == UNKNOWN:
         return ranked[0]
-    contradicted = shares.get(named, 0.0) < _HARDLY and shares[ranked[0]] > _CLEARLY
-    overrules = contradicted and colors.has_plain_border(pixels) and not _is_mixed_up(named, ranked[0])
-    return ranked[0] if overrules else named
+    is_contradicted = shares.get(named, 0.0) < _HARDLY and shares[ranked[0]] > _CLEARLY
+    if any({named, ranked[0]} <= names for names in _MIXED_UP) or not is_contradicted:
+        return named
+    return ranked[0] if colors.has_plain_border(pixels) else named
 
 
-# Names that light and varnish turn into one another: no contradiction between title and picture.
+# Names that light and varnish turn into one another: no contradiction between title and image.
 _MIXED_UP = (
     {"white", "gray", "silver", "beige", "clear"},
     {"black", "gray"},
@@ -93,12 +96,3 @@ _MIXED_UP = (
     {"blue", "purple"},
     {"green", "yellow"},
 )
-
-
-def _is_mixed_up(one: str, other: str) -> bool:
-    return any(one in names and other in names for names in _MIXED_UP)
-
-
-def _wooden(color: str, vocabulary: Vocabulary) -> str:
-    """Varnished wood is orange to a camera and brown to people."""
-    return "brown" if color == "orange" and "brown" in vocabulary.color else color

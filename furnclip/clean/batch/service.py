@@ -1,4 +1,4 @@
-"""The one place that talks to OpenAI's Files and Batches, in furnclip's own words.
+"""The client of OpenAI's Files and Batches: the one place that calls them.
 
 In: part files. Out: file ids, `Batch` views, verified result bytes. Creating a batch is never retried
 here: the service has no idempotency, so a lost reply is reported as `UnsureError` and `dispatch` looks
@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import openai
 
@@ -46,25 +45,44 @@ class RefusedError(Exception):
         self.code = code
         self.message = message
 
+    @classmethod
+    def from_error(cls, error: openai.APIStatusError) -> RefusedError:
+        """The service's no in its own words, without the client's "Error code: 404 - " in front."""
+        message = error.message.removeprefix(f"Error code: {error.status_code} - ")
+        return cls(error.status_code, str(error.code or ""), redact(message))
+
     def as_service_error(self) -> ServiceError:
-        return ServiceError(
+        return self.account_problem() or ServiceError(
             f"the service refused (HTTP {self.status} {self.code}): {self.message}",
             hint="fix the cause and run the same command again; nothing is lost",
         )
 
+    def account_problem(self) -> ServiceError | None:
+        """What the user has to fix before anything can be sent, or None when it is about one request."""
+        if self.status == 401:
+            return ServiceError("the service refused the API key", hint="check OPENAI_API_KEY")
+        if self.code == "insufficient_quota":
+            return ServiceError(
+                "the account has no credit left, or reached its spending limit",
+                hint="add credit, then run the same command again; nothing is lost or sent twice",
+            )
+        if self.status == 403:
+            return ServiceError(
+                f"the API key may not do this: {self.message}",
+                hint="give the key the permissions for files, batches and models",
+            )
+        return None
 
-@dataclass(frozen=True)
-class LineError:
+
+class LineError(NamedTuple):
     """Why a batch failed validation; `line` counts from 1, 0 where none is named."""
 
     code: str
     message: str
-    param: str
     line: int
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """A batch as the service shows it; only `id` and `status` are always there."""
 
     id: str
@@ -83,12 +101,12 @@ class Batch:
 class BatchService:
     """Files, batches, models and single requests of one account."""
 
-    def __init__(self, config: Config, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, config: Config) -> None:
         key = config.openai_api_key.get_secret_value()
         self._url = config.clean.base_url or OFFICIAL_URL
         self._client = openai.OpenAI(api_key=key, base_url=self._url, timeout=config.clean.timeout_s)
+        self._once = self._client.with_options(max_retries=0)
         self._retry_s = min(2.0, config.clean.poll_interval_s)
-        self._sleep = sleep
 
     def close(self) -> None:
         """Close the connections."""
@@ -97,11 +115,9 @@ class BatchService:
     def shutdown_date(self, model: str) -> date | None:
         """The day the provider switches the model off, when it has said so."""
         try:
-            with self._explained():
+            with self._explained(404):
                 found = self._client.models.retrieve(model)
         except RefusedError as error:
-            if error.status != 404:
-                raise error.as_service_error() from None
             if error.code != "model_not_found" and self._url != OFFICIAL_URL:
                 raise ServiceError(
                     f"`{self._url}` does not answer as the OpenAI API does (HTTP 404 for a model)",
@@ -117,20 +133,19 @@ class BatchService:
     def ask(self, endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """One synchronous request; its reply. Raises `RefusedError` for a definite no, else `UnsureError`."""
         with _sure():
-            once = self._client.with_options(max_retries=0)
-            reply = once.post(endpoint.removeprefix("/v1"), body=dict(body), cast_to=object)
+            reply = self._once.post(endpoint.removeprefix("/v1"), body=dict(body), cast_to=object)
         if not isinstance(reply, dict):
             raise UnsureError
         return reply
 
     def upload(self, path: Path, filename: str) -> str:
         client = self._client.with_options(timeout=_UPLOAD_TIMEOUT_S)
-        with self._checked(), path.open("rb") as file:
+        with self._explained(), path.open("rb") as file:
             return client.files.create(file=(filename, file), purpose="batch").id
 
     def find_upload(self, filename: str, size_bytes: int) -> str | None:
         """A file that we uploaded before a crash could note its id."""
-        with self._checked():
+        with self._explained():
             for file in self._client.files.list(purpose="batch", limit=1000, order="desc"):
                 if file.filename == filename and file.bytes == size_bytes:
                     return file.id
@@ -139,8 +154,7 @@ class BatchService:
     def create(self, file_id: str, endpoint: str, metadata: Mapping[str, str]) -> Batch:
         """A new batch. Raises `RefusedError` for a definite no and `UnsureError` for anything else."""
         with _sure():
-            once = self._client.with_options(max_retries=0)
-            created = once.batches.create(
+            created = self._once.batches.create(
                 input_file_id=file_id,
                 endpoint=endpoint,  # type: ignore[arg-type]
                 completion_window="24h",
@@ -150,7 +164,7 @@ class BatchService:
 
     def find_batches(self, run: str, *, file_id: str = "") -> list[Batch]:
         """Every batch that carries this run's id, or was made of this file; of any age: clocks differ."""
-        with self._checked():
+        with self._explained():
             views = [_view(batch) for batch in self._client.batches.list(limit=100)]
         return [
             view
@@ -160,42 +174,36 @@ class BatchService:
 
     def get(self, batch_id: str) -> Batch:
         try:
-            with self._explained():
+            with self._explained(404):
                 return _view(self._client.batches.retrieve(batch_id))
-        except RefusedError as error:
-            if error.status != 404:
-                raise error.as_service_error() from None
+        except RefusedError:
             raise ServiceError(
                 f"the service does not know the batch `{batch_id}`",
-                hint="use the API key of the organisation and project that it was sent with; "
+                hint="use the API key of the organization and project that it was sent with; "
                 "nothing was sent again",
             ) from None
 
     def cancel(self, batch_id: str) -> Batch:
         """Ask for a stop; a batch that has ended already stays as it is."""
         try:
-            with self._explained():
-                return _view(self._client.with_options(max_retries=0).batches.cancel(batch_id))
-        except RefusedError as error:
-            if error.status == 409:
-                return self.get(batch_id)
-            raise error.as_service_error() from None
+            with self._explained(409):
+                return _view(self._once.batches.cancel(batch_id))
+        except RefusedError:
+            return self.get(batch_id)
 
     def download(self, file_id: str) -> bytes | None:
         """A result file, checked for completeness; None when the service does not have it any more."""
         problem = ""
         for attempt in range(_DOWNLOAD_TRIES):
             if attempt:
-                self._sleep(min(30.0, self._retry_s * 2 ** (attempt - 1)))
+                time.sleep(min(30.0, self._retry_s * 2 ** (attempt - 1)))
             try:
-                with self._explained():
+                with self._explained(404):
                     expected_bytes = self._client.files.retrieve(file_id).bytes
                     content = self._client.files.content(file_id).content
-            except RefusedError as error:
-                if error.status == 404:
-                    return None
-                raise error.as_service_error() from None
-            except ServiceError as error:
+            except RefusedError:
+                return None
+            except OutageError as error:
                 problem = error.message
                 continue
             problem = _damage(content, expected_bytes)
@@ -207,17 +215,8 @@ class BatchService:
         )
 
     @contextmanager
-    def _checked(self) -> Iterator[None]:
-        """Every failure as a `ServiceError`."""
-        try:
-            with self._explained():
-                yield
-        except RefusedError as error:
-            raise error.as_service_error() from None
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Problems of the account and of the network as `ServiceError`, other refusals as `RefusedError`."""
+    def _explained(self, *expected: int) -> Iterator[None]:
+        """Every failure as a `ServiceError`, but refusals with an expected HTTP status as `RefusedError`."""
         try:
             yield
         except openai.APIStatusError as error:
@@ -226,15 +225,15 @@ class BatchService:
                     f"the service at `{self._url}` answers with HTTP {error.status_code}",
                     hint="run the same command again later; nothing is lost",
                 ) from None
-            refused = refusal(error)
-            raise (account_problem(refused) or refused) from None
+            refused = RefusedError.from_error(error)
+            raise (refused if refused.status in expected else refused.as_service_error()) from None
         except openai.APIConnectionError as error:
             raise OutageError(
                 f"the service at `{self._url}` cannot be reached ({error.__cause__ or error})",
                 hint="check the connection and `clean.base_url`, then run the same command again",
             ) from None
         except (OSError, ValueError) as error:
-            raise ServiceError(
+            raise OutageError(
                 f"the answer of `{self._url}` cannot be read ({error})", hint="run the same command again"
             ) from None
 
@@ -246,46 +245,22 @@ def _sure() -> Iterator[None]:
         yield
     except openai.APIStatusError as error:
         if error.status_code < 500 and error.status_code != 408:
-            raise refusal(error) from None
+            raise RefusedError.from_error(error) from None
         raise UnsureError from None
     except (openai.APIConnectionError, openai.APIResponseValidationError, ValueError):
         raise UnsureError from None
 
 
-def account_problem(refused: RefusedError) -> ServiceError | None:
-    """What the user has to fix before anything can be sent, or None when it is about one request."""
-    if refused.status == 401:
-        return ServiceError("the service refused the API key", hint="check OPENAI_API_KEY")
-    if refused.code == "insufficient_quota":
-        return ServiceError(
-            "the account has no credit left, or reached its spending limit",
-            hint="add credit, then run the same command again; nothing is lost or sent twice",
-        )
-    if refused.status == 403:
-        return ServiceError(
-            f"the API key may not do this: {refused.message}",
-            hint="give the key the permissions for files, batches and models",
-        )
-    return None
-
-
-def refusal(error: openai.APIStatusError) -> RefusedError:
-    """The service's no in its own words, without the client's "Error code: 404 - " in front."""
-    message = error.message.removeprefix(f"Error code: {error.status_code} - ")
-    return RefusedError(error.status_code, str(error.code or ""), redact(message))
-
-
 def _view(batch: openai.types.Batch) -> Batch:
     counts, usage = batch.request_counts, batch.usage
     data = batch.errors.data if batch.errors and batch.errors.data else []
-    errors = [LineError(e.code or "", e.message or "", e.param or "", e.line or 0) for e in data]
     return Batch(
         id=batch.id,
         status=batch.status,
         counts=(counts.total, counts.completed, counts.failed) if counts else (0, 0, 0),
         output_file_id=batch.output_file_id or "",  # seen as null and as ""
         error_file_id=batch.error_file_id or "",
-        errors=tuple(errors),
+        errors=tuple(LineError(error.code or "", error.message or "", error.line or 0) for error in data),
         usage=(usage.input_tokens, usage.output_tokens) if usage else (0, 0),
         input_file_id=batch.input_file_id or "",
         created_at=float(batch.created_at),

@@ -1,8 +1,8 @@
-"""The colours of a product on its picture, by name.
+"""The colors of a product on its image, by name.
 
-In: a picture. Out: the share of each named colour among the product's pixels, the background and the
-shadow on it taken off. Counting pixels follows no paper: nearest named colour by hue, saturation and
-brightness. Do not trust it in a room, or in coloured light.
+In: an image. Out: the share of each named color among the product's pixels, the background and the
+shadow on it taken off. Counting pixels follows no paper: nearest named color by hue, saturation and
+brightness. Do not trust it in a room, or in colored light.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 Pixels = NDArray[np.int16]
 
 _BACKGROUND_DISTANCE = 24  # RGB, 0 to 255 a channel
-_PLAIN_BORDER = 0.9  # share of the border that has its usual colour when the background is uniform
+_PLAIN_BORDER = 0.9  # share of the border that has its usual color when the background is uniform
 _SHADOW_DISTANCE = 14  # between a pixel and the background made darker
 _SHADOW_DEPTH = 0.4  # what a shadow leaves of the background's light, at least
 _BESIDE_SHADOW = 0.3  # share of the product that must be left when shadow is taken off
@@ -24,12 +24,12 @@ _WHITE_FROM, _BLACK_TO = 195, 90  # brightness of the lit side, 0 to 255
 
 
 def read_pixels(image: Image.Image, side_px: int) -> Pixels:
-    """(side, side, 3), 0 to 255, without regard to the picture's proportions."""
+    """(side, side, 3), 0 to 255, without regard to the image's proportions."""
     return np.asarray(image.convert("RGB").resize((side_px, side_px)), dtype=np.int16)
 
 
 def color_shares(pixels: Pixels) -> dict[str, float]:
-    """Colour name -> share of the product's pixels, largest first; `multicolor` leads where none does."""
+    """Color name -> share of the product's pixels, largest first; `multicolor` leads where none does."""
     product = _product(pixels)  # (N, 3)
     counts = Counter(_names(product))
     shares = {name: count / len(product) for name, count in counts.most_common()}
@@ -52,7 +52,7 @@ def _product(pixels: Pixels) -> Pixels:
 
 
 def has_plain_border(pixels: Pixels) -> bool:
-    """Whether the product is cut out: the border has one colour all around."""
+    """Whether the product is cut out: the border has one color all around."""
     border = _border(pixels)
     alike = np.abs(border - np.median(border, axis=0)).max(axis=1) <= _BACKGROUND_DISTANCE
     return bool(alike.mean() >= _PLAIN_BORDER)
@@ -64,7 +64,7 @@ def _border(pixels: Pixels) -> Pixels:
 
 
 def _background(pixels: Pixels) -> NDArray[np.bool_]:
-    """(H, W): pixels like the border's usual colour that hang together with the border."""
+    """(H, W): pixels like the border's usual color that hang together with the border."""
     usual = np.median(_border(pixels), axis=0)
     alike: NDArray[np.bool_] = np.abs(pixels - usual).max(axis=2) <= _BACKGROUND_DISTANCE  # (H, W)
     reached = np.zeros_like(alike)
@@ -95,7 +95,7 @@ _HUES = (
 
 
 def _names(pixels: Pixels) -> list[str]:
-    """The colour name of each pixel, by hue, saturation and brightness."""
+    """The color name of each pixel, by hue, saturation and brightness."""
     high, low = pixels.max(axis=1), pixels.min(axis=1)
     spread = np.maximum(high - low, 1)
     saturation = (high - low) / np.maximum(high, 1)
@@ -114,12 +114,7 @@ def _names(pixels: Pixels) -> list[str]:
     names[warm & (saturation >= 0.18) & (high < 185) & ~((saturation > 0.75) & (high > 150))] = "brown"
     names[(hue >= 42) & (hue < 60) & (saturation > 0.6) & (high > 140)] = "yellow"
     plain = (saturation < 0.14) | (high < 50) | ((saturation < 0.25) & (high < 65))
-    if plain.any():
-        names[plain] = _plain_name(high[plain])
+    if plain.any():  # all of it gets one name, since shade darkens half of a white thing
+        lit = float(np.quantile(high[plain], 0.6))
+        names[plain] = "white" if lit >= _WHITE_FROM else "black" if lit < _BLACK_TO else "gray"
     return [str(name) for name in names]
-
-
-def _plain_name(brightness: Pixels) -> str:
-    """White, gray or black: all of it gets one name, since shade darkens half of a white thing."""
-    lit = float(np.quantile(brightness, 0.6))
-    return "white" if lit >= _WHITE_FROM else "black" if lit < _BLACK_TO else "gray"

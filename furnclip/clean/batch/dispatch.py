@@ -1,0 +1,342 @@
+"""Sending parts: checks before money is spent, uploads, batches, and finding out after a crash.
+
+In: planned parts. Out: open batches, every one of them journalled before it was asked for and marked with
+run, part and try in its metadata. When the reply to a creation is lost, the service's list is read until
+it is certain enough that there is no such batch; only then is another one asked for.
+
+The canary is one real request, sent at once, before the first batch of a model, prompt and schema: a wrong
+parameter shows there in seconds; inside a batch it shows after hours, in every line. Its answer is not used,
+its bill tells what prompt and schema really take. A batch can be looked up after a crash, a synchronous
+answer cannot. So the request is journalled first, with the price it should have. When its reply is lost
+(the process killed, the connection cut, HTTP 5xx), it is not known whether it was billed. Then the price
+stays on the bill as "unconfirmed" and counts against `max_cost_usd`; the request is never sent again by
+itself; and the first batch goes alone, in the canary's place, so that a wrong parameter still spoils one part
+at most. `clean estimate --calibrate` is how a user asks for another one; both are then on the bill. A journal
+restored from a backup does not know of canaries sent since.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from furnclip import console
+from furnclip.clean.batch.parts import (
+    Calibration,
+    Limits,
+    backoff_s,
+    calibrate,
+    cut_smaller,
+    estimate,
+    queue_limit,
+)
+from furnclip.clean.batch.requests import Recipe
+from furnclip.clean.batch.results import classify, usage_of
+from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, RefusedError, UnsureError
+from furnclip.clean.batch.state import SENT, UNSENT, BatchPart
+from furnclip.clean.workspace import CleaningLedger, Request, file_digest, key_print
+from furnclip.errors import ConfigError, JournalError, ServiceError
+
+_WARN_DAYS = 30
+_BATCH_DAYS = 2  # a batch may take 24 h; the other day is for clocks and time zones
+_LOOKUPS = 3
+_FRESH_FILE_TRIES = 6  # with waits of 1, 2, 4, 8 and 16 s
+_FURTHEST = ("completed", "finalizing", "in_progress", "validating")
+_BUSY_WAIT_S = 2.0
+
+
+class Dispatcher:
+    """Sends waiting parts, as far as limits, budget and the service allow."""
+
+    def __init__(self, ledger: CleaningLedger, service: BatchService, recipe: Recipe) -> None:
+        self._ledger = ledger
+        self._service = service
+        self._recipe = recipe
+        self._clean = ledger.config.clean
+        self._is_checked = False
+        self.over_budget = False
+
+    def waiting(self) -> list[BatchPart]:
+        """Parts that still have to be sent."""
+        return self._ledger.state.with_status(*UNSENT, backend="openai")
+
+    def open(self) -> list[BatchPart]:
+        return self._ledger.state.with_status(*SENT, backend="openai")
+
+    def reconcile(self) -> None:
+        """Settle what a crash or a lost reply left open, before anything new is sent."""
+        state = self._ledger.state
+        if self.open() and state.key_print not in ("", key_print(self._ledger.config, state.run)):
+            console.warn("the batches were sent with another API key; if they cannot be found, use that one")
+        for part in state.with_status("creating"):
+            self._find_created(part)
+        if self.waiting() or self.open():
+            self._settle_unknown_batches()
+
+    def stop_second_batches(self) -> None:
+        """Look again where a batch was asked for twice: the list may have shown the first one late."""
+        if any(part.creations > 1 for part in self.open()):
+            self._settle_unknown_batches()
+
+    def send(self) -> None:
+        """Send what may be sent now."""
+        while (part := self._next()) is not None:
+            if not self._is_checked:  # before the first batch of a process
+                self._check_retirement()
+                send_canary(self._ledger, self._service, self._recipe, part)
+                self._is_checked = True
+            calibration, limit = self._calibration(), self._queue_limit()
+            if part.requests > 1 and calibration.prompt_tokens(part) > limit:
+                # the queue would never take it, now that its real limit is known
+                overhead = round(calibration.overhead_tokens)
+                limits = Limits(self._clean.part_requests, part.size_bytes, limit, overhead)
+                cut_smaller(self._ledger, part, limits)
+            else:
+                self._send(part)
+
+    # --- what may be sent
+
+    def _next(self) -> BatchPart | None:
+        """The first waiting part, unless a limit says to wait."""
+        state, waiting, running = self._ledger.state, self.waiting(), self.open()
+        if not waiting or state.halted or len(running) >= self._clean.max_concurrent_batches:
+            return None
+        part = waiting[0]
+        if part.not_before > time.time():
+            return None
+        calibration = self._calibration()
+        if running and sum(map(calibration.prompt_tokens, [*running, part])) > self._queue_limit():
+            return None
+        if calibration.basis == "table" and any(other.identity == part.identity for other in running):
+            return None  # the canary's reply was lost: the first batch goes alone in its place
+        self.over_budget = self._is_over_budget(part)
+        return None if self.over_budget else part
+
+    def _calibration(self) -> Calibration:
+        return calibrate(self._ledger.state, self._recipe)
+
+    def _queue_limit(self) -> int:
+        return queue_limit(self._clean, self._recipe, learned=self._ledger.state.queue_limit)
+
+    def _is_over_budget(self, part: BatchPart) -> bool:
+        """Whether what is paid, surely or perhaps, and the open batches leave too little for this part."""
+        state = self._ledger.state
+        running = state.with_status("creating", "open", "ended", "downloaded")
+        unpaid = [*(other for other in running if other.backend != "local"), part]
+        total_usd = estimate(unpaid, state, self._recipe, batch=True).cost_usd
+        total_usd += state.paid.cost_usd + state.unconfirmed_usd
+        return bool(self._clean.max_cost_usd) and total_usd > self._clean.max_cost_usd
+
+    def _check_retirement(self) -> None:
+        """Warn of a model that will be switched off, and stop when a batch might still be running then."""
+        model = self._recipe.model
+        day = self._service.shutdown_date(model.id)
+        if day is None:
+            return
+        left = day - datetime.now(timezone.utc).date()
+        successor = f"; its successor is `{model.successor}`" if model.successor else ""
+        if left <= timedelta(days=_BATCH_DAYS) and not self._clean.allow_retiring_model:
+            raise ConfigError(
+                f"the model `{model.id}` is shut down on {day}, before a batch sent now is sure to end",
+                hint=f"set `clean.model` in furnclip.toml to another one{successor}",
+            )
+        if left < timedelta(days=_WARN_DAYS):
+            console.warn(
+                f"the model `{model.id}` is shut down on {day}, in {left.days} days; "
+                f"`clean.model` in furnclip.toml chooses another one{successor}"
+            )
+
+    # --- one part
+
+    def _send(self, part: BatchPart) -> None:
+        """Upload and create."""
+        if part.status != "uploaded":
+            self._upload(part)
+        self._ledger.record("creating", part=part.number, at=time.time())
+        part = self._ledger.state.parts[part.number]
+        try:
+            self._record_created(part, self._create(part), adopted=False)
+        except UnsureError:
+            self._find_created(part)
+        except RefusedError as error:
+            self._not_created(part, error)
+
+    def _upload(self, part: BatchPart) -> None:
+        ledger, path, filename = self._ledger, self._ledger.workspace.part(part.number), part.filename
+        if file_digest(path) != part.sha256:
+            raise JournalError(
+                f"`{path}` was changed after it was planned",
+                hint="restore the file, or remove the folder `work/clean` to start again",
+            )
+        file_id: str | None = None
+        if part.status == "uploading":  # a crash came between the upload and its note
+            file_id = self._service.find_upload(filename, part.size_bytes)
+        else:
+            number = f"{part.number:04d}-{part.uploads + 1}"
+            filename = f"furnclip-{ledger.state.run}-{number}-{part.sha256[:8]}.jsonl"
+            ledger.record("uploading", part=part.number, filename=filename)
+        if file_id is None:
+            file_id = self._service.upload(path, filename)
+        ledger.record("uploaded", part=part.number, file_id=file_id)
+
+    def _create(self, part: BatchPart) -> Batch:
+        """Ask for the batch; a file that was just uploaded may take a moment to be found."""
+        metadata = {**self._mark(part), "try": str(part.creations), "n": str(part.requests)}
+        wait_s = min(1.0, self._clean.poll_interval_s)
+        for _ in range(_FRESH_FILE_TRIES - 1):
+            try:
+                return self._service.create(part.file_id, self._recipe.endpoint, metadata)
+            except RefusedError as error:
+                if not _is_file_missing(error):
+                    raise
+            time.sleep(wait_s)
+            wait_s *= 2
+        return self._service.create(part.file_id, self._recipe.endpoint, metadata)
+
+    def _not_created(self, part: BatchPart, error: RefusedError) -> None:
+        """A definite no: note it, then wait, upload again, or stop."""
+        if _is_file_missing(error):
+            self._ledger.record("upload_lost", part=part.number)
+            if part.uploads >= _LOOKUPS:
+                raise error.as_service_error()
+            return
+        wait_s = backoff_s(self._clean.retry_wait_s, part.strikes + 1)
+        self._ledger.record("not_created", part=part.number, not_before=time.time() + wait_s)
+        if error.status != 429 or error.account_problem():
+            raise error.as_service_error()
+
+    def _record_created(self, part: BatchPart, batch: Batch, *, adopted: bool) -> None:
+        facts = {"batch_id": batch.id, "status": batch.status, "at": batch.created_at, "adopted": adopted}
+        self._ledger.record("created", part=part.number, **facts)
+
+    # --- batches that the journal does not know
+
+    def _find_created(self, part: BatchPart) -> None:
+        """Look for the batch of a part whose creation was not confirmed; adopt it if there is one."""
+        for lookup in range(_LOOKUPS):
+            if lookup:
+                time.sleep(self._clean.reconcile_wait_s)
+            listed = self._service.find_batches(self._ledger.state.run, file_id=part.file_id)
+            found = [
+                batch for batch in listed if self._is_of(batch, part) and batch.id not in part.old_batches
+            ]
+            if found:
+                self._adopt(part, found)
+                return
+        self._ledger.record("not_created", part=part.number, not_before=0.0)
+
+    def _settle_unknown_batches(self) -> None:
+        """Take over batches of this run that the journal lost, as after a restored backup; and stop those
+        whose requests are in another batch already."""
+        state = self._ledger.state
+        known = {batch_id for part in state.parts.values() for batch_id in part.batches}
+        listed = self._service.find_batches(state.run)
+        unknown = [batch for batch in listed if batch.id not in known and batch.status != "failed"]
+        for part in state.parts.values():
+            found = [batch for batch in unknown if self._is_of(batch, part)]
+            if found and part.status in UNSENT:
+                self._adopt(part, found)
+            elif part.batch_id:
+                self._stop_others(part, found)
+
+    def _is_of(self, batch: Batch, part: BatchPart) -> bool:
+        """Whether a batch runs this part's requests, by what it is marked with or by its very file."""
+        is_marked = self._mark(part).items() <= batch.metadata.items()
+        return is_marked or bool(part.file_id and batch.input_file_id == part.file_id)
+
+    def _adopt(self, part: BatchPart, found: Sequence[Batch]) -> None:
+        """Keep the batch that is furthest along, of equals the earliest; stop the others."""
+        ranks = {status: rank for rank, status in enumerate(_FURTHEST)}
+        ranked = sorted(found, key=lambda batch: (ranks.get(batch.status, len(ranks)), batch.created_at))
+        self._stop_others(part, ranked[1:])
+        self._record_created(part, ranked[0], adopted=True)
+
+    def _stop_others(self, part: BatchPart, others: Sequence[Batch]) -> None:
+        for other in others:
+            if other.status not in (*TERMINAL, "cancelling"):
+                console.warn(f"part {part.number} has a second batch `{other.id}`; it is cancelled")
+                self._service.cancel(other.id)
+
+    def _mark(self, part: BatchPart) -> dict[str, str]:
+        """The metadata by which a batch of this part is known again, down to its content."""
+        return {
+            "furnclip_run": self._ledger.state.run,
+            "part": str(part.number),
+            "sha256": part.sha256,
+        }
+
+
+def _is_file_missing(error: RefusedError) -> bool:
+    return error.status in (400, 404) and "file" in f"{error.code} {error.message}".lower()
+
+
+# --- the canary
+
+
+def send_canary(
+    ledger: CleaningLedger,
+    service: BatchService,
+    recipe: Recipe,
+    part: BatchPart,
+    *,
+    once_more: bool = False,
+) -> None:
+    """Send it, unless that was done; `once_more`: also when an earlier one may have been paid for."""
+    if recipe.identity in ledger.state.canaries:
+        return
+    lost = ledger.state.lost_canaries(recipe.identity)
+    if not lost or once_more:
+        try:
+            _record_canary(ledger, recipe, *_first_accepted(ledger, service, recipe, part))
+            return
+        except UnsureError:
+            lost = ledger.state.lost_canaries(recipe.identity)
+    console.warn(
+        "the reply to a trial request was lost, so it may have been billed "
+        f"(about ${lost[-1]['cost_usd']:.6f}); it is not sent again, and the first batch goes alone instead "
+        "(`furnclip clean estimate --calibrate` sends another one)"
+    )
+
+
+def _first_accepted(
+    ledger: CleaningLedger, service: BatchService, recipe: Recipe, part: BatchPart
+) -> tuple[Request, dict[str, Any]]:
+    """A request that the service takes, and its reply. One product may be at fault, three are not."""
+    requests = list(ledger.workspace.read_index(part.number))
+    places = sorted({0, len(requests) // 2, len(requests) - 1})
+    refusal = RefusedError(0, "", "")
+    for request, line in ledger.workspace.read_requests(part.number, [requests[place] for place in places]):
+        prompt = recipe.overhead_tokens + request.image_tokens + request.text_tokens
+        expected = recipe.model.usage((prompt, recipe.model.answer_tokens), batch=False)
+        ledger.record("canary_asking", recipe=recipe.identity, **vars(expected))
+        try:
+            return request, service.ask(recipe.endpoint, json.loads(line)["body"])
+        except RefusedError as error:
+            ledger.record("canary_refused", recipe=recipe.identity)
+            refusal = error
+        if problem := refusal.account_problem():
+            raise problem
+        if refusal.status == 429:
+            time.sleep(min(_BUSY_WAIT_S, ledger.config.clean.poll_interval_s))
+    raise ServiceError(
+        f"a trial request was refused (HTTP {refusal.status} {refusal.code}): {refusal.message}",
+        hint=f"no batch was sent; check `clean.model` (now `{recipe.model.id}`) "
+        "and `clean.effort` in furnclip.toml",
+    )
+
+
+def _record_canary(ledger: CleaningLedger, recipe: Recipe, request: Request, reply: dict[str, Any]) -> None:
+    """Note the bill; say when the answer itself was no good."""
+    outcome = classify({"response": {"status_code": 200, "body": reply}}, recipe.vocabulary)
+    if outcome.kind != "cleaned":
+        console.warn(f"the trial request was not answered well ({outcome.reason}: {outcome.detail})")
+    usage = recipe.model.usage(usage_of(reply), batch=False)
+    overhead = usage.prompt_tokens - request.image_tokens - request.text_tokens
+    overhead = overhead if overhead > 0 else recipe.overhead_tokens
+    ledger.record("canary", recipe=recipe.identity, overhead_tokens=overhead, **vars(usage))
+    console.note(
+        f"trial request: {usage.prompt_tokens} + {usage.completion_tokens} tokens, ${usage.cost_usd:.6f}"
+    )

@@ -1,0 +1,280 @@
+"""`clean monitor`: watching batches to their end, fetching and judging what they give.
+
+In: open batches. Out: `results/`, journalled outcomes, and new parts for rows that have to be retried.
+A batch counts as ended only when the service says so in a word we know; whatever finished rows it has by
+then are used, be it completed, expired or cancelled. Nothing here depends on the local clock being right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections import Counter
+
+from furnclip import console
+from furnclip.clean.batch.dispatch import Dispatcher
+from furnclip.clean.batch.parts import backoff_s, calibrate, drop_bad_lines, estimate, plan_retries
+from furnclip.clean.batch.requests import Recipe
+from furnclip.clean.batch.results import halt_on_same_error, model_of, part_outcomes, record_merged
+from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, OutageError
+from furnclip.clean.batch.state import BatchPart
+from furnclip.clean.workspace import CleaningLedger
+from furnclip.errors import ServiceError
+from furnclip.journal import write_bytes
+
+_LATE_ID_POLLS = 10
+_MAX_CREATIONS = 3
+_SURPRISE = 0.25  # share of the estimate
+_MAX_FAILED_POLLS = 20  # failed polls in a row
+_MAX_INTERVALS = 10  # times the poll interval
+_KNOWN = TERMINAL | {"validating", "in_progress", "finalizing", "cancelling"}
+_COLUMNS = ("part", "status", "done", "tokens", "cost", "age", "left")
+
+
+class Monitor:
+    """Drives all parts to their end; `watch` returns when nothing is left to wait for."""
+
+    def __init__(self, ledger: CleaningLedger, service: BatchService, recipe: Recipe) -> None:
+        self.ledger = ledger
+        self.service = service
+        self.recipe = recipe
+        self._clean = ledger.config.clean
+        self._dispatcher = Dispatcher(ledger, service, recipe)
+        self._late: Counter[int] = Counter()  # polls of a part whose file ids are not there yet
+        self._odd: set[str] = set()
+        self._outages = 0  # failed polls in a row
+
+    def watch(self) -> None:
+        """Send, poll, fetch and retry until every part is merged or something has to be decided."""
+        self._dispatcher.reconcile()
+        interval_s = self._clean.poll_interval_s
+        with BatchTable(self.ledger, self.recipe) as table:
+            while True:
+                before = self.ledger.state
+                self._fetch_ended()
+                self._dispatcher.send()
+                for part in self.ledger.state.with_status("open"):
+                    self._poll(part, table)
+                self._fetch_ended()
+                has_moved = self.ledger.state is not before
+                if has_moved:
+                    self._dispatcher.stop_second_batches()
+                if not self._dispatcher.open():
+                    if not self._dispatcher.waiting() and not plan_retries(self.ledger, self.recipe):
+                        return
+                    self._stop_if_blocked()
+                interval_s = self._clean.poll_interval_s if has_moved else interval_s * 1.5
+                interval_s = min(interval_s, self._clean.poll_interval_s * _MAX_INTERVALS)
+                if not has_moved:
+                    table.show()
+                    time.sleep(self._pause_s(interval_s))
+
+    def _pause_s(self, interval_s: float) -> float:
+        """Until the next poll, or until a waiting part may be sent if nothing is open."""
+        waiting = self._dispatcher.waiting()
+        if self._dispatcher.open() or not waiting:
+            return interval_s
+        return max(0.01, min(backoff_s(interval_s, 1), waiting[0].not_before - time.time()))
+
+    def _stop_if_blocked(self) -> None:
+        """Nothing is open and something waits: say so when it waits for the user."""
+        state, waiting = self.ledger.state, self._dispatcher.waiting()
+        rows = sum(part.requests for part in waiting)
+        if state.halted:
+            raise ServiceError(
+                f"sending stopped: {state.halted}",
+                hint="fix the cause, then `furnclip clean run --ignore-errors` sends the rest "
+                f"({rows} rows wait)",
+            )
+        if waiting and self._dispatcher.over_budget:
+            raise ServiceError(
+                f"the limit of ${self._clean.max_cost_usd:g} is reached: ${state.paid.cost_usd:.4f} paid, "
+                f"{rows} rows not sent",
+                hint="raise `clean.max_cost_usd`, or write what is there with "
+                "`furnclip clean finalize --partial`",
+            )
+
+    # --- polling
+
+    def _poll(self, part: BatchPart, table: BatchTable) -> None:
+        try:
+            batch = self.service.get(part.batch_id)
+        except OutageError as error:  # it may take hours
+            self._outages += 1
+            if self._outages == 1:
+                console.warn(f"{error.message}; retrying")
+            if self._outages > _MAX_FAILED_POLLS:
+                raise
+            return
+        self._outages = 0
+        table.update(part.number, batch)
+        if batch.status not in _KNOWN and batch.status not in self._odd:
+            self._odd.add(batch.status)
+            console.warn(f"batch `{batch.id}` has the unknown status `{batch.status}`; still waiting")
+        if batch.status == "failed":
+            self._failed(part, batch)
+        elif batch.status in TERMINAL:
+            self._ended(part, batch)
+        elif batch.status != part.batch_status:
+            self.ledger.record("seen", part=part.number, status=batch.status, counts=list(batch.counts))
+
+    def _ended(self, part: BatchPart, batch: Batch) -> None:
+        _, completed, failed = batch.counts
+        missing = (completed and not batch.output_file_id) or (failed and not batch.error_file_id)
+        if missing and self._late[part.number] < _LATE_ID_POLLS:
+            self._late[part.number] += 1  # the file ids may come in a little after the status
+            return
+        self.ledger.record(
+            "ended",
+            part=part.number,
+            status=batch.status,
+            output_file_id=batch.output_file_id,
+            error_file_id=batch.error_file_id,
+            counts=list(batch.counts),
+            billed=list(batch.usage),
+        )
+
+    def _failed(self, part: BatchPart, batch: Batch) -> None:
+        """Validation failed: nothing ran and nothing is billed. What next depends on why."""
+        text = "; ".join(f"{error.code}: {error.message}" for error in batch.errors[:3]) or "no reason given"
+        codes = {error.code for error in batch.errors}
+        bad_lines = {error.line for error in batch.errors if error.line}
+        wait_s = backoff_s(self._clean.retry_wait_s, part.strikes + 1)
+        says_full = any("enqueued token limit" in error.message.lower() for error in batch.errors)
+        if says_full or "token_limit_exceeded" in codes:
+            if limit := re.search(r"limit:\s*([\d,]+)", text, re.IGNORECASE):
+                self.ledger.record("queue_limit", limit=int(limit.group(1).replace(",", "")))
+            self.ledger.record("not_created", part=part.number, not_before=time.time() + wait_s)
+            console.note(f"part {part.number} waits: the queue for `{self.recipe.model.id}` is full")
+        elif bad_lines and "model_not_found" not in codes:
+            drop_bad_lines(self.ledger, part, batch.errors)
+            halt_on_same_error(self.ledger, part, len(bad_lines), f"requests are invalid ({text})")
+        elif part.creations < _MAX_CREATIONS and "model_not_found" not in codes:
+            # the first time the file may just not have been found; then it is uploaded again
+            if part.creations == 1:
+                self.ledger.record("not_created", part=part.number, not_before=time.time() + wait_s)
+            else:
+                self.ledger.record("upload_lost", part=part.number)
+        else:
+            self.ledger.record("not_created", part=part.number, not_before=0.0)
+            self.ledger.record("halted", reason=f"the batch of part {part.number} failed ({text})")
+
+    # --- fetching
+
+    def _fetch_ended(self) -> None:
+        for part in self.ledger.state.with_status("ended"):
+            self._download(part)
+        for part in self.ledger.state.with_status("downloaded"):
+            if part.backend != "local":
+                self._merge(part)
+
+    def _download(self, part: BatchPart) -> None:
+        output, errors, _ = self.ledger.workspace.results(part.number)
+        results: dict[str, str] = {}
+        is_lost = False
+        for file_id, path in ((part.output_file_id, output), (part.error_file_id, errors)):
+            if not file_id:
+                continue
+            content = self.service.download(file_id)
+            if content is None:
+                is_lost = True
+                price = estimate([part], self.ledger.state, self.recipe, batch=True)
+                reason = (
+                    f"the result file `{file_id}` of part {part.number} is not kept by the service any more"
+                )
+                price_text = f"asking again costs about ${price.cost_usd:.4f}"
+                self.ledger.record("halted", reason=f"{reason}; {price_text}")
+                continue
+            write_bytes(path, content)
+            results[path.name] = hashlib.sha256(content).hexdigest()
+        self.ledger.record("downloaded", part=part.number, results=results)
+        if is_lost:
+            self.ledger.record("results_lost", part=part.number)
+
+    def _merge(self, part: BatchPart) -> None:
+        outcomes = part_outcomes(self.ledger.workspace, part, self.recipe.vocabulary)
+        billed = part.billed
+        if not any(billed):  # then the lines are added up
+            billed = (
+                sum(outcome.prompt_tokens for outcome in outcomes.values()),
+                sum(outcome.completion_tokens for outcome in outcomes.values()),
+            )
+        expected = calibrate(self.ledger.state, self.recipe).prompt_tokens(part)
+        if part.counts[1] == part.requests and abs(billed[0] - expected) > _SURPRISE * expected:
+            # prices and limits would be off as well
+            console.warn(
+                f"part {part.number} was billed {billed[0]:,} input tokens, {expected:,} were expected; "
+                "check `image_multiplier` of the model"
+            )
+        usage = model_of(part, self._clean).usage(billed, batch=True)
+        record_merged(self.ledger, part, outcomes, usage)
+
+
+class BatchTable:
+    """Shows where the parts stand while a block runs: on stderr, a table that redraws itself in a terminal,
+    and one plain line for each change elsewhere."""
+
+    def __init__(self, ledger: CleaningLedger, recipe: Recipe) -> None:
+        from rich.live import Live
+
+        self._ledger = ledger
+        self._recipe = recipe
+        self._polled: dict[int, Batch] = {}
+        self._is_live = console.stderr().is_terminal
+        self._live = Live(console=console.stderr(), auto_refresh=False, transient=True)
+
+    def __enter__(self) -> BatchTable:
+        if self._is_live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._is_live:
+            self._live.stop()
+
+    def update(self, number: int, batch: Batch) -> None:
+        """Note a batch as it was polled."""
+        before = self._polled.get(number)
+        self._polled[number] = batch
+        if not self._is_live and (before is None or before.status != batch.status):
+            total, completed, failed = batch.counts
+            console.note(f"part {number}: {batch.status}, {completed + failed} of {total} done")
+
+    def show(self) -> None:
+        """Draw the table again."""
+        if self._is_live:
+            self._live.update(console.table(_COLUMNS, self.rows()), refresh=True)
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """The table's cells."""
+        return [self._row(part) for part in self._ledger.state.current_parts if part.backend != "local"]
+
+    def _row(self, part: BatchPart) -> tuple[object, ...]:
+        batch = self._polled.get(part.number)
+        total, completed, failed = batch.counts if batch else part.counts
+        done, now = completed + failed, time.time()
+        expected = estimate([part], self._ledger.state, self._recipe, batch=True)
+        cost_usd = part.usage.cost_usd if part.status == "merged" else expected.cost_usd
+        age_s = left_s = None
+        if batch and part.status == "open":
+            age_s = now - batch.created_at if batch.created_at else None
+            if done and batch.in_progress_at:  # a guess, from the rate so far
+                left_s = max(0.0, now - batch.in_progress_at) / done * (total - done)
+        return (
+            part.number,
+            part.shown_status,
+            f"{done}/{total or part.requests}",
+            f"{part.usage.prompt_tokens or expected.prompt_tokens:,}",
+            f"${cost_usd:.4f}",
+            _duration(age_s),
+            _duration(left_s),
+        )
+
+
+def _duration(seconds: float | None) -> str:
+    """`3:05:07`, or a dash when it is not known."""
+    if seconds is None:
+        return "-"
+    whole = max(0, int(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

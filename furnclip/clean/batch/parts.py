@@ -1,0 +1,273 @@
+"""Parts: files of requests, each small enough for one batch. How they are cut, priced and made again.
+
+In: request lines in catalogue order, or the lines of other parts. Out: `parts/part-NNNN.jsonl`, its index,
+and the facts that the journal keeps about it. The same requests and limits always give the same bytes, so a
+part can be written again after a kill; parts that take the place of others come into being with one journal
+event, so that a kill leaves either the old ones or the new ones.
+
+The price of a part is estimated before it is sent. An image counts by the patch rule; text by its length,
+until the canary (one real request, sent before the first batch) says what prompt and schema really take.
+Answers are guessed from the model table first, then from the canary, then from the parts that came back;
+with hidden reasoning they are the larger half of the bill and the less certain one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from furnclip.clean.batch.requests import Recipe, with_cap
+from furnclip.clean.batch.results import Outcome, collect
+from furnclip.clean.batch.state import BatchPart, State
+from furnclip.clean.workspace import CleaningLedger, Request, Workspace, file_digest, is_intact
+from furnclip.config import CleaningConfig
+from furnclip.errors import InputError
+from furnclip.journal import Event, replacing
+
+if TYPE_CHECKING:
+    from furnclip.clean.batch.service import LineError
+
+QUEUE_HEADROOM = 0.9  # the service counts tokens in its own way; stay below its limit
+CAP_CEILING_TOKENS = 8000
+MAX_WAIT_S = 900.0
+
+
+# --- cutting
+
+
+class Limits(NamedTuple):
+    """What one part may hold at most."""
+
+    requests: int
+    size_bytes: int
+    tokens: int
+    overhead_tokens: int  # of every request: prompt and schema
+
+
+class Line(NamedTuple):
+    """One request as it will be sent, newline included, with its estimated tokens."""
+
+    custom_id: str
+    content: bytes
+    image_tokens: int = 0
+    text_tokens: int = 0
+
+
+def part_limits(config: CleaningConfig, recipe: Recipe) -> Limits:
+    """What one batch may hold."""
+    size_bytes = int(config.part_mb * 1e6)
+    return Limits(config.part_requests, size_bytes, queue_limit(config, recipe), recipe.overhead_tokens)
+
+
+def queue_limit(config: CleaningConfig, recipe: Recipe, *, learned: int = 0) -> int:
+    """Input tokens that may wait at once: configured or from the table, and learned from the service."""
+    limit = config.max_queued_tokens or recipe.model.queue_limit(config.tier)
+    known = [tokens for tokens in (limit, learned) if tokens]
+    return int(min(known) * QUEUE_HEADROOM) if known else sys.maxsize
+
+
+def write_parts(
+    workspace: Workspace, lines: Iterable[Line], limits: Limits, *, first_number: int, backend: str = ""
+) -> Iterator[Event]:
+    """Write parts one after another; yields each part's facts when its files are complete.
+
+    Those of the backend `local` hold answers, so they are result files.
+    """
+    source = iter(lines)
+    pending = next(source, None)
+    number = first_number
+    while pending is not None:
+        facts, requests, pending = _write_part(workspace.content(number, backend), pending, source, limits)
+        workspace.write_index(number, requests)
+        yield {"part": number, **facts, "index_sha256": file_digest(workspace.index(number))}
+        number += 1
+
+
+def _write_part(
+    path: Path, first: Line, source: Iterator[Line], limits: Limits
+) -> tuple[Event, list[Request], Line | None]:
+    """One part from `first` on; returns its facts, its index and the first line that did not fit."""
+    requests: dict[str, Request] = {}
+    digest = hashlib.sha256()
+    size_bytes = tokens = 0
+    pending: Line | None = first
+    with replacing(path) as file:
+        while pending is not None:
+            custom_id, content, *own_tokens = pending
+            end_bytes, total_tokens = size_bytes + len(content), tokens + sum(own_tokens)
+            overhead_tokens = (len(requests) + 1) * limits.overhead_tokens
+            is_full = len(requests) >= limits.requests or end_bytes > limits.size_bytes
+            if requests and (is_full or total_tokens + overhead_tokens > limits.tokens):
+                break
+            if custom_id in requests:
+                raise InputError(f"two rows ask for `{custom_id}`", hint="make the product ids unique")
+            requests[custom_id] = Request(custom_id, size_bytes, len(content), *own_tokens)
+            file.write(content)
+            digest.update(content)
+            size_bytes, tokens = end_bytes, total_tokens
+            pending = next(source, None)
+    facts = {"requests": len(requests), "size_bytes": size_bytes, "tokens": tokens}
+    return {**facts, "sha256": digest.hexdigest()}, list(requests.values()), pending
+
+
+# --- pricing
+
+
+class Calibration(NamedTuple):
+    """Tokens that every request takes besides its image and title, and how sure we are."""
+
+    overhead_tokens: float
+    answer_tokens: float
+    basis: str  # "table", "canary" or "results"
+
+    def prompt_tokens(self, part: BatchPart) -> int:
+        return round(part.tokens + part.requests * self.overhead_tokens)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected tokens and price of some requests."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    basis: str
+
+
+def calibrate(state: State, recipe: Recipe) -> Calibration:
+    """The best knowledge so far."""
+    overhead, answer, basis = float(recipe.overhead_tokens), float(recipe.model.answer_tokens), "table"
+    if canary := state.canaries.get(recipe.identity):
+        overhead, answer, basis = canary["overhead_tokens"], canary["completion_tokens"], "canary"
+    seen = [part for part in state.with_status("merged") if part.identity == recipe.identity]
+    billed = [part for part in seen if part.usage.prompt_tokens and _answered(part)]
+    if answered := sum(map(_answered, billed)):
+        prompt_tokens = sum(part.usage.prompt_tokens for part in billed)
+        estimated = sum(part.tokens * _answered(part) / part.requests for part in billed)
+        overhead = (prompt_tokens - estimated) / answered
+        answer = sum(part.usage.completion_tokens for part in billed) / answered
+        basis = "results"
+    return Calibration(max(0.0, overhead), answer, basis)
+
+
+def _answered(part: BatchPart) -> int:
+    """Requests that the service ran, and billed."""
+    total, completed, _ = part.counts
+    return completed if total else part.requests
+
+
+def estimate(parts: Sequence[BatchPart], state: State, recipe: Recipe, *, batch: bool) -> Estimate:
+    """What these parts will take together."""
+    calibration = calibrate(state, recipe)
+    requests = sum(part.requests for part in parts)
+    prompt = sum(map(calibration.prompt_tokens, parts))
+    completion = round(requests * calibration.answer_tokens)
+    cost_usd = recipe.model.cost_usd(prompt, completion, batch=batch)
+    return Estimate(requests, prompt, completion, cost_usd, calibration.basis)
+
+
+# --- parts made of other parts
+
+
+def backoff_s(wait_s: float, strikes: int) -> float:
+    """`wait_s`, doubled with every strike after the first, up to a quarter of an hour."""
+    return min(MAX_WAIT_S, wait_s * 2.0 ** max(0, strikes - 1))
+
+
+def plan_retries(ledger: CleaningLedger, recipe: Recipe) -> int:
+    """Plan the rows that have to be retried; how many there are."""
+    clean = ledger.config.clean
+    outcomes = collect(ledger.workspace, ledger.state, recipe.vocabulary)
+    wanted = {entry.custom_id for entry in ledger.workspace.read_rows() if entry.custom_id}
+    by_attempt: dict[int, dict[str, Outcome]] = defaultdict(dict)
+    for custom_id in wanted & outcomes.keys():
+        outcome = outcomes[custom_id]
+        if outcome.settled(clean.max_attempts).kind == "again":
+            by_attempt[outcome.attempt][custom_id] = outcome
+    planned: list[Event] = []
+    shared = {
+        "backend": clean.backend,
+        "source": f"{clean.backend}:{clean.model}",
+        "identity": recipe.identity,
+    }
+    for attempt, failed in sorted(by_attempt.items()):
+        at_once = all(outcome.reason != "service-error" for outcome in failed.values())
+        wait_s = 0.0 if at_once else backoff_s(clean.retry_wait_s, attempt)
+        times = {"attempt": attempt + 1, "not_before": time.time() + wait_s}
+        first = max([ledger.state.next_number - 1, *(facts["part"] for facts in planned)]) + 1
+        lines = _lines_to_retry(ledger, failed)
+        parts = write_parts(ledger.workspace, lines, part_limits(clean, recipe), first_number=first)
+        planned += [{**facts, **shared, **times} for facts in parts]
+    if planned:
+        ledger.record("again", parts=planned)
+    return sum(facts["requests"] for facts in planned)
+
+
+def _lines_to_retry(ledger: CleaningLedger, failed: Mapping[str, Outcome]) -> Iterator[Line]:
+    """The requests as they were sent last, in that order; with a higher cap where the answer was cut."""
+    last: dict[str, tuple[int, Request]] = {}
+    for part in ledger.state.with_status("merged"):
+        for request in ledger.workspace.read_index(part.number):
+            if request.custom_id in failed:
+                last[request.custom_id] = (part.number, request)
+    by_part: dict[int, list[Request]] = defaultdict(list)
+    for number, request in last.values():
+        by_part[number].append(request)
+    for number, requests in sorted(by_part.items()):
+        path = ledger.workspace.part(number)
+        if not is_intact(path, ledger.state.parts[number].sha256):
+            raise InputError(
+                f"`{path}` is missing or damaged, and {len(requests)} of its rows have to be retried",
+                hint="restore it from a backup, or write what is there: `furnclip clean finalize --partial`",
+            )
+        requests.sort(key=lambda request: request.offset)
+        for line in _lines_of(ledger.workspace, number, requests):
+            is_cut = failed[line.custom_id].reason in ("cut-off", "empty-answer")
+            yield line._replace(content=with_cap(line.content, 2, CAP_CEILING_TOKENS)) if is_cut else line
+
+
+def _lines_of(workspace: Workspace, number: int, requests: Iterable[Request]) -> Iterator[Line]:
+    for request, content in workspace.read_requests(number, requests):
+        yield Line(request.custom_id, content, request.image_tokens, request.text_tokens)
+
+
+def drop_bad_lines(ledger: CleaningLedger, part: BatchPart, errors: Sequence[LineError]) -> None:
+    """Replace a part that failed validation by one without the lines that the service named."""
+    bad = {error.line - 1: error for error in reversed(errors) if error.line > 0}
+    requests = list(ledger.workspace.read_index(part.number))
+    good = [request for place, request in enumerate(requests) if place not in bad]
+    rejected = [
+        {"custom_id": requests[place].custom_id, "code": error.code, "message": error.message}
+        for place, error in sorted(bad.items())
+        if place < len(requests)
+    ]
+    limits = Limits(part.requests, part.size_bytes + 1, part.tokens + 1, 0)
+    _replace_part(ledger, part, good, limits, rejected=rejected)
+
+
+def cut_smaller(ledger: CleaningLedger, part: BatchPart, limits: Limits) -> None:
+    """Replace a part that is too large for the queue by several that are not."""
+    _replace_part(ledger, part, ledger.workspace.read_index(part.number), limits, rejected=[])
+
+
+def _replace_part(
+    ledger: CleaningLedger,
+    part: BatchPart,
+    requests: Iterable[Request],
+    limits: Limits,
+    *,
+    rejected: list[Event],
+) -> None:
+    shared = {name: getattr(part, name) for name in ("attempt", "backend", "source", "identity")}
+    lines = _lines_of(ledger.workspace, part.number, requests)
+    parts = write_parts(ledger.workspace, lines, limits, first_number=ledger.state.next_number)
+    ledger.record(
+        "replaced", part=part.number, by=[{**facts, **shared} for facts in parts], rejected_lines=rejected
+    )

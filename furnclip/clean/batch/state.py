@@ -1,0 +1,417 @@
+"""Where every part stands: a pure fold over the journal's events, and the shape that each must have.
+
+In: events of `work/clean/journal.jsonl`. Out: a `State`. Nothing here reads a clock, a file or the
+network, so any crash can be replayed in a test by cutting the list of events.
+
+    planned -> uploading -> uploaded -> creating -> open -> ended -> downloaded -> merged
+                   ^           ^ | not created, queue full          (any) -> replaced, dropped
+                   +-----------+ upload lost
+
+An event that announces a side effect (`uploading`, `creating`, `canary_asking`) is on the disk before the
+side effect is tried. So a part found in `creating` after a crash may or may not have a batch: `dispatch`
+asks the service before it ever creates another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from furnclip.errors import JournalError
+from furnclip.journal import Event
+
+Status = Literal[
+    "planned",
+    "uploading",
+    "uploaded",
+    "creating",
+    "open",
+    "ended",
+    "downloaded",
+    "merged",
+    "replaced",
+    "dropped",
+]
+DAMAGED_HINT = "restore the file from a backup; without it, answers that were paid for would be bought again"
+UNSENT: frozenset[Status] = frozenset({"planned", "uploading", "uploaded"})
+SENT: frozenset[Status] = frozenset({"creating", "open"})
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens as billed, and their price."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cost_usd + other.cost_usd,
+        )
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """One file of requests and the batch made of it."""
+
+    number: int
+    requests: int
+    size_bytes: int
+    tokens: int
+    sha256: str
+    attempt: int = 1
+    backend: str = "openai"
+    source: str = ""
+    index_sha256: str = ""
+    results: tuple[tuple[str, str], ...] = ()  # file name and SHA-256 of what the service gave
+    identity: str = ""  # of the recipe that the requests were made by
+    status: Status = "planned"
+    filename: str = ""
+    file_id: str = ""
+    uploads: int = 0
+    creations: int = 0
+    not_before: float = 0.0
+    strikes: int = 0
+    batch_id: str = ""
+    old_batches: tuple[str, ...] = ()  # ended without running anything
+    batch_status: str = ""
+    output_file_id: str = ""
+    error_file_id: str = ""
+    counts: tuple[int, int, int] = (0, 0, 0)  # total, completed, failed
+    billed: tuple[int, int] = (0, 0)  # prompt, completion tokens as the batch reports them
+    outcomes: tuple[int, int, int] = (0, 0, 0)  # cleaned, rejected, to be retried
+    usage: Usage = Usage()
+    unconfirmed_usd: float = 0.0  # of requests whose reply was lost
+    rejected_lines: tuple[tuple[str, str, str], ...] = ()  # id, code, message
+
+    @property
+    def batches(self) -> tuple[str, ...]:
+        """Every batch that was ever made of it."""
+        return (*self.old_batches, self.batch_id) if self.batch_id else self.old_batches
+
+    @property
+    def shown_status(self) -> str:
+        """The service's own word while the batch is open."""
+        return self.batch_status if self.status == "open" else self.status
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the journal tells."""
+
+    run: str = ""
+    key_print: str = ""
+    preparing: str = ""
+    prepared: Event | None = None
+    parts: dict[int, BatchPart] = field(default_factory=dict)
+    canaries: dict[str, Event] = field(default_factory=dict)
+    unanswered: tuple[Event, ...] = ()  # canaries that were sent and whose reply is not known
+    queue_limit: int = 0
+    halted: str = ""
+    finalized: Event | None = None
+
+    @property
+    def next_number(self) -> int:
+        return max(self.parts, default=0) + 1
+
+    def with_status(self, *statuses: Status, backend: str = "") -> list[BatchPart]:
+        """Parts in any of these states, in order of their number; `backend`: only those made for it."""
+        parts = (part for _, part in sorted(self.parts.items()) if part.status in statuses)
+        return [part for part in parts if backend in ("", part.backend)]
+
+    @property
+    def current_parts(self) -> list[BatchPart]:
+        """Parts that were neither dropped nor replaced, in order of their number."""
+        return [part for _, part in sorted(self.parts.items()) if part.status not in ("dropped", "replaced")]
+
+    def lost_canaries(self, recipe: str) -> list[Event]:
+        """Canaries of this recipe that may or may not have been billed."""
+        return [event for event in self.unanswered if event["recipe"] == recipe]
+
+    @property
+    def unconfirmed_usd(self) -> float:
+        """What requests cost if they were billed although their reply was lost."""
+        canaries = sum((float(event["cost_usd"]) for event in self.unanswered), 0.0)
+        return canaries + sum(part.unconfirmed_usd for part in self.parts.values())
+
+    @property
+    def paid(self) -> Usage:
+        """The bill so far, from the usage that the service reported."""
+        canaries = sum(map(_usage, self.canaries.values()), Usage())
+        return sum((part.usage for part in self.parts.values()), canaries)
+
+
+def apply(state: State, event: Event) -> State:
+    """The state after one more event."""
+    name = event.get("event")
+    if name != "started" and not state.run:
+        raise JournalError(f"the event `{name}` stands before the start of the run", hint=DAMAGED_HINT)
+    if "part" in event and name != "planned" and event["part"] not in state.parts:
+        raise JournalError(
+            f"the event `{name}` is about part {event['part']}, never planned", hint=DAMAGED_HINT
+        )
+    if name in _PART_EVENTS:
+        part = state.parts[event["part"]]
+        return _with_parts(state, replace(part, **_PART_EVENTS[name](part, event)))
+    if name in _RUN_EVENTS:
+        return _RUN_EVENTS[name](state, event)
+    raise JournalError(
+        f"the journal holds an event `{name}` that this version does not know",
+        hint="if a newer furnclip wrote it, `pip install -U furnclip`; else restore it from a backup",
+    )
+
+
+def _usage(event: Event) -> Usage:
+    return Usage(event["prompt_tokens"], event["completion_tokens"], event["cost_usd"])
+
+
+def _with_parts(state: State, *parts: BatchPart) -> State:
+    return replace(state, parts={**state.parts, **{part.number: part for part in parts}})
+
+
+def _with_new_parts(state: State, planned: list[Event]) -> State:
+    numbers = [facts["part"] for facts in planned]
+    if len(set(numbers)) < len(numbers) or not state.parts.keys().isdisjoint(numbers):
+        raise JournalError("a part is planned twice", hint=DAMAGED_HINT)
+    names = _Planned.model_fields.keys() - {"part"}
+    known = [{name: facts[name] for name in names if facts.get(name) is not None} for facts in planned]
+    parts = (BatchPart(number, **facts) for number, facts in zip(numbers, known, strict=True))
+    return _with_parts(state, *parts)
+
+
+# --- what each event changes in the run
+
+
+def _preparing(state: State, event: Event) -> State:
+    """Another catalogue or other settings: what was never sent is not needed any more."""
+    if event["fingerprint"] == state.preparing:
+        return state
+    dropped = [replace(part, status="dropped") for part in state.with_status(*UNSENT)]
+    return replace(
+        _with_parts(state, *dropped), preparing=event["fingerprint"], prepared=None, finalized=None, halted=""
+    )
+
+
+def _replaced(state: State, event: Event) -> State:
+    """A part whose batch never ran gives way to others; lines that can never run are rejected."""
+    lines = tuple((line["custom_id"], line["code"], line["message"]) for line in event["rejected_lines"])
+    old = replace(state.parts[event["part"]], status="replaced", rejected_lines=lines)
+    return _with_parts(_with_new_parts(state, event["by"]), old)
+
+
+def _dropped(state: State, event: Event) -> State:
+    """Its files are damaged, and making them again costs nothing: its rows have to be prepared again."""
+    return replace(_with_parts(state, replace(state.parts[event["part"]], status="dropped")), prepared=None)
+
+
+def _canary_refused(state: State, event: Event) -> State:
+    """The last one sent has its reply; an earlier one whose reply was lost stays on the bill."""
+    sent = state.unanswered
+    is_last = bool(sent) and sent[-1]["recipe"] == event["recipe"]
+    return replace(state, unanswered=sent[:-1] if is_last else sent)
+
+
+def _canary(state: State, event: Event) -> State:
+    canaries = {**state.canaries, event["recipe"]: event}
+    return replace(_canary_refused(state, event), canaries=canaries)
+
+
+_RUN_EVENTS: dict[Any, Callable[[State, Event], State]] = {
+    "started": lambda state, event: replace(state, run=event["run"], key_print=event["key_print"]),
+    "preparing": _preparing,
+    "planned": lambda state, event: _with_new_parts(state, [event]),
+    "prepared": lambda state, event: replace(state, prepared=event),
+    "replaced": _replaced,
+    "dropped": _dropped,
+    "again": lambda state, event: _with_new_parts(state, event["parts"]),
+    "canary_asking": lambda state, event: replace(state, unanswered=(*state.unanswered, event)),
+    "canary_refused": _canary_refused,
+    "canary": _canary,
+    "queue_limit": lambda state, event: replace(state, queue_limit=event["limit"]),
+    "halted": lambda state, event: replace(state, halted=event["reason"]),
+    "resumed": lambda state, _event: replace(state, halted=""),
+    "finalized": lambda state, event: replace(state, finalized=event),
+}
+
+
+# --- and in its part: the fields that get another value
+
+
+def _ended(_part: BatchPart, event: Event) -> dict[str, Any]:
+    file_ids = {name: event[name] for name in ("output_file_id", "error_file_id")}
+    numbers = {name: tuple(event[name]) for name in ("counts", "billed")}
+    return {"status": "ended", "batch_status": event["status"], **file_ids, **numbers}
+
+
+def _merged(part: BatchPart, event: Event) -> dict[str, Any]:
+    return {
+        "status": "merged",
+        "outcomes": (event["cleaned"], event["rejected"], event["again"]),
+        "results": _results(event) or part.results,
+        "usage": _usage(event),
+        "unconfirmed_usd": event.get("unconfirmed_usd", 0.0),
+    }
+
+
+def _results(event: Event) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(event.get("results", {}).items()))
+
+
+_PART_EVENTS: dict[Any, Callable[[BatchPart, Event], dict[str, Any]]] = {
+    "uploading": lambda part, event: {
+        "status": "uploading",
+        "filename": event["filename"],
+        "uploads": part.uploads + 1,
+    },
+    "uploaded": lambda _part, event: {"status": "uploaded", "file_id": event["file_id"]},
+    "upload_lost": lambda part, _event: {
+        "status": "planned",
+        "file_id": "",
+        "filename": "",
+        "batch_id": "",
+        "old_batches": part.batches,
+    },
+    "creating": lambda part, _event: {"status": "creating", "creations": part.creations + 1},
+    # The service said no: nothing runs, and the uploaded file can be used again.
+    "not_created": lambda part, event: {
+        "status": "uploaded",
+        "not_before": event["not_before"],
+        "strikes": part.strikes + 1,
+        "old_batches": part.batches,
+        "batch_id": "",
+        "batch_status": "",
+    },
+    "created": lambda _part, event: {
+        "status": "open",
+        "batch_id": event["batch_id"],
+        "batch_status": event["status"],
+    },
+    "seen": lambda _part, event: {"batch_status": event["status"], "counts": tuple(event["counts"])},
+    "ended": _ended,
+    "downloaded": lambda _part, event: {"status": "downloaded", "results": _results(event)},
+    # The user gave up what the service does not keep: its rows count as unanswered.
+    "results_lost": lambda _part, _event: {"results": (), "output_file_id": "", "error_file_id": ""},
+    "billed": lambda _part, event: {"usage": _usage(event), "unconfirmed_usd": event["unconfirmed_usd"]},
+    "merged": _merged,
+}
+
+
+# --- the shape of every event
+
+
+_Count = Annotated[int, Field(ge=0)]
+_Number = Annotated[int, Field(ge=1)]
+_Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+_Id = Annotated[str, Field(min_length=1)]
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Counts = Annotated[list[_Count], Field(min_length=3, max_length=3)]
+_Tokens = Annotated[list[_Count], Field(min_length=2, max_length=2)]
+_SHAPE = ConfigDict(strict=True, extra="allow")  # a later version may write more fields
+
+
+class _Planned(BaseModel):
+    """What is known about a part when its file is complete."""
+
+    model_config = _SHAPE
+
+    part: _Number
+    requests: _Number
+    size_bytes: _Number
+    tokens: _Count
+    sha256: _Digest
+    index_sha256: _Digest | None = None
+    attempt: _Number = 1
+    backend: Literal["openai", "live", "local"]
+    source: str
+    identity: str
+    status: Literal["planned", "downloaded"] = "planned"
+    not_before: _Seconds = 0
+
+
+class _BadLine(BaseModel):
+    model_config = _SHAPE
+
+    custom_id: _Id
+    code: str
+    message: str
+
+
+_BILL = {"prompt_tokens": _Count, "completion_tokens": _Count, "cost_usd": _Usd}
+_SUMMARY = {"rows": _Count, "cleaned": _Count, "rejected": _Count, "pending": _Count}
+_RESULTS: Any = (dict[str, _Digest], {})  # file name -> SHA-256; 0.1.0 did not note it
+
+_FIELDS: dict[str, dict[str, Any]] = {
+    "started": {"run": _Id, "at": _Seconds, "key_print": str},
+    "preparing": {"fingerprint": _Id},
+    "prepared": {
+        **dict.fromkeys(("rows", "requests", "rejected"), _Count),
+        **dict.fromkeys(("fingerprint", "backend", "identity", "catalogue_sha256"), str),
+        "rows_sha256": _Digest,
+    },
+    "dropped": {"part": _Number},
+    "replaced": {"part": _Number, "by": list[_Planned], "rejected_lines": list[_BadLine]},
+    "again": {"parts": list[_Planned]},
+    "canary_asking": {"recipe": _Id, **_BILL},
+    "canary_refused": {"recipe": _Id},
+    "canary": {"recipe": _Id, **_BILL, "overhead_tokens": _Usd},
+    "queue_limit": {"limit": _Number},
+    "halted": {"reason": _Id},
+    "resumed": {},
+    "finalized": {"fingerprint": _Id, **_SUMMARY, "reasons": dict[str, _Count]},
+    "uploading": {"part": _Number, "filename": _Id},
+    "uploaded": {"part": _Number, "file_id": _Id},
+    "upload_lost": {"part": _Number},
+    "creating": {"part": _Number, "at": _Seconds},
+    "not_created": {"part": _Number, "not_before": _Seconds},
+    "created": {"part": _Number, "batch_id": _Id, "status": str},
+    "seen": {"part": _Number, "status": str, "counts": _Counts},
+    "ended": {
+        "part": _Number,
+        **dict.fromkeys(("status", "output_file_id", "error_file_id"), str),
+        "counts": _Counts,
+        "billed": _Tokens,
+    },
+    "downloaded": {"part": _Number, "results": _RESULTS},
+    "results_lost": {"part": _Number},
+    "billed": {"part": _Number, **_BILL, "unconfirmed_usd": _Usd},
+    "merged": {
+        "part": _Number,
+        **dict.fromkeys(("cleaned", "rejected", "again"), _Count),
+        **_BILL,
+        "unconfirmed_usd": (_Usd, 0.0),
+        "results": _RESULTS,
+    },
+}
+
+
+@cache
+def _shape(name: str) -> type[BaseModel]:
+    fields = {key: kind if isinstance(kind, tuple) else (kind, ...) for key, kind in _FIELDS[name].items()}
+    return create_model(name, __config__=_SHAPE, **fields)  # type: ignore[call-overload,no-any-return]
+
+
+def check_event(event: Event) -> None:
+    """Raises `JournalError` naming the field that is missing or wrong; unknown events are left to `apply`.
+
+    Users copy and damage files. An event with a wrong field would be a traceback at best, and at worst a
+    batch that is bought again, so the first such line stops every command.
+    """
+    name = event.get("event")
+    if not isinstance(name, str):
+        raise JournalError("the event has no name", hint="")
+    if name != "planned" and name not in _FIELDS:
+        return
+    try:
+        (_Planned if name == "planned" else _shape(name)).model_validate(event)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise JournalError(f"`{where}` of the event `{name}`: {first['msg'].lower()}", hint="") from None
