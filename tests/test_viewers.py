@@ -19,7 +19,6 @@ from furnclip.errors import ConfigError
 from furnclip.viewers import (
     Box,
     Environment,
-    TerminalReply,
     Viewer,
     desktop_command,
     detect,
@@ -30,10 +29,9 @@ from furnclip.viewers import (
 from furnclip.viewers import (
     test_card as make_test_card,  # pytest would take the name for a test
 )
-from furnclip.viewers.detection import Candidate, Plan
-from furnclip.viewers.running import half_blocks
-from furnclip.viewers.showing import preview_copy
-from furnclip.viewers.template import fill, parse_template
+from furnclip.viewers.detection import Candidate, Plan, fill, parse_template
+from furnclip.viewers.probe import TerminalReply
+from furnclip.viewers.running import half_blocks, preview_copy
 
 EVERYTHING = {"chafa", "timg", "viu", "kitten", "wezterm", "imgcat"}
 

@@ -1,4 +1,4 @@
-"""Which viewers to try in this terminal, in which order, and why: a pure function and its tables.
+"""Which viewers to try in this terminal, in which order, and why; and the user's own viewer command.
 
 Environment variables lie: a terminal started from another inherits its variables, and tmux keeps
 those of whoever started its server. So multiplexers and editors come first, and of the rest only variables
@@ -7,14 +7,23 @@ that every terminal sets afresh are read; without one, symbols, which look right
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from string import Formatter
 
 from furnclip.config import VIEWER_WORDS, environment_variables
-from furnclip.viewers.template import ViewerSetting, parse_template
+from furnclip.errors import ConfigError, nearest
+
+ViewerSetting = str | Sequence[str]
+_IMAGE_PLACEHOLDERS = ("path", "original", "uri", "winpath")
+_PLACEHOLDERS = (
+    *(*_IMAGE_PLACEHOLDERS, "cols", "rows", "left", "top"),
+    *("pxw", "pxh", "tcols", "trows", "tpxw", "tpxh"),
+)
 
 
 @dataclass(frozen=True)
@@ -100,11 +109,6 @@ _ICAT = (
     *("kitten", "icat", "--stdin=no", "--transfer-mode=stream", "--place={cols}x{rows}@{left}x{top}"),
     *("--loop=0", "--use-window-size={tcols},{trows},{tpxw},{tpxh}", "{path}"),
 )
-_WEZTERM = ("wezterm", "imgcat", "--width={cols}", "--height={rows}", "{path}")
-_IMGCAT = ("imgcat", "-W", "{cols}", "-H", "{rows}", "-r", "{path}")
-_TIMG = ("timg", "-ph", f"-g{_BOX}", "--frames=1", "{path}")
-# given both a width and a height, viu ignores the image's aspect ratio
-_VIU = ("viu", "-s", "-1", "-b", "-w", "{cols}", "{path}")
 
 
 def detect(setting: ViewerSetting = "auto", environment: Environment | None = None) -> Plan:
@@ -114,20 +118,61 @@ def detect(setting: ViewerSetting = "auto", environment: Environment | None = No
     visible. Raises `ConfigError` for a command that cannot work.
     """
     here = environment or Environment.here()
-    terminal, graphics, reason = _terminal(here)
-    colors = _colors(here.variables)
+    terminal, graphics, reason = _terminal(here.variables)
+    if here.graphics:
+        graphics, reason = here.graphics, "its own reply"
+    colors = "truecolor" if here.variables.get("COLORTERM") in ("truecolor", "24bit") else "256"
+    if here.variables.get("NO_COLOR"):
+        colors = "none"
     if setting == "none":
         return Plan(terminal, "switched off by `none`", "none", colors)
     if setting not in VIEWER_WORDS:
         command = parse_template(setting)
         own = Candidate(command[0].rsplit("/", 1)[-1], command)
         return Plan(terminal, "set to your own command", "yours", colors, (own, BUILTIN))
-    if unable := _unable(here, colors):
+    if unable := _unable(here):
         return Plan(terminal, unable, "none", colors)
     if setting == "builtin":
         return Plan(terminal, "set to `builtin`", "symbols", colors, (BUILTIN,))
     found = (each for each in _choices(terminal, graphics, colors) if here.which(each.arguments[0]))
     return Plan(terminal, reason, graphics, colors, (*found, BUILTIN))
+
+
+def _terminal(variables: Mapping[str, str]) -> tuple[str, str, str]:
+    """Its name, the graphics that it draws, and how that is known."""
+    for name, graphics, variable, pattern in _TERMINALS:
+        value = variables.get(variable)
+        if value is not None and fnmatchcase(value, pattern):
+            is_presence = pattern in ("*", "?*")
+            return name, graphics, f"{variable} is set" if is_presence else f"{variable}={value}"
+    return "unknown terminal", "symbols", f"TERM={variables.get('TERM', '')}"
+
+
+def _unable(here: Environment) -> str:
+    """Why no image can be shown, or empty."""
+    term = here.variables.get("TERM", "")
+    if not here.isatty:
+        return "the output is not a terminal"
+    if term in ("", "dumb") and here.platform != "win32":
+        return f"TERM is `{term}`"
+    return next((f"{name} is set" for name in ("CI", "NO_COLOR") if here.variables.get(name)), "")
+
+
+def _choices(terminal: str, graphics: str, colors: str) -> Iterator[Candidate]:
+    """Every viewer worth trying here, best first, installed or not."""
+    if terminal in ("kitty", "ghostty"):
+        yield Candidate("kitten icat", _ICAT, needs_place=True)
+    if terminal == "WezTerm":
+        wezterm = ("wezterm", "imgcat", "--width={cols}", "--height={rows}", "{path}")
+        yield Candidate("wezterm imgcat", wezterm)
+    palette = ("--colors", "full" if colors == "truecolor" else "256") if graphics == "symbols" else ()
+    chafa = ("chafa", "--format", graphics, "--animate", "off", *palette, "--size", _BOX, "{path}")
+    yield Candidate(f"chafa ({graphics})", chafa)
+    if graphics == "iterm":
+        yield Candidate("imgcat", ("imgcat", "-W", "{cols}", "-H", "{rows}", "-r", "{path}"))
+    yield Candidate("timg", ("timg", "-ph", f"-g{_BOX}", "--frames=1", "{path}"))
+    # given both a width and a height, viu ignores the image's aspect ratio
+    yield Candidate("viu", ("viu", "-s", "-1", "-b", "-w", "{cols}", "{path}"))
 
 
 def desktop_command(environment: Environment | None = None) -> tuple[str, ...]:
@@ -145,48 +190,47 @@ def desktop_command(environment: Environment | None = None) -> tuple[str, ...]:
     return next(((tool,) for tool in tools if here.which(tool)), ())
 
 
-def _terminal(here: Environment) -> tuple[str, str, str]:
-    """Its name, the graphics that it draws, and how that is known."""
-    term = here.variables.get("TERM", "")
-    name, graphics, reason = "unknown terminal", "symbols", f"TERM={term}"
-    for known, draws, variable, pattern in _TERMINALS:
-        value = here.variables.get(variable)
-        if value is not None and fnmatchcase(value, pattern):
-            is_presence = pattern in ("*", "?*")
-            name, graphics = known, draws
-            reason = f"{variable} is set" if is_presence else f"{variable}={value}"
-            break
-    return (name, here.graphics, "its own reply") if here.graphics else (name, graphics, reason)
+def parse_template(setting: ViewerSetting) -> tuple[str, ...]:
+    """The arguments of the user's own viewer command; raises `ConfigError` when it cannot work."""
+    arguments: tuple[str, ...] = ()
+    used: set[str] = set()
+    problem = "is empty"
+    try:
+        arguments = tuple(shlex.split(setting) if isinstance(setting, str) else setting)
+        used = placeholders(*arguments)
+    except ValueError as error:
+        arguments, problem = (), f"cannot be split: {str(error).lower()}"
+    if unknown := sorted(used.difference(_PLACEHOLDERS)):
+        close = nearest(unknown[0], _PLACEHOLDERS)
+        known = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
+        raise ConfigError(
+            f"the viewer's `{{{unknown[0]}}}` is not a placeholder",
+            hint=f"did you mean `{{{close}}}`?" if close else f"known here: {known}",
+        )
+    if arguments and placeholders(arguments[0]):
+        problem = "starts with a placeholder instead of a program"
+    elif arguments and used.isdisjoint(_IMAGE_PLACEHOLDERS):
+        problem = "does not contain {path}"
+    elif {"|", ";", ">", "&&"}.intersection(arguments):
+        problem = "needs a shell, and none is used"
+    elif arguments:
+        return arguments
+    raise ConfigError(
+        f"the viewer `{setting if isinstance(setting, str) else list(setting)}` {problem}",
+        hint='use `auto`, `none`, `builtin` or a command like `["chafa", "--size={cols}x{rows}", "{path}"]`',
+    )
 
 
-def _colors(variables: Mapping[str, str]) -> str:
-    if variables.get("NO_COLOR"):
-        return "none"
-    return "truecolor" if variables.get("COLORTERM") in ("truecolor", "24bit") else "256"
+def placeholders(*arguments: str) -> set[str]:
+    """What stands in braces: a name, and what `str.format` would do with it, which makes it an unknown one."""
+    fields = [field for argument in arguments for field in Formatter().parse(argument)]
+    return {
+        name + (f"!{conversion}" if conversion else "") + (f":{layout}" if layout else "")
+        for _, name, layout, conversion in fields
+        if name is not None
+    }
 
 
-def _unable(here: Environment, colors: str) -> str:
-    """Why no image can be shown, or empty."""
-    term = here.variables.get("TERM", "")
-    if not here.isatty:
-        return "the output is not a terminal"
-    if term in ("", "dumb") and here.platform != "win32":
-        return f"TERM is `{term}`"
-    if here.variables.get("CI"):
-        return "CI is set"
-    return "NO_COLOR is set" if colors == "none" else ""
-
-
-def _choices(terminal: str, graphics: str, colors: str) -> Iterator[Candidate]:
-    """Every viewer worth trying here, best first, installed or not."""
-    if terminal in ("kitty", "ghostty"):
-        yield Candidate("kitten icat", _ICAT, needs_place=True)
-    if terminal == "WezTerm":
-        yield Candidate("wezterm imgcat", _WEZTERM)
-    palette = ("--colors", "full" if colors == "truecolor" else "256") if graphics == "symbols" else ()
-    chafa = ("chafa", "--format", graphics, "--animate", "off", *palette, "--size", _BOX, "{path}")
-    yield Candidate(f"chafa ({graphics})", chafa)
-    if graphics == "iterm":
-        yield Candidate("imgcat", _IMGCAT)
-    yield Candidate("timg", _TIMG)
-    yield Candidate("viu", _VIU)
+def fill(arguments: Sequence[str], values: Mapping[str, object]) -> list[str]:
+    """The arguments with placeholders replaced; inserted text is never split or scanned again."""
+    return [argument.format_map(values) for argument in arguments]

@@ -24,10 +24,7 @@ _QUERIES = b"\x1b_Gi=4211,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\" + b"\x1b[>0q" + b"\x1
 # Terminals that know none of this may have printed the first query.
 _WIPE = b"\r\x1b[K"
 _ATTRIBUTES = re.compile(rb"\x1b\[\?([0-9;]*)c")
-_KITTY = re.compile(rb"\x1b_Gi=4211;OK\x1b\\")
 _NAME = re.compile(rb"\x1bP>\|([^\x1b]*)\x1b\\")
-_SIXELS = b"4"
-_ITERM_PROTOCOL = ("iTerm2", "WezTerm")
 
 
 @dataclass(frozen=True)
@@ -48,23 +45,20 @@ def query_terminal(terminal: Path = Path("/dev/tty"), *, timeout_s: float = 0.5)
     except OSError:
         return None
     try:
-        return _parsed(_exchange(descriptor, timeout_s))
+        reply = _exchange(descriptor, timeout_s)
     except (OSError, termios.error):
         return None
     finally:
         os.close(descriptor)
-
-
-def _parsed(reply: bytes) -> TerminalReply | None:
     attributes, named = _ATTRIBUTES.search(reply), _NAME.search(reply)
     name = named.group(1).decode("ascii", "replace") if named else ""
-    if _KITTY.search(reply):
+    if b"\x1b_Gi=4211;OK\x1b\\" in reply:
         return TerminalReply(name, "kitty")
-    if name.startswith(_ITERM_PROTOCOL):
+    if name.startswith(("iTerm2", "WezTerm")):
         return TerminalReply(name, "iterm")
     if attributes is None:
         return None
-    return TerminalReply(name, "sixels" if _SIXELS in attributes.group(1).split(b";") else "symbols")
+    return TerminalReply(name, "sixels" if b"4" in attributes.group(1).split(b";") else "symbols")
 
 
 def _exchange(descriptor: int, timeout_s: float) -> bytes:

@@ -8,37 +8,36 @@ again by the same `Viewer`.
 
 from __future__ import annotations
 
-import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
 
 import numpy as np
-from PIL import Image
-from rich.color import Color
-from rich.console import Console
-from rich.segment import Segment, Segments
+from PIL import Image, ImageDraw
+from rich.color import Color, ColorSystem
 from rich.style import Style
 
+from furnclip.catalogue import content_hash
 from furnclip.console import printable
-from furnclip.viewers.detection import Candidate, Plan
-from furnclip.viewers.template import fill, placeholders
+from furnclip.images import open_image
+from furnclip.journal import replacing
+from furnclip.viewers.detection import Candidate, Plan, ViewerSetting, detect, fill, placeholders
 
 _MAX_OUTPUT_BYTES = 32 * 2**20  # a full-screen sixel image is about 1 MB
-Pixel = list[int]  # red, green, blue
 _POLL_S = 0.004
 _EARLY_EXIT_S = 0.3
 _WSLPATH_TIMEOUT_S = 2.0
+_PREVIEW_PX = 1024
 # How images begin in kitty's, sixel's and iTerm2's protocols, and such a string with its end; through tmux
 # to the terminal around it every escape is doubled.
 _IMAGE = r"\x1b(?:_G|P[0-9;]*q|\]1337;File)"
@@ -71,16 +70,6 @@ class Box:
         """Width and height in pixels."""
         return self.cols * self.cell_width_px, self.rows * self.cell_height_px
 
-    def values(self) -> dict[str, object]:
-        """What the placeholders of a viewer command stand for."""
-        width_px, height_px = self.size_px
-        return {
-            **{"cols": self.cols, "rows": self.rows, "left": self.left or 0, "top": self.top or 0},
-            **{"pxw": width_px, "pxh": height_px, "tcols": self.window_cols, "trows": self.window_rows},
-            "tpxw": self.window_cols * self.cell_width_px,
-            "tpxh": self.window_rows * self.cell_height_px,
-        }
-
 
 @dataclass(frozen=True)
 class Drawing:
@@ -99,21 +88,17 @@ class Viewer:
     """Draws images as a plan says, and remembers which viewers failed."""
 
     def __init__(self, plan: Plan, *, timeout_s: float = 5.0) -> None:
-        self.plan = plan
+        self._colors = plan.colors
         self._timeout_s = timeout_s
         self._candidates = list(plan.candidates)
         self._stopped = threading.Event()
-        self._drew_in_kitty = False
+        self.erasing = b""
+        """what removes earlier images that clearing the screen may leave behind"""
 
     @property
     def draws(self) -> bool:
         """Whether any viewer is left to draw."""
         return bool(self._candidates)
-
-    @property
-    def erasing(self) -> bytes:
-        """What removes earlier images that clearing the screen may leave behind."""
-        return b"\x1b_Ga=d,q=2\x1b\\" if self._drew_in_kitty else b""
 
     def stop(self) -> None:
         """End a drawing that another thread waits for; nothing is drawn from now on."""
@@ -127,32 +112,70 @@ class Viewer:
         failures: list[str] = []
         for candidate in [each for each in self._candidates if box.left is not None or not each.needs_place]:
             try:
-                data = self._draw_with(candidate, image, box, original or image)
+                data = self._draw_with(candidate, image.absolute(), box, (original or image).absolute())
             except ViewerFailed as failure:
                 self._candidates.remove(candidate)
                 failures.append(f"{candidate.name}: {printable(str(failure))}")
-            else:
-                self._drew_in_kitty = self._drew_in_kitty or b"\x1b_G" in data
-                return Drawing(data, candidate.name, tuple(failures))
+                continue
+            if b"\x1b_G" in data:
+                self.erasing = b"\x1b_Ga=d,q=2\x1b\\"
+            return Drawing(data, candidate.name, tuple(failures))
         return Drawing(b"", "none", tuple(failures))
 
-    def _draw_with(self, candidate: Candidate, image: Path, box: Box, original: Path) -> bytes:
+    def _draw_with(self, candidate: Candidate, path: Path, box: Box, original: Path) -> bytes:
         if not candidate.arguments:
-            return self._draw_half_blocks(image, box)
-        path = image.absolute()
-        paths: dict[str, object] = {"path": path, "uri": path.as_uri(), "original": original.absolute()}
-        if any("winpath" in placeholders(argument) for argument in candidate.arguments):
-            paths["winpath"] = _windows_path(path)
-        command = fill(candidate.arguments, {**box.values(), **paths})
-        output = run_viewer(command, timeout_s=self._timeout_s, stopped=self._stopped)
-        return _presentable(output.decode("utf-8", "replace"), box, colors=self.plan.colors)
+            if self._colors == "none":
+                raise ViewerFailed("needs color support")
+            with Image.open(path) as image:
+                lines = half_blocks(image, cols=box.cols, rows=box.rows, colors=self._colors)
+            return _place_lines(lines, box)
+        width_px, height_px = box.size_px
+        values: dict[str, object] = {
+            **{"path": path, "uri": path.as_uri(), "original": original},
+            **{"cols": box.cols, "rows": box.rows, "left": box.left or 0, "top": box.top or 0},
+            **{"pxw": width_px, "pxh": height_px, "tcols": box.window_cols, "trows": box.window_rows},
+            "tpxw": box.window_cols * box.cell_width_px,
+            "tpxh": box.window_rows * box.cell_height_px,
+        }
+        if "winpath" in placeholders(*candidate.arguments):  # for Windows programs in WSL
+            converted = self._run(["wslpath", "-w", str(path)], _WSLPATH_TIMEOUT_S)
+            values["winpath"] = converted.strip()
+        output = self._run(fill(candidate.arguments, values), self._timeout_s)
+        return _presentable(output, box, colors=self._colors)
 
-    def _draw_half_blocks(self, path: Path, box: Box) -> bytes:
-        if self.plan.colors == "none":
-            raise ViewerFailed("needs color support")
-        with Image.open(path) as image:
-            lines = half_blocks(image, cols=box.cols, rows=box.rows, colors=self.plan.colors)
-        return _place_lines(lines, box)
+    def _run(self, arguments: Sequence[str], timeout_s: float) -> str:
+        """What the command wrote to stdout.
+
+        Raises `ViewerFailed` when it cannot start, takes too long, exits with another code than 0, or
+        writes more than any image needs, or when drawing was stopped. It and its children are then gone.
+        """
+        deadline = time.monotonic() + timeout_s
+        with TemporaryFile() as output, TemporaryFile() as errors:
+            try:
+                process = subprocess.Popen(
+                    arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True
+                )
+            except (OSError, ValueError) as error:
+                raise ViewerFailed(f"cannot start: {error}") from None
+            try:
+                while process.poll() is None:
+                    if os.fstat(output.fileno()).st_size > _MAX_OUTPUT_BYTES:
+                        raise ViewerFailed("it writes without end")
+                    if time.monotonic() > deadline:
+                        raise ViewerFailed("timed out")
+                    if self._stopped.wait(_POLL_S):
+                        raise ViewerFailed("stopped")
+            finally:
+                # its whole session: nothing of it may write to the terminal later
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if process.returncode != 0:
+                errors.seek(0)
+                said = errors.read(4096).decode("utf-8", "replace").strip().splitlines()
+                raise ViewerFailed(f"exit code {process.returncode}{f': {said[0][:120]}' if said else ''}")
+            output.seek(0)
+            return output.read(_MAX_OUTPUT_BYTES).decode("utf-8", "replace")
 
 
 def half_blocks(image: Image.Image, *, cols: int, rows: int, colors: str = "truecolor") -> list[str]:
@@ -164,27 +187,18 @@ def half_blocks(image: Image.Image, *, cols: int, rows: int, colors: str = "true
     width = max(1, min(cols, round(image.width * scale)))
     height = max(1, min(2 * rows, round(image.height * scale)))
     fitted = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    lines: list[list[Pixel | None]] = np.asarray(fitted).tolist()
-    console = Console(
-        file=io.StringIO(),
-        force_terminal=True,
-        color_system="truecolor" if colors == "truecolor" else "256",
-        width=width,
-        legacy_windows=False,
-        no_color=False,
-    )
-    with console.capture() as capture:
-        for upper, lower in zip_longest(lines[::2], lines[1::2], fillvalue=[None] * width):
-            console.print(Segments(_segments(upper, lower)))
-    return capture.get().splitlines()
-
-
-def _segments(upper: Sequence[Pixel | None], lower: Sequence[Pixel | None]) -> Iterator[Segment]:
-    """One line of cells; equal neighbors are one segment, as product photos are mostly white."""
-    for pair, run in groupby(zip(upper, lower, strict=True)):
-        color, background = (Color.from_rgb(*pixel) if pixel else None for pixel in pair)
-        yield Segment("▀" * len(list(run)), Style(color=color, bgcolor=background))
-    yield Segment.line()
+    pixels: list[list[list[int] | None]] = np.asarray(fitted).tolist()  # red, green, blue
+    system = ColorSystem.TRUECOLOR if colors == "truecolor" else ColorSystem.EIGHT_BIT
+    lines = []
+    for upper, lower in zip_longest(pixels[::2], pixels[1::2], fillvalue=[None] * width):
+        line = ""
+        # equal neighbors are written together, as product photos are mostly white
+        for pair, run in groupby(zip(upper, lower, strict=True)):
+            color, background = (Color.from_rgb(*pixel) if pixel else None for pixel in pair)
+            style = Style(color=color, bgcolor=background)
+            line += style.render("▀" * len(list(run)), color_system=system)
+        lines.append(line)
+    return lines
 
 
 def _place_lines(lines: Sequence[str], box: Box) -> bytes:
@@ -197,14 +211,14 @@ def _place_lines(lines: Sequence[str], box: Box) -> bytes:
 
 def _presentable(output: str, box: Box, *, colors: str) -> bytes:
     """Captured output made safe to write; raises `ViewerFailed` when there is no image in it."""
-    images = _IMAGE_WHOLE.findall(output)
-    if images or _IMAGE_START.search(output):
+    if _IMAGE_START.search(output):
         between = _IMAGE_WHOLE.split(output)
         if any(_IMAGE_START.search(text) for text in between):
             raise ViewerFailed("its output stops in the middle of an image")
         start = "" if box.left is None else f"\x1b[{(box.top or 0) + 1};{box.left + 1}H"
         kept = [_only(_MOVE, text, keep="\r\n") for text in between]
-        pieces = (part for pair in zip(kept, [*images, ""], strict=True) for part in pair)
+        images = [*_IMAGE_WHOLE.findall(output), ""]
+        pieces = (part for pair in zip(kept, images, strict=True) for part in pair)
         return "".join((start, *pieces, "\x1b[0m")).encode("utf-8", "replace")
     reset = "" if colors == "none" else "\x1b[0m"
     lines = [_only(None if colors == "none" else _COLOR, line) for line in output.splitlines()]
@@ -226,58 +240,6 @@ def _only(allowed: re.Pattern[str] | None, text: str, *, keep: str = "") -> str:
     return "".join(each for each in text if each == "\x1b" or each in keep or each.isprintable())
 
 
-def run_viewer(
-    arguments: Sequence[str], *, timeout_s: float, stopped: threading.Event | None = None
-) -> bytes:
-    """What the command wrote to stdout.
-
-    Raises `ViewerFailed` when it cannot start, takes too long, exits with another code than 0, or
-    writes more than any image needs, or when `stopped` is set. It and its children are then gone.
-    """
-    with TemporaryFile() as output, TemporaryFile() as errors:
-        try:
-            process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True
-            )
-        except (OSError, ValueError) as error:
-            raise ViewerFailed(f"cannot start: {error}") from None
-        try:
-            _wait(process, output, time.monotonic() + timeout_s, stopped or threading.Event())
-        finally:
-            # its whole session: nothing of it may write to the terminal later
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if process.returncode != 0:
-            raise ViewerFailed(f"exit code {process.returncode}{_first_line(errors)}")
-        output.seek(0)
-        return output.read(_MAX_OUTPUT_BYTES)
-
-
-def _wait(
-    process: subprocess.Popen[bytes], output: IO[bytes], deadline: float, stopped: threading.Event
-) -> None:
-    while process.poll() is None:
-        if os.fstat(output.fileno()).st_size > _MAX_OUTPUT_BYTES:
-            raise ViewerFailed("it writes without end")
-        if time.monotonic() > deadline:
-            raise ViewerFailed("timed out")
-        if stopped.wait(_POLL_S):
-            raise ViewerFailed("stopped")
-
-
-def _first_line(errors: IO[bytes]) -> str:
-    errors.seek(0)
-    lines = errors.read(4096).decode("utf-8", "replace").strip().splitlines()
-    return f": {lines[0][:120]}" if lines else ""
-
-
-def _windows_path(path: Path) -> str:
-    """The path of a WSL file for Windows programs. Raises `ViewerFailed` outside of WSL."""
-    output = run_viewer(["wslpath", "-w", str(path)], timeout_s=_WSLPATH_TIMEOUT_S)
-    return output.decode("utf-8", "replace").strip()
-
-
 def open_on_desktop(image: Path, command: tuple[str, ...]) -> bool:
     """Start a desktop program that lives on without us; False when it failed at once."""
     null = subprocess.DEVNULL
@@ -291,3 +253,52 @@ def open_on_desktop(image: Path, command: tuple[str, ...]) -> bool:
         return window.wait(_EARLY_EXIT_S) == 0
     window.returncode = 0  # keeps Python from warning about a child without `wait`
     return True
+
+
+def show_image(
+    path: Path, viewer: ViewerSetting | Plan = "auto", *, cache: Path, cols: int = 0, rows: int = 0
+) -> Drawing:
+    """What draws the image at the cursor, for `console.show_bytes` to write.
+
+    `cache`: folder for a harmless copy, since old viewers know neither WebP nor odd names. `cols` and `rows`
+    are the maximum size in cells; 0 chooses for this terminal. Raises `BrokenImage` for an image that
+    cannot be read.
+    """
+    plan = viewer if isinstance(viewer, Plan) else detect(viewer)
+    if not plan.candidates:
+        return Drawing(b"", "none")
+    window = shutil.get_terminal_size()
+    box = Box(
+        cols=cols or max(10, int(window.columns * 0.6)),
+        rows=rows or max(5, window.lines // 2),
+        window_cols=window.columns,
+        window_rows=window.lines,
+    )
+    return Viewer(plan).draw(preview_copy(path.absolute(), cache), box, original=path)
+
+
+def preview_copy(path: Path, cache: Path) -> Path:
+    """A PNG of at most 1024 pixels under a name of our own, made once; only we can read the folder."""
+    state = path.stat()
+    copy = cache / f"{content_hash(str(path), str(state.st_mtime_ns), str(state.st_size))}.png"
+    if not copy.is_file():
+        image = open_image(path, longest_px=_PREVIEW_PX)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replacing(copy) as file:
+            image.save(file, format="PNG", compress_level=1)
+    return copy
+
+
+def test_card(folder: Path) -> Path:
+    """A card with color bars, a gray ramp and a circle: round and in order, or the viewer is wrong."""
+    card = Image.new("RGB", (480, 240), "white")
+    draw = ImageDraw.Draw(card)
+    for number, color in enumerate(("red", "yellow", "lime", "cyan", "blue", "magenta")):
+        draw.rectangle((number * 80, 0, number * 80 + 79, 119), fill=color)
+    for x in range(480):
+        draw.line((x, 120, x, 239), fill=(x * 255 // 479,) * 3)
+    draw.ellipse((150, 30, 329, 209), outline="black", width=8)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / "test-card.png"
+    card.save(path)
+    return path
