@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from furnclip import ArenaApp
-from furnclip.arena import Card, Lineup, Query, Vote, VoteBook, compute_standings, sheet
-from furnclip.arena.screen import View, compose
+from furnclip.arena import VoteBook, compute_standings, sheet
+from furnclip.arena.lineup import Card, Lineup, Query
+from furnclip.arena.session import View, compose
 from furnclip.arena.sheet import Sheets, arrange
 from furnclip.arena.state import Judging, query_order
 from furnclip.arena.stats import majority
 from furnclip.arena.terminal import Window
-from furnclip.arena.votes import Agreed, Contest
+from furnclip.arena.votes import Agreed, Contest, Vote
 from furnclip.cli import app as command
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, JournalError, MissingStageError, ModelMismatchError, UsageError
@@ -53,11 +54,12 @@ def lineup(queries: int = 30, models: int = 2, *, agreeing: int = 0, seed: int =
     return Lineup(
         key="k",
         models={name: f"hash-{name}" for name in names},
+        order=list(names),
         k=2,
         seed=seed,
         queries=[Query(f"q{q}", "text", f"query {q}", category=f"c{q % 3}") for q in range(queries)],
         answers=answers,
-        cards={product: Card(product, f"title {product}", "") for product in ids},
+        cards=[Card(product, f"title {product}", "") for product in ids],
     )
 
 
@@ -93,7 +95,7 @@ def test_only_queries_with_different_answers_are_shown() -> None:
 def test_the_same_products_in_another_order_are_a_difference() -> None:
     contest = lineup(queries=1)
     swapped = {"base": [["a", "b"]], "tuned": [["b", "a"]]}
-    assert Lineup(**{**contest.__dict__, "answers": swapped}).differing(("base", "tuned")) == [0]
+    assert replace(contest, answers=swapped).differing(("base", "tuned")) == [0]
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from furnclip.arena import VoteBook
-from furnclip.arena.keys import KeyReader
+from furnclip.arena.terminal import KeyReader
 from tests.arena_contest import write_contest
 from tests.arena_person import Person
 

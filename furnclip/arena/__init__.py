@@ -3,33 +3,16 @@
 Input: `work/embeddings/master_vectors.parquet`. Output: `work/arena/votes.jsonl`, and from it the
 standings, a CSV file and `work/arena/report.html`.
 
-`pairs` computes the lineup, `state` chooses the next trial, `votes` stores the votes, `session` and
-`screen` run in a terminal, `stats` and `page` report. `ArenaApp` is the interface for code.
+`lineup` computes what is judged, `state` chooses the next trial, `votes` stores the votes, `session` runs
+in a terminal, `stats` and `report` evaluate. `ArenaApp` is the interface for code.
 """
 
-from furnclip.arena.app import ArenaApp, Question, require_choices
-from furnclip.arena.lineup import Card, Lineup, Query
-from furnclip.arena.page import write_page
-from furnclip.arena.session import vote_in_terminal
-from furnclip.arena.stats import Standings, compute_standings
-from furnclip.arena.tables import duel_lines, tables
-from furnclip.arena.votes import OUTCOMES, Vote, VoteBook, export_csv
-
-__all__ = [
-    "OUTCOMES",
-    "ArenaApp",
-    "Card",
-    "Lineup",
-    "Query",
-    "Question",
-    "Standings",
-    "Vote",
-    "VoteBook",
-    "compute_standings",
-    "duel_lines",
-    "export_csv",
-    "require_choices",
-    "tables",
-    "vote_in_terminal",
-    "write_page",
-]
+from furnclip.arena.app import ArenaApp as ArenaApp
+from furnclip.arena.report import duel_lines as duel_lines
+from furnclip.arena.report import tables as tables
+from furnclip.arena.report import write_page as write_page
+from furnclip.arena.session import vote_in_terminal as vote_in_terminal
+from furnclip.arena.stats import Standings as Standings
+from furnclip.arena.stats import compute_standings as compute_standings
+from furnclip.arena.votes import VoteBook as VoteBook
+from furnclip.arena.votes import export_csv as export_csv

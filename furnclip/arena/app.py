@@ -16,18 +16,16 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from furnclip.arena.lineup import Card, Lineup, Query
-from furnclip.arena.pairs import make_lineup
+from furnclip.arena.lineup import Card, Query, make_lineup
 from furnclip.arena.state import Judging, Trial
 from furnclip.arena.stats import Standings, compute_standings
 from furnclip.arena.votes import Vote, VoteBook
 from furnclip.catalogue import content_hash
 from furnclip.config import Config, load_config
-from furnclip.errors import InputError, JournalError, UsageError
+from furnclip.errors import JournalError, UsageError
 
 _LONGEST_NAME = 40
 
@@ -60,10 +58,10 @@ class ArenaApp:
         model: str | None = None,
     ) -> None:
         self.config = config or load_config()
-        self.rater = _checked_name(rater or _login_name())
-        self.lineup: Lineup = make_lineup(self.config, runs, model=model)
+        self.rater = _rater_name(rater)
+        self.lineup = make_lineup(self.config, runs, model=model)
         self.book = VoteBook(self.config.paths.arena / "votes.jsonl")
-        self._lock = _rater_lock(self.config.paths.arena, self.rater)
+        self._lock = self._lock_rater()
         arena = self.config.arena
         self._judging = Judging(
             self.lineup,
@@ -85,15 +83,31 @@ class ArenaApp:
         """Let this rater vote elsewhere."""
         self._lock.release()
 
+    def _lock_rater(self) -> FileLock:
+        """Held as long as a rater votes, so that no query is shown in two windows."""
+        path = self.config.paths.arena / "raters" / f"{content_hash(self.rater)}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise JournalError(
+                f"rater `{self.rater}` is voting in another window",
+                hint="continue there, or choose another name with `--rater`",
+            ) from None
+        return lock
+
     def _votes_so_far(self) -> list[Vote]:
         """The votes on this contest. Raises `InputError` for one on something that it does not have."""
-        votes: list[Vote] = []
-        for number, vote in self.book.numbered_votes().items():
-            if vote.lineup == self.lineup.key:
-                if not self.lineup.has(vote.query.query_id, vote.duel, vote.models):
-                    raise self.book.damaged(number, "its contest has no such query or models")
-                votes.append(vote)
-        return votes
+        lineup = self.lineup
+        numbered = self.book.numbered_votes().items()
+        votes = {number: vote for number, vote in numbered if vote.lineup == lineup.key}
+        query_ids, duels = {query.query_id for query in lineup.queries}, lineup.duels()
+        for number, vote in votes.items():
+            is_known = vote.query.query_id in query_ids and vote.duel in duels
+            if not is_known or vote.models != lineup.models:
+                raise self.book.damaged(number, "its contest has no such query or models")
+        return list(votes.values())
 
     @property
     def trial(self) -> Trial | None:
@@ -142,7 +156,7 @@ class ArenaApp:
         )
         if not self._judging.own:
             contest = {"event": "contest", "lineup": self.lineup.key, **self.lineup.agreement()}
-            self.book.append({**contest, "models": dict(self.lineup.models), "at": _now()})
+            self.book.append({**contest, "models": self.lineup.models, "at": _now()})
         self.book.append(vote.event())
         self._judging.accept(vote)
         self._asked = False
@@ -168,44 +182,17 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
-def _login_name() -> str:
+def _rater_name(rater: str) -> str:
+    """The name with single spaces, or the login name; raises `UsageError` for one that cannot be shown."""
     try:
-        return getpass.getuser()
+        name = " ".join((rater or getpass.getuser()).split())
     except (ImportError, KeyError, OSError):  # a container's user without a passwd entry
         raise UsageError(
             "this user has no login name", hint="choose a name for your votes with `--rater`"
         ) from None
-
-
-def _checked_name(rater: str) -> str:
-    name = " ".join(rater.split())
     if not name or len(name) > _LONGEST_NAME or not name.isprintable():
         raise UsageError(
             f"`{name[:_LONGEST_NAME]}` cannot be a rater's name",
             hint=f"use 1 to {_LONGEST_NAME} printable characters",
         )
     return name
-
-
-def _rater_lock(folder: Path, rater: str) -> FileLock:
-    """Held as long as a rater votes, so that no query is shown in two windows."""
-    path = folder / "raters" / f"{content_hash(rater)}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise JournalError(
-            f"rater `{rater}` is voting in another window",
-            hint="continue there, or choose another name with `--rater`",
-        ) from None
-    return lock
-
-
-def require_choices(lineup: Lineup) -> None:
-    """Raise `InputError` when the models agreed on every query, so that there is nothing to judge."""
-    if not any(lineup.differing(duel) for duel in lineup.duels()):
-        raise InputError(
-            f"the models gave the same {lineup.k} answers to all {len(lineup.queries)} queries",
-            hint="train longer, raise `arena.k`, or use other queries with `--queries`",
-        )

@@ -1,20 +1,44 @@
 """What is judged: the queries, and what each model answered to them, fixed before the first vote.
 
-A lineup is worked out once from the vectors and kept in `work/arena/lineups/KEY.json`, so that a
-later session starts at once and shows exactly the same contest.
+A lineup is computed once from `master_vectors.parquet` and kept in `work/arena/lineups/KEY.json`, so that a
+later session starts at once and shows exactly the same contest. The gallery is every product for which all
+models have a vector, so that no model is compared on products it has no vector of. An image query is not
+its own answer. Queries from the test split come with their vectors; those from a text file or an image
+folder are encoded by the models themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from furnclip.errors import InputError
-from furnclip.journal import read_json
+import numpy as np
+import numpy.typing as npt
+
+from furnclip.catalogue import ATTRIBUTES, content_hash
+from furnclip.config import Config, DataPaths
+from furnclip.console import note, printable
+from furnclip.errors import InputError, MissingStageError, ModelMismatchError
+from furnclip.images import open_image
+from furnclip.journal import read_json, read_text, write_json
+from furnclip.relevance import default_caption, known
+from furnclip.runs import read_card
+from furnclip.vectors import VectorTable, column_name, read_provenance, read_vectors, top_k
+
+if TYPE_CHECKING:
+    from furnclip.model import Clip
+
+Floats = npt.NDArray[np.float32]
+# Queries, a contender's vectors of them (Q, D) each, and a query's own row in the gallery, or -1.
+_Encoded = tuple[list["Query"], list[Floats], list[int]]
+_FORMAT = "1"
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_FROM_SPLIT = {"images": ("image",), "texts": ("text",), "both": ("image", "text")}
+"""Words for queries of the test split -> kinds of query."""
 
 
 @dataclass(frozen=True)
@@ -40,100 +64,293 @@ class Query:
 
 @dataclass(frozen=True)
 class Lineup:
-    """Q queries and each model's answers, as rows of `cards`.
+    """Q queries and each model's answers, as it is stored.
 
-    `models`: name -> fingerprint, baseline first. `answers`: name -> Q lists of at most k rows.
+    `models`: name -> fingerprint, in the `order` of names, baseline first. `answers`: name -> Q lists of at
+    most k product ids, each with a card.
     """
 
     key: str
-    models: Mapping[str, str]
-    k: int
-    seed: int
-    queries: Sequence[Query]
-    answers: Mapping[str, Sequence[Sequence[str]]]
-    cards: Mapping[str, Card]
-
-    def duels(self) -> list[tuple[str, str]]:
-        """Every two models, the earlier one first."""
-        return list(combinations(self.models, 2))
-
-    def differing(self, duel: tuple[str, str]) -> list[int]:
-        """Queries to which two models gave different answers, or the same in another order."""
-        first, second = (self.answers[model] for model in duel)
-        return [index for index in range(len(self.queries)) if list(first[index]) != list(second[index])]
-
-    def agreement(self) -> dict[str, Any]:
-        """How many queries there were, and for each duel how many got the same answers from both models."""
-        return {
-            "queries": len(self.queries),
-            "agreed": [
-                {"models": list(duel), "queries": len(self.queries) - len(self.differing(duel))}
-                for duel in self.duels()
-            ],
-        }
-
-    def shown(self, model: str, query: int) -> tuple[Card, ...]:
-        """The row of results of one model."""
-        return tuple(self.cards[product_id] for product_id in self.answers[model][query])
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            **{"key": self.key, "models": dict(self.models), "k": self.k, "seed": self.seed},
-            "queries": [asdict(query) for query in self.queries],
-            "answers": {model: [list(row) for row in rows] for model, rows in self.answers.items()},
-            "cards": [asdict(card) for card in self.cards.values()],
-            "order": list(self.models),  # the file sorts its keys
-        }
-
-    def has(self, query_id: str, duel: tuple[str, str], models: Mapping[str, str]) -> bool:
-        """Whether this query can be judged here, and between these models."""
-        return query_id in self._query_ids and duel in self.duels() and models == self.models
-
-    @cached_property
-    def _query_ids(self) -> frozenset[str]:
-        return frozenset(query.query_id for query in self.queries)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """How `Lineup.as_json` writes it."""
-
-    key: str
     models: dict[str, str]
+    order: list[str]
     k: int
     seed: int
     queries: list[Query]
     answers: dict[str, list[list[str]]]
     cards: list[Card]
-    order: list[str]
 
-    def is_consistent(self, key: str) -> bool:
+    def duels(self) -> list[tuple[str, str]]:
+        """Every two models, the earlier one first."""
+        return list(combinations(self.order, 2))
+
+    def differing(self, duel: tuple[str, str]) -> list[int]:
+        """Queries to which two models gave different answers, or the same in another order."""
+        first, second = (self.answers[model] for model in duel)
+        return [index for index in range(len(self.queries)) if first[index] != second[index]]
+
+    def agreement(self) -> dict[str, Any]:
+        """How many queries there were, and for each duel how many got the same answers from both models."""
+        agreed = [(duel, len(self.queries) - len(self.differing(duel))) for duel in self.duels()]
+        return {
+            "queries": len(self.queries),
+            "agreed": [{"models": list(duel), "queries": count} for duel, count in agreed],
+        }
+
+    def shown(self, model: str, query: int) -> tuple[Card, ...]:
+        """The row of results of one model."""
+        return tuple(self._card[product_id] for product_id in self.answers[model][query])
+
+    @cached_property
+    def _card(self) -> dict[str, Card]:
+        return {card.product_id: card for card in self.cards}
+
+    def is_consistent(self) -> bool:
         """Whether everything that is named is there, once."""
-        known = {card.product_id for card in self.cards}
         ids = {query.query_id for query in self.queries}
         return (
-            self.key == key
-            and len(ids) == len(self.queries) > 0
+            len(ids) == len(self.queries) > 0
             and sorted(self.order) == sorted(self.models) == sorted(self.answers)
             and all(len(rows) == len(ids) for rows in self.answers.values())
-            and all(known.issuperset(row) for rows in self.answers.values() for row in rows)
+            and all(self._card.keys() >= {*row} for rows in self.answers.values() for row in rows)
         )
 
 
-def read_lineup(path: Path, key: str) -> Lineup | None:
-    """The lineup kept in `path`; None where there is none, or it is damaged: it can be worked out again."""
+def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None) -> Lineup:
+    """The contest for these settings: read if it was computed before, else computed and kept."""
+    contenders = _find_contenders(config, runs)
+    if model is not None and model != contenders[0].model:
+        raise ModelMismatchError(
+            f"the base vectors were made by `{contenders[0].model}`, not by `{model}`",
+            hint=f"run `furnclip embed --model {model}`, or leave `--model` out",
+        )
+    arena = config.arena
+    key = content_hash(
+        _FORMAT,
+        *(f"{each.name}:{each.fingerprint}:{each.table.provenance.key}" for each in contenders),
+        *(str(value) for value in (arena.k, arena.seed, arena.queries, arena.query_limit)),
+        "" if arena.queries in _FROM_SPLIT else _fingerprint_of(Path(arena.queries)),
+    )
+    path = config.paths.arena / "lineups" / f"{key}.json"
     try:
-        stored = read_json(path, _Stored, what="the lineup", hint="remove it")
-    except (FileNotFoundError, InputError):
-        return None
-    if not stored.is_consistent(key):
-        return None
+        kept = read_json(path, Lineup, what="the lineup", hint="remove it")
+        if kept.key == key and kept.is_consistent():
+            return replace(kept, models={name: kept.models[name] for name in kept.order})
+    except (FileNotFoundError, InputError):  # a damaged one can be computed again
+        pass
+    note("computing the results of each model; they are stored for the next time")
+    lineup = _compute_lineup(config, contenders, key)
+    write_json(path, asdict(lineup))
+    return lineup
+
+
+def _fingerprint_of(queries: Path) -> str:
+    """Changes when the query file or folder does."""
+    if queries.is_file():
+        return content_hash(queries.read_bytes())
+    return content_hash(*(path.name for path in _images(queries))) if queries.is_dir() else ""
+
+
+class _Contender:
+    """One model, and where its vectors are: column suffix `label` in the file at `path`."""
+
+    def __init__(self, name: str, path: Path, label: str) -> None:
+        self.name = name
+        self.label = label
+        self.table: VectorTable = read_vectors(path)
+        made_by = self.table.provenance.models.get(label)
+        if made_by is None:
+            raise MissingStageError(f"{path}: {label} vectors", command="furnclip embed")
+        self.model = made_by.name
+        self.fingerprint = made_by.fingerprint
+
+    def matrix(self, kind: str) -> Floats:
+        return self.table.matrix(column_name(kind, self.label))
+
+    def present(self, kind: str) -> npt.NDArray[np.bool_]:
+        return self.table.present(column_name(kind, self.label))
+
+    def load(self, config: Config) -> Clip:
+        """The model, checked to be the one that made the vectors."""
+        from furnclip.model import load_clip  # torch takes seconds to import, and most contests need no model
+
+        note(f"encoding the queries with `{self.model}`")
+        clip = load_clip(self.model, config.model, runs=config.paths.runs)
+        self.table.provenance.require(self.label, clip.fingerprint, where=self.table.path)
+        return clip
+
+
+def _find_contenders(config: Config, runs: Sequence[str]) -> list[_Contender]:
+    """The base model and the chosen runs; without `runs`, the one in the master file.
+
+    `furnclip embed` keeps the vectors of every run beside the master file, as `RUN.parquet`. Raises
+    `MissingStageError` when a run has none, `ModelMismatchError` when it was trained again since.
+    """
+    master = config.paths.vectors
+    provenance = read_provenance(master)
+    if not runs and "finetuned" not in provenance.models:
+        raise MissingStageError(f"{master}: fine-tuned vectors", command="furnclip embed")
+    wanted = list(dict.fromkeys(runs)) or [Path(provenance.models["finetuned"].name).name]
+    return [_Contender("base", master, "base"), *(_find_run(run, config.paths) for run in wanted)]
+
+
+def _find_run(run: str, paths: DataPaths) -> _Contender:
+    master = paths.vectors
+    card = read_card(paths.runs / run)
+    for path in (master, master.with_name(f"{run}.parquet")):
+        made_by = read_provenance(path).models.get("finetuned") if path.is_file() else None
+        if made_by is not None and Path(made_by.name).name == run:
+            if card is not None and card.model_fingerprint not in ("", made_by.fingerprint):
+                raise ModelMismatchError(
+                    f"the run `{run}` was trained again after `{path}` was made",
+                    hint=f"run `furnclip embed --run {run}`",
+                )
+            return _Contender(run, path, "finetuned")
+    raise MissingStageError(f"{master.parent}: vectors of run {run}", command=f"furnclip embed --run {run}")
+
+
+class _Gallery:
+    """The products (N) of the master file; `common` (N,) are those that every contender has a vector of."""
+
+    def __init__(self, contenders: list[_Contender]) -> None:
+        self.products = contenders[0].table.products
+        self._rows: dict[str, npt.NDArray[np.int64]] = {}  # in each contender's own file, -1 where not there
+        for each in contenders:
+            rows = {product["product_id"]: row for row, product in enumerate(each.table.products)}
+            found = [rows.get(product["product_id"], -1) for product in self.products]
+            self._rows[each.name] = np.array(found, dtype=np.int64)
+        self.common: npt.NDArray[np.bool_] = np.logical_and.reduce(
+            [self.present(each, "vec") for each in contenders]
+        )
+        if not self.common.any():
+            raise InputError(
+                "the vector files of these models have no product in common",
+                hint="run `furnclip embed` for each run on the same catalogue",
+            )
+
+    def present(self, contender: _Contender, kind: str) -> npt.NDArray[np.bool_]:
+        """Which of `products` have such a vector, (N,)."""
+        rows = self._rows[contender.name]
+        found: npt.NDArray[np.bool_] = (rows >= 0) & contender.present(kind)[rows]
+        return found
+
+    def vectors(self, contender: _Contender, kind: str) -> Floats:
+        """A contender's vectors in the order of `products`, (N, D)."""
+        rows, matrix = self._rows[contender.name], contender.matrix(kind)
+        in_order = len(rows) == len(matrix) and bool((rows == np.arange(len(rows))).all())
+        return matrix if in_order else matrix[rows]
+
+
+def _compute_lineup(config: Config, contenders: list[_Contender], key: str) -> Lineup:
+    gallery = _Gallery(contenders)
+    queries, vectors, own_rows = _encode_queries(config, contenders, gallery)
+    if not queries:
+        raise InputError(
+            f"no queries found in `{config.arena.queries}`",
+            hint="use a text file with a query a line, a folder of images, or a larger test split",
+        )
+    k = config.arena.k
+    answers: dict[str, list[list[int]]] = {}  # rows of products, best first
+    for contender, encoded in zip(contenders, vectors, strict=True):
+        _, found = top_k(encoded, gallery.vectors(contender, "vec"), k + 1, present=gallery.common)
+        answers[contender.name] = [
+            [row for row in rows if row != own][:k]
+            for rows, own in zip(found.tolist(), own_rows, strict=True)
+        ]
+    used = sorted({row for rows in answers.values() for answer in rows for row in answer})
+    cards = {row: _card(gallery.products[row], config) for row in used}
     return Lineup(
         key=key,
-        models={model: stored.models[model] for model in stored.order},
-        k=stored.k,
-        seed=stored.seed,
-        queries=stored.queries,
-        answers=stored.answers,
-        cards={card.product_id: card for card in stored.cards},
+        models={contender.name: contender.fingerprint for contender in contenders},
+        order=[contender.name for contender in contenders],
+        k=k,
+        seed=config.arena.seed,
+        queries=queries,
+        answers={
+            model: [[cards[row].product_id for row in answer] for answer in rows]
+            for model, rows in answers.items()
+        },
+        cards=list(cards.values()),
     )
+
+
+def _card(product: Mapping[str, str | None], config: Config) -> Card:
+    words = [product.get(name) or "" for name in ("color", "material", "style", "object_type")]
+    image = product.get("image") or ""
+    return Card(
+        product_id=str(product["product_id"]),
+        title=product.get("clean_title") or product.get("title") or str(product["product_id"]),
+        image=str(config.paths.images / image) if image else "",
+        detail=", ".join(word for word in words if known(word)),
+    )
+
+
+def _encode_queries(config: Config, contenders: list[_Contender], gallery: _Gallery) -> _Encoded:
+    wanted, limit = config.arena.queries, config.arena.query_limit
+    path = Path(wanted).expanduser()
+    if wanted in _FROM_SPLIT:
+        return _split_queries(config, contenders, gallery)
+    if path.is_dir():
+        queries = [
+            Query(f"picture:{content_hash(file.name)}", "image", file.stem, str(file), "picture folder")
+            for file in _images(path)[:limit]
+        ]
+    elif path.is_file():
+        content = read_text(path, what="the queries file", hint="save it as UTF-8 text, one query a line")
+        lines = content.removeprefix("\ufeff").splitlines()
+        texts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))[:limit]
+        queries = [Query(f"text:{content_hash(text)}", "text", text, category="text file") for text in texts]
+    else:
+        raise InputError(
+            f"`arena.queries` is `{wanted}`, which is neither a file nor a folder",
+            hint="use `images`, `texts`, `both`, a text file with a query a line, or a folder of images",
+        )
+    vectors = [_encode(each.load(config), queries) for each in contenders] if queries else []
+    return queries, vectors, [-1] * len(queries)
+
+
+def _encode(clip: Clip, queries: list[Query]) -> Floats:
+    """Queries of one kind as vectors, (Q, D)."""
+    if queries[0].kind == "text":
+        return clip.encode_texts([query.text for query in queries])
+    images = [open_image(Path(query.image), longest_px=2 * clip.image_px) for query in queries]
+    return clip.encode_images(images)
+
+
+def _split_queries(config: Config, contenders: list[_Contender], gallery: _Gallery) -> _Encoded:
+    """A seeded draw from the test split, or from everything where nothing is marked as test."""
+    in_test = np.array([product.get("split") == "test" for product in gallery.products])
+    eligible = in_test if in_test.any() else np.ones_like(in_test)
+    choices: list[tuple[str, int]] = []
+    for kind in _FROM_SPLIT[config.arena.queries]:
+        present = [gallery.present(each, kind) for each in contenders]
+        rows = np.flatnonzero(np.logical_and.reduce([eligible, *present]))
+        choices += [(kind, row) for row in rows.tolist()]
+    order = np.random.default_rng(config.arena.seed).permutation(len(choices))
+    drawn = [choices[place] for place in order[: config.arena.query_limit]]
+    vectors = []
+    for contender in contenders:
+        matrices = {kind: gallery.vectors(contender, kind) for kind in {kind for kind, _ in drawn}}
+        vectors.append(np.array([matrices[kind][row] for kind, row in drawn], dtype=np.float32))
+    queries = [_split_query(kind, gallery.products[row], config) for kind, row in drawn]
+    return queries, vectors, [row if kind == "image" else -1 for kind, row in drawn]
+
+
+def _split_query(kind: str, product: Mapping[str, str | None], config: Config) -> Query:
+    card = _card(product, config)
+    fields = {name: value or "" for name, value in product.items()}
+    return Query(
+        query_id=f"{kind}:{card.product_id}",
+        kind=kind,
+        text=card.title if kind == "image" else default_caption(fields, title=fields.get("title", "")),
+        image=card.image if kind == "image" else "",
+        category=fields.get(ATTRIBUTES[-1], "") or "unknown",
+    )
+
+
+def _images(folder: Path) -> list[Path]:
+    """The image files of a folder; their names go into files of ours, which are UTF-8."""
+    found = sorted(path.absolute() for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
+    for path in found:
+        if str(path).encode("utf-8", "replace").decode() != str(path):
+            raise InputError(f"the name of image `{printable(str(path))}` is not UTF-8", hint="rename it")
+    return found

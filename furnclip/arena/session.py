@@ -1,80 +1,194 @@
 """Voting in a terminal: one screen a trial, one key a vote.
 
+`compose` is pure: a `View` and a `Window` in, a `Frame` out. It does not know which model is on which side.
+Color is never the only carrier: rows are called A and B, keys stand in front of their meaning.
+
 A key counts only while its trial is on the screen with its image: what was typed before is thrown
 away, and so is what comes within the first moments after, which is a bounce or a second thought
-about the screen before. The next trials' images are drawn while the rater looks at this one.
+about the screen before.
 """
 
 from __future__ import annotations
 
+import io
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from furnclip.arena.app import ArenaApp
-from furnclip.arena.keys import CTRL_C
-from furnclip.arena.screen import Frame, View, compose
-from furnclip.arena.sheet import Sheets
+from furnclip.arena.lineup import Card, Query
+from furnclip.arena.sheet import AHEAD, DrawingQueue
 from furnclip.arena.state import Trial
-from furnclip.arena.terminal import Terminal, Window
+from furnclip.arena.terminal import CTRL_C, Terminal, Window
 from furnclip.arena.votes import OUTCOMES
+from furnclip.console import printable
+from furnclip.errors import InputError
 from furnclip.viewers import Box, Drawing, Viewer, ViewerSetting, desktop_command, detect, open_on_desktop
 
 # No judgment takes less than this; a bouncing key or a reply of the terminal comes faster.
-ARMING_S = 0.25
-_AHEAD = 2  # trials whose images are drawn before they are needed: fast raters need the second
-_MAX_DRAWINGS = _AHEAD + 2  # besides them the one on the screen, and the one before, for undoing
+_ARMING_S = 0.25
 _MENTION_AFTER_S = 0.15  # waiting for an image is mentioned only after this
 _POLL_S = 0.05
 _IDLE_S = 0.5
+_MIN_IMAGE_ROWS = 5
+_TOO_SMALL = "too small a window to show both rows; make it larger, or quit with Q"
 _CLEAR = b"\x1b[0m\x1b[2J\x1b[1;1H"
 _QUIT = ("Q", CTRL_C)
+# Key, its meaning, the same in short for narrow windows, and for the help.
+_KEYS = (
+    ("A", "is better", "wins", "row A answers the query better; which model it is stays hidden"),
+    ("B", "is better", "wins", "row B answers the query better"),
+    ("T", "tie", "tie", "both rows are equally good"),
+    ("X", "both bad", "both bad", "both rows are bad"),
+    ("N", "next, no vote", "skip", "next: you cannot or do not want to judge this one"),
+    ("U", "undo", "undo", "undo your last vote and judge it again"),
+    ("O", "open image", "open", "open the image in a window of the desktop"),
+    ("?", "help", "help", "this help"),
+    ("Q", "quit, statistics", "quit", "stop and see the statistics; `furnclip arena` continues from there"),
+)
+Drawn = tuple[Drawing, Path]
+"""a drawing for the terminal, and the sheet that it shows"""
 
 
 @dataclass(frozen=True)
-class DrawnSheet:
-    """A drawing for the terminal, and the sheet that it shows."""
+class View:
+    """Everything that can be on the screen."""
 
-    drawing: Drawing
-    sheet: Path
+    query: Query
+    results: tuple[Sequence[Card], Sequence[Card]]
+    rater: str
+    votes: int
+    left: int
+    message: str = ""
+    images: bool = True
+    max_cells: tuple[int, int] | None = None
+    """columns and rows that the image may take; None: all that are free"""
+    help: bool = False
 
 
-class DrawingQueue:
-    """Draws sheets in the background, one at a time; keeps those shown last and those prepared."""
+@dataclass(frozen=True)
+class Frame:
+    """Lines to write, top to bottom, and where the image goes, if there is room for one."""
 
-    def __init__(self, folder: Path, viewer: Viewer) -> None:
-        self.viewer = viewer
-        self._sheets = Sheets(folder)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="images")
-        self._started: dict[tuple[Trial, Box], Future[DrawnSheet]] = {}
+    lines: tuple[str, ...]
+    box: Box | None
+    usable: bool = True
+    """off where the window is too small to show both rows: what is cut off cannot be judged"""
 
-    def __enter__(self) -> DrawingQueue:
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.viewer.stop()
-        self._worker.shutdown(wait=True, cancel_futures=True)
+def compose(view: View, window: Window, *, color: bool) -> Frame:
+    """The screen for a view; the image's place is left empty."""
+    votes = (f"{view.votes} vote{'' if view.votes == 1 else 's'}", "bold")
+    header = Table.grid(expand=True)
+    header.add_column(no_wrap=True, overflow="ellipsis")
+    header.add_column(justify="right", no_wrap=True)
+    header.add_row(
+        _line(("furnclip arena", "bold"), (f"  {view.rater}", "dim")),
+        _line(votes, (f"  {view.left} left", "dim")),
+    )
+    query = _line(("query ", "bold"), (f"({view.query.kind}): ", "dim"), (view.query.text, "bold cyan"))
+    above = _painted(Group(header, query), window, color=color)
+    below = _painted(Group(_line((view.message, "dim")), _keys(window.cols)), window, color=color)
+    plain = _painted(_results(view, details=False), window, color=color)
+    image_rows = window.rows - len(above) - len(plain) - len(below)
+    if view.help:
+        middle = _painted(_help(), window, color=color)
+    elif image_rows < 0:
+        return Frame(tuple(wrap(_TOO_SMALL, window.cols)[: window.rows]), None, usable=False)
+    elif not view.images or image_rows < _MIN_IMAGE_ROWS:
+        detailed = _painted(_results(view, details=True), window, color=color)
+        middle = detailed if len(above) + len(detailed) + len(below) <= window.rows else plain
+    else:
+        max_cols, max_rows = view.max_cells or (window.cols, image_rows)
+        box = Box(
+            cols=min(window.cols, max_cols),
+            rows=min(image_rows, max_rows),
+            left=0,
+            top=len(above),
+            window_cols=window.cols,
+            window_rows=window.rows,
+            cell_width_px=window.cell_width_px,
+            cell_height_px=window.cell_height_px,
+        )
+        return Frame((*above, *[""] * image_rows, *plain, *below), box)
+    # the keys stay at the bottom whatever has to give way
+    room = max(0, window.rows - len(above) - len(below))
+    filled = (*above, *middle[:room], *[""] * (room - len(middle)), *below)
+    return Frame(filled[-window.rows :], None)
 
-    def start(self, trial: Trial, box: Box) -> Future[DrawnSheet]:
-        """The drawing of the trial on the screen, begun earlier or before all others."""
-        if (trial, box) not in self._started:
-            self._started = {key: drawing for key, drawing in self._started.items() if not drawing.cancel()}
-        return self.prepare(trial, box)
 
-    def prepare(self, trial: Trial, box: Box) -> Future[DrawnSheet]:
-        """The drawing of a trial, begun when those requested earlier are done."""
-        key = (trial, box)
-        if key not in self._started:
-            while len(self._started) >= _MAX_DRAWINGS:
-                self._started.pop(next(iter(self._started))).cancel()
-            self._started[key] = self._worker.submit(self._draw, trial, box)
-        return self._started[key]
+def _painted(renderable: RenderableType, window: Window, *, color: bool) -> list[str]:
+    """Lines of the window's width."""
+    console = Console(
+        file=io.StringIO(),
+        width=window.cols,
+        height=1000,
+        force_terminal=True,
+        color_system="standard" if color else None,
+        legacy_windows=False,
+        highlight=False,
+    )
+    with console.capture() as capture:
+        # a bare Text would be joined into a new one, which forgets that it must not wrap
+        console.print(Group(renderable), end="")
+    return capture.get().splitlines()
 
-    def _draw(self, trial: Trial, box: Box) -> DrawnSheet:
-        width_px, height_px = box.size_px
-        sheet = self._sheets.path(trial, width_px=width_px, height_px=height_px)
-        return DrawnSheet(self.viewer.draw(sheet, box), sheet)
+
+def _line(*parts: tuple[str, str]) -> Text:
+    return Text.assemble(
+        *((printable(text), style) for text, style in parts), no_wrap=True, overflow="ellipsis"
+    )
+
+
+def _results(view: View, *, details: bool) -> RenderableType:
+    """Both rows as columns side by side, best first."""
+    grid = Table.grid(expand=True, padding=(0, 1))
+    for _ in "AB":
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    where = ("", "") if details else (" upper row", " lower row")
+    grid.add_row(
+        *(_line((label, "bold reverse"), (place, "dim")) for label, place in zip("AB", where, strict=True))
+    )
+    for place, cards in enumerate(zip_longest(*view.results), start=1):
+        grid.add_row(*(_line((f"{place} ", "dim"), (card.title, "")) if card else "" for card in cards))
+        if details:
+            grid.add_row(*(_line((f"  {card.detail}", "dim")) if card else "" for card in cards))
+    return grid
+
+
+def _keys(cols: int) -> Text:
+    """All keys, in long words where they fit on one line, else in short ones over several."""
+    for column in (1, 2):
+        entries = [(f"{key[0]} ", key[column]) for key in _KEYS]
+        if sum(len(key) + len(meaning) + 2 for key, meaning in entries) - 2 <= cols:
+            break
+    text = Text()
+    used = 0
+    for key, meaning in entries:
+        width = len(key) + len(meaning)
+        separator = "" if used == 0 else "  " if used + 2 + width <= cols else "\n"
+        used = width if separator in ("", "\n") else used + 2 + width
+        text.append(separator).append(key, style="bold").append(meaning, style="dim")
+    return text
+
+
+def _help() -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    grid.add_row("", "two models answered the same query: row A and row B, best first")
+    for key, *_, meaning in _KEYS:
+        grid.add_row(key, meaning)
+    grid.add_row("", "any key returns to the query and is not a vote")
+    return grid
 
 
 class Session:
@@ -110,13 +224,18 @@ class Session:
             drawn = self._wait_for(self._images.start(trial, frame.box))
             if drawn is None or self._terminal.window() != window:
                 return
-            if drawn.drawing.failures:  # a message to show, and perhaps no viewer left
+            if drawn[0].failures:  # a message to show, and perhaps no viewer left
                 frame = self._frame(trial, window)
-        self._write(frame, drawn)
+        # the whole screen in one piece, the image last
+        text = "".join(f"\x1b[{number};1H{line}" for number, line in enumerate(frame.lines, start=1))
+        image = drawn[0].data if drawn is not None and frame.box is not None else b""
+        self._terminal.write(_CLEAR + self._images.viewer.erasing + text.encode() + image + b"\x1b[0m")
         if trial != self._asked:
             self._app.question()  # the clock of the vote starts when there is something to see
             self._asked = trial
-        self._prepare_next(frame)
+        if frame.box is not None:
+            for expected in self._app.expected_trials(AHEAD):
+                self._images.prepare(expected, frame.box)
         self._terminal.drop_pending()
         self._listen(frame, drawn)
 
@@ -134,7 +253,7 @@ class Session:
         )
         return compose(view, window, color=self._color)
 
-    def _wait_for(self, drawing: Future[DrawnSheet]) -> DrawnSheet | None:
+    def _wait_for(self, drawing: Future[Drawn]) -> Drawn | None:
         """The image; None when the rater quits while it is drawn."""
         if not wait([drawing], _MENTION_AFTER_S).done:
             self._terminal.write(_CLEAR + b"drawing the images ...   Q quit")
@@ -143,24 +262,13 @@ class Session:
             if set(keys or ()).intersection(_QUIT):
                 self._quitting = True
                 return None
-        drawn = drawing.result()
-        if drawn.drawing.failures:
-            self._message = f"{'; '.join(drawn.drawing.failures)}; now {drawn.drawing.viewer}"
-        return drawn
+        drawn, sheet = drawing.result()
+        if drawn.failures:
+            self._message = f"{'; '.join(drawn.failures)}; now {drawn.viewer}"
+        return drawn, sheet
 
-    def _write(self, frame: Frame, drawn: DrawnSheet | None) -> None:
-        """The whole screen in one piece, the image last."""
-        text = "".join(f"\x1b[{number};1H{line}" for number, line in enumerate(frame.lines, start=1))
-        image = drawn.drawing.data if drawn is not None and frame.box is not None else b""
-        self._terminal.write(_CLEAR + self._images.viewer.erasing + text.encode() + image + b"\x1b[0m")
-
-    def _prepare_next(self, frame: Frame) -> None:
-        if frame.box is not None:
-            for trial in self._app.expected_trials(_AHEAD):
-                self._images.prepare(trial, frame.box)
-
-    def _listen(self, frame: Frame, drawn: DrawnSheet | None) -> None:
-        armed_at_s = time.monotonic() + ARMING_S
+    def _listen(self, frame: Frame, drawn: Drawn | None) -> None:
+        armed_at_s = time.monotonic() + _ARMING_S
         while True:
             keys = self._terminal.read(_IDLE_S)
             if keys is None:
@@ -171,14 +279,15 @@ class Session:
             if keys and self._press(keys[0], drawn):
                 return
 
-    def _press(self, key: str, drawn: DrawnSheet | None) -> bool:
+    def _press(self, key: str, drawn: Drawn | None) -> bool:
         """Handle a key; whether the screen is out of date."""
         if key in _QUIT and not (self._help and key == "Q"):
             self._quitting = True
         elif self._help or key == "?":
             self._help = not self._help
         elif key in OUTCOMES:
-            self._vote(key)
+            count = self._app.vote(key)
+            self._message = "skipped" if key == "N" else f"vote {count} saved: {OUTCOMES[key]}"
         elif key == "U":
             self._message = "vote undone, judge it again" if self._app.undo() else "nothing to undo"
         elif key == "O":
@@ -187,27 +296,29 @@ class Session:
             return False
         return True
 
-    def _vote(self, key: str) -> None:
-        count = self._app.vote(key)
-        self._message = "skipped" if key == "N" else f"vote {count} saved: {OUTCOMES[key]}"
 
-
-def _open_window(drawn: DrawnSheet | None) -> str:
+def _open_window(drawn: Drawn | None) -> str:
     command = desktop_command()
     if drawn is None:
         return "there is no image to open"
     if not command:
         return "there is no desktop to open a window on"
-    opened = open_on_desktop(drawn.sheet, command)
+    opened = open_on_desktop(drawn[1], command)
     return f"opened with {command[0]}" if opened else f"{command[0]} could not open the image"
 
 
 def vote_in_terminal(app: ArenaApp, *, viewer: ViewerSetting = "auto", max_votes: int | None = None) -> None:
     """Let a rater vote in this process's terminal, until they quit or nothing is left.
 
-    Without anything to judge the terminal is left alone. Raises `UsageError` where there is no
-    terminal, `TerminalGone` when it is closed.
+    Where everything was judged the terminal is left alone. Raises `InputError` where the models agreed on
+    every query, `UsageError` where there is no terminal, `TerminalGone` when it is closed.
     """
+    lineup = app.lineup
+    if not any(lineup.differing(duel) for duel in lineup.duels()):
+        raise InputError(
+            f"the models gave the same {lineup.k} answers to all {len(lineup.queries)} queries",
+            hint="train longer, raise `arena.k`, or use other queries with `--queries`",
+        )
     if app.trial is None:
         return
     plan = detect(viewer)

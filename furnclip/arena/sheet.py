@@ -5,13 +5,14 @@ over what is on the sheet, so that neither name nor image tells the models apart
 image cannot be read gets a cell that says so.
 
 A rater waits for what happens here: that is why it is JPEG (encoded in a twentieth of the time of PNG,
-and every viewer reads it) and why nothing is flushed to the disk.
+and every viewer reads it), why nothing is flushed to the disk, and why the next sheets are drawn while the
+rater looks at this one.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from furnclip.arena.state import Trial
 from furnclip.catalogue import content_hash
 from furnclip.images import BrokenImage, letterbox, open_image
 from furnclip.journal import replacing
+from furnclip.viewers import Box, Drawing, Viewer
 
 _FORMAT = "2"
 _QUALITY = 92
@@ -35,16 +37,20 @@ _MAX_PX = 1600  # a sheet's longest side; more would only slow a viewer down
 _MIN_CELL_PX = 4
 _INK = (90, 90, 90)
 _PALE = (235, 235, 235)
+AHEAD = 2  # trials whose images are drawn before they are needed: fast raters need the second
+_MAX_DRAWINGS = AHEAD + 2  # besides them the one on the screen, and the one before, for undoing
+Square = tuple[int, int, int]
+"""left, top and side in pixels"""
 
 
 @dataclass(frozen=True)
 class SheetLayout:
-    """Where things are on a sheet, in pixels: squares as (left, top, side)."""
+    """Where things are on a sheet, in pixels."""
 
     size_px: tuple[int, int]
-    query: tuple[int, int, int] | None
-    rows: tuple[tuple[tuple[int, int, int], ...], ...]
-    labels: tuple[tuple[int, int, int], ...]
+    query: Square | None
+    rows: tuple[tuple[Square, ...], tuple[Square, ...]]
+    labels: tuple[Square, Square]
 
 
 def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> SheetLayout:
@@ -59,12 +65,14 @@ def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> Sheet
     left = 2 * side if is_beside else 0
     top = side if with_query and not is_beside else 0
     query = (0, 0, 2 * side) if is_beside else (gutter, 0, side)
-    tops = (top, top + side)
+    upper, lower = (
+        tuple((left + gutter + column * side, y, side) for column in range(k)) for y in (top, top + side)
+    )
     return SheetLayout(
         size_px=(left + gutter + k * side, top + 2 * side),
         query=query if with_query else None,
-        rows=tuple(tuple((left + gutter + column * side, y, side) for column in range(k)) for y in tops),
-        labels=tuple((left, y, side) for y in tops),
+        rows=(upper, lower),
+        labels=((left, top, side), (left, top + side, side)),
     )
 
 
@@ -93,30 +101,30 @@ class Sheets:
         with replacing(path, durable=False) as file:
             sheet = self._draw(trial, width_px, height_px)
             sheet.save(file, format="JPEG", quality=_QUALITY, subsampling=0)
-        self._prune()
+        # those that were used longest ago make room, but nothing that is in use here
+        for old in sorted(self._folder.iterdir(), key=_last_used)[:-MAX_SHEETS]:
+            if old not in self._in_use:
+                old.unlink(missing_ok=True)
         return path
-
-    def _prune(self) -> None:
-        """Remove the sheets that were used longest ago, and nothing that is in use here."""
-        oldest_first = sorted(self._folder.iterdir(), key=_last_used)
-        for path in oldest_first[:-MAX_SHEETS]:
-            if path not in self._in_use:
-                path.unlink(missing_ok=True)
 
     def _draw(self, trial: Trial, width_px: int, height_px: int) -> Image.Image:
         k = max(1, *(len(row) for row in trial.results))
         layout = arrange(width_px, height_px, k=k, with_query=trial.query.kind == "image")
-        places = [(layout.query, trial.query.image)] if layout.query is not None else []
-        for cells, cards in zip(layout.rows, trial.results, strict=True):
-            places += [(cell, card.image) for cell, card in zip(cells, cards, strict=False)]
-        frames = [_inside_margin(cell) for cell, _ in places]
-        sources = [source for _, source in places]
-        images = self._decoders.map(_thumbnail, sources, [side for _, _, side in frames])
+        cells = [layout.query] if layout.query is not None else []
+        sources = [trial.query.image] if layout.query is not None else []
+        for row, cards in zip(layout.rows, trial.results, strict=True):
+            cells += row[: len(cards)]
+            sources += [card.image for card in cards]
+        margins = [int(side * _MARGIN_SHARE) for _, _, side in cells]
+        sides = [side - 2 * margin for (_, _, side), margin in zip(cells, margins, strict=True)]
+        images = self._decoders.map(_thumbnail, sources, sides)
         sheet = Image.new("RGB", layout.size_px, "white")
-        for (left, top, _), image in zip(frames, images, strict=True):
-            sheet.paste(image, (left, top))
-        for label, place in zip("AB", layout.labels, strict=True):
-            _write(sheet, place, label)
+        for (left, top, _), margin, image in zip(cells, margins, images, strict=True):
+            sheet.paste(image, (left + margin, top + margin))
+        for label, (left, top, side) in zip("AB", layout.labels, strict=True):
+            center = (left + _LABEL_SHARE * side / 2, top + side / 2)
+            font = _font(int(side * 0.45))
+            ImageDraw.Draw(sheet).text(center, label, fill="black", anchor="mm", font=font)
         return sheet
 
 
@@ -144,30 +152,54 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _inside_margin(cell: tuple[int, int, int]) -> tuple[int, int, int]:
-    left, top, side = cell
-    margin = int(side * _MARGIN_SHARE)
-    return left + margin, top + margin, side - 2 * margin
-
-
 @lru_cache(maxsize=256)  # about 20 MB of thumbnails: results come back in later queries
 def _thumbnail(source: str, side_px: int) -> Image.Image:
     try:
         return letterbox(open_image(Path(source), longest_px=side_px), side_px)
     except BrokenImage:
         blank = Image.new("RGB", (side_px, side_px), _PALE)
-        ImageDraw.Draw(blank).text(
-            (side_px / 2, side_px / 2), "no image", fill=_INK, anchor="mm", font=_font(side_px // 6)
-        )
+        center, font = (side_px / 2, side_px / 2), _font(side_px // 6)
+        ImageDraw.Draw(blank).text(center, "no image", fill=_INK, anchor="mm", font=font)
         return blank
-
-
-def _write(sheet: Image.Image, place: tuple[int, int, int], label: str) -> None:
-    left, top, side = place
-    center = (left + _LABEL_SHARE * side / 2, top + side / 2)
-    ImageDraw.Draw(sheet).text(center, label, fill="black", anchor="mm", font=_font(int(side * 0.45)))
 
 
 @lru_cache(maxsize=32)
 def _font(height_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(max(6, height_px))
+
+
+class DrawingQueue:
+    """Draws sheets in the background, one at a time; keeps those shown last and those prepared."""
+
+    def __init__(self, folder: Path, viewer: Viewer) -> None:
+        self.viewer = viewer
+        self._sheets = Sheets(folder)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="images")
+        self._started: dict[tuple[Trial, Box], Future[tuple[Drawing, Path]]] = {}
+
+    def __enter__(self) -> DrawingQueue:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.viewer.stop()
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def start(self, trial: Trial, box: Box) -> Future[tuple[Drawing, Path]]:
+        """The drawing of the trial on the screen and its sheet, begun earlier or before all others."""
+        if (trial, box) not in self._started:
+            self._started = {key: drawing for key, drawing in self._started.items() if not drawing.cancel()}
+        return self.prepare(trial, box)
+
+    def prepare(self, trial: Trial, box: Box) -> Future[tuple[Drawing, Path]]:
+        """The drawing of a trial and its sheet, begun when those requested earlier are done."""
+        key = (trial, box)
+        if key not in self._started:
+            while len(self._started) >= _MAX_DRAWINGS:
+                self._started.pop(next(iter(self._started))).cancel()
+            self._started[key] = self._worker.submit(self._draw, trial, box)
+        return self._started[key]
+
+    def _draw(self, trial: Trial, box: Box) -> tuple[Drawing, Path]:
+        width_px, height_px = box.size_px
+        sheet = self._sheets.path(trial, width_px=width_px, height_px=height_px)
+        return self.viewer.draw(sheet, box), sheet

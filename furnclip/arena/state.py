@@ -7,7 +7,7 @@ that was killed continues with the trial that was on the screen.
     sides     for each rater and each two models, two of every four queries have the baseline as A
     repeats   every so often an earlier query comes back with sides swapped; it measures the rater
               and does not count for the models
-    duels     with more than two models, the two about which the votes so far tell least
+    duels     with more than two models, the two with the largest information gain from one more vote
 """
 
 from __future__ import annotations
@@ -69,8 +69,7 @@ class Judging:
     @property
     def left(self) -> int:
         """Queries that this rater has not seen yet."""
-        seen = {(vote.duel, vote.query.query_id) for vote in self.own}
-        return sum(len(places) for places in self._differing.values()) - len(seen)
+        return sum(map(len, self._differing.values())) - len({vote.subject for vote in self.own})
 
     def cast(self, choice: str, *, vote_id: str, at: str, seconds: float) -> Vote:
         """The vote for the current trial, not yet counted: `accept` it when it is safe on the disk."""
@@ -83,20 +82,16 @@ class Judging:
     def _vote(self, trial: Trial, choice: str, *, vote_id: str, at: str, seconds: float) -> Vote:
         lineup = self._lineup
         return Vote(
+            **vars(trial),
             vote_id=vote_id,
             at=at,
             rater=self._rater,
             choice=choice,
-            query=trial.query,
-            duel=trial.duel,
-            sides=trial.sides,
-            results=trial.results,
             models=lineup.models,
             lineup=lineup.key,
             k=lineup.k,
             seed=lineup.seed,
             seconds=seconds,
-            repeat=trial.repeat,
         )
 
     def accept(self, vote: Vote) -> None:
@@ -127,29 +122,28 @@ class Judging:
         own = [vote for vote in votes if vote.rater == self._rater]
         again = self._repeat_due(own)
         if again is not None:
-            place = self._places[again.query.query_id]
-            return self._trial(place, again.duel, (again.sides[1], again.sides[0]), repeat=True)
+            return self._trial(again.query, again.duel, (again.sides[1], again.sides[0]), repeat=True)
         for duel in self._duels_by_information(votes):
             seen = {self._places[vote.query.query_id] for vote in own if vote.duel == duel}
             for place in self._order:
                 if place in self._differing[duel] and place not in seen:
-                    return self._trial(place, duel, self._sides(own, duel), repeat=False)
+                    sides = self._sides(own, duel)
+                    return self._trial(self._lineup.queries[place], duel, sides, repeat=False)
         return None
 
-    def _trial(self, place: int, duel: tuple[str, str], sides: tuple[str, str], *, repeat: bool) -> Trial:
-        shown = self._lineup.shown
-        results = (shown(sides[0], place), shown(sides[1], place))
-        return Trial(self._lineup.queries[place], duel, sides, results, repeat)
+    def _trial(self, query: Query, duel: tuple[str, str], sides: tuple[str, str], *, repeat: bool) -> Trial:
+        first, second = (self._lineup.shown(model, self._places[query.query_id]) for model in sides)
+        return Trial(query, duel, sides, (first, second), repeat)
 
     def _repeat_due(self, own: Sequence[Vote]) -> Vote | None:
         """The earlier vote whose query comes back now, if it is time for one."""
         if not self._repeat_every or (len(own) + 1) % self._repeat_every:
             return None
-        done = {(vote.duel, vote.query.query_id) for vote in own if vote.repeat}
+        done = {vote.subject for vote in own if vote.repeat}
         candidates = [
             vote
             for vote in own[:-_REPEAT_DISTANCE]
-            if not vote.repeat and vote.choice != "N" and (vote.duel, vote.query.query_id) not in done
+            if not vote.repeat and vote.choice != "N" and vote.subject not in done
         ]
         return self._random("repeat", len(own)).choice(candidates) if candidates else None
 
@@ -161,13 +155,12 @@ class Judging:
         return (duel[1], duel[0]) if swaps[place] else duel
 
     def _duels_by_information(self, votes: Sequence[Vote]) -> list[tuple[str, str]]:
-        """Every duel, the one that a vote would tell most about first."""
+        """Every duel, the one with the largest information gain first."""
         duels = self._lineup.duels()
         if len(duels) == 1:
             return duels
-        models = list(self._lineup.models)
-        counting = [vote for vote in votes if vote.counts]
-        fit = fit_strengths([(vote.duel, vote.winner) for vote in counting], models)
+        models = self._lineup.order
+        fit = fit_strengths([(vote.duel, vote.winner) for vote in votes if vote.counts], models)
         shown = Counter(vote.duel for vote in votes)
 
         def worth(duel: tuple[str, str]) -> tuple[float, int]:
@@ -187,25 +180,21 @@ def seeded(*words: object) -> random.Random:
 
 
 def query_order(queries: int, seed: int, rater: str, *, shared_share: float) -> list[int]:
-    """All query numbers in a rater's order: one of the shared ones at regular places, else their own."""
+    """All query numbers in a rater's order: those shared by all, spread evenly over the rater's own."""
     everyone = list(range(queries))
     seeded(seed, "shared").shuffle(everyone)
     shared_count = round(queries * shared_share)
-    shared, rest = everyone[:shared_count], everyone[shared_count:]
-    seeded(seed, rater, "order").shuffle(rest)
-    return list(_interleaved(shared, rest))
-
-
-def _interleaved(shared: Sequence[int], rest: Sequence[int]) -> Iterator[int]:
-    """Both lists in their order, spread evenly over each other."""
-    total = len(shared) + len(rest)
+    shared, own = everyone[:shared_count], everyone[shared_count:]
+    seeded(seed, rater, "order").shuffle(own)
+    order: list[int] = []
     taken = 0
-    for place in range(total):
-        if taken < len(shared) and taken * total <= place * len(shared):
-            yield shared[taken]
+    for place in range(queries):
+        if taken < len(shared) and taken * queries <= place * len(shared):
+            order.append(shared[taken])
             taken += 1
         else:
-            yield rest[place - taken]
+            order.append(own[place - taken])
+    return order
 
 
 def fit_strengths(results: Iterable[tuple[tuple[str, str], str]], models: Sequence[str]) -> Strengths:

@@ -71,7 +71,7 @@ class Duel:
 
 @dataclass(frozen=True)
 class Rater:
-    """One rater's habits. A careful rater repeats themselves and has no favourite side."""
+    """One rater's habits. A careful rater repeats themselves and has no favorite side."""
 
     name: str
     votes: int
@@ -103,7 +103,7 @@ class Standings:
     raters: tuple[Rater, ...]
     duels: tuple[Duel, ...]
     categories: Mapping[str, Mapping[str, WinRate]]
-    """`baseline vs challenger` -> category -> score"""
+    """`challenger against baseline` -> category, the most judged first -> score"""
     side: WinRate
     """wins and losses of row A, whichever model was on it"""
     alpha: float | None
@@ -126,23 +126,31 @@ def compute_standings(votes: Sequence[Vote], contests: Mapping[str, Contest]) ->
     """The statistics of votes that stand; `contests` as `VoteBook.contests` gives them."""
     votes, contests = _distinguish_retrained(votes, contests)
     fresh = [vote for vote in votes if vote.counts]
-    by_query = _grouped(fresh, lambda vote: (vote.lineup, vote.duel, vote.query.query_id))
-    outcomes = {key: majority([vote.winner for vote in group]) for key, group in by_query.items()}
-    duels = list(dict.fromkeys(vote.duel for vote in fresh))
+    by_query = _grouped(fresh, lambda vote: vote.subject)
+    winners = {subject: majority([vote.winner for vote in group]) for subject, group in by_query.items()}
+    by_duel = _grouped([group[0] for group in by_query.values()], lambda vote: vote.duel)
+    duels, categories = [], {}
+    for (first, second), judged in by_duel.items():
+        duels.append(_duel(first, second, judged, winners, contests))
+        by_category = _grouped(judged, lambda vote: vote.query.category or "unknown")
+        categories[f"{second} against {first}"] = {
+            name: _score([winners[vote.subject] for vote in group], first=second, second=first)
+            for name, group in sorted(by_category.items(), key=lambda item: (-len(item[1]), item[0]))
+        }
     models = list(dict.fromkeys(model for vote in fresh for model in vote.models))
-    collapsed = [group[0] for group in by_query.values()]
-    results = [(duel, winner) for (_, duel, _), winner in outcomes.items()]
+    results = [(duel, winner) for (_, duel, _), winner in winners.items()]
     fit = fit_strengths(results, models) if len(models) > 2 else None
+    ranking = [] if fit is None else map(ModelRating, fit.models, fit.scores, fit.intervals)
     shared = [group for group in by_query.values() if len({vote.rater for vote in group}) > 1]
     return Standings(
         votes=len([vote for vote in votes if vote.choice != "N"]),
         raters=tuple(_rater(name, group) for name, group in _grouped(votes, lambda v: v.rater).items()),
-        duels=tuple(_duel(duel, outcomes, contests) for duel in duels),
-        categories={f"{duel[1]} against {duel[0]}": _categories(duel, collapsed, outcomes) for duel in duels},
+        duels=tuple(duels),
+        categories=categories,
         side=_score([vote.choice for vote in fresh], first="A", second="B"),
         alpha=krippendorff_alpha([{vote.rater: vote.winner for vote in group} for group in shared]),
         queries_judged_by_several=len(shared),
-        ranking=() if fit is None else _ranking(fit.models, fit.scores, fit.intervals),
+        ranking=tuple(sorted(ranking, key=lambda each: -each.rating)),
         ranking_is_regularised=fit is not None and fit.regularized,
     )
 
@@ -178,50 +186,43 @@ def _distinguish_retrained(
     }
 
 
-Outcomes = Mapping[tuple[str, tuple[str, str], str], str]
-
-
 def majority(winners: Sequence[str]) -> str:
     """The most frequent answer, or `tie` where no answer has more votes than every other."""
     (first, count), *others = Counter(winners).most_common()
     return "tie" if others and others[0][1] == count else first
 
 
-def _duel(duel: tuple[str, str], outcomes: Outcomes, contests: Mapping[str, Contest]) -> Duel:
-    score = _score(
-        [winner for (_, of_duel, _), winner in outcomes.items() if of_duel == duel],
-        first=duel[1],
-        second=duel[0],
-    )
+def _duel(
+    baseline: str,
+    challenger: str,
+    judged: Sequence[Vote],
+    winners: Mapping[tuple[str, tuple[str, str], str], str],
+    contests: Mapping[str, Contest],
+) -> Duel:
+    """The result of two models; `judged` has one vote for each of their queries."""
+    score = _score([winners[vote.subject] for vote in judged], first=challenger, second=baseline)
     always_valid = confidence_sequence(score.wins, score.decisive)
-    decided = duel[1] if always_valid[0] > 0.5 else duel[0] if always_valid[1] < 0.5 else ""
-    lineups = {lineup for lineup, of_duel, _ in outcomes if of_duel == duel}
-    judged = [contests[lineup] for lineup in lineups if lineup in contests]
+    decided = challenger if always_valid[0] > 0.5 else baseline if always_valid[1] < 0.5 else ""
+    needed = votes_needed(score.win_rate, power=POWER) if score.win_rate is not None else None
+    if decided:
+        needed = 0
+    elif needed is not None:
+        needed = math.ceil(max(0, needed - score.decisive) * len(judged) / score.decisive)
+    known = [contests[lineup] for lineup in {vote.lineup for vote in judged} if lineup in contests]
+    agreed = [each for contest in known for each in contest.agreed if each.models == (baseline, challenger)]
     return Duel(
-        baseline=duel[0],
-        challenger=duel[1],
+        baseline=baseline,
+        challenger=challenger,
         score=score,
         always_valid=always_valid,
         decided=decided,
-        votes_still_needed=0 if decided else _still_needed(score),
-        queries_agreed=sum(_agreed(contest, duel) for contest in judged) if judged else None,
-        queries=sum(contest.queries for contest in judged) if judged else None,
+        votes_still_needed=needed,
+        queries_agreed=sum(each.queries for each in agreed) if known else None,
+        queries=sum(contest.queries for contest in known) if known else None,
     )
 
 
-def _agreed(contest: Contest, duel: tuple[str, str]) -> int:
-    return sum(each.queries for each in contest.agreed if each.models == duel)
-
-
-def _still_needed(score: WinRate) -> int | None:
-    needed = votes_needed(score.win_rate, power=POWER) if score.win_rate is not None else None
-    if needed is None:
-        return None
-    judged = score.decisive + score.ties + score.both_bad
-    return math.ceil(max(0, needed - score.decisive) * judged / score.decisive)
-
-
-def _score(outcomes: Iterable[str], *, first: str, second: str) -> WinRate:
+def _score(outcomes: Sequence[str], *, first: str, second: str) -> WinRate:
     counts = Counter(outcomes)
     wins, losses = counts[first], counts[second]
     decisive = wins + losses
@@ -236,49 +237,25 @@ def _score(outcomes: Iterable[str], *, first: str, second: str) -> WinRate:
     )
 
 
-def _categories(duel: tuple[str, str], votes: Sequence[Vote], outcomes: Outcomes) -> dict[str, WinRate]:
-    """Scores by the query's category, the most judged first."""
-    winners: dict[str, list[str]] = defaultdict(list)
-    for vote in votes:
-        if vote.duel == duel:
-            winners[vote.query.category or "unknown"].append(
-                outcomes[(vote.lineup, vote.duel, vote.query.query_id)]
-            )
-    ordered = sorted(winners.items(), key=lambda item: (-len(item[1]), item[0]))
-    return {name: _score(found, first=duel[1], second=duel[0]) for name, found in ordered}
-
-
 def _rater(name: str, votes: Sequence[Vote]) -> Rater:
-    counts = Counter(vote.choice for vote in votes)
     side = _score([vote.choice for vote in votes], first="A", second="B")
-    first_answers = {
-        (vote.lineup, vote.duel, vote.query.query_id): vote.winner for vote in votes if not vote.repeat
-    }
+    first_answers = {vote.subject: vote.winner for vote in votes if not vote.repeat}
     repeats = [vote for vote in votes if vote.repeat and vote.choice != "N"]
-    alike = sum(
-        first_answers.get((vote.lineup, vote.duel, vote.query.query_id)) == vote.winner for vote in repeats
-    )
-    seconds = sorted(vote.seconds for vote in votes)
+    alike = sum(first_answers.get(vote.subject) == vote.winner for vote in repeats)
+    skips = sum(vote.choice == "N" for vote in votes)
     return Rater(
         name=name,
-        votes=len(votes) - counts["N"],
-        ties=counts["T"],
-        both_bad=counts["X"],
-        skips=counts["N"],
-        median_s=seconds[len(seconds) // 2],
+        votes=len(votes) - skips,
+        ties=side.ties,
+        both_bad=side.both_bad,
+        skips=skips,
+        median_s=sorted(vote.seconds for vote in votes)[len(votes) // 2],
         share_a=side.win_rate,
         share_a_p_value=side.p_value,
         repeats=len(repeats),
         repeats_alike=alike,
         consistency=wilson_interval(alike, len(repeats)),
     )
-
-
-def _ranking(
-    models: Sequence[str], scores: Sequence[float], intervals: Sequence[Interval]
-) -> tuple[ModelRating, ...]:
-    places = sorted(range(len(models)), key=lambda place: -scores[place])
-    return tuple(ModelRating(models[place], scores[place], intervals[place]) for place in places)
 
 
 def _grouped(votes: Iterable[Vote], key: Callable[[Vote], Any]) -> dict[Any, list[Vote]]:

@@ -1,23 +1,25 @@
 """The terminal while voting: single keys, the alternate screen, and everything put back at the end.
 
-Not for Windows, whose console has another interface; WSL is a Unix terminal.
+Terminals answer questions (which a viewer may have asked) and send arrows and pastes as sequences
+that contain letters: `ESC [ A` is the arrow up, not a vote for A. So nothing but a single pressed key is ever
+a key. Not for Windows, whose console has another interface; WSL is a Unix terminal.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from furnclip.arena.keys import KeyReader
 from furnclip.config import environment_variables
 from furnclip.errors import Interrupted, UsageError
 
@@ -26,6 +28,23 @@ if sys.platform != "win32":
     import termios
     import tty
 
+ESCAPE = "\x1b"
+CTRL_C = "\x03"
+# An escape that nothing follows within this time was the Esc key; slow lines deliver in less.
+_ALONE_S = 0.5
+# A string (kitty's, sixel's or a title's answer) that is not ended by then never will be.
+_STRING_S = 2.0
+# A control sequence, a string up to its end, Alt and a key, or a key; an escape inside cuts a sequence off.
+# `[`, `]` and `_` are no keys of ours: seen alone, they are the rest of a sequence whose escape came much
+# too early.
+_TYPED = re.compile(
+    r"(?:\x1b[\[O]|\[)(?P<sequence>[^@-~\x1b]*(?:[@-~]|(?=\x1b)))"
+    r"|(?:\x1b[_P\]X^]|[_\]])[^\x07\x1b]*(?:\x07|\x1b\\|(?=\x1b[^\\]))"
+    r"|\x1b(?:(?=\x1b)|[^\x1b\[O_P\]X^])"
+    r"|(?P<key>[^\x1b\[\]_])",
+    re.DOTALL,
+)
+_PASTE_START, _PASTE_END = "200~", "201~"
 # alternate screen, no cursor, pastes marked as such
 _ENTER = b"\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[2J"
 # end a half-written string; colors, pastes, cursor and screen as before
@@ -51,6 +70,39 @@ class Window:
     rows: int
     cell_width_px: int
     cell_height_px: int
+
+
+class KeyReader:
+    """Takes bytes and the time they came, gives single keys; upper and lower case are the same."""
+
+    def __init__(self) -> None:
+        self._begun = ""
+        self._begun_s = 0.0
+        self._pasting = False
+
+    def feed(self, data: bytes, now_s: float) -> list[str]:
+        """The keys in `data`, in order; letters in upper case, Esc as the escape character."""
+        keys = []
+        waited_s = now_s - self._begun_s
+        if self._begun == ESCAPE and waited_s > _ALONE_S:
+            keys, self._begun = [ESCAPE], ""
+        elif waited_s > _STRING_S:
+            self._begun = ""
+        text, end = self._begun + data.decode("utf-8", "replace"), 0
+        while typed := _TYPED.match(text, end):
+            end = typed.end()
+            if typed["sequence"] in (_PASTE_START, _PASTE_END):
+                self._pasting = typed["sequence"] == _PASTE_START
+            elif typed["key"] and not self._pasting:
+                keys.append(typed["key"].upper())
+        if end or not self._begun:
+            self._begun_s = now_s
+        self._begun = text[end:]
+        return keys
+
+    def forget(self) -> None:
+        """Drop what came so far; a sequence that has begun is still swallowed to its end."""
+        self._pasting = False
 
 
 class Terminal:
@@ -81,12 +133,17 @@ class Terminal:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        self._handle(signal.SIGWINCH, lambda number, frame: None)  # wakes `read`, which is all it is for
-        for number in _ENDINGS:
-            self._handle(number, self._end)
+        # a new size wakes `read`, which is all that its signal is for
+        handlers = {signal.SIGWINCH: lambda number, frame: None, **dict.fromkeys(_ENDINGS, self._end)}
+        for number, handler in handlers.items():
+            self._old_handlers[number] = signal.signal(number, handler)
         try:
             tty.setcbreak(self._input, termios.TCSANOW)
-            self._without_stopping()
+            # Ctrl-Z and Ctrl-\ would leave the shell on our screen, Ctrl-S would freeze it
+            modes = termios.tcgetattr(self._input)
+            modes[0] &= ~termios.IXON
+            modes[6][termios.VSUSP] = modes[6][termios.VQUIT] = b"\0"
+            termios.tcsetattr(self._input, termios.TCSANOW, modes)
             self.write(_ENTER)
         except BaseException:
             self.__exit__()
@@ -112,7 +169,7 @@ class Terminal:
         try:
             size = fcntl.ioctl(self._output, termios.TIOCGWINSZ, bytes(8))
         except OSError as error:
-            raise _gone() from error
+            raise _ending(signal.SIGHUP) from error
         rows, cols, width_px, height_px = struct.unpack("HHHH", size)
         rows, cols = rows or 24, cols or 80
         cell = (width_px // cols, height_px // rows) if width_px and height_px else _USUAL_CELL_PX
@@ -131,7 +188,7 @@ class Terminal:
             except BlockingIOError:
                 select.select([], [self._output], [])
             except OSError as error:
-                raise _gone() from error
+                raise _ending(signal.SIGHUP) from error
 
     def read(self, timeout_s: float) -> list[str] | None:
         """Keys pressed within this time, or None when the window's size changed."""
@@ -139,7 +196,24 @@ class Terminal:
             ready, _, _ = select.select([self._input, self._wake_read], [], [], timeout_s)
         if self._wake_read in ready and signal.SIGWINCH in os.read(self._wake_read, 4096):
             return None
-        data = self._read_input() if self._input in ready else b""
+        return self._read_keys() if self._input in ready else self._reader.feed(b"", time.monotonic())
+
+    def drop_pending(self) -> None:
+        """Forget everything typed so far: it was typed before there was something to judge."""
+        while select.select([self._input], [], [], 0)[0]:
+            # read rather than only flush: a sequence that has begun must be followed to its end
+            self._read_keys()
+        with suppress(termios.error):
+            termios.tcflush(self._input, termios.TCIFLUSH)
+        self._reader.forget()
+
+    def _read_keys(self) -> list[str]:
+        try:
+            data = os.read(self._input, 4096)
+        except OSError as error:
+            raise _ending(signal.SIGHUP) from error
+        if not data:
+            raise _ending(signal.SIGHUP)
         return self._reader.feed(data, time.monotonic())
 
     @contextmanager
@@ -158,34 +232,6 @@ class Terminal:
         if self._waiting:
             raise _ending(number)
 
-    def drop_pending(self) -> None:
-        """Forget everything typed so far: it was typed before there was something to judge."""
-        while select.select([self._input], [], [], 0)[0]:
-            # read rather than only flush: a sequence that has begun must be followed to its end
-            self._reader.feed(self._read_input(), time.monotonic())
-        with suppress(termios.error):
-            termios.tcflush(self._input, termios.TCIFLUSH)
-        self._reader.forget()
-
-    def _read_input(self) -> bytes:
-        try:
-            data = os.read(self._input, 4096)
-        except OSError as error:
-            raise _gone() from error
-        if not data:
-            raise _gone()
-        return data
-
-    def _handle(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
-        self._old_handlers[number] = signal.signal(number, handler)
-
-    def _without_stopping(self) -> None:
-        """Ctrl-Z and Ctrl-\\ would leave the shell on our screen, Ctrl-S would freeze it."""
-        modes = termios.tcgetattr(self._input)
-        modes[0] &= ~termios.IXON
-        modes[6][termios.VSUSP] = modes[6][termios.VQUIT] = b"\0"
-        termios.tcsetattr(self._input, termios.TCSANOW, modes)
-
 
 def _is_terminal(stream: Any) -> bool:
     try:
@@ -194,15 +240,11 @@ def _is_terminal(stream: Any) -> bool:
         return False
 
 
-def _gone() -> TerminalGone:
-    return TerminalGone("the terminal was closed", hint="run `furnclip arena` again; every vote is kept")
-
-
 def _ending(number: int) -> Interrupted:
+    """What a signal ends the session with; SIGHUP, or a failing read or write: the terminal was closed."""
     if number == signal.SIGINT:
         return Interrupted()
+    hint = "run `furnclip arena` again; every vote is kept"
     if number == signal.SIGHUP:
-        return _gone()
-    return Interrupted(
-        f"stopped by {signal.Signals(number).name}", hint="run `furnclip arena` again; every vote is kept"
-    )
+        return TerminalGone("the terminal was closed", hint=hint)
+    return Interrupted(f"stopped by {signal.Signals(number).name}", hint=hint)

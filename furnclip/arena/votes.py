@@ -24,7 +24,6 @@ from furnclip.errors import InputError, JournalError
 from furnclip.journal import Journal, journal_lines, parse_json, write_text
 
 T = TypeVar("T")
-Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]
 
 OUTCOMES = {"A": "A", "B": "B", "T": "tie", "X": "both bad", "N": "skip"}
@@ -37,9 +36,9 @@ _HINT = "correct that line, restore the file from a backup, or move it away to s
 class Vote:
     """One judgment; `sides` are the models of rows A and B, `duel` the same two, baseline first."""
 
-    vote_id: Name
+    vote_id: Annotated[str, Field(min_length=1)]
     at: str
-    rater: Name
+    rater: Annotated[str, Field(min_length=1)]
     choice: Annotated[str, Field(pattern="^[ABTXN]$")]
     query: Query
     duel: tuple[str, str]
@@ -68,9 +67,9 @@ class Vote:
         return not self.repeat and self.choice != "N"
 
     @property
-    def trial_id(self) -> str:
-        """What was judged, within one lineup; the same for every rater."""
-        return "|".join((self.lineup, self.query.query_id, *self.duel, "again" if self.repeat else "first"))
+    def subject(self) -> tuple[str, tuple[str, str], str]:
+        """What was judged: lineup, duel and query id; the same for every rater."""
+        return self.lineup, self.duel, self.query.query_id
 
     def event(self) -> dict[str, Any]:
         """As a line of the journal."""
@@ -140,7 +139,12 @@ class VoteBook:
         for number, kind, line in self._lines():
             if kind == "vote":
                 vote = self._parse(number, line, Vote)
-                self._check_vote(number, vote, lines)
+                if vote.vote_id in lines:
+                    raise self.damaged(number, f"it has the `vote_id` of line {lines[vote.vote_id]}")
+                if vote.sides not in (vote.duel, vote.duel[::-1]) or len({*vote.duel}) < 2:
+                    raise self.damaged(number, "`sides` are not the two models of `duel`")
+                if not {*vote.duel} <= {*vote.models}:
+                    raise self.damaged(number, "`duel` names a model that `models` does not have")
                 lines[vote.vote_id] = number
                 votes[number] = vote
             elif kind == "undo":
@@ -170,19 +174,10 @@ class VoteBook:
     def _parse(self, number: int, line: bytes, shape: type[T]) -> T:
         return parse_json(line, shape, what=f"line {number} of `{self.path}`", hint=_HINT)
 
-    def _check_vote(self, number: int, vote: Vote, lines: Mapping[str, int]) -> None:
-        """Raises `InputError` for a vote that contradicts itself or the lines above it."""
-        if vote.vote_id in lines:
-            raise self.damaged(number, f"it has the `vote_id` of line {lines[vote.vote_id]}")
-        if vote.sides not in (vote.duel, vote.duel[::-1]) or len({*vote.duel}) < 2:
-            raise self.damaged(number, "`sides` are not the two models of `duel`")
-        if not {*vote.duel} <= {*vote.models}:
-            raise self.damaged(number, "`duel` names a model that `models` does not have")
-
     def _first_votes(self, votes: Mapping[int, Vote]) -> dict[int, Vote]:
-        counted: dict[tuple[str, str], int] = {}
+        counted: dict[object, int] = {}
         for number, vote in votes.items():
-            counted.setdefault((vote.rater, vote.trial_id), number)
+            counted.setdefault((vote.rater, vote.subject, vote.repeat), number)
         if ignored := sorted(set(votes).difference(counted.values())):
             shown = ", ".join(map(str, ignored[:10])) + (" ..." if len(ignored) > 10 else "")
             warn(

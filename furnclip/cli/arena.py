@@ -15,12 +15,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command and its sub-commands to the app."""
-    group = typer.Typer(
-        invoke_without_command=True, context_settings=CONTEXT_SETTINGS, rich_markup_mode="rich"
-    )
-    group.callback(
-        invoke_without_command=True, epilog="Example: furnclip arena --rater anna --queries texts"
-    )(arena)
+    group = typer.Typer(context_settings=CONTEXT_SETTINGS, rich_markup_mode="rich")
+    epilog = "Example: furnclip arena --rater anna --queries texts"
+    group.callback(invoke_without_command=True, epilog=epilog)(arena)
     group.command("stats", epilog="Example: furnclip arena stats --json")(stats)
     group.command("export", epilog="Example: furnclip arena export votes.csv")(export)
     app.add_typer(group, name="arena")
@@ -48,11 +45,10 @@ def arena(
     """Judge two models blind: A, B, T tie, X both bad, N next, U undo, Q quit with statistics."""
     if context.invoked_subcommand is not None:
         return
-    from furnclip.arena import ArenaApp, require_choices, vote_in_terminal
+    from furnclip.arena import ArenaApp, vote_in_terminal
 
     chosen = settings(config, flags)
     with ArenaApp(chosen, rater=rater, runs=run or (), model=model) as app:
-        require_choices(app.lineup)
         vote_in_terminal(app, viewer=chosen.arena.viewer, max_votes=votes)
         _emit(app.book, app.standings(), as_json=as_json, finished=app.trial is None)
 
@@ -68,11 +64,10 @@ def stats(
     """Show the results of all votes with their uncertainty; writes an HTML page with the images."""
     from furnclip.arena import compute_standings, write_page
 
-    paths = settings(config).paths
-    book = _book(paths.arena)
+    book = _book(settings(config).paths.arena)
     votes = book.votes()
     standings = compute_standings(votes, book.contests())
-    page = html or paths.arena / "report.html"
+    page = html or book.path.with_name("report.html")
     write_page(page, standings, votes)
     _emit(book, standings, as_json=as_json, page=page)
 
@@ -88,15 +83,12 @@ def export(
     from furnclip import console
     from furnclip.arena import export_csv
 
-    folder = settings(config).paths.arena
-    votes = _book(folder).votes()
-    target = path or folder / "votes.csv"
+    book = _book(settings(config).paths.arena)
+    votes = book.votes()
+    target = path or book.path.with_name("votes.csv")
     export_csv(votes, target)
-    console.emit(
-        {"written": str(target), "votes": len(votes)},
-        as_json=as_json,
-        human=lambda: console.say(f"wrote {len(votes)} votes to {target}"),
-    )
+    payload = {"written": str(target), "votes": len(votes)}
+    console.emit(payload, as_json=as_json, human=lambda: console.say(f"wrote {len(votes)} votes to {target}"))
 
 
 def _book(folder: Path) -> VoteBook:
@@ -110,16 +102,9 @@ def _book(folder: Path) -> VoteBook:
 
 
 def _emit(
-    book: VoteBook,
-    standings: Standings,
-    *,
-    as_json: bool,
-    page: Path | None = None,
-    finished: bool = False,
+    book: VoteBook, standings: Standings, *, as_json: bool, page: Path | None = None, finished: bool = False
 ) -> None:
     from furnclip import console
-
-    payload = {**standings.payload(), "votes_file": str(book.path), "page": str(page) if page else None}
 
     def human() -> None:
         if finished:
@@ -129,6 +114,7 @@ def _emit(
         if page:
             console.say(f"page: {page}")
 
+    payload = {**standings.payload(), "votes_file": str(book.path), "page": str(page) if page else None}
     console.emit(payload, as_json=as_json, human=human)
 
 
@@ -136,10 +122,7 @@ def _show(standings: Standings) -> None:
     from furnclip import console
     from furnclip.arena import duel_lines, tables
 
-    if not standings.votes:
-        console.say("no votes yet")
-        return
-    for table in tables(standings):
+    for table in tables(standings) if standings.votes else ():
         console.show_table(table.columns, table.rows, title=table.title)
         if table.note:
             console.say(table.note)
@@ -147,3 +130,5 @@ def _show(standings: Standings) -> None:
         console.say("")
         for line in duel_lines(duel):
             console.say(line)
+    if not standings.votes:
+        console.say("no votes yet")

@@ -222,7 +222,7 @@ def parse_template(setting: ViewerSetting) -> tuple[str, ...]:
 
 
 def placeholders(*arguments: str) -> set[str]:
-    """What stands in braces: a name, and what `str.format` would do with it, which makes it an unknown one."""
+    """What stands in braces: a name; with a conversion or a format it is an unknown one."""
     fields = [field for argument in arguments for field in Formatter().parse(argument)]
     return {
         name + (f"!{conversion}" if conversion else "") + (f":{layout}" if layout else "")
