@@ -1,6 +1,6 @@
-"""The `furnclip` command: options in, one call into a room, one summary out.
+"""The `furnclip` command: parse options, call one command package, print its result.
 
-Rooms are imported inside their command, so `--help` loads typer and nothing else. Even typer and
+A command package is imported inside its command, so `--help` loads typer and nothing else. Even typer and
 `typing` have to wait here: Ctrl-C while they are imported would be a traceback.
 """
 

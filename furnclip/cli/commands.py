@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from furnclip import __version__, console
 from furnclip.cli import arena, clean, demo, doctor, embed, evaluate, init, prepare, search, train
 from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup
 
@@ -32,10 +33,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from furnclip import __version__
-        from furnclip.console import say
-
-        say(f"furnclip {__version__}")
+        console.say(f"furnclip {__version__}")
         raise typer.Exit
 
 

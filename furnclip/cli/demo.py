@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from furnclip import console
 from furnclip.cli.options import JsonOption
 
 _PRODUCTS = 700  # in the bundled catalogue; a test compares it
@@ -29,7 +30,6 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run every command on a bundled catalogue of drawings: offline, on any machine, in minutes."""
-    from furnclip import console
     from furnclip.demo import take_tour
 
     tour = take_tour(folder, products=products, seed=seed, quietly=as_json)

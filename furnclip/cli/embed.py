@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from furnclip import console
 from furnclip.cli import options
 from furnclip.cli.options import ConfigOption, Flags, JsonOption
+from furnclip.errors import InputError
 
 if TYPE_CHECKING:
     from furnclip.embed import Summary
@@ -28,12 +30,9 @@ def embed(
     as_json: JsonOption = False,
 ) -> None:
     """Encode every product once and build the search table; only what changed is encoded again."""
-    from furnclip import console
-
     options.check_address_space()
     from furnclip.clean.workspace import check_finished
     from furnclip.embed import embed_catalogue
-    from furnclip.errors import InputError
 
     chosen = options.settings(config, flags)
     check_finished(chosen.paths)
@@ -73,8 +72,6 @@ def embed(
 
 
 def _show(summary: Summary) -> None:
-    from furnclip import console
-
     rows = [
         (label, model.name, model.precision, summary.encoded.get(label, 0), model.image_weight)
         for label, model in summary.provenance.models.items()

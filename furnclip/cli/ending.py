@@ -22,6 +22,7 @@ from typing import NoReturn
 
 import typer
 
+from furnclip import console
 from furnclip.cli import leave
 from furnclip.errors import FurnclipError, InputError, Interrupted, StorageError, UsageError
 
@@ -51,8 +52,6 @@ def remember_folder(folder: Path) -> None:
 
 def run() -> NoReturn:
     """Run the command line and end the process."""
-    from furnclip import console
-
     atexit.register(_quit)  # first in, last out: after all threads and everybody's exit functions
     sys.unraisablehook = _unraisable
     console.replace_unprintable()
@@ -99,8 +98,6 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def _quit() -> None:
     """End without taking the interpreter apart: that takes long, and Ctrl-C would be a traceback then."""
-    from furnclip import console
-
     with suppress(OSError, ValueError):
         console.flush()
     os._exit(_exit_code[0])
@@ -112,7 +109,7 @@ def _unwind(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _unraisable(failure: sys.UnraisableHookArgs) -> None:
-    """Python drops exceptions of destructors: the signal that raised one there is sent once more."""
+    """Python drops exceptions raised in destructors: a signal that raised one is sent again."""
     ended = failure.exc_value
     number = signal.SIGINT if isinstance(ended, KeyboardInterrupt) else 0
     if isinstance(ended, SystemExit) and isinstance(ended.code, int):
@@ -125,8 +122,6 @@ def _unraisable(failure: sys.UnraisableHookArgs) -> None:
 
 def report(error: BaseException) -> int:
     """Print what ended a command as `error:` and `hint:`, where it is not a bug; the exit code."""
-    from furnclip.console import one_line, print_error
-
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, BrokenPipeError):  # `furnclip ... | head`
@@ -143,11 +138,12 @@ def report(error: BaseException) -> int:
         raise error
     _told.append(told)
     try:
-        print_error(told)
+        console.print_error(told)
     except OSError:
         pass  # the terminal is gone
     except Exception:  # not even memory to print
-        os.write(2, f"error: {one_line(told.message)}\nhint: {one_line(told.hint)}\n".encode())
+        for label, text in (("error", told.message), ("hint", told.hint)):
+            os.write(2, f"{label}: {console.one_line(text)}\n".encode())
     return told.exit_code
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from furnclip import console
 from furnclip.cli.options import ConfigOption, Flags, JsonOption, check_address_space, sets, settings
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare models: recall, intervals, tests, images; writes report.html and report.json."""
-    from furnclip import console
-
     check_address_space()
     from furnclip.evaluate import evaluate as run_evaluation
 
@@ -43,7 +42,6 @@ def evaluate(
 
 
 def _show(result: Evaluation) -> None:
-    from furnclip import console
     from furnclip.evaluate import comparison_lines, summary_table
 
     report = result.report

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from furnclip import console
+from furnclip.cli.ending import remember_folder, report
 from furnclip.cli.flags import FLAGS
+from furnclip.errors import FurnclipError
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -88,7 +91,6 @@ def sets(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 def settings(config: Path | None, flags: Flags | None = None, *, trust: bool = False) -> Config:
     """The settings; `flags` are those that were given, nested like the file."""
-    from furnclip.cli.ending import remember_folder
     from furnclip.config import load_config
 
     chosen = load_config(config, flags, trust=trust)
@@ -98,8 +100,6 @@ def settings(config: Path | None, flags: Flags | None = None, *, trust: bool = F
 
 def check_address_space() -> None:
     """Refuse a limit (`ulimit -v`) under which torch hangs or aborts while it is imported, without a word."""
-    from furnclip.errors import FurnclipError
-
     try:
         import resource  # Unix only
     except ImportError:
@@ -115,18 +115,16 @@ def check_address_space() -> None:
 
 def mention_raw_titles(options: Config) -> None:
     """Say after the work that it was done on raw titles, if it was."""
-    from furnclip.console import warn
-
     if not options.paths.cleaned.is_file():
-        warn(f"used the raw titles of {options.paths.products}; `furnclip clean run` makes better ones")
+        console.warn(
+            f"used the raw titles of {options.paths.products}; `furnclip clean run` makes better ones"
+        )
 
 
 class FurnclipGroup(TyperGroup):
     """Turns errors into `error:` and `hint:` on stderr and the right exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        from furnclip.cli.ending import report
-
         try:
             return super().invoke(ctx)
         except (typer.Exit, SystemExit):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from furnclip import console
 from furnclip.cli.options import ConfigOption, Flags, JsonOption, check_address_space, sets, settings
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ def search(
 
 def _queries(text: str | None, image: Path | None, *, interactive: bool) -> Iterator[str | None]:
     """The text given; then, with `--interactive`, one line after another until an empty one."""
-    from furnclip import console
-
     if text or image or not interactive:
         yield text
     lines = typer.get_text_stream("stdin", errors="replace")  # once: each stream reads ahead for itself
@@ -78,8 +77,6 @@ def _queries(text: str | None, image: Path | None, *, interactive: bool) -> Iter
 def _answer(
     searcher: Searcher, hits: list[Hit], text: str | None, *, seconds: float, preview: bool, as_json: bool
 ) -> None:
-    from furnclip import console
-
     payload: dict[str, Any] = {
         "query": text,
         "mode": searcher.config.search.mode if (text or "").strip() else "vector",
@@ -115,7 +112,6 @@ def _answer(
 
 def _draw(searcher: Searcher, hits: list[Hit], *, quiet: bool) -> Path:
     """Write the contact sheet and, on a terminal, draw it; its path."""
-    from furnclip import console
     from furnclip.search import write_preview
     from furnclip.viewers import show_image
 
