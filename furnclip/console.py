@@ -1,10 +1,8 @@
 """The only place that prints, and the one door for text of others: column names, file names, settings.
 
 Such text may hold escapes that drive a terminal, letters that turn the line around, and keys; `clean_text`
-takes them out, and everything printed here goes through it.
-
-Results go to stdout; messages and progress go to stderr, so that `furnclip ... --json | jq`
-always works. Color never carries a meaning alone; `NO_COLOR` and plain pipes are honoured.
+takes them out, and everything printed here goes through it. Results go to stdout; messages and progress go to
+stderr. Color never carries a meaning alone; `NO_COLOR` and plain pipes are honored.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -28,8 +26,10 @@ if TYPE_CHECKING:
 _SECRET_SHAPES = re.compile(
     r"(\bsk-[A-Za-z0-9_\-]{12,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|hf_[A-Za-z0-9]{8,}|(?<=Signature=)[0-9a-f]{16,}"
     r"|(?:(?<=Bearer )|(?<=Basic ))\S+"
-    r"|(?<=://)[^\s/@`'\"]*:[^\s@`'\"]*(?=@)"
-    r"|(?i:(?<=[?&]))(?i:[\w-]*(?:signature|credential|token|key|secret|password|sig)=)[^&\s`'\"]+)"
+    r"|(?<=://)[^\s/@`'\"]*:[^\s@`'\"]*(?=@))"
+)
+_SECRET_PARAMETERS = re.compile(
+    r"((?<=[?&])[\w-]*(?:signature|credential|token|key|secret|password|sig)=)[^&\s`'\"]+", re.IGNORECASE
 )
 _SHORTEST_SECRET = 12  # a placeholder like `local` is a word of its own
 _secrets: set[str] = set()
@@ -44,12 +44,7 @@ def redact(text: str) -> str:
     """`text` with keys, signatures and passwords replaced by `***`."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return _SECRET_SHAPES.sub(_starred, text)
-
-
-def _starred(match: re.Match[str]) -> str:
-    name, equals, _ = match[0].partition("=")
-    return f"{name}=***" if equals and match.string[match.start() - 1 : match.start()] in "?&" else "***"
+    return _SECRET_SHAPES.sub("***", _SECRET_PARAMETERS.sub(r"\1***", text))
 
 
 def clean_text(text: str) -> str:
@@ -102,21 +97,20 @@ def confirm(question: str) -> bool:
 
 def warn(text: str) -> None:
     """Print a warning on stderr."""
-    from rich.text import Text
-
-    stderr().print(
-        Text("warning: ", style="yellow bold").append(clean_text(text), style="default not bold"),
-        soft_wrap=True,
-    )
+    _print_labeled("warning: ", "yellow", clean_text(text))
 
 
 def print_error(error: FurnclipError) -> None:
     """`error: ...` and `hint: ...`, one line each, on stderr."""
+    _print_labeled("error: ", "red", one_line(error.message))
+    _print_labeled("hint: ", "cyan", one_line(error.hint))
+
+
+def _print_labeled(label: str, color: str, text: str) -> None:
     from rich.text import Text
 
-    for label, style, text in (("error: ", "red bold", error.message), ("hint: ", "cyan bold", error.hint)):
-        line = Text(label, style=style).append(one_line(text), style="default not bold")
-        stderr().print(line, soft_wrap=True)
+    line = Text(label, style=f"{color} bold").append(text, style="default not bold")
+    stderr().print(line, soft_wrap=True)
 
 
 def one_line(text: str) -> str:
@@ -126,23 +120,16 @@ def one_line(text: str) -> str:
 
 def emit(payload: Mapping[str, Any], *, as_json: bool, human: Callable[[], None]) -> None:
     """A command's result: one JSON object on stdout, or what `human` prints."""
-    if as_json:
-        text = json.dumps(payload, ensure_ascii=False, allow_nan=False)
-        # escaped where it could drive a terminal, or the output's encoding does not have it
-        if not text.isprintable() or not _can_encode(text, sys.stdout.encoding):
-            text = json.dumps(payload, ensure_ascii=True, allow_nan=False)
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    else:
+    if not as_json:
         human()
-
-
-def _can_encode(text: str, encoding: str | None) -> bool:
-    try:
-        text.encode(encoding or "ascii")
-    except UnicodeError:
-        return False
-    return True
+        return
+    text = json.dumps(payload, ensure_ascii=False, allow_nan=False)
+    encoding = sys.stdout.encoding or "ascii"
+    # escaped where it could drive a terminal, or the output's encoding does not have it
+    if not text.isprintable() or text.encode(encoding, "replace").decode(encoding) != text:
+        text = json.dumps(payload, ensure_ascii=True, allow_nan=False)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def show(renderable: RenderableType) -> None:
@@ -201,21 +188,14 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-class Meter:
-    """Counts work on a progress bar; `advance` says how much was done."""
+class Meter(NamedTuple):
+    """Counts work on a progress bar."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress = progress
-        self._task = task
+    bar: Progress
+    task: TaskID
 
     def advance(self, amount: float = 1) -> None:
-        self._progress.advance(self._task, amount)
-
-    def describe(self, description: str) -> None:
-        self._progress.update(self._task, description=one_line(description))
-
-    def set_total(self, total: float) -> None:
-        self._progress.update(self._task, total=total)
+        self.bar.advance(self.task, amount)
 
 
 @contextmanager
@@ -224,25 +204,17 @@ def progress(description: str, *, total: float | None, unit: str = "items") -> I
 
     `unit="bytes"` shows sizes and speed in bytes; anything else counts.
     """
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich import progress as shown
 
-    amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        *amount,
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
+    count = (shown.MofNCompleteColumn(),)
+    size = (shown.DownloadColumn(), shown.TransferSpeedColumn())
+    with shown.Progress(
+        shown.TextColumn("{task.description}", markup=False),
+        shown.BarColumn(),
+        *(size if unit == "bytes" else count),
+        shown.TimeElapsedColumn(),
+        shown.TextColumn("eta"),
+        shown.TimeRemainingColumn(),
         console=stderr(),
         disable=not stderr().is_terminal,
         transient=True,

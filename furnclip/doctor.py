@@ -11,14 +11,12 @@ import json
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from queue import Empty, Queue
 from threading import Thread
 from time import monotonic
 from typing import Literal
@@ -31,7 +29,6 @@ from furnclip.errors import FurnclipError
 
 LIMIT_S = 30.0  # a slow machine needs half of it to import everything
 NETWORK_S = 5.0
-_PYTHON = (3, 10)
 _ENOUGH_BYTES = 5e9
 _LITTLE_BYTES = 5e8
 _WARN_DAYS = 60
@@ -65,8 +62,9 @@ def examine(
     `ask_provider`: asks the service of the cleaning backend about its model; only called with a key.
     `write_probe`: put a small object into the bucket, read it and delete it again.
     """
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     checks: dict[str, Callable[[], Check]] = {
-        "python": check_python,
+        "python": lambda: Check("python", "ok", python),
         "torch": check_torch,
         "device": partial(check_device, config),
         "base model": partial(check_base_model, config),
@@ -75,43 +73,28 @@ def examine(
         "disk": partial(check_disk, config.paths.work),
         "viewer": partial(check_viewer, config),
     }
-    return _run_concurrently(checks)
+    found = {
+        name: Check(name, "fail", f"no answer within {LIMIT_S:.0f} s", "check the network") for name in checks
+    }
 
-
-def _run_concurrently(checks: dict[str, Callable[[], Check]]) -> list[Check]:
-    """The result of every check; one that takes longer than `LIMIT_S` fails."""
-    answers: Queue[Check] = Queue()
-    for name, check in checks.items():
-        Thread(target=lambda *task: answers.put(_guarded(*task)), args=(name, check), daemon=True).start()
-    found: dict[str, Check] = {}
-    deadline = monotonic() + LIMIT_S
-    while len(found) < len(checks):
+    def run(name: str) -> None:
         try:
-            answer = answers.get(timeout=max(0.0, deadline - monotonic()))
-        except Empty:
-            break
-        found[answer.name] = answer
-    late = f"no answer within {LIMIT_S:.0f} s"
-    answered = [found.get(name) or Check(name, "fail", late, "check the network") for name in checks]
-    return [replace(check, message=redact(check.message), hint=redact(check.hint)) for check in answered]
+            found[name] = checks[name]()
+        except FurnclipError as error:
+            found[name] = Check(name, "fail", error.message, error.hint)
+        except Exception as error:  # a broken installation can fail in any way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            hint = "install furnclip again: `pip install --force-reinstall furnclip`"
+            found[name] = Check(name, "fail", reason, hint)
 
-
-def _guarded(name: str, check: Callable[[], Check]) -> Check:
-    try:
-        return check()
-    except FurnclipError as error:
-        return Check(name, "fail", error.message, error.hint)
-    except Exception as error:  # a broken installation can fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return Check(name, "fail", reason, "install furnclip again: `pip install --force-reinstall furnclip`")
-
-
-def check_python() -> Check:
-    """The interpreter, and whether furnclip supports it."""
-    message = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    if sys.version_info < _PYTHON:
-        return Check("python", "fail", message, f"furnclip needs {'.'.join(map(str, _PYTHON))} or newer")
-    return Check("python", "ok", message)
+    threads = [Thread(target=run, args=(name,), daemon=True) for name in checks]
+    for thread in threads:
+        thread.start()
+    deadline = monotonic() + LIMIT_S
+    for thread in threads:
+        thread.join(max(0.0, deadline - monotonic()))
+    answers = list(found.values())  # what comes later is too late
+    return [replace(check, message=redact(check.message), hint=redact(check.hint)) for check in answers]
 
 
 def check_torch() -> Check:
@@ -142,18 +125,17 @@ def check_base_model(config: Config) -> Check:
     from furnclip.model import BUNDLED, load_clip
 
     name = config.model.name
-    if name == BUNDLED or Path(name).expanduser().is_dir():
-        clip = load_clip(name, config.model)
-        message = f"{name} loads: {clip.image_px} px, {clip.dimension} dimensions"
-        return Check("base model", "ok", message)
-    return _check_hub(name, config.model.revision)
+    if name != BUNDLED and not Path(name).expanduser().is_dir():
+        return _check_hub(name, config.model.revision)
+    clip = load_clip(name, config.model)
+    return Check("base model", "ok", f"{name} loads: {clip.image_px} px, {clip.dimension} dimensions")
 
 
 def _check_hub(name: str, revision: str) -> Check:
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    folder = "download it once where there is a network, and give its folder to `model.name`"
+    elsewhere = "download it once where there is a network, and give its folder to `model.name`"
     try:
         files = ("model.safetensors", "pytorch_model.bin")
         cached = [try_to_load_from_cache(name, file, revision=revision) for file in files]
@@ -163,17 +145,18 @@ def _check_hub(name: str, revision: str) -> Check:
     if any(isinstance(path, str) for path in cached):
         return Check("base model", "ok", f"{name} is in the cache")
     if constants.HF_HUB_OFFLINE:
-        return Check("base model", "fail", f"{name} is not in the cache, and HF_HUB_OFFLINE is set", folder)
-    address = hf_hub_url(name, "config.json", revision=revision)
+        return Check(
+            "base model", "fail", f"{name} is not in the cache, and HF_HUB_OFFLINE is set", elsewhere
+        )
+    head = Request(hf_hub_url(name, "config.json", revision=revision), method="HEAD")
     try:
-        urlopen(Request(address, method="HEAD"), timeout=NETWORK_S).close()
+        urlopen(head, timeout=NETWORK_S).close()
     except HTTPError as error:
         hint = "correct `model.name` and `model.revision`; a private model has to be downloaded first"
         return Check("base model", "fail", f"the hub does not offer {name} (HTTP {error.code})", hint)
     except OSError:
-        return Check(
-            "base model", "fail", f"{name} is not in the cache, and the hub cannot be reached", folder
-        )
+        problem = f"{name} is not in the cache, and the hub cannot be reached"
+        return Check("base model", "fail", problem, elsewhere)
     return Check("base model", "ok", f"{name} can be downloaded")
 
 
@@ -189,13 +172,15 @@ def check_cleaning(config: Config, ask_provider: Callable[[], Retirement]) -> Ch
     if retirement.shutdown is None:
         return Check("cleaning", "ok", f"key accepted, {model} has no shutdown date")
     left_days = (retirement.shutdown - date.today()).days
-    successor = f" to `{retirement.successor}`" if retirement.successor else ""
-    hint = f"set `clean.model`{successor}"
+    hint = "set `clean.model`" + (f" to `{retirement.successor}`" if retirement.successor else "")
     if left_days <= 0:
         return Check("cleaning", "fail", f"{model} was shut down on {retirement.shutdown}", hint)
-    status: Status = "warn" if left_days < _WARN_DAYS else "ok"
     message = f"key accepted, {model} is shut down on {retirement.shutdown}"
-    return Check("cleaning", status, message, hint if status == "warn" else "")
+    return (
+        Check("cleaning", "warn", message, hint)
+        if left_days < _WARN_DAYS
+        else Check("cleaning", "ok", message)
+    )
 
 
 def check_bucket(config: Config, *, write_probe: bool = False) -> Check:
@@ -223,10 +208,10 @@ def check_disk(work: Path) -> Check:
     message = f"{free_bytes / 1e9:,.1f} GB free for {work}"
     if not os.access(folder, os.W_OK):
         return Check("disk", "fail", f"{folder} cannot be written", "set `paths.work` to another folder")
-    if free_bytes < _ENOUGH_BYTES:
-        status: Status = "fail" if free_bytes < _LITTLE_BYTES else "warn"
-        return Check("disk", status, message, "free some space, or set `paths.work` to another disk")
-    return Check("disk", "ok", message)
+    if free_bytes >= _ENOUGH_BYTES:
+        return Check("disk", "ok", message)
+    status: Status = "fail" if free_bytes < _LITTLE_BYTES else "warn"
+    return Check("disk", status, message, "free some space, or set `paths.work` to another disk")
 
 
 def check_viewer(config: Config) -> Check:
