@@ -29,15 +29,9 @@ from furnclip.evaluate.tasks import Split, build_requests, build_tasks, read_spl
 from furnclip.images import encode_jpeg
 from furnclip.journal import write_json
 from furnclip.model import build_tiny_clip, load_clip
-from furnclip.shards import (
-    Manifest,
-    Sample,
-    ShardDataset,
-    ShardInfo,
-    SplitInfo,
-    write_manifest,
-    write_shard,
-)
+from furnclip.shards import Manifest, Sample, ShardDataset, write_manifest
+from furnclip.shards.manifest import ShardInfo, SplitInfo
+from furnclip.shards.tar import write_shard
 from tests import drawn_shop
 from tests.test_embed_faults import interrupted
 

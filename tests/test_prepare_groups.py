@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageEnhance
 from furnclip.catalogue import content_hash
 from furnclip.prepare import fingerprint as prints
 from furnclip.prepare.fingerprint import fingerprint, near_pairs
-from furnclip.prepare.groups import Assignment, assign, drawn, find_ties, leaks_left
-from furnclip.prepare.ledger import UNDECIDED, Ledger, read_ledger
+from furnclip.prepare.splits import UNDECIDED, Assignment, Ledger, assign, drawn, leaks_left, read_ledger
 from furnclip.prepare.store import RECORD, Records
+from furnclip.prepare.ties import find_ties
 
 SHARES = (0.5, 0.25)
 
@@ -48,7 +48,7 @@ def records_of(rows: list[Made]) -> Records:
         record["title"] = record["group"] = row.title
         record["source"] = row.source
         record["hash"] = hash_of(row.look)
-        record["colours"] = 200
+        record["colors"] = 200
         record["look"] = row.look
     return records
 
@@ -189,12 +189,12 @@ def test_the_search_finds_exactly_the_pairs_that_comparing_all_finds(seed: int, 
     chance = np.random.default_rng(seed)
     hashes = np.packbits(chance.random((count, 128)) < 0.02, axis=1)
     hashes[: count // 2] ^= np.packbits(chance.random((count // 2, 128)) < 0.04, axis=1)
-    colours = (128 + chance.integers(-60, 60, 1) + chance.integers(-9, 10, (count, 195))).astype(np.uint8)
+    colors = (128 + chance.integers(-60, 60, 1) + chance.integers(-9, 10, (count, 195))).astype(np.uint8)
     every = np.array([*combinations(range(count), 2)], dtype=np.int64).reshape(-1, 2)
     apart = np.unpackbits(hashes[every[:, 0]] ^ hashes[every[:, 1]], axis=1).sum(axis=1)
-    agree = prints.colours_agree(colours[every[:, 0]], colours[every[:, 1]])
+    agree = prints.colors_agree(colors[every[:, 0]], colors[every[:, 1]])
     wanted = every[(apart <= prints.MAX_BITS) & agree]
-    assert near_pairs(hashes, colours, np.arange(count)).tolist() == wanted.tolist()
+    assert near_pairs(hashes, colors, np.arange(count)).tolist() == wanted.tolist()
 
 
 def drawn_chair(color: str = "brown", legs: int = 4, side_px: int = 200) -> Image.Image:
@@ -212,8 +212,8 @@ def drawn_chair(color: str = "brown", legs: int = 4, side_px: int = 200) -> Imag
 
 def near(first: Image.Image, second: Image.Image) -> bool:
     pair = [fingerprint(image) for image in (first, second)]
-    hashes, colours = (np.array([np.frombuffer(part[kind], np.uint8) for part in pair]) for kind in (0, 1))
-    return len(near_pairs(hashes, colours, np.arange(2))) == 1
+    hashes, colors = (np.array([np.frombuffer(part[kind], np.uint8) for part in pair]) for kind in (0, 1))
+    return len(near_pairs(hashes, colors, np.arange(2))) == 1
 
 
 def recoded(image: Image.Image, quality: int) -> Image.Image:
@@ -248,7 +248,7 @@ def test_the_same_photograph_is_a_near_duplicate(changed: Image.Image) -> None:
 @pytest.mark.parametrize(
     "other",
     [drawn_chair("red"), drawn_chair(legs=2), drawn_chair().transpose(Image.Transpose.FLIP_LEFT_RIGHT)],
-    ids=["recoloured", "other legs", "mirrored"],
+    ids=["recolored", "other legs", "mirrored"],
 )
 def test_another_product_on_white_is_none(other: Image.Image) -> None:
     assert not near(drawn_chair(), other)
@@ -260,5 +260,5 @@ def test_blank_and_tiny_pictures_have_a_fingerprint() -> None:
     assert not near(blank, drawn_chair())
     assert not near(Image.new("RGB", (90, 90), "navy"), Image.new("RGB", (90, 90), "olive"))  # swatches
     for size in ((8, 8), (8, 500), (224, 1), (1, 1)):
-        signs, colours = fingerprint(Image.new("RGB", size, "navy"))
-        assert (len(signs), len(colours)) == (16, 195)
+        signs, colors = fingerprint(Image.new("RGB", size, "navy"))
+        assert (len(signs), len(colors)) == (16, 195)

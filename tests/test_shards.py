@@ -18,22 +18,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from furnclip.catalogue import content_hash
 from furnclip.errors import MissingStageError, StorageError, UsageError
 from furnclip.shards import (
     SPLITS,
     Manifest,
     Sample,
     ShardDataset,
-    ShardInfo,
     ShardStream,
-    SplitInfo,
     read_assignments,
     read_manifest,
-    read_tar,
     write_manifest,
-    write_shard,
 )
-from furnclip.shards.reader import place_at
+from furnclip.shards.manifest import ShardInfo, SplitInfo
+from furnclip.shards.reader import read_tar
 from furnclip.shards.tar import (
     ShardAbout,
     encode_sample,
@@ -41,7 +39,7 @@ from furnclip.shards.tar import (
     read_about,
     read_index,
     read_sample,
-    sample_content,
+    write_shard,
 )
 
 
@@ -61,7 +59,7 @@ def sample(number: int, image_bytes: bytes = b"") -> Sample:
 def write(path: Path, samples: list[Sample], content: str = "content") -> ShardAbout:
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_shard(
-        path, ((sample_content(encode_sample(item)), item) for item in samples), content=content
+        path, ((content_hash(*encode_sample(item)), item) for item in samples), content=content
     )
 
 
@@ -69,7 +67,7 @@ def indexed(shard: Path) -> list[Sample]:
     """Every sample of a shard, found by its index."""
     about = read_about(shard)
     index = read_index(shard, samples=about.samples if about else 0)
-    return [read_sample(shard, place_at(index, row)) for row in range(index.num_rows)]
+    return [read_sample(shard, index, row) for row in range(index.num_rows)]
 
 
 @pytest.fixture

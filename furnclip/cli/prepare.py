@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import furnclip
+from furnclip import console
 from furnclip.cli.options import ConfigOption, Flags, JsonOption, mention_raw_titles, sets, settings
 
 if TYPE_CHECKING:
-    from furnclip.config import Config
     from furnclip.prepare import CheckReport, Summary
 
 _LARGE_GROUP_SHARE = 0.1
@@ -38,14 +39,13 @@ def prepare(
     upload: Annotated[
         bool, typer.Option("--upload", help="copy the shards to the S3 bucket afterwards")
     ] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="decode every picture again")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="decode every image again")] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="draw new splits too: never compare with models trained before")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Split products without leaks and pack them into shards."""
-    from furnclip import console
     from furnclip.clean.workspace import check_finished
     from furnclip.errors import InputError
     from furnclip.prepare import check as check_catalogue
@@ -64,48 +64,33 @@ def prepare(
             )
         return
     if upload:
-        _check_bucket(options)
+        with furnclip.S3Manager.from_config(options.storage) as manager:
+            manager.check()  # before hours of decoding, not after
     summary = prepare_shards(options, fresh=fresh, rebuild=rebuild)
     mention_raw_titles(options)
-    uploaded = _upload(options, summary) if upload else {}
-    payload = summary.as_dict() | ({"upload": uploaded} if upload else {})
+    payload, uploaded = summary.as_dict(), ""
+    if upload:
+        with furnclip.S3Manager.from_config(options.storage) as manager:
+            transfer = manager.upload_dataset(summary.folder, options.storage.shards)
+        to = f"s3://{options.storage.bucket}/{options.storage.shards}"
+        payload["upload"] = {"to": to, **vars(transfer)}
+        uploaded = f"uploaded {transfer.sent} files to {to}; {transfer.kept} were there already"
     console.emit(payload, as_json=as_json, human=lambda: _show_summary(summary, uploaded))
 
 
-def _check_bucket(options: Config) -> None:
-    """Before hours of decoding, not after."""
-    from furnclip.storage import S3Manager
-
-    with S3Manager.from_config(options.storage) as manager:
-        manager.check()
-
-
-def _upload(options: Config, summary: Summary) -> dict[str, int | str]:
-    from furnclip.storage import S3Manager
-
-    key = options.storage.shards
-    with S3Manager.from_config(options.storage) as manager:
-        transfer = manager.upload_dataset(summary.folder, key)
-    where = f"s3://{options.storage.bucket}/{key}"
-    return {"to": where, "sent": transfer.sent, "sent_bytes": transfer.sent_bytes, "kept": transfer.kept}
-
-
 def _show_report(report: CheckReport) -> None:
-    from furnclip import console
-
     console.say(f"{report.usable} of {report.rows} rows of {report.catalogue} can be used")
     if report.reasons:
-        rows = [
-            [reason, count, "; ".join(f"row {item.row}: {item.detail}" for item in report.examples[reason])]
-            for reason, count in report.reasons.items()
-        ]
+        shown = {
+            reason: "; ".join(f"row {example['row']}: {example['detail']}" for example in examples)
+            for reason, examples in report.examples.items()
+        }
+        rows = [[reason, count, shown[reason]] for reason, count in report.reasons.items()]
         console.show_table(["reason", "rows", "first of them"], rows)
     _mention_uncleaned(report.not_cleaned)
 
 
 def _mention_uncleaned(rows: int) -> None:
-    from furnclip import console
-
     if rows:
         console.warn(
             f"{rows} rows of the catalogue are not cleaned, and therefore not here: they were added since, "
@@ -113,30 +98,19 @@ def _mention_uncleaned(rows: int) -> None:
         )
 
 
-def _show_spread(summary: Summary) -> None:
-    """How the commonest object types are spread over the splits."""
-    from furnclip import console
+def _show_summary(summary: Summary, uploaded: str) -> None:
     from furnclip.prepare import spread
-
-    kinds = spread(summary.manifest, "object_type")
-    if kinds:
-        rows = [[kind, *counts.values()] for kind, counts in list(kinds.items())[:_SHOWN_TYPES]]
-        columns = ["object type", *next(iter(kinds.values()))]
-        console.show_table(columns, rows, title=f"the {len(rows)} commonest of {len(kinds)} object types")
-
-
-def _show_summary(summary: Summary, uploaded: dict[str, int | str]) -> None:
-    from furnclip import console
 
     if not summary.changed_shards and not summary.decoded:
         console.say(f"nothing to do: {summary.folder} is up to date")
-    rows = [
-        [name, split.samples, split.groups, len(split.shards)]
-        for name, split in summary.manifest.splits.items()
-    ]
+    splits = summary.manifest.splits.items()
+    rows = [[name, split.samples, split.groups, len(split.shards)] for name, split in splits]
     console.show_table(["split", "products", "groups", "shards"], rows)
-    _show_spread(summary)
-    leaks = summary.manifest.leaks
+    if kinds := spread(summary.manifest, "object_type"):
+        rows = [[kind, *counts.values()] for kind, counts in list(kinds.items())[:_SHOWN_TYPES]]
+        columns = ["object type", *next(iter(kinds.values()))]
+        console.show_table(columns, rows, title=f"the {len(rows)} commonest of {len(kinds)} object types")
+    leaks, placeholders = summary.manifest.leaks, summary.rejected.get("placeholder-image")
     console.say(
         f"{summary.products} of {summary.rows} rows are in the shards; {leaks['groups_joined']} groups of "
         f"several products, the largest has {leaks['largest_group']}; "
@@ -146,19 +120,16 @@ def _show_summary(summary: Summary, uploaded: dict[str, int | str]) -> None:
         console.say(f"rejected: {count} {reason}")
     if summary.rejected:
         console.say(f"see {summary.folder / 'rejected.csv'}")
-    if summary.rejected.get("placeholder-image"):
+    if placeholders:
         console.warn(
-            f"{summary.rejected['placeholder-image']} products have a placeholder image, one for products "
-            "that have nothing else in common; give them images of their own to train on them"
+            f"{placeholders} products have a placeholder image, one for products that have nothing else in "
+            "common; give them images of their own to train on them"
         )
     if leaks["largest_group"] > max(_LARGE_GROUP_SHARE * summary.products, 10):
-        shared = leaks["largest_group_shares"]
         console.warn(
             f"one group holds {leaks['largest_group']} of {summary.products} products, all in one split; "
-            f"most of them share {_SHARED[shared]}"
+            f"most of them share {_SHARED[leaks['largest_group_shares']]}"
         )
     _mention_uncleaned(summary.not_cleaned)
     if uploaded:
-        console.say(
-            f"uploaded {uploaded['sent']} files to {uploaded['to']}; {uploaded['kept']} were there already"
-        )
+        console.say(uploaded)

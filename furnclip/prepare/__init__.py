@@ -1,19 +1,17 @@
-"""`furnclip prepare`: cleaned rows and pictures become splits without leaks, packed in shards.
+"""`furnclip prepare`: cleaned rows and images become splits without leaks, packed in shards.
 
-Input: `work/clean/cleaned.csv` (else the raw catalogue) and the picture folder. Output:
-`work/shards/`, complete when `manifest.json` is there, and `work/shards/rejected.csv` with every row
-that is not in them and why. Work in progress lies in `work/cache/prepare/`.
+Input: `work/clean/cleaned.csv` (else the raw catalogue) and the image folder. Output: `work/shards/`,
+complete when `manifest.json` is there, and `work/shards/rejected.csv` with every row that is not in them
+and why. Work in progress lies in `work/cache/prepare/`.
 
-Scan (decode what is new), tie (who belongs together), assign (a split for each group), pack. Every
-step goes on where a killed run stopped. Do not trust near-duplicates to be complete: crops, mirrors
-and recoloured variants of one photograph are different pictures to it; give `paths.group_column`
-where the shop knows its variants.
+Scan (decode what is new), find ties (who belongs together), assign (a split for each group), pack. Every
+step goes on where a killed run stopped. Do not trust near-duplicates to be complete: crops, mirrors and
+recolored variants of one photograph are different images to it; give `paths.group_column` where the
+shop knows its variants.
 """
 
 from __future__ import annotations
 
-from furnclip.prepare.check import CheckReport, check
-from furnclip.prepare.report import Summary, spread
-from furnclip.prepare.run import prepare
+from furnclip.prepare.run import CheckReport, Summary, check, prepare, spread
 
 __all__ = ["CheckReport", "Summary", "check", "prepare", "spread"]

@@ -1,16 +1,16 @@
-"""Near-duplicate pictures: a fingerprint of what a picture shows, and the search for close ones.
+"""Near-duplicate images: a fingerprint of what an image shows, and the search for close ones.
 
-Input: an opened picture. Output: 16 bytes of gradient signs, and 195 bytes of colours: a thumbnail
-against the background, and the background. Two pictures are near-duplicates when at most `MAX_BITS`
+Input: an opened image. Output: 16 bytes of gradient signs, and 195 bytes of colors: a thumbnail
+against the background, and the background. Two images are near-duplicates when at most `MAX_BITS`
 signs differ, the thumbnails differ by at most `MAX_DIFFERENCE` of what is on them, and the backgrounds
 by at most `MAX_LEVELS`.
 
 A shop photographs everything on white, so a fingerprint of the whole frame calls all of it alike, and
 one of the tight frame jumps with every speck. Two measures against that: the frame is where 96 % of
-the ink is, not where the first pixel is; and colours are taken against the background, their difference
+the ink is, not where the first pixel is; and colors are taken against the background, their difference
 in proportion to the ink, so that a fork is not a knife because both are mostly white. Another size,
 another quality (JPEG 30), a wider white border, a crop of 2 % are found in 99 of 100 cases; a mirror, a
-crop into the product and a recoloured variant are not.
+crop into the product and a recolored variant are not.
 
 Search: multi-index hashing (Norouzi et al., "Fast search in Hamming space", 2012), exact for the
 definition above: of ten bands of the signs, eight differing bits leave two untouched, so rows are
@@ -27,7 +27,7 @@ from PIL import Image, ImageChops, ImageStat
 
 HASH_BYTES = 16
 THUMB_SIDE_PX = 8
-COLOUR_BYTES = THUMB_SIDE_PX * THUMB_SIDE_PX * 3 + 3
+COLOR_BYTES = THUMB_SIDE_PX * THUMB_SIDE_PX * 3 + 3
 MAX_BITS = 8
 MAX_DIFFERENCE = 0.15
 MAX_LEVELS = 24
@@ -46,7 +46,7 @@ _ONES = np.array([number.bit_count() for number in range(2**16)], dtype=np.uint8
 
 
 def fingerprint(image: Image.Image) -> tuple[bytes, bytes]:
-    """(gradient signs, colours) of an RGB picture."""
+    """(gradient signs, colors) of an RGB image."""
     if min(image.size) >= _ENOUGH_PX:
         image = image.reduce(min(image.size) // _ENOUGH_PX)
     background, box = _framed(image)
@@ -57,12 +57,12 @@ def fingerprint(image: Image.Image) -> tuple[bytes, bytes]:
     signs = np.packbits(np.concatenate([across.ravel(), down.ravel()]))  # (16,)
     small = image.resize((THUMB_SIDE_PX, THUMB_SIDE_PX), Image.Resampling.BILINEAR, box=box)
     against = (np.asarray(small, dtype=np.float32) - background) / 2 + _NEUTRAL  # (8, 8, 3)
-    colours = np.concatenate([against.ravel(), background])  # (195,)
-    return signs.tobytes(), np.clip(np.rint(colours), 0, 255).astype(np.uint8).tobytes()
+    colors = np.concatenate([against.ravel(), background])  # (195,)
+    return signs.tobytes(), np.clip(np.rint(colors), 0, 255).astype(np.uint8).tobytes()
 
 
 def _framed(image: Image.Image) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """(background colour (3,), box around nearly all ink) of a picture."""
+    """(background color (3,), box around nearly all ink) of an image."""
     corner_px = [image.getpixel((x, y)) for x in (0, image.width - 1) for y in (0, image.height - 1)]
     corners = np.array(corner_px, dtype=np.int16)  # (4, 3)
     background = np.median(corners, axis=0)
@@ -89,10 +89,10 @@ def _range(ink: np.ndarray) -> tuple[float, float]:
     return (first, last) if last - first >= 1 else (0.0, float(len(ink)))
 
 
-def near_pairs(hashes: np.ndarray, colours: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def near_pairs(hashes: np.ndarray, colors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Pairs (i, j), i < j, of near-duplicates among distinct fingerprints: (P, 2).
 
-    hashes: (N, 16) uint8. colours: (M, 195) uint8, perhaps on disk; rows: (N,) which are of which hash.
+    hashes: (N, 16) uint8. colors: (M, 195) uint8, perhaps on disk; rows: (N,) which are of which hash.
     """
     found = [np.empty((0, 2), dtype=np.int64)]
     words = np.ascontiguousarray(hashes).view(np.uint16)  # (N, 8)
@@ -100,7 +100,7 @@ def near_pairs(hashes: np.ndarray, colours: np.ndarray, rows: np.ndarray) -> np.
         for left, right in _pairs_of_equals(first << np.uint32(16) | second):
             close = _ONES[words[left] ^ words[right]].sum(axis=1) <= MAX_BITS
             left, right = left[close], right[close]
-            same = colours_agree(colours[rows[left]], colours[rows[right]])
+            same = colors_agree(colors[rows[left]], colors[rows[right]])
             found.append(np.sort(np.stack([left[same], right[same]], axis=1), axis=1))
     return np.unique(np.concatenate(found), axis=0)
 
@@ -139,7 +139,7 @@ def _pairs_of_equals(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
         first = last
 
 
-def colours_agree(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def colors_agree(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Whether thumbnails and backgrounds (P, 195) are close enough: (P,)."""
     first, second = first.astype(np.int16), second.astype(np.int16)
     apart = np.abs(first - second)

@@ -10,31 +10,23 @@ place together at the end; until then the earlier shards stay complete and reada
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow
 
+from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.journal import move_file, sync_folder
-from furnclip.prepare.groups import Assignment
+from furnclip.parallel import Workers
+from furnclip.prepare.splits import LEDGER_NAME, Assignment, Ledger
 from furnclip.prepare.store import Records, read_samples
-from furnclip.shards.manifest import MINI_TRAIN, SPLITS, ShardInfo, SplitInfo
-from furnclip.shards.tar import (
-    Sample,
-    ShardAbout,
-    decode_sample,
-    index_path,
-    read_about,
-    read_index,
-    write_shard,
-)
+from furnclip.shards.manifest import MANIFEST_NAME, MINI_TRAIN, SPLITS, ShardInfo, SplitInfo
+from furnclip.shards.tar import decode_sample, index_path, read_about, read_index, write_shard
 
 if TYPE_CHECKING:
     from furnclip.config import PrepConfig
@@ -44,194 +36,138 @@ MOST_VALUES = 50  # of an attribute in the manifest; free text would make it meg
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """One shard to be: its name, the rows in it by key, and a hash of what they hold."""
+    """One shard to be. `content` is a hash of what its samples, in the order of their keys, hold."""
 
     name: str
     split: str
-    rows: np.ndarray
     content: str
+    keys: np.ndarray  # (N,)
+    contents: np.ndarray  # (N,) the hash of each sample
+    groups: np.ndarray  # (N,)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether this shard is there, whole."""
+        about = read_about(path)
+        return about is not None and about.content == self.content
+
+    def staged_in(self, folder: Path) -> Path:
+        """Where it is written before it is moved in place."""
+        return folder / f"{content_hash(self.name, self.content)}.tar"
 
 
 def plan_shards(records: Records, assignment: Assignment, settings: PrepConfig) -> list[PlannedShard]:
     """Every shard of every split, in order."""
+    rows_of = {split: np.flatnonzero(assignment.split == number) for number, split in enumerate(SPLITS)}
+    rows_of[MINI_TRAIN] = _mini_train(records, rows_of["train"], settings.mini_train_samples)
     planned = []
-    for number, split in enumerate(SPLITS):
-        rows = np.flatnonzero(assignment.split == number)
-        planned += _shards_of(split, rows[np.argsort(records["key"][rows])], records, assignment, settings)
-    rows = mini_train_rows(records, assignment, settings.mini_train_samples)
-    return planned + _shards_of(MINI_TRAIN, rows, records, assignment, settings)
-
-
-def _shards_of(
-    split: str, rows: np.ndarray, records: Records, assignment: Assignment, settings: PrepConfig
-) -> list[PlannedShard]:
-    keys = records["key"][rows]
-    sizes = records["sample_bytes"][rows].astype(np.int64)
-    shards = _shard_numbers(keys, sizes, settings.shard_samples, settings.shard_mb * 10**6)
-    planned = []
-    for number, start, end in _runs(shards):
-        inside = rows[start:end]
-        digest = hashlib.blake2b(digest_size=16)
-        for column in (records["content"][inside], assignment.group[inside]):
-            digest.update(np.ascontiguousarray(column).tobytes())
-        planned.append(PlannedShard(f"{split}/shard-{number:06d}.tar", split, inside, digest.hexdigest()))
+    for split, rows in rows_of.items():
+        if not len(rows):
+            continue
+        rows = rows[np.argsort(records["key"][rows])]
+        sizes = records["sample_bytes"][rows].astype(np.int64)
+        most_bytes = settings.shard_mb * 10**6
+        shards = _shard_numbers(records["key"][rows], sizes, settings.shard_samples, most_bytes)
+        for number, inside in enumerate(np.split(rows, np.flatnonzero(np.diff(shards)) + 1)):
+            contents, groups = records["content"][inside], assignment.group[inside]
+            content = hashlib.blake2b(contents.tobytes() + groups.tobytes(), digest_size=16).hexdigest()
+            name = f"{split}/shard-{number:06d}.tar"
+            planned.append(PlannedShard(name, split, content, records["key"][inside], contents, groups))
     return planned
 
 
 def _shard_numbers(keys: np.ndarray, sizes: np.ndarray, most_samples: int, most_bytes: int) -> np.ndarray:
-    """The shard of each of the sorted keys: the fewest halvings of the key space within the limits."""
+    """Ascending numbers for the sorted keys: the fewest halvings of the key space within the limits."""
     for halvings in range(64):
-        shards = (
-            (keys >> np.uint64(64 - halvings)).astype(np.int64) if halvings else np.zeros(len(keys), np.int64)
-        )
-        if not len(keys):
-            return shards
+        # a shift by all 64 bits is undefined
+        shards = (keys >> np.uint64(64 - halvings) if halvings else keys * 0).astype(np.int64)
         samples = np.bincount(shards - shards[0])
         size = np.bincount(shards - shards[0], weights=sizes)
         if samples.max() <= most_samples and (size.max() <= most_bytes or samples.max() == 1):
             break
-    return np.unique(shards, return_inverse=True)[1]
+    return shards
 
 
-def _runs(numbers: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(number, start, end) of each run of equal numbers."""
-    if not len(numbers):
-        return
-    starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]])
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)], strict=True):
-        yield int(numbers[start]), start, end
+def _mini_train(records: Records, rows: np.ndarray, samples: int) -> np.ndarray:
+    """A sample of the rows with the same share of every object type."""
+    if len(rows) <= samples:
+        return rows
+    order = np.lexsort((records["key"][rows], records["stratum"][rows]))
+    # of the rows sorted by type, every n-th: each type gets its share, rounded up or down
+    return rows[order[(np.arange(samples) * len(rows) + len(rows) // 2) // samples]]
 
 
-def mini_train_rows(records: Records, assignment: Assignment, samples: int) -> np.ndarray:
-    """A sample of the train split with the same share of every object type, by key."""
-    rows = np.flatnonzero(assignment.split == 0)
-    if len(rows) > samples:
-        order = np.lexsort((records["key"][rows], records["stratum"][rows]))
-        # of the rows sorted by type, every n-th: each type gets its share, rounded up or down
-        picks = (np.arange(samples) * len(rows) + len(rows) // 2) // samples
-        rows = rows[order[picks]]
-    return rows[np.argsort(records["key"][rows])]
+def write_shards(
+    planned: list[PlannedShard], folder: Path, *, staged: Path, store: Path, ledger: Ledger, processes: int
+) -> int:
+    """Write and publish the shards that are not in `folder` already; how many were written."""
+    changed = [shard for shard in planned if not shard.is_at(folder / shard.name)]
+    unwritten = [shard for shard in changed if not shard.is_at(shard.staged_in(staged))]  # by a killed run
+    pack = partial(pack_shard, staged=staged, store=store)
+    workers = Workers(pack, processes, here_first=1, setting="prepare.workers")
+    with workers, console.progress("writing shards", total=len(unwritten), unit="shards") as meter:
+        for _ in workers.map(unwritten, name_of=lambda shard: shard.name, chunk_items=1):
+            meter.advance()
+    wanted = {shard.name: folder / shard.name for shard in planned}
+    written = {shard.name: shard.staged_in(staged) for shard in changed}
+    paths = wanted | written
+    # Splits are settled before a shard shows them, so that no later run can decide differently.
+    extended = ledger.extended(
+        (shard.split, read_index(paths[shard.name], samples=len(shard.keys)))
+        for shard in planned
+        if shard.split in SPLITS
+    )
+    if extended is not ledger:
+        extended.write(folder / LEDGER_NAME)
+    published = {path for split in (*SPLITS, MINI_TRAIN) for path in (folder / split).glob("shard-*.tar")}
+    if changed or published != set(wanted.values()):
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        _publish(folder, written, gone=published - set(wanted.values()))
+    return len(changed)
 
 
-@dataclass(frozen=True)
-class PackTask:
-    """All that a worker process needs to write one shard: (key, content) and group of each sample."""
-
-    path: Path
-    content: str
-    store: Path
-    samples: list[tuple[int, int]]
-    groups: list[int]
-
-
-def pack_shard(task: PackTask) -> None:
-    """Write one shard. Runs in a worker process."""
-    write_shard(task.path, _samples(task), content=task.content)
+def pack_shard(shard: PlannedShard, *, staged: Path, store: Path) -> None:
+    """Write one shard aside. Runs in a worker process."""
+    wanted = list(zip(shard.keys.tolist(), shard.contents.tolist(), strict=True))
+    samples = (
+        (f"{content:016x}", replace(decode_sample(f"{key:016x}", *members), group=f"{group:016x}"))
+        for (key, content), group, members in zip(
+            wanted, shard.groups.tolist(), read_samples(store, wanted), strict=True
+        )
+    )
+    write_shard(shard.staged_in(staged), samples, content=shard.content)
 
 
-def _samples(task: PackTask) -> Iterator[tuple[str, Sample]]:
-    samples = read_samples(task.store, task.samples)
-    for (key, content), group, members in zip(task.samples, task.groups, samples, strict=True):
-        sample = decode_sample(f"{key:016x}", *members)
-        yield f"{content:016x}", dataclasses.replace(sample, group=f"{group:016x}")
+def _publish(folder: Path, written: dict[str, Path], *, gone: set[Path]) -> None:
+    """Move written shards (name -> path) in place, and remove those that are no longer planned."""
+    for name, path in written.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        index_path(target).unlink(missing_ok=True)  # it must never lie beside another tar
+        move_file(path, target)
+        move_file(index_path(path), index_path(target))
+    for path in gone:
+        index_path(path).unlink(missing_ok=True)
+        path.unlink()
+    for split in (*SPLITS, MINI_TRAIN):
+        if (folder / split).is_dir():
+            sync_folder(folder / split)
 
 
-@dataclass(frozen=True)
-class Packer:
-    """Writes planned shards aside and puts them in place."""
-
-    shards: Path
-    staged: Path
-    records: Records
-    assignment: Assignment
-    store: Path
-
-    def missing(self, planned: list[PlannedShard]) -> list[PlannedShard]:
-        """Those that are not in place already."""
-        return [shard for shard in planned if not _is_whole(self.shards / shard.name, shard.content)]
-
-    def task(self, shard: PlannedShard) -> PackTask | None:
-        """How to write the shard aside; None where a killed run already did."""
-        path = self.where_staged(shard)
-        if _is_whole(path, shard.content):
-            return None
-        records = self.records[shard.rows]
-        samples = list(zip(records["key"].tolist(), records["content"].tolist(), strict=True))
-        groups = self.assignment.group[shard.rows].tolist()
-        return PackTask(path, shard.content, self.store, samples, groups)
-
-    def where_staged(self, shard: PlannedShard) -> Path:
-        """Where the shard is written before it is put in place."""
-        return self.staged / f"{content_hash(shard.name, shard.content)}.tar"
-
-    def index(self, shard: PlannedShard) -> pyarrow.Table:
-        """The index of a shard, in place or still staged."""
-        published = self.shards / shard.name
-        path = published if _is_whole(published, shard.content) else self.where_staged(shard)
-        return read_index(path, samples=len(shard.rows))
-
-    def publish(self, planned: list[PlannedShard], changed: list[PlannedShard]) -> None:
-        """Move staged shards in place and remove those that are no longer planned."""
-        for shard in changed:
-            target, staged = self.shards / shard.name, self.where_staged(shard)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            index_path(target).unlink(missing_ok=True)  # it must never lie beside another tar
-            move_file(staged, target)
-            move_file(index_path(staged), index_path(target))
-        wanted = {self.shards / shard.name for shard in planned}
-        for path in published_shards(self.shards):
-            if path not in wanted:
-                index_path(path).unlink(missing_ok=True)
-                path.unlink()
-        for split in (*SPLITS, MINI_TRAIN):
-            if (self.shards / split).is_dir():
-                sync_folder(self.shards / split)
-
-
-def published_shards(folder: Path) -> list[Path]:
-    """Every shard file under a folder of splits."""
-    return sorted(path for split in (*SPLITS, MINI_TRAIN) for path in (folder / split).glob("shard-*.tar"))
-
-
-def _is_whole(path: Path, content: str) -> bool:
-    about = read_about(path)
-    return about is not None and about.content == content
-
-
-def describe_split(
-    folder: Path, split: str, planned: list[PlannedShard], assignment: Assignment
-) -> SplitInfo:
+def describe_split(folder: Path, shards: list[PlannedShard]) -> SplitInfo:
     """What the manifest says about a split whose shards are in place."""
-    shards, attributes = [], {}
+    infos, groups = [], set()
     counts: dict[str, Counter[str]] = {}
-    groups: set[int] = set()
-    for shard in planned:
-        if shard.split != split:
-            continue
+    for shard in shards:
         about = read_about(folder / shard.name)
         assert about is not None
-        shards.append(_shard_info(folder, shard.name, about))
-        groups.update(assignment.group[shard.rows].tolist())
+        index = index_path(folder / shard.name).read_bytes()
+        digest = hashlib.sha256(index).hexdigest()
+        infos.append(ShardInfo(shard.name, about.sha256, about.bytes, about.samples, digest, len(index)))
+        groups.update(shard.groups.tolist())
         for name, values in about.attributes.items():
             counts.setdefault(name, Counter()).update(values)
-    attributes = {name: _most_common(values) for name, values in counts.items()}
-    samples = sum(shard.samples for shard in shards)
-    return SplitInfo(samples, len(groups), tuple(shards), attributes)
-
-
-def _most_common(counts: Counter[str]) -> dict[str, int]:
-    """The commonest values."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return dict(ordered[:MOST_VALUES])
-
-
-def _shard_info(folder: Path, name: str, about: ShardAbout) -> ShardInfo:
-    index = index_path(folder / name).read_bytes()
-    return ShardInfo(
-        name=name,
-        sha256=about.sha256,
-        bytes=about.bytes,
-        samples=about.samples,
-        index_sha256=hashlib.sha256(index).hexdigest(),
-        index_bytes=len(index),
-    )
+    attributes = {
+        name: dict(sorted(values.items(), key=lambda item: (-item[1], item[0]))[:MOST_VALUES])
+        for name, values in counts.items()
+    }
+    return SplitInfo(sum(info.samples for info in infos), len(groups), tuple(infos), attributes)

@@ -1,63 +1,134 @@
-"""The conductor of `furnclip prepare`: scan, tie, assign, pack, publish."""
+"""The conductor of `furnclip prepare`: scan, find ties, assign, pack, publish; and what it tells of a run."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from itertools import islice
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from furnclip import console
-from furnclip.catalogue import Rejection, catalogue_path, uncleaned_rows
+from furnclip.catalogue import ATTRIBUTES, Rejection, catalogue_path, no_rows, sheet_text, uncleaned_rows
 from furnclip.errors import ConfigError, InputError, MissingStageError
-from furnclip.journal import exclusive, sweep, told_when_full
-from furnclip.parallel import Workers
-from furnclip.prepare.groups import Assignment, Ties, assign, find_ties
-from furnclip.prepare.ledger import LEDGER_NAME, UNDECIDED, Ledger, read_ledger
-from furnclip.prepare.pack import (
-    Packer,
-    PlannedShard,
-    describe_split,
-    pack_shard,
-    plan_shards,
-    published_shards,
-)
-from furnclip.prepare.placeholders import placeholder_rows
-from furnclip.prepare.report import (
-    Summary,
-    by_reason,
-    joins_splits,
-    leak_report,
-    nothing_usable,
-    placeholder,
-    write_rejected,
-)
+from furnclip.journal import exclusive, sweep, told_when_full, write_text
+from furnclip.prepare.pack import MOST_VALUES, describe_split, plan_shards, write_shards
 from furnclip.prepare.scan import Scanner, decoders
-from furnclip.prepare.store import Entry, Records, Store, records_of, store_errors
-from furnclip.shards.manifest import (
-    MANIFEST_NAME,
-    MINI_TRAIN,
-    SPLITS,
-    Manifest,
-    read_manifest,
-    write_manifest,
+from furnclip.prepare.splits import (
+    LEDGER_NAME,
+    UNDECIDED,
+    Assignment,
+    Ledger,
+    assign,
+    leak_report,
+    read_ledger,
 )
+from furnclip.prepare.store import Records, Store, records_of, store_errors
+from furnclip.prepare.ties import Ties, find_ties, placeholder_rows
+from furnclip.shards import MANIFEST_NAME, MINI_TRAIN, SPLITS, Manifest, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from furnclip.config import Config
 
-
+REJECTED_NAME = "rejected.csv"
+_EXAMPLES = 3
 _CHUNK_ROWS = 4096
+_PLACEHOLDER = "`%s` is the image of %d products that have nothing else in common: a placeholder"
+_JOINS_SPLITS = "shares a group, title or image with products that an earlier run put into different splits"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Rows by reason, with the first few of each."""
+
+    catalogue: Path
+    rows: int
+    usable: int
+    reasons: dict[str, int]
+    examples: dict[str, list[dict[str, Any]]]
+    """row, product id and detail"""
+    not_cleaned: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**vars(self), "catalogue": str(self.catalogue)}
+
+
+def check(config: Config) -> CheckReport:
+    """Read every row and open every image, and write nothing. Raises `InputError` where there is no row."""
+    reasons: Counter[str] = Counter()
+    examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    rows = 0
+    with console.progress("checking products", total=None) as meter, decoders(config.prepare) as workers:
+        for outcome in Scanner(config, None, workers):
+            rows += 1
+            meter.advance()
+            if isinstance(outcome, Rejection):
+                reasons[outcome.reason] += 1
+                if len(examples[outcome.reason]) < _EXAMPLES:
+                    example = {name: getattr(outcome, name) for name in ("row", "product_id", "detail")}
+                    examples[outcome.reason].append(example)
+    path = catalogue_path(config.paths)
+    if not rows:
+        raise no_rows(path, config.paths)
+    usable, by_reason = rows - reasons.total(), dict(reasons.most_common())
+    return CheckReport(path, rows, usable, by_reason, dict(examples), uncleaned_rows(config.paths))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did. `changed_shards` of 0 and `decoded` of 0: there was nothing to do."""
+
+    catalogue: Path
+    folder: Path
+    rows: int
+    products: int
+    rejected: dict[str, int]
+    decoded: int
+    changed_shards: int
+    not_cleaned: int
+    """rows of the raw catalogue that are not in the cleaned one, and therefore not in the shards"""
+    manifest: Manifest
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        splits = {
+            name: {"samples": split.samples, "groups": split.groups, "shards": len(split.shards)}
+            for name, split in self.manifest.splits.items()
+        }
+        return {
+            **vars(self),
+            "catalogue": str(self.catalogue),
+            "folder": str(self.folder),
+            "manifest": str(self.folder / MANIFEST_NAME),
+            "data_hash": self.manifest.data_hash,
+            "splits": splits,
+            "attributes": {name: spread(self.manifest, name) for name in ATTRIBUTES},
+            "leaks": self.manifest.leaks,
+        }
+
+
+def spread(manifest: Manifest, attribute: str) -> dict[str, dict[str, int | None]]:
+    """Products of each split by the value of an attribute, the commonest value first.
+
+    None: the value is not among the commonest of that split, which are all that a manifest keeps.
+    """
+    counts = {name: manifest.splits[name].attributes.get(attribute, {}) for name in SPLITS}
+    total = sum((Counter(values) for values in counts.values()), Counter[str]())
+    rest = {name: None if len(values) == MOST_VALUES else 0 for name, values in counts.items()}
+    ordered = sorted((value for value in total if value), key=lambda value: (-total[value], value))
+    return {value: {name: counts[name].get(value, rest[name]) for name in SPLITS} for value in ordered}
 
 
 def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Summary:
     """Bring the shards in line with the catalogue.
 
-    `rebuild` decodes every picture again; `fresh` also forgets which product was in which split.
+    `rebuild` decodes every image again; `fresh` also forgets which product was in which split.
     Raises `InputError` when no row of the catalogue can be used.
     """
     if config.prepare.train_fraction + config.prepare.validation_fraction > 1 + 1e-9:
@@ -65,156 +136,153 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Su
             "`prepare.train_fraction` and `prepare.validation_fraction` add up to more than 1",
             hint="the test split gets what is left; 0.8 and 0.1 leave 0.1",
         )
-    cache = config.paths.cache / "prepare"
+    folder, cache = config.paths.shards, config.paths.cache / "prepare"
     store = Store(cache)
-    with exclusive(cache), told_when_full(config.paths.shards, cache), store_errors(store.path):
-        for folder in (cache, config.paths.shards):
-            sweep(folder, exclusively=True)
+    with exclusive(cache), told_when_full(folder, cache), store_errors(store.path):
+        for written in (cache, folder):
+            sweep(written, exclusively=True)
         for path in cache.glob("*.bin"):
             path.unlink()  # of release 0.1
         if fresh or rebuild:
-            _forget(config.paths.shards, cache, splits_too=fresh)
+            (folder / MANIFEST_NAME).unlink(missing_ok=True)
+            if fresh:
+                (folder / LEDGER_NAME).unlink(missing_ok=True)
+            # the folder of a split itself may be a link to another disk
+            built = [path for split in (*SPLITS, MINI_TRAIN) for path in (folder / split).glob("shard-*")]
+            for path in (*built, *cache.glob("samples-*")):
+                path.unlink()
+            shutil.rmtree(cache / "staged", ignore_errors=True)
         with store:
             return _Run(config, cache, store).run()
 
 
-def _forget(folder: Path, cache: Path, *, splits_too: bool) -> None:
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    if splits_too:
-        (folder / LEDGER_NAME).unlink(missing_ok=True)
-    for split in (*SPLITS, MINI_TRAIN):
-        for path in (folder / split).glob("shard-*"):  # the folder itself may be a link to another disk
-            path.unlink()
-    shutil.rmtree(cache / "staged", ignore_errors=True)
-    for path in cache.glob("samples-*"):
-        path.unlink()
-
-
+@dataclass
 class _Run:
     """One run's places and the rows rejected so far."""
 
-    def __init__(self, config: Config, cache: Path, store: Store) -> None:
-        self._config = config
-        self._folder = config.paths.shards
-        self._cache = cache
-        self._store = store
-        self._rejections: list[Rejection] = []
+    config: Config
+    cache: Path
+    store: Store
+    rejections: list[Rejection] = field(default_factory=list)
 
     def run(self) -> Summary:
+        settings, folder = self.config.prepare, self.config.paths.shards
+        by_column = bool(self.config.paths.group_column)
         records, decoded = self._scan()
-        ties = find_ties(records, by_column=bool(self._config.paths.group_column))
-        ledger = read_ledger(self._folder / LEDGER_NAME)
+        ties = find_ties(records, by_column=by_column)
+        ledger = read_ledger(folder / LEDGER_NAME)
         assignment = self._assign(records, ties, ledger)
-        planned = plan_shards(records, assignment, self._config.prepare)
-        changed = self._pack(records, assignment, planned, ledger)
+        planned = plan_shards(records, assignment, settings)
+        staged = self.cache / "staged"
+        changed = write_shards(
+            planned, folder, staged=staged, store=self.store.path, ledger=ledger, processes=settings.workers
+        )
+        rejected = Counter(item.reason for item in self.rejections)
         manifest = Manifest(
             data_hash="",
             splits={
-                name: describe_split(self._folder, name, planned, assignment)
+                name: describe_split(folder, [shard for shard in planned if shard.split == name])
                 for name in (*SPLITS, MINI_TRAIN)
             },
-            settings=self._config.prepare.model_dump(exclude={"workers"}),
-            leaks=leak_report(ties, assignment, by_column=bool(self._config.paths.group_column)),
-            rejected=by_reason(self._rejections),
-        )
-        self._finish(manifest.with_hash(), records)
+            settings=settings.model_dump(exclude={"workers"}),
+            leaks=leak_report(ties, assignment, by_column=by_column),
+            rejected=dict(sorted(rejected.items())),
+        ).with_hash()
+        _write_rejected(folder, self.rejections)
+        _announce(folder, manifest)
+        self.store.finish(records)
+        shutil.rmtree(staged, ignore_errors=True)
+        products = sum(manifest.splits[name].samples for name in SPLITS)
         return Summary(
-            catalogue=catalogue_path(self._config.paths),
-            folder=self._folder,
-            rows=len(self._rejections) + int((assignment.split != UNDECIDED).sum()),
-            products=int((assignment.split != UNDECIDED).sum()),
+            catalogue=catalogue_path(self.config.paths),
+            folder=folder,
+            rows=len(self.rejections) + products,
+            products=products,
             rejected=manifest.rejected,
             decoded=decoded,
             changed_shards=changed,
-            not_cleaned=uncleaned_rows(self._config.paths),
-            manifest=manifest.with_hash(),
+            not_cleaned=uncleaned_rows(self.config.paths),
+            manifest=manifest,
         )
 
     def _scan(self) -> tuple[Records, int]:
         """Judge every row and decode what is new; the records of all usable rows, and the number decoded."""
         parts: list[Records] = []
-        with decoders(self._config.prepare) as workers:
-            scanner = Scanner(self._config, self._store, workers=workers)
-            entries = self._usable(scanner)
-            while chunk := list(islice(entries, _CHUNK_ROWS)):
-                parts.append(records_of(chunk))
-        self._store.commit()
-        if not parts:
-            raise self._nothing_usable()
-        return np.concatenate(parts), scanner.decoded
-
-    def _usable(self, scanner: Scanner) -> Iterator[Entry]:
-        with console.progress("reading products", total=None) as meter:
+        entries = []
+        with (
+            decoders(self.config.prepare) as workers,
+            console.progress("reading products", total=None) as meter,
+        ):
+            scanner = Scanner(self.config, self.store, workers)
             for outcome in scanner:
                 meter.advance()
                 if isinstance(outcome, Rejection):
-                    self._rejections.append(outcome)
-                else:
-                    yield outcome
+                    self.rejections.append(outcome)
+                    continue
+                entries.append(outcome)
+                if len(entries) == _CHUNK_ROWS:  # records take less memory
+                    parts.append(records_of(entries))
+                    entries.clear()
+        self.store.commit()
+        records = np.concatenate([*parts, records_of(entries)])
+        if not len(records):
+            raise self._nothing_usable()
+        return records, scanner.decoded
 
     def _assign(self, records: Records, ties: Ties, ledger: Ledger) -> Assignment:
-        settings = self._config.prepare
+        settings = self.config.prepare
 
         def about(row: int) -> dict[str, Any]:
-            value: dict[str, Any] = json.loads(self._store.members(int(records["key"][row]))[1])
+            value: dict[str, Any] = json.loads(self.store.members(int(records["key"][row]))[1])
             return value
 
         placeholders = placeholder_rows(records, ties, lambda rows: [about(row)["title"] for row in rows])
-        changed = self._store.changed(records)
+        changed = self.store.changed(records)
         shares = (settings.train_fraction, settings.validation_fraction)
         assignment = assign(records, ties, ledger, changed=changed, left_out=placeholders, shares=shares)
-        image_column = self._config.paths.image_column
         for row in np.flatnonzero(assignment.split == UNDECIDED).tolist():
-            found, number = about(row), int(records["row"][row])
+            product, reason, detail = about(row), "joins-splits", _JOINS_SPLITS
             if row in placeholders:
-                image = found["fields"].get(image_column, "")
-                rejection = placeholder(number, found["product_id"], image, products=placeholders[row])
-            else:
-                rejection = joins_splits(number, found["product_id"])
-            self._rejections.append(rejection)
-        self._rejections.sort(key=lambda item: item.row)
+                image = product["fields"].get(self.config.paths.image_column, "")
+                reason, detail = "placeholder-image", _PLACEHOLDER % (image, placeholders[row])
+            number = int(records["row"][row])
+            self.rejections.append(Rejection(number, product["product_id"], reason, detail))
+        self.rejections.sort(key=lambda item: item.row)
         if not (assignment.split != UNDECIDED).any():
             raise self._nothing_usable()
         return assignment
 
     def _nothing_usable(self) -> InputError:
-        if self._rejections:
-            write_rejected(self._folder, self._rejections)
-        return nothing_usable(self._config.paths, self._rejections, self._folder)
+        """The error for a catalogue without a single usable row."""
+        catalogue, folder = catalogue_path(self.config.paths), self.config.paths.shards
+        if not self.rejections:
+            return no_rows(catalogue, self.config.paths)
+        _write_rejected(folder, self.rejections)
+        reason, count = Counter(item.reason for item in self.rejections).most_common(1)[0]
+        first = next(item for item in self.rejections if item.reason == reason)
+        reasons = folder / REJECTED_NAME
+        return InputError(
+            f"no row of `{catalogue}` can be used; {count} of {len(self.rejections)}: {reason}, "
+            f"first in row {first.row}: {first.detail}",
+            hint=f"`{reasons}` has the reason of each row; fix them and run the command again",
+        )
 
-    def _pack(
-        self, records: Records, assignment: Assignment, planned: list[PlannedShard], ledger: Ledger
-    ) -> int:
-        """Write and publish what is not in place; the number of shards changed."""
-        packer = Packer(self._folder, self._cache / "staged", records, assignment, self._store.path)
-        changed = packer.missing(planned)
-        workers = Workers(pack_shard, self._config.prepare.workers, here_first=1, setting="prepare.workers")
-        with workers, console.progress("writing shards", total=len(changed), unit="shards") as meter:
-            for _ in workers.pairs(
-                changed, task_of=packer.task, name_of=lambda shard: shard.name, chunk_items=1
-            ):
-                meter.advance()
-        # Splits are settled before a shard shows them, so that no later run can decide differently.
-        shards = [shard for shard in planned if shard.split in SPLITS]
-        extended = ledger.extended((shard.split, packer.index(shard)) for shard in shards)
-        if extended is not ledger:
-            extended.write(self._folder / LEDGER_NAME)
-        stale = {self._folder / shard.name for shard in planned} != set(published_shards(self._folder))
-        if changed or stale:
-            (self._folder / MANIFEST_NAME).unlink(missing_ok=True)
-            packer.publish(planned, changed)
-        return len(changed)
 
-    def _finish(self, manifest: Manifest, records: Records) -> None:
-        write_rejected(self._folder, self._rejections)
-        if not self._is_announced(manifest):
-            write_manifest(self._folder, manifest)
-        self._store.finish(records)
-        shutil.rmtree(self._cache / "staged", ignore_errors=True)
+def _write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
+    """`rejected.csv`: every row that is not in the shards, with its reason."""
+    rows = (
+        (item.row, console.printable(item.product_id), item.reason, console.printable(item.detail))
+        for item in rejections
+    )
+    text = sheet_text([("row", "product_id", "reason", "detail"), *rows])
+    path = folder / REJECTED_NAME
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
 
-    def _is_announced(self, manifest: Manifest) -> bool:
-        """Whether `manifest.json` says just this; a damaged one does not."""
-        try:
-            return read_manifest(self._folder) == manifest
-        except (MissingStageError, InputError):
-            return False
+
+def _announce(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, unless it says just this already; a damaged one does not."""
+    with suppress(MissingStageError, InputError):
+        if read_manifest(folder) == manifest:
+            return
+    write_manifest(folder, manifest)

@@ -14,16 +14,16 @@ import errno
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from furnclip.catalogue import content_hash
 from furnclip.errors import StorageError
-from furnclip.prepare.fingerprint import COLOUR_BYTES, HASH_BYTES
-from furnclip.shards.tar import sample_content
+from furnclip.prepare.fingerprint import COLOR_BYTES, HASH_BYTES
 
 VERSION = 4  # raise it when an entry has other fields, or the same image file would give other bytes
 Records = np.ndarray[Any, np.dtype[np.void]]
@@ -32,26 +32,26 @@ _COMMIT_AFTER_S = 1.0
 _TIES = ["key", "title", "group", "look", "source"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One product. Numbers are hashes of 64 bits, 0 for none."""
+    """One product. Numbers are hashes of 64 bits, 0 for none; defaults stand until the image is decoded."""
 
     row: int  # in the catalogue, from 1
     key: int  # of the product id
     stat: int  # of the image files' names, sizes and times, and of the image settings
     text: int  # of the id, title and fields
-    content: int  # of text and image as they go into the shard
+    content: int = 0  # of text and image as they go into the shard
     group: int  # of the group column
-    title: int  # of the normalised title
+    title: int  # of the normalized title
     stratum: int  # of the object type
-    source: bytes  # of the image file's bytes
-    hash: bytes  # of what the image shows
-    colours: bytes
-    look: int  # of hash and colours
-    sample_bytes: int  # about what the sample takes in a shard
+    source: bytes = bytes(16)  # of the image file's bytes
+    hash: bytes = bytes(HASH_BYTES)  # of what the image shows
+    colors: bytes = bytes(COLOR_BYTES)
+    look: int = 0  # of hash and colors
+    sample_bytes: int = 0  # about what the sample takes in a shard
 
 
-_SIZES = {"source": 16, "hash": HASH_BYTES, "colours": COLOUR_BYTES}
+_SIZES = {"source": 16, "hash": HASH_BYTES, "colors": COLOR_BYTES}
 _NAMES = [field.name for field in fields(Entry)]
 _PACKED = np.dtype([(name, f"V{_SIZES[name]}" if name in _SIZES else "<u8") for name in _NAMES])
 # the same bytes, for computing with
@@ -91,24 +91,20 @@ class Store:
         )
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with closing(self._database):
             self.commit()
-        finally:
-            self._database.close()
 
     def find(self, wanted: Entry) -> Entry | None:
         """The product's entry from an earlier run, if its image is the same; row, group and title are new."""
-        row = self._database.execute(
-            "SELECT entry FROM samples WHERE key = ?", (_blob(wanted.key),)
-        ).fetchone()
+        query = "SELECT entry FROM samples WHERE key = ?"
+        row = self._database.execute(query, (_blob(wanted.key),)).fetchone()
         if row is None:
             return None
-        known = Entry(*np.frombuffer(row[0], _PACKED)[0].item())
+        known = Entry(**dict(zip(_NAMES, np.frombuffer(row[0], _PACKED)[0].item(), strict=True)))
         if known.stat != wanted.stat:
             return None
-        return dataclasses.replace(
-            known, row=wanted.row, group=wanted.group, title=wanted.title, stratum=wanted.stratum
-        )
+        new = {name: getattr(wanted, name) for name in ("row", "group", "title", "stratum")}
+        return dataclasses.replace(known, **new)
 
     def add(self, entry: Entry, members: Members) -> None:
         """Keep a sample and what identifies it."""
@@ -149,15 +145,12 @@ class Store:
 
 def read_samples(path: Path, wanted: Iterable[tuple[int, int]]) -> Iterator[Members]:
     """The samples of (key, content) in a store, from a worker process. Raises `StorageError` for damage."""
-    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-    try:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         for key, content in wanted:
             members = _members(database, key)
-            if int(sample_content(members), 16) != content:
+            if int(content_hash(*members), 16) != content:
                 raise _damaged(path, f"the sample of {key:016x} has changed")
             yield members
-    finally:
-        database.close()
 
 
 @contextmanager

@@ -14,15 +14,12 @@ from furnclip.shards.manifest import (
     MINI_TRAIN,
     SPLITS,
     Manifest,
-    ShardInfo,
-    SplitInfo,
     read_assignments,
     read_manifest,
     write_manifest,
 )
-from furnclip.shards.reader import ShardDataset
-from furnclip.shards.stream import ShardStream, read_tar
-from furnclip.shards.tar import Sample, write_shard
+from furnclip.shards.reader import ShardDataset, ShardStream
+from furnclip.shards.tar import Sample
 
 __all__ = [
     "MANIFEST_NAME",
@@ -31,12 +28,8 @@ __all__ = [
     "Manifest",
     "Sample",
     "ShardDataset",
-    "ShardInfo",
     "ShardStream",
-    "SplitInfo",
     "read_assignments",
     "read_manifest",
-    "read_tar",
     "write_manifest",
-    "write_shard",
 ]

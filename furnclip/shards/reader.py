@@ -1,19 +1,28 @@
-"""Reading samples from local shards, in any order, by any number of workers and ranks."""
+"""Reading samples: from local shards in any order, or one shard after the other from anywhere.
+
+A `ShardStream` reads more than the disk holds: shards come whole, through a function that is given (a
+bucket's download, a copy from a mounted disk), are compared with the manifest's checksum, read, and
+deleted; the next one is on its way meanwhile.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import random
+import tarfile
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from pathlib import Path
 
 import pyarrow
 
 from furnclip.catalogue import content_hash
 from furnclip.errors import UsageError
-from furnclip.shards.manifest import read_manifest
-from furnclip.shards.tar import Place, Sample, read_index, read_sample
+from furnclip.shards.manifest import Manifest, ShardInfo, read_manifest
+from furnclip.shards.tar import Sample, damaged, decode_sample, read_index, read_sample
 
 
 class ShardDataset:
@@ -48,8 +57,7 @@ class ShardDataset:
             raise IndexError(index)
         shard = bisect_right(self._ends, index)
         row = index - (self._ends[shard - 1] if shard else 0)
-        place = place_at(self._indexes[shard], row)
-        return read_sample(self.folder / self.shards[shard].name, place)
+        return read_sample(self.folder / self.shards[shard].name, self._indexes[shard], row)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -69,7 +77,77 @@ class ShardDataset:
         return [value for table in self._indexes for value in table["group"].to_pylist()]
 
 
-def place_at(index: pyarrow.Table, row: int) -> Place:
-    """Where the sample of a row of an index lies."""
-    names = ("key", "offset", "jpg_bytes", "json_bytes", "txt_bytes", "crc32")
-    return Place(*(index[name][row].as_py() for name in names))
+class ShardStream:
+    """One pass over a split; the samples of `ShardDataset`, in its order unless `seed` is given.
+
+    fetch: called with a shard's name in the manifest and the path to put it at.
+    scratch: the folder for that; at most two shards lie in it at a time.
+    seed: shuffles the shards, and the samples inside each shard; give another for each epoch.
+    rank, ranks: this reader takes every `ranks`-th shard. Shards differ in size, so ranks end apart.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        split: str,
+        *,
+        fetch: Callable[[str, Path], object],
+        scratch: Path,
+        seed: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        shards = list(manifest.splits[split].shards)
+        self._random = None if seed is None else random.Random(seed)
+        if self._random is not None:
+            self._random.shuffle(shards)
+        self._shards = shards[rank::ranks]
+        self._fetch = fetch
+        self._scratch = scratch
+
+    def __len__(self) -> int:
+        return sum(shard.samples for shard in self._shards)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Raises `StorageError` when a shard is not the one that the manifest names."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(1) as ahead:
+            coming: Future[Path] | None = None
+            for shard, following in zip_longest(self._shards, self._shards[1:]):
+                path = (coming or ahead.submit(self._fetched, shard)).result()
+                coming = ahead.submit(self._fetched, following) if following else None
+                try:
+                    if self._random is None:
+                        yield from read_tar(path)
+                    else:
+                        samples = list(read_tar(path))
+                        self._random.shuffle(samples)
+                        yield from samples
+                finally:
+                    path.unlink(missing_ok=True)
+
+    def _fetched(self, shard: ShardInfo) -> Path:
+        path = self._scratch / shard.name.replace("/", "-")
+        self._fetch(shard.name, path)
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+        if digest.hexdigest() != shard.sha256:
+            path.unlink()
+            raise damaged(path, "its checksum is not the manifest's")
+        return path
+
+
+def read_tar(path: Path) -> Iterator[Sample]:
+    """Every sample of a shard, in order, without its index. Raises `StorageError` for a damaged tar."""
+    # imported here: it loads torch. Its `tariterators` neither unpickle members nor open addresses.
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    try:
+        with path.open("rb") as file:
+            for members in group_by_keys(tar_file_expander([{"url": path.name, "stream": file}])):
+                contents = (members[suffix] for suffix in ("jpg", "json", "txt"))
+                yield decode_sample(members["__key__"], *contents)
+    except (tarfile.TarError, OSError, LookupError, ValueError, TypeError) as error:
+        raise damaged(path, str(error)) from None

@@ -13,32 +13,26 @@ import os
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import pyarrow
 import pyarrow.parquet
 
-from furnclip.catalogue import ATTRIBUTES, content_hash
+from furnclip.catalogue import ATTRIBUTES
 from furnclip.errors import InputError, StorageError
 from furnclip.journal import open_regular, parse_json, replacing
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 _METADATA_KEY = b"furnclip.shard"
 _INDEX_SCHEMA = pyarrow.schema(
-    [
-        ("key", pyarrow.string()),
-        ("product_id", pyarrow.string()),
-        ("group", pyarrow.string()),
-        ("content", pyarrow.string()),
-        ("offset", pyarrow.int64()),
-        ("jpg_bytes", pyarrow.int32()),
-        ("json_bytes", pyarrow.int32()),
-        ("txt_bytes", pyarrow.int32()),
-        ("crc32", pyarrow.uint32()),
-    ]
+    {
+        **dict.fromkeys(("key", "product_id", "group", "content"), pyarrow.string()),
+        "offset": pyarrow.int64(),
+        **dict.fromkeys(("jpg_bytes", "json_bytes", "txt_bytes"), pyarrow.int32()),
+        "crc32": pyarrow.uint32(),
+    }
 )
 
 
@@ -53,22 +47,6 @@ class Sample:
     group: str
     fields: dict[str, str]
     title: str = ""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a sample lies in its tar: the first byte of its first header, and the members' sizes."""
-
-    key: str
-    offset: int
-    jpg_bytes: int
-    json_bytes: int
-    txt_bytes: int
-    crc32: int
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(member_bytes(size) for size in (self.jpg_bytes, self.json_bytes, self.txt_bytes))
 
 
 @dataclass(frozen=True)
@@ -94,90 +72,58 @@ def index_path(shard: Path) -> Path:
 
 
 def encode_sample(sample: Sample) -> tuple[bytes, bytes, bytes]:
-    """The contents of `KEY.jpg`, `KEY.json` and `KEY.txt`."""
-    about = {
-        "product_id": sample.product_id,
-        "group": sample.group,
-        "title": sample.title,
-        "fields": sample.fields,
-    }
+    """The members `KEY.jpg`, `KEY.json`, `KEY.txt`. Their hash, without a group, names the content."""
+    about = {name: getattr(sample, name) for name in ("product_id", "group", "title", "fields")}
     text = json.dumps(about, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return sample.image_bytes, text.encode("utf-8"), sample.caption.encode("utf-8")
 
 
-def sample_content(members: tuple[bytes, bytes, bytes]) -> str:
-    """Of a sample's members without a group: changes exactly when anything but the group does."""
-    return content_hash(*members)
-
-
-def decode_sample(key: str, image_bytes: bytes, about_bytes: bytes, caption_bytes: bytes) -> Sample:
+def decode_sample(key: str, image: bytes, about_bytes: bytes, caption: bytes) -> Sample:
     """The sample of three members' contents."""
     about = json.loads(about_bytes)
-    return Sample(
-        key=key,
-        image_bytes=image_bytes,
-        caption=caption_bytes.decode("utf-8"),
-        product_id=about["product_id"],
-        group=about["group"],
-        fields=about["fields"],
-        title=about["title"],
-    )
+    product_id, group, fields, title = (about[name] for name in ("product_id", "group", "fields", "title"))
+    return Sample(key, image, caption.decode("utf-8"), product_id, group, fields, title)
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: str) -> ShardAbout:
     """Write the tar at `path` and then its index; what the manifest says about the shard.
 
-    samples: (content hash, sample), where the hash is `sample_content`.
+    samples: (content hash, sample).
     content: names what should be in the shard; an index with that name proves that the tar beside it
     is complete, because it is written after the tar.
     """
     index_path(path).unlink(missing_ok=True)
-    columns: dict[str, list[Any]] = {name: [] for name in _INDEX_SCHEMA.names}
+    rows: list[dict[str, str | int]] = []
     attributes: dict[str, Counter[str]] = {name: Counter() for name in ATTRIBUTES}
+    digest, size_bytes = hashlib.sha256(), 0
+    end = bytes(2 * BLOCK_BYTES)
     with replacing(path) as file:
-        hashed = _HashedFile(file)
         for sample_hash, sample in samples:
-            columns["content"].append(sample_hash)
-            _write_sample(hashed, sample, columns)
+            row = {"key": sample.key, "product_id": sample.product_id, "group": sample.group}
+            members = dict(zip(("jpg", "json", "txt"), encode_sample(sample), strict=True))
+            data = b"".join(_member(f"{sample.key}.{suffix}", member) for suffix, member in members.items())
+            sizes = {f"{suffix}_bytes": len(member) for suffix, member in members.items()}
+            place = {"offset": size_bytes, "crc32": zlib.crc32(data), **sizes}
+            rows.append({**row, "content": sample_hash, **place})
             for name, counts in attributes.items():
                 counts[sample.fields.get(name, "")] += 1
-        hashed.write(bytes(2 * BLOCK_BYTES))
+            file.write(data)
+            digest.update(data)
+            size_bytes += len(data)
+        file.write(end)
+        digest.update(end)
     about = ShardAbout(
         content=content,
-        sha256=hashed.sha256.hexdigest(),
-        bytes=hashed.position,
-        samples=len(columns["key"]),
+        sha256=digest.hexdigest(),
+        bytes=size_bytes + len(end),
+        samples=len(rows),
         attributes={name: dict(sorted(counts.items())) for name, counts in attributes.items()},
     )
-    _write_index(index_path(path), columns, about)
+    metadata = {_METADATA_KEY: json.dumps(asdict(about), sort_keys=True).encode()}
+    table = pyarrow.Table.from_pylist(rows, schema=_INDEX_SCHEMA.with_metadata(metadata))
+    with replacing(index_path(path)) as file:
+        pyarrow.parquet.write_table(table, file, compression="zstd")
     return about
-
-
-class _HashedFile:
-    """Writes through to a file, counting and hashing what goes by."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.position = 0
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.sha256.update(data)
-        self.position += len(data)
-
-
-def _write_sample(file: _HashedFile, sample: Sample, columns: dict[str, list[Any]]) -> None:
-    contents = dict(zip(("jpg", "json", "txt"), encode_sample(sample), strict=True))
-    data = b"".join(_member(f"{sample.key}.{suffix}", content) for suffix, content in contents.items())
-    columns["key"].append(sample.key)
-    columns["product_id"].append(sample.product_id)
-    columns["group"].append(sample.group)
-    columns["offset"].append(file.position)
-    for suffix, content in contents.items():
-        columns[f"{suffix}_bytes"].append(len(content))
-    columns["crc32"].append(zlib.crc32(data))
-    file.write(data)
 
 
 def _member(name: str, content: bytes) -> bytes:
@@ -186,30 +132,32 @@ def _member(name: str, content: bytes) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % BLOCK_BYTES)
 
 
-def _write_index(path: Path, columns: Mapping[str, list[Any]], about: ShardAbout) -> None:
-    metadata = {_METADATA_KEY: json.dumps(asdict(about), sort_keys=True).encode()}
-    table = pyarrow.table(dict(columns), schema=_INDEX_SCHEMA.with_metadata(metadata))
-    with replacing(path) as file:
-        pyarrow.parquet.write_table(table, file, compression="zstd")
-
-
 def read_index(shard: Path, columns: list[str] | None = None, *, samples: int) -> pyarrow.Table:
     """The index of a shard. Raises `StorageError` where it is missing, damaged or has not `samples` rows."""
     path = index_path(shard)
     schema = pyarrow.schema([_INDEX_SCHEMA.field(name) for name in columns or _INDEX_SCHEMA.names])
+    try:
+        table = read_table(path, schema)
+        if len(table) != samples:
+            raise ValueError(f"it has {len(table)} rows for {samples} samples")
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
+    return table
+
+
+def read_table(path: Path, schema: pyarrow.Schema) -> pyarrow.Table:
+    """Columns of a Parquet file. Raises `ValueError` where one is missing or has empty cells."""
     if not path.is_file():  # opening a FIFO would wait for ever
-        raise damaged(path, "it is missing, or not a file")
+        raise ValueError("it is missing, or not a file")
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if file.metadata.num_rows != samples:
-                raise ValueError(f"it has {file.metadata.num_rows} rows for {samples} samples")
             table = file.read(columns=schema.names).select(schema.names).cast(schema)
     except KeyError as error:
-        raise damaged(path, f"it has no column {error}") from None
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise damaged(path, str(error)) from None
+        raise ValueError(f"it has no column {error}") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(str(error)) from None
     if any(column.null_count for column in table.columns):
-        raise damaged(path, "it has empty cells")
+        raise ValueError("it has empty cells")
     return table
 
 
@@ -228,36 +176,29 @@ def read_about(shard: Path) -> ShardAbout | None:
     return about if is_whole and set(_INDEX_SCHEMA.names) <= set(index.schema.names) else None
 
 
-def read_sample(shard: Path, place: Place) -> Sample:
-    """The sample at a place. Raises `StorageError` where it is not what was written."""
-    members = read_place(shard, place)
-    try:
-        return decode_sample(place.key, *members)
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise damaged(shard, f"sample `{place.key}` is not one of furnclip") from None
-
-
-def read_place(shard: Path, place: Place) -> tuple[bytes, bytes, bytes]:
-    """The three members at a place, checked. Raises `StorageError` where they are not what was written."""
-    sizes = (place.jpg_bytes, place.json_bytes, place.txt_bytes)
+def read_sample(shard: Path, index: pyarrow.Table, row: int) -> Sample:
+    """The sample of a row of the index. Raises `StorageError` where it is not what was written."""
+    names = ("key", "offset", "crc32", "jpg_bytes", "json_bytes", "txt_bytes")
+    key, offset, crc32, *sizes = (index[name][row].as_py() for name in names)
+    size_bytes = sum(map(member_bytes, sizes))
     try:
         with open_regular(shard, what="the shard") as file:
-            if (
-                min(place.offset, *sizes) < 0
-                or place.offset + place.size_bytes > os.fstat(file.fileno()).st_size
-            ):
-                raise damaged(shard, f"sample `{place.key}` lies outside of it")
-            file.seek(place.offset)
-            data = file.read(place.size_bytes)
+            if min(offset, *sizes) < 0 or offset + size_bytes > os.fstat(file.fileno()).st_size:
+                raise damaged(shard, f"sample `{key}` lies outside of it")
+            file.seek(offset)
+            data = file.read(size_bytes)
     except OSError as error:
         raise damaged(shard, error.strerror or str(error)) from None
-    if zlib.crc32(data) != place.crc32:
-        raise damaged(shard, f"sample `{place.key}` has changed")
-    start, contents = 0, []
-    for size_bytes in sizes:
-        contents.append(data[start + BLOCK_BYTES : start + BLOCK_BYTES + size_bytes])
-        start += member_bytes(size_bytes)
-    return contents[0], contents[1], contents[2]
+    if zlib.crc32(data) != crc32:
+        raise damaged(shard, f"sample `{key}` has changed")
+    start, members = 0, []
+    for size in sizes:
+        members.append(data[start + BLOCK_BYTES : start + BLOCK_BYTES + size])
+        start += member_bytes(size)
+    try:
+        return decode_sample(key, *members)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise damaged(shard, f"sample `{key}` is not one of furnclip") from None
 
 
 def damaged(path: Path, detail: str) -> StorageError:

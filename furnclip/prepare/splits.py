@@ -1,0 +1,241 @@
+"""Which split each group of products is in. Nothing that belongs together is ever parted.
+
+A group's split follows from a hash of its id; what was decided once is kept in
+`work/shards/assignments.parquet` and never changes: a product that leaves the catalogue and comes back is
+in the split that it was in. A row that ties products whose splits were decided differently is rejected:
+moving either of them would be the leak.
+
+Rows are taken in a fixed order (known and unchanged, known and changed, new; then by key), so the
+outcome depends on the rows and the ledger, not on the order of the catalogue or the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from furnclip.catalogue import content_hash
+from furnclip.errors import StorageError
+from furnclip.journal import replacing
+from furnclip.prepare.store import Records
+from furnclip.prepare.ties import NO_NODE, Ties
+from furnclip.shards.manifest import SPLITS
+from furnclip.shards.tar import read_table
+
+LEDGER_NAME = "assignments.parquet"
+UNDECIDED = -1
+_NUMBER, _TEXT = pyarrow.uint64(), pyarrow.string()
+_SCHEMA = pyarrow.schema({"key": _NUMBER, "product_id": _TEXT, "group": _NUMBER, "split": _TEXT})
+_NO_SHARE = 1e-9
+_NO_GROUP = (2, 0)
+
+
+class Ledger:
+    """The group and split that each product was ever given, sorted by key. It only grows."""
+
+    def __init__(self, table: pyarrow.Table) -> None:
+        self._table = table.sort_by("key")
+        self._keys = self._table["key"].to_numpy()
+        self._groups = self._table["group"].to_numpy()
+        numbers = {name: number for number, name in enumerate(SPLITS)}
+        self._splits = np.array([numbers[name] for name in self._table["split"].to_pylist()], dtype=np.int8)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Split (an index of `SPLITS`, `UNDECIDED`: not known) and group of each key: (N,) and (N,)."""
+        split = np.full(len(keys), UNDECIDED, dtype=np.int8)
+        group = np.zeros(len(keys), dtype=np.uint64)
+        if len(self._keys):
+            position = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+            known = self._keys[position] == keys
+            split[known] = self._splits[position[known]]
+            group[known] = self._groups[position[known]]
+        return split, group
+
+    def extended(self, shards: Iterable[tuple[str, pyarrow.Table]]) -> Ledger:
+        """This ledger with the products that it does not have yet of (split, index of a shard)."""
+        tables = [self._table]
+        for split, index in shards:
+            keys, groups = (
+                np.array([int(digits, 16) for digits in index[name].to_pylist()], dtype=np.uint64)
+                for name in ("key", "group")
+            )
+            new = self.lookup(keys)[0] == UNDECIDED
+            if new.any():
+                ids = index["product_id"].filter(pyarrow.array(new))
+                columns = [keys[new], ids, groups[new], [split] * len(ids)]
+                tables.append(pyarrow.table(columns, schema=_SCHEMA))
+        return Ledger(pyarrow.concat_tables(tables)) if len(tables) > 1 else self
+
+    def write(self, path: Path) -> None:
+        """Replace the file, whole or not at all."""
+        with replacing(path) as file:
+            pyarrow.parquet.write_table(self._table, file, compression="zstd")
+
+
+def read_ledger(path: Path) -> Ledger:
+    """The ledger in a file; empty where there is none. Raises `StorageError` when it is damaged."""
+    if not path.exists():
+        return Ledger(_SCHEMA.empty_table())
+    try:
+        return Ledger(read_table(path, _SCHEMA))
+    except (ValueError, KeyError) as error:
+        raise StorageError(
+            f"`{path}` is damaged: {error}",
+            hint="restore it, or run `furnclip prepare --fresh` to draw new splits",
+        ) from None
+
+
+class _Components:
+    """Union-find over nodes; each component knows its split and its group."""
+
+    def __init__(self, node_count: int) -> None:
+        self._parent = list(range(node_count))
+        self.split = [UNDECIDED] * node_count
+        self.group = [_NO_GROUP] * node_count  # (0, group of the ledger) before (1, smallest key)
+
+    def root(self, node: int) -> int:
+        parent = self._parent
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    def join(self, nodes: list[int], split: int, group: tuple[int, int]) -> bool:
+        """Make nodes and a row one component; False, and nothing done, where their splits differ."""
+        roots = {self.root(node) for node in nodes}
+        splits = {split, *(self.split[root] for root in roots)}
+        if len(splits - {UNDECIDED}) > 1:
+            return False
+        into = min(roots)
+        self.group[into] = min(group, *(self.group[root] for root in roots))
+        self.split[into] = max(splits)
+        for root in roots:
+            self._parent[root] = into
+        return True
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Per row its group id and split (an index of `SPLITS`), `UNDECIDED` for a rejected row."""
+
+    group: np.ndarray  # (N,) uint64
+    split: np.ndarray  # (N,) int8
+
+
+def assign(
+    records: Records,
+    ties: Ties,
+    ledger: Ledger,
+    *,
+    changed: np.ndarray,
+    left_out: Collection[int] = (),
+    shares: tuple[float, float],
+) -> Assignment:
+    """A group and a split for each row, or none.
+
+    changed: (N,) rows whose ties may differ from those that the ledger decided on.
+    left_out: rows that get no split and tie nothing.
+    shares: of groups for train and validation; the rest is test.
+    """
+    keys = records["key"]
+    known_split, known_group = ledger.lookup(keys)
+    rank = np.where(known_split == UNDECIDED, 2, changed.astype(int))
+    order = np.lexsort((keys, rank))
+    components = _Components(ties.node_count)
+    placed: list[int] = []
+    looks: set[int] = set()  # fingerprints of rows that were placed
+    for row in order[~np.isin(order, list(left_out))].tolist():
+        look, split = int(ties.look[row]), int(known_split[row])
+        nodes = [node for node in ties.nodes[row].tolist() if node != NO_NODE]
+        nodes += [look, *(near for near in ties.neighbors.get(look, ()) if near in looks)]
+        group = (1, int(keys[row])) if split == UNDECIDED else (0, int(known_group[row]))
+        if components.join(nodes, split, group):
+            looks.add(look)
+            placed.append(row)
+    assignment = Assignment(known_group, np.full(len(keys), UNDECIDED, dtype=np.int8))
+    for row in placed:
+        root = components.root(int(ties.look[row]))
+        _, group_id = components.group[root]
+        if known_split[row] == UNDECIDED:
+            assignment.group[row] = group_id
+        decided = components.split[root]
+        assignment.split[row] = drawn(group_id, shares) if decided == UNDECIDED else decided
+    _fill_empty_splits(assignment, known_split, shares)
+    return assignment
+
+
+def drawn(group: int, shares: tuple[float, float]) -> int:
+    """The split that the hash of a group falls into."""
+    train, validation = shares
+    position = _position(group)
+    return 0 if position < train else 1 if position < train + validation else 2
+
+
+def _position(group: int) -> float:
+    """Where a group lies between 0 and 1."""
+    return int(content_hash("split", f"{group:016x}"), 16) / 2**64
+
+
+def _fill_empty_splits(assignment: Assignment, known_split: np.ndarray, shares: tuple[float, float]) -> None:
+    """In a tiny catalogue chance may leave a split empty: it gets the group that came closest.
+
+    Groups that an earlier run decided on stay, and so do those that are alone in their split.
+    """
+    group, split = assignment.group, assignment.split
+    ranges = ((0.0, shares[0]), (shares[0], sum(shares)), (sum(shares), 1.0))
+    for wanted, (low, high) in enumerate(ranges):
+        if high - low < _NO_SHARE or (split == wanted).any():
+            continue
+        settled = set(group[known_split != UNDECIDED].tolist())
+        inside = [set(group[split == number].tolist()) for number in range(len(SPLITS))]
+        spare = [found for groups in inside if len(groups) > 1 for found in groups - settled]
+        if spare:
+            distance = {found: max(low - _position(found), _position(found) - high) for found in spare}
+            chosen = min(spare, key=lambda found: (distance[found], found))
+            split[(group == np.uint64(chosen)) & (split != UNDECIDED)] = wanted
+
+
+def leak_report(ties: Ties, assignment: Assignment, *, by_column: bool) -> dict[str, Any]:
+    """Duplicates found, groups joined, and what is left across splits, counted anew: zero."""
+    kept = assignment.split != UNDECIDED
+    groups, sizes = np.unique(assignment.group[kept], return_counts=True)
+    largest = kept & (assignment.group == groups[sizes.argmax()])
+    joined_by: dict[str, int] = {}  # rows of the largest group that share something with one before them
+    for name, nodes in (("group" if by_column else "title", ties.nodes[:, 0]), ("image", ties.look)):
+        shared = nodes[largest & (nodes != NO_NODE)]
+        joined_by[name] = len(shared) - len(np.unique(shared))
+    joined_by["near-duplicates"] = max(0, int(sizes.max()) - 1 - sum(joined_by.values()))
+    return {
+        **ties.counts,
+        "groups": len(sizes),
+        "groups_joined": int((sizes > 1).sum()),
+        "largest_group": int(sizes.max()),
+        "largest_group_shares": max(joined_by, key=joined_by.__getitem__) if sizes.max() > 1 else "",
+        "rows_rejected": int((~kept).sum()),
+        "left_across_splits": leaks_left(ties, assignment),
+    }
+
+
+def leaks_left(ties: Ties, assignment: Assignment) -> int:
+    """Ties that lead from one split into another, counted anew from the result: has to be zero."""
+    split = assignment.split
+    kept = split != UNDECIDED
+    left = 0
+    for nodes in (*ties.nodes.T, ties.look):
+        rows = kept & (nodes != NO_NODE)
+        pairs = np.unique(np.stack([nodes[rows], split[rows]], axis=1), axis=0)  # (node, split)
+        left += len(pairs) - len(np.unique(pairs[:, 0]))
+    split_of = dict(zip(ties.look[kept].tolist(), split[kept].tolist(), strict=True))
+    for node, near in ties.neighbors.items():
+        others = (split_of[other] for other in near if node < other and other in split_of)
+        left += sum(node in split_of and split_of[node] != other for other in others)
+    return left

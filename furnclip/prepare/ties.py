@@ -1,0 +1,119 @@
+"""Which products belong together: they share a group, a title or an image, or have near-duplicate images.
+
+One image for many products that have nothing else in common is a placeholder, the shop's "no image". It
+says nothing about any of them, so it must neither tie them into one giant group nor be trained on.
+Variants share an image as well, but the words of their titles too: "Oslo sofa red", "Oslo sofa blue".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from furnclip.prepare.fingerprint import near_pairs
+from furnclip.prepare.store import Records
+
+NO_NODE = -1
+MIN_PRODUCTS = 5  # fewer with one image are a small group, whatever it shows
+_MAX_SHARED_WORDS = 0.34  # of the words of two titles, for half of the pairs
+_TITLES_COMPARED = 64
+_WORD = re.compile(r"[^\W\d_]+")
+_FIRST_IDEOGRAPH = "\u2e80"
+
+
+@dataclass(frozen=True)
+class Ties:
+    """What ties rows together: nodes that rows hang on, and edges between near-duplicate images."""
+
+    nodes: np.ndarray  # (N, 2) the numbers of the row's label and image file, `NO_NODE` where not shared
+    look: np.ndarray  # (N,) the number of the row's fingerprint node
+    neighbors: dict[int, list[int]]  # fingerprint node -> near-duplicate fingerprint nodes
+    node_count: int
+    counts: dict[str, int]  # of tied rows, by what they share
+
+
+def find_ties(records: Records, *, by_column: bool) -> Ties:
+    """Shared group or title, shared image bytes, shared or close fingerprints."""
+    label = "group" if by_column else "title"
+    labels, first_free, same_label = _shared(records[label], 0, ignore_zero=True)
+    sources = np.ascontiguousarray(records["source"]).view("V16").ravel()
+    images, first_free, same_image = _shared(sources, first_free, ignore_zero=False)
+    _, rows, look, products = np.unique(
+        records["look"], return_index=True, return_inverse=True, return_counts=True
+    )
+    pairs = near_pairs(records["hash"][rows], records["colors"], rows)  # (P, 2)
+    neighbors: dict[int, list[int]] = defaultdict(list)
+    for left, right in (pairs + first_free).tolist():
+        neighbors[left].append(right)
+        neighbors[right].append(left)
+    near = (products * (products - 1) // 2).sum() + (products[pairs[:, 0]] * products[pairs[:, 1]]).sum()
+    counts = {f"same_{label}": same_label, "same_picture": same_image, "near_duplicate_pairs": int(near)}
+    nodes = np.stack([labels, images], axis=1)
+    return Ties(nodes, look + first_free, dict(neighbors), first_free + len(rows), counts)
+
+
+def _shared(values: np.ndarray, first_node: int, *, ignore_zero: bool) -> tuple[np.ndarray, int, int]:
+    """(node of each row or `NO_NODE`, next free node number, rows whose value an earlier row has)."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    shared = counts > 1
+    if ignore_zero:
+        shared[inverse[values == 0]] = False
+    numbers = np.full(len(counts), NO_NODE)
+    numbers[shared] = first_node + np.arange(shared.sum())
+    return numbers[inverse], first_node + int(shared.sum()), int((counts[shared] - 1).sum())
+
+
+def placeholder_rows(
+    records: Records, ties: Ties, titles_of: Callable[[Sequence[int]], list[str]]
+) -> dict[int, int]:
+    """Row -> number of products that have its image or a near-duplicate, where that is a placeholder.
+
+    titles_of: the titles of some rows.
+    """
+    found: dict[int, int] = {}
+    for rows in _sharing_an_image(ties):
+        groups = records["group"][rows]
+        _, first = np.unique(groups, return_index=True)
+        others = np.union1d(first, np.flatnonzero(groups == 0))  # variants of one group count once
+        if len(others) < MIN_PRODUCTS:
+            continue
+        titles = titles_of(rows[others][:_TITLES_COMPARED].tolist())
+        words = [present for title in titles if (present := _words(title))]
+        common = [len(first & second) / len(first | second) for first, second in combinations(words, 2)]
+        if len(words) >= MIN_PRODUCTS and np.median(common) <= _MAX_SHARED_WORDS:
+            found.update(dict.fromkeys(rows.tolist(), len(rows)))
+    return found
+
+
+def _sharing_an_image(ties: Ties) -> Iterator[np.ndarray]:
+    """Rows with one image or near-duplicates of it, the largest such sets first; none has a row twice."""
+    order = np.argsort(ties.look, kind="stable")
+    first_look = int(ties.look[order[0]])
+    counts = np.bincount(ties.look - first_look)
+    ends = np.cumsum(counts)
+    shared = {*(np.flatnonzero(counts >= MIN_PRODUCTS) + first_look).tolist(), *ties.neighbors}
+    near = {look: [look, *ties.neighbors.get(look, ())] for look in shared}
+    sizes = {look: int(counts[np.array(looks) - first_look].sum()) for look, looks in near.items()}
+    taken: set[int] = set()
+    for look in sorted(shared, key=lambda look: (-sizes[look], look)):
+        left = [other - first_look for other in near[look] if other not in taken]
+        rows = np.sort(np.concatenate([order[:0], *(order[ends[n] - counts[n] : ends[n]] for n in left)]))
+        if len(rows) >= MIN_PRODUCTS:
+            taken.update(near[look])
+            yield rows
+
+
+def _words(title: str) -> frozenset[str]:
+    """Words without numbers; pairs of characters where a script has no spaces."""
+    found: set[str] = set()
+    for word in _WORD.findall(title.lower()):
+        if word >= _FIRST_IDEOGRAPH:
+            found.update(word[start : start + 2] for start in range(max(1, len(word) - 1)))
+        else:
+            found.add(word)
+    return frozenset(found)
