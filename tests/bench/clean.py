@@ -134,7 +134,7 @@ def _answered_part(workspace: Workspace, part: int, ids: list[str]) -> dict[str,
     with workspace.results(part)[0].open("wb") as file:
         for number, custom_id in enumerate(ids):
             file.write(json.dumps(answer_line(custom_id, number)).encode() + b"\n")
-    facts = {"part": part, "requests": len(ids), "size_bytes": 0, "tokens": 0, "sha256": ""}
+    facts = {"part": part, "requests": len(ids), "size_bytes": 1, "tokens": 0, "sha256": ""}
     return {"event": "planned", **facts, "source": "openai:gpt-5-nano", "status": "downloaded"}
 
 
