@@ -124,7 +124,7 @@ def write_prepared(folder: Path, rows: int) -> None:
         journal.append({"event": "started", "run": "bench", "at": 0, "key_print": ""})
         for part, start in enumerate(range(0, rows, PART), start=1):
             journal.append(_answered_part(workspace, part, ids[start : start + PART]))
-        facts = {"rows": rows, "requests": rows, "rejected": 0, "rows_sha256": ""}
+        facts = {"rows": rows, "requests": rows, "rejected": 0, "rows_sha256": file_digest(workspace.rows)}
         prepared = {"event": "prepared", "fingerprint": "", "backend": "openai", "identity": "", **facts}
         journal.append({**prepared, "catalogue_sha256": file_digest(folder / "products.csv")})
 
@@ -134,8 +134,10 @@ def _answered_part(workspace: Workspace, part: int, ids: list[str]) -> dict[str,
     with workspace.results(part)[0].open("wb") as file:
         for number, custom_id in enumerate(ids):
             file.write(json.dumps(answer_line(custom_id, number)).encode() + b"\n")
-    facts = {"part": part, "requests": len(ids), "size_bytes": 1, "tokens": 0, "sha256": ""}
-    return {"event": "planned", **facts, "source": "openai:gpt-5-nano", "status": "downloaded"}
+    facts = {"part": part, "requests": len(ids), "size_bytes": 1, "tokens": 0, "sha256": "0" * 64}
+    facts["index_sha256"] = file_digest(workspace.index(part))
+    made_for = {"backend": "openai", "source": "openai:gpt-5-nano", "identity": ""}
+    return {"event": "planned", **facts, **made_for, "status": "downloaded"}
 
 
 def answer_line(custom_id: str, number: int) -> dict[str, Any]:
