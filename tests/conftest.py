@@ -121,7 +121,7 @@ def shop(tmp_path: Path, tiny_clip: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP with random weights and its own tokenizer, small enough for a test."""
-    from furnclip.model import build_tiny_clip
+    from examples.make_tiny_clip import build_tiny_clip
     from tests.drawn_shop import captions
 
     folder = tmp_path_factory.mktemp("model") / "tiny-clip"

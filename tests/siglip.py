@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from transformers import SiglipConfig, SiglipModel
 
+from examples.make_tiny_clip import learn_tokenizer
 from furnclip.journal import write_json
+from furnclip.model.clip import quiet
 from furnclip.model.pixels import Preprocessing
-from furnclip.model.quiet import quiet
-from furnclip.model.tiny import learn_tokenizer
 from tests.drawn_shop import captions
 
 

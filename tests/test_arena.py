@@ -379,7 +379,8 @@ def test_text_queries_come_from_the_test_split(tmp_path: Path) -> None:
 @pytest.fixture
 def real_models(tmp_path: Path, tiny_clip: Path) -> Path:
     """A contest between two tiny CLIPs that can be loaded; the second one is a run's model folder."""
-    from furnclip.model import build_tiny_clip, load_clip
+    from examples.make_tiny_clip import build_tiny_clip
+    from furnclip.model import load_clip
 
     folder = write_contest(tmp_path / "real", products=12)
     config = load_config(folder / "furnclip.toml")
@@ -438,7 +439,7 @@ def test_vectors_of_another_model_are_refused(real_models: Path, tmp_path: Path)
 
 
 def build_other(folder: Path) -> None:
-    from furnclip.model import build_tiny_clip
+    from examples.make_tiny_clip import build_tiny_clip
 
     build_tiny_clip(folder, captions(), seed=6, image_px=32, width=32, layers=2)
 

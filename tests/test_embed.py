@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from examples.make_tiny_clip import build_tiny_clip
 from furnclip import EmbeddingGenerator, vectors
 from furnclip.cli import app
 from furnclip.config import load_config
@@ -29,9 +30,9 @@ from furnclip.embed.sources import LEAST_COSINE, Sample, settle_precision
 from furnclip.errors import InputError
 from furnclip.images import BrokenImage, open_image
 from furnclip.journal import aside_name
-from furnclip.model import Clip, build_tiny_clip, load_clip
-from furnclip.model.packing import can_pack, pack
-from furnclip.model.precision import Choice
+from furnclip.model import Clip, load_clip
+from furnclip.model.precision import can_pack, pack
+from furnclip.runs import PrecisionChoice as Choice
 from tests.conftest import Cli
 from tests.drawn_shop import captions, write_shop
 

@@ -22,13 +22,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from examples.make_tiny_clip import build_tiny_clip
 from furnclip.catalogue import content_hash
 from furnclip.cli import app
 from furnclip.config import Config, load_config
 from furnclip.evaluate.tasks import Split, build_requests, build_tasks, read_split
 from furnclip.images import encode_jpeg
 from furnclip.journal import write_json
-from furnclip.model import build_tiny_clip, load_clip
+from furnclip.model import load_clip
 from furnclip.shards import Manifest, Sample, ShardDataset, write_manifest
 from furnclip.shards.manifest import ShardInfo, SplitInfo
 from furnclip.shards.tar import write_shard

@@ -16,14 +16,14 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from furnclip.config import ModelConfig
+from examples.make_tiny_clip import build_tiny_clip
+from furnclip.config import ModelConfig, TrainingConfig
 from furnclip.errors import ConfigError, FurnclipError, ModelError
 from furnclip.journal import write_json
-from furnclip.model import Clip, build_tiny_clip, latest_run, load_clip
-from furnclip.model.adapters import LeanLora, LoraShape, add_lora, shifted, weight_changes
+from furnclip.model import Clip, latest_run, load_clip
+from furnclip.model.adapters import LeanLora, add_lora, shifted, weight_changes
 from furnclip.model.loading import load_float32
-from furnclip.model.packing import can_pack
-from furnclip.model.precision import choose_precision
+from furnclip.model.precision import can_pack, choose_precision
 from furnclip.model.towers import Grid, pooled_images, pooled_texts
 
 CPU = ModelConfig(device="cpu", precision="fp32")
@@ -198,14 +198,14 @@ def test_a_run_is_found_by_name_once_it_is_finished(clip: Clip, tmp_path: Path) 
         load_clip("open", CPU, runs=runs)
 
 
-SHAPE = LoraShape(r=4, alpha=8, dropout=0.0, targets=("q_proj", "fc1"))
+LORA = TrainingConfig(seed=1, lora_r=4, lora_alpha=8, lora_targets=("q_proj", "fc1"))
 
 
 def test_adapters_start_as_the_identity_and_sit_where_asked(
     tiny_clip: Path, clip: Clip, pictures: list[Image.Image]
 ) -> None:
     adapted = load_float32(str(tiny_clip), CPU)
-    paths = add_lora(adapted, ("vision",), SHAPE, seed=1)
+    paths = add_lora(adapted, ("vision",), LORA)
     assert paths == [
         f"vision_model.encoder.layers.{layer}.{part}"
         for layer in range(2)
@@ -218,9 +218,9 @@ def test_adapters_start_as_the_identity_and_sit_where_asked(
 
 
 def test_a_target_that_is_not_there_lists_what_is(tiny_clip: Path) -> None:
-    shape = LoraShape(r=4, alpha=8, dropout=0.0, targets=("qproj",))
+    lora = TrainingConfig(lora_targets=("qproj",))
     with pytest.raises(ConfigError) as caught:
-        add_lora(load_float32(str(tiny_clip), CPU), ("text",), shape, seed=1)
+        add_lora(load_float32(str(tiny_clip), CPU), ("text",), lora)
     assert caught.value.hint == "did you mean `q_proj`?"
 
 
@@ -229,7 +229,7 @@ def test_shifted_weights_walk_from_the_base_to_the_trained_model(
 ) -> None:
     trained, plain = (load_float32(str(tiny_clip), CPU) for _ in range(2))
     before = plain.encode_images(pictures)
-    add_lora(trained, ("vision", "text"), SHAPE, seed=1)
+    add_lora(trained, ("vision", "text"), LORA)
     trained.module.visual_projection.requires_grad_(True)
     with torch.no_grad():
         for parameter in trained.module.parameters():
@@ -247,10 +247,10 @@ def test_without_pefts_private_door_adapters_are_pefts_own_and_the_same(
     tiny_clip: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lean = load_float32(str(tiny_clip), CPU)
-    add_lora(lean, ("vision", "text"), SHAPE, seed=1)
+    add_lora(lean, ("vision", "text"), LORA)
     monkeypatch.delattr(LoraConfig, "_register_custom_module")
     plain = load_float32(str(tiny_clip), CPU)
-    add_lora(plain, ("vision", "text"), SHAPE, seed=1)
+    add_lora(plain, ("vision", "text"), LORA)
     assert not any(isinstance(layer, LeanLora) for layer in plain.module.modules())
     for clip in (lean, plain):
         generator = torch.Generator().manual_seed(5)

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from examples.make_tiny_clip import build_tiny_clip
 from furnclip import Searcher, vectors
 from furnclip.cli import app
 from furnclip.config import Config, load_config
 from furnclip.embed import embed_catalogue
 from furnclip.errors import MissingStageError, ModelMismatchError, UsageError
-from furnclip.model import build_tiny_clip
 from furnclip.search.searcher import fuse_ranks
 from tests.drawn_shop import captions, write_shop
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from furnclip.config import ModelConfig
 from furnclip.model import Clip, load_clip
-from furnclip.model.texts import spoken
+from furnclip.model.texts import normalize_text
 from tests.drawn_shop import captions
 from tests.siglip import build_tiny_siglip
 
@@ -154,12 +154,14 @@ def test_half_a_surrogate_pair_is_no_error(clips: dict[str, Clip]) -> None:
 
 @given(st.text(max_size=60))
 def test_the_rule_is_settled_after_once(text: str) -> None:
-    once = spoken(text)
-    assert spoken(once) == once
+    once = normalize_text(text)
+    assert normalize_text(once) == once
     assert once == " ".join(once.split())
     once.encode("utf-8")
 
 
 @given(st.text(alphabet=st.characters(codec="ascii"), max_size=60))
 def test_without_punctuation_only_letters_digits_and_spaces_are_left(text: str) -> None:
-    assert all(character.isalnum() or character == " " for character in spoken(text, punctuation=False))
+    assert all(
+        character.isalnum() or character == " " for character in normalize_text(text, punctuation=False)
+    )

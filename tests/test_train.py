@@ -18,13 +18,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
-from furnclip.config import ModelConfig
+from furnclip.config import ModelConfig, TrainingConfig
 from furnclip.errors import ConfigError, InputError, ModelError
 from furnclip.journal import read_journal
 from furnclip.model import latest_run, load_clip
-from furnclip.model.adapters import LoraShape
+from furnclip.model.clip import quiet
 from furnclip.model.loading import load_float32
-from furnclip.model.quiet import quiet
 from furnclip.train.checkpoints import Position
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from tests.conftest import Cli
@@ -33,7 +32,6 @@ from tests.training import command, loop_of, losses, run_train, weights_of
 CPU = ModelConfig(device="cpu", precision="fp32")
 KILLS = 20 if os.environ.get("FURNCLIP_FULL") else 2
 
-SHAPE = LoraShape(r=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"))
 EXPECTED = {
     "zero_shot": set(),
     "linear_probe": {"projections"},
@@ -92,7 +90,7 @@ def test_the_merged_model_differs_from_its_base_only_there_too(
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_trainable_parameters_are_those_of_the_table(tiny_clip: Path, scenario: str) -> None:
     clip = load_float32(str(tiny_clip), CPU)
-    names = unfreeze(clip, SCENARIOS[scenario], SHAPE, seed=0)
+    names = unfreeze(clip, TrainingConfig(scenario=scenario))
     adapters = {name for name in names if ".lora_" in name}
     towers = {name.split("_model.")[0] for name in adapters}
     assert towers == set(SCENARIOS[scenario].lora)
@@ -115,7 +113,7 @@ def test_a_finished_run_is_a_plain_model_with_card_adapter_and_figures(ready: Pa
     CLIPProcessor.from_pretrained(run / "model")
     readme = (run / "README.md").read_text()
     assert card["data_hash"] in readme
-    assert "licence" in readme.lower()
+    assert "license" in readme.lower()
     merged = load_clip("dual_lora", CPU, runs=run.parent)
     assert merged.fingerprint == card["model_fingerprint"]
     adapted = load_float32(str(tiny_clip), CPU)

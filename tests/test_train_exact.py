@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from furnclip.config import ModelConfig
+from furnclip.config import ModelConfig, TrainingConfig
 from furnclip.errors import ConfigError
-from furnclip.model.adapters import LoraShape
-from furnclip.model.families import CLIP, SIGLIP
 from furnclip.model.loading import load_float32
-from furnclip.model.precision import Choice
-from furnclip.train.encoder import Encoder, dropout_seed
-from furnclip.train.exact import Chunk, Memory, NonFiniteLossError, exact_backward, measured
-from furnclip.train.losses import LossName, chance_loss, checked_loss, contrastive_loss, right_answers
+from furnclip.model.towers import CLIP, SIGLIP, LossName
+from furnclip.relevance import positive_mask
+from furnclip.runs import PrecisionChoice as Choice
+from furnclip.train.batches import dropout_seed
+from furnclip.train.encoder import Encoder
+from furnclip.train.exact import (
+    Chunk,
+    Memory,
+    NonFiniteLossError,
+    chance_loss,
+    checked_loss,
+    contrastive_loss,
+    exact_backward,
+    measured,
+)
 from furnclip.train.memory import storage_addresses
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 
@@ -35,27 +44,29 @@ TRAINING = ("linear_probe", "dual_lora", "vision_lora", "text_lora", "full")
 
 
 class Setting:
-    """A tiny model in a scenario, with pictures and captions, cut into micro-batches at will."""
+    """A tiny model in a scenario, with images and captions, cut into micro-batches at will."""
 
     def __init__(self, folder: Path, scenario: str, dropout: float) -> None:
         clip = load_float32(str(folder), ModelConfig(device="cpu", precision="fp32"))
-        shape = LoraShape(r=4, alpha=8, dropout=dropout, targets=("q_proj", "v_proj", "fc1"))
-        self.scenario = SCENARIOS[scenario]
-        self.parameters = unfreeze(clip, self.scenario, shape, seed=0)
+        targets = ("q_proj", "v_proj", "fc1")
+        config = TrainingConfig(
+            scenario=scenario, lora_r=4, lora_alpha=8, lora_dropout=dropout, lora_targets=targets
+        )
+        self.parameters = unfreeze(clip, config)
         with torch.no_grad():  # adapters start at zero, where their first matrix has no gradient
             for name, parameter in self.parameters.items():
                 if ".lora_" in name:
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=_generator(1)))
-        self.encoder = Encoder(clip, self.scenario, torch.device("cpu"), Choice("fp32", "test"), None)
+        self.encoder = Encoder(clip, SCENARIOS[scenario], torch.device("cpu"), Choice("fp32", "test"), None)
         clip.module.train()
-        self.pictures = np.random.default_rng(0).integers(0, 256, (SAMPLES, 32, 32, 3), dtype=np.uint8)
+        self.images = np.random.default_rng(0).integers(0, 256, (SAMPLES, 32, 32, 3), dtype=np.uint8)
 
     def chunks(self, bounds: Sequence[int]) -> tuple[list[Chunk], list[Chunk]]:
         clip = self.encoder.clip
         images, texts = [], []
         for start, stop in itertools.pairwise(bounds):
             tokens = clip.tokenize(CAPTIONS[start:stop])
-            images.append(self.encoder.live("vision", self.pictures[start:stop], 0))
+            images.append(self.encoder.live("vision", self.images[start:stop], 0))
             texts.append(self.encoder.live("text", tokens, 0))
         return images, texts
 
@@ -64,15 +75,20 @@ class Setting:
         module.zero_grad()
         scalars: dict[str, Tensor] = {"logit_scale": module.logit_scale}
         scalars["logit_bias"] = torch.tensor(-5.0)
-        right = right_answers(CAPTIONS, GROUPS)
+        positive = positives_of(CAPTIONS, GROUPS)
 
         def value(images: Tensor, texts: Tensor) -> Tensor:
-            return contrastive_loss(images, texts, scalars, right, name=loss)
+            return contrastive_loss(images, texts, scalars, positive, name=loss)
 
         images, texts = self.chunks(bounds)
         memory = Memory(keep_bytes, storage_addresses(module))
         total = exact_backward(images, texts, value, memory=memory)
         return float(total), _flat(self.parameters)
+
+
+def positives_of(*labels: Sequence[Hashable]) -> Tensor:
+    """(B, B) booleans: the positives of a batch."""
+    return torch.from_numpy(positive_mask(*labels))
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -125,9 +141,9 @@ def test_summing_micro_batch_losses_is_something_else(tiny_clip: Path) -> None:
     for start in range(0, SAMPLES, 4):
         images, texts = setting.chunks([start, start + 4])
         rows = slice(start, start + 4)
-        right = right_answers(CAPTIONS[rows], GROUPS[rows])
+        positive = positives_of(CAPTIONS[rows], GROUPS[rows])
         scalars = {"logit_scale": module.logit_scale}
-        contrastive_loss(images[0](), texts[0](), scalars, right, name="softmax").backward()
+        contrastive_loss(images[0](), texts[0](), scalars, positive, name="softmax").backward()
     naive = _flat(setting.parameters)
     assert torch.nn.functional.cosine_similarity(whole, naive, dim=0) < 0.98
 
@@ -217,7 +233,7 @@ def test_a_cached_tower_trains_as_a_live_one(tiny_clip: Path) -> None:
     encoder = setting.encoder
     with torch.no_grad():
         pooled = {
-            "vision": encoder._pooled("vision", setting.pictures),
+            "vision": encoder._pooled("vision", setting.images),
             "text": encoder._pooled("text", encoder.clip.tokenize(CAPTIONS)),
         }
     keys = [str(row) for row in range(SAMPLES)]
@@ -227,8 +243,8 @@ def test_a_cached_tower_trains_as_a_live_one(tiny_clip: Path) -> None:
         chunks.append([encoder.frozen(tower, keys)])
     encoder.clip.module.zero_grad()
     scalars = {"logit_scale": encoder.clip.module.logit_scale}
-    right = right_answers(CAPTIONS, GROUPS)
-    exact_backward(*chunks, lambda a, b: contrastive_loss(a, b, scalars, right, name="softmax"))
+    positive = positives_of(CAPTIONS, GROUPS)
+    exact_backward(*chunks, lambda a, b: contrastive_loss(a, b, scalars, positive, name="softmax"))
     assert _relative_error(_flat(setting.parameters), live) <= 1e-5
 
 
@@ -242,11 +258,11 @@ def test_a_poisoned_sample_is_named_before_any_gradient(tiny_clip: Path) -> None
     assert vectors.grad is None
 
 
-def test_right_answers_are_shared_captions_and_groups() -> None:
+def test_positives_are_shared_captions_and_groups() -> None:
     captions, groups = ["a", "b", "a", "c"], ["1", "1", "2", "3"]
     expected = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
-    assert right_answers(captions, groups).int().tolist() == expected
-    assert right_answers(range(3)).int().tolist() == torch.eye(3).int().tolist()
+    assert positives_of(captions, groups).int().tolist() == expected
+    assert positives_of(range(3)).int().tolist() == torch.eye(3).int().tolist()
 
 
 @settings(max_examples=30, deadline=None)
@@ -272,16 +288,18 @@ def test_losses_agree_with_a_slow_obvious_version(labels: list[int], seed: int, 
             sign = 1 if labels[other] == label else -1
             sigmoid += np.logaddexp(0, -sign * (logits[row, other] - 3)) / len(labels)
     scalars = {"logit_scale": torch.tensor(scale), "logit_bias": torch.tensor(-3.0)}
-    right = right_answers(labels)
+    positive = positives_of(labels)
     for name, expected in (("softmax", softmax), ("sigmoid", sigmoid)):
-        found = contrastive_loss(torch.from_numpy(images), torch.from_numpy(texts), scalars, right, name=name)
+        found = contrastive_loss(
+            torch.from_numpy(images), torch.from_numpy(texts), scalars, positive, name=name
+        )
         assert float(found) == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
 def test_chance_is_the_loss_of_a_model_that_knows_nothing() -> None:
     vectors = torch.nn.functional.normalize(torch.ones(16, 4), dim=1)
-    right = right_answers([index // 3 for index in range(16)])
-    loss = contrastive_loss(vectors, vectors, {"logit_scale": torch.tensor(2.0)}, right, name="softmax")
+    positive = positives_of([index // 3 for index in range(16)])
+    loss = contrastive_loss(vectors, vectors, {"logit_scale": torch.tensor(2.0)}, positive, name="softmax")
     assert float(loss) == pytest.approx(chance_loss(16, "softmax"), rel=1e-6)
     assert chance_loss(16, "sigmoid") is None
 
@@ -308,11 +326,11 @@ def test_dropout_seeds_differ_by_step_tower_and_place() -> None:
 def golden_losses(model: Path) -> list[float]:
     """Twenty steps of AdamW on one batch, in micro-batches of 8."""
     setting = Setting(model, "dual_lora", dropout=0.0)
-    optimiser = torch.optim.AdamW(setting.parameters.values(), lr=3e-3)
+    optimizer = torch.optim.AdamW(setting.parameters.values(), lr=3e-3)
     found = []
     for _ in range(20):
         found.append(setting.gradient([0, 8, 16, 24], "softmax")[0])
-        optimiser.step()
+        optimizer.step()
     return found
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from furnclip.train.exact import exact_backward
-from furnclip.train.losses import contrastive_loss, right_answers
+from furnclip.train.exact import contrastive_loss, exact_backward
 from furnclip.train.processes import Processes, joined
-from tests.test_train_exact import CAPTIONS, GROUPS, SAMPLES, Setting
+from tests.test_train_exact import CAPTIONS, GROUPS, SAMPLES, Setting, positives_of
 
 
 def shared_gradient(model: Path, processes: Processes) -> dict[str, torch.Tensor]:
@@ -23,11 +22,11 @@ def shared_gradient(model: Path, processes: Processes) -> dict[str, torch.Tensor
     own = processes.slice_of(SAMPLES)
     images, texts = setting.chunks([*range(own.start, own.stop, 5), own.stop])
     scalars = {"logit_scale": setting.encoder.clip.module.logit_scale}
-    right = right_answers(CAPTIONS, GROUPS)
+    positive = positives_of(CAPTIONS, GROUPS)
     exact_backward(
         images,
         texts,
-        lambda a, b: contrastive_loss(a, b, scalars, right, name="softmax"),
+        lambda a, b: contrastive_loss(a, b, scalars, positive, name="softmax"),
         gather=processes.gather(SAMPLES),
     )
     processes.sum_gradients(setting.parameters, replicated=scalars)

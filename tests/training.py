@@ -11,11 +11,10 @@ from typer.testing import CliRunner
 from furnclip.cli import app
 from furnclip.config import load_config
 from furnclip.journal import read_journal
-from furnclip.train import run as room
 from furnclip.train import train
 from furnclip.train.loop import Loop
+from furnclip.train.prepared import Prepared, prepare_run
 from furnclip.train.processes import Processes
-from furnclip.train.run import Prepared
 from tests.conftest import Outcome, run_cli
 from tests.drawn_shop import write_shop
 
@@ -62,12 +61,8 @@ def loop_of(
 ) -> tuple[Prepared, Loop]:
     """A run that is ready for its first step, and its loop without trackers."""
     config = load_config(folder / "furnclip.toml", {"train": flags, "model": model or {}})
-    ready = room._prepare(config, config.paths.runs / run, Processes())
-    loop = room._loop(ready, room._optimiser(ready), ready.folder / "checkpoints")
-    for tracker in loop.trackers:
-        tracker.close()
-    loop.trackers.clear()
-    return ready, loop
+    ready = prepare_run(config, config.paths.runs / run, Processes(), card=None)
+    return ready, Loop(ready)
 
 
 def weights_of(ready: Prepared) -> dict[str, Tensor]:

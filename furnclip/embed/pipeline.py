@@ -38,7 +38,7 @@ from furnclip.embed.sources import load_models, model_names, place
 from furnclip.errors import FurnclipError, InputError
 from furnclip.journal import Journal, keep_copy, replacing, sweep
 from furnclip.model import Clip
-from furnclip.model.memory import release_freed
+from furnclip.model.precision import release_freed
 from furnclip.vectors import Provenance, read_provenance
 from furnclip.vectors.index import IndexLocation, IndexReport, index_location, is_index_of, write_index
 from furnclip.vectors.parquet import open_parquet, reading

@@ -16,8 +16,8 @@ from furnclip import console
 from furnclip.config import Config
 from furnclip.errors import ModelError
 from furnclip.model import Clip, latest_run, load_clip
-from furnclip.model.packing import can_pack, pack
-from furnclip.model.precision import Choice, choose_precision
+from furnclip.model.precision import can_pack, choose_precision, pack
+from furnclip.runs import PrecisionChoice as Choice
 from furnclip.vectors import LABELS, Floats
 
 LEAST_COSINE = 0.999

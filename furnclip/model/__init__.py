@@ -8,7 +8,6 @@ transformers returns.
 
 from furnclip.model.clip import Clip
 from furnclip.model.loading import BUNDLED, load_clip
-from furnclip.model.tiny import build_tiny_clip
 from furnclip.runs import latest_run
 
-__all__ = ["BUNDLED", "Clip", "build_tiny_clip", "latest_run", "load_clip"]
+__all__ = ["BUNDLED", "Clip", "latest_run", "load_clip"]

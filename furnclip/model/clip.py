@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from furnclip.journal import write_json
-from furnclip.model.families import Family
 from furnclip.model.pixels import Preprocessing
-from furnclip.model.precision import Choice
-from furnclip.model.quiet import quiet
 from furnclip.model.texts import TextInput
-from furnclip.model.towers import pooled_images, pooled_texts, project
+from furnclip.model.towers import Family, Tower, pooled_images, pooled_texts, project
+from furnclip.runs import PrecisionChoice
 
-_CHUNK = 256  # pictures or captions in one forward pass, so that a long list cannot exhaust memory
+_CHUNK = 256  # images or captions in one forward pass, so that a long list cannot exhaust memory
 
 
 class Clip:
@@ -29,7 +30,7 @@ class Clip:
 
     `name`: as it was asked for. `fingerprint`: 16 hex digits of weights, tokenizer and preprocessing
     (in float32, so the precision of the towers does not change it). `dimension`: of the vectors.
-    `image_px`: side of the pictures that the tower reads. `module`: the Hugging Face model. `tokenize`: texts
+    `image_px`: side of the images that the tower reads. `module`: the Hugging Face model. `tokenize`: texts
     to token ids (B, T), by the one rule for captions and queries.
     """
 
@@ -41,71 +42,50 @@ class Clip:
         self.name = name
         self.family = family
         self.preprocessing = preprocessing
-        self.fingerprint = fingerprint(module, tokenizer, preprocessing)
-        self.precision = Choice("fp32", "as loaded")
-        positions = int(self._text_config.max_position_embeddings)
+        self.image_px = preprocessing.image_px
+        self.fingerprint = _fingerprint(module, tokenizer, preprocessing)
+        self.precision = PrecisionChoice("fp32", "as loaded")
+        config: Any = self.module.config
+        self.dimension = int(getattr(config, "projection_dim", None) or config.text_config.projection_size)
+        positions = int(config.text_config.max_position_embeddings)
         self.tokenize = TextInput(tokenizer, family, positions=positions)
 
     @property
-    def image_px(self) -> int:
-        return self.preprocessing.image_px
-
-    @property
-    def dimension(self) -> int:
-        config: Any = self.module.config
-        return int(getattr(config, "projection_dim", None) or config.text_config.projection_size)
-
-    @property
-    def logit_scale(self) -> float:
-        """The factor that similarities are multiplied by, about 100 for OpenAI's models."""
-        return float(self.module.logit_scale.detach().exp())
-
-    @property
-    def layers(self) -> dict[str, int]:
-        """Number of encoder layers of each tower."""
-        config = self.module.config
-        return {
-            "vision": int(config.vision_config.num_hidden_layers),
-            "text": int(config.text_config.num_hidden_layers),
-        }
-
-    @property
-    def _text_config(self) -> Any:
-        return self.module.config.text_config
-
-    @property
     def device(self) -> torch.device:
-        return next(self._parameters()).device
+        return self._any_weight.device
 
-    def place(self, device: torch.device, choice: Choice) -> Clip:
-        """Move the towers to a device and into an arithmetic; returns itself."""
+    def place(self, device: torch.device, choice: PrecisionChoice) -> Clip:
+        """Move the towers to a device and into a precision; returns itself."""
         dtype = torch.bfloat16 if choice.precision == "bf16" else torch.float32
         self.module.to(device=device, dtype=dtype)
         self.precision = choice
         return self
 
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """(B, D) unit vectors; pictures of any size, squares are best made by `images.load_square`."""
-
-        def encode(chunk: Sequence[Image.Image]) -> Tensor:
-            pixels = self.preprocessing.pixels(chunk).to(self.device, self._dtype)
-            pooled = pooled_images(self.module, self.family, pixels)
-            return project(self.module, self.family, "vision", pooled)
-
-        return self._in_chunks(encode, images)
+        """(B, D) unit vectors; images of any size, squares are best made by `images.load_square`."""
+        return self._encode("vision", images)
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(B, D) unit vectors, in the order given."""
-
-        def encode(chunk: Sequence[str]) -> Tensor:
-            pooled = pooled_texts(self.module, self.family, self.tokenize(chunk))
-            return project(self.module, self.family, "text", pooled)
-
         by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding
-        vectors = self._in_chunks(encode, [texts[index] for index in by_length])
+        vectors = self._encode("text", [texts[index] for index in by_length])
         ordered = np.empty_like(vectors)
         ordered[by_length] = vectors
         return ordered
+
+    @torch.inference_mode()
+    def _encode(self, tower: Tower, items: Sequence[Any]) -> NDArray[np.float32]:
+        vectors = np.empty((len(items), self.dimension), dtype=np.float32)
+        for start in range(0, len(items), _CHUNK):
+            chunk = items[start : start + _CHUNK]
+            if tower == "vision":
+                pixels = self.preprocessing.pixels(chunk).to(self.device, self._any_weight.dtype)
+                pooled = pooled_images(self.module, self.family, pixels)
+            else:
+                pooled = pooled_texts(self.module, self.family, self.tokenize(chunk))
+            projected = project(self.module, self.family, tower, pooled)
+            vectors[start : start + len(chunk)] = projected.cpu().numpy()
+        return vectors
 
     def save(self, folder: Path) -> None:
         """Write a plain Hugging Face folder: weights as safetensors, tokenizer, preprocessing."""
@@ -114,26 +94,13 @@ class Clip:
         self.tokenizer.save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", self.preprocessing.to_config())
 
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        module: nn.Module = self.module
-        return module.parameters()
-
     @property
-    def _dtype(self) -> torch.dtype:
-        return next(self._parameters()).dtype
-
-    @torch.inference_mode()
-    def _in_chunks(
-        self, encode: Callable[[Sequence[Any]], Tensor], items: Sequence[Any]
-    ) -> NDArray[np.float32]:
-        vectors = np.empty((len(items), self.dimension), dtype=np.float32)
-        for start in range(0, len(items), _CHUNK):
-            chunk = items[start : start + _CHUNK]
-            vectors[start : start + len(chunk)] = encode(chunk).cpu().numpy()
-        return vectors
+    def _any_weight(self) -> nn.Parameter:
+        weight: nn.Parameter = next(self.module.parameters())
+        return weight
 
 
-def fingerprint(module: nn.Module, tokenizer: Any, preprocessing: Preprocessing) -> str:
+def _fingerprint(module: nn.Module, tokenizer: Any, preprocessing: Preprocessing) -> str:
     """16 hex digits that change when a weight, a token or the preprocessing does."""
     digest = hashlib.sha256(repr(preprocessing).encode())
     if preprocessing.resample != Image.Resampling.BICUBIC:
@@ -143,3 +110,23 @@ def fingerprint(module: nn.Module, tokenizer: Any, preprocessing: Preprocessing)
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().contiguous().cpu().numpy().data)
     return digest.hexdigest()[:16]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block transformers and peft print errors only: their notes would mix with ours.
+
+    Warnings about what peft and transformers will change between themselves are dropped too; the user can
+    do nothing about them.
+    """
+    log: Any = transformers.utils.logging
+    level = log.get_verbosity()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.set_verbosity(level)
+        log.enable_progress_bar()

@@ -19,13 +19,11 @@ from transformers.image_processing_base import ImageProcessingMixin
 import furnclip
 from furnclip.errors import FurnclipError, ModelError
 from furnclip.journal import read_json
-from furnclip.model.clip import Clip
-from furnclip.model.families import family_of
-from furnclip.model.memory import is_out_of_memory
+from furnclip.model.clip import Clip, quiet
 from furnclip.model.pixels import Preprocessing
-from furnclip.model.precision import choose_device, choose_precision
-from furnclip.model.quiet import quiet
-from furnclip.model.texts import check_tokenizer
+from furnclip.model.precision import choose_device, choose_precision, is_out_of_memory
+from furnclip.model.texts import tokenizer_problem
+from furnclip.model.towers import CLIP, SIGLIP
 from furnclip.runs import model_folder
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ class WeightIndex:
 
 
 def load_clip(name: str, config: ModelConfig, *, runs: Path | None = None) -> Clip:
-    """The model called `name`, on the device and in the arithmetic of `config`.
+    """The model called `name`, on the device and in the precision of `config`.
 
     `name`: a run under `runs`, a folder, `furnclip-tiny`, or a hub id (at `config.revision`).
     """
@@ -64,7 +62,12 @@ def load_float32(name: str, config: ModelConfig, *, runs: Path | None = None) ->
         hub["revision"] = config.revision
     with quiet(), _explained(name):
         settings = AutoConfig.from_pretrained(source, **hub)
-        family = family_of(settings.model_type, name=name)
+        family = {"clip": CLIP, "siglip": SIGLIP}.get(settings.model_type)
+        if family is None:
+            raise ModelError(
+                f"`{name}` is a `{settings.model_type}` model, not CLIP or SigLIP",
+                hint="choose a CLIP or SigLIP checkpoint, e.g. `openai/clip-vit-base-patch32`",
+            )
         module, report = AutoModel.from_pretrained(
             source,
             dtype="float32",
@@ -79,7 +82,11 @@ def load_float32(name: str, config: ModelConfig, *, runs: Path | None = None) ->
         side_px = int(settings.vision_config.image_size)
         preprocessing = Preprocessing.from_config(pixel_config, image_px=side_px, name=name)
         clip = Clip(module, tokenizer, name=name, family=family, preprocessing=preprocessing)
-        check_tokenizer(clip.tokenize, family, settings.text_config, name=name)
+        if problem := tokenizer_problem(clip.tokenize, family, settings.text_config):
+            raise ModelError(
+                f"the tokenizer of `{name}` {problem}",
+                hint="restore `tokenizer.json` and `tokenizer_config.json` from the model's own repository",
+            )
     return clip
 
 
@@ -121,7 +128,10 @@ def _listed(names: Sequence[str]) -> str:
 def _source(name: str, runs: Path | None) -> str:
     """A folder, or a hub id, as the string that transformers wants."""
     if name == BUNDLED:
-        return _bundled()
+        bundled = Path(furnclip.__file__).parent / "demo" / "furnclip_tiny"
+        if not (bundled / "config.json").is_file():
+            raise ModelError(f"the bundled model `{BUNDLED}` is missing", hint="install furnclip again")
+        return str(bundled)
     if runs is not None and Path(name).name == name and (runs / name).is_dir():
         return _checked_folder(model_folder(runs / name))
     if name and Path(name).expanduser().is_dir():
@@ -131,13 +141,6 @@ def _source(name: str, runs: Path | None) -> str:
             f"there is no model folder `{name}`", hint="give a folder, a run's name or a hub id to `--model`"
         )
     return name
-
-
-def _bundled() -> str:
-    folder = Path(furnclip.__file__).parent / "demo" / "furnclip_tiny"
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"the bundled model `{BUNDLED}` is missing", hint="install furnclip again")
-    return str(folder)
 
 
 def _checked_folder(folder: Path) -> str:

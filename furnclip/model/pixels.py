@@ -1,4 +1,4 @@
-"""From pictures to the tensor a vision tower reads: letterbox, resize, scale, normalise.
+"""From images to the tensor a vision tower reads: letterbox, resize, scale, normalize.
 
 The shards hold squares that `images.letterbox` made, so resizing a square to the model's own side is
 all that Hugging Face's processor would do to them; `tests/test_model.py` holds the two equal.
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, FiniteFloat, PositiveInt
 
 from furnclip.errors import ModelError
 from furnclip.images import letterbox
@@ -25,13 +25,10 @@ from furnclip.journal import parse_json
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-
 _KNOWN_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 _HINT = "restore `preprocessor_config.json` from the model's own repository, or choose another model"
-_Side = Annotated[int, Field(gt=0)]
-_Sides = _Side | dict[str, _Side | None]
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Sides = PositiveInt | dict[str, PositiveInt | None]
+_Positive = Annotated[FiniteFloat, Field(gt=0)]
 _Three = Field(min_length=3, max_length=3)
 
 
@@ -46,7 +43,7 @@ class _Settings:
     do_rescale: bool = True
     do_normalize: bool = True
     rescale_factor: _Positive = 1 / 255
-    image_mean: Annotated[tuple[_Finite, ...], _Three] = _CLIP_MEAN
+    image_mean: Annotated[tuple[FiniteFloat, ...], _Three] = _CLIP_MEAN
     image_std: Annotated[tuple[_Positive, ...], _Three] = _CLIP_STD
     resample: Literal[0, 1, 2, 3, 4, 5] = 3
 
@@ -117,7 +114,7 @@ class Preprocessing:
         }
 
     def square(self, image: Image.Image) -> Image.Image:
-        """The picture as an RGB square of the model's side; other shapes are letterboxed on white."""
+        """The image as an RGB square of the model's side; other shapes are letterboxed on white."""
         if image.mode != "RGB":
             image = image.convert("RGB")
         if image.width != image.height:
@@ -126,11 +123,7 @@ class Preprocessing:
             return image.resize((self.image_px, self.image_px), Image.Resampling(self.resample))
         return image
 
-    def squares(self, images: Sequence[Image.Image]) -> NDArray[np.uint8]:
-        """The pictures as one array (B, H, W, 3) of bytes."""
-        return np.stack([np.asarray(self.square(image)) for image in images])
-
-    def normalise(self, squares: NDArray[np.uint8]) -> torch.Tensor:
+    def normalize(self, squares: NDArray[np.uint8]) -> torch.Tensor:
         """(B, H, W, 3) bytes -> (B, 3, H, W) float32, as the tower reads it."""
         mean = torch.tensor(self.mean).mul(255)
         std = torch.tensor(self.std).mul(255)
@@ -138,5 +131,5 @@ class Preprocessing:
         return pixels.permute(0, 3, 1, 2)
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures of any size -> (B, 3, H, W) float32."""
-        return self.normalise(self.squares(images))
+        """Images of any size -> (B, 3, H, W) float32."""
+        return self.normalize(np.stack([np.asarray(self.square(image)) for image in images]))

@@ -1,8 +1,6 @@
-"""What a model is told: the one rule for captions and queries, per tokenizer.
+"""From texts to token ids: the one rule for captions and queries, per tokenizer.
 
-Both families of base models were trained on lower-case text, and so are furnclip's captions. `spoken`
-gives captions (training, evaluation, embedding) and queries (search) the same case, white space and
-Unicode form; `query` puts what a shopper types into the sentence that captions are made of. SigLIP's own
+Both families of base models were trained on lower-case text, and so are furnclip's captions. SigLIP's own
 tokenizer was trained without punctuation. A special token spelled out in a title is text: the tokenizer is
 told to split it.
 """
@@ -17,8 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from furnclip.errors import ModelError
-from furnclip.model.families import CLIP, Family
+from furnclip.model.towers import CLIP, Family
 
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")  # soft hyphen, zero-width space, word joiner, BOM
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -26,7 +23,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _FEWEST_TOKENS = 4
 
 
-def spoken(text: str, *, punctuation: bool = True) -> str:
+def normalize_text(text: str, *, punctuation: bool = True) -> str:
     """The text as every model of furnclip reads it: NFC, lower case, single spaces, nothing invisible."""
     text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text to a tokenizer
     text = _CONTROL.sub(" ", _INVISIBLE.sub("", unicodedata.normalize("NFC", text))).lower()
@@ -48,7 +45,7 @@ class TextInput:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(B, T) token ids, cut at `length`."""
         encoded = self.tokenizer(
-            [spoken(text, punctuation=self._punctuation) for text in texts],
+            [normalize_text(text, punctuation=self._punctuation) for text in texts],
             padding=self._padding,
             truncation=True,
             max_length=self.length,
@@ -60,32 +57,20 @@ class TextInput:
         return token_ids
 
 
-def check_tokenizer(text_input: TextInput, family: Family, text_config: Any, *, name: str) -> None:
-    """`ModelError` for a tokenizer that does not belong to the model, or that the towers cannot read."""
+def tokenizer_problem(text_input: TextInput, family: Family, text_config: Any) -> str:
+    """Why the tokenizer does not belong to the model, or the towers cannot read it; empty: they fit."""
     tokenizer = text_input.tokenizer
-    problem = ""
     if family is CLIP and tokenizer.padding_side != "right":
-        problem = "pads on the left, and CLIP reads captions from the left"
-    elif text_input.length < _FEWEST_TOKENS:
-        problem = f"cuts every caption at `model_max_length` = {text_input.length} tokens"
-    elif max(tokenizer.get_vocab().values(), default=0) >= text_config.vocab_size:
-        problem = f"has more tokens than the {text_config.vocab_size} that the text tower knows"
-    else:
-        problem = _probe(text_input, family, text_config)
-    if problem:
-        raise ModelError(
-            f"the tokenizer of `{name}` {problem}",
-            hint="restore `tokenizer.json` and `tokenizer_config.json` from the model's own repository",
-        )
-
-
-def _probe(text_input: TextInput, family: Family, text_config: Any) -> str:
-    """What two words tell of a tokenizer: whether it knows them, and ends them as the tower expects."""
+        return "pads on the left, and CLIP reads captions from the left"
+    if text_input.length < _FEWEST_TOKENS:
+        return f"cuts every caption at `model_max_length` = {text_input.length} tokens"
+    if max(tokenizer.get_vocab().values(), default=0) >= text_config.vocab_size:
+        return f"has more tokens than the {text_config.vocab_size} that the text tower knows"
     chair, sofa = text_input(["chair", "sofa"]).tolist()
     if chair == sofa:
         return "has no vocabulary: `chair` and `sofa` are the same to it"
     end = text_config.eos_token_id
-    if end == 2:  # see `towers._end_positions`
+    if end == 2:  # see `towers.pooled_texts`
         end = max(chair)
     if family is CLIP and chair[-1] != end:
         return f"does not end texts with the token {end} that the text tower looks for (`eos_token_id`)"

@@ -1,12 +1,14 @@
-"""Runs the towers for training: live ones chunk by chunk, frozen ones from their cache.
+"""Runs the towers for training: live ones micro-batch by micro-batch, frozen ones from their cache.
 
-Letters: B effective batch, b micro-batch, W width of a tower, D shared dimension, T tokens.
+Validation during training is a gallery of the validation split alone, so its figures are higher than those
+of a whole catalogue; they are for comparing epochs. `furnclip eval` measures the test split.
+
+Letters: b micro-batch, N samples of a split, W width of a tower, D shared dimension, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,36 +19,35 @@ from torch import Tensor
 
 from furnclip.catalogue import content_hash
 from furnclip.features import FeatureStore
-from furnclip.model.clip import Clip
-from furnclip.model.families import TOWERS, Tower
-from furnclip.model.precision import Choice
-from furnclip.model.quiet import quiet
-from furnclip.model.towers import pooled_images, pooled_texts, project
-from furnclip.train.data import TrainingData
+from furnclip.metrics.retrieval import mean_reciprocal_rank, ranks, recall_at_k
+from furnclip.model.clip import Clip, quiet
+from furnclip.model.towers import TOWERS, Tower, pooled_images, pooled_texts, project
+from furnclip.relevance import positives
+from furnclip.runs import PrecisionChoice
+from furnclip.train.data import Indices, Squares, TrainingData
 from furnclip.train.exact import Chunk
 from furnclip.train.scenarios import Scenario
 
+Inputs = Squares | Tensor  # images (b, H, W, 3) or tokens (b, T)
 _FILL_CHUNK = 128
-_DROPOUT_STREAM = 7919
 
 
 @dataclass
 class Encoder:
-    """The model in training: which towers run, and what the frozen ones said before."""
+    """The model in training: which towers run, and the cached features of the frozen ones."""
 
     clip: Clip
     scenario: Scenario
     device: torch.device
-    choice: Choice
+    choice: PrecisionChoice
     cache: Path | None
     stores: dict[Tower, FeatureStore] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for tower in TOWERS:
             if not self.scenario.is_live(tower):
-                self.stores[tower] = FeatureStore(
-                    self.cache, self.clip.fingerprint, tower, self.choice.precision
-                )
+                store = FeatureStore(self.cache, self.clip.fingerprint, tower, self.choice.precision)
+                self.stores[tower] = store
 
     def place(self) -> None:
         """Move the model; frozen weights take the narrow type, training weights stay float32."""
@@ -61,13 +62,24 @@ class Encoder:
         with quiet():
             self.clip.module.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def live(self, tower: Tower, inputs: NDArray[np.uint8] | Tensor, seed: int) -> Chunk:
-        """A micro-batch of pictures (b, H, W, 3) or tokens (b, T), through the tower and projected."""
+    def inputs(
+        self,
+        tower: Tower,
+        data: TrainingData,
+        indices: Indices | Sequence[int],
+        captions: Sequence[str],
+        *,
+        epoch: int | None = None,
+    ) -> Inputs:
+        """What the tower reads of these samples; `captions` are theirs, `epoch` is for augmentation."""
+        return data.squares(indices, epoch=epoch) if tower == "vision" else self.clip.tokenize(captions)
+
+    def live(self, tower: Tower, inputs: Inputs, seed: int) -> Chunk:
+        """A micro-batch through the tower and projected."""
 
         def encode() -> Tensor:
             torch.manual_seed(seed)  # the same dropout on both passes
-            with self._arithmetic():
-                return self._project(tower, self._pooled(tower, inputs))
+            return self._project(tower, self._pooled(tower, inputs))
 
         return encode
 
@@ -78,18 +90,14 @@ class Encoder:
 
     def fill(self, tower: Tower, data: TrainingData, captions: Sequence[str] | None = None) -> list[str]:
         """Encode what the frozen tower has not seen; the keys of all samples (or captions)."""
-        spoken = data.fixed_captions() if captions is None else captions
-        keys = [content_hash(caption) for caption in spoken]
-        if tower == "vision":
-            keys = [text.image_key for text in data.texts]
+        texts = data.fixed_captions() if captions is None else captions
+        keys = [text.image_key for text in data.texts]
+        if tower == "text":
+            keys = [content_hash(text) for text in texts]
 
-        def encode(positions: list[int]) -> NDArray[np.float32]:
-            inputs = (
-                data.squares(positions, epoch=None)
-                if tower == "vision"
-                else self.clip.tokenize([spoken[position] for position in positions])
-            )
-            with torch.no_grad(), self._arithmetic():
+        def encode(rows: list[int]) -> NDArray[np.float32]:
+            inputs = self.inputs(tower, data, rows, [texts[row] for row in rows])
+            with torch.no_grad():
                 return self._pooled(tower, inputs).float().cpu().numpy()
 
         self.stores[tower].fill(keys, encode, chunk_size=_FILL_CHUNK)
@@ -103,39 +111,38 @@ class Encoder:
         if tower in self.stores:
             parts = [self.frozen(tower, self.fill(tower, data))()]
         else:
-            parts = list(self._live_parts(tower, data))
+            captions, parts = data.fixed_captions(), []
+            for start in range(0, len(data), _FILL_CHUNK):
+                rows = range(start, min(start + _FILL_CHUNK, len(data)))
+                inputs = self.inputs(tower, data, rows, captions[start : rows.stop])
+                parts.append(self.live(tower, inputs, seed=0)())
         self.clip.module.train(was_training)
         return torch.cat(parts).float().cpu().numpy()
 
-    def _live_parts(self, tower: Tower, data: TrainingData) -> Iterator[Tensor]:
-        captions = data.fixed_captions()
-        for start in range(0, len(data), _FILL_CHUNK):
-            positions = range(start, min(start + _FILL_CHUNK, len(data)))
-            if tower == "vision":
-                yield self.live(tower, data.squares(positions, epoch=None), seed=0)()
-            else:
-                yield self.live(tower, self.clip.tokenize([captions[row] for row in positions]), seed=0)()
-
-    def _pooled(self, tower: Tower, inputs: NDArray[np.uint8] | Tensor) -> Tensor:
-        if isinstance(inputs, Tensor):
-            return pooled_texts(self.clip.module, self.clip.family, inputs)
-        pixels = self.clip.preprocessing.normalise(inputs).to(self.device)
-        if self.choice.precision == "bf16":
-            pixels = pixels.bfloat16()
-        return pooled_images(self.clip.module, self.clip.family, pixels)
+    def _pooled(self, tower: Tower, inputs: Inputs) -> Tensor:
+        is_bf16 = self.choice.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16):
+            if isinstance(inputs, Tensor):
+                return pooled_texts(self.clip.module, self.clip.family, inputs)
+            pixels = self.clip.preprocessing.normalize(inputs).to(self.device)
+            return pooled_images(self.clip.module, self.clip.family, pixels.bfloat16() if is_bf16 else pixels)
 
     def _project(self, tower: Tower, pooled: Tensor) -> Tensor:
         # in float32 for live and cached towers alike: a rounded vector moves the whole loss
         with torch.autocast(self.device.type, enabled=False):
             return project(self.clip.module, self.clip.family, tower, pooled)
 
-    @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.choice.precision == "bf16"):
-            yield
 
+def retrieval_figures(encoder: Encoder, data: TrainingData) -> dict[str, float]:
+    """recall@1, recall@5 and MRR both ways of a split, and `score`, their mean.
 
-def dropout_seed(seed: int, *, step: int, tower: Tower, start: int) -> int:
-    """The seed of the dropout of the micro-batch that begins at `start` of the effective batch."""
-    sequence = np.random.SeedSequence([seed % 2**32, _DROPOUT_STREAM, step, TOWERS.index(tower), start])
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+    MRR is in it because a small split gives the same recall for many models."""
+    images, texts = encoder.vectors("vision", data), encoder.vectors("text", data)
+    found = positives(data.fixed_captions(), [text.group for text in data.texts])
+    figures: dict[str, float] = {}
+    for way, queries, gallery in (("text_to_image", texts, images), ("image_to_text", images, texts)):
+        first = ranks(queries, gallery, found)
+        figures[f"{way}_recall@1"] = recall_at_k(first, 1)
+        figures[f"{way}_recall@5"] = recall_at_k(first, 5)
+        figures[f"{way}_mrr"] = mean_reciprocal_rank(first)
+    return {"score": float(np.mean(list(figures.values()))), **figures}

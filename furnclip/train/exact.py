@@ -1,30 +1,71 @@
-"""The gradient of a large batch on a small machine, exactly.
+"""The contrastive loss of a large batch, and its exact gradient on a small machine.
 
-A contrastive loss over 1024 samples is not the mean of 16 losses over 64: each sample would meet 63
-wrong answers instead of 1023, and the two gradients point in different directions. GradCache
+`softmax` is CLIP's loss (https://arxiv.org/abs/2103.00020), `sigmoid` is SigLIP's
+(https://arxiv.org/abs/2303.15343), both with several positives a row: products that share a caption or a
+group are positives of each other, because as negatives they would teach the model a falsehood.
+
+The loss over 1024 samples is not the mean of 16 losses over 64: each sample would meet 63 negatives
+instead of 1023, and the two gradients point in different directions. GradCache
 (https://arxiv.org/abs/2101.06983) gets the true one in constant memory: encode all micro-batches
 without a graph, take the loss and its gradient with respect to the vectors, then encode each
 micro-batch again with a graph and push its share of that gradient through.
 
 Here a micro-batch is a `Chunk`: a function that encodes it, and draws the same dropout each time it
-is called. Micro-batches whose graphs fit into `keep_bytes` keep them and are not encoded twice; that
+is called. Micro-batches whose graphs fit into `Memory` keep them and are not encoded twice; that
 changes the time, not one bit of the result.
+
+Letters: B effective batch, b micro-batch, D dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import cross_entropy, logsigmoid
 
-from furnclip.model.memory import release_freed
+from furnclip.errors import ConfigError
+from furnclip.model.precision import release_freed
+from furnclip.model.towers import Family, LossName
 
 Chunk = Callable[[], Tensor]  # -> (b, D)
 Loss = Callable[[Tensor, Tensor], Tensor]  # (B, D) images, (B, D) texts -> scalar
 Gather = Callable[[Tensor], Tensor]  # (b, D) of this process -> (B, D) of all
+
+
+def contrastive_loss(
+    image_BD: Tensor, text_BD: Tensor, scalars: Mapping[str, Tensor], positive_BB: Tensor, *, name: LossName
+) -> Tensor:
+    """The loss of a batch of unit vectors; `scalars` holds `logit_scale` (a logarithm) and a bias.
+
+    `positive_BB`: symmetric booleans, see `relevance.positive_mask`.
+    """
+    logits_BB = image_BD @ text_BD.t() * scalars["logit_scale"].exp()
+    positive_BB = positive_BB.to(logits_BB.dtype)
+    if name == "sigmoid":
+        signs = positive_BB * 2 - 1
+        return -logsigmoid(signs * (logits_BB + scalars["logit_bias"])).sum(dim=1).mean()
+    target_BB = positive_BB / positive_BB.sum(dim=1, keepdim=True)
+    return (cross_entropy(logits_BB, target_BB) + cross_entropy(logits_BB.t(), target_BB)) / 2
+
+
+def chance_loss(batch_size: int, name: LossName) -> float | None:
+    """The softmax loss of an untrained model, with any number of positives; sigmoid has no such mark."""
+    return math.log(batch_size) if name == "softmax" else None
+
+
+def checked_loss(wanted: str, family: Family) -> LossName:
+    """The loss for this family of base models; another than its own is an error."""
+    if wanted in ("auto", family.loss):
+        return family.loss
+    raise ConfigError(
+        f"the {wanted} loss does not fit a {family.name} base, which was trained with {family.loss}",
+        hint="leave `train.loss` at `auto`",
+    )
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -48,9 +89,17 @@ class Memory:
     used_bytes: int = field(default=0, init=False)
     largest_bytes: int = field(default=0, init=False)
 
-    def fits(self) -> bool:
-        """Whether another graph, as large as the largest so far, would fit."""
-        return self.used_bytes + self.largest_bytes < self.budget_bytes
+    def encode(self, chunk: Chunk) -> Tensor:
+        """The chunk's vectors, with their graph where another as large as the largest so far would fit."""
+        if self.used_bytes + self.largest_bytes >= self.budget_bytes:
+            with torch.no_grad():
+                return chunk()
+        vectors, graph_bytes = measured(chunk, self.weights)
+        self.largest_bytes = max(self.largest_bytes, graph_bytes)
+        if self.used_bytes + graph_bytes > self.budget_bytes:
+            return vectors.detach()
+        self.used_bytes += graph_bytes
+        return vectors
 
 
 def exact_backward(
@@ -68,44 +117,28 @@ def exact_backward(
     """
     memory = memory or Memory()
     memory.used_bytes = 0
-    (image_leaf, image_graphs), (text_leaf, text_graphs) = (
-        _first_pass(chunks, memory) for chunks in (images, texts)
-    )
+    image_leaf, image_graphs = _first_pass(images, memory)
+    text_leaf, text_graphs = _first_pass(texts, memory)
     value = loss(gather(image_leaf), gather(text_leaf))
     if not torch.isfinite(value):
-        raise NonFiniteLossError(_non_finite_rows([image_leaf, text_leaf]))
+        finite = torch.isfinite(image_leaf).all(dim=1) & torch.isfinite(text_leaf).all(dim=1)
+        raise NonFiniteLossError((~finite).nonzero().flatten().tolist())
     torch.autograd.backward(value)
     assert image_leaf.grad is not None
     assert text_leaf.grad is not None
-    _push_back(images, image_graphs, image_leaf.grad)
-    _push_back(texts, text_graphs, text_leaf.grad)
+    _second_pass(images, image_graphs, image_leaf.grad)
+    _second_pass(texts, text_graphs, text_leaf.grad)
     return value.detach()
 
 
 def _first_pass(chunks: Sequence[Chunk], memory: Memory) -> tuple[Tensor, list[Tensor | None]]:
-    """All vectors (b, D) as a leaf of the loss, and of each chunk the vectors with their graph, if kept."""
-    parts = [_encode(chunk, only=len(chunks) == 1, memory=memory) for chunk in chunks]
+    """All vectors as a leaf of the loss, and of each chunk the vectors with their graph, if kept."""
+    parts = [chunks[0]()] if len(chunks) == 1 else [memory.encode(chunk) for chunk in chunks]
     leaf = torch.cat([part.detach() for part in parts]).requires_grad_()
     return leaf, [part if part.requires_grad else None for part in parts]
 
 
-def _encode(chunk: Chunk, *, only: bool, memory: Memory) -> Tensor:
-    """The chunk's vectors, with their graph if it is the only one or there is room for it."""
-    if only:
-        return chunk()
-    if memory.fits():
-        vectors, graph_bytes = measured(chunk, memory.weights)
-        if memory.used_bytes + graph_bytes <= memory.budget_bytes:
-            memory.used_bytes += graph_bytes
-            memory.largest_bytes = max(memory.largest_bytes, graph_bytes)
-            return vectors
-        memory.largest_bytes = max(memory.largest_bytes, graph_bytes)
-        return vectors.detach()
-    with torch.no_grad():
-        return chunk()
-
-
-def _push_back(chunks: Sequence[Chunk], kept: list[Tensor | None], gradient: Tensor) -> None:
+def _second_pass(chunks: Sequence[Chunk], kept: list[Tensor | None], gradient: Tensor) -> None:
     """Through each chunk its slice of the gradient, in order; kept graphs are freed on the way."""
     memory_is_short = all(vectors is None for vectors in kept)
     start = 0
@@ -136,8 +169,3 @@ def measured(chunk: Chunk, weights: frozenset[int]) -> tuple[Tensor, int]:
     with saved_tensors_hooks(count, lambda tensor: tensor):
         vectors = chunk()
     return vectors, sum(size for address, size in storages.items() if address not in weights)
-
-
-def _non_finite_rows(leaves: list[Tensor]) -> list[int]:
-    finite = torch.stack([torch.isfinite(leaf).all(dim=1) for leaf in leaves]).all(dim=0)
-    return [int(row) for row in (~finite).nonzero().flatten()]

@@ -15,72 +15,28 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 
-from furnclip.config import Config
 from furnclip.errors import ModelError
 from furnclip.journal import replacing_folder
-from furnclip.model.adapters import LoraShape, lora_state, save_adapter, scaled_lora, shifted, weight_changes
-from furnclip.model.clip import Clip
-from furnclip.model.families import TOWERS
+from furnclip.metrics.bootstrap import bootstrap_interval
+from furnclip.metrics.retrieval import ranks
+from furnclip.model.adapters import save_adapter, shifted, weight_changes
+from furnclip.model.clip import Clip, quiet
 from furnclip.model.loading import load_float32
-from furnclip.model.quiet import quiet
+from furnclip.relevance import positives
 from furnclip.runs import ADAPTER, MODEL
 from furnclip.train.data import TrainingData
-from furnclip.train.encoder import Encoder
-from furnclip.train.validation import recall_intervals, retrieval_figures
+from furnclip.train.encoder import Encoder, retrieval_figures
+from furnclip.train.prepared import Prepared
 
 SHARES = tuple(round(share, 1) for share in np.linspace(0, 1, 11).tolist())
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Validation figures at each share, and the share that is kept."""
-
-    figures: dict[float, dict[str, float]]
-    best: float
-
-
-def sweep(
-    plain: Encoder,
-    changes: Mapping[str, Tensor],
-    validation: TrainingData,
-    *,
-    shares: tuple[float, ...] = SHARES,
-) -> Sweep:
-    """Measure the plain model at each share of the changes; the model is left as the base.
-
-    Of equal scores the largest share is kept: the data asked for it, the base does not mind.
-    """
-    parameters = dict(plain.clip.module.named_parameters())
-    base = {name: parameters[name].detach().float().cpu().clone() for name in changes}
-    figures: dict[float, dict[str, float]] = {}
-    for share in shares:
-        put_weights(plain, shifted(base, changes, share))
-        figures[share] = retrieval_figures(
-            plain.vectors("vision", validation), plain.vectors("text", validation), validation
-        )
-    put_weights(plain, base)
-    best = max(figures, key=lambda share: (figures[share]["score"], share))
-    return Sweep(figures, best)
-
-
-@torch.no_grad()
-def put_weights(plain: Encoder, weights: Mapping[str, Tensor]) -> None:
-    """Write weights into the plain model, in whatever type it has."""
-    parameters = dict(plain.clip.module.named_parameters())
-    for name, value in weights.items():
-        parameters[name].copy_(value)
-
-
 _PARITY = 0.9999
 _PROBES = 32
 _TIMED = 9
@@ -88,134 +44,116 @@ _TIMED = 9
 
 @dataclass(frozen=True)
 class Finished:
-    """What came out: the sweep, and the merged model's parity, fingerprint, recall and speed.
+    """What came out: validation figures at each share, the share that is kept, and the merged model's
+    parity, fingerprint, recall and speed.
 
-    `intervals`: figure -> [value, low, high]; `latency_ms`: one picture or caption at a time.
+    `intervals`: figure -> [value, low, high]; `latency_ms`: one image or caption at a time.
     """
 
-    sweep: Sweep
+    figures: dict[float, dict[str, float]]
+    share: float
     parity: float
     fingerprint: str
     intervals: dict[str, list[float]]
     latency_ms: dict[str, float]
 
 
-def lora_shape(config: Config) -> LoraShape:
-    """The adapters that the settings ask for."""
-    train = config.train
-    return LoraShape(train.lora_r, train.lora_alpha, train.lora_dropout, train.lora_targets)
-
-
-def finish(run: Path, trained: Encoder, validation: TrainingData, config: Config) -> Finished:
+def finish(ready: Prepared) -> Finished:
     """Sweep, merge, save and check the trained model, which holds its best weights already."""
-    name = trained.clip.name
-    plain = load_float32(name, config.model)
-    changes = weight_changes(trained.clip.module, plain.module)
-    shares = None if config.train.wise_ft and changes else (1.0,)
-    swept = _swept(plain, trained, changes, validation, shares=shares)
-    base = {key: value.detach().clone() for key, value in plain.module.named_parameters() if key in changes}
-    kept = shifted(base, changes, swept.best)
-    lora = scaled_lora(lora_state(trained.clip.module), swept.best)
-    _write_adapter(run / ADAPTER, lora, kept, trained, config)
-    put_weights(_encoder(plain, trained), kept)
-    with replacing_folder(run / MODEL) as aside:
-        plain.save(aside)
-    saved = load_float32(str(run / MODEL), config.model)
-    vectors = [_encoder(plain, trained).vectors(tower, validation) for tower in TOWERS]
+    config, trained, validation = ready.config, ready.encoder, ready.validation
+    clip = _load_base(ready)
+    changes = weight_changes(trained.clip.module, clip.module)
+    base = {name: value.detach().clone() for name, value in clip.module.named_parameters() if name in changes}
+    # The plain model runs where and in the precision that the trained one did; frozen towers share the cache.
+    clip.module.requires_grad_(False).to(trained.device)
+    plain = Encoder(clip, trained.scenario, trained.device, trained.choice, None)
+    plain.stores.update(trained.stores)
+    figures: dict[float, dict[str, float]] = {}
+    for share in SHARES if config.train.wise_ft and changes else (1.0,):
+        _put_weights(clip, shifted(base, changes, share))
+        figures[share] = retrieval_figures(plain, validation)
+    # Of equal scores the largest share: the data asked for it, the base does not mind.
+    best = max(figures, key=lambda share: (figures[share]["score"], share))
+    kept = shifted(base, changes, best)
+    _put_weights(clip, kept)
+    if trained.scenario.projections and not trained.scenario.everything:
+        paths = clip.family.projections.values()
+        whole = {name: value for name, value in kept.items() if name.rpartition(".")[0] in paths}
+        with replacing_folder(ready.folder / ADAPTER) as aside:
+            save_adapter(aside, trained.clip, whole, config.train, share=best)
+    with replacing_folder(ready.folder / MODEL) as aside:
+        clip.save(aside)
+    saved = load_float32(str(ready.folder / MODEL), config.model)
+    rows = range(min(_PROBES, len(validation)))
+    images = [Image.fromarray(square) for square in validation.squares(rows, epoch=None)]
+    captions = validation.fixed_captions()[: len(rows)]
     return Finished(
-        sweep=swept,
-        parity=_parity(run, saved, plain, validation, config, base_name=name),
+        figures=figures,
+        share=best,
+        parity=_parity(ready, saved, clip, images, captions),
         fingerprint=saved.fingerprint,
-        intervals=recall_intervals(vectors[0], vectors[1], validation),
-        latency_ms=_latency_ms(saved, validation),
+        intervals=_recall_intervals(plain, validation),
+        latency_ms={
+            "image": _median_ms(lambda row: saved.encode_images([images[row % len(images)]])),
+            "text": _median_ms(lambda row: saved.encode_texts([captions[row % len(captions)]])),
+        },
     )
 
 
-def _swept(
-    plain: Clip,
-    trained: Encoder,
-    changes: Mapping[str, Tensor],
-    validation: TrainingData,
-    *,
-    shares: tuple[float, ...] | None,
-) -> Sweep:
-    """The sweep, in the arithmetic of training, on a copy that is thrown away."""
-    measured = _encoder(plain, trained)
-    if shares is None:
-        return sweep(measured, changes, validation)
-    return sweep(measured, changes, validation, shares=shares)
+def _load_base(ready: Prepared) -> Clip:
+    return load_float32(ready.encoder.clip.name, ready.config.model, runs=ready.config.paths.runs)
 
 
-def _encoder(clip: Clip, like: Encoder) -> Encoder:
-    """The plain model where and as the trained one runs; its frozen towers share the cache."""
-    clip.module.requires_grad_(False).to(like.device)
-    encoder = Encoder(clip, like.scenario, like.device, like.choice, None)
-    encoder.stores.update(like.stores)
-    return encoder
-
-
-def _write_adapter(
-    folder: Path, lora: Mapping[str, Tensor], kept: Mapping[str, Tensor], trained: Encoder, config: Config
-) -> None:
-    if trained.scenario.everything or not trained.scenario.trains:
-        return
-    projections = {f"{path}.weight" for path in trained.clip.family.projections.values()}
-    projections |= {f"{path}.bias" for path in trained.clip.family.projections.values()}
-    whole = {name: value for name, value in kept.items() if name in projections}
-    with replacing_folder(folder) as aside:
-        save_adapter(aside, lora=lora, projections=whole, shape=lora_shape(config), base=trained.clip.name)
+@torch.no_grad()
+def _put_weights(clip: Clip, weights: Mapping[str, Tensor]) -> None:
+    """Write weights into the plain model."""
+    parameters = dict(clip.module.named_parameters())
+    for name, value in weights.items():
+        parameters[name].copy_(value)
 
 
 def _parity(
-    run: Path, saved: Clip, merged: Clip, validation: TrainingData, config: Config, *, base_name: str
+    ready: Prepared, saved: Clip, merged: Clip, images: list[Image.Image], captions: list[str]
 ) -> float:
     """Smallest cosine between vectors of the folder on disk and of the base with its adapter."""
     unmerged = merged
-    if (run / ADAPTER / "adapter_config.json").is_file():
-        unmerged = load_float32(base_name, config.model)
+    if (ready.folder / ADAPTER / "adapter_config.json").is_file():
+        unmerged = _load_base(ready)
         with quiet():
-            adapted: Any = PeftModel.from_pretrained(unmerged.module, run / ADAPTER)
+            adapted: Any = PeftModel.from_pretrained(unmerged.module, ready.folder / ADAPTER)
         unmerged.module = adapted.base_model.model.eval()
-    cosines = [float(np.min(np.sum(a * b, axis=1))) for a, b in _probes(saved, unmerged, validation)]
-    if min(cosines) < _PARITY:
+    lowest = min(
+        float(np.min(np.sum(first * second, axis=1)))
+        for first, second in (
+            (saved.encode_images(images), unmerged.encode_images(images)),
+            (saved.encode_texts(captions), unmerged.encode_texts(captions)),
+        )
+    )
+    if lowest < _PARITY:
         raise ModelError(
-            f"the merged model differs from the trained one (cosine {min(cosines):.6f})",
+            f"the merged model differs from the trained one (cosine {lowest:.6f})",
             hint="this is a fault of furnclip or peft; keep `checkpoints/` and report it",
         )
-    return min(cosines)
+    return lowest
 
 
-def _probes(
-    first: Clip, second: Clip, validation: TrainingData
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Vectors of a few pictures and captions by both models."""
-    pictures, captions = _some(validation)
-    return [
-        (first.encode_images(pictures), second.encode_images(pictures)),
-        (first.encode_texts(captions), second.encode_texts(captions)),
-    ]
+def _recall_intervals(encoder: Encoder, data: TrainingData) -> dict[str, list[float]]:
+    """Text-to-image recall@1 and @5 as [value, low, high], 95 % by resampling whole groups."""
+    groups = [text.group for text in data.texts]
+    texts, images = encoder.vectors("text", data), encoder.vectors("vision", data)
+    first = ranks(texts, images, positives(data.fixed_captions(), groups))
+    intervals = {}
+    for k in (1, 5):
+        interval = bootstrap_interval((first <= k).astype(np.float64), groups)
+        intervals[f"text_to_image_recall@{k}"] = [interval.value, interval.low, interval.high]
+    return intervals
 
 
-def _latency_ms(saved: Clip, validation: TrainingData) -> dict[str, float]:
-    """Median milliseconds for one picture and for one caption, after a warm-up."""
-    pictures, captions = _some(validation)
-    encode = {
-        "image": lambda row: saved.encode_images([pictures[row % len(pictures)]]),
-        "text": lambda row: saved.encode_texts([captions[row % len(captions)]]),
-    }
-    return {name: _median_ms(work) for name, work in encode.items()}
-
-
-def _median_ms(work: Callable[[int], object]) -> float:
+def _median_ms(encode: Callable[[int], object]) -> float:
+    """Median milliseconds of one call, after a warm-up."""
     seconds = []
     for row in range(_TIMED + 1):
         start = time.perf_counter()
-        work(row)
+        encode(row)
         seconds.append(time.perf_counter() - start)
     return round(1000 * statistics.median(seconds[1:]), 2)
-
-
-def _some(validation: TrainingData) -> tuple[list[Image.Image], list[str]]:
-    rows = range(min(_PROBES, len(validation)))
-    pictures = [Image.fromarray(square) for square in validation.squares(rows, epoch=None)]
-    return pictures, validation.fixed_captions()[: len(rows)]

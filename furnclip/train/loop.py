@@ -1,7 +1,9 @@
 """The loop: step, log, validate, keep the best, stop in time.
 
-In: a prepared model and data. Out: `checkpoints/`, `metrics.jsonl`. A step is an optimiser step over
+In: a prepared model and data. Out: `checkpoints/`, `metrics.jsonl`. `Loop._step` is one optimizer step over
 the whole effective batch; it is taken only when loss and gradient are finite.
+
+Letters: B effective batch, D dimension.
 """
 
 from __future__ import annotations
@@ -9,28 +11,38 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 
 from furnclip import console
-from furnclip.config import TrainingConfig
 from furnclip.errors import InputError, Interrupted, ModelError
-from furnclip.model.memory import is_out_of_memory
+from furnclip.model.precision import is_out_of_memory
+from furnclip.model.towers import TOWERS
+from furnclip.relevance import positive_mask
+from furnclip.runs import CHECKPOINTS
+from furnclip.train.batches import Batch, batches, make_batch
 from furnclip.train.checkpoints import Position, save_checkpoint
-from furnclip.train.data import TrainingData, steps_per_epoch
-from furnclip.train.encoder import Encoder
-from furnclip.train.exact import Memory, NonFiniteLossError, exact_backward
-from furnclip.train.losses import LossName, chance_loss, contrastive_loss, right_answers
-from furnclip.train.memory import peak_memory_mb
-from furnclip.train.processes import Interrupts, Processes
-from furnclip.train.schedule import gradient_norms, learning_rate, set_learning_rate
-from furnclip.train.steps import Step, StepMaker
+from furnclip.train.data import steps_per_epoch
+from furnclip.train.encoder import retrieval_figures
+from furnclip.train.exact import (
+    Loss,
+    Memory,
+    NonFiniteLossError,
+    chance_loss,
+    contrastive_loss,
+    exact_backward,
+)
+from furnclip.train.memory import kept_activations_bytes, peak_memory_mb, storage_addresses
+from furnclip.train.prepared import Prepared
+from furnclip.train.processes import Interrupts
+from furnclip.train.scenarios import build_optimizer, learning_rate
 from furnclip.train.trackers import Tracker
-from furnclip.train.validation import retrieval_figures
 
 _CHANCE_STEPS = 100  # so long the loss may stay at chance before the run stops
 _CHANCE_SHARE = 0.99
@@ -39,39 +51,32 @@ _LONG_WAIT = 0.3
 
 @dataclass
 class Loop:
-    """Trains `parameters` from a position to the end."""
+    """Trains the parameters of `ready` from a position to the end."""
 
-    config: TrainingConfig
-    loss_name: LossName
-    encoder: Encoder
-    maker: StepMaker
-    validation: TrainingData
-    parameters: Mapping[str, nn.Parameter]
-    optimiser: torch.optim.Optimizer | None  # None: nothing trains
-    memory: Memory
-    processes: Processes
-    checkpoints: Path
+    ready: Prepared
+    interrupts: Interrupts = field(default_factory=Interrupts)
     trackers: list[Tracker] = field(default_factory=list)
     saved: Callable[[Path], None] = lambda folder: None
-    interrupts: Interrupts = field(default_factory=Interrupts)
-    _recent: list[float] = field(default_factory=list, init=False)
-    _saved_at: float = field(default_factory=time.monotonic, init=False)
-    _waiting_is_told: bool = field(default=False, init=False)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.maker.data), self.maker.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps_per_epoch * self.config.epochs
+    def __post_init__(self) -> None:
+        ready = self.ready
+        clip, self.config = ready.encoder.clip, ready.config.train
+        self.optimizer = build_optimizer(ready.parameters, self.config, clip) if ready.parameters else None
+        budget = kept_activations_bytes(self.config.kept_activations_mb, ready.encoder.device)
+        self.memory = Memory(budget, storage_addresses(clip.module))
+        self.steps_per_epoch = steps_per_epoch(len(ready.train), ready.batch_size)
+        self.total_steps = self.steps_per_epoch * self.config.epochs
+        self.checkpoints = ready.folder / CHECKPOINTS
+        self._recent: list[float] = []
+        self._saved_at = time.monotonic()
+        self._slow_loading_is_told = False
 
     def run(self, position: Position) -> Position:
         """Train until the last epoch or the end of patience; every state on the way can be resumed."""
         if position.best_score is None:
             self._validate(position, epochs_done=0)
         try:
-            while self.optimiser and position.epoch < self.config.epochs and not position.stopped_early:
+            while self.optimizer and position.epoch < self.config.epochs and not position.stopped_early:
                 self._epoch(position)
         except (KeyboardInterrupt, SystemExit) as stop:
             self._save(position)
@@ -83,169 +88,104 @@ class Loop:
         return position
 
     def _epoch(self, position: Position) -> None:
-        self._fill_caches(position.epoch)
-        self.encoder.clip.module.train()
-        waited_since, waits = time.perf_counter(), []
-        for step in self.maker.steps(position.epoch, position.step_in_epoch):
-            started = time.perf_counter()
-            gradient = self._gradient_that_fits(step, position)
-            with self.interrupts.held():
-                figures = self._update(gradient, position)
-                ended = time.perf_counter()
-                figures["data_wait"] = (started - waited_since) / (ended - waited_since)
-                figures["samples_per_s"] = len(step.indices) / (ended - waited_since)
-                self._log("step", position, figures)
-            waited_since = ended
+        ready, every = self.ready, np.arange(len(self.ready.train))
+        for tower in ready.encoder.stores:  # frozen towers encode what this epoch needs and is not cached
+            captions = ready.train.captions(every, epoch=position.epoch) if tower == "text" else None
+            ready.encoder.fill(tower, ready.train, captions)
+        ready.encoder.clip.module.train()
+        waiting_since, waits = time.perf_counter(), []
+        for batch in batches(ready, position.epoch, position.step_in_epoch):
+            figures = self._step(batch, position, waited_s=time.perf_counter() - waiting_since)
+            waiting_since = time.perf_counter()
             waits.append(figures["data_wait"])
             self._stop_at_chance(figures)
-            if position.step_in_epoch < self.steps_per_epoch:
-                self._save_if_due(position)
-        self._warn_slow_loading(waits)
+            due = time.monotonic() - self._saved_at >= self.config.checkpoint_interval_s
+            if due and position.step_in_epoch < self.steps_per_epoch:
+                self._save(position)
+        self._warn_slow_loading(sum(waits) / max(1, len(waits)))
         self._validate(position, epochs_done=position.epoch + 1)
 
-    def _warn_slow_loading(self, waits: list[float]) -> None:
-        """Tell once a run what pictures cost."""
-        share = sum(waits) / max(1, len(waits))
-        reads_pictures = self.encoder.scenario.is_live("vision")
-        if reads_pictures and share > _LONG_WAIT and self.processes.first and not self._waiting_is_told:
-            self._waiting_is_told = True
-            console.warn(
-                f"{share:.0%} of the time went into waiting for pictures; a faster disk, a larger "
-                "`train.image_cache_mb` or `--augment none` would help"
-            )
+    def _step(self, batch: Batch, position: Position, *, waited_s: float) -> dict[str, Any]:
+        """One optimizer step over the whole effective batch; what is logged of it."""
+        assert self.optimizer is not None
+        started = time.perf_counter()
+        ready, config, module = self.ready, self.config, self.ready.encoder.clip.module
+        labels = [batch.captions, batch.groups] if config.multi_positive else [range(len(batch.indices))]
+        positive_BB = torch.from_numpy(positive_mask(*labels)).to(ready.encoder.device)
+        scalars = {name: getattr(module, name) for name in ready.encoder.clip.family.scalars}
 
-    def _gradient_that_fits(self, step: Step, position: Position) -> dict[str, Any]:
-        """The step's gradient; while memory runs out, in micro-batches of half the size."""
-        while True:
-            try:
-                if _longest(step) > self.maker.micro_batch_size:
-                    step = self.maker.prepare(step.indices, position.epoch)
-                return self._gradient(step, position)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.maker.micro_batch_size == 1:
-                    raise
-            size = min(self.maker.micro_batch_size, _longest(step))
-            half = max(1, size // 2)
-            console.warn(f"out of memory: continuing with micro-batches of {half} instead of {size}")
-            self.maker = replace(self.maker, micro_batch_size=half)
-            self.memory = Memory(0, self.memory.weights)
-            step = self.maker.prepare(step.indices, position.epoch)
+        def loss_of(image_BD: Tensor, text_BD: Tensor) -> Tensor:
+            return contrastive_loss(image_BD, text_BD, scalars, positive_BB, name=ready.loss_name)
 
-    def _gradient(self, step: Step, position: Position) -> dict[str, Any]:
-        """The clipped gradient of the whole effective batch, in the parameters; figures about it."""
-        assert self.optimiser is not None
-        rate = learning_rate(
+        loss = self._backward(batch, position, loss_of)
+        ready.processes.sum_gradients(ready.parameters, replicated=scalars)
+        norms = gradient_norms(ready.parameters)
+        if not math.isfinite(norms["all"]):
+            raise self._non_finite(batch, [], position.step, "gradient")
+        clip_grads_with_norm_(ready.parameters.values(), config.max_gradient_norm, torch.tensor(norms["all"]))
+        lr = learning_rate(
             position.step,
             total_steps=self.total_steps,
-            peak=self.config.lr,
-            warmup_fraction=self.config.warmup_fraction,
+            peak=config.lr,
+            warmup_fraction=config.warmup_fraction,
         )
-        set_learning_rate(self.optimiser, rate)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss = self._backward(step, position.step)
-        scalars = self.encoder.clip.family.scalars
-        self.processes.sum_gradients(self.parameters, replicated=scalars)
-        norms = gradient_norms(self.parameters)
-        if not math.isfinite(norms["all"]):
-            raise self._non_finite(step, [], position.step, "gradient")
-        self._clip_gradients(norms["all"])
-        return {
-            "loss": loss,
-            "chance": chance_loss(len(step.indices), self.loss_name),
-            "lr": rate,
-            "gradient_norm": norms,
-        }
+        with self.interrupts.held():  # weights, position and log change together
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr * group["share"]
+            self.optimizer.step()
+            with torch.no_grad():
+                module.logit_scale.clamp_(max=math.log(config.max_logit_scale))
+            position.step += 1
+            position.step_in_epoch += 1
+            total_s = waited_s + time.perf_counter() - started
+            figures = {
+                "loss": loss,
+                "chance": chance_loss(len(batch.indices), ready.loss_name),
+                "lr": lr,
+                "gradient_norm": norms,
+                "logit_scale": float(module.logit_scale.detach().exp()),
+                "memory_mb": peak_memory_mb(ready.encoder.device),
+                "data_wait": waited_s / total_s,
+                "samples_per_s": len(batch.indices) / total_s,
+            }
+            self._log("step", position, figures)
+        return figures
 
-    def _update(self, figures: dict[str, Any], position: Position) -> dict[str, Any]:
-        """Change the weights and the position together; the figures of the whole step."""
-        assert self.optimiser is not None
-        self.optimiser.step()
-        self._clamp_logit_scale()
-        position.step += 1
-        position.step_in_epoch += 1
-        return {
-            **figures,
-            "logit_scale": self.encoder.clip.logit_scale,
-            "memory_mb": peak_memory_mb(self.encoder.device),
-        }
-
-    def _backward(self, step: Step, number: int) -> float:
-        """Gradients of the whole effective batch into the parameters; the loss."""
-        labels = [step.captions, step.groups] if self.config.multi_positive else [range(len(step.indices))]
-        right_BB = right_answers(*labels).to(self.encoder.device)
-        module, family = self.encoder.clip.module, self.encoder.clip.family
-        scalars = {name: getattr(module, name) for name in family.scalars}
-
-        def loss(images_BD: Tensor, texts_BD: Tensor) -> Tensor:
-            return contrastive_loss(images_BD, texts_BD, scalars, right_BB, name=self.loss_name)
-
-        try:
-            value = exact_backward(
-                self.maker.image_chunks(step, number),
-                self.maker.text_chunks(step, number),
-                loss,
-                memory=self.memory,
-                gather=self.processes.gather(len(step.indices)),
+    def _backward(self, batch: Batch, position: Position, loss_of: Loss) -> float:
+        """The loss, its gradient in the parameters; micro-batches are halved while memory runs out."""
+        assert self.optimizer is not None
+        ready = self.ready
+        gather = ready.processes.gather(len(batch.indices))
+        while True:
+            try:
+                if batch.micro_batch_size > ready.micro_batch_size:
+                    batch = make_batch(ready, batch.indices, position.epoch)
+                images, texts = (
+                    batch.chunks(ready.encoder, tower, seed=self.config.seed, step=position.step)
+                    for tower in TOWERS
+                )
+                self.optimizer.zero_grad(set_to_none=True)
+                return float(exact_backward(images, texts, loss_of, memory=self.memory, gather=gather))
+            except NonFiniteLossError as error:
+                raise self._non_finite(batch, error.rows, position.step, "loss") from None
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or ready.micro_batch_size == 1:
+                    raise
+            size = min(ready.micro_batch_size, batch.micro_batch_size)
+            ready.micro_batch_size = max(1, size // 2)
+            console.warn(
+                f"out of memory: continuing with micro-batches of {ready.micro_batch_size} instead of {size}"
             )
-        except NonFiniteLossError as error:
-            raise self._non_finite(step, error.rows, number, "loss") from None
-        return float(value)
+            self.memory = Memory(0, self.memory.weights)
 
-    def _clip_gradients(self, norm: float) -> None:
-        factor = self.config.max_gradient_norm / (norm + 1e-6)
-        if factor < 1:
-            for parameter in self.parameters.values():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
-
-    @torch.no_grad()
-    def _clamp_logit_scale(self) -> None:
-        self.encoder.clip.module.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))
-
-    def _validate(self, position: Position, *, epochs_done: int) -> None:
-        """Validate, remember the best, count epochs without progress, save."""
-        figures = retrieval_figures(
-            self.encoder.vectors("vision", self.validation),
-            self.encoder.vectors("text", self.validation),
-            self.validation,
+    def _non_finite(self, batch: Batch, rows: list[int], step: int, what: str) -> InputError:
+        suspects = batch.indices[batch.own][rows] if rows else batch.indices
+        ids = [f"`{self.ready.train.texts[index].product_id}`" for index in suspects]
+        more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+        return InputError(
+            f"the {what} of step {step} is not finite; samples: {', '.join(ids[:5])}{more}",
+            hint='lower `--lr`, use `model.precision = "fp32"`, or look at those products; no step was taken',
         )
-        with self.interrupts.held():
-            position.epoch, position.step_in_epoch = epochs_done, 0
-            better = position.best_score is None or figures["score"] > position.best_score
-            position.stale_epochs = 0 if better else position.stale_epochs + 1
-            if position.epoch == 0:
-                position.base_validation = figures
-            self._log("validation", position, figures)
-            if better:
-                position.best_score, position.best_epoch = figures["score"], position.epoch
-                if self.processes.first:
-                    save_checkpoint(self.checkpoints / "best", position, self.parameters, None)
-            position.stopped_early = 0 < self.config.patience <= position.stale_epochs
-        self._save(position)
-
-    def _save_if_due(self, position: Position) -> None:
-        if time.monotonic() - self._saved_at >= self.config.checkpoint_interval_s:
-            self._save(position)
-
-    def _save(self, position: Position) -> None:
-        if self.processes.first:
-            save_checkpoint(self.checkpoints / "last", position, self.parameters, self.optimiser)
-            self.saved(self.checkpoints / "last")
-        self._saved_at = time.monotonic()
-
-    def _fill_caches(self, epoch: int) -> None:
-        """Let frozen towers see what this epoch needs and they have not seen yet."""
-        data, scenario = self.maker.data, self.encoder.scenario
-        if not scenario.is_live("vision"):
-            self.encoder.fill("vision", data)
-        if not scenario.is_live("text"):
-            every = torch.arange(len(data)).numpy()
-            self.encoder.fill("text", data, data.captions(every, epoch=epoch))
-
-    def _log(self, event: str, position: Position, figures: Mapping[str, Any]) -> None:
-        place = {"event": event, "step": position.step, "epoch": position.epoch}
-        for tracker in self.trackers:
-            tracker.log({**place, **figures})
 
     def _stop_at_chance(self, figures: Mapping[str, Any]) -> None:
         chance = figures["chance"]
@@ -256,20 +196,66 @@ class Loop:
             raise ModelError(
                 f"for {_CHANCE_STEPS} steps the loss has stayed at {figures['loss']:.3f}, which is chance "
                 f"(ln {round(math.exp(chance))} = {chance:.3f}): the model learns nothing",
-                hint="try another `--lr`, check that captions differ and fit their pictures, "
+                hint="try another `--lr`, check that captions differ and fit their images, "
                 "and train `full` when the base has random weights",
             )
 
-    def _non_finite(self, step: Step, rows: list[int], number: int, what: str) -> InputError:
-        own = step.indices[step.own]
-        ids = self.maker.data.product_ids([own[row] for row in rows] if rows else step.indices)
-        named = ", ".join(f"`{product_id}`" for product_id in ids[:5])
-        more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-        return InputError(
-            f"the {what} of step {number} is not finite; samples: {named}{more}",
-            hint='lower `--lr`, use `model.precision = "fp32"`, or look at those products; no step was taken',
-        )
+    def _warn_slow_loading(self, share: float) -> None:
+        """Tell once a run that loading images takes long."""
+        reads_images = self.ready.encoder.scenario.is_live("vision")
+        if (
+            reads_images
+            and share > _LONG_WAIT
+            and self.ready.processes.first
+            and not self._slow_loading_is_told
+        ):
+            self._slow_loading_is_told = True
+            console.warn(
+                f"{share:.0%} of the time went into waiting for images; a faster disk, a larger "
+                "`train.image_cache_mb` or `--augment none` would help"
+            )
+
+    def _validate(self, position: Position, *, epochs_done: int) -> None:
+        """Validate, remember the best, count epochs without progress, save."""
+        figures = retrieval_figures(self.ready.encoder, self.ready.validation)
+        with self.interrupts.held():
+            position.epoch, position.step_in_epoch = epochs_done, 0
+            better = position.best_score is None or figures["score"] > position.best_score
+            position.stale_epochs = 0 if better else position.stale_epochs + 1
+            if position.epoch == 0:
+                position.base_validation = figures
+            self._log("validation", position, figures)
+            if better:
+                position.best_score, position.best_epoch = figures["score"], position.epoch
+                if self.ready.processes.first:
+                    save_checkpoint(self.checkpoints / "best", position, self.ready.parameters, None)
+            position.stopped_early = 0 < self.config.patience <= position.stale_epochs
+        self._save(position)
+
+    def _save(self, position: Position) -> None:
+        if self.ready.processes.first:
+            save_checkpoint(self.checkpoints / "last", position, self.ready.parameters, self.optimizer)
+            self.saved(self.checkpoints / "last")
+        self._saved_at = time.monotonic()
+
+    def _log(self, event: str, position: Position, figures: Mapping[str, Any]) -> None:
+        for tracker in self.trackers:
+            tracker.log({"event": event, "step": position.step, "epoch": position.epoch, **figures})
 
 
-def _longest(step: Step) -> int:
-    return max(len(range(rows.start, rows.stop)) for rows in step.micro_batches)
+def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """Norm of the gradient of each group of parameters, and of all together under `all`."""
+    squares: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        if parameter.grad is None:
+            continue
+        if name.startswith("logit_"):
+            group = "scalars"
+        elif "projection" in name or name.endswith(("head.weight", "head.bias")):
+            group = "projections"
+        else:
+            group = f"{name.split('_model.')[0]}_{'lora' if '.lora_' in name else 'weights'}"
+        square = parameter.grad.detach().float().square().sum()
+        squares[group] = squares[group] + square if group in squares else square
+    norms = {group: float(value) ** 0.5 for group, value in sorted(squares.items())}
+    return {**norms, "all": sum(norm**2 for norm in norms.values()) ** 0.5}

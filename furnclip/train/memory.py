@@ -11,20 +11,22 @@ import copy
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from furnclip.model.families import TOWERS, Tower
-from furnclip.model.memory import is_out_of_memory
-from furnclip.train.encoder import Encoder
+from furnclip.model.precision import is_out_of_memory
+from furnclip.model.towers import TOWERS, Tower
+from furnclip.train.encoder import Encoder, Inputs
 from furnclip.train.exact import measured
 
 _KEPT_SHARE = 0.25
+_SMALLEST = 8
+_USED_SHARE = 0.5
 _ASSUMED_BYTES = 4 * 2**30  # where the system does not tell (Windows)
 
 
@@ -32,7 +34,17 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free now on the device; on Linux hosts also within the container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(_free_on_host(), _free_in_container())
+    free = _ASSUMED_BYTES
+    meminfo = Path("/proc/meminfo")
+    text = meminfo.read_text(encoding="ascii") if meminfo.is_file() else ""
+    if found := re.search(r"MemAvailable:\s+(\d+) kB", text):
+        free = int(found[1]) * 1024
+    elif sys.platform != "win32":
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    with suppress(OSError, ValueError):  # there is no control group, or it has no limit
+        free = min(free, int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")))
+    return free
 
 
 def kept_activations_bytes(wanted_mb: int, device: torch.device) -> int:
@@ -61,30 +73,6 @@ def storage_addresses(module: nn.Module) -> frozenset[int]:
     return frozenset(parameter.untyped_storage().data_ptr() for parameter in module.parameters())
 
 
-def _free_on_host() -> int:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    if sys.platform == "win32":
-        return _ASSUMED_BYTES
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _free_in_container() -> int:
-    """What a control group's limit leaves; without a limit, more than any machine has."""
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    try:
-        return int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return 2**62
-
-
-_SMALLEST = 8
-_USED_SHARE = 0.5
-
-
 def largest_micro_batch(encoder: Encoder, *, limit: int, tokens: int) -> int:
     """A power of two between 8 and `limit` (at least 1); `tokens` is the longest caption expected."""
     live = [tower for tower in TOWERS if encoder.scenario.is_live(tower)]
@@ -92,19 +80,14 @@ def largest_micro_batch(encoder: Encoder, *, limit: int, tokens: int) -> int:
         return limit
     scratch = replace(encoder, clip=copy.copy(encoder.clip), cache=None)
     scratch.clip.module = copy.deepcopy(encoder.clip.module).train()
-    if encoder.device.type == "cuda":
-        return _tried(scratch, limit, tokens)
-    per_sample = _graph_bytes(scratch, _SMALLEST, tokens) / _SMALLEST
-    fitting = int(free_bytes(encoder.device) * _USED_SHARE / per_sample)
-    return min(limit, max(1, _power_of_two(fitting)))
-
-
-def _tried(scratch: Encoder, limit: int, tokens: int) -> int:
-    """Double until it does not fit; the last size that did."""
+    if encoder.device.type != "cuda":
+        per_sample = _graph_bytes(scratch, live, _SMALLEST, tokens) / _SMALLEST
+        fitting = int(free_bytes(encoder.device) * _USED_SHARE / per_sample)
+        return min(limit, 1 << max(0, fitting.bit_length() - 1))
     fitting, size = 1, min(_SMALLEST, limit)
     while size <= limit:
         try:
-            _graph_bytes(scratch, size, tokens)
+            _graph_bytes(scratch, live, size, tokens)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -114,31 +97,20 @@ def _tried(scratch: Encoder, limit: int, tokens: int) -> int:
     return fitting
 
 
-def _graph_bytes(scratch: Encoder, size: int, tokens: int) -> int:
-    """Bytes that the graphs of a forward and backward pass over blank pictures and long captions hold."""
-    side_px = scratch.clip.image_px
-    blank = np.zeros((size, side_px, side_px, 3), dtype=np.uint8)
-    inputs: dict[Tower, NDArray[np.uint8] | torch.Tensor] = {
-        "vision": blank,
-        "text": _long_captions(scratch, size, tokens),
-    }
-    weights, total = storage_addresses(scratch.clip.module), 0
-    for tower in TOWERS:
-        if scratch.scenario.is_live(tower):
-            vectors, graph_bytes = measured(scratch.live(tower, inputs[tower], seed=0), weights)
-            torch.autograd.backward(vectors.sum())
-            total += graph_bytes
+def _graph_bytes(scratch: Encoder, live: list[Tower], size: int, tokens: int) -> int:
+    """Bytes that the graphs of a forward and backward pass over blank images and long captions hold."""
+    clip = scratch.clip
+    positions = int(clip.module.config.text_config.max_position_embeddings)
+    # (size, T) tokens that end at the last place; what comes behind the end would cost nothing
+    captions = torch.zeros(
+        (size, min(tokens, positions) if clip.family.pads_to_longest else positions), dtype=torch.long
+    )
+    captions[:, -1] = clip.tokenizer.eos_token_id
+    blank = np.zeros((size, clip.image_px, clip.image_px, 3), dtype=np.uint8)
+    inputs: dict[Tower, Inputs] = {"vision": blank, "text": captions}
+    weights, total = storage_addresses(clip.module), 0
+    for tower in live:
+        vectors, graph_bytes = measured(scratch.live(tower, inputs[tower], seed=0), weights)
+        torch.autograd.backward(vectors.sum())
+        total += graph_bytes
     return total
-
-
-def _long_captions(scratch: Encoder, size: int, tokens: int) -> torch.Tensor:
-    """(size, T) tokens that end at the last place; what comes behind the end would cost nothing."""
-    limit = int(scratch.clip.module.config.text_config.max_position_embeddings)
-    length = min(tokens, limit) if scratch.clip.family.pads_to_longest else limit
-    captions = torch.zeros((size, length), dtype=torch.long)
-    captions[:, -1] = scratch.clip.tokenizer.eos_token_id
-    return captions
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << max(0, number.bit_length() - 1)

@@ -9,10 +9,9 @@ a whole step; then they do what they did before.
 
 from __future__ import annotations
 
-import itertools
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -37,13 +36,10 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
-    def slice_of(self, size: int) -> slice:
-        """This process's share of a batch."""
-        return self._slices(size)[self.rank]
-
-    def _slices(self, size: int) -> list[slice]:
-        bounds = [size * rank // self.count for rank in range(self.count + 1)]
-        return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+    def slice_of(self, size: int, rank: int | None = None) -> slice:
+        """The share of a batch that this process has, or the one of that rank."""
+        rank = self.rank if rank is None else rank
+        return slice(size * rank // self.count, size * (rank + 1) // self.count)
 
     def gather(self, size: int) -> Callable[[Tensor], Tensor]:
         """A function from this process's rows of a batch to all `size` rows, differentiable in its own."""
@@ -51,27 +47,30 @@ class Processes:
         def gathered(own: Tensor) -> Tensor:
             if self.count == 1:
                 return own
-            parts = [own.new_empty(rows.stop - rows.start, own.shape[1]) for rows in self._slices(size)]
-            parts[self.rank].copy_(own.detach())
-            for rank, part in enumerate(parts):  # gloo gathers equal shapes only; broadcasts take any
+            parts = []
+            for rank in range(self.count):  # gloo gathers equal shapes only; broadcasts take any
+                rows = self.slice_of(size, rank)
+                part = own.new_empty(rows.stop - rows.start, own.shape[1])
+                if rank == self.rank:
+                    part.copy_(own.detach())
                 dist.broadcast(part, src=rank)
-            return torch.cat([own if rank == self.rank else part for rank, part in enumerate(parts)])
+                parts.append(own if rank == self.rank else part)
+            return torch.cat(parts)
 
         return gathered
 
-    def sum_gradients(self, parameters: Mapping[str, nn.Parameter], *, replicated: Iterable[str]) -> None:
+    def sum_gradients(self, parameters: Mapping[str, nn.Parameter], *, replicated: Collection[str]) -> None:
         """Add up what each process's samples contributed.
 
         `replicated`: parameters of the loss itself, whose whole gradient every process has already.
         """
         if self.count == 1:
             return
-        whole = set(replicated)
         for name, parameter in parameters.items():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
-            if name in whole:
+            if name in replicated:
                 parameter.grad /= self.count
 
     def wait(self) -> None:

@@ -1,24 +1,35 @@
-"""What each scenario trains.
+"""What each scenario trains, and how: batch size, learning rate, weight decay.
 
     zero_shot      nothing
     linear_probe   both projections
     dual_lora      LoRA on both encoders, both projections
     vision_lora    LoRA on the vision encoder, both projections; the text encoder stays as it is
     text_lora      LoRA on the text encoder, both projections; the vision encoder stays as it is
-    full           every weight
+    full           every weight, lower layers with a lower learning rate
 
-The temperature (and SigLIP's bias) trains wherever anything does.
+The temperature (and SigLIP's bias) trains wherever anything does. What a setting leaves open is decided here
+and nowhere else in training.
 """
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-from furnclip.model.adapters import LoraShape, add_lora
+from furnclip.config import TrainingConfig
+from furnclip.model.adapters import add_lora
 from furnclip.model.clip import Clip
-from furnclip.model.families import TOWERS, Tower
+from furnclip.model.towers import TOWERS, Tower
+
+DEFAULT_BATCH = 1024
+_MIN_STEPS = 8
+_MIN_BATCH = 32
+_LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -29,10 +40,6 @@ class Scenario:
     lora: tuple[Tower, ...] = ()
     projections: bool = True
     everything: bool = False
-
-    @property
-    def trains(self) -> bool:
-        return self.projections or self.everything
 
     def is_live(self, tower: Tower) -> bool:
         """Whether the encoder changes, so that it has to run in every step."""
@@ -53,14 +60,61 @@ SCENARIOS = {
 ABLATION = ("zero_shot", "linear_probe", "text_lora", "vision_lora", "dual_lora")
 
 
-def unfreeze(clip: Clip, scenario: Scenario, shape: LoraShape, *, seed: int) -> dict[str, nn.Parameter]:
+def unfreeze(clip: Clip, config: TrainingConfig) -> dict[str, nn.Parameter]:
     """Prepare the model for the scenario; returns exactly the parameters that train, by name."""
+    scenario = SCENARIOS[config.scenario]
     clip.module.requires_grad_(scenario.everything)
     if scenario.lora:
-        add_lora(clip, scenario.lora, shape, seed=seed)
-    if scenario.trains:
+        add_lora(clip, scenario.lora, config)
+    if scenario.projections:
         for path in clip.family.projections.values():
             clip.module.get_submodule(path).requires_grad_(True)
         for name in clip.family.scalars:
             getattr(clip.module, name).requires_grad_(True)
     return {name: parameter for name, parameter in clip.module.named_parameters() if parameter.requires_grad}
+
+
+def default_batch_size(samples: int) -> int:
+    """1024, or what gives a small catalogue eight steps an epoch."""
+    return max(min(_MIN_BATCH, samples), min(DEFAULT_BATCH, -(-samples // _MIN_STEPS)))
+
+
+def learning_rate(step: int, *, total_steps: int, peak: float, warmup_fraction: float) -> float:
+    """Rate of the step (counted from 0): linear warmup, then a cosine down to 0."""
+    warmup_steps = round(total_steps * warmup_fraction)
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, clip: Clip
+) -> torch.optim.AdamW:
+    """AdamW over the parameters, one group each, with its `share` of the learning rate."""
+    towers = {"vision": clip.module.config.vision_config, "text": clip.module.config.text_config}
+    layers = {name: int(tower.num_hidden_layers) for name, tower in towers.items()}
+    decay = config.layer_decay if config.scenario == "full" else 1.0
+    groups = [
+        {
+            "params": [parameter],
+            "name": name,
+            "share": decay ** depth_below_top(name, layers),
+            "weight_decay": config.weight_decay if parameter.ndim > 1 else 0.0,
+        }
+        for name, parameter in parameters.items()
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, foreach=False)
+
+
+def depth_below_top(name: str, layers: Mapping[str, int]) -> int:
+    """0 for the projections and what lies above the encoder, then one more a layer, embeddings last.
+
+    `layers`: number of encoder layers of each tower.
+    """
+    match = _LAYER.match(name)
+    if match:
+        return layers[match[1]] - int(match[2])
+    tower = name.split("_model.")[0]
+    below = ".embeddings." in name or "pre_layrnorm" in name
+    return layers[tower] + 1 if below and tower in layers else 0

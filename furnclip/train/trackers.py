@@ -106,20 +106,17 @@ def _check_settings_of_folder(path: Path) -> None:
 
 def forget_after(run: Path, step: int) -> None:
     """Drop events of steps that the checkpoint does not know of; they will happen again."""
-    path = run / METRICS_NAME
-    kept = [event for event in read_journal(path) if _step_of(event, path) <= step]
+    path, kept = run / METRICS_NAME, []
+    for event in read_journal(path):
+        if not isinstance(event.get("step"), int):
+            raise InputError(
+                f"`{path}` has an event without its `step`",
+                hint="restore the file from a backup, or start the run over with `--no-resume`",
+            )
+        if event["step"] <= step:
+            kept.append(encode_event(event))
     if path.exists():
-        write_bytes(path, b"".join(encode_event(event) for event in kept))
-
-
-def _step_of(event: Mapping[str, Any], path: Path) -> int:
-    step = event.get("step")
-    if not isinstance(step, int):
-        raise InputError(
-            f"`{path}` has an event without its `step`",
-            hint="restore the file from a backup, or start the run over with `--no-resume`",
-        )
-    return step
+        write_bytes(path, b"".join(kept))
 
 
 def _flat(event: Mapping[str, Any]) -> dict[str, float]:
@@ -141,12 +138,9 @@ class LiveView:
     """A tracker that redraws three lines on stderr; nothing where stderr is not a terminal."""
 
     def __init__(self, name: str, *, epochs: int, total_steps: int) -> None:
-        self._name = name
-        self._epochs = epochs
-        self._total_steps = total_steps
+        self._name, self._epochs, self._total_steps = name, epochs, total_steps
         self._losses: deque[float] = deque(maxlen=_POINTS)
-        self._step = Text()
-        self._validation = Text("validating the base")
+        self._step, self._validation = "", "validating the base"
         self._live = Live(console=console.stderr(), refresh_per_second=4, transient=True)
         if console.stderr().is_terminal:
             self._live.start()
@@ -154,33 +148,23 @@ class LiveView:
     def log(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "step":
             self._losses.append(event["loss"])
-            self._step = step_line(event, epochs=self._epochs, total_steps=self._total_steps)
+            chance = f" (chance {event['chance']:.2f})" if event["chance"] else ""
+            self._step = (
+                f"epoch {min(event['epoch'] + 1, self._epochs)}/{self._epochs}  "
+                f"step {event['step']}/{self._total_steps}  loss {event['loss']:.3f}{chance}  "
+                f"lr {event['lr']:.1e}  gradient {event['gradient_norm']['all']:.2f}  "
+                f"{event['samples_per_s']:.0f} samples/s, {event['data_wait']:.0%} waiting"
+            )
         else:
-            self._validation = validation_line(event)
-        curve = Text(f"loss {sparkline(list(self._losses))}")
-        self._live.update(Text("\n").join([Text(self._name, "bold"), self._step, curve, self._validation]))
+            self._validation = (
+                f"validation after epoch {event['epoch']}: text to image recall@1 "
+                f"{event['text_to_image_recall@1']:.3f}, recall@5 {event['text_to_image_recall@5']:.3f}"
+            )
+        lines = [self._step, f"loss {sparkline(list(self._losses))}", self._validation]
+        self._live.update(Text("\n").join([Text(self._name, "bold"), *map(Text, lines)]))
 
     def close(self) -> None:
         self._live.stop()
-
-
-def step_line(event: Mapping[str, Any], *, epochs: int, total_steps: int) -> Text:
-    """Position, loss beside chance, rate of learning and of samples, share of time spent waiting."""
-    chance = f" (chance {event['chance']:.2f})" if event["chance"] else ""
-    return Text(
-        f"epoch {min(event['epoch'] + 1, epochs)}/{epochs}  step {event['step']}/{total_steps}  "
-        f"loss {event['loss']:.3f}{chance}  lr {event['lr']:.1e}  "
-        f"gradient {event['gradient_norm']['all']:.2f}  "
-        f"{event['samples_per_s']:.0f} samples/s, {event['data_wait']:.0%} waiting"
-    )
-
-
-def validation_line(event: Mapping[str, Any]) -> Text:
-    """The two figures that people ask for, after which epoch."""
-    return Text(
-        f"validation after epoch {event['epoch']}: text to image recall@1 "
-        f"{event['text_to_image_recall@1']:.3f}, recall@5 {event['text_to_image_recall@5']:.3f}"
-    )
 
 
 def sparkline(values: Sequence[float]) -> str:

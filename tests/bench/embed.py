@@ -335,7 +335,7 @@ def read_shop(shop: Path) -> tuple[list[Path], list[str]]:
 
 def write_model(folder: Path, *, image_px: int, stub: bool) -> None:
     """A Hugging Face folder with random weights: ViT-B/32, or something that costs next to nothing."""
-    from furnclip.model import build_tiny_clip
+    from examples.make_tiny_clip import build_tiny_clip
 
     captions = [caption(index) for index in range(216)]
     build_tiny_clip(folder, captions, image_px=image_px, width=32, layers=1, patch_px=32)

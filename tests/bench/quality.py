@@ -5,12 +5,12 @@
 Sweet Home 3D (820 products; the Debian package `sweethome3d-furniture`), every weight of `furnclip-tiny`
 trained, equal epochs and learning rate, three seeds (`--quick`: one seed, one epoch). Recall of text to
 image on the test split, each of its fixed captions searched among all of its images; products with
-the same caption or group are right answers of each other. Mean and standard deviation over the seeds.
+the same caption or group are positives of each other. Mean and standard deviation over the seeds.
 
     base                 furnclip-tiny as it is
     naive                losses of micro-batches of 32 summed up to the effective batch, fixed captions
     exact                one loss over the whole effective batch of 128
-    positives            exact, and products that share a caption or a group are right answers
+    positives            exact, and products that share a caption or a group are positives
     captions             exact, and captions sampled anew each epoch
     positives captions   both
     ... + wise_ft        any of these, with the share of the trained change chosen on validation
@@ -32,7 +32,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,16 @@ from PIL import Image
 from furnclip.metrics.retrieval import ranks, recall_at_k
 from furnclip.model.clip import Clip
 from furnclip.model.loading import load_float32
+from furnclip.model.towers import TOWERS
 from furnclip.relevance import positives
 from furnclip.shards import ShardDataset
+from furnclip.train.batches import Batch
 from furnclip.train.checkpoints import Position, load_checkpoint
 from furnclip.train.data import TrainingData
+from furnclip.train.exact import Loss, contrastive_loss
 from furnclip.train.finish import finish
 from furnclip.train.loop import Loop
-from furnclip.train.losses import contrastive_loss, right_answers
-from furnclip.train.run import Prepared
-from furnclip.train.steps import Step
+from furnclip.train.prepared import Prepared
 from tests.bench.measure import parse
 from tests.training import loop_of
 
@@ -69,14 +70,16 @@ Recalls = tuple[float, float]  # at 1 and at 5
 class NaiveLoop(Loop):
     """The usual accumulation: each micro-batch contrasts with itself alone."""
 
-    def _backward(self, step: Step, number: int) -> float:
-        module = self.encoder.clip.module
-        images, texts = self.maker.image_chunks(step, number), self.maker.text_chunks(step, number)
+    def _backward(self, batch: Batch, position: Position, loss_of: Loss) -> float:
+        encoder, seed = self.ready.encoder, self.config.seed
+        images, texts = (batch.chunks(encoder, tower, seed=seed, step=position.step) for tower in TOWERS)
+        assert self.optimizer is not None
+        self.optimizer.zero_grad()
+        scalars = {"logit_scale": encoder.clip.module.logit_scale}
         total = 0.0
-        for rows, image, text in zip(step.micro_batches, images, texts, strict=True):
-            right = right_answers(range(len(step.indices[rows])))
-            scalars = {"logit_scale": module.logit_scale}
-            loss = contrastive_loss(image(), text(), scalars, right, name="softmax") / len(images)
+        for rows, image, text in zip(batch.micro_batches, images, texts, strict=True):
+            positive = torch.eye(len(batch.indices[rows]))
+            loss = contrastive_loss(image(), text(), scalars, positive, name="softmax") / len(images)
             torch.autograd.backward(loss)
             total += float(loss.detach())
         return total
@@ -126,15 +129,13 @@ def trained(job: Job) -> dict[str, Recalls]:
     ready, loop = loop_of(job.shop, f"{job.variant.replace(' ', '-')}-{job.seed}", model=MODEL, **job.flags())
     found = {"base": on_test(ready, load_float32(MODEL["name"], ready.config.model))}
     if job.variant == "naive":
-        loop = NaiveLoop(
-            **{name: getattr(loop, name) for name in Loop.__dataclass_fields__ if name[0] != "_"}
-        )
+        loop = NaiveLoop(ready)
     loop.run(Position())
     load_checkpoint(loop.checkpoints / "best", ready.parameters)
     for name, wise_ft in ((job.variant, False), (f"{job.variant} + wise_ft", True)):
         train = ready.config.train.model_copy(update={"wise_ft": wise_ft})
         config = ready.config.model_copy(update={"train": train})
-        finish(ready.folder, ready.encoder, ready.validation, config)
+        finish(replace(ready, config=config))
         found[name] = on_test(ready, load_float32(str(ready.folder / "model"), config.model))
     return found
 

@@ -29,10 +29,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from examples.make_tiny_clip import build_tiny_clip
 from furnclip import Searcher, vectors
 from furnclip.config import Config, load_config
 from furnclip.embed.parts import write_row_groups
-from furnclip.model import build_tiny_clip, load_clip
+from furnclip.model import load_clip
 from furnclip.vectors.index import index_location, write_index
 from tests.bench import measure
 

@@ -6,7 +6,7 @@ Random weights, 224-pixel images, captions of about 20 tokens. The rival is Hugg
 with PEFT's adapters on the same layers, `padding="max_length"` (77), float32, the loss of each
 micro-batch summed up; it gets its pixels normalised and its tokens padded beforehand. furnclip starts
 from bytes and strings and contrasts the whole effective batch. Both take AdamW steps. Samples per
-second of one optimiser step of 64 samples in micro-batches of 32 (20 in one with `--quick`); for frozen
+second of one optimizer step of 64 samples in micro-batches of 32 (20 in one with `--quick`); for frozen
 towers after the pass that fills the cache.
 
 `dual_lora_no_graph_kept`: the same where memory is too small to keep any graph between the two passes,
@@ -35,16 +35,16 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from examples.make_tiny_clip import learn_tokenizer
+from furnclip.config import TrainingConfig
 from furnclip.config.sections import COLORS, MATERIALS, OBJECT_TYPES, STYLES
 from furnclip.model import Clip
-from furnclip.model.adapters import LoraShape
-from furnclip.model.families import CLIP
 from furnclip.model.pixels import Preprocessing
 from furnclip.model.precision import choose_precision
-from furnclip.model.tiny import learn_tokenizer
+from furnclip.model.towers import CLIP
+from furnclip.relevance import positive_mask
 from furnclip.train.encoder import Encoder
-from furnclip.train.exact import Chunk, Memory, exact_backward
-from furnclip.train.losses import contrastive_loss, right_answers
+from furnclip.train.exact import Chunk, Memory, contrastive_loss, exact_backward
 from furnclip.train.memory import kept_activations_bytes, peak_memory_mb, storage_addresses
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from tests.bench.measure import median_s, parse, report
@@ -101,21 +101,21 @@ def first_vit_b32(captions: tuple[str, ...]) -> Clip:
 
 
 class Ours:
-    """furnclip's optimiser step."""
+    """furnclip's optimizer step."""
 
     def __init__(
         self, scenario: str, work: Workload, clip: Clip, *, keep_mb: int, precision: str = "auto"
     ) -> None:
         choice = choose_precision(precision, clip.module, CPU)
-        shape = LoraShape(r=RANK, alpha=ALPHA, dropout=0.0, targets=TARGETS)
-        self.parameters = unfreeze(clip, SCENARIOS[scenario], shape, seed=0)
+        config = TrainingConfig(scenario=scenario, lora_r=RANK, lora_alpha=ALPHA, lora_targets=TARGETS)
+        self.parameters = unfreeze(clip, config)
         self.encoder = Encoder(clip, SCENARIOS[scenario], CPU, choice, None)
         self.encoder.place()
         clip.module.train()
         self.work = work
         self.memory = Memory(kept_activations_bytes(keep_mb, CPU), storage_addresses(clip.module))
-        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=1e-5)
-        self.right = right_answers(work.captions)
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-5)
+        self.positive = torch.from_numpy(positive_mask(work.captions))
         self.keys = [str(row) for row in range(len(work.captions))]
         for tower in self.encoder.stores:
             self.encoder.stores[tower].fill(self.keys, partial(self._pooled, tower), chunk_size=32)
@@ -126,22 +126,22 @@ class Ours:
             if tower == "vision"
             else self.encoder.clip.tokenize([self.work.captions[row] for row in rows])
         )
-        with torch.no_grad(), self.encoder._arithmetic():
+        with torch.no_grad():
             return self.encoder._pooled("vision" if tower == "vision" else "text", inputs)
 
     def warm_up(self) -> None:
         self.step()
 
     def step(self) -> None:
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         scalars = {"logit_scale": self.encoder.clip.module.logit_scale}
         exact_backward(
             self.chunks("vision"),
             self.chunks("text"),
-            lambda images, texts: contrastive_loss(images, texts, scalars, self.right, name="softmax"),
+            lambda images, texts: contrastive_loss(images, texts, scalars, self.positive, name="softmax"),
             memory=self.memory,
         )
-        self.optimiser.step()
+        self.optimizer.step()
 
     def chunks(self, tower: str) -> list[Chunk]:
         if tower in self.encoder.stores:
@@ -172,21 +172,21 @@ class Plain:
             part.requires_grad_(True)
         self.model.logit_scale.requires_grad_(True)
         self.model.train()
-        self.pixels = clip.preprocessing.normalise(work.pictures)
+        self.pixels = clip.preprocessing.normalize(work.pictures)
         tokens = clip.tokenizer(
             work.captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         )
         self.tokens, self.mask = tokens["input_ids"], tokens["attention_mask"]
         self.micro = work.micro
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.AdamW(trainable, lr=1e-5)
+        self.optimizer = torch.optim.AdamW(trainable, lr=1e-5)
 
     def warm_up(self) -> None:
         """A few samples: it has nothing to compile or to choose."""
         self.step(4)
 
     def step(self, samples: int | None = None) -> None:
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         samples = samples or len(self.pixels)
         for start in range(0, samples, self.micro):
             rows = slice(start, min(start + self.micro, samples))
@@ -197,7 +197,7 @@ class Plain:
                 return_loss=True,
             )
             output.loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
 
 
 def throughput(scenario: str, work: Workload, *, repeats: int, strict: bool = False) -> dict[str, float]:

@@ -25,12 +25,13 @@ import numpy as np
 from transformers import CLIPModel
 
 import furnclip
+from examples.make_tiny_clip import build_tiny_clip
 from furnclip.catalogue import ATTRIBUTES, CLEAN_COLUMNS, read_rows
 from furnclip.config import load_config
 from furnclip.images import load_square
 from furnclip.journal import write_text
 from furnclip.metrics.retrieval import ranks, recall_at_k
-from furnclip.model import build_tiny_clip, load_clip
+from furnclip.model import load_clip
 from furnclip.relevance import default_caption
 from furnclip.shards import ShardDataset, read_assignments
 

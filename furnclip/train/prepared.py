@@ -1,0 +1,196 @@
+"""Everything that a run needs, checked and loaded before its first step."""
+
+from __future__ import annotations
+
+import json
+import platform
+import secrets
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from furnclip.config import Config
+from furnclip.errors import ConfigError, UsageError
+from furnclip.model.loading import load_float32
+from furnclip.model.precision import choose_device, choose_precision
+from furnclip.model.towers import LossName
+from furnclip.runs import RunCard
+from furnclip.shards import MINI_TRAIN, ShardDataset, read_manifest
+from furnclip.train.data import TrainingData
+from furnclip.train.encoder import Encoder
+from furnclip.train.exact import checked_loss
+from furnclip.train.memory import largest_micro_batch
+from furnclip.train.processes import Processes
+from furnclip.train.scenarios import SCENARIOS, default_batch_size, unfreeze
+
+_LONG_CAPTION_TOKENS = 40
+_PACKAGES = ("furnclip", "torch", "transformers", "peft", "numpy", "pillow")
+
+# Settings that change how a run is watched or kept, not what comes out of it.
+_HARMLESS = frozenset(
+    {
+        "kept_activations_mb",
+        "gradient_checkpointing",
+        "checkpoint_interval_s",
+        "image_cache_mb",
+        "feature_cache",
+        "wandb",
+        "wandb_project",
+        "wandb_artifacts",
+        "upload",
+    }
+)
+
+
+@dataclass
+class Prepared:
+    """A run before its first step. `micro_batch_size` shrinks when memory runs out."""
+
+    folder: Path
+    config: Config
+    processes: Processes
+    encoder: Encoder
+    parameters: dict[str, torch.nn.Parameter]  # those that train
+    train: TrainingData
+    validation: TrainingData
+    loss_name: LossName
+    batch_size: int
+    micro_batch_size: int
+    card: RunCard
+
+
+def check_settings(config: Config) -> None:
+    """Refuse combinations that cannot be meant, before any work."""
+    train = config.train
+    if train.effective_batch_size == 1:
+        raise ConfigError(
+            "`train.effective_batch_size` cannot be 1",
+            hint="a contrastive loss needs negatives: 2 or more",
+        )
+    if 0 < train.effective_batch_size < train.micro_batch_size:
+        raise ConfigError(
+            f"`train.micro_batch_size` ({train.micro_batch_size}) is larger than "
+            f"`train.effective_batch_size` ({train.effective_batch_size})",
+            hint="a micro-batch is a part of the effective batch: make it smaller",
+        )
+    if train.upload and not config.storage.bucket:
+        raise ConfigError("there is no bucket to upload to", hint="set `storage.bucket` or add `--s3-bucket`")
+    if train.wandb != "off" and not find_spec("wandb"):
+        raise UsageError("`--wandb` needs the package wandb", hint="run `pip install 'furnclip[wandb]'`")
+
+
+def prepare_run(config: Config, folder: Path, processes: Processes, *, card: RunCard | None) -> Prepared:
+    """Load, check and place what the run needs; `card`: of the run that is resumed, if there is one."""
+    train = config.train
+    manifest = read_manifest(config.paths.shards)
+    clip = load_float32(config.model.name, config.model, runs=config.paths.runs)
+    loss_name = checked_loss(train.loss, clip.family)
+    card = _card(config, folder, data_hash=manifest.data_hash, fingerprint=clip.fingerprint, earlier=card)
+    splits = []
+    for name in (MINI_TRAIN if train.mini_train else "train", "validation"):
+        dataset = ShardDataset(config.paths.shards, name)
+        if len(dataset) < 2:
+            raise UsageError(
+                f"the {name} split holds {len(dataset)} samples, training needs at least 2",
+                hint="change `prepare.train_fraction` and `prepare.validation_fraction`, or add products",
+            )
+        splits.append(TrainingData(dataset, clip.preprocessing, train))
+    device = choose_device(config.model.device)
+    parameters = unfreeze(clip, train)
+    # a resumed run keeps the precision and the micro-batch that it began with
+    card.precision = card.precision or choose_precision(config.model.precision, clip.module, device)
+    cache = config.paths.cache / "features" if train.feature_cache and processes.first else None
+    encoder = Encoder(clip, SCENARIOS[train.scenario], device, card.precision, cache)
+    encoder.place()
+    if train.gradient_checkpointing:
+        encoder.recompute_layers()
+    samples = len(splits[0])
+    batch_size = min(train.effective_batch_size or default_batch_size(samples), samples)
+    micro_batch_size = min(train.micro_batch_size, batch_size) or card.batch.get("micro")
+    return Prepared(
+        folder=folder,
+        config=config,
+        processes=processes,
+        encoder=encoder,
+        parameters=parameters,
+        train=splits[0],
+        validation=splits[1],
+        loss_name=loss_name,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size
+        or largest_micro_batch(encoder, limit=batch_size, tokens=_LONG_CAPTION_TOKENS),
+        card=card,
+    )
+
+
+def _card(
+    config: Config, folder: Path, *, data_hash: str, fingerprint: str, earlier: RunCard | None
+) -> RunCard:
+    """The card of the run that is resumed, or a new one; `ConfigError` where they would differ.
+
+    `identity` is everything that decides what a run gives; two runs with the same one are the same run.
+    """
+    settings = json.loads(config.train.model_dump_json())
+    identity = {
+        **{f"train.{name}": value for name, value in settings.items() if name not in _HARMLESS},
+        "model.precision": config.model.precision,
+        "base model": fingerprint,
+        "data": data_hash,
+    }
+    if earlier is not None:
+        _check_same(folder.name, earlier.identity, identity)
+        return earlier
+    return RunCard(
+        run=folder.name,
+        scenario=config.train.scenario,
+        identity=identity,
+        tracker_id=secrets.token_hex(8),
+        config=settings,
+        base={"name": config.model.name, "fingerprint": fingerprint},
+        data_hash=data_hash,
+        started_at=now(),
+        machine=f"{platform.system()} {platform.machine()}",
+        versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        git=_commit(config.paths.work.parent),
+    )
+
+
+def _check_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """`ConfigError` that says what changed since the run was started."""
+
+    def shown(value: object) -> str:
+        return "not set" if value is None else json.dumps(value)
+
+    changed = [
+        f"`{key}` was {shown(before.get(key))}, is {shown(now.get(key))}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"the run `{name}` was started differently: {', '.join(changed)}",
+            hint="undo that, give the new run its own name with `--run NAME`, "
+            "or start over with `--no-resume`",
+        )
+
+
+def now() -> str:
+    """The time in UTC, to the millisecond, so that finished runs can be ordered."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _commit(folder: Path) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
