@@ -33,24 +33,12 @@ _HOMES = {
     "EmbeddingGenerator": "furnclip.embed",
     "S3Manager": "furnclip.storage",
     "Searcher": "furnclip.search",
-    **dict.fromkeys(
-        (
-            "ArenaConfig",
-            "CleaningConfig",
-            "Config",
-            "DataPaths",
-            "EmbeddingConfig",
-            "EvaluationConfig",
-            "ModelConfig",
-            "PrepConfig",
-            "SearchConfig",
-            "StorageConfig",
-            "TrainingConfig",
-            "load_config",
-        ),
-        "furnclip.config",
-    ),
 }
+_CONFIG = (
+    *("ArenaConfig", "CleaningConfig", "Config", "DataPaths", "EmbeddingConfig", "EvaluationConfig"),
+    *("ModelConfig", "PrepConfig", "SearchConfig", "StorageConfig", "TrainingConfig", "load_config"),
+)
+_HOMES |= dict.fromkeys(_CONFIG, "furnclip.config")
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 
 

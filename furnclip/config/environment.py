@@ -1,8 +1,8 @@
 """Variables: the process environment, which is the user's, and `.env`, which is the folder's.
 
 FURNCLIP_TRAIN__EPOCHS=3 sets `train.epochs`; lists are written `a,b` or as JSON, tables as JSON. Of `.env`
-only the names listed here are taken, sensitive ones (see `trust`) with the user's permission; other names
-are told in a warning. The libraries' variables are handed to the process, where they do not exist yet.
+only the names listed here are used, sensitive ones (see `trust`) with the user's permission; a warning
+lists the others. Variables of libraries are set in the process where they do not exist yet.
 """
 
 from __future__ import annotations
@@ -45,10 +45,7 @@ _TORCHRUN_TEXTS = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID")
 
 
 def environment_variables() -> Mapping[str, str]:
-    """The process environment, for code that needs to look at a terminal or a launcher.
-
-    Rooms ask here instead of reading `os.environ`, so that there is one place to look.
-    """
+    """The process environment. Other packages ask here instead of reading `os.environ`."""
     return os.environ
 
 
@@ -84,10 +81,10 @@ def torchrun_launch() -> Launch:
 
 
 def adopt_dotenv(folder: Path, *, trust: bool = False) -> dict[str, str]:
-    """Hand the libraries' variables of `folder/.env` to the process; furnclip's own ones are returned.
+    """Set the libraries' variables of `folder/.env` in the process; furnclip's own ones are returned.
 
-    Call it before a library is imported that reads its variables then. Raises `ConfigError` for a
-    sensitive one that the user has not allowed; names that are not taken are told in a warning.
+    Call it before a library that reads its variables on import. Raises `ConfigError` for a sensitive one
+    that the user has not allowed; a warning lists the names that are not used.
     """
     path = folder / ".env"
     own: dict[str, str] = {}

@@ -61,26 +61,22 @@ def load_config(
             raise ConfigError(f"`{file}` is not valid TOML: {error}", hint=hint) from None
     from_dotenv = adopt_dotenv(file.parent, trust=trust)
     _check_keys({**from_dotenv, **environment_variables()})
-    dotenv = nested(from_dotenv)
     own = merged(nested(environment_variables()), flags or {})
-    from_files = merged(from_toml, dotenv)
-    _ask_about(from_files, own, {file.parent / ".env": dotenv, file: from_toml}, trust=trust)
+    files = {file.parent / ".env": nested(from_dotenv), file: from_toml}
+    from_files = _permitted(files, own, trust=trust)
     try:
         config = Config(**merged(from_files, own))
     except ValidationError as error:
         raise _explain(error, file) from None
     _check_addresses(config, own)
-    paths = config.paths
-    places = {
-        name: file.parent / getattr(paths, name).expanduser() for name in ("products", "images", "work")
-    }
-    return config.model_copy(update={"paths": paths.model_copy(update=places)})
+    paths = {name: file.parent / path.expanduser() for name, path in config.paths if isinstance(path, Path)}
+    return config.model_copy(update={"paths": config.paths.model_copy(update=paths)})
 
 
 def prepare_environment(path: Path | None, *, trust: bool = False) -> None:
     """Hand the libraries' variables of the `.env` beside the settings file to the process.
 
-    Commands do so before they import a library that reads them on import.
+    Commands call it before they import a library that reads its variables on import.
     """
     adopt_dotenv(_settings_file(path).parent, trust=trust)
 
@@ -97,13 +93,16 @@ def _settings_file(path: Path | None) -> Path:
     return path.resolve()
 
 
-def _ask_about(
-    settings: dict[str, Any], own: Mapping[str, Any], files: Mapping[Path, Mapping[str, Any]], *, trust: bool
-) -> None:
-    """Ask for permission for what is sensitive in the folder's files, unless the user's own value wins.
+def _permitted(
+    files: Mapping[Path, dict[str, Any]], own: Mapping[str, Any], *, trust: bool
+) -> dict[str, Any]:
+    """The settings of the folder's files, highest precedence first, once the user permits the sensitive ones.
 
-    A viewer that is not allowed is replaced in `settings`: images are shown without it.
+    The user's own values need no permission. A viewer that is not permitted is replaced by `auto`.
     """
+    settings: dict[str, Any] = {}
+    for values in files.values():
+        settings = merged(values, settings)
     for name, danger in SETTINGS.items():
         file = next((file for file, values in files.items() if _value(values, name) is not None), None)
         if file is None or _value(own, name) is not None:
@@ -117,6 +116,7 @@ def _ask_about(
                 raise
             console.warn(f"{error.message}; images are shown without it ({error.hint})")
             settings["arena"] = {**settings["arena"], "viewer": "auto"}
+    return settings
 
 
 def _value(values: Mapping[str, Any], name: str) -> Any:

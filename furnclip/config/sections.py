@@ -1,4 +1,4 @@
-"""The settings of each room: type, default, unit and meaning.
+"""The settings of each command: type, default, unit and meaning.
 
 The docstring under a field is its documentation: `config_template` prints it into the commented
 `furnclip.toml` that `furnclip init` writes, and `cli/flags.py` is generated from it.
