@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,11 +19,12 @@ from furnclip.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from furnclip.clean import CleaningStatus, CleaningSummary, Estimate, PreparedRequests
-    from furnclip.clean.workspace import Workspace
+    from furnclip.clean import CleaningStatus, CleaningSummary
     from furnclip.config import Config
-    from furnclip.errors import InputError
 
+CalibrateOption = Annotated[
+    bool, typer.Option("--calibrate", help="send one real request to know the price better")
+]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="only the first N rows")]
 SampleOption = Annotated[
     int | None, typer.Option("--sample", min=1, help="only N rows, spread over the catalogue")
@@ -53,7 +54,7 @@ def register(app: typer.Typer) -> None:
         cls=FurnclipGroup,
         context_settings=CONTEXT_SETTINGS,
         no_args_is_help=True,
-        help="Clean titles and attributes with a vision model, from picture and title.",
+        help="Clean titles and attributes with a vision model, from image and title.",
         epilog="Example: furnclip clean run --backend local",
     )
     for command in (prepare, dispatch, monitor, finalize, run, status, estimate, cancel, review):
@@ -73,12 +74,23 @@ def prepare(
 ) -> None:
     """Turn the catalogue into request files."""
     from furnclip import clean, console
+    from furnclip.errors import InputError
 
     with clean.open_ledger(settings(config, flags)) as ledger:
         prepared = clean.prepare(ledger, clean.Selection(limit or 0, sample or 0))
-    console.emit(asdict(prepared), as_json=as_json, human=lambda: _say_prepared(prepared))
+
+    def human() -> None:
+        if prepared.was_done:
+            console.say("nothing to do: the catalogue is prepared already")
+        made = f"{prepared.requests} requests in {prepared.parts} parts"
+        console.say(f"{prepared.rows} rows: {made}, {prepared.rejected} rejected")
+
+    console.emit(asdict(prepared), as_json=as_json, human=human)
     if not prepared.requests:
-        raise _nothing_to_send(ledger.workspace)
+        reasons = Counter(entry.reason for entry in ledger.workspace.read_rows())
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+        hint = f"`furnclip clean finalize` writes `{ledger.workspace.rejected}` with the reason of each row"
+        raise InputError(f"not one row can be sent ({reasons.total()} rejected: {counts})", hint=hint)
 
 
 @sets("clean.model", "clean.max_cost_usd")
@@ -90,43 +102,33 @@ def dispatch(
     as_json: JsonOption = False,
 ) -> None:
     """Upload and start the batches."""
-    from furnclip import clean, console
+    from furnclip import clean
 
     with clean.open_ledger(settings(config, flags)) as ledger:
-        standing = clean.dispatch(ledger, ignore_errors=ignore_errors)
-    console.emit(asdict(standing), as_json=as_json, human=lambda: _say_standing(standing))
+        found = clean.dispatch(ledger, ignore_errors=ignore_errors)
+    _emit_status(found, as_json=as_json)
 
 
 @sets("clean.model", "clean.max_cost_usd")
-def monitor(
-    *,
-    flags: Flags,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def monitor(*, flags: Flags, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Watch the batches, fetch what they give, send what waits."""
-    from furnclip import clean, console
+    from furnclip import clean
 
     with clean.open_ledger(settings(config, flags)) as ledger:
-        standing = clean.monitor(ledger)
-    console.emit(asdict(standing), as_json=as_json, human=lambda: _say_standing(standing))
+        found = clean.monitor(ledger)
+    _emit_status(found, as_json=as_json)
 
 
 @sets("clean.fallback")
 def finalize(
-    *,
-    flags: Flags,
-    config: ConfigOption = None,
-    partial: PartialOption = False,
-    as_json: JsonOption = False,
+    *, flags: Flags, config: ConfigOption = None, partial: PartialOption = False, as_json: JsonOption = False
 ) -> None:
     """Write cleaned.csv and rejected.csv."""
     from furnclip import clean
 
-    found = settings(config, flags)
-    with clean.open_ledger(found) as ledger:
+    with clean.open_ledger(settings(config, flags)) as ledger:
         summary = clean.finalize(ledger, partial=partial)
-    _emit_summary(summary, found, as_json=as_json)
+    _emit_summary(summary, ledger.config, as_json=as_json)
 
 
 @sets("clean.backend", "clean.model", "clean.max_cost_usd", "clean.fallback")
@@ -143,23 +145,17 @@ def run(
     """All four steps in order; run it again after any interruption."""
     from furnclip import clean
 
-    found = settings(config, flags)
-    with clean.open_ledger(found) as ledger:
-        summary = clean.run(
-            ledger,
-            clean.Selection(limit or 0, sample or 0),
-            partial=partial,
-            ignore_errors=ignore_errors,
-        )
-    _emit_summary(summary, found, as_json=as_json)
+    selection = clean.Selection(limit or 0, sample or 0)
+    with clean.open_ledger(settings(config, flags)) as ledger:
+        summary = clean.run(ledger, selection, partial=partial, ignore_errors=ignore_errors)
+    _emit_summary(summary, ledger.config, as_json=as_json)
 
 
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Where things stand."""
-    from furnclip import clean, console
+    from furnclip import clean
 
-    standing = clean.status(settings(config))
-    console.emit(asdict(standing), as_json=as_json, human=lambda: _say_standing(standing))
+    _emit_status(clean.status(settings(config)), as_json=as_json)
 
 
 @sets("clean.backend", "clean.model")
@@ -169,9 +165,7 @@ def estimate(
     config: ConfigOption = None,
     limit: LimitOption = None,
     sample: SampleOption = None,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="send one real request to know the price better")
-    ] = False,
+    calibrate: CalibrateOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """What the run will cost, before anything is sent."""
@@ -179,7 +173,13 @@ def estimate(
 
     with clean.open_ledger(settings(config, flags)) as ledger:
         found = clean.estimate(ledger, clean.Selection(limit or 0, sample or 0), calibrated=calibrate)
-    console.emit(asdict(found), as_json=as_json, human=lambda: _say_estimate(found))
+    text = "nothing to send: no paid request is planned, or all of them were sent"
+    if found.requests:
+        text = (
+            f"{found.requests} requests: {found.prompt_tokens:,} + {found.completion_tokens:,} tokens, "
+            f"about ${found.cost_usd:.4f} ({_BASES[found.basis]})"
+        )
+    console.emit(asdict(found), as_json=as_json, human=lambda: console.say(text))
 
 
 def cancel(config: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -188,10 +188,8 @@ def cancel(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     with clean.open_ledger(settings(config)) as ledger:
         parts = clean.cancel(ledger)
-    numbers = ", ".join(map(str, parts)) or "none was open"
-    console.emit(
-        {"cancelled": parts}, as_json=as_json, human=lambda: console.say(f"cancelled parts: {numbers}")
-    )
+    text = f"cancelled parts: {', '.join(map(str, parts)) or 'none was open'}"
+    console.emit({"cancelled": parts}, as_json=as_json, human=lambda: console.say(text))
 
 
 def review(
@@ -200,58 +198,20 @@ def review(
     seed: Annotated[int, typer.Option("--seed", help="another seed shows other rows")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Show some rows side by side, raw and cleaned, with their pictures."""
+    """Show some rows side by side, raw and cleaned, with their images."""
     from furnclip import clean, console
 
-    pairs, sheet = clean.review(settings(config), rows=rows, seed=seed)
-    payload = {"rows": [asdict(pair) for pair in pairs], "sheet": str(sheet)}
+    shown, sheet = clean.review(settings(config), rows=rows, seed=seed)
 
     def human() -> None:
-        table = [(p.product_id, p.title, p.clean_title, ", ".join(p.attributes.values())) for p in pairs]
+        table = [(r.product_id, r.title, r.clean_title, ", ".join(r.attributes.values())) for r in shown]
         console.show_table(["product", "raw title", "clean title", "style, material, color, type"], table)
-        console.say(f"pictures in the same order: {sheet}")
+        console.say(f"images in the same order: {sheet}")
 
+    payload = {"rows": [asdict(row) for row in shown], "sheet": str(sheet)}
     console.emit(payload, as_json=as_json, human=human)
 
 
-def _say_prepared(prepared: PreparedRequests) -> None:
-    from furnclip import console
-
-    if prepared.was_done:
-        console.say("nothing to do: the catalogue is prepared already")
-    console.say(
-        f"{prepared.rows} rows: {prepared.requests} requests in {prepared.parts} parts, "
-        f"{prepared.rejected} rejected"
-    )
-
-
-def _nothing_to_send(workspace: Workspace) -> InputError:
-    from furnclip.errors import InputError
-
-    reasons = Counter(entry.reason for entry in workspace.read_rows())
-    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
-    return InputError(
-        f"not one row can be sent ({reasons.total()} rejected: {counts})",
-        hint=f"`furnclip clean finalize` writes `{workspace.rejected}` with the reason of each row",
-    )
-
-
-def _say_standing(standing: CleaningStatus) -> None:
-    from furnclip import console
-
-    names = ("part", "attempt", "status", "done", "requests", "batch_id")
-    rows = [(*(part[name] for name in names), f"${part['cost_usd']:.4f}") for part in standing.parts]
-    console.show_table([*names[:-1], "batch", "cost"], rows)
-    console.say(f"{standing.rows} rows, {standing.rejected_before_sending} rejected before sending")
-    if answers := {name: count for name, count in standing.outcomes.items() if count}:
-        asked = ", ".join(f"{count} {_OUTCOMES[name]}" for name, count in answers.items())
-        console.say(f"answers so far: {asked}")
-    console.say(f"paid so far: {_bill(standing)}")
-    if standing.halted:
-        console.say(f"sending stopped: {standing.halted}")
-
-
-_OUTCOMES = {"cleaned": "cleaned", "rejected": "rejected", "again": "retried"}
 _BASES = {
     "table": "answers guessed from the model table; `--calibrate` sends one request to know better",
     "canary": "going by the trial request",
@@ -259,16 +219,23 @@ _BASES = {
 }
 
 
-def _say_estimate(found: Estimate) -> None:
+def _emit_status(found: CleaningStatus, *, as_json: bool) -> None:
     from furnclip import console
 
-    if not found.requests:
-        console.say("nothing to send: no paid request is planned, or all of them were sent")
-        return
-    console.say(
-        f"{found.requests} requests: {found.prompt_tokens:,} + {found.completion_tokens:,} tokens, "
-        f"about ${found.cost_usd:.4f} ({_BASES[found.basis]})"
-    )
+    def human() -> None:
+        names = ("part", "attempt", "status", "done", "requests", "batch_id")
+        rows = [(*(part[name] for name in names), f"${part['cost_usd']:.4f}") for part in found.parts]
+        console.show_table([*names[:-1], "batch", "cost"], rows)
+        console.say(f"{found.rows} rows, {found.rejected_before_sending} rejected before sending")
+        counts = {name: count for name, count in found.outcomes.items() if count}
+        answers = (f"{count} {'retried' if name == 'again' else name}" for name, count in counts.items())
+        if counts:
+            console.say(f"answers so far: {', '.join(answers)}")
+        console.say(f"paid so far: {_bill(found)}")
+        if found.halted:
+            console.say(f"sending stopped: {found.halted}")
+
+    console.emit(asdict(found), as_json=as_json, human=human)
 
 
 def _emit_summary(summary: CleaningSummary, config: Config, *, as_json: bool) -> None:
@@ -276,35 +243,24 @@ def _emit_summary(summary: CleaningSummary, config: Config, *, as_json: bool) ->
     from furnclip import console
     from furnclip.catalogue import nothing_cleaned
 
-    console.emit(
-        _summary_facts(summary, config), as_json=as_json, human=lambda: _say_summary(summary, config)
-    )
+    rejected = config.paths.clean / "rejected.csv"
+
+    def human() -> None:
+        if summary.was_done:
+            console.say("nothing to do: the files are up to date")
+        rows: list[tuple[str, int]] = [("cleaned", summary.cleaned), ("pending", summary.pending)]
+        rows += [(f"rejected: {reason}", count) for reason, count in summary.reasons.most_common()]
+        console.show_table(["rows", "count"], [row for row in rows if row[1]])
+        console.say(f"paid: {_bill(summary)}; wrote {config.paths.cleaned}")
+
+    files = {"cleaned_csv": str(config.paths.cleaned), "rejected_csv": str(rejected)}
+    payload = {**asdict(summary), "reasons": dict(summary.reasons), **files}
+    console.emit(payload, as_json=as_json, human=human)
     if not summary.cleaned and not summary.pending:
-        raise nothing_cleaned(config.paths.clean / "rejected.csv", summary.reasons)
-
-
-def _summary_facts(summary: CleaningSummary, config: Config) -> dict[str, Any]:
-    return {
-        **asdict(summary),
-        "reasons": dict(summary.reasons),
-        "cleaned_csv": str(config.paths.cleaned),
-        "rejected_csv": str(config.paths.clean / "rejected.csv"),
-    }
-
-
-def _say_summary(summary: CleaningSummary, config: Config) -> None:
-    from furnclip import console
-
-    if summary.was_done:
-        console.say("nothing to do: the files are up to date")
-    rows: list[tuple[str, int]] = [("cleaned", summary.cleaned), ("pending", summary.pending)]
-    rows += [(f"rejected: {reason}", count) for reason, count in summary.reasons.most_common()]
-    console.show_table(["rows", "count"], [row for row in rows if row[1]])
-    console.say(f"paid: {_bill(summary)}; wrote {config.paths.cleaned}")
+        raise nothing_cleaned(rejected, summary.reasons)
 
 
 def _bill(found: CleaningStatus | CleaningSummary) -> str:
     paid = f"${found.paid_usd:.4f}"
-    if not found.unconfirmed_usd:
-        return paid
-    return f"{paid}, and perhaps ${found.unconfirmed_usd:.6f} for a trial request whose reply was lost"
+    lost = f", and perhaps ${found.unconfirmed_usd:.6f} for a trial request whose reply was lost"
+    return paid + lost if found.unconfirmed_usd else paid
