@@ -22,9 +22,9 @@ from furnclip import console
 from furnclip.clean.batch import parts as pricing
 from furnclip.clean.batch.parts import Estimate
 from furnclip.clean.batch.requests import Recipe
-from furnclip.clean.batch.state import SENT, UNSENT, BatchPart, State
-from furnclip.clean.output import CleaningSummary, ReviewedRow, bill, finalize, review
-from furnclip.clean.plan import PreparedRequests, Selection, prepare
+from furnclip.clean.batch.state import SENT, UNSENT, State
+from furnclip.clean.output import CleaningSummary, bill, finalize, review
+from furnclip.clean.plan import Selection, prepare
 from furnclip.clean.workspace import (
     CleaningLedger,
     Workspace,
@@ -41,26 +41,8 @@ if TYPE_CHECKING:
     from furnclip.clean.batch.dispatch import Dispatcher
     from furnclip.clean.batch.service import BatchService
 
-__all__ = [
-    "CleaningLedger",
-    "CleaningStatus",
-    "CleaningSummary",
-    "Estimate",
-    "PreparedRequests",
-    "ReviewedRow",
-    "Selection",
-    "answer",
-    "cancel",
-    "dispatch",
-    "estimate",
-    "finalize",
-    "monitor",
-    "open_ledger",
-    "prepare",
-    "review",
-    "run",
-    "status",
-]
+# of other modules, for callers of this one
+__all__ = ["CleaningSummary", "Selection", "finalize", "open_ledger", "prepare", "review"]
 
 
 @dataclass(frozen=True)
@@ -114,9 +96,7 @@ def dispatch(ledger: CleaningLedger, *, ignore_errors: bool) -> CleaningStatus:
     if ledger.config.clean.backend != "openai":
         console.note(f"nothing to send: the backend `{ledger.config.clean.backend}` has no batches")
         return _status(ledger.state)
-    with _service(ledger.config) as service:
-        dispatcher = _dispatcher(ledger, service)
-        dispatcher.reconcile()
+    with _dispatcher(ledger) as (dispatcher, _):
         dispatcher.send()
     if waiting := len(dispatcher.waiting()):
         parts = "1 part" if waiting == 1 else f"{waiting} parts"
@@ -149,8 +129,7 @@ def estimate(ledger: CleaningLedger, selection: Selection, *, calibrated: bool) 
 
 def cancel(ledger: CleaningLedger) -> list[int]:
     """Ask the service to stop every open batch; numbers of their parts."""
-    with _service(ledger.config) as service:
-        _dispatcher(ledger, service).reconcile()
+    with _dispatcher(ledger) as (_, service):
         parts = ledger.state.with_status("open")
         for part in parts:
             batch = service.cancel(part.batch_id)
@@ -175,25 +154,23 @@ def _status(state: State) -> CleaningStatus:
     return CleaningStatus(
         rows=facts.get("rows", 0),
         rejected_before_sending=facts.get("rejected", 0),
-        parts=[_part_facts(part) for part in parts],
+        parts=[
+            {
+                "part": part.number,
+                "attempt": part.attempt,
+                "status": part.shown_status,
+                "done": sum(part.counts[1:]),
+                "requests": part.requests,
+                "batch_id": part.batch_id,
+                "cost_usd": round(part.usage.cost_usd, 8),
+            }
+            for part in parts
+        ],
         statuses=dict(Counter(part.status for part in parts)),
         outcomes=dict(outcomes),
         **bill(state),
         halted=state.halted,
     )
-
-
-def _part_facts(part: BatchPart) -> dict[str, object]:
-    _, completed, failed = part.counts
-    return {
-        "part": part.number,
-        "attempt": part.attempt,
-        "status": part.shown_status,
-        "done": completed + failed,
-        "requests": part.requests,
-        "batch_id": part.batch_id,
-        "cost_usd": round(part.usage.cost_usd, 8),
-    }
 
 
 def _start_sending(ledger: CleaningLedger, *, ignore_errors: bool) -> Recipe:
@@ -228,7 +205,12 @@ def _service(config: Config) -> Iterator[BatchService]:
         yield service
 
 
-def _dispatcher(ledger: CleaningLedger, service: BatchService) -> Dispatcher:
-    from furnclip.clean.batch.dispatch import Dispatcher
+@contextmanager
+def _dispatcher(ledger: CleaningLedger) -> Iterator[tuple[Dispatcher, BatchService]]:
+    """What sends batches, after what a crash left open is settled."""
+    with _service(ledger.config) as service:
+        from furnclip.clean.batch.dispatch import Dispatcher
 
-    return Dispatcher(ledger, service, Recipe.from_config(ledger.config.clean))
+        dispatcher = Dispatcher(ledger, service, Recipe.from_config(ledger.config.clean))
+        dispatcher.reconcile()
+        yield dispatcher, service

@@ -235,16 +235,16 @@ class PartSender:
                 count = len(self._in_flight)
                 console.note(f"waiting for {count} replies that may be billed; Ctrl-C again leaves them")
 
-        names = [name for name in _STOP_SIGNALS if hasattr(signal, name)]
         is_main = threading.current_thread() is threading.main_thread()
-        before = {name: signal.signal(getattr(signal, name), stop) for name in names if is_main}
+        numbers = [getattr(signal, name) for name in _STOP_SIGNALS if is_main and hasattr(signal, name)]
+        before = {number: signal.signal(number, stop) for number in numbers}
         try:
             yield
             if self._client.stopping.is_set():
                 raise self._interruption()
         finally:
-            for name, handler in before.items():
-                signal.signal(getattr(signal, name), handler)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class ChatClient:

@@ -91,20 +91,18 @@ def prepare(ledger: CleaningLedger, selection: Selection) -> PreparedRequests:
         ):
             path.unlink(missing_ok=True)
     total = selection.limit or selection.sample or total
+    counts = dict.fromkeys(("rows", "requests", "rejected"), 0)
     with console.progress("reading images", total=total) as meter, replacing(rows_path) as file:
-        rows = _RowsFile(file)
-        _write_parts(ledger, recipe, rows.kept(_encoded(ledger, recipe, selection), meter))
-    if not rows.total:
+        _write_parts(ledger, recipe, _written(_encoded(ledger, recipe, selection), file, counts, meter))
+    if not counts["rows"]:
         raise InputError(f"`{paths.products}` has no rows", hint="export the catalogue again")
     facts: Event = {
         "fingerprint": fingerprint,
         "backend": clean.backend,
         "identity": recipe.identity,
         "catalogue_sha256": file_digest(paths.products),
-        "rows": rows.total,
-        "requests": rows.requests,
-        "rejected": rows.rejected,
-        "rows_sha256": rows.digest.hexdigest(),
+        **counts,
+        "rows_sha256": file_digest(rows_path),
     }
     ledger.record("prepared", **facts)
     return _prepared_requests(ledger, facts, was_done=False)
@@ -247,26 +245,18 @@ def _encode(product: Product, image: bytes, task: EncodingTask) -> tuple[str, Li
     return custom_id, Line(custom_id, content, image_tokens, text_tokens(user_text(product.title)))
 
 
-class _RowsFile:
-    """Writes `rows.jsonl` while rows stream by, and counts them."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.total = self.requests = self.rejected = 0
-
-    def kept(self, rows: Iterator[EncodedRow], meter: console.Meter) -> Iterator[Line]:
-        """The lines to be sent, after the entries of their rows and of those before."""
-        for entry, line in rows:
-            content = encode_event(entry._asdict())
-            self.digest.update(content)
-            self._file.write(content)
-            self.total += 1
-            self.requests += bool(entry.custom_id)
-            self.rejected += bool(entry.reason)
-            meter.advance()
-            if line:
-                yield line
+def _written(
+    rows: Iterator[EncodedRow], file: IO[bytes], counts: dict[str, int], meter: console.Meter
+) -> Iterator[Line]:
+    """The lines to be sent; the entries of their rows are written, and counted, while they stream by."""
+    for entry, line in rows:
+        file.write(encode_event(entry._asdict()))
+        counts["rows"] += 1
+        counts["requests"] += bool(entry.custom_id)
+        counts["rejected"] += bool(entry.reason)
+        meter.advance()
+        if line:
+            yield line
 
 
 def _write_parts(ledger: CleaningLedger, recipe: Recipe, lines: Iterator[Line]) -> None:

@@ -256,9 +256,8 @@ def drop_damaged(ledger: CleaningLedger) -> None:
     state, workspace = ledger.state, ledger.workspace
     for part in [*state.with_status(*UNSENT), *state.with_status("downloaded", backend="local")]:
         was_asked = workspace.live(part.number).exists()
-        if is_intact(workspace.content(part.number, part.backend), part.sha256) and (
-            was_asked or _is_index_intact(workspace, part)
-        ):
+        is_part_intact = is_intact(workspace.content(part.number, part.backend), part.sha256)
+        if is_part_intact and (was_asked or _is_index_intact(workspace, part)):
             continue
         if was_asked:
             raise InputError(
@@ -298,16 +297,8 @@ def _is_index_intact(workspace: Workspace, part: BatchPart) -> bool:
     return len(requests) == part.requests and sum(r.length_bytes for r in requests) == part.size_bytes
 
 
-class DamagedResult(NamedTuple):
-    """A result file that is not what was noted when it arrived."""
-
-    part: BatchPart
-    path: Path
-    sha256: str  # empty in a journal of 0.1.0
-    file_id: str
-
-
-def _damaged_results(ledger: CleaningLedger) -> Iterator[DamagedResult]:
+def _damaged_results(ledger: CleaningLedger) -> Iterator[tuple[BatchPart, Path, str, str]]:
+    """(part, path, SHA-256, file id at the service) of result files that are not what had arrived."""
     for part in ledger.state.with_status("downloaded", "merged"):
         paths = ledger.workspace.results(part.number)
         files = list(zip(paths, (part.output_file_id, part.error_file_id, ""), strict=True))
@@ -319,14 +310,14 @@ def _damaged_results(ledger: CleaningLedger) -> Iterator[DamagedResult]:
         for path, file_id in files:
             sha256 = known.get(path.name)
             if sha256 is not None and not (is_intact(path, sha256) if sha256 else path.is_file()):
-                yield DamagedResult(part, path, sha256, file_id)
+                yield part, path, sha256, file_id
 
 
 def check_results(ledger: CleaningLedger) -> None:
     """Raises `InputError` where an answer that arrived is missing."""
-    for damaged in _damaged_results(ledger):
+    for _, path, _, _ in _damaged_results(ledger):
         raise InputError(
-            f"the result file `{damaged.path}` is missing or damaged",
+            f"the result file `{path}` is missing or damaged",
             hint="run `furnclip clean run`: it gets the file again, or tells what cannot be got",
         )
 

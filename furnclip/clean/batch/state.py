@@ -25,17 +25,9 @@ from furnclip.errors import JournalError
 from furnclip.journal import Event
 
 Status = Literal[
-    "planned",
-    "uploading",
-    "uploaded",
-    "creating",
-    "open",
-    "ended",
-    "downloaded",
-    "merged",
-    "replaced",
-    "dropped",
-]
+    "planned", "uploading", "uploaded", "creating", "open", "ended", "downloaded", "merged",
+    "replaced", "dropped",
+]  # fmt: skip
 DAMAGED_HINT = "restore the file from a backup; without it, answers that were paid for would be bought again"
 UNSENT: frozenset[Status] = frozenset({"planned", "uploading", "uploaded"})
 SENT: frozenset[Status] = frozenset({"creating", "open"})
@@ -50,11 +42,8 @@ class Usage:
     cost_usd: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.cost_usd + other.cost_usd,
-        )
+        mine, theirs = vars(self), vars(other)
+        return Usage(**{name: mine[name] + theirs[name] for name in mine})
 
 
 @dataclass(frozen=True)
@@ -123,8 +112,8 @@ class State:
 
     def with_status(self, *statuses: Status, backend: str = "") -> list[BatchPart]:
         """Parts in any of these states, in order of their number; `backend`: only those made for it."""
-        parts = (part for _, part in sorted(self.parts.items()) if part.status in statuses)
-        return [part for part in parts if backend in ("", part.backend)]
+        parts = (self.parts[number] for number in sorted(self.parts))
+        return [part for part in parts if part.status in statuses and backend in ("", part.backend)]
 
     @property
     def current_parts(self) -> list[BatchPart]:
@@ -177,16 +166,14 @@ def _with_parts(state: State, *parts: BatchPart) -> State:
 
 
 def _with_new_parts(state: State, planned: list[Event]) -> State:
-    numbers = [facts["part"] for facts in planned]
-    if len(set(numbers)) < len(numbers) or not state.parts.keys().isdisjoint(numbers):
+    names, new = _Planned.model_fields.keys() - {"part"}, []
+    for facts in planned:
+        known = {name: facts[name] for name in names if facts.get(name) is not None}
+        new.append(BatchPart(facts["part"], **known))
+    after = _with_parts(state, *new)
+    if len(after.parts) < len(state.parts) + len(new):
         raise JournalError("a part is planned twice", hint=DAMAGED_HINT)
-    names = _Planned.model_fields.keys() - {"part"}
-    known = [{name: facts[name] for name in names if facts.get(name) is not None} for facts in planned]
-    parts = (BatchPart(number, **facts) for number, facts in zip(numbers, known, strict=True))
-    return _with_parts(state, *parts)
-
-
-# --- what each event changes in the run
+    return after
 
 
 def _preparing(state: State, event: Event) -> State:
@@ -218,11 +205,7 @@ def _canary_refused(state: State, event: Event) -> State:
     return replace(state, unanswered=sent[:-1] if is_last else sent)
 
 
-def _canary(state: State, event: Event) -> State:
-    canaries = {**state.canaries, event["recipe"]: event}
-    return replace(_canary_refused(state, event), canaries=canaries)
-
-
+# What each event changes in the run ...
 _RUN_EVENTS: dict[Any, Callable[[State, Event], State]] = {
     "started": lambda state, event: replace(state, run=event["run"], key_print=event["key_print"]),
     "preparing": _preparing,
@@ -233,15 +216,14 @@ _RUN_EVENTS: dict[Any, Callable[[State, Event], State]] = {
     "again": lambda state, event: _with_new_parts(state, event["parts"]),
     "canary_asking": lambda state, event: replace(state, unanswered=(*state.unanswered, event)),
     "canary_refused": _canary_refused,
-    "canary": _canary,
+    "canary": lambda state, event: replace(
+        _canary_refused(state, event), canaries={**state.canaries, event["recipe"]: event}
+    ),
     "queue_limit": lambda state, event: replace(state, queue_limit=event["limit"]),
     "halted": lambda state, event: replace(state, halted=event["reason"]),
     "resumed": lambda state, _event: replace(state, halted=""),
     "finalized": lambda state, event: replace(state, finalized=event),
 }
-
-
-# --- and in its part: the fields that get another value
 
 
 def _ended(_part: BatchPart, event: Event) -> dict[str, Any]:
@@ -264,20 +246,15 @@ def _results(event: Event) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(event.get("results", {}).items()))
 
 
+# ... and in its part: the fields that get another value.
 _PART_EVENTS: dict[Any, Callable[[BatchPart, Event], dict[str, Any]]] = {
-    "uploading": lambda part, event: {
-        "status": "uploading",
-        "filename": event["filename"],
-        "uploads": part.uploads + 1,
-    },
+    "uploading": lambda part, event: (
+        {"status": "uploading", "filename": event["filename"], "uploads": part.uploads + 1}
+    ),
     "uploaded": lambda _part, event: {"status": "uploaded", "file_id": event["file_id"]},
-    "upload_lost": lambda part, _event: {
-        "status": "planned",
-        "file_id": "",
-        "filename": "",
-        "batch_id": "",
-        "old_batches": part.batches,
-    },
+    "upload_lost": lambda part, _event: (
+        {"status": "planned", "file_id": "", "filename": "", "batch_id": "", "old_batches": part.batches}
+    ),
     "creating": lambda part, _event: {"status": "creating", "creations": part.creations + 1},
     # The service said no: nothing runs, and the uploaded file can be used again.
     "not_created": lambda part, event: {
@@ -288,11 +265,9 @@ _PART_EVENTS: dict[Any, Callable[[BatchPart, Event], dict[str, Any]]] = {
         "batch_id": "",
         "batch_status": "",
     },
-    "created": lambda _part, event: {
-        "status": "open",
-        "batch_id": event["batch_id"],
-        "batch_status": event["status"],
-    },
+    "created": lambda _part, event: (
+        {"status": "open", "batch_id": event["batch_id"], "batch_status": event["status"]}
+    ),
     "seen": lambda _part, event: {"batch_status": event["status"], "counts": tuple(event["counts"])},
     "ended": _ended,
     "downloaded": lambda _part, event: {"status": "downloaded", "results": _results(event)},
@@ -345,8 +320,11 @@ class _BadLine(BaseModel):
 
 
 _BILL = {"prompt_tokens": _Count, "completion_tokens": _Count, "cost_usd": _Usd}
-_SUMMARY = {"rows": _Count, "cleaned": _Count, "rejected": _Count, "pending": _Count}
+_OUTCOMES = {"cleaned": _Count, "rejected": _Count}
+_SUMMARY = {"rows": _Count, **_OUTCOMES, "pending": _Count}
 _RESULTS: Any = (dict[str, _Digest], {})  # file name -> SHA-256; 0.1.0 did not note it
+_LIVE: Any = {"unconfirmed_usd": (_Usd, 0.0)}
+_STATUS = {"part": _Number, "status": str, "counts": _Counts}
 
 _FIELDS: dict[str, dict[str, Any]] = {
     "started": {"run": _Id, "at": _Seconds, "key_print": str},
@@ -372,23 +350,12 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "creating": {"part": _Number, "at": _Seconds},
     "not_created": {"part": _Number, "not_before": _Seconds},
     "created": {"part": _Number, "batch_id": _Id, "status": str},
-    "seen": {"part": _Number, "status": str, "counts": _Counts},
-    "ended": {
-        "part": _Number,
-        **dict.fromkeys(("status", "output_file_id", "error_file_id"), str),
-        "counts": _Counts,
-        "billed": _Tokens,
-    },
+    "seen": _STATUS,
+    "ended": {**_STATUS, "output_file_id": str, "error_file_id": str, "billed": _Tokens},
     "downloaded": {"part": _Number, "results": _RESULTS},
     "results_lost": {"part": _Number},
     "billed": {"part": _Number, **_BILL, "unconfirmed_usd": _Usd},
-    "merged": {
-        "part": _Number,
-        **dict.fromkeys(("cleaned", "rejected", "again"), _Count),
-        **_BILL,
-        "unconfirmed_usd": (_Usd, 0.0),
-        "results": _RESULTS,
-    },
+    "merged": {"part": _Number, **_OUTCOMES, "again": _Count, **_BILL, **_LIVE, "results": _RESULTS},
 }
 
 
