@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from furnclip.clean.batch.monitor import BatchTable
-from furnclip.clean.batch.requests import Recipe
 from furnclip.clean.batch.service import Batch
 from furnclip.clean.batch.state import State, apply
 from furnclip.clean.workspace import open_ledger
@@ -211,7 +210,7 @@ def test_board_at_every_stage(shop: CleanShop, server: BatchServer) -> None:
     shop.run("dispatch", env=env).ok()
     config = load_config(shop.folder / "furnclip.toml", {"clean": {"backend": "openai"}})
     with open_ledger(config) as ledger:
-        board = BatchTable(ledger, Recipe.from_config(config.clean))
+        board = BatchTable(ledger)
         before = board.rows()
         counts = (2, 1, 0)
         now = time.time()

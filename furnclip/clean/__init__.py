@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from furnclip import console
 from furnclip.clean.batch import parts as pricing
 from furnclip.clean.batch.parts import Estimate
-from furnclip.clean.batch.requests import Recipe
 from furnclip.clean.batch.state import SENT, UNSENT, State
 from furnclip.clean.output import CleaningSummary, bill, finalize, review
 from furnclip.clean.plan import Selection, prepare
@@ -74,20 +73,19 @@ def run(
 
 def answer(ledger: CleaningLedger, *, ignore_errors: bool) -> None:
     """Bring every planned part to its end with the configured backend."""
-    recipe = _start_sending(ledger, ignore_errors=ignore_errors)
-    backend = ledger.config.clean.backend
-    if backend == "openai":
+    _start_sending(ledger, ignore_errors=ignore_errors)
+    if ledger.config.clean.backend == "openai":
         from furnclip.clean.batch.monitor import Monitor
 
         with _service(ledger.config) as service:
             restore_results(ledger, service, give_up=ignore_errors)
-            Monitor(ledger, service, recipe).watch()
+            Monitor(ledger, service).watch()
         return
     restore_results(ledger, None, give_up=ignore_errors)
-    if backend == "live":
+    if ledger.config.clean.backend == "live":
         from furnclip.clean.live import ask_live
 
-        ask_live(ledger, recipe)
+        ask_live(ledger)
 
 
 def dispatch(ledger: CleaningLedger, *, ignore_errors: bool) -> CleaningStatus:
@@ -116,15 +114,14 @@ def monitor(ledger: CleaningLedger) -> CleaningStatus:
 def estimate(ledger: CleaningLedger, selection: Selection, *, calibrated: bool) -> Estimate:
     """The price of what is still to be sent; `calibrated` sends one real request to know it better."""
     prepare(ledger, selection)
-    clean = ledger.config.clean
-    recipe = Recipe.from_config(clean)
-    waiting = ledger.state.with_status(*UNSENT, backend=clean.backend)
-    if calibrated and waiting and clean.backend == "openai":
+    backend = ledger.config.clean.backend
+    waiting = ledger.state.with_status(*UNSENT, backend=backend)
+    if calibrated and waiting and backend == "openai":
         from furnclip.clean.batch.dispatch import send_canary
 
         with _service(ledger.config) as service:
-            send_canary(ledger, service, recipe, waiting[0], once_more=True)
-    return pricing.estimate(waiting, ledger.state, recipe, batch=clean.backend == "openai")
+            send_canary(ledger, service, waiting[0], once_more=True)
+    return pricing.estimate(waiting, ledger)
 
 
 def cancel(ledger: CleaningLedger) -> list[int]:
@@ -173,19 +170,17 @@ def _status(state: State) -> CleaningStatus:
     )
 
 
-def _start_sending(ledger: CleaningLedger, *, ignore_errors: bool) -> Recipe:
+def _start_sending(ledger: CleaningLedger, *, ignore_errors: bool) -> None:
     """Raises where the requests are not there or made by other settings; lifts a halt that is ignored."""
     prepared, clean = check_rows(ledger), ledger.config.clean
     repair_indexes(ledger)
-    recipe = Recipe.from_config(clean)
-    if (clean.backend, recipe.identity) != (prepared["backend"], prepared["identity"]):
+    if (clean.backend, ledger.recipe.identity) != (prepared["backend"], prepared["identity"]):
         raise UsageError(
             "the requests were prepared for another backend, model or vocabulary",
             hint="run `furnclip clean prepare` with these settings first",
         )
     if ignore_errors and ledger.state.halted:
         ledger.record("resumed", at=time.time())
-    return recipe
 
 
 def _need_key(config: Config) -> None:
@@ -211,6 +206,6 @@ def _dispatcher(ledger: CleaningLedger) -> Iterator[tuple[Dispatcher, BatchServi
     with _service(ledger.config) as service:
         from furnclip.clean.batch.dispatch import Dispatcher
 
-        dispatcher = Dispatcher(ledger, service, Recipe.from_config(ledger.config.clean))
+        dispatcher = Dispatcher(ledger, service)
         dispatcher.reconcile()
         yield dispatcher, service

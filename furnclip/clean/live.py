@@ -28,15 +28,7 @@ import openai
 
 from furnclip import console
 from furnclip.clean.batch.parts import calibrate, plan_retries
-from furnclip.clean.batch.requests import Recipe
-from furnclip.clean.batch.results import (
-    classify,
-    is_reply_lost,
-    live_bill,
-    merge_live,
-    model_of,
-    read_lines,
-)
+from furnclip.clean.batch.results import classify, is_reply_lost, live_bill, merge_live, model_of, read_lines
 from furnclip.clean.batch.service import OFFICIAL_URL, RefusedError
 from furnclip.clean.batch.state import UNSENT, BatchPart
 from furnclip.clean.workspace import CleaningLedger, Request
@@ -55,7 +47,7 @@ _STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 Reply = dict[str, Any] | FurnclipError | None  # a result line, why nothing can be sent, or not sent
 
 
-def ask_live(ledger: CleaningLedger, recipe: Recipe) -> None:
+def ask_live(ledger: CleaningLedger) -> None:
     """Send every waiting request, a bounded number at once, until every row is settled."""
     client = ChatClient(ledger)
     try:
@@ -63,35 +55,35 @@ def ask_live(ledger: CleaningLedger, recipe: Recipe) -> None:
             is_halted = bool(ledger.state.halted)
             for part in () if is_halted else ledger.state.with_status(*UNSENT, backend="live"):
                 time.sleep(max(0.0, part.not_before - time.time()))
-                _ask_part(ledger, recipe, client, part)
+                _ask_part(ledger, client, part)
             if ledger.state.halted:
                 raise ServiceError(
                     f"sending stopped: {ledger.state.halted}",
                     hint="fix the cause, then `furnclip clean run --ignore-errors` sends the rest",
                 )
-            if not plan_retries(ledger, recipe):
+            if not plan_retries(ledger):
                 return
     finally:
         client.close()
 
 
-def _ask_part(ledger: CleaningLedger, recipe: Recipe, client: ChatClient, part: BatchPart) -> None:
+def _ask_part(ledger: CleaningLedger, client: ChatClient, part: BatchPart) -> None:
     _record_bill(ledger, part)  # of a run that was killed
     path = ledger.workspace.live(part.number)
     answered: set[object] = set()
     for line in read_lines(path):
         # A refused request is asked again after a stop: the server may have been repaired since.
-        if "asked_usd" not in line and classify(line, recipe.vocabulary).reason != "request-refused":
+        if "asked_usd" not in line and classify(line, ledger.recipe.vocabulary).reason != "request-refused":
             answered.add(line.get("custom_id"))
     todo = [
         request for request in ledger.workspace.read_index(part.number) if request.custom_id not in answered
     ]
     try:
         with (
-            console.progress(f"asking `{recipe.model.id}`", total=len(todo)) as meter,
+            console.progress(f"asking `{ledger.config.clean.model}`", total=len(todo)) as meter,
             _answer_file(path, ledger.config.clean.concurrency) as answers,
         ):
-            PartSender(ledger, recipe, client, part, answers, meter).run(todo)
+            PartSender(ledger, client, part, answers, meter).run(todo)
     except BaseException:
         with suppress(OSError):  # a full disk: the next run notes it
             _record_bill(ledger, part)
@@ -114,16 +106,15 @@ class PartSender:
     def __init__(
         self,
         ledger: CleaningLedger,
-        recipe: Recipe,
         client: ChatClient,
         part: BatchPart,
         answers: AnswerFile,
         meter: console.Meter,
     ) -> None:
-        self._ledger, self._recipe, self._client, self._part = ledger, recipe, client, part
+        self._ledger, self._recipe, self._client, self._part = ledger, ledger.recipe, client, part
         self._answers, self._meter = answers, meter
         self._timeout_s = ledger.config.clean.timeout_s * 2 ** (part.attempt - 1)
-        self._calibration = calibrate(ledger.state, recipe)
+        self._calibration = calibrate(ledger)
         self._committed_usd = ledger.state.paid.cost_usd + ledger.state.unconfirmed_usd
         self._is_leaving, self._signal = False, 0
         self._in_flight: dict[str, float] = {}  # custom_id -> expected price

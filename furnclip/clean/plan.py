@@ -18,18 +18,12 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from furnclip import console
-from furnclip.catalogue import (
-    Product,
-    Rejection,
-    content_hash,
-    find_files,
-    find_images,
-    tell_near_matches,
-)
+from furnclip.catalogue import Product, Rejection, content_hash, find_files, find_images, tell_near_matches
 from furnclip.clean import offline
 from furnclip.clean.batch.parts import Line, part_limits, write_parts
 from furnclip.clean.batch.requests import Recipe, is_openai, request_image, text_tokens
-from furnclip.clean.batch.results import keep_live_answers
+from furnclip.clean.batch.results import merge_live
+from furnclip.clean.batch.state import UNSENT
 from furnclip.clean.offline.titles import BrandName, find_brands, plain_title
 from furnclip.clean.prompt import user_text
 from furnclip.clean.workspace import (
@@ -41,7 +35,6 @@ from furnclip.clean.workspace import (
     is_intact,
     repair_indexes,
 )
-from furnclip.config import CleaningConfig
 from furnclip.errors import InputError
 from furnclip.images import BrokenImage, read_bytes
 from furnclip.journal import Event, encode_event, replacing
@@ -72,17 +65,18 @@ class PreparedRequests:
 def prepare(ledger: CleaningLedger, selection: Selection) -> PreparedRequests:
     """Plan every request of the selected rows. Does nothing when nothing changed."""
     clean, paths = ledger.config.clean, ledger.config.paths
-    recipe = Recipe.from_config(clean)
-    _mention_family(clean, recipe)
-    fingerprint, total = _fingerprint(ledger, recipe, selection)
+    _mention_family(ledger)
+    fingerprint, total = _fingerprint(ledger, selection)
     drop_damaged(ledger)
     repair_indexes(ledger)
     before, rows_path = ledger.state.prepared, ledger.workspace.rows
     is_same = before is not None and before["fingerprint"] == fingerprint
     if before is not None and is_same and is_intact(rows_path, before["rows_sha256"]):
         return _prepared_requests(ledger, before, was_done=True)
-    if fingerprint != ledger.state.preparing:
-        keep_live_answers(ledger)
+    for part in ledger.state.with_status(*UNSENT, backend="live"):
+        # answers of an interrupted run, before other settings drop what was not sent
+        if fingerprint != ledger.state.preparing and ledger.workspace.live(part.number).is_file():
+            merge_live(ledger, part)
     ledger.record("preparing", fingerprint=fingerprint)
     for part in ledger.state.with_status("dropped"):
         for path in (
@@ -93,13 +87,13 @@ def prepare(ledger: CleaningLedger, selection: Selection) -> PreparedRequests:
     total = selection.limit or selection.sample or total
     counts = dict.fromkeys(("rows", "requests", "rejected"), 0)
     with console.progress("reading images", total=total) as meter, replacing(rows_path) as file:
-        _write_parts(ledger, recipe, _written(_encoded(ledger, recipe, selection), file, counts, meter))
+        _write_parts(ledger, _written(_encoded(ledger, selection), file, counts, meter))
     if not counts["rows"]:
         raise InputError(f"`{paths.products}` has no rows", hint="export the catalogue again")
     facts: Event = {
         "fingerprint": fingerprint,
         "backend": clean.backend,
-        "identity": recipe.identity,
+        "identity": ledger.recipe.identity,
         "catalogue_sha256": file_digest(paths.products),
         **counts,
         "rows_sha256": file_digest(rows_path),
@@ -113,9 +107,9 @@ def _prepared_requests(ledger: CleaningLedger, facts: Event, *, was_done: bool) 
     return PreparedRequests(facts["rows"], facts["requests"], facts["rejected"], parts, was_done)
 
 
-def _mention_family(config: CleaningConfig, recipe: Recipe) -> None:
+def _mention_family(ledger: CleaningLedger) -> None:
     """Say whose parameters and price a model has that the table does not know by its own name."""
-    model = recipe.model
+    config, model = ledger.config.clean, ledger.recipe.model
     if config.backend == "local":
         return
     has_price = "input_usd" in config.models.get(model.id, {})
@@ -128,9 +122,9 @@ def _mention_family(config: CleaningConfig, recipe: Recipe) -> None:
         console.warn(f"no price is known for `{model.id}`, so the bill will show $0: {table}")
 
 
-def _fingerprint(ledger: CleaningLedger, recipe: Recipe, selection: Selection) -> tuple[str, int]:
+def _fingerprint(ledger: CleaningLedger, selection: Selection) -> tuple[str, int]:
     """What changes with every row, image file and setting that shapes the parts; and the number of rows."""
-    clean, paths = ledger.config.clean, ledger.config.paths
+    clean, paths, recipe = ledger.config.clean, ledger.config.paths, ledger.recipe
     limits = (clean.part_requests, clean.part_mb, clean.tier, clean.max_queued_tokens)
     settings = [clean.backend, recipe.identity, offline.rules_identity(recipe.vocabulary), *limits]
     images = hashlib.blake2b(digest_size=16)
@@ -192,9 +186,9 @@ class EncodedRow(NamedTuple):
     line: Line | None = None
 
 
-def _encoded(ledger: CleaningLedger, recipe: Recipe, selection: Selection) -> Iterator[EncodedRow]:
+def _encoded(ledger: CleaningLedger, selection: Selection) -> Iterator[EncodedRow]:
     """Every selected row, in order."""
-    clean, state = ledger.config.clean, ledger.state
+    clean, state, recipe = ledger.config.clean, ledger.state, ledger.recipe
     is_local = clean.backend == "local"
     known = {
         request.custom_id
@@ -259,15 +253,15 @@ def _written(
             yield line
 
 
-def _write_parts(ledger: CleaningLedger, recipe: Recipe, lines: Iterator[Line]) -> None:
+def _write_parts(ledger: CleaningLedger, lines: Iterator[Line]) -> None:
     clean, first = ledger.config.clean, ledger.state.next_number
     is_local = clean.backend == "local"
     origin = {
         "backend": clean.backend,
         "source": offline.SOURCE if is_local else f"{clean.backend}:{clean.model}",
-        "identity": recipe.identity,
+        "identity": ledger.recipe.identity,
         "status": "downloaded" if is_local else "planned",
     }
-    limits = part_limits(clean, recipe)
+    limits = part_limits(clean, ledger.recipe)
     for facts in write_parts(ledger.workspace, lines, limits, first_number=first, backend=clean.backend):
         ledger.record("planned", **facts, **origin)

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeVar
@@ -30,6 +31,7 @@ from pydantic_core import from_json  # twice as fast as `json`, and there may be
 
 from furnclip import console
 from furnclip.catalogue import Product, Rejection, content_hash, no_rows, read_products
+from furnclip.clean.batch.requests import Recipe
 from furnclip.clean.batch.state import DAMAGED_HINT, UNSENT, BatchPart, State, apply, check_event
 from furnclip.config import Config, DataPaths
 from furnclip.errors import InputError, JournalError, MissingStageError
@@ -195,6 +197,11 @@ class CleaningLedger:
         self.catalogue = RawCatalogue(config.paths, spool)
         self.state = read_state(config)
         self._journal = journal
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How requests are made with these settings. Raises `ConfigError` for an unknown model."""
+        return Recipe.from_config(self.config.clean)
 
     def record(self, name: str, **facts: object) -> None:
         event: Event = {"event": name, **facts}

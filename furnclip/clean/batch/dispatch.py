@@ -24,16 +24,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from furnclip import console
-from furnclip.clean.batch.parts import (
-    Calibration,
-    Limits,
-    backoff_s,
-    calibrate,
-    cut_smaller,
-    estimate,
-    queue_limit,
-)
-from furnclip.clean.batch.requests import Recipe
+from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, estimate, queue_limit
 from furnclip.clean.batch.results import classify, usage_of
 from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, RefusedError, UnsureError
 from furnclip.clean.batch.state import SENT, UNSENT, BatchPart
@@ -51,10 +42,10 @@ _BUSY_WAIT_S = 2.0
 class Dispatcher:
     """Sends waiting parts, as far as limits, budget and the service allow."""
 
-    def __init__(self, ledger: CleaningLedger, service: BatchService, recipe: Recipe) -> None:
+    def __init__(self, ledger: CleaningLedger, service: BatchService) -> None:
         self._ledger = ledger
         self._service = service
-        self._recipe = recipe
+        self._recipe = ledger.recipe
         self._clean = ledger.config.clean
         self._is_checked = False
         self.over_budget = False
@@ -86,14 +77,14 @@ class Dispatcher:
         while (part := self._next()) is not None:
             if not self._is_checked:  # before the first batch of a process
                 self._check_retirement()
-                send_canary(self._ledger, self._service, self._recipe, part)
+                send_canary(self._ledger, self._service, part)
                 self._is_checked = True
-            calibration, limit = self._calibration(), self._queue_limit()
+            calibration, limit = calibrate(self._ledger), self._queue_limit()
             if part.requests > 1 and calibration.prompt_tokens(part) > limit:
                 # the queue would never take it, now that its real limit is known
                 overhead = round(calibration.overhead_tokens)
                 limits = Limits(self._clean.part_requests, part.size_bytes, limit, overhead)
-                cut_smaller(self._ledger, part, limits)
+                cut_part(self._ledger, part, limits)
             else:
                 self._send(part)
 
@@ -107,28 +98,20 @@ class Dispatcher:
         part = waiting[0]
         if part.not_before > time.time():
             return None
-        calibration = self._calibration()
+        calibration = calibrate(self._ledger)
         if running and sum(map(calibration.prompt_tokens, [*running, part])) > self._queue_limit():
             return None
         if calibration.basis == "table" and any(other.identity == part.identity for other in running):
             return None  # the canary's reply was lost: the first batch goes alone in its place
-        self.over_budget = self._is_over_budget(part)
+        # what is paid, surely or perhaps, and what the open batches and this part will probably cost
+        unpaid = state.with_status("creating", "open", "ended", "downloaded")
+        unpaid = [*(other for other in unpaid if other.backend != "local"), part]
+        total_usd = state.paid.cost_usd + state.unconfirmed_usd + estimate(unpaid, self._ledger).cost_usd
+        self.over_budget = 0 < self._clean.max_cost_usd < total_usd
         return None if self.over_budget else part
-
-    def _calibration(self) -> Calibration:
-        return calibrate(self._ledger.state, self._recipe)
 
     def _queue_limit(self) -> int:
         return queue_limit(self._clean, self._recipe, learned=self._ledger.state.queue_limit)
-
-    def _is_over_budget(self, part: BatchPart) -> bool:
-        """Whether what is paid, surely or perhaps, and the open batches leave too little for this part."""
-        state = self._ledger.state
-        running = state.with_status("creating", "open", "ended", "downloaded")
-        unpaid = [*(other for other in running if other.backend != "local"), part]
-        total_usd = estimate(unpaid, state, self._recipe, batch=True).cost_usd
-        total_usd += state.paid.cost_usd + state.unconfirmed_usd
-        return bool(self._clean.max_cost_usd) and total_usd > self._clean.max_cost_usd
 
     def _check_retirement(self) -> None:
         """Warn of a model that will be switched off, and stop when a batch might still be running then."""
@@ -262,11 +245,7 @@ class Dispatcher:
 
     def _mark(self, part: BatchPart) -> dict[str, str]:
         """The metadata by which a batch of this part is known again, down to its content."""
-        return {
-            "furnclip_run": self._ledger.state.run,
-            "part": str(part.number),
-            "sha256": part.sha256,
-        }
+        return {"furnclip_run": self._ledger.state.run, "part": str(part.number), "sha256": part.sha256}
 
 
 def _is_file_missing(error: RefusedError) -> bool:
@@ -277,23 +256,19 @@ def _is_file_missing(error: RefusedError) -> bool:
 
 
 def send_canary(
-    ledger: CleaningLedger,
-    service: BatchService,
-    recipe: Recipe,
-    part: BatchPart,
-    *,
-    once_more: bool = False,
+    ledger: CleaningLedger, service: BatchService, part: BatchPart, *, once_more: bool = False
 ) -> None:
     """Send it, unless that was done; `once_more`: also when an earlier one may have been paid for."""
-    if recipe.identity in ledger.state.canaries:
+    identity = ledger.recipe.identity
+    if identity in ledger.state.canaries:
         return
-    lost = ledger.state.lost_canaries(recipe.identity)
+    lost = ledger.state.lost_canaries(identity)
     if not lost or once_more:
         try:
-            _record_canary(ledger, recipe, *_first_accepted(ledger, service, recipe, part))
+            _record_canary(ledger, *_first_accepted(ledger, service, part))
             return
         except UnsureError:
-            lost = ledger.state.lost_canaries(recipe.identity)
+            lost = ledger.state.lost_canaries(identity)
     console.warn(
         "the reply to a trial request was lost, so it may have been billed "
         f"(about ${lost[-1]['cost_usd']:.6f}); it is not sent again, and the first batch goes alone instead "
@@ -302,10 +277,10 @@ def send_canary(
 
 
 def _first_accepted(
-    ledger: CleaningLedger, service: BatchService, recipe: Recipe, part: BatchPart
+    ledger: CleaningLedger, service: BatchService, part: BatchPart
 ) -> tuple[Request, dict[str, Any]]:
     """A request that the service takes, and its reply. One product may be at fault, three are not."""
-    requests = list(ledger.workspace.read_index(part.number))
+    recipe, requests = ledger.recipe, list(ledger.workspace.read_index(part.number))
     places = sorted({0, len(requests) // 2, len(requests) - 1})
     refusal = RefusedError(0, "", "")
     for request, line in ledger.workspace.read_requests(part.number, [requests[place] for place in places]):
@@ -328,8 +303,9 @@ def _first_accepted(
     )
 
 
-def _record_canary(ledger: CleaningLedger, recipe: Recipe, request: Request, reply: dict[str, Any]) -> None:
+def _record_canary(ledger: CleaningLedger, request: Request, reply: dict[str, Any]) -> None:
     """Note the bill; say when the answer itself was no good."""
+    recipe = ledger.recipe
     outcome = classify({"response": {"status_code": 200, "body": reply}}, recipe.vocabulary)
     if outcome.kind != "cleaned":
         console.warn(f"the trial request was not answered well ({outcome.reason}: {outcome.detail})")

@@ -15,7 +15,6 @@ from collections import Counter
 from furnclip import console
 from furnclip.clean.batch.dispatch import Dispatcher
 from furnclip.clean.batch.parts import backoff_s, calibrate, drop_bad_lines, estimate, plan_retries
-from furnclip.clean.batch.requests import Recipe
 from furnclip.clean.batch.results import halt_on_same_error, model_of, part_outcomes, record_merged
 from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, OutageError
 from furnclip.clean.batch.state import BatchPart
@@ -35,12 +34,11 @@ _COLUMNS = ("part", "status", "done", "tokens", "cost", "age", "left")
 class Monitor:
     """Drives all parts to their end; `watch` returns when nothing is left to wait for."""
 
-    def __init__(self, ledger: CleaningLedger, service: BatchService, recipe: Recipe) -> None:
+    def __init__(self, ledger: CleaningLedger, service: BatchService) -> None:
         self.ledger = ledger
         self.service = service
-        self.recipe = recipe
         self._clean = ledger.config.clean
-        self._dispatcher = Dispatcher(ledger, service, recipe)
+        self._dispatcher = Dispatcher(ledger, service)
         self._late: Counter[int] = Counter()  # polls of a part whose file ids are not there yet
         self._odd: set[str] = set()
         self._outages = 0  # failed polls in a row
@@ -49,7 +47,7 @@ class Monitor:
         """Send, poll, fetch and retry until every part is merged or something has to be decided."""
         self._dispatcher.reconcile()
         interval_s = self._clean.poll_interval_s
-        with BatchTable(self.ledger, self.recipe) as table:
+        with BatchTable(self.ledger) as table:
             while True:
                 before = self.ledger.state
                 self._fetch_ended()
@@ -61,7 +59,7 @@ class Monitor:
                 if has_moved:
                     self._dispatcher.stop_second_batches()
                 if not self._dispatcher.open():
-                    if not self._dispatcher.waiting() and not plan_retries(self.ledger, self.recipe):
+                    if not self._dispatcher.waiting() and not plan_retries(self.ledger):
                         return
                     self._stop_if_blocked()
                 interval_s = self._clean.poll_interval_s if has_moved else interval_s * 1.5
@@ -146,7 +144,7 @@ class Monitor:
             if limit := re.search(r"limit:\s*([\d,]+)", text, re.IGNORECASE):
                 self.ledger.record("queue_limit", limit=int(limit.group(1).replace(",", "")))
             self.ledger.record("not_created", part=part.number, not_before=time.time() + wait_s)
-            console.note(f"part {part.number} waits: the queue for `{self.recipe.model.id}` is full")
+            console.note(f"part {part.number} waits: the queue for `{self._clean.model}` is full")
         elif bad_lines and "model_not_found" not in codes:
             drop_bad_lines(self.ledger, part, batch.errors)
             halt_on_same_error(self.ledger, part, len(bad_lines), f"requests are invalid ({text})")
@@ -179,7 +177,7 @@ class Monitor:
             content = self.service.download(file_id)
             if content is None:
                 is_lost = True
-                price = estimate([part], self.ledger.state, self.recipe, batch=True)
+                price = estimate([part], self.ledger)
                 reason = (
                     f"the result file `{file_id}` of part {part.number} is not kept by the service any more"
                 )
@@ -193,14 +191,14 @@ class Monitor:
             self.ledger.record("results_lost", part=part.number)
 
     def _merge(self, part: BatchPart) -> None:
-        outcomes = part_outcomes(self.ledger.workspace, part, self.recipe.vocabulary)
+        outcomes = part_outcomes(self.ledger.workspace, part, self.ledger.recipe.vocabulary)
         billed = part.billed
         if not any(billed):  # then the lines are added up
             billed = (
                 sum(outcome.prompt_tokens for outcome in outcomes.values()),
                 sum(outcome.completion_tokens for outcome in outcomes.values()),
             )
-        expected = calibrate(self.ledger.state, self.recipe).prompt_tokens(part)
+        expected = calibrate(self.ledger).prompt_tokens(part)
         if part.counts[1] == part.requests and abs(billed[0] - expected) > _SURPRISE * expected:
             # prices and limits would be off as well
             console.warn(
@@ -215,11 +213,10 @@ class BatchTable:
     """Shows where the parts stand while a block runs: on stderr, a table that redraws itself in a terminal,
     and one plain line for each change elsewhere."""
 
-    def __init__(self, ledger: CleaningLedger, recipe: Recipe) -> None:
+    def __init__(self, ledger: CleaningLedger) -> None:
         from rich.live import Live
 
         self._ledger = ledger
-        self._recipe = recipe
         self._polled: dict[int, Batch] = {}
         self._is_live = console.stderr().is_terminal
         self._live = Live(console=console.stderr(), auto_refresh=False, transient=True)
@@ -254,7 +251,7 @@ class BatchTable:
         batch = self._polled.get(part.number)
         total, completed, failed = batch.counts if batch else part.counts
         done, now = completed + failed, time.time()
-        expected = estimate([part], self._ledger.state, self._recipe, batch=True)
+        expected = estimate([part], self._ledger)
         cost_usd = part.usage.cost_usd if part.status == "merged" else expected.cost_usd
         age_s = left_s = None
         if batch and part.status == "open":

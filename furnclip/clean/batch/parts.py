@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from furnclip.clean.batch.requests import Recipe, with_cap
 from furnclip.clean.batch.results import Outcome, collect
-from furnclip.clean.batch.state import BatchPart, State
+from furnclip.clean.batch.state import BatchPart
 from furnclip.clean.workspace import CleaningLedger, Request, Workspace, file_digest, is_intact
 from furnclip.config import CleaningConfig
 from furnclip.errors import InputError
@@ -141,8 +141,9 @@ class Estimate:
     basis: str
 
 
-def calibrate(state: State, recipe: Recipe) -> Calibration:
+def calibrate(ledger: CleaningLedger) -> Calibration:
     """The best knowledge so far."""
+    state, recipe = ledger.state, ledger.recipe
     overhead, answer, basis = float(recipe.overhead_tokens), float(recipe.model.answer_tokens), "table"
     if canary := state.canaries.get(recipe.identity):
         overhead, answer, basis = canary["overhead_tokens"], canary["completion_tokens"], "canary"
@@ -163,13 +164,14 @@ def _answered(part: BatchPart) -> int:
     return completed if total else part.requests
 
 
-def estimate(parts: Sequence[BatchPart], state: State, recipe: Recipe, *, batch: bool) -> Estimate:
+def estimate(parts: Sequence[BatchPart], ledger: CleaningLedger) -> Estimate:
     """What these parts will take together."""
-    calibration = calibrate(state, recipe)
+    calibration = calibrate(ledger)
     requests = sum(part.requests for part in parts)
     prompt = sum(map(calibration.prompt_tokens, parts))
     completion = round(requests * calibration.answer_tokens)
-    cost_usd = recipe.model.cost_usd(prompt, completion, batch=batch)
+    is_batch = ledger.config.clean.backend == "openai"
+    cost_usd = ledger.recipe.model.cost_usd(prompt, completion, batch=is_batch)
     return Estimate(requests, prompt, completion, cost_usd, calibration.basis)
 
 
@@ -181,9 +183,9 @@ def backoff_s(wait_s: float, strikes: int) -> float:
     return min(MAX_WAIT_S, wait_s * 2.0 ** max(0, strikes - 1))
 
 
-def plan_retries(ledger: CleaningLedger, recipe: Recipe) -> int:
+def plan_retries(ledger: CleaningLedger) -> int:
     """Plan the rows that have to be retried; how many there are."""
-    clean = ledger.config.clean
+    clean, recipe = ledger.config.clean, ledger.recipe
     outcomes = collect(ledger.workspace, ledger.state, recipe.vocabulary)
     wanted = {entry.custom_id for entry in ledger.workspace.read_rows() if entry.custom_id}
     by_attempt: dict[int, dict[str, Outcome]] = defaultdict(dict)
@@ -249,25 +251,22 @@ def drop_bad_lines(ledger: CleaningLedger, part: BatchPart, errors: Sequence[Lin
         if place < len(requests)
     ]
     limits = Limits(part.requests, part.size_bytes + 1, part.tokens + 1, 0)
-    _replace_part(ledger, part, good, limits, rejected=rejected)
+    cut_part(ledger, part, limits, requests=good, rejected=rejected)
 
 
-def cut_smaller(ledger: CleaningLedger, part: BatchPart, limits: Limits) -> None:
-    """Replace a part that is too large for the queue by several that are not."""
-    _replace_part(ledger, part, ledger.workspace.read_index(part.number), limits, rejected=[])
-
-
-def _replace_part(
+def cut_part(
     ledger: CleaningLedger,
     part: BatchPart,
-    requests: Iterable[Request],
     limits: Limits,
     *,
-    rejected: list[Event],
+    requests: Iterable[Request] | None = None,
+    rejected: Sequence[Event] = (),
 ) -> None:
+    """Replace a part by others within these limits; `requests`: only these, the `rejected` are left out."""
+    if requests is None:
+        requests = ledger.workspace.read_index(part.number)
     shared = {name: getattr(part, name) for name in ("attempt", "backend", "source", "identity")}
     lines = _lines_of(ledger.workspace, part.number, requests)
     parts = write_parts(ledger.workspace, lines, limits, first_number=ledger.state.next_number)
-    ledger.record(
-        "replaced", part=part.number, by=[{**facts, **shared} for facts in parts], rejected_lines=rejected
-    )
+    new = [{**facts, **shared} for facts in parts]
+    ledger.record("replaced", part=part.number, by=new, rejected_lines=list(rejected))

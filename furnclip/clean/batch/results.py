@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic_core import from_json
 
 from furnclip.clean.batch.requests import VisionModel, find_model
-from furnclip.clean.batch.state import UNSENT, BatchPart, State, Usage
+from furnclip.clean.batch.state import BatchPart, State, Usage
 from furnclip.clean.prompt import BadAnswerError, Vocabulary, check_answer
 from furnclip.clean.workspace import CleaningLedger, Workspace, file_digest
 from furnclip.config import CleaningConfig
@@ -256,15 +256,8 @@ def halt_on_same_error(ledger: CleaningLedger, part: BatchPart, count: int, what
 
 def merge_live(ledger: CleaningLedger, part: BatchPart) -> None:
     """Note the answers of a live part, all of them or, after an interruption, those that came."""
-    outcomes = part_outcomes(ledger.workspace, part, Vocabulary.from_config(ledger.config.clean))
+    outcomes = part_outcomes(ledger.workspace, part, ledger.recipe.vocabulary)
     path = ledger.workspace.live(part.number)
     usage, unconfirmed_usd = live_bill(path, model_of(part, ledger.config.clean))
     results = {path.name: file_digest(path)}
     record_merged(ledger, part, outcomes, usage, unconfirmed_usd=unconfirmed_usd, results=results)
-
-
-def keep_live_answers(ledger: CleaningLedger) -> None:
-    """Merge live parts that were interrupted, before other settings drop what was not sent."""
-    for part in ledger.state.with_status(*UNSENT, backend="live"):
-        if ledger.workspace.live(part.number).is_file():
-            merge_live(ledger, part)
