@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,18 +37,6 @@ IgnoreOption = Annotated[
     bool, typer.Option("--ignore-errors", help="go on although many rows failed for the same reason")
 ]
 
-_EXAMPLES = {
-    "prepare": "furnclip clean prepare --limit 20",
-    "dispatch": "furnclip clean dispatch --max-cost-usd 5",
-    "monitor": "furnclip clean monitor",
-    "finalize": "furnclip clean finalize --partial",
-    "run": "furnclip clean run --backend local",
-    "status": "furnclip clean status --json",
-    "estimate": "furnclip clean estimate --sample 200",
-    "cancel": "furnclip clean cancel",
-    "review": "furnclip clean review --rows 8",
-}
-
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(
@@ -57,9 +46,19 @@ def register(app: typer.Typer) -> None:
         help="Clean titles and attributes with a vision model, from image and title.",
         epilog="Example: furnclip clean run --backend local",
     )
-    for command in (prepare, dispatch, monitor, finalize, run, status, estimate, cancel, review):
-        name = command.__name__
-        group.command(name, epilog=f"Example: {_EXAMPLES[name]}")(command)
+    commands: dict[Callable[..., None], str] = {
+        prepare: "prepare --limit 20",
+        dispatch: "dispatch --max-cost-usd 5",
+        monitor: "monitor",
+        finalize: "finalize --partial",
+        run: "run --backend local",
+        status: "status --json",
+        estimate: "estimate --sample 200",
+        cancel: "cancel",
+        review: "review --rows 8",
+    }
+    for command, example in commands.items():
+        group.command(command.__name__, epilog=f"Example: furnclip clean {example}")(command)
     app.add_typer(group, name="clean")
 
 

@@ -186,7 +186,7 @@ class Dispatcher:
             if part.uploads >= _LOOKUPS:
                 raise error.as_service_error()
             return
-        wait_s = backoff_s(self._clean.retry_wait_s, part.strikes + 1)
+        wait_s = backoff_s(self._clean.retry_wait_s, part.refusals + 1)
         self._ledger.record("not_created", part=part.number, not_before=time.time() + wait_s)
         if error.status != 429 or error.account_problem():
             raise error.as_service_error()

@@ -40,7 +40,7 @@ class Monitor:
         self._clean = ledger.config.clean
         self._dispatcher = Dispatcher(ledger, service)
         self._late: Counter[int] = Counter()  # polls of a part whose file ids are not there yet
-        self._odd: set[str] = set()
+        self._unknown: set[str] = set()
         self._outages = 0  # failed polls in a row
 
     def watch(self) -> None:
@@ -107,8 +107,8 @@ class Monitor:
             return
         self._outages = 0
         table.update(part.number, batch)
-        if batch.status not in _KNOWN and batch.status not in self._odd:
-            self._odd.add(batch.status)
+        if batch.status not in _KNOWN and batch.status not in self._unknown:
+            self._unknown.add(batch.status)
             console.warn(f"batch `{batch.id}` has the unknown status `{batch.status}`; still waiting")
         if batch.status == "failed":
             self._failed(part, batch)
@@ -138,7 +138,7 @@ class Monitor:
         text = "; ".join(f"{error.code}: {error.message}" for error in batch.errors[:3]) or "no reason given"
         codes = {error.code for error in batch.errors}
         bad_lines = {error.line for error in batch.errors if error.line}
-        wait_s = backoff_s(self._clean.retry_wait_s, part.strikes + 1)
+        wait_s = backoff_s(self._clean.retry_wait_s, part.refusals + 1)
         says_full = any("enqueued token limit" in error.message.lower() for error in batch.errors)
         if says_full or "token_limit_exceeded" in codes:
             if limit := re.search(r"limit:\s*([\d,]+)", text, re.IGNORECASE):

@@ -178,9 +178,9 @@ def estimate(parts: Sequence[BatchPart], ledger: CleaningLedger) -> Estimate:
 # --- parts made of other parts
 
 
-def backoff_s(wait_s: float, strikes: int) -> float:
-    """`wait_s`, doubled with every strike after the first, up to a quarter of an hour."""
-    return min(MAX_WAIT_S, wait_s * 2.0 ** max(0, strikes - 1))
+def backoff_s(wait_s: float, refusals: int) -> float:
+    """`wait_s`, doubled with every refusal after the first, up to a quarter of an hour."""
+    return min(MAX_WAIT_S, wait_s * 2.0 ** max(0, refusals - 1))
 
 
 def plan_retries(ledger: CleaningLedger) -> int:

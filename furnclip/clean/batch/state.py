@@ -67,7 +67,7 @@ class BatchPart:
     uploads: int = 0
     creations: int = 0
     not_before: float = 0.0
-    strikes: int = 0
+    refusals: int = 0  # of a batch; each makes the wait longer
     batch_id: str = ""
     old_batches: tuple[str, ...] = ()  # ended without running anything
     batch_status: str = ""
@@ -260,7 +260,7 @@ _PART_EVENTS: dict[Any, Callable[[BatchPart, Event], dict[str, Any]]] = {
     "not_created": lambda part, event: {
         "status": "uploaded",
         "not_before": event["not_before"],
-        "strikes": part.strikes + 1,
+        "refusals": part.refusals + 1,
         "old_batches": part.batches,
         "batch_id": "",
         "batch_status": "",
