@@ -164,6 +164,13 @@ def test_damaged_part_that_was_not_sent_is_made_again(
     assert len(server.asked) == 6
 
 
+def test_killed_after_a_damaged_part_was_given_up(shop: CleanShop, server: BatchServer) -> None:
+    shop.run("prepare", env=with_parts_of(server, 3)).ok()
+    write_journal(shop, [*shop.events(), {"event": "dropped", "part": 1}])
+    shop.run("run", env=with_parts_of(server, 3)).ok()
+    shop.check_all_settled()
+
+
 @damaged
 @pytest.mark.parametrize("moment", ["open", "answered"])
 def test_damaged_index_of_a_sent_part_is_read_off_the_part(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +38,6 @@ from furnclip.clean.offline.titles import find_brands, plain_title
 from furnclip.clean.prompt import Vocabulary
 from furnclip.clean.workspace import (
     CleaningLedger,
-    RowEntry,
     check_finished,
     check_results,
     check_rows,
@@ -151,21 +150,18 @@ def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Out
         product = next(products)
         while product.row != entry.row:  # a row that was not selected
             product = next(products)
-        outcome = _outcome_of(entry, answered, config.clean.max_attempts)
+        outcome = answered.get(entry.custom_id)
+        if entry.reason:  # rejected before anything was sent
+            outcome = Outcome("rejected", reason=entry.reason, detail=entry.detail)
+        elif outcome:
+            settled = outcome.settled(config.clean.max_attempts)
+            outcome = None if settled.kind == "again" else settled
         if falls_back and outcome and outcome.kind == "rejected" and isinstance(product, Product):
             image = _first_image(product, config, offline.IMAGE_PX)
             if image is not None:
                 answer = offline.local_answer(plain_title(product, brands), image, vocabulary)
                 outcome = Outcome("cleaned", values=answer.values(), source=offline.SOURCE)
         yield product, outcome
-
-
-def _outcome_of(entry: RowEntry, answered: Mapping[str, Outcome], max_attempts: int) -> Outcome | None:
-    if entry.reason:
-        return Outcome("rejected", reason=entry.reason, detail=entry.detail)
-    outcome = answered.get(entry.custom_id)
-    settled = outcome and outcome.settled(max_attempts)
-    return None if settled is None or settled.kind == "again" else settled
 
 
 def _first_image(product: Product, config: Config, longest_px: int) -> Image.Image | None:
