@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from furnclip import console
 from furnclip.cli.options import (
     CONTEXT_SETTINGS,
     ConfigOption,
@@ -18,6 +19,7 @@ from furnclip.cli.options import (
     sets,
     settings,
 )
+from furnclip.errors import InputError
 
 if TYPE_CHECKING:
     from furnclip.clean import CleaningStatus, CleaningSummary
@@ -72,8 +74,7 @@ def prepare(
     as_json: JsonOption = False,
 ) -> None:
     """Turn the catalogue into request files."""
-    from furnclip import clean, console
-    from furnclip.errors import InputError
+    from furnclip import clean
 
     with clean.open_ledger(settings(config, flags)) as ledger:
         prepared = clean.prepare(ledger, clean.Selection(limit or 0, sample or 0))
@@ -168,7 +169,7 @@ def estimate(
     as_json: JsonOption = False,
 ) -> None:
     """What the run will cost, before anything is sent."""
-    from furnclip import clean, console
+    from furnclip import clean
 
     with clean.open_ledger(settings(config, flags)) as ledger:
         found = clean.estimate(ledger, clean.Selection(limit or 0, sample or 0), calibrated=calibrate)
@@ -183,7 +184,7 @@ def estimate(
 
 def cancel(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Stop all open batches; what they have finished is kept and billed."""
-    from furnclip import clean, console
+    from furnclip import clean
 
     with clean.open_ledger(settings(config)) as ledger:
         parts = clean.cancel(ledger)
@@ -198,7 +199,7 @@ def review(
     as_json: JsonOption = False,
 ) -> None:
     """Show some rows side by side, raw and cleaned, with their images."""
-    from furnclip import clean, console
+    from furnclip import clean
 
     shown, sheet = clean.review(settings(config), rows=rows, seed=seed)
 
@@ -219,8 +220,6 @@ _BASES = {
 
 
 def _emit_status(found: CleaningStatus, *, as_json: bool) -> None:
-    from furnclip import console
-
     def human() -> None:
         names = ("part", "attempt", "status", "done", "requests", "batch_id")
         rows = [(*(part[name] for name in names), f"${part['cost_usd']:.4f}") for part in found.parts]
@@ -239,7 +238,6 @@ def _emit_status(found: CleaningStatus, *, as_json: bool) -> None:
 
 def _emit_summary(summary: CleaningSummary, config: Config, *, as_json: bool) -> None:
     """Print what was written. Raises `InputError` when no row was cleaned and none is pending."""
-    from furnclip import console
     from furnclip.catalogue import nothing_cleaned
 
     rejected = config.paths.clean / "rejected.csv"
