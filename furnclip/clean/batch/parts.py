@@ -203,7 +203,7 @@ def plan_retries(ledger: CleaningLedger) -> int:
         at_once = all(outcome.reason != "service-error" for outcome in failed.values())
         wait_s = 0.0 if at_once else backoff_s(clean.retry_wait_s, attempt)
         times = {"attempt": attempt + 1, "not_before": time.time() + wait_s}
-        first = max([ledger.state.next_number - 1, *(facts["part"] for facts in planned)]) + 1
+        first = ledger.state.next_number + len(planned)
         lines = _lines_to_retry(ledger, failed)
         parts = write_parts(ledger.workspace, lines, part_limits(clean, recipe), first_number=first)
         planned += [{**facts, **shared, **times} for facts in parts]
