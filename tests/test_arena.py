@@ -265,9 +265,9 @@ def test_a_picture_query_is_not_its_own_answer(contest: Path) -> None:
 def test_answers_equal_a_plain_search(contest: Path) -> None:
     import numpy as np
 
-    from furnclip.vectors import read_vectors
+    from furnclip.vectors import VectorTable
 
-    table = read_vectors(contest / "work/embeddings/master_vectors.parquet")
+    table = VectorTable(contest / "work/embeddings/master_vectors.parquet")
     ids = [product["product_id"] for product in table.products]
     with app_in(contest) as app:
         query = app.lineup.queries[3]

@@ -25,8 +25,7 @@ from examples.make_tiny_clip import build_tiny_clip
 from furnclip import EmbeddingGenerator, vectors
 from furnclip.cli import app
 from furnclip.config import load_config
-from furnclip.embed.fusion import choose_image_weight
-from furnclip.embed.sources import LEAST_COSINE, Sample, settle_precision
+from furnclip.embed.plan import LEAST_COSINE, choose_image_weight, settle_precision
 from furnclip.errors import InputError
 from furnclip.images import BrokenImage, open_image
 from furnclip.journal import aside_name
@@ -48,7 +47,7 @@ def embed(shop: Path, *flags: str) -> dict[str, Any]:
 
 
 def table_of(shop: Path) -> vectors.VectorTable:
-    return vectors.read_vectors(shop / "work" / "embeddings" / "master_vectors.parquet")
+    return vectors.VectorTable(shop / "work" / "embeddings" / "master_vectors.parquet")
 
 
 def rewrite(shop: Path, change: Mapping[str, str], *, product: int = 0) -> None:
@@ -330,30 +329,29 @@ def test_the_better_side_gets_the_larger_share() -> None:
     good = vectors.unit(np.stack([phrase_vector(" ".join(row.values())) for row in products]))
     noise = vectors.unit(np.random.default_rng(0).normal(size=good.shape))
     words: Any = _Words()
-    image_good = choose_image_weight(products, good, noise, words)
-    assert image_good.image_weight > 0.5
-    assert "mean average precision" in image_good.reason
+    weight, reason = choose_image_weight(products, good, noise, words)
+    assert weight > 0.5
+    assert "mean average precision" in reason
     # A picture that says nothing also asks nothing, so requests decide.
-    assert choose_image_weight(products, noise, good, words).image_weight < 0.5
+    assert choose_image_weight(products, noise, good, words)[0] < 0.5
 
 
 def test_without_queries_the_shares_are_even() -> None:
     words: Any = _Words()
-    choice = choose_image_weight(
-        [{"color": ""}] * 3, np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), words
-    )
-    assert choice.image_weight == 0.5
-    assert choice.reason == "only 0 requests to choose with, 10 needed"
+    vectors_of_three = np.eye(3, dtype=np.float32)
+    weight, reason = choose_image_weight([{"color": ""}] * 3, vectors_of_three, vectors_of_three, words)
+    assert weight == 0.5
+    assert reason == "only 0 requests to choose with, 10 needed"
 
 
 def test_bf16_is_checked_against_float32_on_a_sample(shop: Path, tiny_clip: Path) -> None:
     config = load_config(shop / "furnclip.toml", {"model": {"precision": "bf16"}})
     clip: Clip = load_clip(str(tiny_clip), config.model.model_copy(update={"precision": "fp32"}))
     picture = open_image(shop / "images/00000.jpg")
-    settled = settle_precision(clip, config, Sample([picture], ["a red chair"]), earlier=None)
-    assert settled.precision == "bf16"
-    assert settled.cosine is not None
-    assert LEAST_COSINE < settled.cosine < 1
+    choice, cosine = settle_precision(clip, config, [picture], ["a red chair"], earlier=None)
+    assert choice.precision == "bf16"
+    assert cosine is not None
+    assert LEAST_COSINE < cosine < 1
 
 
 def test_packed_towers_say_what_plain_ones_say(shop: Path, tiny_clip: Path) -> None:

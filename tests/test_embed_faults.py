@@ -158,7 +158,7 @@ def test_a_damaged_vector_file_is_told_and_made_again(shop: Path, damage: str) -
     good = (shop / VECTORS).read_bytes()
     rewritten(shop / VECTORS, DAMAGES[damage])
     with pytest.raises(InputError, match=r"master_vectors\.parquet`"):
-        vectors.read_vectors(shop / VECTORS)
+        vectors.VectorTable(shop / VECTORS)
     embed(shop)
     assert (shop / VECTORS).read_bytes() == good
 
@@ -210,7 +210,7 @@ def test_something_else_in_place_of_a_vector_file_is_told(shop: Path, place: Cal
 def contents(path: Path) -> str:
     """Everything in a vector file, or the error that it causes."""
     try:
-        table = vectors.read_vectors(path)
+        table = vectors.VectorTable(path)
         numbers = [table.matrix(name).tolist() for name in table.columns if "_clip_" in name]
         return json.dumps([table.products, numbers])
     except (InputError, OSError) as error:
@@ -231,7 +231,7 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused(shop: Path, column: s
             writer.write_table(many)
     assert (shop / VECTORS).stat().st_size < 200_000
     with pytest.raises(InputError, match="MB of memory"):
-        _ = vectors.read_vectors(shop / VECTORS).products
+        _ = vectors.VectorTable(shop / VECTORS).products
 
 
 # --- row groups left by a kill, and what lies beside them

@@ -79,7 +79,7 @@ def test_json_is_one_object_with_ranked_hits(embedded: Path) -> None:
 
 
 def test_vector_search_is_exact_on_a_small_table(searcher: Searcher, config: Config) -> None:
-    table = vectors.read_vectors(config.paths.vectors)
+    table = vectors.VectorTable(config.paths.vectors)
     query = searcher.clip.encode_texts(["a blue velvet bed"])
     scores, rows = vectors.top_k(query, table.matrix("vec_clip_base"), 10)
     hits = searcher.search("a blue velvet bed", k=10, mode="vector")
@@ -280,7 +280,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Config
 
 
 def test_an_approximate_index_misses_little(indexed: Config) -> None:
-    table = vectors.read_vectors(indexed.paths.vectors)
+    table = vectors.VectorTable(indexed.paths.vectors)
     searcher = Searcher(indexed)
     texts = captions()
     _, rows = vectors.top_k(searcher.clip.encode_texts(texts), table.matrix("vec_clip_base"), 10)

@@ -36,7 +36,7 @@ def write_file(
 def test_a_file_reads_back_as_it_was_written(tmp_path: Path, dtype: Dtype, tolerance: float) -> None:
     image = vectors.unit(np.random.default_rng(0).normal(size=(5, 8)))
     present = np.array([True, False, True, True, False])
-    table = vectors.read_vectors(write_file(tmp_path / "v.parquet", image, present, dtype))
+    table = vectors.VectorTable(write_file(tmp_path / "v.parquet", image, present, dtype))
     assert len(table) == 5
     assert table.products[1]["title"] == "title-1"
     assert table.products[1]["missing_reason"] == "missing"
@@ -60,19 +60,19 @@ def test_going_through_a_file_keeps_none_of_it_in_memory(tmp_path: Path) -> None
 
 def test_what_is_not_a_vector_file_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(MissingStageError, match="does not exist yet") as missing:
-        vectors.read_vectors(tmp_path / "none.parquet")
+        vectors.VectorTable(tmp_path / "none.parquet")
     assert missing.value.hint == "run `furnclip embed` first"
     (tmp_path / "text.parquet").write_text("not parquet")
     with pytest.raises(InputError, match="is not a Parquet file"):
-        vectors.read_vectors(tmp_path / "text.parquet")
+        vectors.VectorTable(tmp_path / "text.parquet")
     pq.write_table(pa.table({"product_id": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(InputError, match="does not say which model made it"):
-        vectors.read_vectors(tmp_path / "other.parquet")
+        vectors.VectorTable(tmp_path / "other.parquet")
 
 
 def test_another_model_or_column_is_refused_by_name(tmp_path: Path) -> None:
     image = vectors.unit(np.ones((2, 4)))
-    table = vectors.read_vectors(write_file(tmp_path / "v.parquet", image, np.ones(2, dtype=bool)))
+    table = vectors.VectorTable(write_file(tmp_path / "v.parquet", image, np.ones(2, dtype=bool)))
     table.provenance.require("base", "aa", where="v.parquet")
     with pytest.raises(ModelMismatchError, match=r"made by `tiny` \(aa\), not by the model asked for \(bb\)"):
         table.provenance.require("base", "bb", where="v.parquet")

@@ -27,7 +27,7 @@ from furnclip.images import open_image
 from furnclip.journal import read_json, read_text, write_json
 from furnclip.relevance import default_caption, known
 from furnclip.runs import read_card
-from furnclip.vectors import VectorTable, column_name, read_provenance, read_vectors, top_k
+from furnclip.vectors import VectorTable, column_name, read_provenance, top_k
 
 if TYPE_CHECKING:
     from furnclip.model import Clip
@@ -156,7 +156,7 @@ class _Contender:
     def __init__(self, name: str, path: Path, label: str) -> None:
         self.name = name
         self.label = label
-        self.table: VectorTable = read_vectors(path)
+        self.table = VectorTable(path)
         made_by = self.table.provenance.models.get(label)
         if made_by is None:
             raise MissingStageError(f"{path}: {label} vectors", command="furnclip embed")

@@ -4,10 +4,9 @@ In: `work/clean/cleaned.csv` (or the raw catalogue), the images, groups and spli
 `work/shards/` where there are any, the base model and a finished run.
 Out: `work/embeddings/master_vectors.parquet`, and the search table built from it, `work/index.lance`.
 
-    rows       a catalogue row as it is stored, its caption, its image candidates, its content hash
-    sources    which models, in which precision, checked against float32 on a sample
+    encoding   catalogue rows to an Arrow table of vectors, a row group at a time
+    plan       which models, in which precision, with which image weight
     parts      one small file a row group while the work goes on; earlier vectors that still hold
-    fusion     the image weight in the fused vector, chosen on validation
     pipeline   all of it in order
     generator  `EmbeddingGenerator`: the same as a class, and for any plain CLIP of Hugging Face
 
@@ -15,7 +14,6 @@ The image weight is chosen with queries made of the attributes that captions als
 leans towards the text; set `embed.image_weight` where your customers search by image.
 """
 
-from furnclip.embed.generator import EmbeddingGenerator
-from furnclip.embed.pipeline import Summary, embed_catalogue
-
-__all__ = ["EmbeddingGenerator", "Summary", "embed_catalogue"]
+from furnclip.embed.generator import EmbeddingGenerator as EmbeddingGenerator
+from furnclip.embed.pipeline import Summary as Summary
+from furnclip.embed.pipeline import embed_catalogue as embed_catalogue

@@ -1,4 +1,8 @@
-"""One row group: decoded rows in, an Arrow table of vectors out.
+"""Catalogue rows in, one Arrow table of vectors a row group out.
+
+The content hash of a row covers its caption and its image, so a row whose hash is known needs no
+decoding and no model. Only the first image that is there is read for it; of further ones, which
+step in when the first is broken, name and size count.
 
 Images are encoded as soon as a batch of them is decoded, while other threads decode the next;
 captions once a row group, equal ones once. A batch never crosses a row group, so a row group that is
@@ -14,18 +18,24 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 
-from furnclip.embed.parts import Found, Known
-from furnclip.embed.rows import Content, Decoded, Row, decode, read_content
-from furnclip.errors import ModelError
+from furnclip.catalogue import ATTRIBUTES, Rejection, catalogue_path, content_hash, find_images, read_products
+from furnclip.config import Config
+from furnclip.embed.parts import PART_KINDS, Found, Known
+from furnclip.errors import MissingStageError, ModelError
+from furnclip.images import BrokenImage, load_square, read_bytes
 from furnclip.model import Clip
+from furnclip.relevance import default_caption
+from furnclip.shards import read_assignments
 from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, vector_array, vector_schema
 
 _In = TypeVar("_In")
@@ -34,24 +44,102 @@ _MOST_BATCHES = 16  # encoded at once; each takes some 60 MB beside the weights 
 
 
 @dataclass(frozen=True)
-class RowGroup:
-    """A finished row group and how many images were encoded for it, by model label."""
+class Row:
+    """One product. `stored` has the product columns of the vector file but the content hash."""
 
-    table: pa.Table
-    encoded: dict[str, int]
+    stored: dict[str, str]
+    caption: str
+    images: list[Path]
+    problem: str  # why there is no image to try; empty where there is one
 
 
 @dataclass(frozen=True)
-class Encoders:
-    """The threads that run the models, and how many batches they work on at once."""
+class Content:
+    """A row, what identifies its content and what the models see of it."""
 
-    pool: ThreadPoolExecutor
-    count: int
+    row: Row
+    content_hash: str
+    first: bytes = b""  # of the first image, until it is decoded
+    reason: str = ""  # why there is no image
+    squares: dict[int, Image.Image] = field(default_factory=dict)  # side in pixels -> decoded image
+
+
+class CatalogueReader:
+    """The catalogue as rows, streamed; read it as often as needed.
+
+    Groups and splits are those of `work/shards`; without shards the split is empty and a product
+    without a group is its own.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.path = catalogue_path(config.paths)
+        self._paths = config.paths
+        try:
+            self._assignments = read_assignments(config.paths.shards)
+        except MissingStageError:
+            self._assignments = {}
+
+    def rows(self) -> Iterator[Row]:
+        """Every usable product, in file order."""
+        for product in read_products(self.path, self._paths):
+            if isinstance(product, Rejection):
+                continue
+            product_id, fields, problem = product.product_id, product.fields, ""
+            group, split = self._assignments.get(product_id, (product.group or product_id, ""))
+            stored = {
+                "product_id": product_id,
+                "title": product.title,
+                **{name: fields.get(name, "") for name in ("clean_title", *ATTRIBUTES)},
+                "group": group,
+                "split": split,
+                "image": product.images[0] if product.images else "",
+            }
+            try:
+                images = find_images(product, self._paths.images)
+            except BrokenImage as error:
+                images, problem = [], f"{error.reason}: {error.message}"
+            yield Row(stored, default_caption(fields, title=product.title), images, problem)
+
+    def rejections(self) -> Iterator[Rejection]:
+        """Every row that is no usable product."""
+        rows = read_products(self.path, self._paths)
+        return (row for row in rows if isinstance(row, Rejection))
+
+
+def read_content(row: Row) -> Content:
+    """The row's content hash and the bytes of its first image; never raises for a bad image."""
+    if not row.images:
+        return Content(row, content_hash(row.caption, row.problem), reason=row.problem)
+    first, reason = b"", ""
+    try:
+        first = read_bytes(row.images[0])
+    except BrokenImage as error:
+        reason = f"{error.reason}: {error.message}"
+    others = [f"{path.name} {path.stat().st_size}" for path in row.images[1:]]
+    return Content(row, content_hash(row.caption, first, reason, *others), first, reason)
+
+
+def identity(row: Row) -> str:
+    """A hash of everything that is stored and encoded of a row."""
+    return content_hash(*row.stored.values(), read_content(row).content_hash)
+
+
+def decode(content: Content, sides_px: Collection[int]) -> Content:
+    """The row's first image that can be read, as squares; a reason where there is none."""
+    row, reason = content.row, content.reason
+    sources: list[bytes | Path] = [content.first] if content.first else []
+    for source in [*sources, *row.images[1:]]:
+        try:
+            squares = {side_px: load_square(source, side_px) for side_px in sides_px}
+            return Content(row, content.content_hash, squares=squares)
+        except BrokenImage as error:
+            reason = reason or f"{error.reason}: {error.message}"
+    return Content(row, content.content_hash, reason=reason or "empty: the image is empty")
 
 
 @contextmanager
-def encoders(clips: Collection[Clip]) -> Iterator[Encoders]:
-    """On a CPU a thread for every core that torch may use, else one thread in front of the device."""
+def encoding_threads(clips: Collection[Clip]) -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """The threads that run the models, and how many: one a core on a CPU, else one in front of the device."""
     cores = torch.get_num_threads()
     on_cpu = all(clip.device.type == "cpu" for clip in clips)
     count = min(cores, _MOST_BATCHES) if on_cpu else 1
@@ -59,111 +147,94 @@ def encoders(clips: Collection[Clip]) -> Iterator[Encoders]:
         clip.tokenize([""])  # a tokenizer changes its settings in its first call; then threads may share it
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(cores // count,))
     try:
-        yield Encoders(pool, count)
+        yield pool, count
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)  # what one thread sets, threads started later inherit
 
 
+@dataclass(frozen=True)
 class RowGroupEncoder:
-    """Turns rows into row groups; `known` has vectors, by label, that need no encoding."""
+    """Turns rows into row groups. `known`: vectors, by label, that need no encoding."""
 
-    def __init__(
-        self,
-        clips: Mapping[str, Clip],
-        known: Mapping[str, Known],
-        provenance: Provenance,
-        *,
-        encoders: Encoders,
-        batch_size: int,
-    ) -> None:
-        self._clips = clips
-        self._encoders = encoders
-        self._known = known
-        self._provenance = provenance
-        self._batch_size = batch_size
-        self._sides_px = frozenset(clip.image_px for clip in clips.values())
-        self._schema = vector_schema(provenance, kinds=("image", "text"))
+    clips: Mapping[str, Clip]
+    known: Mapping[str, Known]
+    plan: Provenance
+    pool: ThreadPoolExecutor
+    threads: int
+    batch_size: int
 
-    def decode(self, row: Row) -> Decoded:
+    def decode(self, row: Row) -> Content:
         """The row, decoded where a model has to see it; safe to call from many threads."""
-        content: Content = read_content(row)
-        if all(content.content_hash in known for known in self._known.values()):
-            return Decoded(row, content.content_hash)
-        return decode(row, content, self._sides_px)
+        content = read_content(row)
+        if all(content.content_hash in known for known in self.known.values()):
+            return Content(row, content.content_hash)
+        return decode(content, {clip.image_px for clip in self.clips.values()})
 
-    def encode(self, rows: Iterable[Decoded], count: int) -> RowGroup:
-        """The row group of these `count` rows; images are let go of batch by batch."""
-        kept: list[Decoded] = []
-        images: dict[str, list[Floats]] = {label: [] for label in self._clips}
-        batches = _batches(rows, self._even_size(count))
+    def encode(self, decoded: Iterable[Content], count: int) -> tuple[pa.Table, dict[str, int]]:
+        """The row group of these `count` rows, and how many images were encoded for it, by label.
+
+        Images are let go of batch by batch.
+        """
+        rows: list[Content] = []
+        images: dict[str, list[Floats]] = {label: [] for label in self.clips}
         # One batch more than are worked on, so that no thread waits for this one.
-        ahead = self._encoders.count + 1
-        for batch, vectors in map_ahead(self._encoders.pool, self._encode_batch, batches, ahead=ahead):
-            kept += batch
-            for label in self._clips:
+        ahead = self.threads + 1
+        batches = in_batches(decoded, self._even_size(count))
+        for batch, vectors in map_ahead(self.pool, self._encode_batch, batches, ahead=ahead):
+            rows += batch
+            for label in self.clips:
                 images[label].append(vectors[label])
-        found = {label: self._vectors(label, kept, np.concatenate(images[label])) for label in self._clips}
-        return self._row_group(kept, found)
+        found = {label: self._vectors(label, rows, np.concatenate(images[label])) for label in self.clips}
+        stored = [{**item.row.stored, "content_hash": item.content_hash} for item in rows]
+        columns = [pa.array([row[name] for row in stored], pa.string()) for name in PRODUCT_COLUMNS]
+        for one in found.values():
+            columns += [
+                vector_array(one.vectors[kind], one.present[kind], self.plan.dtype) for kind in PART_KINDS
+            ]
+        reasons = next(iter(found.values())).reasons
+        columns.append(pa.array([reason or None for reason in reasons], pa.string()))
+        encoded = {label: int((~one.known & one.present["image"]).sum()) for label, one in found.items()}
+        return pa.Table.from_arrays(columns, schema=vector_schema(self.plan, kinds=PART_KINDS)), encoded
 
     def _even_size(self, count: int) -> int:
         """The largest size of batches that leaves no thread with one batch less than the others."""
-        rounds = -(-count // (self._batch_size * self._encoders.count))
-        return -(-count // (rounds * self._encoders.count))
+        rounds = -(-count // (self.batch_size * self.threads))
+        return -(-count // (rounds * self.threads))
 
-    def _encode_batch(self, batch: list[Decoded]) -> tuple[list[Decoded], dict[str, Floats]]:
-        """The rows without their images, and the vectors of these by label, (B, D)."""
-        vectors = {label: self._encode_images(label, batch) for label in self._clips}
-        return [Decoded(item.row, item.content_hash, reason=item.reason) for item in batch], vectors
+    def _encode_batch(self, batch: list[Content]) -> tuple[list[Content], dict[str, Floats]]:
+        """The rows without their images, and the vectors of these by label: (B, D), zero where not new."""
+        vectors = {}
+        for label, clip in self.clips.items():
+            known = self.known[label]
+            rows = [row for row, item in enumerate(batch) if item.squares and item.content_hash not in known]
+            vectors[label] = np.zeros((len(batch), clip.dimension), dtype=np.float32)
+            if rows:
+                squares = [batch[row].squares[clip.image_px] for row in rows]
+                vectors[label][rows] = _finite(clip.encode_images(squares), clip, "image", batch[rows[0]])
+        return [Content(item.row, item.content_hash, reason=item.reason) for item in batch], vectors
 
-    def _encode_images(self, label: str, batch: list[Decoded]) -> Floats:
-        """(B, D), zero where there is no image or its vector is known."""
-        clip, known = self._clips[label], self._known[label]
-        rows = [row for row, item in enumerate(batch) if item.squares and item.content_hash not in known]
-        vectors = np.zeros((len(batch), clip.dimension), dtype=np.float32)
-        if rows:
-            squares = [batch[row].squares[clip.image_px] for row in rows]
-            vectors[rows] = _finite(clip.encode_images(squares), clip, "image", batch[rows[0]])
-        return vectors
-
-    def _vectors(self, label: str, rows: list[Decoded], images: Floats) -> Found:
+    def _vectors(self, label: str, rows: list[Content], images: Floats) -> Found:
         """Everything of one model: known vectors, the `images` (N, D) encoded just now, and texts."""
-        clip = self._clips[label]
-        found = self._known[label].look_up([item.content_hash for item in rows], clip.dimension)
+        clip = self.clips[label]
+        found = self.known[label].look_up([item.content_hash for item in rows], clip.dimension)
         new = np.flatnonzero(~found.known)
         found.vectors["image"][new] = images[new]
         found.present["image"][new] = [not rows[row].reason for row in new]
         for row in new:
             found.reasons[row] = rows[row].reason
         described = [row for row in new if rows[row].row.caption]
-        captions = [rows[row].row.caption for row in described]
-        if captions:
-            vectors = self._encode_captions(clip, captions)
+        if described:
+            captions = [rows[row].row.caption for row in described]
+            # Equal captions are encoded once, those of one length together: no padding.
+            distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
+            batches = in_batches(distinct, self._even_size(len(distinct)))
+            vectors = np.concatenate(list(self.pool.map(clip.encode_texts, batches)))
+            place = {caption: index for index, caption in enumerate(distinct)}
+            vectors = vectors[[place[caption] for caption in captions]]
             found.vectors["text"][described] = _finite(vectors, clip, "caption", rows[described[0]])
             found.present["text"][described] = True
         return found
-
-    def _encode_captions(self, clip: Clip, captions: list[str]) -> Floats:
-        """(B, D); equal captions are encoded once, those of one length together: no padding."""
-        distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
-        batches = _batches(distinct, self._even_size(len(distinct)))
-        vectors = np.concatenate(list(self._encoders.pool.map(clip.encode_texts, batches)))
-        place = {caption: index for index, caption in enumerate(distinct)}
-        return vectors[[place[caption] for caption in captions]]
-
-    def _row_group(self, rows: list[Decoded], found: Mapping[str, Found]) -> RowGroup:
-        stored = [{**item.row.stored, "content_hash": item.content_hash} for item in rows]
-        columns = [pa.array([row[name] for row in stored], pa.string()) for name in PRODUCT_COLUMNS]
-        for of_model in found.values():
-            for kind, vectors in of_model.vectors.items():
-                columns.append(vector_array(vectors, of_model.present[kind], self._provenance.dtype))
-        reasons = next(iter(found.values())).reasons
-        columns.append(pa.array([reason or None for reason in reasons], pa.string()))
-        encoded = {
-            label: int((~of_model.known & of_model.present["image"]).sum())
-            for label, of_model in found.items()
-        }
-        return RowGroup(pa.Table.from_arrays(columns, schema=self._schema), encoded)
 
 
 def map_ahead(
@@ -178,13 +249,14 @@ def map_ahead(
         yield result
 
 
-def _batches(items: Iterable[_In], size: int) -> Iterator[list[_In]]:
+def in_batches(items: Iterable[_In], size: int) -> Iterator[list[_In]]:
+    """The items in lists of `size`, the last one shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
-def _finite(vectors: Floats, clip: Clip, what: str, first: Decoded) -> Floats:
+def _finite(vectors: Floats, clip: Clip, what: str, first: Content) -> Floats:
     if not np.isfinite(vectors).all():
         product_id = first.row.stored["product_id"]
         raise ModelError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 from furnclip.config import Config, load_config
+from furnclip.embed.encoding import in_batches
 from furnclip.embed.pipeline import Summary, embed_catalogue
 from furnclip.errors import InputError
 from furnclip.images import open_image
@@ -46,8 +46,13 @@ class EmbeddingGenerator:
         """
 
         def encode(batch: Sequence[Image.Image | Path | str]) -> Any:
-            inputs = processor(images=[_opened(image) for image in batch], return_tensors="pt")
-            return model.get_image_features(pixel_values=_placed(inputs["pixel_values"], model))
+            opened = [
+                image.convert("RGB") if isinstance(image, Image.Image) else open_image(Path(image))
+                for image in batch
+            ]
+            weight = next(model.parameters())
+            pixels = processor(images=opened, return_tensors="pt")["pixel_values"]
+            return model.get_image_features(pixel_values=pixels.to(weight.device, weight.dtype))
 
         return self._in_batches(encode, images)
 
@@ -70,27 +75,11 @@ class EmbeddingGenerator:
         return embed_catalogue(self.config, run=run)
 
     def _in_batches(self, encode: Callable[[Sequence[_Item]], Any], items: Iterable[_Item]) -> Floats:
+        chunks = []
         with torch.inference_mode():
-            chunks = [_vectors(encode(batch)) for batch in _batches(items, self.batch_size)]
+            for batch in in_batches(items, self.batch_size):
+                features = encode(batch)
+                # transformers 5 wraps the projected features in an output object, 4 returns them as they are
+                tensor = getattr(features, "pooler_output", features)
+                chunks.append(unit(tensor.float().cpu().numpy()))
         return np.concatenate(chunks) if chunks else np.empty((0, 0), dtype=np.float32)
-
-
-def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
-def _opened(image: Image.Image | Path | str) -> Image.Image:
-    return image.convert("RGB") if isinstance(image, Image.Image) else open_image(Path(image))
-
-
-def _placed(pixels: torch.Tensor, model: Any) -> torch.Tensor:
-    weight = next(model.parameters())
-    return pixels.to(weight.device, weight.dtype)
-
-
-def _vectors(features: Any) -> Floats:
-    # transformers 5 wraps the projected features in an output object, 4 returns them as they are
-    tensor = getattr(features, "pooler_output", features)
-    return unit(tensor.float().cpu().numpy())

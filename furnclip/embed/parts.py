@@ -1,4 +1,4 @@
-"""Row groups while the work goes on, and vectors of earlier files that still hold.
+"""Row groups on the disk, the vector file made of them, and vectors of earlier files that still hold.
 
     work/embeddings/parts/KEY/plan.json            models and precision, decided once
     work/embeddings/parts/KEY/part-00000.parquet   one finished row group, without the fused vectors
@@ -10,7 +10,8 @@ written aside and renamed; where its file exists, its row group is done.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +23,20 @@ import pyarrow.parquet as pq
 from furnclip import console
 from furnclip.errors import FurnclipError
 from furnclip.journal import replacing
-from furnclip.vectors import KINDS, PRODUCT_COLUMNS, Provenance, column_name, read_provenance, vector_schema
-from furnclip.vectors.nearest import Floats
-from furnclip.vectors.parquet import matrix_of, open_parquet, reading
+from furnclip.vectors import PRODUCT_COLUMNS, Provenance, column_name, fuse, read_provenance
+from furnclip.vectors.nearest import Floats, Mask
+from furnclip.vectors.parquet import KINDS, matrix_of, open_parquet, vector_array, vector_schema
 
-Mask = npt.NDArray[np.bool_]
+POLL_S = 0.2  # while another process is at work; the launcher ends all of them when one fails
 PART_KINDS = ("image", "text")
 
 
 class PartFolder:
-    """The finished row groups of one key."""
+    """The finished row groups of one key, of `count`."""
 
-    def __init__(self, embeddings: Path, key: str) -> None:
+    def __init__(self, embeddings: Path, key: str, count: int) -> None:
+        self.key = key
+        self.count = count
         self.path = embeddings / "parts" / key
         self.plan = self.path / "plan.json"
 
@@ -59,13 +62,17 @@ class PartFolder:
         with replacing(self.part(number)) as file:
             write_row_groups(file, table.schema, [table])
 
-    def tables(self, count: int) -> Iterator[pa.Table]:
+    def wait(self) -> None:
+        """Wait for the row groups of other processes."""
+        while not all(map(self.is_done, range(self.count))):
+            time.sleep(POLL_S)
+
+    def tables(self) -> Iterator[pa.Table]:
         """Every row group, in order."""
-        for number in range(count):
-            yield self._read(number)
+        return map(self._read, range(self.count))
 
     def _read(self, number: int) -> pa.Table:
-        with reading(self.part(number)), open_parquet(self.part(number)) as file:
+        with open_parquet(self.part(number)) as file:
             return file.read()
 
     def remove_all(self) -> None:
@@ -73,7 +80,7 @@ class PartFolder:
         shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
-def write_row_groups(file: object, schema: pa.Schema, tables: Iterator[pa.Table] | list[pa.Table]) -> None:
+def write_row_groups(file: object, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Write each table as one row group; the same tables always give the same bytes."""
     texts = [*PRODUCT_COLUMNS, "missing_reason"]
     options = {"compression": "zstd", "use_dictionary": texts, "write_page_checksum": True}
@@ -82,63 +89,93 @@ def write_row_groups(file: object, schema: pa.Schema, tables: Iterator[pa.Table]
             writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 
+def write_vectors(folder: PartFolder, provenance: Provenance, target: Path) -> None:
+    """Write the vector file: every row group of `folder` with its fused vectors."""
+    schema = vector_schema(provenance)
+
+    def with_fused(table: pa.Table) -> pa.Table:
+        columns = {name: table[name] for name in table.column_names}
+        for label, model in provenance.models.items():
+            image, image_there = matrix_of(table[column_name("image", label)])
+            text, text_there = matrix_of(table[column_name("text", label)])
+            fused = fuse(image, text, model.image_weight)
+            columns[column_name("vec", label)] = vector_array(
+                fused, image_there & text_there, provenance.dtype
+            )
+        return pa.Table.from_pydict(columns, schema=schema)
+
+    with replacing(target) as file:
+        write_row_groups(file, schema, map(with_fused, folder.tables()))
+
+
 @dataclass
 class Found:
-    """Vectors of N rows as they were stored earlier; `known` (N,) says of which rows."""
+    """Vectors of N rows as they were stored earlier; `known` (N,) says of which rows, the others are zero."""
 
     known: Mask
     vectors: dict[str, Floats]  # by kind, (N, D)
     present: dict[str, Mask]  # by kind, (N,)
     reasons: list[str]
 
-    @classmethod
-    def nothing(cls, count: int, dimension: int) -> Found:
-        return cls(
-            known=np.zeros(count, dtype=bool),
-            vectors={kind: np.zeros((count, dimension), dtype=np.float32) for kind in PART_KINDS},
-            present={kind: np.zeros(count, dtype=bool) for kind in PART_KINDS},
-            reasons=[""] * count,
-        )
-
-    def copy(self, rows: npt.NDArray[np.int64], stored: pa.Table, columns: Sequence[str]) -> None:
-        """Take over the `stored` rows at `rows`; `columns` as `Known` reads them."""
-        for kind, name in zip(PART_KINDS, columns[1:3], strict=True):
-            self.vectors[kind][rows], self.present[kind][rows] = matrix_of(stored[name])
-        for row, reason in zip(rows, stored["missing_reason"].to_pylist(), strict=True):
-            self.reasons[row] = reason or ""
-
 
 class Known:
-    """ImageSource and text vectors of earlier files, found by content hash.
+    """Image and text vectors of earlier files, found by content hash.
 
     Holds 16 bytes a row; the vectors stay on the disk until a row group needs them.
     """
 
-    def __init__(self, files: Sequence[Path], label: str) -> None:
+    def __init__(self, embeddings: Path, label: str, fingerprint: str, precision: str | None) -> None:
+        """Look for vectors of this very model, in the vector file and in parts left by a kill.
+
+        `precision` None takes any precision, but only that of the first file found. What is unreadable or of
+        another version is left out.
+        """
+        self.precision = precision
         self._columns = ["content_hash", *(column_name(kind, label) for kind in PART_KINDS), "missing_reason"]
-        self._groups = [(path, number) for path in files for number in range(_row_groups(path))]
-        hashes, places = [], []
-        for index, (path, number) in enumerate(self._groups):
-            found = _hashes(_row_group(path, number, ["content_hash"]))
-            hashes.append(found)
-            places.append(np.stack([np.full(len(found), index), np.arange(len(found))], axis=1))
-        every = np.concatenate(hashes) if hashes else np.empty(0, dtype=np.uint64)
-        self._hashes, first = np.unique(every, return_index=True)  # ascending
-        self._places = np.concatenate(places)[first] if places else np.empty((0, 2), dtype=np.int64)
+        self._groups: list[tuple[Path, int]] = []
+        hashes, places = [np.empty(0, dtype=np.uint64)], [np.empty((0, 2), dtype=np.int64)]
+        parts = sorted(embeddings.glob("parts/*/part-*.parquet"))
+        for path in filter(Path.is_file, [embeddings / "master_vectors.parquet", *parts]):
+            try:
+                provenance = read_provenance(path, kinds=KINDS if path.parent == embeddings else PART_KINDS)
+                groups = _hashes(path)
+            except (FurnclipError, ValueError, TypeError, OverflowError):
+                continue
+            model = provenance.models.get(label)
+            if not model or model.fingerprint != fingerprint or self.precision not in (None, model.precision):
+                continue
+            self.precision = model.precision
+            for number, found in enumerate(groups):
+                index = np.full(len(found), len(self._groups))
+                places.append(np.stack([index, np.arange(len(found))], axis=1))
+                hashes.append(found)
+                self._groups.append((path, number))
+        self._hashes, first = np.unique(np.concatenate(hashes), return_index=True)  # ascending
+        self._places = np.concatenate(places)[first]  # (rows, 2): row group, row in it
+        self._last_read: tuple[int, pa.Table] = -1, None
 
     def __contains__(self, content_hash: str) -> bool:
         return self._position(content_hash) >= 0
 
     def look_up(self, hashes: Sequence[str], dimension: int) -> Found:
         """What is known of these rows; N rows that are zero and absent where nothing is."""
-        found = Found.nothing(len(hashes), dimension)
+        count = len(hashes)
         positions = np.array([self._position(content_hash) for content_hash in hashes], dtype=np.int64)
-        found.known[:] = positions >= 0
-        rows = np.flatnonzero(found.known)
-        places = self._places[positions[rows]]  # (known rows, 2): row group, row in it
+        found = Found(
+            known=positions >= 0,
+            vectors={kind: np.zeros((count, dimension), dtype=np.float32) for kind in PART_KINDS},
+            present={kind: np.zeros(count, dtype=bool) for kind in PART_KINDS},
+            reasons=[""] * count,
+        )
+        known = np.flatnonzero(found.known)
+        places = self._places[positions[known]]
         for index in np.unique(places[:, 0]):
             here = places[:, 0] == index
-            found.copy(rows[here], self._read(int(index)).take(places[here, 1]), self._columns)
+            rows, stored = known[here], self._read(int(index)).take(places[here, 1])
+            for kind, name in zip(PART_KINDS, self._columns[1:3], strict=True):
+                found.vectors[kind][rows], found.present[kind][rows] = matrix_of(stored[name])
+            for row, reason in zip(rows, stored["missing_reason"].to_pylist(), strict=True):
+                found.reasons[row] = reason or ""
         return found
 
     def _position(self, content_hash: str) -> int:
@@ -149,56 +186,18 @@ class Known:
 
     def _read(self, index: int) -> pa.Table:
         # Catalogues keep their order, so the next row is nearly always in the row group just read.
-        if index != getattr(self, "_last_index", None):
+        if index != self._last_read[0]:
             path, number = self._groups[index]
-            self._last_table = _row_group(path, number, self._columns)
-            self._last_index = index
-        return self._last_table
+            with open_parquet(path) as file:
+                self._last_read = index, file.read_row_group(number, columns=self._columns)
+        return self._last_read[1]
 
 
-@dataclass(frozen=True)
-class Earlier:
-    """Files with vectors of one model in one precision."""
-
-    files: tuple[Path, ...]
-    precision: str | None
-
-
-def reusable_files(embeddings: Path, label: str, fingerprint: str, precision: str | None) -> Earlier:
-    """Earlier files with vectors of this very model: the vector file, and parts left by a kill.
-
-    `precision` None takes any precision, but only that of the first file found.
-    """
-    candidates = [embeddings / "master_vectors.parquet", *sorted(embeddings.glob("parts/*/part-*.parquet"))]
+def _hashes(path: Path) -> list[npt.NDArray[np.uint64]]:
+    """The content hashes of each row group."""
     found = []
-    for path in candidates:
-        kinds = KINDS if path.parent == embeddings else PART_KINDS
-        model = _provenance(path, kinds).models.get(label) if path.is_file() else None
-        if model and model.fingerprint == fingerprint and precision in (None, model.precision):
-            precision = model.precision
-            found.append(path)
-    return Earlier(tuple(found), precision)
-
-
-def _provenance(path: Path, kinds: Sequence[str]) -> Provenance:
-    try:
-        provenance = read_provenance(path, kinds=kinds)
-        for number in range(_row_groups(path)):
-            _hashes(_row_group(path, number, ["content_hash"]))
-    except (FurnclipError, ValueError, TypeError, OverflowError):
-        return Provenance()  # unreadable or of another version: nothing in it can be used again
-    return provenance
-
-
-def _row_groups(path: Path) -> int:
     with open_parquet(path) as file:
-        return int(file.metadata.num_row_groups)
-
-
-def _row_group(path: Path, number: int, columns: Sequence[str]) -> pa.Table:
-    with reading(path), open_parquet(path) as file:
-        return file.read_row_group(number, columns=list(columns))
-
-
-def _hashes(table: pa.Table) -> npt.NDArray[np.uint64]:
-    return np.array([int(value, 16) for value in table["content_hash"].to_pylist()], dtype=np.uint64)
+        for number in range(file.metadata.num_row_groups):
+            column = file.read_row_group(number, columns=["content_hash"])["content_hash"]
+            found.append(np.array([int(value, 16) for value in column.to_pylist()], dtype=np.uint64))
+    return found

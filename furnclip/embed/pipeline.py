@@ -17,101 +17,59 @@ import hashlib
 import json
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from furnclip import console
-from furnclip.catalogue import content_hash, uncleaned_rows
-from furnclip.config import Config
-from furnclip.embed.assemble import fused_provenance, write_vectors
-from furnclip.embed.encoding import RowGroupEncoder, encoders, map_ahead
-from furnclip.embed.parts import Known, PartFolder, reusable_files
-from furnclip.embed.plan import PREPROCESSING, Ranks, read_or_make_plan, wait_until
-from furnclip.embed.rows import CatalogueReader, Row, read_content
-from furnclip.embed.sources import load_models, model_names, place
+from furnclip.catalogue import uncleaned_rows
+from furnclip.config import Config, torchrun_launch
+from furnclip.config.environment import Launch
+from furnclip.embed.encoding import CatalogueReader, RowGroupEncoder, encoding_threads, identity, map_ahead
+from furnclip.embed.parts import Known, PartFolder, write_vectors
+from furnclip.embed.plan import PREPROCESSING, fused_provenance, load_models, place, read_or_make_plan
 from furnclip.errors import FurnclipError, InputError
-from furnclip.journal import Journal, keep_copy, replacing, sweep
+from furnclip.journal import Journal, encode_event, keep_copy, replacing, sweep
 from furnclip.model import Clip
 from furnclip.model.precision import release_freed
-from furnclip.vectors import Provenance, read_provenance
-from furnclip.vectors.index import IndexLocation, IndexReport, index_location, is_index_of, write_index
-from furnclip.vectors.parquet import open_parquet, reading
-
-_REJECTED = "rejected.jsonl"
-_MISSING = "missing.jsonl"
+from furnclip.vectors import Provenance, VectorTable, read_provenance
+from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
+from furnclip.vectors.parquet import open_parquet
 
 
-@dataclass(frozen=True)
+@dataclass
 class Summary:
     """What one `furnclip embed` did."""
 
     vectors: Path
     products: int
     row_groups: int
-    row_groups_encoded: int
-    """by this process, in this run"""
-    row_groups_begun: int
+    row_groups_encoded: int = 0  # by this process, in this run
+    row_groups_begun: int = 0
     """by this process, in this run and the killed ones before it; the surplus was encoded twice"""
-    encoded: dict[str, int]
-    """images encoded by this process, by model label"""
-    missing: dict[str, int]
+    encoded: Counter[str] = field(default_factory=Counter)  # images encoded by this process, by model label
+    missing: dict[str, int] = field(default_factory=dict)
     """rows without an image vector, by the first word of the reason"""
-    rejected: int
-    uncleaned: int
-    """rows of the raw catalogue that are not here because they were never cleaned"""
-    seconds: float
-    loading_s: float
-    """of these: loading the models and choosing their precision"""
-    provenance: Provenance
-    index: IndexReport | None
+    rejected: int = 0
+    uncleaned: int = 0  # rows of the raw catalogue that are not here because they were never cleaned
+    seconds: float = 0.0
+    loading_s: float = 0.0  # of these: loading the models and choosing their precision
+    provenance: Provenance = field(default_factory=Provenance)
+    index: IndexReport | None = None  # None in the processes of `torchrun` but the first
     was_there: bool = False
 
     @property
     def rejected_file(self) -> Path:
         """Why rows of the catalogue are no products."""
-        return self.vectors.with_name(_REJECTED)
+        return self.vectors.with_name("rejected.jsonl")
 
     @property
     def missing_file(self) -> Path:
         """Why products have no image vector."""
-        return self.vectors.with_name(_MISSING)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything that the steps share."""
-
-    config: Config
-    ranks: Ranks
-    reader: CatalogueReader
-    clips: dict[str, Clip]
-    folder: PartFolder
-    products: int
-    loading_s: float
-
-    @property
-    def row_groups(self) -> int:
-        return -(-self.products // self.config.embed.row_group_rows)
-
-    @property
-    def workers(self) -> int:
-        return self.config.embed.workers or os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What this process encoded, and how long it took until the models were ready."""
-
-    row_groups: int = 0
-    row_groups_begun: int = 0
-    images: Counter[str] = field(default_factory=Counter)
-    loading_s: float = 0.0
+        return self.vectors.with_name("missing.jsonl")
 
 
 def embed_catalogue(config: Config, *, run: str | None = None) -> Summary:
@@ -121,45 +79,114 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> Summary:
     be used, `JournalError` when another process is at it.
     """
     start = time.monotonic()
-    ranks = Ranks.from_environment()
+    launch = torchrun_launch()
+    if launch.ignored:
+        console.warn(launch.ignored)
     sweep(config.paths.embeddings)
     location = index_location(config)  # a bucket that refuses is told now, not when all is encoded
-    with Journal(config.paths.embeddings / f"journal-{ranks.rank}.jsonl") as journal, _quiet_decoders():
-        job = _open_job(config, run, ranks)
-        was_there = _is_finished(job)
-        work = _Work() if was_there else _encode(job, journal)
-        if ranks.leads and not was_there:
-            _finish(job)
-        index = _index(job, location) if ranks.leads else None
-        if not was_there:
-            journal.append({"event": "finished", "key": job.folder.path.name})
-        return _summary(job, work, index, seconds=time.monotonic() - start, was_there=was_there)
+    with Journal(config.paths.embeddings / f"journal-{launch.rank}.jsonl") as journal:
+        work = _Work(config, run, launch)
+        summary = work.summary
+        summary.was_there = work.is_finished()
+        if not summary.was_there:
+            work.encode(journal)
+        if launch.rank == 0:
+            if not summary.was_there:
+                work.finish()
+            work.clips.clear()  # LanceDB takes memory of its own
+            release_freed()
+            report = is_index_of(location, work.key)
+            summary.index = report or write_index(location, summary.vectors, config.search)
+            work.folder.remove_all()
+            summary.provenance = read_provenance(summary.vectors)
+            summary.missing = dict(Counter(row["reason"].split(":")[0] for row in _missing(summary.vectors)))
+        if not summary.was_there:
+            journal.append({"event": "finished", "key": work.key})
+        summary.rejected = sum(1 for _ in work.reader.rejections())
+        summary.uncleaned = uncleaned_rows(config.paths)
+        summary.seconds = time.monotonic() - start
+        return summary
 
 
-def _open_job(config: Config, run: str | None, ranks: Ranks) -> _Job:
-    reader = CatalogueReader(config)
-    start = time.monotonic()
-    clips = load_models(model_names(config, run), config)
-    loading_s = time.monotonic() - start
-    key, products = _key(reader, clips, config)
-    if not products:
-        raise _nothing_usable(reader, config)
-    folder = PartFolder(config.paths.embeddings, key)
-    return _Job(config, ranks, reader, clips, folder, products=products, loading_s=loading_s)
+class _Work:
+    """The steps of one process, and what they share."""
 
+    def __init__(self, config: Config, run: str | None, launch: Launch) -> None:
+        self.config = config
+        self.launch = launch
+        self.reader = CatalogueReader(config)
+        start = time.monotonic()
+        self.clips = load_models(config, run)
+        loading_s = time.monotonic() - start
+        self.key, products = _key(self.reader, self.clips, config)
+        row_groups = -(-products // config.embed.row_group_rows)
+        self.summary = Summary(config.paths.vectors, products, row_groups, loading_s=loading_s)
+        self.folder = PartFolder(config.paths.embeddings, self.key, row_groups)
+        if not products:
+            raise _nothing_usable(self.reader, config, self.summary.rejected_file)
 
-def _nothing_usable(reader: CatalogueReader, config: Config) -> InputError:
-    """The error for a catalogue without products; its rejected rows stand in a file by now."""
-    reasons = _write_rejected(reader, config)
-    cleaning_rejected = config.paths.clean / "rejected.csv"
-    if reasons:
-        counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-        hint = f"see `{config.paths.vectors.with_name(_REJECTED)}` for each row ({counts})"
-    elif reader.path == config.paths.cleaned and cleaning_rejected.is_file():
-        hint = f"cleaning rejected every row: see `{cleaning_rejected}`, then run `furnclip clean run` again"
-    else:
-        hint = "it has no rows: export the catalogue again"
-    return InputError(f"`{reader.path}` holds no usable product", hint=hint)
+    def is_finished(self) -> bool:
+        """Whether the vector file is there, made of the same."""
+        try:
+            table = VectorTable(self.summary.vectors)
+        except FurnclipError:
+            return False  # damaged or of another version: it is written again
+        return len(table) == self.summary.products and table.provenance.key == self.key
+
+    def encode(self, journal: Journal) -> None:
+        """Encode the row groups of this process's share that have no part yet."""
+        start = time.monotonic()
+        config, summary, folder, launch = self.config, self.summary, self.folder, self.launch
+        plan = self.plan = read_or_make_plan(folder, self.reader, self.clips, config, leads=launch.rank == 0)
+        for label, model in plan.models.items():
+            self.clips[label] = place(self.clips[label], model.precision, config)
+        summary.loading_s += time.monotonic() - start
+        share = range(launch.rank, summary.row_groups, launch.count)
+        folder.drop_damaged(share, plan, self._rows_in)
+        known = {
+            label: Known(config.paths.embeddings, label, model.fingerprint, model.precision)
+            for label, model in plan.models.items()
+        }
+        todo = [number for number in share if not folder.is_done(number)]
+        batch_size = min(config.embed.batch_size, summary.products)
+        with (
+            console.progress("embedding", total=summary.products, unit="products") as meter,
+            _decoding_threads(config) as pool,
+            encoding_threads(self.clips.values()) as (encoding_pool, threads),
+        ):
+            encoder = RowGroupEncoder(self.clips, known, plan, encoding_pool, threads, batch_size)
+            rows_each, unfinished = config.embed.row_group_rows, set(todo)
+            meter.advance((summary.row_groups - len(todo)) * rows_each)
+            wanted = (row for index, row in enumerate(self.reader.rows()) if index // rows_each in unfinished)
+            decoded = map_ahead(pool, encoder.decode, wanted, ahead=(threads + 1) * batch_size)
+            for number in todo:
+                journal.append({"event": "begun", "key": plan.key, "row_group": number})
+                rows = self._rows_in(number)
+                table, encoded = encoder.encode(islice(decoded, rows), rows)
+                folder.write(number, table)
+                summary.encoded.update(encoded)
+                meter.advance(rows)
+        summary.row_groups_encoded = len(todo)
+        for event in journal.events():
+            summary.row_groups_begun = summary.row_groups_begun + 1 if event.get("event") == "begun" else 0
+
+    def _rows_in(self, row_group: int) -> int:
+        rows_each = self.config.embed.row_group_rows
+        return min(rows_each, self.summary.products - row_group * rows_each)
+
+    def finish(self) -> None:
+        """Write what is made of all parts together."""
+        self.folder.wait()
+        summary, config = self.summary, self.config
+        provenance = fused_provenance(self.folder, self.plan, self.clips, config=config.embed)
+        _write_rejections(self.reader, summary.rejected_file)
+        write_vectors(self.folder, provenance, summary.vectors)
+        with replacing(summary.missing_file) as file:
+            file.writelines(map(encode_event, _missing(summary.vectors)))
+        if "finetuned" in provenance.models:
+            # under the run's name as well, so that `furnclip arena --run a --run b` can compare runs
+            run = Path(provenance.models["finetuned"].name).name
+            keep_copy(summary.vectors, config.paths.embeddings / f"{run}.parquet")
 
 
 def _key(reader: CatalogueReader, clips: Mapping[str, Clip], config: Config) -> tuple[str, int]:
@@ -169,167 +196,46 @@ def _key(reader: CatalogueReader, clips: Mapping[str, Clip], config: Config) -> 
     settings = config.embed.model_dump(exclude={"workers"})
     digest.update(json.dumps([models, settings, config.model.precision, PREPROCESSING], default=str).encode())
     products = 0
-    with ThreadPoolExecutor(config.embed.workers or os.cpu_count() or 1) as pool:
-        for line in map_ahead(pool, _identity, reader.rows(), ahead=64):
+    with _decoding_threads(config) as pool:
+        for line in map_ahead(pool, identity, reader.rows(), ahead=64):
             digest.update(line.encode())
             products += 1
     return digest.hexdigest(), products
 
 
-def _identity(row: Row) -> str:
-    return content_hash(*row.stored.values(), read_content(row).content_hash)
+def _decoding_threads(config: Config) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(config.embed.workers or os.cpu_count() or 1)
 
 
-def _is_finished(job: _Job) -> bool:
-    target = job.config.paths.vectors
-    try:
-        with open_parquet(target) as file:
-            is_whole = file.metadata.num_rows == job.products
-        return is_whole and read_provenance(target).key == job.folder.path.name
-    except FurnclipError:
-        return False  # damaged or of another version: it is written again
+def _nothing_usable(reader: CatalogueReader, config: Config, rejected: Path) -> InputError:
+    """The error for a catalogue without products; its rejected rows stand in a file by now."""
+    reasons = _write_rejections(reader, rejected)
+    rejected_by_clean = config.paths.clean / "rejected.csv"
+    if reasons:
+        counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        hint = f"see `{rejected}` for each row ({counts})"
+    elif reader.path == config.paths.cleaned and rejected_by_clean.is_file():
+        hint = f"cleaning rejected every row: see `{rejected_by_clean}`, then run `furnclip clean run` again"
+    else:
+        hint = "it has no rows: export the catalogue again"
+    return InputError(f"`{reader.path}` holds no usable product", hint=hint)
 
 
-def _encode(job: _Job, journal: Journal) -> _Work:
-    """Encode this process's row groups that have no part yet."""
-    start = time.monotonic()
-    plan = read_or_make_plan(job.folder, job.ranks, job.reader, job.clips, config=job.config)
-    clips = {
-        label: place(clip, plan.models[label].precision, job.config) for label, clip in job.clips.items()
-    }
-    job.clips.update(clips)
-    loading_s = time.monotonic() - start
-    batch_size = min(job.config.embed.batch_size, job.products)
-    share = job.ranks.share(range(job.row_groups))
-    job.folder.drop_damaged(share, plan, lambda number: _rows_in(job, number))
-    known = {label: _known(job, plan, label) for label in clips}
-    todo = [number for number in share if not job.folder.is_done(number)]
-    images: Counter[str] = Counter()
-    with (
-        console.progress("embedding", total=job.products, unit="products") as meter,
-        ThreadPoolExecutor(job.workers) as pool,
-        encoders(clips.values()) as threads,
-    ):
-        encoder = RowGroupEncoder(clips, known, plan, encoders=threads, batch_size=batch_size)
-        meter.advance((job.row_groups - len(todo)) * job.config.embed.row_group_rows)
-        ahead = (threads.count + 1) * batch_size
-        decoded = map_ahead(pool, encoder.decode, _rows_of(job, set(todo)), ahead=ahead)
-        for number in todo:
-            journal.append({"event": "begun", "key": plan.key, "row_group": number})
-            rows = _rows_in(job, number)
-            group = encoder.encode(islice(decoded, rows), rows)
-            job.folder.write(number, group.table)
-            images.update(group.encoded)
-            meter.advance(group.table.num_rows)
-    return _Work(len(todo), _begun(journal), images, loading_s)
-
-
-def _known(job: _Job, plan: Provenance, label: str) -> Known:
-    model = plan.models[label]
-    files = reusable_files(job.config.paths.embeddings, label, model.fingerprint, model.precision).files
-    return Known(files, label)
-
-
-def _rows_of(job: _Job, row_groups: set[int]) -> Iterator[Row]:
-    rows_each = job.config.embed.row_group_rows
-    for index, row in enumerate(job.reader.rows()):
-        if index // rows_each in row_groups:
-            yield row
-
-
-def _rows_in(job: _Job, number: int) -> int:
-    rows_each = job.config.embed.row_group_rows
-    return min(rows_each, job.products - number * rows_each)
-
-
-def _write_rejected(reader: CatalogueReader, config: Config) -> Counter[str]:
+def _write_rejections(reader: CatalogueReader, path: Path) -> Counter[str]:
     """Every rejected row of the catalogue with its reason, in a file; how many of each reason."""
     reasons: Counter[str] = Counter()
-    with replacing(config.paths.vectors.with_name(_REJECTED)) as file:
-        for rejection in reader.rejections():
-            reasons[rejection.reason] += 1
-            line = {"row": rejection.row, "product_id": rejection.product_id, "reason": rejection.reason}
-            file.write(json.dumps({**line, "detail": rejection.detail}).encode() + b"\n")
+    with replacing(path) as file:
+        for row in reader.rejections():
+            reasons[row.reason] += 1
+            line = {"row": row.row, "product_id": row.product_id, "reason": row.reason, "detail": row.detail}
+            file.write(encode_event(line))
     return reasons
 
 
-def _write_missing(config: Config) -> None:
-    with (
-        reading(config.paths.vectors),
-        open_parquet(config.paths.vectors) as vectors,
-        replacing(config.paths.vectors.with_name(_MISSING)) as file,
-    ):
-        for batch in vectors.iter_batches(columns=["product_id", "missing_reason"]):
+def _missing(vectors: Path) -> Iterator[dict[str, str]]:
+    """The id and the reason of every product without an image vector."""
+    with open_parquet(vectors) as file:
+        for batch in file.iter_batches(columns=["product_id", "missing_reason"]):
             for row in batch.to_pylist():
                 if row["missing_reason"]:
-                    line = {"product_id": row["product_id"], "reason": row["missing_reason"]}
-                    file.write(json.dumps(line).encode() + b"\n")
-
-
-def _finish(job: _Job) -> None:
-    """Write what is made of all parts together."""
-    wait_until(lambda: all(job.folder.is_done(number) for number in range(job.row_groups)))
-    plan = read_or_make_plan(job.folder, job.ranks, job.reader, job.clips, config=job.config)
-    provenance = fused_provenance(job.folder, job.row_groups, plan, job.clips, config=job.config.embed)
-    _write_rejected(job.reader, job.config)
-    write_vectors(job.folder, job.row_groups, provenance, job.config.paths.vectors)
-    _write_missing(job.config)
-    if "finetuned" in provenance.models:
-        # under the run's name as well, so that `furnclip arena --run a --run b` can compare runs
-        run = Path(provenance.models["finetuned"].name).name
-        keep_copy(job.config.paths.vectors, job.config.paths.embeddings / f"{run}.parquet")
-
-
-def _index(job: _Job, location: IndexLocation) -> IndexReport:
-    """The search table of the finished vector file; then the parts are no longer needed."""
-    key = job.folder.path.name
-    job.clips.clear()  # LanceDB takes memory of its own
-    release_freed()
-    report = is_index_of(location, key) or write_index(location, job.config.paths.vectors, job.config.search)
-    job.folder.remove_all()
-    return report
-
-
-def _begun(journal: Journal) -> int:
-    """Row groups that this process and its killed predecessors began since the last finished run."""
-    count = 0
-    for event in journal.events():
-        count = count + 1 if event.get("event") == "begun" else 0
-    return count
-
-
-def _summary(
-    job: _Job, work: _Work, index: IndexReport | None, *, seconds: float, was_there: bool
-) -> Summary:
-    vectors = job.config.paths.vectors
-    return Summary(
-        vectors=vectors,
-        products=job.products,
-        row_groups=job.row_groups,
-        row_groups_encoded=work.row_groups,
-        row_groups_begun=work.row_groups_begun,
-        encoded=dict(work.images),
-        missing=_missing(vectors) if job.ranks.leads else {},
-        rejected=sum(1 for _ in job.reader.rejections()),
-        uncleaned=uncleaned_rows(job.config.paths),
-        seconds=seconds,
-        loading_s=job.loading_s + work.loading_s,
-        provenance=read_provenance(vectors) if job.ranks.leads else Provenance(),
-        index=index,
-        was_there=was_there,
-    )
-
-
-def _missing(vectors: Path) -> dict[str, int]:
-    with reading(vectors), open_parquet(vectors) as file:
-        reasons = file.read(columns=["missing_reason"])["missing_reason"].drop_null().to_pylist()
-    return dict(Counter(reason.split(":")[0] for reason in reasons))
-
-
-@contextmanager
-def _quiet_decoders() -> Iterator[None]:
-    # Images are opened in several threads, and each opening saves and restores the process's
-    # warning filters; whatever order they end in, the filters are as before behind this block.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
+                    yield {"product_id": row["product_id"], "reason": row["missing_reason"]}

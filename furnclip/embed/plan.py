@@ -1,74 +1,82 @@
-"""What is decided once for one key: the models and their precision; and who does which row group."""
+"""What is decided once for one key: the models, their precision, the image weight of their fused vectors.
+
+bfloat16 is taken where the machine is faster in it and the vectors stay what they are: on a sample of
+the catalogue's own images and captions every cosine to float32 has to be at least `LEAST_COSINE`.
+
+The image weight is chosen on validation products by what searching is for: short requests ("red velvet
+armchair") have to find every product of that kind, and an image has to find its like. The weight with the
+best mean average precision over both wins; between equals the one nearest to one half.
+
+Known bias: requests are made of attributes that captions spell out as well, so the choice leans
+towards the text. Without at least `LEAST_QUERIES` queries of each sort there is no choice: one half.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import Any, TypeVar
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from furnclip import __version__, console
-from furnclip.config import Config, torchrun_launch
-from furnclip.embed.parts import PartFolder, reusable_files
-from furnclip.embed.rows import CatalogueReader, decode, read_content
-from furnclip.embed.sources import SAMPLE_ROWS, Sample, settle_precision
-from furnclip.errors import InputError
+from furnclip.catalogue import ATTRIBUTES
+from furnclip.config import Config, EmbeddingConfig
+from furnclip.embed.encoding import CatalogueReader, decode, read_content
+from furnclip.embed.parts import POLL_S, Known, PartFolder
+from furnclip.errors import InputError, ModelError
 from furnclip.journal import read_json, write_text
-from furnclip.model import Clip
-from furnclip.vectors import ModelProvenance, Provenance
+from furnclip.metrics.retrieval import average_precision, every_rank
+from furnclip.model import Clip, latest_run, load_clip
+from furnclip.model.precision import can_pack, choose_precision, pack
+from furnclip.relevance import attribute_queries, known_attributes, positives
+from furnclip.runs import PrecisionChoice
+from furnclip.vectors import Floats, ModelProvenance, Provenance, column_name, fuse
+from furnclip.vectors.parquet import matrix_of
 
 PREPROCESSING = "longest side fitted, letterboxed on white, bicubic, first readable image"
-_POLL_S = 0.2
+LEAST_COSINE = 0.999
+_SAMPLE_ROWS = 16
 _SAMPLE_SEARCHED = 64
+EVEN = 0.5
+WEIGHTS = tuple(step / 10 for step in range(11))
+LEAST_QUERIES = 10
+MOST_QUERIES = 300
+_MOST_VALIDATION_ROWS = 2000
+_ALIKE = ("color", "object_type")
+_Item = TypeVar("_Item")
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Which of how many processes this is; one of one without a launcher."""
-
-    rank: int = 0
-    world: int = 1
-
-    @classmethod
-    def from_environment(cls) -> Ranks:
-        """As `torchrun` started it."""
-        launch = torchrun_launch()
-        if launch.ignored:
-            console.warn(launch.ignored)
-        return cls(launch.rank, launch.count)
-
-    @property
-    def leads(self) -> bool:
-        return self.rank == 0
-
-    def share(self, numbers: Iterable[int]) -> list[int]:
-        """The row groups of this process."""
-        return [number for number in numbers if number % self.world == self.rank]
+def load_models(config: Config, run: str | None) -> dict[str, Clip]:
+    """The base, and the run asked for or finished last, where there is one; by label, in float32."""
+    names = {"base": config.model.name, "finetuned": run or latest_run(config.paths.runs)}
+    return {label: _load_exact(name, config) for label, name in names.items() if name}
 
 
-def wait_until(is_done: Callable[[], bool]) -> None:
-    """Wait for another process; the launcher ends all of them when one fails."""
-    while not is_done():
-        time.sleep(_POLL_S)
+def _load_exact(name: str, config: Config) -> Clip:
+    exact = config.model.model_copy(update={"precision": "fp32"})
+    return load_clip(name, exact, runs=config.paths.runs)
 
 
 def read_or_make_plan(
-    folder: PartFolder, ranks: Ranks, reader: CatalogueReader, clips: Mapping[str, Clip], *, config: Config
+    folder: PartFolder, reader: CatalogueReader, clips: Mapping[str, Clip], config: Config, *, leads: bool
 ) -> Provenance:
     """The plan that lies in `folder`; process 0 makes it where there is none, the others wait."""
-    if ranks.leads and read_plan(folder, clips) is None:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        plan = _make_plan(folder.path.name, reader, clips, config)
+    plan = _read_plan(folder, clips)
+    if plan is None and leads:
+        plan = _make_plan(folder.key, reader, clips, config)
         write_text(folder.plan, plan.model_dump_json(indent=2) + "\n")
-    wait_until(lambda: read_plan(folder, clips) is not None)
-    plan_read = read_plan(folder, clips)
-    assert plan_read is not None
-    return plan_read
+    while plan is None:
+        time.sleep(POLL_S)
+        plan = _read_plan(folder, clips)
+    return plan
 
 
-def read_plan(folder: PartFolder, clips: Mapping[str, Clip]) -> Provenance | None:
+def _read_plan(folder: PartFolder, clips: Mapping[str, Clip]) -> Provenance | None:
     """The plan for these models, or None where there is none that can be used."""
     try:
         plan = read_json(folder.plan, Provenance, what="the plan", hint="it is made again")
@@ -76,12 +84,25 @@ def read_plan(folder: PartFolder, clips: Mapping[str, Clip]) -> Provenance | Non
         return None
     planned = {label: (model.fingerprint, model.dimension) for label, model in plan.models.items()}
     wanted = {label: (clip.fingerprint, clip.dimension) for label, clip in clips.items()}
-    return plan if plan.key == folder.path.name and planned == wanted else None
+    return plan if plan.key == folder.key and planned == wanted else None
 
 
 def _make_plan(key: str, reader: CatalogueReader, clips: Mapping[str, Clip], config: Config) -> Provenance:
-    sample = _sample(reader, max(clip.image_px for clip in clips.values()))
-    models = {label: _settled(label, clip, config, sample) for label, clip in clips.items()}
+    images, captions = _sample(reader, max(clip.image_px for clip in clips.values()))
+    wanted = None if config.model.precision == "auto" else config.model.precision
+    models = {}
+    for label, clip in clips.items():
+        earlier = Known(config.paths.embeddings, label, clip.fingerprint, wanted).precision
+        choice, cosine = settle_precision(clip, config, images, captions, earlier=earlier)
+        models[label] = ModelProvenance(
+            name=clip.name,
+            fingerprint=clip.fingerprint,
+            dimension=clip.dimension,
+            image_px=clip.image_px,
+            precision=choice.precision,
+            precision_reason=choice.reason,
+            precision_cosine=cosine,
+        )
     return Provenance(
         furnclip_version=__version__,
         key=key,
@@ -92,28 +113,122 @@ def _make_plan(key: str, reader: CatalogueReader, clips: Mapping[str, Clip], con
     )
 
 
-def _settled(label: str, clip: Clip, config: Config, sample: Sample) -> ModelProvenance:
-    wanted = None if config.model.precision == "auto" else config.model.precision
-    earlier = reusable_files(config.paths.embeddings, label, clip.fingerprint, wanted)
-    settled = settle_precision(clip, config, sample, earlier=earlier.precision)
-    return ModelProvenance(
-        name=clip.name,
-        fingerprint=clip.fingerprint,
-        dimension=clip.dimension,
-        image_px=clip.image_px,
-        precision=settled.precision,
-        precision_reason=settled.reason,
-        precision_cosine=settled.cosine,
-    )
-
-
-def _sample(reader: CatalogueReader, side_px: int) -> Sample:
-    """The first products of the catalogue whose image can be read."""
+def _sample(reader: CatalogueReader, side_px: int) -> tuple[list[Image.Image], list[str]]:
+    """Images and captions of the first products of the catalogue whose image can be read."""
     images: list[Image.Image] = []
     captions: list[str] = []
     for row in islice(reader.rows(), _SAMPLE_SEARCHED):
-        decoded = decode(row, read_content(row), frozenset({side_px}))
-        if decoded.squares and row.caption and len(images) < SAMPLE_ROWS:
+        decoded = decode(read_content(row), {side_px})
+        if decoded.squares and row.caption:
             images.append(decoded.squares[side_px])
             captions.append(row.caption)
-    return Sample(images, captions)
+        if len(images) == _SAMPLE_ROWS:
+            break
+    return images, captions
+
+
+def settle_precision(
+    clip: Clip, config: Config, images: Sequence[Image.Image], captions: Sequence[str], *, earlier: str | None
+) -> tuple[PrecisionChoice, float | None]:
+    """Put the towers of `clip` (in float32 now) into the precision that this catalogue gets.
+
+    Returns it with the lowest cosine to float32 on the sample, where they were compared. `earlier`: the
+    precision of vectors that will be kept; mixing two in one column helps nobody.
+    """
+    wanted = config.model.precision
+    if wanted == "auto" and earlier:
+        wanted = "bf16" if earlier == "bf16" else "fp32"
+    choice = choose_precision(wanted, clip.module, clip.device)
+    if choice.precision == "fp32":
+        return choice, None
+    exact = _encode(clip, images, captions)
+    rounded = _encode(_rounded(clip, choice), images, captions)
+    cosine = float((exact * rounded).sum(axis=1).min(initial=1.0))
+    if cosine < LEAST_COSINE and config.model.precision != "bf16":
+        return PrecisionChoice("fp32", f"bf16 moved vectors to a cosine of {cosine:.4f}"), cosine
+    if cosine < LEAST_COSINE:
+        console.warn(f"bf16 moves vectors of this catalogue: cosine {cosine:.4f} to float32")
+    return choice, cosine
+
+
+def place(clip: Clip, precision: str, config: Config) -> Clip:
+    """The model in `precision`; loaded again where float32 is wanted and it has been rounded."""
+    if clip.precision.precision == precision:
+        return clip
+    return (
+        _rounded(clip, PrecisionChoice("bf16", "planned")) if precision == "bf16" else _load_exact(clip.name, config)
+    )
+
+
+def _rounded(clip: Clip, choice: PrecisionChoice) -> Clip:
+    return pack(clip, choice) if can_pack(clip) else clip.place(clip.device, choice)
+
+
+def _encode(clip: Clip, images: Sequence[Image.Image], captions: Sequence[str]) -> Floats:
+    """Vectors of the images, then of the captions, (S, D)."""
+    vectors = np.concatenate([clip.encode_images(images), clip.encode_texts(captions)])
+    if not np.isfinite(vectors).all():
+        raise ModelError(
+            f"`{clip.name}` gives vectors that are not finite", hint="train or download the model again"
+        )
+    return vectors
+
+
+def fused_provenance(
+    folder: PartFolder, plan: Provenance, clips: Mapping[str, Clip], *, config: EmbeddingConfig
+) -> Provenance:
+    """The plan with the image weight of each model in it."""
+    models = {}
+    for label, model in plan.models.items():
+        weight, reason = config.image_weight, "set by `embed.image_weight`"
+        if weight == "auto":
+            weight, reason = choose_image_weight(*_validation(folder, label), clips[label])
+        update = {"image_weight": weight, "image_weight_reason": reason}
+        models[label] = model.model_copy(update=update)
+    return plan.model_copy(update={"models": models})
+
+
+def _validation(folder: PartFolder, label: str) -> tuple[list[dict[str, Any]], Floats, Floats]:
+    """Validation products that have both vectors, the first `_MOST_VALIDATION_ROWS`: rows, (N, D), (N, D)."""
+    image, text = column_name("image", label), column_name("text", label)
+    chosen: list[pa.Table] = []
+    for table in folder.tables():
+        has_both = pc.and_(pc.is_valid(table[image]), pc.is_valid(table[text]))
+        chosen.append(table.filter(pc.and_(has_both, pc.equal(table["split"], "validation"))))
+        if sum(map(len, chosen)) >= _MOST_VALIDATION_ROWS:
+            break
+    rows = pa.concat_tables(chosen).slice(0, _MOST_VALIDATION_ROWS)
+    return rows.select(ATTRIBUTES).to_pylist(), matrix_of(rows[image])[0], matrix_of(rows[text])[0]
+
+
+def choose_image_weight(
+    products: Sequence[Mapping[str, str | None]], image: Floats, text: Floats, clip: Clip
+) -> tuple[float, str]:
+    """The image weight for these validation products and its reason; `image` and `text` are (N, D)."""
+    attributes = known_attributes(products)
+    requests = _evenly(attribute_queries(attributes))
+    # Images of which the catalogue holds others of the same kind; none finds itself.
+    kinds = list(zip(*(attributes[name] for name in _ALIKE), strict=True))
+    alike = positives(kinds, exclude_self=True)
+    rows = _evenly([row for row, others in enumerate(alike) if all(kinds[row]) and len(others)])
+    for name, count in (("requests", len(requests)), ("images", len(rows))):
+        if count < LEAST_QUERIES:
+            return EVEN, f"only {count} {name} to choose with, {LEAST_QUERIES} needed"
+    request_vectors = clip.encode_texts([request.text for request in requests])
+    answers = [request.answers(attributes) for request in requests]
+    scores = {}
+    for weight in WEIGHTS:
+        gallery = fuse(image, text, weight)
+        by_text = every_rank(request_vectors, gallery, answers)
+        by_image = every_rank(image[rows], gallery, [alike[row] for row in rows], exclude=np.array(rows))
+        scores[weight] = float(average_precision(by_text).mean() + average_precision(by_image).mean()) / 2
+    best = max(WEIGHTS, key=lambda weight: (round(scores[weight], 6), -abs(weight - EVEN)))
+    figures = f"{scores[best]:.3f} on {len(products)} validation products ({scores[EVEN]:.3f} at {EVEN})"
+    return best, f"mean average precision {figures}"
+
+
+def _evenly(items: list[_Item]) -> list[_Item]:
+    """At most `MOST_QUERIES` of the items, spread over all of them."""
+    if len(items) <= MOST_QUERIES:
+        return items
+    return [items[index * len(items) // MOST_QUERIES] for index in range(MOST_QUERIES)]

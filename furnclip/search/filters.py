@@ -10,15 +10,15 @@ reaches it, and a parenthesis in it cannot end ours:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import pyarrow as pa
 
 from furnclip.errors import UsageError, nearest
-from furnclip.vectors.index import DETAILS, KEYWORDS, broken_table, is_broken
+from furnclip.vectors import index
+from furnclip.vectors.index import DETAILS, KEYWORDS
 
 _LONGEST = 100_000  # characters: thousands of product ids in one list
 _MOST_CONDITIONS = 500
@@ -64,14 +64,14 @@ def _without(words: str) -> str:
 @contextmanager
 def explained(uri: str, where: str | None) -> Iterator[None]:
     """What LanceDB raises in a search, as one of our errors."""
-    try:
-        yield
-    except BaseException as error:
-        if not is_broken(error):
+    with index.explained(uri):
+        try:
+            yield
+        except (ValueError, RuntimeError, OSError) as error:
+            if where and "user input" in str(error):
+                reason = index.first_line(error, "no reason given")[:200]
+                raise _not_understood(where, reason) from None
             raise
-        if where and "user input" in str(error):
-            raise _not_understood(where, _first_line(str(error))) from None
-        raise broken_table(uri, error) from None
 
 
 def _not_understood(where: str, reason: str) -> UsageError:
@@ -82,8 +82,7 @@ def _not_understood(where: str, reason: str) -> UsageError:
     )
 
 
-@dataclass(frozen=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
 
@@ -92,9 +91,12 @@ class _Token:
         """A word or sign in capitals; empty for anything that is quoted."""
         return self.text.upper() if self.kind in ("word", "sign") else ""
 
+    @property
+    def shown(self) -> str:
+        return self.text if self is _END else f"`{self.text[:40]}`"
 
-@dataclass(frozen=True)
-class _Operand:
+
+class _Operand(NamedTuple):
     sql: str
     kind: str  # text, number, boolean, or empty for a type of which nothing is known
 
@@ -107,14 +109,15 @@ class _Filter:
 
     def __init__(self, where: str, schema: pa.Schema) -> None:
         self._where = where
-        self._columns = filter_columns(schema)
+        hidden = (KEYWORDS, DETAILS)
+        self._columns = [name for name in schema.names if not name.startswith("vec_") and name not in hidden]
         self._schema = schema
         self._tokens = list(self._read_tokens())
         self._next = 0
         self._conditions = 0
 
     def parse(self) -> str:
-        condition = self._either(0)
+        condition = self._joined(0)
         if self._peek() is not _END:
             self._fail(f"`{self._peek().text}` is not expected after a condition")
         return condition
@@ -126,31 +129,25 @@ class _Filter:
             self._fail("it holds bytes that are not UTF-8")
         position, end = 0, len(self._where.rstrip())
         while position < end:
-            match = _TOKEN.match(self._where, position)
+            match, character = _TOKEN.match(self._where, position), self._where[position]
             if match:
                 yield _Token(str(match.lastgroup), match.group())
                 position = match.end()
-            elif self._where[position].isspace():
+            elif character.isspace():
                 position += 1
+            elif character in "'\"`":
+                self._fail(f"the quote {character} at character {position + 1} is never closed")
+            elif character.isdigit() or character == ".":
+                self._fail(f"the number at character {position + 1} is not one")
             else:
-                self._fail(self._bad_character(position))
+                self._fail(f"`{character}` at character {position + 1} has no meaning here")
 
-    def _bad_character(self, position: int) -> str:
-        character = self._where[position]
-        if character in "'\"`":
-            return f"the quote {character} at character {position + 1} is never closed"
-        if character.isdigit() or character == ".":
-            return f"the number at character {position + 1} is not one"
-        return f"`{character}` at character {position + 1} has no meaning here"
-
-    def _either(self, depth: int) -> str:
-        return self._chain("OR", lambda: self._chain("AND", lambda: self._negated(depth)))
-
-    def _chain(self, joint: str, part: Callable[[], str]) -> str:
-        parts = [part()]
-        while self._take(joint):
-            parts.append(part())
-        return f" {joint} ".join(parts)
+    def _joined(self, depth: int) -> str:
+        """Conditions with AND and OR between them, of which LanceDB knows as well which binds closer."""
+        parts = [self._negated(depth)]
+        while self._peek().keyword in ("AND", "OR"):
+            parts += [self._advance().keyword, self._negated(depth)]
+        return " ".join(parts)
 
     def _negated(self, depth: int) -> str:
         if depth > _DEEPEST:
@@ -158,7 +155,7 @@ class _Filter:
         if self._take("NOT"):
             return f"NOT ({self._negated(depth + 1)})"
         if self._take("("):
-            condition = self._either(depth + 1)
+            condition = self._joined(depth + 1)
             self._expect(")")
             return f"({condition})"
         return self._condition()
@@ -181,30 +178,25 @@ class _Filter:
     def _in_words(self, left: _Operand) -> str:
         negation = "NOT " if self._take("NOT") else ""
         if self._take("IN"):
-            return f"{left.sql} {negation}IN ({self._list(left)})"
+            self._expect("(")
+            values = [self._alike(left, self._value())]
+            while self._take(","):
+                values.append(self._alike(left, self._value()))
+            self._expect(")")
+            return f"{left.sql} {negation}IN ({', '.join(values)})"
         if self._take("BETWEEN"):
             low = self._alike(left, self._operand())
             self._expect("AND")
             return f"{left.sql} {negation}BETWEEN {low} AND {self._alike(left, self._operand())}"
         for like in ("LIKE", "ILIKE"):
             if self._take(like):
-                return f"{left.sql} {negation}{like} {self._pattern(left)}"
+                if left.kind not in ("text", "") or self._peek().kind != "text":
+                    self._fail("LIKE compares a text column with a text such as '%oak%'")
+                return f"{left.sql} {negation}{like} {self._value().sql}"
         if left.kind == "boolean" and not negation:
             return left.sql
-        self._fail(f"after `{self._before()}` it needs a comparison, not {self._found()}")
-
-    def _list(self, left: _Operand) -> str:
-        self._expect("(")
-        values = [self._alike(left, self._value())]
-        while self._take(","):
-            values.append(self._alike(left, self._value()))
-        self._expect(")")
-        return ", ".join(values)
-
-    def _pattern(self, left: _Operand) -> str:
-        if left.kind not in ("text", "") or self._peek().kind != "text":
-            self._fail("LIKE compares a text column with a text such as '%oak%'")
-        return self._value().sql
+        before = self._tokens[self._next - 1].text[:40]
+        self._fail(f"after `{before}` it needs a comparison, not {self._peek().shown}")
 
     def _alike(self, left: _Operand, right: _Operand) -> str:
         """The right side of a comparison, if it can be compared with the left one."""
@@ -218,8 +210,7 @@ class _Filter:
         if token.kind == "word" and following and following[0].text == "(":
             return self._function(token)
         if token.kind == "quoted" or (token.kind == "word" and token.keyword not in ("TRUE", "FALSE")):
-            self._next += 1
-            return self._column(token)
+            return self._column(self._advance())
         return self._value()
 
     def _function(self, token: _Token) -> _Operand:
@@ -237,28 +228,29 @@ class _Filter:
 
     def _column(self, token: _Token) -> _Operand:
         if token.kind not in ("word", "quoted"):
-            self._fail(f"it needs a column in place of {_shown(token)}")
+            self._fail(f"it needs a column in place of {token.shown}")
         name = token.text[1:-1] if token.kind == "quoted" else token.text
         same = [column for column in self._columns if column.lower() == name.lower()]
         if not same and token.keyword in _RESERVED:
-            self._fail(f"it needs a column or value in place of {_shown(token)}" + _RESERVED[token.keyword])
+            self._fail(f"it needs a column or value in place of {token.shown}" + _RESERVED[token.keyword])
         if not same:
-            raise _unknown_column(name, self._columns)
+            close = nearest(name, self._columns)
+            known = f"columns: {', '.join(self._columns)}; texts stand in single quotes"
+            raise UsageError(
+                f"there is no column `{name[:80]}` to filter by",
+                hint=f"did you mean `{close}`? {known}" if close else known,
+            )
         column = name if name in same else same[0]
         return _Operand(f"`{column}`", _kind(self._schema.field(column).type))
 
     def _value(self) -> _Operand:
-        if self._take("-"):
-            token = self._advance()
-            if token.kind == "number":
-                return _Operand(f"-{token.text}", "number")
-        else:
-            token = self._advance()
-        if token.kind in ("text", "number"):
-            return _Operand(token.text, token.kind)
-        if token.keyword in ("TRUE", "FALSE"):
+        sign = "-" if self._take("-") else ""
+        token = self._advance()
+        if token.kind == "number" or (token.kind == "text" and not sign):
+            return _Operand(sign + token.text, token.kind)
+        if token.keyword in ("TRUE", "FALSE") and not sign:
             return _Operand(token.keyword, "boolean")
-        self._fail(f"it needs a value in place of {_shown(token)}")
+        self._fail(f"it needs a value in place of {token.shown}")
 
     def _peek(self) -> _Token:
         return self._tokens[self._next] if self._next < len(self._tokens) else _END
@@ -275,20 +267,10 @@ class _Filter:
 
     def _expect(self, keyword: str) -> None:
         if not self._take(keyword):
-            self._fail(f"`{keyword}` is missing before {self._found()}")
-
-    def _before(self) -> str:
-        return self._tokens[self._next - 1].text[:40]
-
-    def _found(self) -> str:
-        return _shown(self._peek())
+            self._fail(f"`{keyword}` is missing before {self._peek().shown}")
 
     def _fail(self, reason: str) -> NoReturn:
         raise _not_understood(self._where, reason)
-
-
-def _shown(token: _Token) -> str:
-    return token.text if token is _END else f"`{token.text[:40]}`"
 
 
 def _kind(data_type: pa.DataType) -> str:
@@ -297,22 +279,3 @@ def _kind(data_type: pa.DataType) -> str:
     if pa.types.is_boolean(data_type):
         return "boolean"
     return "number" if pa.types.is_integer(data_type) or pa.types.is_floating(data_type) else ""
-
-
-def _unknown_column(name: str, columns: Sequence[str]) -> UsageError:
-    close = nearest(name, columns)
-    known = f"columns: {', '.join(columns)}; texts stand in single quotes"
-    return UsageError(
-        f"there is no column `{name[:80]}` to filter by",
-        hint=f"did you mean `{close}`? {known}" if close else known,
-    )
-
-
-def filter_columns(schema: pa.Schema) -> list[str]:
-    """The columns that a filter may name."""
-    hidden = (KEYWORDS, DETAILS)
-    return [name for name in schema.names if not name.startswith("vec_") and name not in hidden]
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")[:200]

@@ -1,4 +1,7 @@
-"""`Searcher`: a model and a table, kept open; the same for the command and for a web service."""
+"""`Searcher`: a model and a table, kept open; the same for the command and for a web service.
+
+However a search is asked for, it becomes a `_Query`, and `_run` alone turns that into hits.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import json
 import math
 import shlex
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -17,10 +21,12 @@ from PIL import Image
 from furnclip import console
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, ModelMismatchError, UsageError
-from furnclip.images import letterbox, load_square
+from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, letterbox, load_square, open_image
+from furnclip.journal import write_bytes
 from furnclip.search.filters import combined, explained
 from furnclip.vectors import Floats, Provenance, column_name, fuse, unit
-from furnclip.vectors.index import DETAILS, KEYWORDS, SHOWN, index_location, open_index, partitions_of
+from furnclip.vectors.index import DETAILS, KEYWORDS, index_location, open_index, partitions_of
+from furnclip.vectors.parquet import SHOWN
 
 if TYPE_CHECKING:
     from furnclip.model import Clip
@@ -37,6 +43,9 @@ _LEAST_PROBES = 20
 _EVERY_PARTITION = 1_000_000
 _LONGEST_QUERY = 2000  # characters; models read at most 77 tokens
 _MOST_SHARES = 1000  # filters whose share of the table is remembered
+_ROW_ID = "_rowid"  # as LanceDB calls it
+_CELL_PX = 200  # of the contact sheet
+_SHEET_COLUMNS = 5
 
 
 @dataclass(frozen=True)
@@ -53,8 +62,7 @@ class Hit:
     object_type: str
     group: str
     split: str
-    image: str
-    """path of the image, relative to the image folder"""
+    image: str  # path of the image, relative to the image folder
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -62,8 +70,10 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class _Request:
-    vector: Floats | None  # (D,)
+class _Query:
+    """What the table is asked."""
+
+    vector: Floats | None  # (D,), None for keywords alone
     words: str
     mode: Mode
     k: int
@@ -92,6 +102,7 @@ class Searcher:
         location = index_location(self.config)
         self.table, self.provenance = open_index(location)
         self.uri = location.uri
+        self._schema = self.table.schema  # kept: LanceDB asks its runtime each time
         self._products = int(self.table.count_rows())
         if self._products == 0:
             raise InputError(f"the search table `{self.uri}` is empty", hint="run `furnclip embed` again")
@@ -120,10 +131,10 @@ class Searcher:
         """
         words, exclude = _readable(text or ""), [_readable(word) for word in exclude]
         chosen = self._mode(mode, words=words, has_image=image is not None)
-        count, condition = self._count(k), combined(where, exclude, self.table.schema)
+        count, condition = self._count(k), combined(where, exclude, self._schema)
         vector = None if chosen == "keyword" else self._vector(words, image, image_weight, exclude=exclude)
         with explained(self.uri, where):
-            return self._run(_Request(vector, words, chosen, count, condition))
+            return self._run(_Query(vector, words, chosen, count, condition))
 
     def search_many(
         self,
@@ -137,14 +148,14 @@ class Searcher:
         """The hits of each text, in order; all texts go through the model together."""
         chosen = self._mode(mode, words="several", has_image=False)
         texts, exclude = [_readable(text) for text in texts], [_readable(word) for word in exclude]
-        count, condition = self._count(k), combined(where, exclude, self.table.schema)
+        count, condition = self._count(k), combined(where, exclude, self._schema)
         vectors: Sequence[Floats | None] = [None] * len(texts)
         if chosen != "keyword" and texts:
             with self._encoding:
                 vectors = list(self._encode_texts(texts, exclude))
         with explained(self.uri, where):
             return [
-                self._run(_Request(vector, text, chosen, count, condition))
+                self._run(_Query(vector, text, chosen, count, condition))
                 for text, vector in zip(texts, vectors, strict=True)
             ]
 
@@ -155,9 +166,9 @@ class Searcher:
 
         `exclude` only filters here: the vector is taken as it is.
         """
-        condition = combined(where, [_readable(word) for word in exclude], self.table.schema)
+        condition = combined(where, [_readable(word) for word in exclude], self._schema)
         with explained(self.uri, where):
-            return self._run(_Request(vector, "", "vector", self._count(k), condition))
+            return self._run(_Query(vector, "", "vector", self._count(k), condition))
 
     def _count(self, k: int | None) -> int:
         """How many hits to find: never more than there are products, LanceDB counts in 64 bits."""
@@ -170,28 +181,26 @@ class Searcher:
         # torch takes seconds to import; a table that cannot be opened is told before
         from furnclip.model import latest_run, load_clip
 
-        made_by = self.provenance.models[self.label]
-        is_base = self.label == "base"
-        name = (model or self.config.model.name) if is_base else (run or self._run_of(made_by.name))
-        newest = latest_run(self.config.paths.runs)
-        if not is_base and not run and newest not in (None, made_by.name):
-            console.note(f"searching with run `{made_by.name}`; `furnclip embed` would take `{newest}`")
+        runs, made_by = self.config.paths.runs, self.provenance.models[self.label]
         wanted = self.config.model
         if wanted.precision == "auto":  # measuring which is faster takes longer than one request
             wanted = wanted.model_copy(update={"precision": "fp32"})
-        clip = load_clip(name, wanted, runs=None if is_base else self.config.paths.runs)
+        if self.label == "base":
+            clip = load_clip(model or wanted.name, wanted)
+        else:
+            # A table may come from anybody: only a run of this shop is loaded unless it was asked for.
+            if not run and (Path(made_by.name).name != made_by.name or not (runs / made_by.name).is_dir()):
+                raise ModelMismatchError(
+                    f"the vectors of `{self.uri}` were made by `{made_by.name}`, "
+                    f"which is no run under `{runs}`",
+                    hint=f"if you trust that model, ask for it: `--run {shlex.quote(made_by.name)}`",
+                )
+            newest = latest_run(runs)
+            if not run and newest not in (None, made_by.name):
+                console.note(f"searching with run `{made_by.name}`; `furnclip embed` would take `{newest}`")
+            clip = load_clip(run or made_by.name, wanted, runs=runs)
         self.provenance.require(self.label, clip.fingerprint, where=self.uri)
         return clip
-
-    def _run_of(self, name: str) -> str:
-        """The run that the table names, if it is one of these runs: a table may come from anybody."""
-        runs = self.config.paths.runs
-        if Path(name).name == name and (runs / name).is_dir():
-            return name
-        raise ModelMismatchError(
-            f"the vectors of `{self.uri}` were made by `{name}`, which is no run under `{runs}`",
-            hint=f"if you trust that model, ask for it: `--run {shlex.quote(name)}`",
-        )
 
     def _mode(self, mode: Mode | None, *, words: str, has_image: bool) -> Mode:
         if not words and not has_image:
@@ -209,16 +218,20 @@ class Searcher:
         self, words: str, image: ImageSource | None, image_weight: float | None, *, exclude: Sequence[str]
     ) -> Floats:
         """The request as a unit vector (D,)."""
-        share = self.config.search.image_weight if image_weight is None else image_weight
-        square = None if image is None else _square(image, self.clip.image_px)
+        weight = self.config.search.image_weight if image_weight is None else image_weight
+        side_px, square = self.clip.image_px, None
+        if isinstance(image, Image.Image):
+            square = letterbox(image.convert("RGB"), side_px)
+        elif image is not None:
+            square = load_square(Path(image), side_px)
         with self._encoding:
-            text_vectors = self._encode_texts([words], exclude) if words else None
-            image_vectors = None if square is None else self.clip.encode_images([square])
-        if image_vectors is not None and text_vectors is not None:
-            return _first(fuse(image_vectors, text_vectors, share))
-        only = text_vectors if image_vectors is None else image_vectors
-        assert only is not None
-        return _first(only)
+            vectors = None if square is None else self.clip.encode_images([square])
+            if words:
+                texts = self._encode_texts([words], exclude)
+                vectors = texts if vectors is None else fuse(vectors, texts, weight)
+        assert vectors is not None
+        vector: Floats = vectors[0]
+        return vector
 
     def _encode_texts(self, texts: Sequence[str], exclude: Sequence[str]) -> Floats:
         """The texts as unit vectors (N, D), led away from the words to avoid."""
@@ -227,40 +240,42 @@ class Searcher:
         asked, avoided = vectors[: len(texts)], vectors[len(texts) :]
         return unit(asked - _AVOIDED_SHARE * avoided.mean(axis=0)) if avoid else asked
 
-    def _run(self, request: _Request) -> list[Hit]:
-        if request.mode == "hybrid":
-            return self._by_both(request)
-        if request.mode == "vector":
-            rows = self._rows(self._by_vector(request), request, request.k, read=[DETAILS, "_distance"])
-            return [self._hit(row, 1.0 - row["_distance"]) for row in rows]  # the distance is 1 - cosine
-        rows = self._rows(self._by_keyword(request), request, request.k, read=[DETAILS, "_score"])
-        return [self._hit(row, row["_score"]) for row in rows]
+    def _run(self, query: _Query) -> list[Hit]:
+        if query.mode != "hybrid":
+            return [self._hit(*found) for found in self._ranked(query, query.mode, query.k, key=DETAILS)]
+        # Reading the details of all candidates would take longer than finding them.
+        count = max(query.k, _HYBRID_CANDIDATES)
+        vector, keyword = (self._ranked(query, side, count, key=_ROW_ID) for side in ("vector", "keyword"))
+        best = fuse_ranks([key for key, _ in vector], [key for key, _ in keyword])[: query.k]
+        rows = self.table.take_row_ids([key for key, _ in best]).select([DETAILS]).with_row_id().to_list()
+        details = {row[_ROW_ID]: row[DETAILS] for row in rows}
+        return [self._hit(details[key], score) for key, score in best]
 
-    def _hit(self, row: Mapping[str, Any], score: float) -> Hit:
+    def _ranked(self, query: _Query, side: str, count: int, *, key: str) -> list[tuple[Any, float]]:
+        """The best of one side, vector or keyword: what the products have in column `key`, and the score."""
+        if side == "vector":
+            search = self.table.search(query.vector, vector_column_name=column_name("vec", self.label))
+            search, score = search.distance_type("dot").nprobes(self._probes(query.where)), "_distance"
+        else:
+            # Not the bare text: LanceDB would take quotes for a phrase, which the index does not know.
+            match: Any = MatchQuery  # whose defaults mypy cannot see
+            search, score = self.table.search(match(query.words, KEYWORDS), query_type="fts"), "_score"
+        if query.where:
+            search = search.where(query.where, prefilter=True)
+        by_id = key == _ROW_ID
+        rows = search.with_row_id(by_id).select([score] if by_id else [key, score]).limit(count).to_list()
+        # A distance is 1 - cosine.
+        return [(row[key], 1.0 - row[score] if side == "vector" else row[score]) for row in rows]
+
+    def _hit(self, details: str, score: float) -> Hit:
         try:
-            details = json.loads(row[DETAILS])
-            return Hit(score=float(score), **{name: str(details[name]) for name in SHOWN})
+            product = json.loads(details)
+            return Hit(score=float(score), **{name: str(product[name]) for name in SHOWN})
         except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(
                 f"the search table `{self.uri}` has a damaged product in `{DETAILS}`",
                 hint=f"remove `{self.uri}` and run `furnclip embed` again",
             ) from None
-
-    def _by_both(self, request: _Request) -> list[Hit]:
-        """Both rankings fused. Reading the details of all candidates would take longer than finding them."""
-        count = max(request.k, _HYBRID_CANDIDATES)
-        rankings = [
-            self._rows(self._by_vector(request).with_row_id(True), request, count, read=["_distance"]),
-            self._rows(self._by_keyword(request).with_row_id(True), request, count, read=["_score"]),
-        ]
-        best = fuse_ranks(*([row["_rowid"] for row in ranking] for ranking in rankings))[: request.k]
-        query = self.table.take_row_ids([row_id for row_id, _ in best])
-        found = {row["_rowid"]: row for row in query.select([DETAILS]).with_row_id().to_list()}
-        return [self._hit(found[row_id], score) for row_id, score in best]
-
-    def _by_vector(self, request: _Request) -> Any:
-        query = self.table.search(request.vector, vector_column_name=column_name("vec", self.label))
-        return query.distance_type("dot").nprobes(self._probes(request.where))
 
     def _probes(self, where: str | None) -> int:
         """Partitions to look into: more behind a filter, where the nearest that pass lie further apart."""
@@ -273,19 +288,6 @@ class Searcher:
             self._shares[where] = self.table.count_rows(where) / self._products
         share = self._shares[where]
         return _EVERY_PARTITION if share == 0 else math.ceil(wanted / math.sqrt(share))
-
-    def _by_keyword(self, request: _Request) -> Any:
-        # Not the bare text: LanceDB would take quotes around it for a phrase, which the index does not know.
-        match: Any = MatchQuery  # whose defaults mypy cannot see
-        return self.table.search(match(request.words, KEYWORDS), query_type="fts")
-
-    def _rows(
-        self, query: Any, request: _Request, count: int, *, read: Sequence[str]
-    ) -> list[dict[str, Any]]:
-        if request.where:
-            query = query.where(request.where, prefilter=True)
-        rows: list[dict[str, Any]] = query.select(list(read)).limit(count).to_list()
-        return rows
 
 
 def fuse_ranks(*rankings: Sequence[_Key]) -> list[tuple[_Key, float]]:
@@ -304,29 +306,14 @@ def _label(provenance: Provenance, *, run: str | None, model: str | None, uri: s
     """Which of the table's vectors are asked for."""
     if run and model:
         raise UsageError("`--run` and `--model` ask for two models", hint="give one of them")
-    if model:
-        return "base"
-    if run:
-        finetuned = provenance.models.get("finetuned")
-        if finetuned is None or finetuned.name != run:
-            made_by = f"made by run `{finetuned.name}`" if finetuned else "of the base model only"
-            raise ModelMismatchError(
-                f"the vectors of `{uri}` are {made_by}, not by run `{run}`",
-                hint=f"run `furnclip embed --run {run}`",
-            )
-        return "finetuned"
-    return "finetuned" if "finetuned" in provenance.models else "base"
-
-
-def _first(vectors: Floats) -> Floats:
-    row: Floats = vectors[0]
-    return row
-
-
-def _square(image: ImageSource, side_px: int) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return letterbox(image.convert("RGB"), side_px)
-    return load_square(Path(image), side_px)
+    finetuned = provenance.models.get("finetuned")
+    if run and (finetuned is None or finetuned.name != run):
+        made_by = f"made by run `{finetuned.name}`" if finetuned else "of the base model only"
+        raise ModelMismatchError(
+            f"the vectors of `{uri}` are {made_by}, not by run `{run}`",
+            hint=f"run `furnclip embed --run {run}`",
+        )
+    return "base" if model or finetuned is None else "finetuned"
 
 
 def _readable(text: str) -> str:
@@ -335,3 +322,19 @@ def _readable(text: str) -> str:
     if len(valid) > _LONGEST_QUERY:
         console.note(f"of a text of {len(valid)} characters the first {_LONGEST_QUERY} are used")
     return valid[:_LONGEST_QUERY]
+
+
+def write_preview(hits: Sequence[Hit], images: Path, target: Path) -> Path:
+    """A contact sheet of the hits' images with rank and title at `target`; its path.
+
+    An image that cannot be read is an empty frame.
+    """
+    cells: list[tuple[Image.Image | None, str]] = []
+    for place, hit in enumerate(hits, start=1):
+        image = None
+        with suppress(BrokenImage):
+            image = open_image(images / hit.image, longest_px=_CELL_PX) if hit.image else None
+        cells.append((image, f"{place}. {hit.clean_title or hit.title}"))
+    rows = [cells[start : start + _SHEET_COLUMNS] for start in range(0, len(cells), _SHEET_COLUMNS)]
+    write_bytes(target, encode_jpeg(contact_sheet(rows, cell_px=_CELL_PX), quality=90))
+    return target

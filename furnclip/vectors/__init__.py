@@ -6,41 +6,19 @@
 nothing to encode, and `missing_reason` says why. Which models made the vectors, from what and how is
 in the file's metadata under `furnclip`, as JSON; whoever reads vectors compares fingerprints first.
 
-`parquet` writes and reads the file, `nearest` finds exact neighbours in memory, `index` is the same
+`parquet` writes and reads the file, `nearest` finds exact neighbors in memory, `index` is the same
 data as a LanceDB table.
 """
 
-from furnclip.vectors.nearest import Floats, fuse, top_k, unit
-from furnclip.vectors.parquet import (
-    KINDS,
-    LABELS,
-    METADATA_KEY,
-    PRODUCT_COLUMNS,
-    ModelProvenance,
-    Provenance,
-    VectorTable,
-    column_name,
-    read_provenance,
-    read_vectors,
-    vector_array,
-    vector_schema,
-)
-
-__all__ = [
-    "KINDS",
-    "LABELS",
-    "METADATA_KEY",
-    "PRODUCT_COLUMNS",
-    "Floats",
-    "ModelProvenance",
-    "Provenance",
-    "VectorTable",
-    "column_name",
-    "fuse",
-    "read_provenance",
-    "read_vectors",
-    "top_k",
-    "unit",
-    "vector_array",
-    "vector_schema",
-]
+from furnclip.vectors.nearest import Floats as Floats
+from furnclip.vectors.nearest import fuse as fuse
+from furnclip.vectors.nearest import top_k as top_k
+from furnclip.vectors.nearest import unit as unit
+from furnclip.vectors.parquet import PRODUCT_COLUMNS as PRODUCT_COLUMNS
+from furnclip.vectors.parquet import ModelProvenance as ModelProvenance
+from furnclip.vectors.parquet import Provenance as Provenance
+from furnclip.vectors.parquet import VectorTable as VectorTable
+from furnclip.vectors.parquet import column_name as column_name
+from furnclip.vectors.parquet import read_provenance as read_provenance
+from furnclip.vectors.parquet import vector_array as vector_array
+from furnclip.vectors.parquet import vector_schema as vector_schema

@@ -39,22 +39,22 @@ from furnclip.errors import ConfigError, FurnclipError, InputError, MissingStage
 from furnclip.relevance import UNKNOWN
 from furnclip.vectors.parquet import (
     PRODUCT_COLUMNS,
+    SHOWN,
     Provenance,
     check_columns,
     column_name,
     open_parquet,
     provenance_of,
-    reading,
+    vector_schema,
 )
 
 KEYWORDS = "keywords"
 DETAILS = "details"
-SHOWN = ("product_id", "title", "clean_title", *ATTRIBUTES, "group", "split", "image")  # in `details`
 _SEARCHABLE = ("title", "clean_title", *ATTRIBUTES)
 _FILTERABLE = (*ATTRIBUTES, "split")
 _KEEP_OLD = timedelta(hours=1)  # for readers that opened the version before this one
 _BATCH_ROWS = 1024
-# Products of each partition that its centre is found with, and rounds of finding: a tenth of the time of
+# Products of each partition that its center is found with, and rounds of finding: a tenth of the time of
 # LanceDB's own 256 and 50.
 _SAMPLE_RATE = 64
 _MOST_ROUNDS = 20
@@ -68,13 +68,16 @@ class IndexLocation:
     uri: str
     options: Mapping[str, str]
 
-    @property
-    def parent(self) -> str:
-        return self.uri.rsplit("/", 1)[0]
-
-    @property
-    def table(self) -> str:
-        return self.uri.rsplit("/", 1)[1].removesuffix(".lance")
+    def connect(self) -> tuple[Any, str, Any | None]:
+        """The LanceDB database that holds the table, the table's name in it, and the table if it is there."""
+        folder, name = self.uri.removesuffix(".lance").rsplit("/", 1)
+        database = lancedb.connect(folder, storage_options=dict(self.options))
+        try:
+            return database, name, database.open_table(name)
+        except (ValueError, FileNotFoundError) as error:
+            if "not found" in str(error).lower():
+                return database, name, None
+            raise
 
 
 @dataclass(frozen=True)
@@ -82,67 +85,80 @@ class IndexReport:
     """The table as it is now."""
 
     uri: str
-    products: int
-    exact: bool
-    """whether every vector is compared"""
+    exact: bool  # whether every vector is compared
 
 
 def index_location(config: Config) -> IndexLocation:
-    """The table of these settings. Raises `InputError` for a name that is no table's."""
-    uri = config.search.index or str(config.paths.index)
-    uri = uri.rstrip("/")
+    """The table of these settings.
+
+    Raises `InputError` for a name that is no table's, `StorageError` or `ConfigError` for a bucket about
+    which LanceDB would retry for minutes or panic.
+    """
+    uri, storage = (config.search.index or str(config.paths.index)).rstrip("/"), config.storage
     if not _TABLE.fullmatch(uri):
         raise InputError(
             f"`search.index` cannot be `{uri}`",
             hint="it is a folder or an `s3://` address ending in `.lance`, e.g. `s3://bucket/shop/index.lance`",
         )
-    if uri.startswith("s3://"):
-        _check_bucket(uri, config)
-        return IndexLocation(uri, _storage_options(config))
-    return IndexLocation(uri, {})
-
-
-def _check_bucket(uri: str, config: Config) -> None:
-    """Raise `StorageError` or `ConfigError` for what LanceDB would retry for minutes or panic about."""
+    if not uri.startswith("s3://"):
+        return IndexLocation(uri, {})
     from furnclip.storage import S3Manager  # boto3, which a local table does not need
 
-    endpoint_url = config.storage.endpoint_url
-    if endpoint_url and not endpoint_url.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"`storage.endpoint_url` cannot be `{endpoint_url}`",
-            hint=f"begin it with `https://` or `http://`, e.g. `https://{endpoint_url}`",
-        )
-    bucket = uri.removeprefix("s3://").split("/")[0]
-    storage = config.storage.model_copy(update={"bucket": bucket})
-    with S3Manager.from_config(storage) as manager:
-        manager.check()
-
-
-def _storage_options(config: Config) -> dict[str, str]:
-    storage = config.storage
     options = {"timeout": f"{storage.timeout_s:g}s", "connect_timeout": "10s", "client_max_retries": "3"}
     if storage.endpoint_url:
+        if not storage.endpoint_url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"`storage.endpoint_url` cannot be `{storage.endpoint_url}`",
+                hint=f"begin it with `https://` or `http://`, e.g. `https://{storage.endpoint_url}`",
+            )
         options["endpoint"] = storage.endpoint_url
         options["allow_http"] = str(storage.endpoint_url.startswith("http://")).lower()
     if storage.region:
         options["region"] = storage.region
-    return options
+    bucket = uri.removeprefix("s3://").split("/")[0]
+    with S3Manager.from_config(storage.model_copy(update={"bucket": bucket})) as manager:
+        manager.check()
+    return IndexLocation(uri, options)
+
+
+def table_schema(provenance: Provenance) -> pa.Schema:
+    """The columns of the table, all of them; its metadata are the provenance."""
+    texts = (*PRODUCT_COLUMNS, "missing_reason", KEYWORDS, DETAILS)
+    stored = vector_schema(provenance)
+    vectors = [stored.field(column_name("vec", label)) for label in provenance.models]
+    return pa.schema([*(pa.field(name, pa.string()) for name in texts), *vectors], stored.metadata)
 
 
 def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) -> IndexReport:
     """Make or replace the table from the vector file, then index it."""
-    with reading(vectors), open_parquet(vectors) as file, _explained(location):
+    with open_parquet(vectors) as file, explained(location.uri):
         provenance = provenance_of(file.schema_arrow.metadata, where=vectors)
         provenance = provenance.model_copy(update={"products": file.metadata.num_rows})
-        schema = _schema(provenance, file.schema_arrow)
-        database = lancedb.connect(location.parent, storage_options=dict(location.options))
+        schema = table_schema(provenance)
+        database, name, earlier = location.connect()
         # Overwriting what is not there works too, but LanceDB warns about it.
-        mode = "create" if _open_table(database, location) is None else "overwrite"
-        table = database.create_table(
-            location.table, _batches(file, schema), schema=schema, mode=mode, on_bad_vectors="null"
-        )
-        _index(table, provenance, search)
-    return _report(location, table)
+        mode = "create" if earlier is None else "overwrite"
+        rows = _batches(file, schema)
+        table = database.create_table(name, rows, schema=schema, mode=mode, on_bad_vectors="null")
+        # Before the indexes: after them it would join the partitions again and copy every vector once more.
+        table.optimize(cleanup_older_than=_KEEP_OLD)
+        exact = True
+        for label in provenance.models:
+            column = column_name("vec", label)
+            products = table.count_rows(f"{column} IS NOT NULL")
+            if products >= search.exact_below:
+                exact = False
+                partitioned = IvfFlat(
+                    distance_type="dot",
+                    num_partitions=partitions_of(products),
+                    sample_rate=_SAMPLE_RATE,
+                    max_iterations=_MOST_ROUNDS,
+                )
+                table.create_index(column, config=partitioned)
+        for name in _FILTERABLE:
+            table.create_index(name, config=Bitmap())
+        table.create_index(KEYWORDS, config=FTS())  # last: `is_index_of` takes it as the sign of completion
+    return IndexReport(location.uri, exact)
 
 
 def is_index_of(location: IndexLocation, key: str) -> IndexReport | None:
@@ -152,15 +168,17 @@ def is_index_of(location: IndexLocation, key: str) -> IndexReport | None:
     """
     try:
         table, provenance = open_index(location)
-        with _explained(location):
-            words = {name for index in table.list_indices() for name in index.columns}
+        with explained(location.uri):
+            indexed = {name for index in table.list_indices() for name in index.columns}
     except StorageError:
         if location.options:
             raise
         return None
     except (MissingStageError, InputError):
         return None
-    return _report(location, table) if provenance.key == key and KEYWORDS in words else None
+    if provenance.key != key or KEYWORDS not in indexed:
+        return None
+    return IndexReport(location.uri, exact=not any(name.startswith("vec_") for name in indexed))
 
 
 def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
@@ -169,15 +187,13 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
     Raises `MissingStageError` where there is none, `InputError` where it is something else or not whole,
     and `StorageError` when it cannot be read or the bucket refuses.
     """
-    with _explained(location):
-        database = lancedb.connect(location.parent, storage_options=dict(location.options))
-        table = _open_table(database, location)
+    with explained(location.uri):
+        _, _, table = location.connect()
         if table is None:
             raise MissingStageError(location.uri, command="furnclip embed")
         products = table.count_rows()
     provenance = provenance_of(table.schema.metadata, where=location.uri)
-    texts = (*PRODUCT_COLUMNS, "missing_reason", KEYWORDS, DETAILS)
-    check_columns(table.schema, provenance, where=location.uri, texts=texts, kinds=("vec",))
+    check_columns(table.schema, table_schema(provenance), where=location.uri)
     if provenance.products not in (None, products):
         raise InputError(
             f"the search table `{location.uri}` holds {products} of {provenance.products} products",
@@ -186,54 +202,18 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
     return table, provenance
 
 
-def _open_table(database: Any, location: IndexLocation) -> Any | None:
-    """The table, or None where there is none."""
-    try:
-        return database.open_table(location.table)
-    except (ValueError, FileNotFoundError) as error:
-        if "not found" in str(error).lower():
-            return None
-        raise
-
-
-def _schema(provenance: Provenance, stored: pa.Schema) -> pa.Schema:
-    fields = [pa.field(name, pa.string()) for name in (*PRODUCT_COLUMNS, "missing_reason", KEYWORDS, DETAILS)]
-    fields += [stored.field(column_name("vec", label)) for label in provenance.models]
-    return pa.schema(fields, metadata=provenance.metadata())
-
-
 def _batches(file: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    names = [name for name in schema.names if name not in (KEYWORDS, DETAILS)]
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
-        rows = batch.select(SHOWN).to_pylist()
-        made = {KEYWORDS: map(_words, rows), DETAILS: map(_details, rows)}
-        columns = [
-            pa.array(made[name], pa.string()) if name in made else batch.column(name) for name in schema.names
-        ]
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _words(row: Mapping[str, str | None]) -> str:
-    """Everything that a product can be found by, each text once."""
-    texts = [(row[name] or "").strip() for name in _SEARCHABLE]
-    return " ".join(dict.fromkeys(text for text in texts if text.lower() not in UNKNOWN))
-
-
-def _details(row: Mapping[str, str | None]) -> str:
-    return json.dumps({name: value or "" for name, value in row.items()})
-
-
-def _index(table: Any, provenance: Provenance, search: SearchConfig) -> None:
-    # Before the indexes: after them it would join the small partitions again and copy every vector once more.
-    table.optimize(cleanup_older_than=_KEEP_OLD)
-    for label in provenance.models:
-        column = column_name("vec", label)
-        products = table.count_rows(f"{column} IS NOT NULL")
-        if products >= search.exact_below:
-            table.create_index(column, config=_partitioned(products))
-    for name in _FILTERABLE:
-        table.create_index(name, config=Bitmap())
-    table.create_index(KEYWORDS, config=FTS())  # last: `is_index_of` takes it as the sign of completion
+    """The rows of the table, from those of the vector file."""
+    stored = [name for name in schema.names if name not in (KEYWORDS, DETAILS)]
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=stored):
+        keywords, details = [], []
+        for row in batch.select(SHOWN).to_pylist():
+            texts = [(row[name] or "").strip() for name in _SEARCHABLE]
+            known = (text for text in texts if text.lower() not in UNKNOWN)
+            keywords.append(" ".join(dict.fromkeys(known)))  # each text once
+            details.append(json.dumps({name: value or "" for name, value in row.items()}))
+        columns = {name: batch.column(name) for name in stored} | {KEYWORDS: keywords, DETAILS: details}
+        yield pa.RecordBatch.from_pydict(columns, schema=schema)
 
 
 def partitions_of(products: int) -> int:
@@ -241,42 +221,26 @@ def partitions_of(products: int) -> int:
     return max(1, math.isqrt(products))
 
 
-def _partitioned(products: int) -> IvfFlat:
-    return IvfFlat(
-        distance_type="dot",
-        num_partitions=partitions_of(products),
-        sample_rate=_SAMPLE_RATE,
-        max_iterations=_MOST_ROUNDS,
-    )
-
-
-def _report(location: IndexLocation, table: Any) -> IndexReport:
-    indexed = {name for index in table.list_indices() for name in index.columns}
-    exact = not any(name.startswith("vec_") for name in indexed)
-    return IndexReport(location.uri, table.count_rows(), exact)
-
-
 @contextmanager
-def _explained(location: IndexLocation) -> Iterator[None]:
-    """What LanceDB raises as one of our errors."""
+def explained(uri: str) -> Iterator[None]:
+    """What LanceDB raises for a table or storage that it cannot use, panics included, as `StorageError`."""
     try:
         yield
+    except FurnclipError:
+        raise
     except BaseException as error:
-        if isinstance(error, FurnclipError) or not is_broken(error):
+        if (
+            not isinstance(error, ValueError | RuntimeError | OSError)
+            and type(error).__name__ != "PanicException"
+        ):
             raise
-        raise broken_table(location.uri, error) from None
+        remote = "check `storage.endpoint_url`, `storage.region`, the bucket and your credentials"
+        raise StorageError(
+            f"the search table `{uri}` cannot be used: {first_line(error, 'unknown')[:300]}",
+            hint=remote if uri.startswith("s3://") else f"remove `{uri}` and run `furnclip embed` again",
+        ) from None
 
 
-def is_broken(error: BaseException) -> bool:
-    """Whether LanceDB raises this for a table or storage that it cannot use, panics included."""
-    return isinstance(error, ValueError | RuntimeError | OSError) or type(error).__name__ == "PanicException"
-
-
-def broken_table(uri: str, error: BaseException) -> StorageError:
-    """The error a user should see for one of LanceDB's."""
-    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown")
-    remote = "check `storage.endpoint_url`, `storage.region`, the bucket and your credentials"
-    return StorageError(
-        f"the search table `{uri}` cannot be used: {first_line[:300]}",
-        hint=remote if uri.startswith("s3://") else f"remove `{uri}` and run `furnclip embed` again",
-    )
+def first_line(error: BaseException, otherwise: str) -> str:
+    """The first line of an error's text that is not empty."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), otherwise)

@@ -9,41 +9,25 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
+from furnclip.catalogue import ATTRIBUTES
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
 from furnclip.journal import open_regular, parse_json
-from furnclip.vectors.nearest import Floats
+from furnclip.vectors.nearest import Floats, Mask
 
-PRODUCT_COLUMNS = (
-    "product_id",
-    "title",
-    "clean_title",
-    "style",
-    "material",
-    "color",
-    "object_type",
-    "group",
-    "split",
-    "image",
-    "content_hash",
-)
+SHOWN = ("product_id", "title", "clean_title", *ATTRIBUTES, "group", "split", "image")  # to people
+PRODUCT_COLUMNS = (*SHOWN, "content_hash")
 _TEXTS = (*PRODUCT_COLUMNS, "missing_reason")
-LABELS = ("base", "finetuned")
 KINDS = ("image", "text", "vec")
-METADATA_KEY = b"furnclip"
-_LABEL = f"^({'|'.join(LABELS)})$"
+_METADATA_KEY = b"furnclip"
 Dtype = Literal["fp32", "fp16"]
 _ARROW_TYPES = {"fp32": pa.float32(), "fp16": pa.float16()}
 _SMALL_BYTES = 1 << 25
-_MOST_TIMES_LARGER = (
-    1000  # a file of ours whose products have neither images nor different captions: some 200
-)
-_UNREADABLE = (pa.ArrowException, UnicodeDecodeError, MemoryError, OSError)  # as Arrow raises them
+_MOST_TIMES_LARGER = 1000  # of ours, a file without images whose captions are all the same: some 200
 _AGAIN = "remove it and run `furnclip embed` again"
 
 
@@ -57,21 +41,16 @@ class ModelProvenance(BaseModel):
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    name: str
-    """hub id, folder or run name, as given to `load_clip`"""
-    fingerprint: str
-    """of the weights and the preprocessing; equal fingerprints mean comparable vectors"""
+    name: str  # hub id, folder or run name, as given to `load_clip`
+    fingerprint: str  # of the weights and the preprocessing; equal fingerprints mean comparable vectors
     dimension: int
     image_px: int
-    precision: str
-    """precision of the towers: `fp32` or `bf16`"""
+    precision: str  # precision of the towers: `fp32` or `bf16`
     precision_reason: str = ""
     precision_cosine: float | None = None
     """lowest cosine to fp32 on the sample that was checked; null in fp32"""
-    image_weight: float = 0.5
-    """weight of the image in `vec_clip_*`"""
-    image_weight_reason: str = ""
-    """how the share was chosen"""
+    image_weight: float = 0.5  # weight of the image in `vec_clip_*`
+    image_weight_reason: str = ""  # how the weight was chosen
 
 
 class Provenance(BaseModel):
@@ -81,21 +60,13 @@ class Provenance(BaseModel):
 
     format: Literal[1] = 1
     furnclip_version: str = ""
-    key: str = ""
-    """hash of all inputs and settings; equal keys mean there is nothing to do"""
-    dtype: Dtype = "fp32"
-    """number format of the stored vectors"""
+    key: str = ""  # hash of all inputs and settings; equal keys mean there is nothing to do
+    dtype: Dtype = "fp32"  # number format of the stored vectors
     preprocessing: str = ""
-    source: str = ""
-    """name of the catalogue file"""
-    models: dict[Annotated[str, StringConstraints(pattern=_LABEL)], ModelProvenance] = {}
+    source: str = ""  # name of the catalogue file
+    models: dict[Annotated[str, StringConstraints(pattern="^(base|finetuned)$")], ModelProvenance] = {}
     """by label: `base`, `finetuned`"""
-    products: int | None = None
-    """rows of a complete search table; the vector file has its own count"""
-
-    def metadata(self) -> dict[bytes, bytes]:
-        """As Parquet or Lance schema metadata."""
-        return {METADATA_KEY: self.model_dump_json().encode()}
+    products: int | None = None  # rows of a complete search table; the vector file has its own count
 
     def require(self, label: str, fingerprint: str, *, where: Path | str) -> None:
         """Raise `ModelMismatchError` unless the vectors of `label` were made by that very model."""
@@ -121,10 +92,10 @@ def vector_schema(provenance: Provenance, *, kinds: Sequence[str] = KINDS) -> pa
         vector_type = pa.list_(value_type, model.dimension)
         fields += [pa.field(column_name(kind, label), vector_type) for kind in kinds]
     fields.append(pa.field("missing_reason", pa.string()))
-    return pa.schema(fields, metadata=provenance.metadata())
+    return pa.schema(fields, metadata={_METADATA_KEY: provenance.model_dump_json().encode()})
 
 
-def vector_array(vectors: Floats, present: npt.NDArray[np.bool_], dtype: Dtype) -> pa.FixedSizeListArray:
+def vector_array(vectors: Floats, present: Mask, dtype: Dtype) -> pa.FixedSizeListArray:
     """`vectors` (N, D) as an Arrow column that is null where not `present` (N,)."""
     values = np.where(present[:, None], vectors, 0).astype(np.float16 if dtype == "fp16" else np.float32)
     return pa.FixedSizeListArray.from_arrays(
@@ -132,34 +103,40 @@ def vector_array(vectors: Floats, present: npt.NDArray[np.bool_], dtype: Dtype) 
     )
 
 
-def open_parquet(path: Path, *, dictionaries: bool = False) -> pq.ParquetFile:
+@contextmanager
+def open_parquet(path: Path, *, dictionaries: bool = False) -> Iterator[pq.ParquetFile]:
     """The file, open; with `dictionaries` its texts are read as such, each value once.
 
-    Raises `MissingStageError` where there is none, `InputError` for another file.
+    Raises `MissingStageError` where there is none, and `InputError` that names the file where it is another
+    one or, within the block, where its content cannot be decoded.
     """
     try:
         open_regular(path, what="the vector file").close()
     except FileNotFoundError:
         raise MissingStageError(path, command="furnclip embed") from None
-    try:
+    with _explained(path, "is not a Parquet file"):
         # Buffered ahead, a reader of all rows keeps the whole file in memory.
-        file = pq.ParquetFile(
-            path,
-            pre_buffer=False,
-            page_checksum_verification=True,
-            read_dictionary=_TEXTS if dictionaries else None,
-        )
-    except _UNREADABLE as error:
+        texts = _TEXTS if dictionaries else None
+        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True, read_dictionary=texts)
+    with file, _explained(path, "is damaged"):
+        numbers = sum(getattr(field.type, "list_size", 1) for field in file.schema_arrow)
+        _check_unpacked(path, 4 * numbers * file.metadata.num_rows)
+        yield file
+
+
+@contextmanager
+def _explained(path: Path, problem: str) -> Iterator[None]:
+    """What Arrow raises for content that it cannot read, as an `InputError` that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the content
-        raise InputError(f"`{path}` is not a Parquet file: {error}", hint=_AGAIN) from None
-    fields = [file.schema_arrow.field(number) for number in range(len(file.schema_arrow))]
-    numbers = sum(getattr(field.type, "list_size", 1) for field in fields)
-    check_unpacked(path, 4 * numbers * file.metadata.num_rows)
-    return file
+        first_line = (str(error).splitlines() or [""])[0]
+        raise InputError(f"`{path}` {problem}: {first_line[:200]}", hint=_AGAIN) from None
 
 
-def check_unpacked(path: Path, size_bytes: int) -> None:
+def _check_unpacked(path: Path, size_bytes: int) -> None:
     """Raise `InputError` where a small file would take a lot of memory: that is none of ours."""
     packed_bytes = path.stat().st_size
     if size_bytes > _SMALL_BYTES + _MOST_TIMES_LARGER * packed_bytes:
@@ -168,96 +145,52 @@ def check_unpacked(path: Path, size_bytes: int) -> None:
         )
 
 
-def decoded_texts(path: Path, table: pa.Table) -> pa.Table:
-    """`table` with its texts as plain strings, if they fit: each is stored once, however often it occurs."""
-    for number, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            column = table.column(number)
-            lengths = [pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
-            check_unpacked(path, sum(pc.sum(chunk).as_py() or 0 for chunk in lengths))
-            table = table.set_column(number, field.with_type(pa.string()), column.cast(pa.string()))
-    return table
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """What Arrow raises for content that cannot be decoded, as an `InputError` that names the file."""
-    try:
-        yield
-    except _UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk, not the content
-        first_line = (str(error).splitlines() or [""])[0]
-        raise InputError(f"`{path}` is damaged: {first_line[:200]}", hint=_AGAIN) from None
-
-
 def provenance_of(metadata: Mapping[bytes, bytes] | None, *, where: Path | str) -> Provenance:
     """The provenance in schema metadata; raises `InputError` where there is none that can be read."""
     hint = "it was not written by this version of `furnclip embed`; run that to make it again"
-    stored = (metadata or {}).get(METADATA_KEY)
+    stored = (metadata or {}).get(_METADATA_KEY)
     if stored is None:
         raise InputError(f"`{where}` does not say which model made it", hint=hint)
-    return parse_json(stored, Provenance, what=f"the metadata of `{where}`", hint=hint)
-
-
-def check_columns(
-    schema: pa.Schema,
-    provenance: Provenance,
-    *,
-    where: Path | str,
-    texts: Sequence[str] = _TEXTS,
-    kinds: Sequence[str] = KINDS,
-) -> None:
-    """Raise `InputError` unless the columns are there with the types that the provenance promises."""
-    wanted = {name: pa.string() for name in texts}
-    for label, model in provenance.models.items():
-        vector_type = pa.list_(_ARROW_TYPES[provenance.dtype], model.dimension)
-        wanted |= {column_name(kind, label): vector_type for kind in kinds}
-    for name, data_type in wanted.items():
-        number = schema.get_field_index(name)
-        if number < 0:
-            raise InputError(f"`{where}` has no column `{name}`", hint=_AGAIN)
-        if not _same_type(schema.field(number).type, data_type):
-            raise InputError(
-                f"column `{name}` of `{where}` holds {schema.field(number).type}, not {data_type}",
-                hint=_AGAIN,
-            )
+    provenance = parse_json(stored, Provenance, what=f"the metadata of `{where}`", hint=hint)
     if not provenance.models:
         raise InputError(f"`{where}` holds no vectors", hint=_AGAIN)
+    return provenance
 
 
-def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether they hold the same; the name and the nullability of a list's items do not count."""
-    if pa.types.is_fixed_size_list(found) and pa.types.is_fixed_size_list(wanted):
-        return bool(found.list_size == wanted.list_size and found.value_type == wanted.value_type)
-    return bool(found == wanted)
+def check_columns(found: pa.Schema, wanted: pa.Schema, *, where: Path | str) -> None:
+    """Raise `InputError` unless the `wanted` columns are there with their types."""
+    for field in wanted:
+        number = found.get_field_index(field.name)
+        if number < 0:
+            raise InputError(f"`{where}` has no column `{field.name}`", hint=_AGAIN)
+        data_type = found.field(number).type
+        if pa.types.is_fixed_size_list(data_type):  # whether single numbers may be null does not count
+            data_type = pa.list_(data_type.value_type, data_type.list_size)
+        if data_type != field.type:
+            raise InputError(
+                f"column `{field.name}` of `{where}` holds {data_type}, not {field.type}", hint=_AGAIN
+            )
 
 
 def read_provenance(path: Path, *, kinds: Sequence[str] = KINDS) -> Provenance:
     """Which models made the vectors in `path`, whose columns are checked; the rows are not read."""
     with open_parquet(path) as file:
         provenance = provenance_of(file.schema_arrow.metadata, where=path)
-        check_columns(file.schema_arrow, provenance, where=path, kinds=kinds)
+        check_columns(file.schema_arrow, vector_schema(provenance, kinds=kinds), where=path)
     return provenance
-
-
-def read_vectors(path: Path) -> VectorTable:
-    """The vector file at `path`, columns read when asked for.
-
-    Raises `MissingStageError` when it does not exist and `InputError` when it is something else.
-    """
-    return VectorTable(path, read_provenance(path))
 
 
 class VectorTable:
     """One vector file: its products, and its vectors as matrices.
 
-    A row number means the same product in `products`, `matrix` and `present`.
+    Columns are read when asked for; a row number means the same product in `products`, `matrix` and
+    `present`. Raises `MissingStageError` where there is no file, and `InputError` for another one.
     """
 
-    def __init__(self, path: Path, provenance: Provenance) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.provenance = provenance
+        self.provenance = read_provenance(path)
+        self._matrices: dict[str, tuple[Floats, Mask]] = {}
         with open_parquet(path) as file:
             self.columns: tuple[str, ...] = tuple(file.schema_arrow.names)
             self._count = int(file.metadata.num_rows)
@@ -268,35 +201,34 @@ class VectorTable:
     @cached_property
     def products(self) -> list[dict[str, str | None]]:
         """One dict a row with everything but the vectors."""
-        names = [name for name in self.columns if name in (*PRODUCT_COLUMNS, "missing_reason")]
-        with reading(self.path), open_parquet(self.path, dictionaries=True) as file:
-            rows: list[dict[str, str | None]] = decoded_texts(self.path, file.read(columns=names)).to_pylist()
+        with open_parquet(self.path, dictionaries=True) as file:
+            table = file.read(columns=list(_TEXTS))
+        for number, field in enumerate(table.schema):
+            if pa.types.is_dictionary(field.type):  # each text is stored once, however often it occurs
+                column = table.column(number)
+                lengths = [pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
+                _check_unpacked(self.path, sum(pc.sum(chunk).as_py() or 0 for chunk in lengths))
+                table = table.set_column(number, field.with_type(pa.string()), column.cast(pa.string()))
+        rows: list[dict[str, str | None]] = table.to_pylist()
         return rows
 
     def matrix(self, name: str) -> Floats:
         """The vectors of column `name` as float32 (N, D); rows that have none are zero."""
         return self._vectors(name)[0]
 
-    def present(self, name: str) -> npt.NDArray[np.bool_]:
+    def present(self, name: str) -> Mask:
         """Which rows have a vector in column `name`, (N,)."""
         return self._vectors(name)[1]
 
-    def _vectors(self, name: str) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    def _vectors(self, name: str) -> tuple[Floats, Mask]:
+        if name in self._matrices:
+            return self._matrices[name]
         if name not in self.columns:
             vectors = [column for column in self.columns if "_clip_" in column]
             raise InputError(
                 f"`{self.path}` has no column `{name}`", hint=f"vectors there: {', '.join(vectors)}"
             )
-        if name not in self._matrices:
-            self._matrices[name] = self._read_matrix(name)
-        return self._matrices[name]
-
-    @cached_property
-    def _matrices(self) -> dict[str, tuple[Floats, npt.NDArray[np.bool_]]]:
-        return {}
-
-    def _read_matrix(self, name: str) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        with reading(self.path), open_parquet(self.path) as file:
+        with open_parquet(self.path) as file:
             dimension = file.schema_arrow.field(name).type.list_size
             matrix = np.zeros((self._count, dimension), dtype=np.float32)  # (N, D)
             present = np.zeros(self._count, dtype=bool)
@@ -305,10 +237,11 @@ class VectorTable:
                 stop = start + batch.num_rows
                 matrix[start:stop], present[start:stop] = matrix_of(batch.column(0))
                 start = stop
+        self._matrices[name] = matrix, present
         return matrix, present
 
 
-def matrix_of(column: pa.Array | pa.ChunkedArray) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def matrix_of(column: pa.Array | pa.ChunkedArray) -> tuple[Floats, Mask]:
     """A column of fixed-size lists as float32 (N, D), zero where null, and which are there (N,)."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     present = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=bool)

@@ -93,7 +93,7 @@ def hundred_thousand(folder: Path) -> dict[str, Any]:
         "hybrid_p50_ms": p50(lambda word: searcher.search(word, mode="hybrid"), words),
     }
     print(figures, file=sys.stderr)
-    return figures | rivals(vectors.read_vectors(built.config.paths.vectors), built)
+    return figures | rivals(vectors.VectorTable(built.config.paths.vectors), built)
 
 
 def rivals(table: vectors.VectorTable, built: Built) -> dict[str, Any]:
