@@ -6,7 +6,7 @@ Out: `work/embeddings/master_vectors.parquet`, and the search table built from i
 
     encoding   catalogue rows to an Arrow table of vectors, a row group at a time
     plan       which models, in which precision, with which image weight
-    parts      one small file a row group while the work goes on; earlier vectors that still hold
+    parts      one file a row group until the vector file is complete; earlier vectors that are still valid
     pipeline   all of it in order
     generator  `EmbeddingGenerator`: the same as a class, and for any plain CLIP of Hugging Face
 

@@ -2,7 +2,7 @@
 
 The content hash of a row covers its caption and its image, so a row whose hash is known needs no
 decoding and no model. Only the first image that is there is read for it; of further ones, which
-step in when the first is broken, name and size count.
+replace a broken first one, name and size count.
 
 Images are encoded as soon as a batch of them is decoded, while other threads decode the next;
 captions once a row group, equal ones once. A batch never crosses a row group, so a row group that is
@@ -174,7 +174,7 @@ class RowGroupEncoder:
     def encode(self, decoded: Iterable[Content], count: int) -> tuple[pa.Table, dict[str, int]]:
         """The row group of these `count` rows, and how many images were encoded for it, by label.
 
-        Images are let go of batch by batch.
+        Images are freed batch by batch.
         """
         rows: list[Content] = []
         images: dict[str, list[Floats]] = {label: [] for label in self.clips}

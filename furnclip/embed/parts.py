@@ -1,10 +1,10 @@
-"""Row groups on the disk, the vector file made of them, and vectors of earlier files that still hold.
+"""Row groups on the disk, the vector file made of them, and vectors of earlier files that are still valid.
 
     work/embeddings/parts/KEY/plan.json            models and precision, decided once
     work/embeddings/parts/KEY/part-00000.parquet   one finished row group, without the fused vectors
 
-KEY is a hash of every input, so a part under it is right whoever made it and whenever. A part is
-written aside and renamed; where its file exists, its row group is done.
+KEY is a hash of every input, so a part under it is valid whichever run wrote it. A part is written
+aside and renamed; where its file exists, its row group is done.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def write_vectors(folder: PartFolder, provenance: Provenance, target: Path) -> N
 
 @dataclass
 class Found:
-    """Vectors of N rows as they were stored earlier; `known` (N,) says of which rows, the others are zero."""
+    """Vectors of N rows as they were stored earlier; `known` (N,) marks those; the others are zero."""
 
     known: Mask
     vectors: dict[str, Floats]  # by kind, (N, D)

@@ -76,14 +76,14 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> Summary:
     """Embed the catalogue with the base model and `run` (default: the run finished last).
 
     Raises `InputError` for a catalogue without usable products, `ModelError` for a model that cannot
-    be used, `JournalError` when another process is at it.
+    be used, `JournalError` when another process is embedding.
     """
     start = time.monotonic()
     launch = torchrun_launch()
     if launch.ignored:
         console.warn(launch.ignored)
     sweep(config.paths.embeddings)
-    location = index_location(config)  # a bucket that refuses is told now, not when all is encoded
+    location = index_location(config)  # a bucket that refuses is reported now, not when all is encoded
     with Journal(config.paths.embeddings / f"journal-{launch.rank}.jsonl") as journal:
         work = _Work(config, run, launch)
         summary = work.summary

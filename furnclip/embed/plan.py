@@ -65,7 +65,7 @@ def _load_exact(name: str, config: Config) -> Clip:
 def read_or_make_plan(
     folder: PartFolder, reader: CatalogueReader, clips: Mapping[str, Clip], config: Config, *, leads: bool
 ) -> Provenance:
-    """The plan that lies in `folder`; process 0 makes it where there is none, the others wait."""
+    """The plan in `folder`; process 0 makes it where there is none, the others wait."""
     plan = _read_plan(folder, clips)
     if plan is None and leads:
         plan = _make_plan(folder.key, reader, clips, config)
@@ -133,7 +133,7 @@ def settle_precision(
     """Put the towers of `clip` (in float32 now) into the precision that this catalogue gets.
 
     Returns it with the lowest cosine to float32 on the sample, where they were compared. `earlier`: the
-    precision of vectors that will be kept; mixing two in one column helps nobody.
+    precision of vectors that will be kept; a column holds one.
     """
     wanted = config.model.precision
     if wanted == "auto" and earlier:
@@ -155,9 +155,9 @@ def place(clip: Clip, precision: str, config: Config) -> Clip:
     """The model in `precision`; loaded again where float32 is wanted and it has been rounded."""
     if clip.precision.precision == precision:
         return clip
-    return (
-        _rounded(clip, PrecisionChoice("bf16", "planned")) if precision == "bf16" else _load_exact(clip.name, config)
-    )
+    if precision == "fp32":
+        return _load_exact(clip.name, config)
+    return _rounded(clip, PrecisionChoice("bf16", "planned"))
 
 
 def _rounded(clip: Clip, choice: PrecisionChoice) -> Clip:

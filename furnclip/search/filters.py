@@ -1,6 +1,6 @@
 """Filters: the shopper's own, read strictly, and the words that must not appear.
 
-A filter is a subset of SQL over the product columns. It is parsed here and written anew for LanceDB, so
+A filter is a subset of SQL over the product columns. It is parsed here and rewritten for LanceDB, so
 that nothing else of DataFusion's SQL (functions that allocate without bound, subqueries, placeholders)
 reaches it, and a parenthesis in it cannot end ours:
 

@@ -125,7 +125,7 @@ class Searcher:
         """The `k` best products for a text, an image, or both.
 
         `where`: SQL over the product columns. `exclude`: words that a product's title and attributes
-        must not have, and that a text is led away from. `image_weight`: weight of the image when there
+        must not have, and that a text is moved away from. `image_weight`: weight of the image when there
         is a text too, 0 to 1.
         Raises `UsageError` for a bad filter and `BrokenImage` for an image that cannot be read.
         """
@@ -162,7 +162,7 @@ class Searcher:
     def nearest(
         self, vector: Floats, *, k: int | None = None, where: str | None = None, exclude: Sequence[str] = ()
     ) -> list[Hit]:
-        """The `k` products nearest to a unit vector (D,) of this model, made by whoever.
+        """The `k` products nearest to a unit vector (D,) of this model, however it was made.
 
         `exclude` only filters here: the vector is taken as it is.
         """
@@ -178,7 +178,7 @@ class Searcher:
         return min(wanted, self._products)
 
     def _load(self, *, run: str | None, model: str | None) -> Clip:
-        # torch takes seconds to import; a table that cannot be opened is told before
+        # torch takes seconds to import; a table that cannot be opened is reported before
         from furnclip.model import latest_run, load_clip
 
         runs, made_by = self.config.paths.runs, self.provenance.models[self.label]
@@ -234,7 +234,7 @@ class Searcher:
         return vector
 
     def _encode_texts(self, texts: Sequence[str], exclude: Sequence[str]) -> Floats:
-        """The texts as unit vectors (N, D), led away from the words to avoid."""
+        """The texts as unit vectors (N, D), moved away from the words to avoid."""
         avoid = [word for word in exclude if word.strip()]
         vectors = self.clip.encode_texts([*texts, *avoid])
         asked, avoided = vectors[: len(texts)], vectors[len(texts) :]
@@ -278,7 +278,7 @@ class Searcher:
             ) from None
 
     def _probes(self, where: str | None) -> int:
-        """Partitions to look into: more behind a filter, where the nearest that pass lie further apart."""
+        """Partitions to probe: more behind a filter, where the nearest that pass lie further apart."""
         wanted = self.config.search.probes or max(_LEAST_PROBES, partitions_of(self._products) // 10)
         if where is None:
             return wanted

@@ -3,8 +3,8 @@
 `master_vectors.parquet` has one row a product: the columns of `PRODUCT_COLUMNS`, then for each model
 (`base`, and `finetuned` where a run was embedded) `image_clip_M`, `text_clip_M` and the fused
 `vec_clip_M`, unit-length fixed-size lists, then `missing_reason`. A vector is null where there is
-nothing to encode, and `missing_reason` says why. Which models made the vectors, from what and how is
-in the file's metadata under `furnclip`, as JSON; whoever reads vectors compares fingerprints first.
+nothing to encode, and `missing_reason` is why. Which models made the vectors, from what and how is
+in the file's metadata under `furnclip`, as JSON; readers compare fingerprints first.
 
 `parquet` writes and reads the file, `nearest` finds exact neighbors in memory, `index` is the same
 data as a LanceDB table.

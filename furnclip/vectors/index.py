@@ -13,8 +13,8 @@ The schema metadata carries the provenance of the vector file. A table is replac
 itself, so readers of the old one are never disturbed, on S3 neither.
 
 The IVF index keeps whole vectors in its partitions: what is returned is ordered by the exact cosine,
-and what is missed lay in a partition that was not looked into (`search.probes`). Left to itself LanceDB
-makes partitions of some 4,000 products, of which any useful number of probes is nearly all.
+and what is missed lay in a partition that was not probed (`search.probes`). By default LanceDB makes
+partitions of some 4,000 products, of which any useful number of probes is nearly all.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _batches(file: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 
 def partitions_of(products: int) -> int:
-    """As many partitions as products in each, so that finding them costs as much as looking into one."""
+    """As many partitions as products in each, so that finding them costs as much as probing one."""
     return max(1, math.isqrt(products))
 
 
