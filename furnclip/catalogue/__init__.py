@@ -36,7 +36,6 @@ from furnclip.catalogue.rows import (
     read_records,
     read_rows,
     renamed_column,
-    sheet_in,
     sheet_text,
 )
 from furnclip.catalogue.text import content_hash, normalized_title
@@ -59,7 +58,6 @@ __all__ = [
     "read_records",
     "read_rows",
     "renamed_column",
-    "sheet_in",
     "sheet_text",
     "tell_near_matches",
     "uncleaned_rows",

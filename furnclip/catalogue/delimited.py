@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from furnclip.catalogue.text import tell_once, text_lines
+from furnclip.catalogue.text import text_lines, warn_once
 from furnclip.errors import InputError
 
 MAX_CELL_CHARS = 2**20
@@ -79,7 +79,7 @@ def find_layout(path: Path) -> Layout:
     delimiter = declared[1] if declared else _find_delimiter(sample, path.suffix)
     above = _lines_above_header(sample[start:], delimiter)
     if above:
-        tell_once(f"the header of `{path}` is line {start + above + 1}; the lines above it are skipped")
+        warn_once(f"the header of `{path}` is line {start + above + 1}; the lines above it are skipped")
     header, count = _read_header(sample[start + above :], delimiter)
     if not count:
         raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")
@@ -144,20 +144,11 @@ def _find_kinds(rows: Sequence[Sequence[str]], width: int) -> list[re.Pattern[st
     return kinds
 
 
-def read_cells(path: Path, layout: Layout) -> Iterator[Cells]:
-    """Every row below the header that is not blank."""
-    csv.field_size_limit(MAX_CELL_CHARS)
-    lines = text_lines(path)
-    for _ in range(layout.header_end):
-        next(lines, None)
-    yield from _Rows(lines, layout).read()
-
-
-class _Rows(Iterator[str]):
+class CellReader(Iterator[str]):
     """Reads rows strictly and, where that fails, line by line. Iterating gives the lines to `csv`."""
 
-    def __init__(self, lines: Iterator[str], layout: Layout) -> None:
-        self._lines = lines
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._lines = islice(text_lines(path), layout.header_end, None)
         self._layout = layout
         self._waiting: deque[str] = deque()  # lines that a row had taken and gave back
         self._taken: list[str] = []
@@ -170,7 +161,9 @@ class _Rows(Iterator[str]):
         self._line += 1
         return line
 
-    def read(self) -> Iterator[Cells]:
+    def rows(self) -> Iterator[Cells]:
+        """Every row below the header that is not blank."""
+        csv.field_size_limit(MAX_CELL_CHARS)
         reader = csv.reader(self, delimiter=self._layout.delimiter, strict=True)
         width = len(self._layout.header)
         while True:

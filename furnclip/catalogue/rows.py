@@ -11,17 +11,18 @@ A column of the catalogue that has the name of one of ours is called `raw_NAME` 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from furnclip.catalogue.delimited import MAX_CELL_CHARS, Layout, find_layout, read_cells
+from furnclip.catalogue.delimited import MAX_CELL_CHARS, CellReader, Layout, find_layout
 from furnclip.catalogue.structured import ImageStore, NoText, cell_text, read_json, read_parquet
 from furnclip.catalogue.text import (
     KINDS_HINT,
@@ -29,8 +30,8 @@ from furnclip.catalogue.text import (
     first_bytes,
     is_damaged,
     repaired,
-    tell_once,
     text_lines,
+    warn_once,
 )
 from furnclip.errors import InputError
 
@@ -89,9 +90,8 @@ def read_records(path: Path, images: ImageStore | None = None) -> tuple[list[str
     `images`: where to put images that are inside the file.
     """
     if not path.exists():
-        raise InputError(
-            f"there is no catalogue `{path}`", hint="set `paths.products` in furnclip.toml to your file"
-        )
+        hint = "set `paths.products` in furnclip.toml to your file"
+        raise InputError(f"there is no catalogue `{path}`", hint=hint)
     if not path.is_file():  # opening a pipe would wait for ever
         raise InputError(f"the catalogue `{path}` is not a file", hint="set `paths.products` to a file")
     if path.stat().st_size == 0:
@@ -99,9 +99,8 @@ def read_records(path: Path, images: ImageStore | None = None) -> tuple[list[str
     columns, records = _read(path, images)
     for name, count in Counter(columns).items():
         if count > 1:
-            raise InputError(
-                f"`{path}` has the column `{name}` twice", hint="rename one of the two columns in the file"
-            )
+            hint = "rename one of the two columns in the file"
+            raise InputError(f"`{path}` has the column `{name}` twice", hint=hint)
     return columns, records
 
 
@@ -152,7 +151,7 @@ def _check_json_lines(path: Path, suffix: str) -> None:
 
 def _csv_records(path: Path, columns: list[str], layout: Layout) -> Iterator[Record]:
     is_ours, is_clean = is_our_sheet(columns), find_encoding(path).is_clean
-    for number, row in enumerate(read_cells(path, layout), start=1):
+    for number, row in enumerate(CellReader(path, layout).rows(), start=1):
         cells = [unescape(cell) for cell in row.cells] if is_ours else row.cells
         fields = dict(zip(columns, cells, strict=False))
         if row.reason:
@@ -174,7 +173,7 @@ def _typed_records(
                 to_text = images.cell if images and name == images.column else cell_text
                 fields[name] = to_text(row.get(name))
             except NoText:
-                tell_once(f"column `{name}` holds bytes that are no text; they are left out")
+                warn_once(f"column `{name}` holds bytes that are no text; they are left out")
             except ValueError as error:
                 problem = f"column `{name}` {error}"
         checked = _checked_record(number, fields)
@@ -200,24 +199,16 @@ def _writable(fields: dict[str, str]) -> dict[str, str]:
 
 
 class SheetWriter:
-    """Writes CSV rows whose cells no spreadsheet runs as a formula."""
+    """Writes CSV rows whose cells no spreadsheet runs as a formula. `file` gets text, or else UTF-8."""
 
-    def __init__(self, text: IO[str]) -> None:
+    def __init__(self, file: io.StringIO | IO[bytes]) -> None:
+        text = file if isinstance(file, io.StringIO) else codecs.getwriter("utf-8")(file)
         # The default line end: with another one, `csv` leaves a lone carriage return unquoted.
         self._writer = csv.writer(text)
 
     def write_row(self, cells: Iterable[object]) -> None:
+        """One row, each cell as `str` writes it."""
         self._writer.writerow([escape(str(cell)) for cell in cells])
-
-
-@contextmanager
-def sheet_in(file: IO[bytes]) -> Iterator[SheetWriter]:
-    """A writer of UTF-8 rows into a binary file that stays open."""
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    try:
-        yield SheetWriter(text)
-    finally:
-        text.detach()
 
 
 def sheet_text(rows: Iterable[Iterable[object]]) -> str:

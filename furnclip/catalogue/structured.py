@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from furnclip.catalogue.text import MAX_LINE_CHARS, content_hash, tell_once, text_chunks, text_lines
+from furnclip.catalogue.text import MAX_LINE_CHARS, content_hash, text_chunks, text_lines, warn_once
 from furnclip.errors import InputError
 from furnclip.journal import replacing
 
@@ -59,7 +59,7 @@ class ImageStore(NamedTuple):
             return cell_text(value)
         name = f"{self.folder}/{content_hash(value)}.img"
         if not (self.root / name).exists():
-            tell_once(f"the images in column `{self.column}` are written to `{self.root / self.folder}`")
+            warn_once(f"the images in column `{self.column}` are written to `{self.root / self.folder}`")
             with replacing(self.root / name, durable=False) as file:
                 file.write(value)
         return name

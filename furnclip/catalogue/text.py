@@ -108,21 +108,21 @@ def _find_encoding(path: Path, _state: tuple[int, ...]) -> Encoding:
         raise InputError(f"`{path}` is not a text file", hint=KINDS_HINT)
     utf8_lines, other_lines, sample = _count_lines(path)
     if utf8_lines >= other_lines:
-        tell_once(f"{other_lines} lines of `{path}` are not UTF-8 as the others are; their rows are rejected")
+        warn_once(f"{other_lines} lines of `{path}` are not UTF-8 as the others are; their rows are rejected")
         return Encoding("utf-8-sig", is_clean=False)
     name = _legacy_encoding(sample)
     if not name:
         raise InputError(
             f"`{path}` is not UTF-8, and its encoding cannot be told", hint="save it as UTF-8 and run again"
         )
-    tell_once(
+    warn_once(
         f"`{path}` is not UTF-8 but looks like {name}, and is read as that; save it as UTF-8 to be sure"
     )
     return Encoding(name, is_clean=False)
 
 
 @cache
-def tell_once(text: str) -> None:
+def warn_once(text: str) -> None:
     """A warning on stderr, the first time only: a catalogue is read several times in a run."""
     console.warn(text)
 

@@ -24,12 +24,12 @@ from furnclip.catalogue import (
     REJECT_COLUMNS,
     Product,
     Rejection,
+    SheetWriter,
     content_hash,
     find_images,
     read_products,
     read_records,
     renamed_column,
-    sheet_in,
 )
 from furnclip.clean import offline
 from furnclip.clean.batch.results import Outcome, collect
@@ -113,7 +113,7 @@ def _write_files(ledger: CleaningLedger, *, partial: bool) -> CleaningSummary:
     header = [renamed_column(name) for name in columns]
     with ExitStack() as stack:
         cleaned, rejected = (
-            stack.enter_context(sheet_in(stack.enter_context(replacing(path))))
+            SheetWriter(stack.enter_context(replacing(path)))
             for path in (ledger.workspace.cleaned, ledger.workspace.rejected)
         )
         cleaned.write_row([*header, *CLEAN_COLUMNS])
