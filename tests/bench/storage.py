@@ -75,7 +75,10 @@ def furnclip_commands(local: Path, server: str, back: Path) -> list[list[str]]:
 
 
 def aws_commands(local: Path, server: str, back: Path) -> list[list[str]]:
-    program = str(Path(sys.executable).with_name("aws"))
+    beside = Path(sys.executable).parent  # where `.[bench]` puts it
+    program = shutil.which("aws", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        sys.exit('the AWS CLI is not installed: pip install -e ".[bench]"')
     sync = [program, "--endpoint-url", server, "s3", "sync", "--only-show-errors"]
     return [[*sync, str(local), f"s3://{BUCKET}/p"], [*sync, f"s3://{BUCKET}/p", str(back)]]
 

@@ -31,8 +31,8 @@ from statistics import median
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from examples.make_tiny_clip import learn_tokenizer
@@ -120,14 +120,15 @@ class Ours:
         for tower in self.encoder.stores:
             self.encoder.stores[tower].fill(self.keys, partial(self._pooled, tower), chunk_size=32)
 
-    def _pooled(self, tower: str, rows: list[int]) -> Tensor:
+    def _pooled(self, tower: str, rows: list[int]) -> NDArray[np.float32]:
         inputs = (
             self.work.pictures[rows]
             if tower == "vision"
             else self.encoder.clip.tokenize([self.work.captions[row] for row in rows])
         )
         with torch.no_grad():
-            return self.encoder._pooled("vision" if tower == "vision" else "text", inputs)
+            pooled = self.encoder._pooled("vision" if tower == "vision" else "text", inputs)
+        return pooled.float().cpu().numpy()
 
     def warm_up(self) -> None:
         self.step()
