@@ -1,9 +1,9 @@
-"""One cache of what a model computed from a content, for training and evaluation.
+"""One cache of features, for training and evaluation.
 
 Out: `work/cache/features/FINGERPRINT-KIND-PRECISION.safetensors`, one row for each image or text ever
 encoded, keyed by its content, so another catalogue, split or scenario with the same images finds them.
 KIND is a tower before its projection (`vision`, `text`), because the projection may train, or the unit
-vectors of an evaluation (`image-vectors`, `text-vectors`). A damaged file is made again.
+vectors of an evaluation (`image-vectors`, `text-vectors`). A damaged file is rebuilt.
 
 `embed` needs no copy here: its vector file holds every vector with the hash of its content.
 """
@@ -35,11 +35,8 @@ class FeatureStore:
         self._rows: list[Floats] = []
         self._load()
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def fill(self, keys: Sequence[str], encode: Encode, *, chunk_size: int) -> int:
-        """Encode what is not there yet, each key once; returns how many that were."""
+    def fill(self, keys: Sequence[str], encode: Encode, *, chunk_size: int) -> None:
+        """Encode what is not there yet, each key once, `chunk_size` at a time."""
         first: dict[str, int] = {}
         for position, key in enumerate(keys):
             if key not in self._row_of:
@@ -55,7 +52,6 @@ class FeatureStore:
             features = np.stack(self._rows)
             content = save({"keys": names.reshape(len(features), -1), "features": features})
             write_bytes(self._path, content)
-        return len(missing)
 
     def rows(self, keys: Sequence[str]) -> Floats:
         """(N, W), in the order of the keys; `KeyError` for one that was never encoded."""
