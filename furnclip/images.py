@@ -1,17 +1,17 @@
-"""Opening pictures from strangers: safe, upright, RGB, on white; and the square that CLIP sees.
+"""Opening images from strangers: safe, upright, RGB, on white; and the square that CLIP sees.
 
-Input: a file or its bytes. Output: an RGB picture, or `BrokenImage` with a short stable `reason`:
+Input: a file or its bytes. Output: an RGB image, or `BrokenImage` with a short stable `reason`:
 
-    missing, outside, not-a-file    there is no such file inside the picture folder
+    missing, outside, not-a-file    there is no such file inside the image folder
     empty, too-many-bytes           nothing in it, or more than `MAX_BYTES`
     not-a-picture                   none of `FORMATS`, whatever its name says
     too-many-pixels, too-small      a decompression bomb, or a tracking pixel
-    truncated                       the header is fine, the picture stops in the middle or is damaged
-    no-memory                       this process may not take the memory that the picture needs
+    truncated                       the header is fine, the image stops in the middle or is damaged
+    no-memory                       this process may not take the memory that the image needs
 
 `load_square` is the one preprocessing of `prepare` and `embed`, so that what is trained on is what is
 searched. Large JPEGs are decoded at a fraction of their size (libjpeg's scaled DCT), which changes
-single pixels against a full decode by a few grey levels; colour profiles are not applied.
+single pixels against a full decode by a few gray levels; colour profiles are not applied.
 """
 
 from __future__ import annotations
@@ -36,21 +36,14 @@ MAX_BYTES = 100 * 2**20
 MAX_PIXELS = 80_000_000
 _MAX_PIXELS_OF = {"WEBP": 40_000_000, "AVIF": 40_000_000}  # their decoders keep two or three whole copies
 MIN_SIDE_PX = 8
-_STRIP_PIXELS = 4_000_000  # flattened at a time; a whole picture of `MAX_PIXELS` would take four copies
+_STRIP_PIXELS = 4_000_000  # flattened at a time; a whole image of `MAX_PIXELS` would take four copies
 _REDUCING_GAP = 2.0
 WHITE = (255, 255, 255)
 
 # The decoders of Pillow answer damaged data with any of these.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    struct.error,
+_DECODER_ERRORS: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, ArithmeticError, LookupError, EOFError),
+    *(TypeError, AttributeError, struct.error),
 )
 # The filter under which Pillow's own modules may warn without anybody hearing it.
 _QUIET_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -67,7 +60,7 @@ _UPRIGHT = {
 
 
 class BrokenImage(InputError):
-    """A picture that cannot be used; `reason` is a short stable word for counting."""
+    """An image that cannot be used; `reason` is a short stable word for counting."""
 
     def __init__(
         self, reason: str, detail: str, *, hint: str = "replace the picture or drop the row"
@@ -83,7 +76,7 @@ class BrokenImage(InputError):
 def open_image(
     source: Path | bytes, *, longest_px: int | None = None, name: str = "the picture"
 ) -> Image.Image:
-    """The picture, upright, RGB, alpha on white, first frame.
+    """The image, upright, RGB, alpha on white, first frame.
 
     `longest_px`: scale down so that the longest side has at most this many pixels; large JPEGs are
     then never decoded in full. `name`: what an error calls bytes. Raises `BrokenImage`.
@@ -102,7 +95,7 @@ def open_image(
 
 
 def _quiet_pillow() -> None:
-    """Damaged metadata makes Pillow warn; what it means for the picture is judged here.
+    """Damaged metadata makes Pillow warn; what it means for the image is judged here.
 
     `warnings.catch_warnings` would do for one thread; with several it restores the filters in the
     wrong order, and the whole process stays deaf to warnings. So the filter is put in once, and again
@@ -113,15 +106,14 @@ def _quiet_pillow() -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a picture file. Raises `BrokenImage` where there are none, or too many."""
+    """The bytes of an image file. Raises `BrokenImage` where there are none, or too many."""
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for ever
             raise BrokenImage("not-a-file", f"`{path.name}` is not a file")
         size_bytes = path.stat().st_size
         if size_bytes > MAX_BYTES:
-            raise BrokenImage(
-                "too-many-bytes", f"`{path.name}` has {size_bytes:,} bytes, at most {MAX_BYTES:,}"
-            )
+            detail = f"`{path.name}` has {size_bytes:,} bytes, at most {MAX_BYTES:,}"
+            raise BrokenImage("too-many-bytes", detail)
         return path.read_bytes()
     except (OSError, ValueError) as error:
         detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -129,7 +121,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _identify(data: bytes, name: str) -> ImageFile.ImageFile:
-    """The lazily opened picture, after looking at nothing but its header."""
+    """The lazily opened image, after looking at nothing but its header."""
     if not data:
         raise BrokenImage("empty", f"{name} is empty")
     if len(data) > MAX_BYTES:
@@ -145,13 +137,11 @@ def _identify(data: bytes, name: str) -> ImageFile.ImageFile:
     width_px, height_px = image.size
     most = _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
     if width_px * height_px > most:
-        raise BrokenImage(
-            "too-many-pixels", f"{name} has {width_px} x {height_px} pixels, at most {most:,} in all"
-        )
+        detail = f"{name} has {width_px} x {height_px} pixels, at most {most:,} in all"
+        raise BrokenImage("too-many-pixels", detail)
     if min(width_px, height_px) < MIN_SIDE_PX:
-        raise BrokenImage(
-            "too-small", f"{name} has {width_px} x {height_px} pixels, at least {MIN_SIDE_PX} a side"
-        )
+        detail = f"{name} has {width_px} x {height_px} pixels, at least {MIN_SIDE_PX} a side"
+        raise BrokenImage("too-small", detail)
     return image
 
 
@@ -165,29 +155,24 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def _upright_rgb(image: ImageFile.ImageFile, longest_px: int | None) -> Image.Image:
-    orientation = _orientation(image)  # before decoding: Pillow forgets it for some formats
+    turn: Image.Transpose | None = None
+    with suppress(*_DECODER_ERRORS):  # unreadable metadata says nothing against the image
+        turn = _UPRIGHT.get(
+            image.getexif().get(_ORIENTATION_TAG, 1)
+        )  # now: Pillow forgets it for some formats
     if longest_px is not None:
-        # libjpeg halves the picture while decoding, down to the last size that is large enough
+        # libjpeg halves the image while decoding, down to the last size that is large enough
         image.draft("RGB", _fitted(image.size, longest_px))
     image.load()
     if longest_px is not None and max(image.size) > longest_px:
         flat = _scaled_rgb(image, _fitted(image.size, longest_px))
     else:
         flat = _flat_rgb(image, _full_scale(image))
-    turn = _UPRIGHT.get(orientation)
     return flat if turn is None else flat.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _DECODER_ERRORS:
-        return 1  # unreadable metadata says nothing against the picture
-    return value if isinstance(value, int) else 1
-
-
 def _scaled_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture flattened and scaled down.
+    """The image flattened and scaled down.
 
     A large one is flattened and reduced a strip at a time, and only then resized: the same pixels as
     `resize` with its `reducing_gap` gives, at a quarter of the memory.
@@ -211,26 +196,21 @@ def _scaled_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _flat_rgb(image: Image.Image, full_scale: float) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if _is_deep(image):  # plain `convert` would clip at 255
-        grey = image.convert("F").point(lambda value: value * (255.0 / full_scale) + 0.0)
-        return grey.convert("L").convert("RGB")
+    if image.mode.startswith(("I", "F")):  # of 16 or 32 bits: plain `convert` would clip at 255
+        gray = image.convert("F").point(lambda value: value * (255.0 / full_scale) + 0.0)
+        return gray.convert("L").convert("RGB")
     if image.has_transparency_data:
         clear = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", clear.size, (*WHITE, 255)), clear).convert("RGB")
     return image.convert("RGB")
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Grey of 16 bits, 32 bits or floating point."""
-    return image.mode.startswith("I") or image.mode == "F"
-
-
 def _full_scale(image: Image.Image) -> float:
     """What stands for white."""
-    if image.mode != "F":
-        return 65535.0 if _is_deep(image) else 255.0
-    _, brightest = image.getextrema()
-    return 255.0 if float(str(brightest)) > 1 else 1.0
+    if image.mode == "F":
+        _, brightest = image.getextrema()
+        return 255.0 if float(str(brightest)) > 1 else 1.0
+    return 65535.0 if image.mode.startswith("I") else 255.0
 
 
 def _fitted(size: tuple[int, int], longest_px: int) -> tuple[int, int]:
@@ -240,7 +220,7 @@ def _fitted(size: tuple[int, int], longest_px: int) -> tuple[int, int]:
 
 
 def letterbox(image: Image.Image, side_px: int, fill: tuple[int, int, int] = WHITE) -> Image.Image:
-    """The whole picture, scaled up or down, in the middle of a square of `fill`."""
+    """The whole image, scaled up or down, in the middle of a square of `fill`."""
     fitted = _fitted(image.size, side_px)
     if image.size != fitted:
         image = image.resize(fitted, Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
@@ -257,7 +237,7 @@ def load_square(source: Path | bytes, side_px: int) -> Image.Image:
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-    """JPEG bytes; the same picture always gives the same bytes."""
+    """JPEG bytes; the same image always gives the same bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
@@ -270,32 +250,23 @@ def contact_sheet(
     label_px: int = 16,
     fill: tuple[int, int, int] = WHITE,
 ) -> Image.Image:
-    """A grid of pictures, each with a line of text under it; None draws an empty frame."""
+    """A grid of images, each with a line of text under it; None draws an empty frame."""
     columns = max((len(row) for row in rows), default=1)
     height_px = cell_px + label_px
     sheet = Image.new("RGB", (max(1, columns) * cell_px, max(1, len(rows)) * height_px), fill)
     draw = ImageDraw.Draw(sheet)
+    inner_px = cell_px - 4
     for row_index, row in enumerate(rows):
         for column_index, (image, label) in enumerate(row):
-            left, top = column_index * cell_px, row_index * height_px
-            _draw_cell(sheet, draw, (left, top, cell_px), image)
-            draw.text((left + 2, top + cell_px + 1), _shortened(draw, label, cell_px - 4), fill=(0, 0, 0))
+            left, top = column_index * cell_px + 2, row_index * height_px + 2
+            if image is None:
+                frame = (left, top, left + inner_px - 1, top + inner_px - 1)
+                draw.rectangle(frame, outline=(160, 160, 160))
+            else:
+                fitted = ImageOps.pad(image.convert("RGB"), (inner_px, inner_px), color=fill)
+                sheet.paste(fitted, (left, top))
+            text = " ".join(label.split())
+            while text and draw.textlength(text) > inner_px:
+                text = text[:-1]
+            draw.text((left, top + cell_px - 1), text, fill=(0, 0, 0))
     return sheet
-
-
-def _draw_cell(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int, int], image: Image.Image | None
-) -> None:
-    left, top, cell_px = place
-    if image is None:
-        draw.rectangle((left + 2, top + 2, left + cell_px - 3, top + cell_px - 3), outline=(160, 160, 160))
-        return
-    fitted = ImageOps.contain(image.convert("RGB"), (cell_px - 4, cell_px - 4))
-    sheet.paste(fitted, (left + (cell_px - fitted.width) // 2, top + (cell_px - fitted.height) // 2))
-
-
-def _shortened(draw: ImageDraw.ImageDraw, label: str, width_px: int) -> str:
-    text = " ".join(label.split())
-    while text and draw.textlength(text) > width_px:
-        text = text[:-1]
-    return text

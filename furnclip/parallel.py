@@ -26,7 +26,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import connection
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -78,8 +77,8 @@ class Workers(Generic[Task, Result]):
         self, tasks: Iterable[Task], *, name_of: Callable[[Task], str] = str, chunk_items: int = 16
     ) -> Iterator[Result]:
         """The result of each task, in order. Other arguments and errors as in `pairs`."""
-        for _, result in self.pairs(tasks, task_of=_itself, name_of=name_of, chunk_items=chunk_items):
-            yield cast(Result, result)  # every item has a task here
+        pairs = self.pairs(tasks, task_of=lambda task: task, name_of=name_of, chunk_items=chunk_items)
+        yield from (cast(Result, result) for _, result in pairs)  # every item has a task here
 
     def pairs(
         self,
@@ -95,23 +94,23 @@ class Workers(Generic[Task, Result]):
         Raises what the function raises; an error that is neither a `FurnclipError` nor an `OSError` becomes
         a `FurnclipError` that names the item.
         """
-        waiting: deque[_Chunk[Item, Result]] = deque()
+        waiting: deque[tuple[list[Item], list[bool], Future[_Outcome[Result]]]] = deque()
         iterator = iter(items)
         try:
             while chunk := list(islice(iterator, chunk_items)):
                 tasks = [task_of(item) for item in chunk]
                 future = self._submit([task for task in tasks if task is not None])
-                waiting.append(_Chunk(chunk, [task is not None for task in tasks], future))
+                waiting.append((chunk, [task is not None for task in tasks], future))
                 if len(waiting) > self._processes * _CHUNKS_AHEAD:
-                    yield from waiting[0].finished(name_of)
+                    yield from _finished(*waiting[0], name_of)
                     waiting.popleft()
             while waiting:
-                yield from waiting[0].finished(name_of)
+                yield from _finished(*waiting[0], name_of)
                 waiting.popleft()
         except BrokenProcessPool:
-            items_at_work = waiting[0].items if waiting else chunk
+            at_work = waiting[0][0] if waiting else chunk
             raise FurnclipError(
-                f"a worker process was killed, probably out of memory, at `{name_of(items_at_work[0])}` or "
+                f"a worker process was killed, probably out of memory, at `{name_of(at_work[0])}` or "
                 "one of the items after it",
                 hint=f"run the same command again to go on from here, with fewer `{self._setting}`",
             ) from None
@@ -131,7 +130,11 @@ class Workers(Generic[Task, Result]):
     def _started(self) -> ProcessPoolExecutor | None:
         """The pool, or None while its first process is on its way."""
         if self._pool is None or self._starter is None:
-            context = _start_method(self._function)
+            # Not `fork`: a fork of a process with threads, and pyarrow has some, can hang.
+            has_forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+            context = multiprocessing.get_context("forkserver" if has_forkserver else "spawn")
+            if has_forkserver:  # what a partial calls is imported once, shared by all workers
+                context.set_forkserver_preload([getattr(self._function, "func", self._function).__module__])
             self._pool = ProcessPoolExecutor(
                 self._processes, mp_context=context, initializer=_start_worker, initargs=(self._function,)
             )
@@ -163,39 +166,19 @@ class _Failure:
         )
 
 
-@dataclass(frozen=True)
-class _Outcome(Generic[Result]):
-    """Results of a chunk up to the first failure."""
-
-    results: list[Result]
-    failure: _Failure | None = None
+_Outcome = tuple[list[Result], _Failure | None]  # of a chunk: results up to the first failure
 
 
-@dataclass(frozen=True)
-class _Chunk(Generic[Item, Result]):
-    """Items in flight together."""
-
-    items: list[Item]
-    has_task: list[bool]
-    future: Future[_Outcome[Result]]
-
-    def finished(self, name_of: Callable[[Item], str]) -> Iterator[tuple[Item, Result | None]]:
-        """Each item with its result; raises what the function raised for an item, after those before it."""
-        outcome = self.future.result()
-        done = 0
-        for item, has_task in zip(self.items, self.has_task, strict=True):
-            if not has_task:
-                yield item, None
-                continue
-            if done == len(outcome.results):
-                assert outcome.failure is not None
-                raise outcome.failure.error(name_of(item))
-            yield item, outcome.results[done]
-            done += 1
-
-
-def _itself(task: Task) -> Task:
-    return task
+def _finished(
+    items: list[Item], has_task: list[bool], future: Future[_Outcome[Result]], name_of: Callable[[Item], str]
+) -> Iterator[tuple[Item, Result | None]]:
+    """Each item with its result; raises what the function raised for one, after those before it."""
+    results, failure = future.result()
+    for item, awaits_result in zip(items, has_task, strict=True):
+        if awaits_result and not results:
+            assert failure is not None
+            raise failure.error(name_of(item))
+        yield item, results.pop(0) if awaits_result else None
 
 
 def _run(function: Callable[[Task], Result], tasks: list[Task]) -> _Outcome[Result]:
@@ -208,18 +191,18 @@ def _run(function: Callable[[Task], Result], tasks: list[Task]) -> _Outcome[Resu
             arguments = error.args if isinstance(error, FurnclipError | OSError) else (str(error),)
             if isinstance(error, OSError) and error.filename is not None:
                 arguments = (*error.args[:2], str(error.filename))
-            return _Outcome(results, _Failure(type(error), arguments, state))
-    return _Outcome(results)
+            return results, _Failure(type(error), arguments, state)
+    return results, None
 
 
 def _default_processes(memory_mb: int) -> int:
     """One a core that this process may use, as long as each has its share of the free memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    free_mb = free_memory_mb() if memory_mb else None
+    free_mb = _free_memory_mb() if memory_mb else None
     return cores if free_mb is None else max(1, min(cores, free_mb // memory_mb))
 
 
-def free_memory_mb() -> int | None:
+def _free_memory_mb() -> int | None:
     """Memory that new processes may take, within the limits of a container; None where it is not known."""
     free_mb: list[int] = []
     with suppress(OSError, ValueError, IndexError):
@@ -236,16 +219,6 @@ def free_memory_mb() -> int | None:
 
 
 _worker_function: list[Callable[[Any], Any]] = []  # of a worker process: one, set when it starts
-
-
-def _start_method(function: Callable[..., Any]) -> BaseContext:
-    """Not `fork`: a fork of a process with threads, and pyarrow has some, can hang."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    module = getattr(function, "func", function).__module__  # of a partial, what it calls
-    context.set_forkserver_preload([module])  # imported once, shared by all workers
-    return context
 
 
 def _wait_for_answer(pool: ProcessPoolExecutor, processes: int) -> None:

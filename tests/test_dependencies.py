@@ -31,7 +31,7 @@ HOMES = {
 # Used without an import: the file that runs or configures it, and the words there.
 TOOLS = {
     "awscli": ("tests/bench/storage.py", '"aws"'),
-    "boto3-stubs": ("furnclip/storage/bucket.py", "mypy_boto3_s3"),
+    "boto3-stubs": ("furnclip/storage/bucket.py", "boto3.session.Session"),
     "moto": ("tests/s3_server.py", "moto"),
     "mypy": (".ci/run", "mypy --strict"),
     "pytest-xdist": ("pyproject.toml", "-n logical"),

@@ -8,13 +8,14 @@ with what arrived; the newer checksum headers of Amazon say the same, but other 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import boto3
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
@@ -23,13 +24,11 @@ from botocore.exceptions import ClientError
 from s3transfer.subscribers import BaseSubscriber
 
 from furnclip.errors import ConfigError, StorageError
-from furnclip.journal import aside_name
+from furnclip.journal import replacing
 from furnclip.storage.failures import BROKEN_STREAM, explained
-from furnclip.storage.inventory import Entry, Stored, sha256_of
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
-    from mypy_boto3_s3 import S3Client
     from s3transfer.futures import TransferFuture
 
 PART_BYTES = 8 * 2**20
@@ -42,6 +41,17 @@ _DIGEST_KEY = "sha256"  # x-amz-meta-sha256
 Report = Callable[[int], None]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file, in the bucket or to be."""
+
+    size_bytes: int
+    sha256: str = ""
+    """hex; empty: uploaded by another program, nobody knows"""
+    etag: str = ""
+    """of what another program uploaded, where the server said it"""
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,24 @@ class Bucket:
         self.name = name
         self.endpoint_url = endpoint_url
         self.concurrency = concurrency
-        with explained(name, endpoint_url=endpoint_url):
-            self._client = _connect(endpoint_url, region, concurrency=concurrency, timeout_s=timeout_s)
+        config = ClientConfig(
+            max_pool_connections=2 * concurrency,
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            read_timeout=timeout_s,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            tcp_keepalive=True,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # No addressing style: that of the AWS configuration counts, and without one boto3 is right.
+            s3={"payload_signing_enabled": True},
+        )
+        try:
+            with explained(name, endpoint_url=endpoint_url):
+                session = boto3.session.Session(region_name=region or None)
+                self._client = session.client("s3", endpoint_url=endpoint_url or None, config=config)
+        except ValueError as error:  # an endpoint that is not an address
+            message = f"`storage.endpoint_url` cannot be `{endpoint_url}`: {error}"
+            raise ConfigError(message, hint="write it like `https://s3.example.com:9000`") from None
         transfer = TransferConfig(
             multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=concurrency
         )
@@ -103,16 +129,16 @@ class Bucket:
             pool.shutdown(cancel_futures=True)
         return [future.result() for future in futures]
 
-    def listing(self, prefix: str) -> dict[str, Stored]:
+    def listing(self, prefix: str) -> dict[str, Entry]:
         """Everything under `prefix/`, by its path below it."""
         start = f"{prefix}/" if prefix else ""
-        found: dict[str, Stored] = {}
+        found: dict[str, Entry] = {}
         with self._explained(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=start)
             for item in (item for page in pages for item in page.get("Contents", ())):
                 name = item["Key"][len(start) :]
                 if name and not name.endswith("/"):  # some consoles make empty objects for folders
-                    found[name] = Stored(item["Size"], item["ETag"].strip('"'))
+                    found[name] = Entry(item["Size"], etag=item["ETag"].strip('"'))
         return found
 
     def check(self) -> None:
@@ -130,7 +156,7 @@ class Bucket:
                     return None
                 raise
         digest = answer["Metadata"].get(_DIGEST_KEY, "")
-        return Entry(size_bytes=answer["ContentLength"], sha256=digest, etag=self._etag(answer))
+        return Entry(answer["ContentLength"], digest, answer.get("ETag", "").strip('"'))
 
     def read(self, key: str, expected: Entry | None = None) -> bytes:
         """The content of an object, in memory, and as `expected` says."""
@@ -170,15 +196,11 @@ class Bucket:
                 Body=content,  # bytes: a file would cost a round trip for `Expect: 100-continue`
                 Metadata={_DIGEST_KEY: digest},
             )
-        return Entry(size_bytes=len(content), sha256=digest, etag=self._etag(answer))
-
-    def _etag(self, answer: Mapping[str, Any]) -> str:
-        """Every S3 server names an ETag; a web page that says 200 to everything does not."""
-        if "ETag" not in answer:
+        if "ETag" not in answer:  # every S3 server names one; a web page that says 200 to everything does not
             raise StorageError(
                 f"`{self.endpoint_url}` does not answer as an S3 server", hint="check `storage.endpoint_url`"
             )
-        return str(answer["ETag"]).strip('"')
+        return Entry(len(content), digest)
 
     def send(self, path: Path, key: str, report: Report) -> Entry:
         """Put a file under `key`. Raises `StorageError` when it changes meanwhile."""
@@ -194,9 +216,7 @@ class Bucket:
             after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise StorageError(f"`{path}` changed while it was being uploaded", hint="upload it again")
-        sent = self.head(key)
-        assert sent is not None
-        return sent
+        return Entry(before.st_size, digest)
 
     def abandon(self, prefix: str, keys: Container[str]) -> None:
         """Throw away the parts of uploads to these keys that were begun and will never end.
@@ -226,14 +246,15 @@ class Bucket:
 
         The caller flushes it to the disk, while the next files are on their way.
         """
-        with self._explained(key), _aside(target) as aside:
+        with self._explained(key), replacing(target, durable=False) as file:
             if expected.size_bytes <= PART_BYTES:
-                digest = self._answer(key, lambda body: _written(body, aside))
+                digest = self._answer(key, lambda body: _written(body, file))
                 report(expected.size_bytes)
             else:
-                self._parts.download(self.name, key, str(aside), None, [_Progress(report)]).result()
-                digest = sha256_of(aside)
-            self._compare(key, expected, aside.stat().st_size, digest)
+                self._parts.download(self.name, key, file, None, [_Progress(report)]).result()
+                file.flush()
+                digest = sha256_of(Path(file.name))
+            self._compare(key, expected, file.seek(0, os.SEEK_END), digest)
 
     def _compare(self, key: str, expected: Entry, size_bytes: int, sha256: str) -> None:
         if size_bytes != expected.size_bytes or (expected.sha256 and sha256 != expected.sha256):
@@ -256,45 +277,26 @@ class _Progress(BaseSubscriber):
         self._report(bytes_transferred)
 
 
-def _written(body: StreamingBody, path: Path) -> str:
-    """The SHA-256 of a body that is written to `path` piece by piece."""
+def _written(body: StreamingBody, file: IO[bytes]) -> str:
+    """The SHA-256 of a body that is written to a file piece by piece."""
     digest = hashlib.sha256()
-    with path.open("wb") as file:
-        while piece := body.read(_PIECE_BYTES):
-            digest.update(piece)
-            file.write(piece)
+    file.seek(0)
+    file.truncate()  # an earlier attempt may have broken off
+    while piece := body.read(_PIECE_BYTES):
+        digest.update(piece)
+        file.write(piece)
     return digest.hexdigest()
 
 
-def _connect(endpoint_url: str, region: str, *, concurrency: int, timeout_s: float) -> S3Client:
-    config = ClientConfig(
-        max_pool_connections=2 * concurrency,
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        read_timeout=timeout_s,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        tcp_keepalive=True,
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        # No addressing style: that of the AWS configuration counts, and without one boto3 is right.
-        s3={"payload_signing_enabled": True},
-    )
-    try:
-        session = boto3.session.Session(region_name=region or None)
-        return session.client("s3", endpoint_url=endpoint_url or None, config=config)
-    except ValueError as error:  # an endpoint that is not an address
-        message = f"`storage.endpoint_url` cannot be `{endpoint_url}`: {error}"
-        raise ConfigError(message, hint="write it like `https://s3.example.com:9000`") from None
+def key_of(prefix: str, name: str) -> str:
+    """The key of a file under a prefix."""
+    return f"{prefix}/{name}" if prefix else name
 
 
-@contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """A path beside `target` whose file is renamed to it when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = aside_name(target)
-    try:
-        yield aside
-        aside.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink()
-        raise
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
