@@ -14,6 +14,11 @@ from furnclip.errors import InputError
 if TYPE_CHECKING:
     from furnclip.embed import Summary
 
+_COUNTS = (
+    *("products", "rejected", "uncleaned", "missing", "encoded"),
+    *("row_groups", "row_groups_encoded", "row_groups_begun"),
+)
+
 
 def register(app: typer.Typer) -> None:
     app.command("embed", epilog="Example: furnclip embed --run my-run")(embed)
@@ -51,14 +56,7 @@ def embed(
         "vectors": str(summary.vectors),
         "index": summary.index.uri,
         "search": "exact" if summary.index.exact else "ivf",
-        "products": summary.products,
-        "rejected": summary.rejected,
-        "uncleaned": summary.uncleaned,
-        "missing": summary.missing,
-        "encoded": summary.encoded,
-        "row_groups": summary.row_groups,
-        "row_groups_encoded": summary.row_groups_encoded,
-        "row_groups_begun": summary.row_groups_begun,
+        **{name: getattr(summary, name) for name in _COUNTS},
         "seconds": round(summary.seconds, 3),
         "up_to_date": summary.was_there,
         "models": {label: model.model_dump() for label, model in summary.provenance.models.items()},
