@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 _SECRET_SHAPES = re.compile(
     r"(\bsk-[A-Za-z0-9_\-]{12,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|hf_[A-Za-z0-9]{8,}|(?<=Signature=)[0-9a-f]{16,}"
     r"|(?:(?<=Bearer )|(?<=Basic ))\S+"
-    r"|(?<=://)[^\s/@`'\"]*:[^\s@`'\"]*(?=@))"
-)
-_SECRET_PARAMETERS = re.compile(
-    r"((?<=[?&])[\w-]*(?:signature|credential|token|key|secret|password|sig)=)[^&\s`'\"]+", re.IGNORECASE
+    r"|(?<=://)[^\s/@`'\"]*:[^\s@`'\"]*(?=@)"
+    r"|(?i:(?<=[?&]))(?i:[\w-]*(?:signature|credential|token|key|secret|password|sig)=)[^&\s`'\"]+)"
 )
 _SHORTEST_SECRET = 12  # a placeholder like `local` is a word of its own
 _secrets: set[str] = set()
@@ -44,7 +42,12 @@ def redact(text: str) -> str:
     """`text` with keys, signatures and passwords replaced by `***`."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return _SECRET_SHAPES.sub("***", _SECRET_PARAMETERS.sub(r"\1***", text))
+    return _SECRET_SHAPES.sub(_starred, text)
+
+
+def _starred(match: re.Match[str]) -> str:
+    name, equals, _ = match[0].partition("=")
+    return f"{name}=***" if equals and match.string[match.start() - 1 : match.start()] in "?&" else "***"
 
 
 def clean_text(text: str) -> str:
