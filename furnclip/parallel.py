@@ -57,7 +57,10 @@ class Workers(Generic[Task, Result]):
         setting: str = "workers",
     ) -> None:
         self._function = function
-        self._processes = processes or _default_processes(memory_mb)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if memory_mb and (free_mb := _free_memory_mb()) is not None:
+            cores = max(1, min(cores, free_mb // memory_mb))
+        self._processes = processes or cores
         self._setting = setting
         self._here_first = here_first
         self._seen = 0
@@ -193,13 +196,6 @@ def _run(function: Callable[[Task], Result], tasks: list[Task]) -> _Outcome[Resu
                 arguments = (*error.args[:2], str(error.filename))
             return results, _Failure(type(error), arguments, state)
     return results, None
-
-
-def _default_processes(memory_mb: int) -> int:
-    """One a core that this process may use, as long as each has its share of the free memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    free_mb = _free_memory_mb() if memory_mb else None
-    return cores if free_mb is None else max(1, min(cores, free_mb // memory_mb))
 
 
 def _free_memory_mb() -> int | None:

@@ -240,7 +240,7 @@ def test_nothing_to_upload_is_said(manager: S3Manager, tmp_path: Path) -> None:
 def test_a_bucket_has_to_be_named() -> None:
     with pytest.raises(ConfigError, match="no bucket is set"):
         S3Manager.from_config(StorageConfig())
-    with pytest.raises(ConfigError, match="is no bucket"):
+    with pytest.raises(ConfigError, match="is not a valid bucket name"):
         S3Manager("s3://shop/and/prefix")
 
 

@@ -49,7 +49,7 @@ class Entry:
 
     size_bytes: int
     sha256: str = ""
-    """hex; empty: uploaded by another program, nobody knows"""
+    """hex; empty: unknown, another program uploaded it"""
     etag: str = ""
     """of what another program uploaded, where the server said it"""
 
@@ -69,13 +69,7 @@ class Bucket:
     """The objects of one bucket. Used by several threads at once."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        endpoint_url: str = "",
-        region: str = "",
-        concurrency: int = 8,
-        timeout_s: float = 60,
+        self, name: str, *, endpoint_url: str, region: str, concurrency: int, timeout_s: float
     ) -> None:
         self.name = name
         self.endpoint_url = endpoint_url
@@ -225,14 +219,12 @@ class Bucket:
         sending these keys now. It is housekeeping: a server or a policy that refuses stops nothing.
         """
         with self._explained(prefix), suppress(ClientError):
-            begun = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self.name, Prefix=prefix
-            )
+            pages = self._client.get_paginator("list_multipart_uploads")
+            begun = pages.paginate(Bucket=self.name, Prefix=prefix)
             for upload in [upload for page in begun for upload in page.get("Uploads", ())]:
-                if upload["Key"] in keys:
-                    self._client.abort_multipart_upload(
-                        Bucket=self.name, Key=upload["Key"], UploadId=upload["UploadId"]
-                    )
+                key, number = upload["Key"], upload["UploadId"]
+                if key in keys:
+                    self._client.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=number)
 
     def probe(self, key: str) -> None:
         """Raise `StorageError` unless a small object can be put under `key`, read and deleted."""

@@ -54,7 +54,7 @@ class S3Manager:
     """Moves datasets and checkpoints to and from one bucket.
 
     `endpoint_url`: for MinIO, R2 and other servers that speak S3; empty for Amazon.
-    `timeout_s`: how long a connection may stay silent before it is tried again.
+    `timeout_s`: seconds without data after which a request is retried.
     Credentials are found by boto3: environment, `~/.aws`, instance role and so on.
     """
 
@@ -70,7 +70,7 @@ class S3Manager:
         name = bucket.removeprefix("s3://").strip("/")
         if not name or "/" in name:
             raise ConfigError(
-                f"`{bucket}` is no bucket" if bucket else "no bucket is set",
+                f"`{bucket}` is not a valid bucket name" if bucket else "no bucket is set",
                 hint="pass `--s3-bucket NAME` or set `storage.bucket`; the rest of the path is the prefix",
             )
         self.bucket = Bucket(
@@ -80,13 +80,8 @@ class S3Manager:
     @classmethod
     def from_config(cls, storage: StorageConfig) -> S3Manager:
         """A manager for the bucket of the `[storage]` section."""
-        return cls(
-            storage.bucket,
-            endpoint_url=storage.endpoint_url,
-            region=storage.region,
-            concurrency=storage.concurrency,
-            timeout_s=storage.timeout_s,
-        )
+        names = {"endpoint_url", "region", "concurrency", "timeout_s"}
+        return cls(storage.bucket, **storage.model_dump(include=names))
 
     def __enter__(self) -> S3Manager:
         return self
