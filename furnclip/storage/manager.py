@@ -24,7 +24,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -271,7 +271,11 @@ def _checksums(node: Any) -> Iterator[tuple[str, str]]:
 
 
 def _write_inventory(bucket: Bucket, key: str, inventory: Inventory) -> None:
-    bucket.write(key, json.dumps(asdict(inventory)).encode("utf-8"))
+    files = {
+        name: {"size_bytes": entry.size_bytes, "sha256": entry.sha256}
+        for name, entry in inventory.files.items()
+    }
+    bucket.write(key, json.dumps({"complete": inventory.complete, "files": files}).encode("utf-8"))
 
 
 def _parse_inventory(content: bytes, where: str) -> Inventory:
