@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +29,10 @@ from furnclip.relevance import default_caption, known
 from furnclip.runs import read_card
 from furnclip.vectors import VectorTable, column_name, read_provenance, top_k
 
-if TYPE_CHECKING:
-    from furnclip.model import Clip
-
 Floats = npt.NDArray[np.float32]
 # Queries, a contender's vectors of them (Q, D) each, and a query's own row in the gallery, or -1.
 _Encoded = tuple[list["Query"], list[Floats], list[int]]
+_Products = Sequence[Mapping[str, str | None]]
 _FORMAT = "1"
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _FROM_SPLIT = {"images": ("image",), "texts": ("text",), "both": ("image", "text")}
@@ -151,11 +149,11 @@ def _fingerprint_of(queries: Path) -> str:
 
 
 class _Contender:
-    """One model, and where its vectors are: column suffix `label` in the file at `path`."""
+    """One model and its vectors: column suffix `label` in the file at `path`, in the order of `products` (N)."""
 
     def __init__(self, name: str, path: Path, label: str) -> None:
         self.name = name
-        self.label = label
+        self._label = label
         self.table = VectorTable(path)
         made_by = self.table.provenance.models.get(label)
         if made_by is None:
@@ -163,20 +161,34 @@ class _Contender:
         self.model = made_by.name
         self.fingerprint = made_by.fingerprint
 
-    def matrix(self, kind: str) -> Floats:
-        return self.table.matrix(column_name(kind, self.label))
+    def align(self, products: _Products) -> None:
+        """From here on rows are those of `products`, whatever order this file has."""
+        rows = {product["product_id"]: row for row, product in enumerate(self.table.products)}
+        found = [rows.get(product["product_id"], -1) for product in products]
+        self._rows = np.array(found, dtype=np.int64)
 
     def present(self, kind: str) -> npt.NDArray[np.bool_]:
-        return self.table.present(column_name(kind, self.label))
+        """Which products have such a vector, (N,)."""
+        there = self.table.present(column_name(kind, self._label))
+        found: npt.NDArray[np.bool_] = (self._rows >= 0) & there[self._rows]
+        return found
 
-    def load(self, config: Config) -> Clip:
-        """The model, checked to be the one that made the vectors."""
+    def vectors(self, kind: str) -> Floats:
+        """A row for each product, (N, D)."""
+        matrix = self.table.matrix(column_name(kind, self._label))
+        return matrix if np.array_equal(self._rows, np.arange(len(matrix))) else matrix[self._rows]
+
+    def encode(self, queries: list[Query], config: Config) -> Floats:
+        """Queries of one kind as vectors, (Q, D), by the model that made the file's."""
         from furnclip.model import load_clip  # torch takes seconds to import, and most contests need no model
 
         note(f"encoding the queries with `{self.model}`")
         clip = load_clip(self.model, config.model, runs=config.paths.runs)
-        self.table.provenance.require(self.label, clip.fingerprint, where=self.table.path)
-        return clip
+        self.table.provenance.require(self._label, clip.fingerprint, where=self.table.path)
+        if queries[0].kind == "text":
+            return clip.encode_texts([query.text for query in queries])
+        images = [open_image(Path(query.image), longest_px=2 * clip.image_px) for query in queries]
+        return clip.encode_images(images)
 
 
 def _find_contenders(config: Config, runs: Sequence[str]) -> list[_Contender]:
@@ -208,41 +220,17 @@ def _find_run(run: str, paths: DataPaths) -> _Contender:
     raise MissingStageError(f"{master.parent}: vectors of run {run}", command=f"furnclip embed --run {run}")
 
 
-class _Gallery:
-    """The products (N) of the master file; `common` (N,) are those that every contender has a vector of."""
-
-    def __init__(self, contenders: list[_Contender]) -> None:
-        self.products = contenders[0].table.products
-        self._rows: dict[str, npt.NDArray[np.int64]] = {}  # in each contender's own file, -1 where not there
-        for each in contenders:
-            rows = {product["product_id"]: row for row, product in enumerate(each.table.products)}
-            found = [rows.get(product["product_id"], -1) for product in self.products]
-            self._rows[each.name] = np.array(found, dtype=np.int64)
-        self.common: npt.NDArray[np.bool_] = np.logical_and.reduce(
-            [self.present(each, "vec") for each in contenders]
-        )
-        if not self.common.any():
-            raise InputError(
-                "the vector files of these models have no product in common",
-                hint="run `furnclip embed` for each run on the same catalogue",
-            )
-
-    def present(self, contender: _Contender, kind: str) -> npt.NDArray[np.bool_]:
-        """Which of `products` have such a vector, (N,)."""
-        rows = self._rows[contender.name]
-        found: npt.NDArray[np.bool_] = (rows >= 0) & contender.present(kind)[rows]
-        return found
-
-    def vectors(self, contender: _Contender, kind: str) -> Floats:
-        """A contender's vectors in the order of `products`, (N, D)."""
-        rows, matrix = self._rows[contender.name], contender.matrix(kind)
-        in_order = len(rows) == len(matrix) and bool((rows == np.arange(len(rows))).all())
-        return matrix if in_order else matrix[rows]
-
-
 def _compute_lineup(config: Config, contenders: list[_Contender], key: str) -> Lineup:
-    gallery = _Gallery(contenders)
-    queries, vectors, own_rows = _encode_queries(config, contenders, gallery)
+    products = contenders[0].table.products
+    for contender in contenders:
+        contender.align(products)
+    common = np.logical_and.reduce([contender.present("vec") for contender in contenders])
+    if not common.any():
+        raise InputError(
+            "the vector files of these models have no product in common",
+            hint="run `furnclip embed` for each run on the same catalogue",
+        )
+    queries, vectors, own_rows = _encode_queries(config, contenders, products)
     if not queries:
         raise InputError(
             f"no queries found in `{config.arena.queries}`",
@@ -251,13 +239,13 @@ def _compute_lineup(config: Config, contenders: list[_Contender], key: str) -> L
     k = config.arena.k
     answers: dict[str, list[list[int]]] = {}  # rows of products, best first
     for contender, encoded in zip(contenders, vectors, strict=True):
-        _, found = top_k(encoded, gallery.vectors(contender, "vec"), k + 1, present=gallery.common)
+        _, found = top_k(encoded, contender.vectors("vec"), k + 1, present=common)
         answers[contender.name] = [
             [row for row in rows if row != own][:k]
             for rows, own in zip(found.tolist(), own_rows, strict=True)
         ]
     used = sorted({row for rows in answers.values() for answer in rows for row in answer})
-    cards = {row: _card(gallery.products[row], config) for row in used}
+    cards = {row: _card(products[row], config) for row in used}
     return Lineup(
         key=key,
         models={contender.name: contender.fingerprint for contender in contenders},
@@ -284,11 +272,11 @@ def _card(product: Mapping[str, str | None], config: Config) -> Card:
     )
 
 
-def _encode_queries(config: Config, contenders: list[_Contender], gallery: _Gallery) -> _Encoded:
+def _encode_queries(config: Config, contenders: list[_Contender], products: _Products) -> _Encoded:
     wanted, limit = config.arena.queries, config.arena.query_limit
     path = Path(wanted).expanduser()
     if wanted in _FROM_SPLIT:
-        return _split_queries(config, contenders, gallery)
+        return _split_queries(config, contenders, products)
     if path.is_dir():
         queries = [
             Query(f"picture:{content_hash(file.name)}", "image", file.stem, str(file), "picture folder")
@@ -304,34 +292,26 @@ def _encode_queries(config: Config, contenders: list[_Contender], gallery: _Gall
             f"`arena.queries` is `{wanted}`, which is neither a file nor a folder",
             hint="use `images`, `texts`, `both`, a text file with a query a line, or a folder of images",
         )
-    vectors = [_encode(each.load(config), queries) for each in contenders] if queries else []
+    vectors = [contender.encode(queries, config) for contender in contenders] if queries else []
     return queries, vectors, [-1] * len(queries)
 
 
-def _encode(clip: Clip, queries: list[Query]) -> Floats:
-    """Queries of one kind as vectors, (Q, D)."""
-    if queries[0].kind == "text":
-        return clip.encode_texts([query.text for query in queries])
-    images = [open_image(Path(query.image), longest_px=2 * clip.image_px) for query in queries]
-    return clip.encode_images(images)
-
-
-def _split_queries(config: Config, contenders: list[_Contender], gallery: _Gallery) -> _Encoded:
+def _split_queries(config: Config, contenders: list[_Contender], products: _Products) -> _Encoded:
     """A seeded draw from the test split, or from everything where nothing is marked as test."""
-    in_test = np.array([product.get("split") == "test" for product in gallery.products])
+    in_test = np.array([product.get("split") == "test" for product in products])
     eligible = in_test if in_test.any() else np.ones_like(in_test)
     choices: list[tuple[str, int]] = []
     for kind in _FROM_SPLIT[config.arena.queries]:
-        present = [gallery.present(each, kind) for each in contenders]
+        present = [contender.present(kind) for contender in contenders]
         rows = np.flatnonzero(np.logical_and.reduce([eligible, *present]))
         choices += [(kind, row) for row in rows.tolist()]
     order = np.random.default_rng(config.arena.seed).permutation(len(choices))
     drawn = [choices[place] for place in order[: config.arena.query_limit]]
     vectors = []
     for contender in contenders:
-        matrices = {kind: gallery.vectors(contender, kind) for kind in {kind for kind, _ in drawn}}
+        matrices = {kind: contender.vectors(kind) for kind in {kind for kind, _ in drawn}}
         vectors.append(np.array([matrices[kind][row] for kind, row in drawn], dtype=np.float32))
-    queries = [_split_query(kind, gallery.products[row], config) for kind, row in drawn]
+    queries = [_split_query(kind, products[row], config) for kind, row in drawn]
     return queries, vectors, [row if kind == "image" else -1 for kind, row in drawn]
 
 

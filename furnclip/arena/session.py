@@ -37,7 +37,7 @@ from furnclip.viewers import Box, Drawing, Viewer, ViewerSetting, desktop_comman
 _ARMING_S = 0.25
 _MENTION_AFTER_S = 0.15  # waiting for an image is mentioned only after this
 _POLL_S = 0.05
-_IDLE_S = 0.5
+_IDLE_S = 0.2  # between looks at the window's size
 _MIN_IMAGE_ROWS = 5
 _TOO_SMALL = "too small a window to show both rows; make it larger, or quit with Q"
 _CLEAR = b"\x1b[0m\x1b[2J\x1b[1;1H"
@@ -237,7 +237,7 @@ class Session:
             for expected in self._app.expected_trials(AHEAD):
                 self._images.prepare(expected, frame.box)
         self._terminal.drop_pending()
-        self._listen(frame, drawn)
+        self._listen(frame, window, drawn)
 
     def _frame(self, trial: Trial, window: Window) -> Frame:
         view = View(
@@ -258,8 +258,7 @@ class Session:
         if not wait([drawing], _MENTION_AFTER_S).done:
             self._terminal.write(_CLEAR + b"drawing the images ...   Q quit")
         while not drawing.done():
-            keys = self._terminal.read(_POLL_S)
-            if set(keys or ()).intersection(_QUIT):
+            if set(self._terminal.read(_POLL_S)).intersection(_QUIT):
                 self._quitting = True
                 return None
         drawn, sheet = drawing.result()
@@ -267,12 +266,10 @@ class Session:
             self._message = f"{'; '.join(drawn.failures)}; now {drawn.viewer}"
         return drawn, sheet
 
-    def _listen(self, frame: Frame, drawn: Drawn | None) -> None:
+    def _listen(self, frame: Frame, window: Window, drawn: Drawn | None) -> None:
         armed_at_s = time.monotonic() + _ARMING_S
-        while True:
+        while self._terminal.window() == window:
             keys = self._terminal.read(_IDLE_S)
-            if keys is None:
-                return
             if time.monotonic() < armed_at_s or not frame.usable:
                 keys = [key for key in keys if key in _QUIT]
             # One screen, one key: what follows in the same moment was not meant for the next screen.

@@ -123,20 +123,14 @@ class Terminal:
             )
         self._output = screen.fileno()
         self._reader = KeyReader()
-        self._wake_read = self._wake_write = -1
         self._old_handlers: dict[int, Any] = {}
         self._ended_by = 0
         self._waiting = False
 
     def __enter__(self) -> Terminal:
         self._saved = termios.tcgetattr(self._input)
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
-        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        # a new size wakes `read`, which is all that its signal is for
-        handlers = {signal.SIGWINCH: lambda number, frame: None, **dict.fromkeys(_ENDINGS, self._end)}
-        for number, handler in handlers.items():
-            self._old_handlers[number] = signal.signal(number, handler)
+        for number in _ENDINGS:
+            self._old_handlers[number] = signal.signal(number, self._end)
         try:
             tty.setcbreak(self._input, termios.TCSANOW)
             # Ctrl-Z and Ctrl-\ would leave the shell on our screen, Ctrl-S would freeze it
@@ -156,11 +150,8 @@ class Terminal:
         with suppress(OSError, termios.error):  # a terminal that is gone needs nothing
             # TCSAFLUSH: keys typed too late must not reach the shell as a command
             termios.tcsetattr(self._input, termios.TCSAFLUSH, self._saved)
-        signal.set_wakeup_fd(-1)
         for handled, handler in self._old_handlers.items():
             signal.signal(handled, handler)
-        for descriptor in (self._wake_read, self._wake_write):
-            os.close(descriptor)
         if self._ended_by and not any(exception):
             raise _ending(self._ended_by)
 
@@ -190,13 +181,11 @@ class Terminal:
             except OSError as error:
                 raise _ending(signal.SIGHUP) from error
 
-    def read(self, timeout_s: float) -> list[str] | None:
-        """Keys pressed within this time, or None when the window's size changed."""
+    def read(self, timeout_s: float) -> list[str]:
+        """Keys pressed within this time."""
         with self._interruptible():
-            ready, _, _ = select.select([self._input, self._wake_read], [], [], timeout_s)
-        if self._wake_read in ready and signal.SIGWINCH in os.read(self._wake_read, 4096):
-            return None
-        return self._read_keys() if self._input in ready else self._reader.feed(b"", time.monotonic())
+            ready, _, _ = select.select([self._input], [], [], timeout_s)
+        return self._read_keys() if ready else self._reader.feed(b"", time.monotonic())
 
     def drop_pending(self) -> None:
         """Forget everything typed so far: it was typed before there was something to judge."""
