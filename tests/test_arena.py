@@ -28,7 +28,6 @@ from furnclip.arena.session import View, compose
 from furnclip.arena.sheet import Sheets, arrange
 from furnclip.arena.state import Judging, query_order
 from furnclip.arena.stats import majority
-from furnclip.arena.terminal import Window
 from furnclip.arena.votes import Agreed, Contest, Vote
 from furnclip.cli import app as command
 from furnclip.config import Config, load_config
@@ -36,6 +35,7 @@ from furnclip.errors import InputError, JournalError, MissingStageError, ModelMi
 from furnclip.images import load_square
 from furnclip.journal import write_json
 from furnclip.vectors.parquet import ModelProvenance
+from furnclip.viewers import Window
 from tests.arena_contest import product, write_contest, write_vectors
 from tests.conftest import Cli
 from tests.drawn_shop import captions
@@ -480,7 +480,7 @@ def test_old_sheets_make_room_but_never_those_in_use(contest: Path, monkeypatch:
     monkeypatch.setattr(sheet, "MAX_SHEETS", 3)
     drawn = []
     with app_in(contest) as app:
-        trials = [app.trial, *app.expected_trials(11)]
+        trials = [app.trial, *app.judging.expected(11)]
         sheets = Sheets(contest / "cache")
         for number, trial in enumerate(trials):
             assert trial is not None

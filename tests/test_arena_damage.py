@@ -94,7 +94,7 @@ class Damaged:
     def open_app(self) -> None:
         with ArenaApp(load_config(self.folder / "furnclip.toml"), rater="anna") as arena:
             arena.next_query()
-            list(arena.expected_trials(3))
+            list(arena.judging.expected(3))
 
 
 def put(path: str, value: object) -> Callable[[Event], None]:

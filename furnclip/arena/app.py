@@ -63,7 +63,7 @@ class ArenaApp:
         self.book = VoteBook(self.config.paths.arena / "votes.jsonl")
         self._lock = self._lock_rater()
         arena = self.config.arena
-        self._judging = Judging(
+        self.judging = Judging(
             self.lineup,
             self.rater,
             self._votes_so_far(),
@@ -112,21 +112,12 @@ class ArenaApp:
     @property
     def trial(self) -> Trial | None:
         """What is to be judged, with its secret sides; for drawing, not for showing."""
-        return self._judging.current
-
-    def expected_trials(self, ahead: int) -> list[Trial]:
-        """The trials that probably follow, for preparing their images."""
-        return list(self._judging.expected(ahead))
+        return self.judging.current
 
     @property
     def votes_cast(self) -> int:
         """This rater's votes in this contest, skipped ones not counted."""
-        return sum(vote.choice != "N" for vote in self._judging.own)
-
-    @property
-    def queries_left(self) -> int:
-        """Queries that this rater has not seen."""
-        return self._judging.left
+        return sum(vote.choice != "N" for vote in self.judging.own)
 
     def next_query(self) -> Question | None:
         """The next thing to judge, or None when there is no more.
@@ -151,24 +142,24 @@ class ArenaApp:
         moment the question was asked.
         """
         taken_s = time.monotonic() - self._asked_at if seconds is None else seconds
-        vote = self._judging.cast(
+        vote = self.judging.cast(
             choice.upper(), vote_id=uuid.uuid4().hex, at=_now(), seconds=round(taken_s, 3)
         )
-        if not self._judging.own:
+        if not self.judging.own:
             contest = {"event": "contest", "lineup": self.lineup.key, **self.lineup.agreement()}
             self.book.append({**contest, "models": self.lineup.models, "at": _now()})
         self.book.append(vote.event())
-        self._judging.accept(vote)
+        self.judging.accept(vote)
         self._asked = False
         return self.votes_cast
 
     def undo(self) -> bool:
         """Take the last vote back, to judge it again; False when there is none."""
-        own = self._judging.own
+        own = self.judging.own
         if not own:
             return False
         self.book.append({"event": "undo", "vote_id": own[-1].vote_id, "rater": self.rater, "at": _now()})
-        self._judging.take_back(own[-1])
+        self.judging.take_back(own[-1])
         self._asked = False
         return True
 

@@ -149,7 +149,7 @@ def _fingerprint_of(queries: Path) -> str:
 
 
 class _Contender:
-    """One model and its vectors: column suffix `label` in the file at `path`, in the order of `products` (N)."""
+    """One model and its vectors, which have the column suffix `label` in the file at `path`."""
 
     def __init__(self, name: str, path: Path, label: str) -> None:
         self.name = name

@@ -27,11 +27,20 @@ from furnclip.arena.app import ArenaApp
 from furnclip.arena.lineup import Card, Query
 from furnclip.arena.sheet import AHEAD, DrawingQueue
 from furnclip.arena.state import Trial
-from furnclip.arena.terminal import CTRL_C, Terminal, Window
+from furnclip.arena.terminal import CTRL_C, Terminal
 from furnclip.arena.votes import OUTCOMES
 from furnclip.console import printable
 from furnclip.errors import InputError
-from furnclip.viewers import Box, Drawing, Viewer, ViewerSetting, desktop_command, detect, open_on_desktop
+from furnclip.viewers import (
+    Box,
+    Drawing,
+    Viewer,
+    ViewerSetting,
+    Window,
+    desktop_command,
+    detect,
+    open_on_desktop,
+)
 
 # No judgment takes less than this; a bouncing key or a reply of the terminal comes faster.
 _ARMING_S = 0.25
@@ -108,16 +117,8 @@ def compose(view: View, window: Window, *, color: bool) -> Frame:
         middle = detailed if len(above) + len(detailed) + len(below) <= window.rows else plain
     else:
         max_cols, max_rows = view.max_cells or (window.cols, image_rows)
-        box = Box(
-            cols=min(window.cols, max_cols),
-            rows=min(image_rows, max_rows),
-            left=0,
-            top=len(above),
-            window_cols=window.cols,
-            window_rows=window.rows,
-            cell_width_px=window.cell_width_px,
-            cell_height_px=window.cell_height_px,
-        )
+        cols, rows = min(window.cols, max_cols), min(image_rows, max_rows)
+        box = Box(cols, rows, left=0, top=len(above), window=window)
         return Frame((*above, *[""] * image_rows, *plain, *below), box)
     # the keys stay at the bottom whatever has to give way
     room = max(0, window.rows - len(above) - len(below))
@@ -234,7 +235,7 @@ class Session:
             self._app.question()  # the clock of the vote starts when there is something to see
             self._asked = trial
         if frame.box is not None:
-            for expected in self._app.expected_trials(AHEAD):
+            for expected in self._app.judging.expected(AHEAD):
                 self._images.prepare(expected, frame.box)
         self._terminal.drop_pending()
         self._listen(frame, window, drawn)
@@ -245,7 +246,7 @@ class Session:
             results=trial.results,
             rater=self._app.rater,
             votes=self._app.votes_cast,
-            left=self._app.queries_left,
+            left=self._app.judging.left,
             message=self._message,
             images=self._images.viewer.draws,
             max_cells=self._max_cells,

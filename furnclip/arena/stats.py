@@ -174,16 +174,14 @@ def _distinguish_retrained(
         return replace(vote, duel=(first, second), sides=sides, models=models)
 
     def relabeled(contest: Contest) -> Contest:
-        agreed = [
-            Agreed((label(first, contest.models), label(second, contest.models)), each.queries)
-            for each in contest.agreed
-            for first, second in [each.models]
-        ]
+        agreed = []
+        for each in contest.agreed:
+            first, second = (label(name, contest.models) for name in each.models)
+            agreed.append(Agreed((first, second), each.queries))
         return replace(contest, agreed=tuple(agreed))
 
-    return [renamed(vote) for vote in votes], {
-        lineup: relabeled(contest) for lineup, contest in contests.items()
-    }
+    relabeled_contests = {lineup: relabeled(contest) for lineup, contest in contests.items()}
+    return [renamed(vote) for vote in votes], relabeled_contests
 
 
 def majority(winners: Sequence[str]) -> str:

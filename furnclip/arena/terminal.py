@@ -16,12 +16,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from furnclip.config import environment_variables
 from furnclip.errors import Interrupted, UsageError
+from furnclip.viewers import Window
 
 if sys.platform != "win32":
     import fcntl
@@ -55,21 +55,10 @@ _ENDINGS = (
     signal.SIGTERM,
     *(() if sys.platform == "win32" else (signal.SIGHUP, signal.SIGQUIT)),
 )
-_USUAL_CELL_PX = (8, 16)
 
 
 class TerminalGone(Interrupted):
     """The terminal was closed."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """Size of the terminal, in cells, and of a cell, in pixels."""
-
-    cols: int
-    rows: int
-    cell_width_px: int
-    cell_height_px: int
 
 
 class KeyReader:
@@ -156,15 +145,16 @@ class Terminal:
             raise _ending(self._ended_by)
 
     def window(self) -> Window:
-        """The size now; a cell is taken as 8 x 16 pixels where the terminal does not report it."""
+        """The size now."""
         try:
             size = fcntl.ioctl(self._output, termios.TIOCGWINSZ, bytes(8))
         except OSError as error:
             raise _ending(signal.SIGHUP) from error
         rows, cols, width_px, height_px = struct.unpack("HHHH", size)
-        rows, cols = rows or 24, cols or 80
-        cell = (width_px // cols, height_px // rows) if width_px and height_px else _USUAL_CELL_PX
-        return Window(cols, rows, *cell)
+        window = Window(cols or 80, rows or 24)
+        if not width_px or not height_px:
+            return window
+        return Window(window.cols, window.rows, width_px // window.cols, height_px // window.rows)
 
     def write(self, data: bytes) -> None:
         """All of `data`; raises `TerminalGone` when the terminal was closed."""

@@ -105,30 +105,22 @@ def _emit(
     book: VoteBook, standings: Standings, *, as_json: bool, page: Path | None = None, finished: bool = False
 ) -> None:
     from furnclip import console
+    from furnclip.arena import duel_lines, tables
 
     def human() -> None:
         if finished:
             console.say("everything has been judged")
-        _show(standings)
+        if not standings.votes:
+            console.say("no votes yet")
+        for table in tables(standings) if standings.votes else ():
+            console.show_table(table.columns, table.rows, title=table.title)
+            if table.note:
+                console.say(table.note)
+        for duel in standings.duels:  # last, so that it is still on the screen
+            console.say("\n".join(("", *duel_lines(duel))))
         console.say(f"votes: {book.path}")
         if page:
             console.say(f"page: {page}")
 
     payload = {**standings.payload(), "votes_file": str(book.path), "page": str(page) if page else None}
     console.emit(payload, as_json=as_json, human=human)
-
-
-def _show(standings: Standings) -> None:
-    from furnclip import console
-    from furnclip.arena import duel_lines, tables
-
-    for table in tables(standings) if standings.votes else ():
-        console.show_table(table.columns, table.rows, title=table.title)
-        if table.note:
-            console.say(table.note)
-    for duel in standings.duels:  # last, so that it is still on the screen
-        console.say("")
-        for line in duel_lines(duel):
-            console.say(line)
-    if not standings.votes:
-        console.say("no votes yet")

@@ -53,6 +53,16 @@ _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[_P\]X^][^\x07\x1b]*(?:\x07|\
 
 
 @dataclass(frozen=True)
+class Window:
+    """Size of the terminal in cells, and of a cell in pixels: the usual one where it is not reported."""
+
+    cols: int = 80
+    rows: int = 24
+    cell_width_px: int = 8
+    cell_height_px: int = 16
+
+
+@dataclass(frozen=True)
 class Box:
     """Where an image goes, in cells; without `left` and `top` it goes to the cursor."""
 
@@ -60,15 +70,12 @@ class Box:
     rows: int
     left: int | None = None
     top: int | None = None
-    window_cols: int = 80
-    window_rows: int = 24
-    cell_width_px: int = 8
-    cell_height_px: int = 16
+    window: Window = Window()
 
     @property
     def size_px(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        return self.cols * self.cell_width_px, self.rows * self.cell_height_px
+        return self.cols * self.window.cell_width_px, self.rows * self.window.cell_height_px
 
 
 @dataclass(frozen=True)
@@ -129,13 +136,13 @@ class Viewer:
             with Image.open(path) as image:
                 lines = half_blocks(image, cols=box.cols, rows=box.rows, colors=self._colors)
             return _place_lines(lines, box)
-        width_px, height_px = box.size_px
+        (width_px, height_px), window = box.size_px, box.window
         values: dict[str, object] = {
             **{"path": path, "uri": path.as_uri(), "original": original},
             **{"cols": box.cols, "rows": box.rows, "left": box.left or 0, "top": box.top or 0},
-            **{"pxw": width_px, "pxh": height_px, "tcols": box.window_cols, "trows": box.window_rows},
-            "tpxw": box.window_cols * box.cell_width_px,
-            "tpxh": box.window_rows * box.cell_height_px,
+            **{"pxw": width_px, "pxh": height_px, "tcols": window.cols, "trows": window.rows},
+            "tpxw": window.cols * window.cell_width_px,
+            "tpxh": window.rows * window.cell_height_px,
         }
         if "winpath" in placeholders(*candidate.arguments):  # for Windows programs in WSL
             converted = self._run(["wslpath", "-w", str(path)], _WSLPATH_TIMEOUT_S)
@@ -267,12 +274,9 @@ def show_image(
     plan = viewer if isinstance(viewer, Plan) else detect(viewer)
     if not plan.candidates:
         return Drawing(b"", "none")
-    window = shutil.get_terminal_size()
+    window = Window(*shutil.get_terminal_size())
     box = Box(
-        cols=cols or max(10, int(window.columns * 0.6)),
-        rows=rows or max(5, window.lines // 2),
-        window_cols=window.columns,
-        window_rows=window.lines,
+        cols=cols or max(10, int(window.cols * 0.6)), rows=rows or max(5, window.rows // 2), window=window
     )
     return Viewer(plan).draw(preview_copy(path.absolute(), cache), box, original=path)
 
