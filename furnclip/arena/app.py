@@ -62,13 +62,9 @@ class ArenaApp:
         self.lineup = make_lineup(self.config, runs, model=model)
         self.book = VoteBook(self.config.paths.arena / "votes.jsonl")
         self._lock = self._lock_rater()
-        arena = self.config.arena
+        arena, votes = self.config.arena, self._votes_so_far()
         self.judging = Judging(
-            self.lineup,
-            self.rater,
-            self._votes_so_far(),
-            shared_share=arena.shared_share,
-            repeat_every=arena.repeat_every,
+            self.lineup, self.rater, votes, shared_share=arena.shared_share, repeat_every=arena.repeat_every
         )
         self._asked = False
         self._asked_at = time.monotonic()
@@ -142,9 +138,8 @@ class ArenaApp:
         moment the question was asked.
         """
         taken_s = time.monotonic() - self._asked_at if seconds is None else seconds
-        vote = self.judging.cast(
-            choice.upper(), vote_id=uuid.uuid4().hex, at=_now(), seconds=round(taken_s, 3)
-        )
+        vote_id = uuid.uuid4().hex
+        vote = self.judging.cast(choice.upper(), vote_id=vote_id, at=_now(), seconds=round(taken_s, 3))
         if not self.judging.own:
             contest = {"event": "contest", "lineup": self.lineup.key, **self.lineup.agreement()}
             self.book.append({**contest, "models": self.lineup.models, "at": _now()})

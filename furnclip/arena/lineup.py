@@ -121,12 +121,17 @@ def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None
             f"the base vectors were made by `{contenders[0].model}`, not by `{model}`",
             hint=f"run `furnclip embed --model {model}`, or leave `--model` out",
         )
-    arena = config.arena
+    arena, source = config.arena, Path(config.arena.queries)
+    state = ""  # of the query file or folder
+    if arena.queries not in _FROM_SPLIT and source.is_file():
+        state = content_hash(source.read_bytes())
+    elif arena.queries not in _FROM_SPLIT and source.is_dir():
+        state = content_hash(*(path.name for path in _images(source)))
     key = content_hash(
         _FORMAT,
         *(f"{each.name}:{each.fingerprint}:{each.table.provenance.key}" for each in contenders),
         *(str(value) for value in (arena.k, arena.seed, arena.queries, arena.query_limit)),
-        "" if arena.queries in _FROM_SPLIT else _fingerprint_of(Path(arena.queries)),
+        state,
     )
     path = config.paths.arena / "lineups" / f"{key}.json"
     try:
@@ -139,13 +144,6 @@ def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None
     lineup = _compute_lineup(config, contenders, key)
     write_json(path, asdict(lineup))
     return lineup
-
-
-def _fingerprint_of(queries: Path) -> str:
-    """Changes when the query file or folder does."""
-    if queries.is_file():
-        return content_hash(queries.read_bytes())
-    return content_hash(*(path.name for path in _images(queries))) if queries.is_dir() else ""
 
 
 class _Contender:
@@ -206,8 +204,7 @@ def _find_contenders(config: Config, runs: Sequence[str]) -> list[_Contender]:
 
 
 def _find_run(run: str, paths: DataPaths) -> _Contender:
-    master = paths.vectors
-    card = read_card(paths.runs / run)
+    master, card = paths.vectors, read_card(paths.runs / run)
     for path in (master, master.with_name(f"{run}.parquet")):
         made_by = read_provenance(path).models.get("finetuned") if path.is_file() else None
         if made_by is not None and Path(made_by.name).name == run:
@@ -318,13 +315,11 @@ def _split_queries(config: Config, contenders: list[_Contender], products: _Prod
 def _split_query(kind: str, product: Mapping[str, str | None], config: Config) -> Query:
     card = _card(product, config)
     fields = {name: value or "" for name, value in product.items()}
-    return Query(
-        query_id=f"{kind}:{card.product_id}",
-        kind=kind,
-        text=card.title if kind == "image" else default_caption(fields, title=fields.get("title", "")),
-        image=card.image if kind == "image" else "",
-        category=fields.get(ATTRIBUTES[-1], "") or "unknown",
-    )
+    query_id, category = f"{kind}:{card.product_id}", fields.get(ATTRIBUTES[-1], "") or "unknown"
+    if kind == "image":
+        return Query(query_id, kind, card.title, card.image, category)
+    caption = default_caption(fields, title=fields.get("title", ""))
+    return Query(query_id, kind, caption, category=category)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -127,8 +127,8 @@ class Judging:
             seen = {self._places[vote.query.query_id] for vote in own if vote.duel == duel}
             for place in self._order:
                 if place in self._differing[duel] and place not in seen:
-                    sides = self._sides(own, duel)
-                    return self._trial(self._lineup.queries[place], duel, sides, repeat=False)
+                    query = self._lineup.queries[place]
+                    return self._trial(query, duel, self._sides(own, duel), repeat=False)
         return None
 
     def _trial(self, query: Query, duel: tuple[str, str], sides: tuple[str, str], *, repeat: bool) -> Trial:
@@ -145,13 +145,14 @@ class Judging:
             for vote in own[:-_REPEAT_DISTANCE]
             if not vote.repeat and vote.choice != "N" and vote.subject not in done
         ]
-        return self._random("repeat", len(own)).choice(candidates) if candidates else None
+        dice = _seeded(self._lineup.seed, self._rater, "repeat", len(own))
+        return dice.choice(candidates) if candidates else None
 
     def _sides(self, own: Sequence[Vote], duel: tuple[str, str]) -> tuple[str, str]:
         """A and B for the next fresh query of this duel, from a shuffled block of four."""
         block, place = divmod(sum(vote.duel == duel and not vote.repeat for vote in own), _BLOCK)
         swaps = [False, True] * (_BLOCK // 2)
-        self._random("sides", *duel, block).shuffle(swaps)
+        _seeded(self._lineup.seed, self._rater, "sides", *duel, block).shuffle(swaps)
         return (duel[1], duel[0]) if swaps[place] else duel
 
     def _duels_by_information(self, votes: Sequence[Vote]) -> list[tuple[str, str]]:
@@ -169,11 +170,8 @@ class Judging:
 
         return sorted(duels, key=worth)
 
-    def _random(self, *words: object) -> random.Random:
-        return seeded(self._lineup.seed, self._rater, *words)
 
-
-def seeded(*words: object) -> random.Random:
+def _seeded(*words: object) -> random.Random:
     """Random numbers that depend on the words and nothing else, on any machine."""
     digest = hashlib.sha256("\0".join(map(str, words)).encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "big"))
@@ -182,10 +180,10 @@ def seeded(*words: object) -> random.Random:
 def query_order(queries: int, seed: int, rater: str, *, shared_share: float) -> list[int]:
     """All query numbers in a rater's order: those shared by all, spread evenly over the rater's own."""
     everyone = list(range(queries))
-    seeded(seed, "shared").shuffle(everyone)
+    _seeded(seed, "shared").shuffle(everyone)
     shared_count = round(queries * shared_share)
     shared, own = everyone[:shared_count], everyone[shared_count:]
-    seeded(seed, rater, "order").shuffle(own)
+    _seeded(seed, rater, "order").shuffle(own)
     order: list[int] = []
     taken = 0
     for place in range(queries):

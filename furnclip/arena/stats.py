@@ -31,8 +31,8 @@ from furnclip.metrics.standings import (
     wilson_interval,
 )
 
-POWER = 0.8
-PLANNING_RATES = (0.55, 0.60, 0.65, 0.70)
+_POWER = 0.8
+_PLANNING_RATES = (0.55, 0.60, 0.65, 0.70)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Standings:
 
 def planner() -> dict[str, int | None]:
     """Decisive votes needed at 80 % power for some true win rates."""
-    return {f"{rate:.2f}": votes_needed(rate, power=POWER) for rate in PLANNING_RATES}
+    return {f"{rate:.2f}": votes_needed(rate, power=_POWER) for rate in _PLANNING_RATES}
 
 
 def compute_standings(votes: Sequence[Vote], contests: Mapping[str, Contest]) -> Standings:
@@ -201,7 +201,7 @@ def _duel(
     score = _score([winners[vote.subject] for vote in judged], first=challenger, second=baseline)
     always_valid = confidence_sequence(score.wins, score.decisive)
     decided = challenger if always_valid[0] > 0.5 else baseline if always_valid[1] < 0.5 else ""
-    needed = votes_needed(score.win_rate, power=POWER) if score.win_rate is not None else None
+    needed = votes_needed(score.win_rate, power=_POWER) if score.win_rate is not None else None
     if decided:
         needed = 0
     elif needed is not None:
