@@ -20,7 +20,6 @@ from furnclip.viewers import (
     Box,
     Environment,
     Viewer,
-    desktop_command,
     detect,
     open_on_desktop,
     query_terminal,
@@ -29,7 +28,7 @@ from furnclip.viewers import (
 from furnclip.viewers import (
     test_card as make_test_card,  # pytest would take the name for a test
 )
-from furnclip.viewers.detection import Candidate, Plan, fill, parse_template
+from furnclip.viewers.detection import Candidate, Plan, desktop_command, fill, parse_template
 from furnclip.viewers.probe import TerminalReply
 from furnclip.viewers.running import half_blocks, preview_copy
 
@@ -320,15 +319,24 @@ def test_windows_programs_are_given_windows_paths(
     assert drawing.data == b"C:\\test-card.png\x1b[0m\r\n"
 
 
-@pytest.mark.parametrize(("body", "opened"), [("exit 0", True), ("exit 3", False), ("sleep 1", True)])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("exit 0", "opened with {}"),
+        ("exit 3", "{} could not open the image"),
+        ("sleep 1", "opened with {}"),
+    ],
+)
 def test_a_desktop_program_that_fails_at_once_is_noticed(
-    tmp_path: Path, picture: Path, body: str, opened: bool
+    tmp_path: Path, picture: Path, body: str, message: str
 ) -> None:
     program = tmp_path / "window"
     program.write_text(f"#!/bin/sh\n{body}\n")
     program.chmod(0o755)
-    assert open_on_desktop(picture, (str(program),)) == opened
-    assert not open_on_desktop(picture, (str(tmp_path / "nothing"),))
+    assert open_on_desktop(picture, (str(program),)) == message.format(program)
+    nothing = str(tmp_path / "nothing")
+    assert open_on_desktop(picture, (nothing,)) == f"{nothing} could not open the image"
+    assert open_on_desktop(picture, ()) == "there is no desktop to open a window on"
 
 
 def test_pictures_of_ones_own_kitty_command_are_erased(tmp_path: Path, picture: Path) -> None:

@@ -31,16 +31,7 @@ from furnclip.arena.terminal import CTRL_C, Terminal
 from furnclip.arena.votes import OUTCOMES
 from furnclip.console import printable
 from furnclip.errors import InputError
-from furnclip.viewers import (
-    Box,
-    Drawing,
-    Viewer,
-    ViewerSetting,
-    Window,
-    desktop_command,
-    detect,
-    open_on_desktop,
-)
+from furnclip.viewers import Box, Drawing, Viewer, ViewerSetting, Window, detect, open_on_desktop
 
 # No judgment takes less than this; a bouncing key or a reply of the terminal comes faster.
 _ARMING_S = 0.25
@@ -289,20 +280,10 @@ class Session:
         elif key == "U":
             self._message = "vote undone, judge it again" if self._app.undo() else "nothing to undo"
         elif key == "O":
-            self._message = _open_window(drawn)
+            self._message = open_on_desktop(drawn[1]) if drawn else "there is no image to open"
         else:
             return False
         return True
-
-
-def _open_window(drawn: Drawn | None) -> str:
-    command = desktop_command()
-    if drawn is None:
-        return "there is no image to open"
-    if not command:
-        return "there is no desktop to open a window on"
-    opened = open_on_desktop(drawn[1], command)
-    return f"opened with {command[0]}" if opened else f"{command[0]} could not open the image"
 
 
 def vote_in_terminal(app: ArenaApp, *, viewer: ViewerSetting = "auto", max_votes: int | None = None) -> None:

@@ -77,13 +77,6 @@ class Vote:
 
 
 @dataclass(frozen=True)
-class Undo:
-    """A line that takes an earlier vote back."""
-
-    vote_id: str
-
-
-@dataclass(frozen=True)
 class Agreed:
     """Two models, and the number of queries with the same results from both."""
 
@@ -103,7 +96,10 @@ class Contest:
 
 @dataclass(frozen=True)
 class _Line:
+    """What every line has; one with `undo` takes an earlier vote back."""
+
     event: Literal["vote", "undo", "contest"]
+    vote_id: str = ""
 
 
 class VoteBook:
@@ -136,9 +132,9 @@ class VoteBook:
         """
         lines: dict[str, int] = {}
         votes: dict[int, Vote] = {}
-        for number, kind, line in self._lines():
-            if kind == "vote":
-                vote = self._parse(number, line, Vote)
+        for number, line, content in self._lines():
+            if line.event == "vote":
+                vote = self._parse(number, content, Vote)
                 if vote.vote_id in lines:
                     raise self.damaged(number, f"it has the `vote_id` of line {lines[vote.vote_id]}")
                 if vote.sides not in (vote.duel, vote.duel[::-1]) or len({*vote.duel}) < 2:
@@ -147,29 +143,28 @@ class VoteBook:
                     raise self.damaged(number, "`duel` names a model that `models` does not have")
                 lines[vote.vote_id] = number
                 votes[number] = vote
-            elif kind == "undo":
-                undo = self._parse(number, line, Undo)
-                if undo.vote_id not in lines:
-                    raise self.damaged(number, f"no line above it has the vote `{undo.vote_id}`")
-                votes.pop(lines[undo.vote_id], None)
+            elif line.event == "undo":
+                if line.vote_id not in lines:
+                    raise self.damaged(number, f"no line above it has the vote `{line.vote_id}`")
+                votes.pop(lines[line.vote_id], None)
         return self._first_votes(votes)
 
     def contests(self) -> dict[str, Contest]:
         """For each lineup that was judged: how many queries it has and on how many models agreed."""
         contests: dict[str, Contest] = {}
-        for number, kind, line in self._lines():
-            if kind == "contest":
-                contest = self._parse(number, line, Contest)
+        for number, line, content in self._lines():
+            if line.event == "contest":
+                contest = self._parse(number, content, Contest)
                 if not {model for pair in contest.agreed for model in pair.models} <= {*contest.models}:
                     raise self.damaged(number, "`agreed` names a model that `models` does not have")
                 contests[contest.lineup] = contest
         return contests
 
-    def _lines(self) -> Iterator[tuple[int, str, bytes]]:
+    def _lines(self) -> Iterator[tuple[int, _Line, bytes]]:
         for number, line in journal_lines(self.path, keep_whole_tail=True):
             content = line.removeprefix(BOM_UTF8).strip()
             if content:  # an editor may have left an empty line
-                yield number, self._parse(number, content, _Line).event, content
+                yield number, self._parse(number, content, _Line), content
 
     def _parse(self, number: int, line: bytes, shape: type[T]) -> T:
         return parse_json(line, shape, what=f"line {number} of `{self.path}`", hint=_HINT)

@@ -1,4 +1,4 @@
-"""Which viewers to try in this terminal, in which order, and why; and the user's own viewer command.
+"""Which viewers to try here, in which order, and why; the user's own viewer command; and desktop windows.
 
 Environment variables lie: a terminal started from another inherits its variables, and tmux keeps
 those of whoever started its server. So multiplexers and editors come first, and of the rest only variables
@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from string import Formatter
 
 from furnclip.config import VIEWER_WORDS, environment_variables
 from furnclip.errors import ConfigError, nearest
 
 ViewerSetting = str | Sequence[str]
+_EARLY_EXIT_S = 0.3  # within which a desktop program that cannot show the image ends
 _IMAGE_PLACEHOLDERS = ("path", "original", "uri", "winpath")
 _PLACEHOLDERS = (
     *(*_IMAGE_PLACEHOLDERS, "cols", "rows", "left", "top"),
@@ -188,6 +191,26 @@ def desktop_command(environment: Environment | None = None) -> tuple[str, ...]:
     is_wsl = bool(variables.get("WSL_DISTRO_NAME") or variables.get("WSL_INTEROP"))
     tools = ("wslview",) if is_wsl else ("xdg-open", "feh", "imv") if has_display else ()
     return next(((tool,) for tool in tools if here.which(tool)), ())
+
+
+def open_on_desktop(image: Path, command: Sequence[str] | None = None) -> str:
+    """Start a desktop program (None: the one found here) that outlives us; the message for the user."""
+    command = desktop_command() if command is None else command
+    if not command:
+        return "there is no desktop to open a window on"
+    null = subprocess.DEVNULL
+    try:
+        window = subprocess.Popen(
+            [*command, str(image.absolute())], stdin=null, stdout=null, stderr=null, start_new_session=True
+        )
+        if window.wait(_EARLY_EXIT_S) == 0:
+            return f"opened with {command[0]}"
+    except OSError:
+        pass
+    except subprocess.TimeoutExpired:
+        window.returncode = 0  # keeps Python from warning about a child without `wait`
+        return f"opened with {command[0]}"
+    return f"{command[0]} could not open the image"
 
 
 def parse_template(setting: ViewerSetting) -> tuple[str, ...]:

@@ -31,11 +31,18 @@ from furnclip.catalogue import content_hash
 from furnclip.console import printable
 from furnclip.images import open_image
 from furnclip.journal import replacing
-from furnclip.viewers.detection import Candidate, Plan, ViewerSetting, detect, fill, placeholders
+from furnclip.viewers.detection import (
+    Candidate,
+    Plan,
+    ViewerSetting,
+    desktop_command,
+    detect,
+    fill,
+    placeholders,
+)
 
 _MAX_OUTPUT_BYTES = 32 * 2**20  # a full-screen sixel image is about 1 MB
 _POLL_S = 0.004
-_EARLY_EXIT_S = 0.3
 _WSLPATH_TIMEOUT_S = 2.0
 _PREVIEW_PX = 1024
 # How images begin in kitty's, sixel's and iTerm2's protocols, and such a string with its end; through tmux
@@ -245,21 +252,6 @@ def _only(allowed: re.Pattern[str] | None, text: str, *, keep: str = "") -> str:
     if text.replace("\x1b", "").isprintable():
         return text
     return "".join(each for each in text if each == "\x1b" or each in keep or each.isprintable())
-
-
-def open_on_desktop(image: Path, command: tuple[str, ...]) -> bool:
-    """Start a desktop program that lives on without us; False when it failed at once."""
-    null = subprocess.DEVNULL
-    try:
-        window = subprocess.Popen(
-            [*command, str(image.absolute())], stdin=null, stdout=null, stderr=null, start_new_session=True
-        )
-    except OSError:
-        return False
-    with suppress(subprocess.TimeoutExpired):
-        return window.wait(_EARLY_EXIT_S) == 0
-    window.returncode = 0  # keeps Python from warning about a child without `wait`
-    return True
 
 
 def show_image(
