@@ -31,15 +31,7 @@ from furnclip.catalogue import content_hash
 from furnclip.console import printable
 from furnclip.images import open_image
 from furnclip.journal import replacing
-from furnclip.viewers.detection import (
-    Candidate,
-    Plan,
-    ViewerSetting,
-    desktop_command,
-    detect,
-    fill,
-    placeholders,
-)
+from furnclip.viewers.detection import Candidate, Plan, ViewerSetting, detect, fill, placeholders
 
 _MAX_OUTPUT_BYTES = 32 * 2**20  # a full-screen sixel image is about 1 MB
 _POLL_S = 0.004
