@@ -30,8 +30,6 @@ from furnclip.runs import read_card
 from furnclip.vectors import VectorTable, column_name, read_provenance, top_k
 
 Floats = npt.NDArray[np.float32]
-# Queries, a contender's vectors of them (Q, D) each, and a query's own row in the gallery, or -1.
-_Encoded = tuple[list["Query"], list[Floats], list[int]]
 _Products = Sequence[Mapping[str, str | None]]
 _FORMAT = "1"
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -267,6 +265,10 @@ def _card(product: Mapping[str, str | None], config: Config) -> Card:
         image=str(config.paths.images / image) if image else "",
         detail=", ".join(word for word in words if known(word)),
     )
+
+
+# Queries, each contender's vectors of them (Q, D), and each query's own row in the gallery, or -1.
+_Encoded = tuple[list[Query], list[Floats], list[int]]
 
 
 def _encode_queries(config: Config, contenders: list[_Contender], products: _Products) -> _Encoded:
