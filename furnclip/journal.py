@@ -304,13 +304,13 @@ def told_when_full(*folders: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL_DISK:
+    except Exception as error:  # safetensors tells of it in words of its own
+        if getattr(error, "errno", None) not in FULL_DISK and "os error 28" not in str(error):
             raise
         there = [folder for folder in folders if folder.exists()]
         folder = min(there, key=lambda path: shutil.disk_usage(path).free, default=folders[0])
-        if error.filename:
-            folder = Path(os.fsdecode(error.filename)).parent
+        if filename := getattr(error, "filename", None):
+            folder = Path(os.fsdecode(filename)).parent
         disk = folder.resolve()
         while not os.path.ismount(disk) and disk != disk.parent:
             disk = disk.parent

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from furnclip.config import TrainingConfig
 from furnclip.train.data import (
     Augmentation,
     augment,
@@ -69,7 +70,8 @@ def test_a_product_without_fields_keeps_its_caption() -> None:
 
 
 def test_the_rate_climbs_then_falls_and_lower_layers_get_less() -> None:
-    rates = [learning_rate(step, total_steps=100, peak=1.0, warmup_fraction=0.1) for step in range(100)]
+    config = TrainingConfig(lr=1.0, warmup_fraction=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
     assert rates[:10] == sorted(rates[:10])
     assert rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)

@@ -1,9 +1,7 @@
 """CLIP and SigLIP behind one door: load, encode to unit vectors, adapt, merge, save.
 
-Only `model` and `train` know what a device is. `load_clip` takes a hub id, a folder, a run's name or
-`furnclip-tiny` and gives a `Clip`, whose `encode_images` and `encode_texts` return unit vectors in
-float32 whatever the precision of the towers and whatever `get_*_features` of the installed
-transformers returns.
+`load_clip` takes a hub id, a folder, a run's name or `furnclip-tiny` and gives a `Clip`, whose
+`encode_images` and `encode_texts` return unit vectors in float32 whatever the precision of the towers.
 """
 
 from furnclip.model.clip import Clip

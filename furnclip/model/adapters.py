@@ -2,10 +2,8 @@
 
 `add_lora` puts PEFT adapters into the towers asked for. `weight_changes` is what training did to each
 weight of the plain model, by adapters or directly; `shifted` adds a share of that to a fresh base
-(WiSE-FT, https://arxiv.org/abs/2109.01903), which is also how adapters are merged.
-
-Out: `adapter/` (`adapter_config.json` + `adapter_model.safetensors`, what `PeftModel.from_pretrained`
-reads; projections travel as `modules_to_save`).
+(WiSE-FT, https://arxiv.org/abs/2109.01903), which is also how adapters are merged. `save_adapter` writes what
+`PeftModel.from_pretrained` reads; projections travel as `modules_to_save`.
 """
 
 from __future__ import annotations
@@ -53,7 +51,22 @@ def add_lora(clip: Clip, towers: Sequence[Tower], config: TrainingConfig) -> lis
 
     They start as the identity. Everything but the adapters is frozen afterwards.
     """
-    paths = [path for tower in towers for path in _matching(clip, tower, config.lora_targets)]
+    paths: list[str] = []
+    for tower in towers:
+        layers = [
+            name
+            for name, layer in clip.module.named_modules()
+            if name.startswith(f"{tower}_model.encoder.") and isinstance(layer, nn.Linear)
+        ]
+        known = sorted({name.rpartition(".")[2] for name in layers})
+        for target in config.lora_targets:
+            if target not in known:
+                close = nearest(target, known)
+                raise ConfigError(
+                    f"`train.lora_targets` names `{target}`, but the {tower} tower has no such linear layer",
+                    hint=f"did you mean `{close}`?" if close else f"there are: {', '.join(known)}",
+                )
+        paths += [name for name in layers if name.rpartition(".")[2] in config.lora_targets]
     lora = _lora_config(config, paths)
     if register := getattr(lora, "_register_custom_module", None):  # private; without it PEFT's own layers
         register({nn.Linear: LeanLora})
@@ -119,24 +132,6 @@ def _lora_config(config: TrainingConfig, paths: list[str]) -> Any:
         target_modules=paths,
         bias="none",
     )
-
-
-def _matching(clip: Clip, tower: Tower, targets: Sequence[str]) -> list[str]:
-    """Full paths of the tower's linear layers called as one of `targets`."""
-    layers = [
-        name
-        for name, layer in clip.module.named_modules()
-        if name.startswith(f"{tower}_model.encoder.") and isinstance(layer, nn.Linear)
-    ]
-    known = sorted({name.rpartition(".")[2] for name in layers})
-    for target in targets:
-        if target not in known:
-            close = nearest(target, known)
-            raise ConfigError(
-                f"`train.lora_targets` names `{target}`, but the {tower} tower has no such linear layer",
-                hint=f"did you mean `{close}`?" if close else f"there are: {', '.join(known)}",
-            )
-    return [name for name in layers if name.rpartition(".")[2] in targets]
 
 
 def _matrices(layer: PeftLinear) -> tuple[Tensor, Tensor]:

@@ -47,12 +47,12 @@ class Clip:
         self.precision = PrecisionChoice("fp32", "as loaded")
         config: Any = self.module.config
         self.dimension = int(getattr(config, "projection_dim", None) or config.text_config.projection_size)
-        positions = int(config.text_config.max_position_embeddings)
-        self.tokenize = TextInput(tokenizer, family, positions=positions)
+        self.tokenize = TextInput(tokenizer, family, positions=config.text_config.max_position_embeddings)
 
     @property
     def device(self) -> torch.device:
-        return self._any_weight.device
+        weight: nn.Parameter = next(self.module.parameters())
+        return weight.device
 
     def place(self, device: torch.device, choice: PrecisionChoice) -> Clip:
         """Move the towers to a device and into a precision; returns itself."""
@@ -79,7 +79,8 @@ class Clip:
         for start in range(0, len(items), _CHUNK):
             chunk = items[start : start + _CHUNK]
             if tower == "vision":
-                pixels = self.preprocessing.pixels(chunk).to(self.device, self._any_weight.dtype)
+                weight = next(self.module.parameters())
+                pixels = self.preprocessing.pixels(chunk).to(weight.device, weight.dtype)
                 pooled = pooled_images(self.module, self.family, pixels)
             else:
                 pooled = pooled_texts(self.module, self.family, self.tokenize(chunk))
@@ -93,11 +94,6 @@ class Clip:
             self.module.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", self.preprocessing.to_config())
-
-    @property
-    def _any_weight(self) -> nn.Parameter:
-        weight: nn.Parameter = next(self.module.parameters())
-        return weight
 
 
 def _fingerprint(module: nn.Module, tokenizer: Any, preprocessing: Preprocessing) -> str:
@@ -114,10 +110,8 @@ def _fingerprint(module: nn.Module, tokenizer: Any, preprocessing: Preprocessing
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block transformers and peft print errors only: their notes would mix with ours.
-
-    Warnings about what peft and transformers will change between themselves are dropped too; the user can
-    do nothing about them.
+    """Within the block transformers and peft print errors only; what they will change between themselves, too,
+    is nothing to a user.
     """
     log: Any = transformers.utils.logging
     level = log.get_verbosity()

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 
 import furnclip
+from furnclip.config import ModelConfig
 from furnclip.errors import FurnclipError, ModelError
 from furnclip.journal import read_json
 from furnclip.model.clip import Clip, quiet
@@ -25,9 +26,6 @@ from furnclip.model.precision import choose_device, choose_precision, is_out_of_
 from furnclip.model.texts import tokenizer_problem
 from furnclip.model.towers import CLIP, SIGLIP
 from furnclip.runs import model_folder
-
-if TYPE_CHECKING:
-    from furnclip.config import ModelConfig
 
 BUNDLED = "furnclip-tiny"
 _WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")

@@ -14,8 +14,9 @@ before rounding. A packed model can only encode: its weights can be neither trai
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
-import time
+import timeit
 from contextlib import suppress
 from functools import cache
 from typing import Any, cast
@@ -32,12 +33,8 @@ from furnclip.runs import PrecisionChoice
 _MARGIN = 1.2
 _NARROW_WIDTH = 256  # below this the overhead of each call decides, not the precision
 _ROWS_EXPECTED = 64 * 50  # a batch of images; other sizes work with the same packing
-_OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "cannot allocate memory",
-    "bad_alloc",
-    "os error 12",
-    "failed to map segment",
+_OUT_OF_MEMORY = re.compile(
+    r"(cannot|can't) allocate memory|bad_alloc|os error 12\b|failed to map segment", re.IGNORECASE
 )
 
 
@@ -79,23 +76,22 @@ def choose_precision(wanted: str, module: nn.Module, device: torch.device) -> Pr
 @cache
 def _bf16_speedup(width: int, inner_width: int, device: str) -> float:
     """How much faster the two products of an MLP run in bfloat16, forwards and backwards."""
-    seconds: dict[torch.dtype, float] = {}
+    seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         inputs = torch.zeros(400, width, dtype=dtype, device=device, requires_grad=True)
         mlp = nn.Sequential(nn.Linear(width, inner_width), nn.GELU(), nn.Linear(inner_width, width))
         mlp.requires_grad_(False).to(device=device, dtype=dtype)
-        for _ in range(4):
-            _wait_for(inputs)
-            start = time.perf_counter()
-            mlp(inputs).sum().backward()
-            _wait_for(inputs)
-            seconds[dtype] = min(seconds.get(dtype, float("inf")), time.perf_counter() - start)
+        seconds[dtype] = _seconds(mlp, inputs)
     return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
-def _wait_for(tensor: Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
+def _seconds(mlp: nn.Module, inputs: Tensor) -> float:
+    def run() -> None:
+        mlp(inputs).sum().backward()
+        if inputs.is_cuda:
+            torch.cuda.synchronize(inputs.device)
+
+    return min(timeit.repeat(run, number=1, repeat=4))
 
 
 class PackedLinear(nn.Module):
@@ -155,16 +151,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch, safetensors, Python or the system means that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error).lower()
-    return any(words in text for words in _OUT_OF_MEMORY)
+    return _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def release_freed() -> None:
     """Give back what has been freed; where the C library is not glibc it does that by itself.
 
-    glibc keeps freed blocks in its heap, and with small ones between them large requests do not fit
-    in there: a process that frees and allocates by turns grows. The pages have to be requested again,
-    which takes some hundredths of the time of the work on them.
+    glibc keeps freed blocks in its heap, and with small ones between them large requests do not fit in
+    there: a process that frees and allocates by turns grows. Asking for the pages again costs little.
     """
     if sys.platform.startswith("linux"):
         with suppress(AttributeError):

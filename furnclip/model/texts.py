@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from furnclip.model.towers import CLIP, Family
+from furnclip.model.towers import CLIP, Family, as_tensor
 
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")  # soft hyphen, zero-width space, word joiner, BOM
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -52,9 +52,7 @@ class TextInput:
             split_special_tokens=True,
             return_tensors="pt",
         )
-        token_ids = encoded["input_ids"]
-        assert isinstance(token_ids, Tensor)
-        return token_ids
+        return as_tensor(encoded["input_ids"])
 
 
 def tokenizer_problem(text_input: TextInput, family: Family, text_config: Any) -> str:

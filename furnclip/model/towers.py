@@ -116,8 +116,7 @@ def pooled_texts(module: nn.Module, family: Family, token_ids: Tensor) -> Tensor
     text: Any = module.text_model
     token_ids = token_ids.to(next(module.parameters()).device)
     if family is not CLIP:
-        hidden = text(input_ids=token_ids).last_hidden_state  # (B, T, W)
-        return as_tensor(hidden[:, -1])
+        return as_tensor(text(input_ids=token_ids).last_hidden_state[:, -1])  # of (B, T, W)
     if text.eos_token_id == 2:  # configurations from before 2023 name a wrong id; the end has the highest
         ends = token_ids.argmax(dim=-1)
     else:
@@ -199,6 +198,5 @@ def _behind_attention(layer: Any, rows: Tensor, mixed: Tensor) -> Tensor:
 
 
 def as_tensor(value: Any) -> Tensor:
-    """The tensor that an untyped call gave."""
     assert isinstance(value, Tensor)
     return value

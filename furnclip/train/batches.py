@@ -75,7 +75,7 @@ def make_batch(ready: Prepared, indices: Indices, epoch: int) -> Batch:
     own, size = ready.processes.slice_of(len(indices)), ready.micro_batch_size
     parts = [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
     keys: dict[Tower, list[str]] = {
-        "vision": [data.texts[index].image_key for index in indices[own]],
+        "vision": [data.image_keys[index] for index in indices[own]],
         "text": [content_hash(caption) for caption in captions[own]],
     }
     return Batch(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -30,9 +30,10 @@ from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import TrainingConfig
 from furnclip.model.pixels import Preprocessing
 from furnclip.relevance import known
-from furnclip.shards import ShardDataset
+from furnclip.shards import Sample, ShardDataset
 
 Indices = NDArray[np.int64]
+Rows = Indices | Sequence[int]
 Squares = NDArray[np.uint8]
 Augmentation = Literal["none", "simple", "advanced"]
 
@@ -114,17 +115,6 @@ def duplicate_rate(captions: Sequence[str]) -> float:
     return sum(count for count in counts.values() if count > 1) / max(1, len(captions))
 
 
-@dataclass(frozen=True)
-class Text:
-    """What is known of a sample besides its image."""
-
-    product_id: str
-    group: str
-    caption: str
-    fields: dict[str, str]
-    image_key: str
-
-
 @dataclass
 class TrainingData:
     """One split, its texts in memory and as many images as `image_cache_mb` holds."""
@@ -132,14 +122,14 @@ class TrainingData:
     dataset: ShardDataset
     preprocessing: Preprocessing
     config: TrainingConfig
-    texts: list[Text] = field(init=False)
+    texts: list[Sample] = field(default_factory=list, init=False)  # without their images
+    image_keys: list[str] = field(default_factory=list, init=False)
     _squares: dict[int, Squares] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.texts = [
-            Text(each.product_id, each.group, each.caption, each.fields, content_hash(each.image_bytes))
-            for each in self.dataset
-        ]
+        for sample in self.dataset:
+            self.texts.append(replace(sample, image_bytes=b""))
+            self.image_keys.append(content_hash(sample.image_bytes))
         square_bytes = 3 * self.preprocessing.image_px**2
         self._squares_limit = self.config.image_cache_mb * 2**20 // square_bytes
 
@@ -162,7 +152,7 @@ class TrainingData:
         random = random_stream(seed, _CAPTION, index, variant, 0)
         return sample_caption(text.fields, text.caption, dropout=self.config.attribute_dropout, random=random)
 
-    def squares(self, indices: Indices | Sequence[int], *, epoch: int | None) -> Squares:
+    def squares(self, indices: Rows, *, epoch: int | None) -> Squares:
         """(B, H, W, 3) bytes, changed at random for training; `epoch` None: as prepared."""
         return np.stack([self._square(int(index), epoch) for index in indices])
 

@@ -20,11 +20,11 @@ from torch import Tensor
 from furnclip.catalogue import content_hash
 from furnclip.features import FeatureStore
 from furnclip.metrics.retrieval import mean_reciprocal_rank, ranks, recall_at_k
-from furnclip.model.clip import Clip, quiet
+from furnclip.model.clip import Clip
 from furnclip.model.towers import TOWERS, Tower, pooled_images, pooled_texts, project
 from furnclip.relevance import positives
 from furnclip.runs import PrecisionChoice
-from furnclip.train.data import Indices, Squares, TrainingData
+from furnclip.train.data import Rows, Squares, TrainingData
 from furnclip.train.exact import Chunk
 from furnclip.train.scenarios import Scenario
 
@@ -57,22 +57,11 @@ class Encoder:
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(torch.bfloat16)
 
-    def recompute_layers(self) -> None:
-        """Keep only each layer's input for the backward pass."""
-        with quiet():
-            self.clip.module.gradient_checkpointing_enable({"use_reentrant": False})
-
     def inputs(
-        self,
-        tower: Tower,
-        data: TrainingData,
-        indices: Indices | Sequence[int],
-        captions: Sequence[str],
-        *,
-        epoch: int | None = None,
+        self, tower: Tower, data: TrainingData, rows: Rows, captions: Sequence[str], *, epoch: int | None
     ) -> Inputs:
         """What the tower reads of these samples; `captions` are theirs, `epoch` is for augmentation."""
-        return data.squares(indices, epoch=epoch) if tower == "vision" else self.clip.tokenize(captions)
+        return data.squares(rows, epoch=epoch) if tower == "vision" else self.clip.tokenize(captions)
 
     def live(self, tower: Tower, inputs: Inputs, seed: int) -> Chunk:
         """A micro-batch through the tower and projected."""
@@ -91,12 +80,10 @@ class Encoder:
     def fill(self, tower: Tower, data: TrainingData, captions: Sequence[str] | None = None) -> list[str]:
         """Encode what the frozen tower has not seen; the keys of all samples (or captions)."""
         texts = data.fixed_captions() if captions is None else captions
-        keys = [text.image_key for text in data.texts]
-        if tower == "text":
-            keys = [content_hash(text) for text in texts]
+        keys = data.image_keys if tower == "vision" else [content_hash(text) for text in texts]
 
         def encode(rows: list[int]) -> NDArray[np.float32]:
-            inputs = self.inputs(tower, data, rows, [texts[row] for row in rows])
+            inputs = self.inputs(tower, data, rows, [texts[row] for row in rows], epoch=None)
             with torch.no_grad():
                 return self._pooled(tower, inputs).float().cpu().numpy()
 
@@ -114,7 +101,7 @@ class Encoder:
             captions, parts = data.fixed_captions(), []
             for start in range(0, len(data), _FILL_CHUNK):
                 rows = range(start, min(start + _FILL_CHUNK, len(data)))
-                inputs = self.inputs(tower, data, rows, captions[start : rows.stop])
+                inputs = self.inputs(tower, data, rows, captions[start : rows.stop], epoch=None)
                 parts.append(self.live(tower, inputs, seed=0)())
         self.clip.module.train(was_training)
         return torch.cat(parts).float().cpu().numpy()

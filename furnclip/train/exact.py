@@ -34,7 +34,6 @@ from furnclip.model.towers import Family, LossName
 
 Chunk = Callable[[], Tensor]  # -> (b, D)
 Loss = Callable[[Tensor, Tensor], Tensor]  # (B, D) images, (B, D) texts -> scalar
-Gather = Callable[[Tensor], Tensor]  # (b, D) of this process -> (B, D) of all
 
 
 def contrastive_loss(
@@ -68,12 +67,11 @@ def checked_loss(wanted: str, family: Family) -> LossName:
     )
 
 
+@dataclass(eq=False)
 class NonFiniteLossError(ArithmeticError):
     """The loss is not a number; `rows` are the samples of this process whose vectors are not."""
 
-    def __init__(self, rows: list[int]) -> None:
-        super().__init__("non-finite loss")
-        self.rows = rows
+    rows: list[int]
 
 
 @dataclass
@@ -108,12 +106,12 @@ def exact_backward(
     loss: Loss,
     *,
     memory: Memory | None = None,
-    gather: Gather = lambda vectors: vectors,
+    gather: Callable[[Tensor], Tensor] = lambda vectors: vectors,
 ) -> Tensor:
     """Add the gradient of the loss over all chunks to the parameters; returns the loss.
 
-    `gather` brings the vectors of other processes in; only this process's chunks are run again, so
-    parameter gradients then have to be summed over the processes.
+    `gather` brings the vectors of other processes in, (b, D) -> (B, D); only this process's chunks are run
+    again, so parameter gradients then have to be summed over the processes.
     """
     memory = memory or Memory()
     memory.used_bytes = 0

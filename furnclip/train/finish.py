@@ -11,17 +11,15 @@ small split. The folder just written is loaded again and compared with the base 
 
 from __future__ import annotations
 
+import itertools
 import statistics
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import timeit
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from peft import PeftModel
 from PIL import Image
-from torch import Tensor
 
 from furnclip.errors import ModelError
 from furnclip.journal import replacing_folder
@@ -42,26 +40,13 @@ _PROBES = 32
 _TIMED = 9
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What came out: validation figures at each share, the share that is kept, and the merged model's
-    parity, fingerprint, recall and speed.
+def finish(ready: Prepared) -> None:
+    """Sweep, merge, save and check the trained model, which holds its best weights already.
 
-    `intervals`: figure -> [value, low, high]; `latency_ms`: one image or caption at a time.
+    Its figures go to `ready.card`; how fast it is, is measured with one image or caption at a time.
     """
-
-    figures: dict[float, dict[str, float]]
-    share: float
-    parity: float
-    fingerprint: str
-    intervals: dict[str, list[float]]
-    latency_ms: dict[str, float]
-
-
-def finish(ready: Prepared) -> Finished:
-    """Sweep, merge, save and check the trained model, which holds its best weights already."""
     config, trained, validation = ready.config, ready.encoder, ready.validation
-    clip = _load_base(ready)
+    clip = load_float32(trained.clip.name, config.model, runs=config.paths.runs)
     changes = weight_changes(trained.clip.module, clip.module)
     base = {name: value.detach().clone() for name, value in clip.module.named_parameters() if name in changes}
     # The plain model runs where and in the precision that the trained one did; frozen towers share the cache.
@@ -70,12 +55,12 @@ def finish(ready: Prepared) -> Finished:
     plain.stores.update(trained.stores)
     figures: dict[float, dict[str, float]] = {}
     for share in SHARES if config.train.wise_ft and changes else (1.0,):
-        _put_weights(clip, shifted(base, changes, share))
+        clip.module.load_state_dict(shifted(base, changes, share), strict=False)
         figures[share] = retrieval_figures(plain, validation)
     # Of equal scores the largest share: the data asked for it, the base does not mind.
     best = max(figures, key=lambda share: (figures[share]["score"], share))
     kept = shifted(base, changes, best)
-    _put_weights(clip, kept)
+    clip.module.load_state_dict(kept, strict=False)
     if trained.scenario.projections and not trained.scenario.everything:
         paths = clip.family.projections.values()
         whole = {name: value for name, value in kept.items() if name.rpartition(".")[0] in paths}
@@ -87,29 +72,17 @@ def finish(ready: Prepared) -> Finished:
     rows = range(min(_PROBES, len(validation)))
     images = [Image.fromarray(square) for square in validation.squares(rows, epoch=None)]
     captions = validation.fixed_captions()[: len(rows)]
-    return Finished(
-        figures=figures,
-        share=best,
-        parity=_parity(ready, saved, clip, images, captions),
-        fingerprint=saved.fingerprint,
-        intervals=_recall_intervals(plain, validation),
-        latency_ms={
-            "image": _median_ms(lambda row: saved.encode_images([images[row % len(images)]])),
-            "text": _median_ms(lambda row: saved.encode_texts([captions[row % len(captions)]])),
-        },
-    )
-
-
-def _load_base(ready: Prepared) -> Clip:
-    return load_float32(ready.encoder.clip.name, ready.config.model, runs=ready.config.paths.runs)
-
-
-@torch.no_grad()
-def _put_weights(clip: Clip, weights: Mapping[str, Tensor]) -> None:
-    """Write weights into the plain model."""
-    parameters = dict(clip.module.named_parameters())
-    for name, value in weights.items():
-        parameters[name].copy_(value)
+    card = ready.card
+    card.validation = {**card.validation, "finetuned": figures[best]}
+    card.share = best
+    card.wise_ft = {str(share): measured["score"] for share, measured in figures.items()}
+    card.parity = _parity(ready, saved, clip, images, captions)
+    card.model_fingerprint = saved.fingerprint
+    card.intervals = _recall_intervals(plain, validation)
+    card.latency_ms = {
+        "image": _median_ms(saved.encode_images, images),
+        "text": _median_ms(saved.encode_texts, captions),
+    }
 
 
 def _parity(
@@ -118,7 +91,7 @@ def _parity(
     """Smallest cosine between vectors of the folder on disk and of the base with its adapter."""
     unmerged = merged
     if (ready.folder / ADAPTER / "adapter_config.json").is_file():
-        unmerged = _load_base(ready)
+        unmerged = load_float32(merged.name, ready.config.model, runs=ready.config.paths.runs)
         with quiet():
             adapted: Any = PeftModel.from_pretrained(unmerged.module, ready.folder / ADAPTER)
         unmerged.module = adapted.base_model.model.eval()
@@ -149,11 +122,8 @@ def _recall_intervals(encoder: Encoder, data: TrainingData) -> dict[str, list[fl
     return intervals
 
 
-def _median_ms(encode: Callable[[int], object]) -> float:
-    """Median milliseconds of one call, after a warm-up."""
-    seconds = []
-    for row in range(_TIMED + 1):
-        start = time.perf_counter()
-        encode(row)
-        seconds.append(time.perf_counter() - start)
+def _median_ms(encode: Callable[[list[Any]], object], items: Sequence[Any]) -> float:
+    """Median milliseconds for one item, after a warm-up."""
+    each = itertools.cycle(items)
+    seconds = timeit.repeat(lambda: encode([next(each)]), number=1, repeat=_TIMED + 1)
     return round(1000 * statistics.median(seconds[1:]), 2)

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,6 @@ from furnclip.train.memory import kept_activations_bytes, peak_memory_mb, storag
 from furnclip.train.prepared import Prepared
 from furnclip.train.processes import Interrupts
 from furnclip.train.scenarios import build_optimizer, learning_rate
-from furnclip.train.trackers import Tracker
 
 _CHANCE_STEPS = 100  # so long the loss may stay at chance before the run stops
 _CHANCE_SHARE = 0.99
@@ -55,8 +53,7 @@ class Loop:
 
     ready: Prepared
     interrupts: Interrupts = field(default_factory=Interrupts)
-    trackers: list[Tracker] = field(default_factory=list)
-    saved: Callable[[Path], None] = lambda folder: None
+    trackers: list[Callable[[Mapping[str, Any]], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         ready = self.ready
@@ -102,7 +99,13 @@ class Loop:
             due = time.monotonic() - self._saved_at >= self.config.checkpoint_interval_s
             if due and position.step_in_epoch < self.steps_per_epoch:
                 self._save(position)
-        self._warn_slow_loading(sum(waits) / max(1, len(waits)))
+        waited, reads_images = sum(waits) / max(1, len(waits)), "vision" not in ready.encoder.stores
+        if reads_images and waited > _LONG_WAIT and ready.processes.first and not self._slow_loading_is_told:
+            self._slow_loading_is_told = True
+            console.warn(
+                f"{waited:.0%} of the time went into waiting for images; a faster disk, a larger "
+                "`train.image_cache_mb` or `--augment none` would help"
+            )
         self._validate(position, epochs_done=position.epoch + 1)
 
     def _step(self, batch: Batch, position: Position, *, waited_s: float) -> dict[str, Any]:
@@ -123,12 +126,7 @@ class Loop:
         if not math.isfinite(norms["all"]):
             raise self._non_finite(batch, [], position.step, "gradient")
         clip_grads_with_norm_(ready.parameters.values(), config.max_gradient_norm, torch.tensor(norms["all"]))
-        lr = learning_rate(
-            position.step,
-            total_steps=self.total_steps,
-            peak=config.lr,
-            warmup_fraction=config.warmup_fraction,
-        )
+        lr = learning_rate(position.step, self.total_steps, config)
         with self.interrupts.held():  # weights, position and log change together
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group["share"]
@@ -200,21 +198,6 @@ class Loop:
                 "and train `full` when the base has random weights",
             )
 
-    def _warn_slow_loading(self, share: float) -> None:
-        """Tell once a run that loading images takes long."""
-        reads_images = self.ready.encoder.scenario.is_live("vision")
-        if (
-            reads_images
-            and share > _LONG_WAIT
-            and self.ready.processes.first
-            and not self._slow_loading_is_told
-        ):
-            self._slow_loading_is_told = True
-            console.warn(
-                f"{share:.0%} of the time went into waiting for images; a faster disk, a larger "
-                "`train.image_cache_mb` or `--augment none` would help"
-            )
-
     def _validate(self, position: Position, *, epochs_done: int) -> None:
         """Validate, remember the best, count epochs without progress, save."""
         figures = retrieval_figures(self.ready.encoder, self.ready.validation)
@@ -235,12 +218,12 @@ class Loop:
     def _save(self, position: Position) -> None:
         if self.ready.processes.first:
             save_checkpoint(self.checkpoints / "last", position, self.ready.parameters, self.optimizer)
-            self.saved(self.checkpoints / "last")
+            self.ready.upload(f"{CHECKPOINTS}/last")
         self._saved_at = time.monotonic()
 
     def _log(self, event: str, position: Position, figures: Mapping[str, Any]) -> None:
         for tracker in self.trackers:
-            tracker.log({"event": event, "step": position.step, "epoch": position.epoch, **figures})
+            tracker({"event": event, "step": position.step, "epoch": position.epoch, **figures})
 
 
 def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:

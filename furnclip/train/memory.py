@@ -101,11 +101,9 @@ def _graph_bytes(scratch: Encoder, live: list[Tower], size: int, tokens: int) ->
     """Bytes that the graphs of a forward and backward pass over blank images and long captions hold."""
     clip = scratch.clip
     positions = int(clip.module.config.text_config.max_position_embeddings)
-    # (size, T) tokens that end at the last place; what comes behind the end would cost nothing
-    captions = torch.zeros(
-        (size, min(tokens, positions) if clip.family.pads_to_longest else positions), dtype=torch.long
-    )
-    captions[:, -1] = clip.tokenizer.eos_token_id
+    length = min(tokens, positions) if clip.family.pads_to_longest else positions
+    captions = torch.zeros((size, length), dtype=torch.long)
+    captions[:, -1] = clip.tokenizer.eos_token_id  # what comes behind the end would cost nothing
     blank = np.zeros((size, clip.image_px, clip.image_px, 3), dtype=np.uint8)
     inputs: dict[Tower, Inputs] = {"vision": blank, "text": captions}
     weights, total = storage_addresses(clip.module), 0

@@ -6,23 +6,24 @@ import json
 import platform
 import secrets
 import subprocess
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from furnclip.config import Config
 from furnclip.errors import ConfigError, UsageError
+from furnclip.model.clip import quiet
 from furnclip.model.loading import load_float32
 from furnclip.model.precision import choose_device, choose_precision
 from furnclip.model.towers import LossName
 from furnclip.runs import RunCard
 from furnclip.shards import MINI_TRAIN, ShardDataset, read_manifest
+from furnclip.storage import S3Manager
 from furnclip.train.data import TrainingData
 from furnclip.train.encoder import Encoder
 from furnclip.train.exact import checked_loss
@@ -64,6 +65,17 @@ class Prepared:
     batch_size: int
     micro_batch_size: int
     card: RunCard
+
+    def upload(self, *names: str) -> None:
+        """Copy these parts of the run to the bucket, if that was asked for, one after another."""
+        storage = self.config.storage
+        if not self.config.train.upload:
+            return
+        with S3Manager.from_config(storage) as manager:
+            for name in names:
+                if (self.folder / name).exists():
+                    place = f"{storage.runs}/{self.folder.name}/{name}"
+                    manager.upload_checkpoint(self.folder / name, place)
 
 
 def check_settings(config: Config) -> None:
@@ -110,7 +122,8 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
     encoder = Encoder(clip, SCENARIOS[train.scenario], device, card.precision, cache)
     encoder.place()
     if train.gradient_checkpointing:
-        encoder.recompute_layers()
+        with quiet():
+            clip.module.gradient_checkpointing_enable({"use_reentrant": False})
     samples = len(splits[0])
     batch_size = min(train.effective_batch_size or default_batch_size(samples), samples)
     micro_batch_size = min(train.micro_batch_size, batch_size) or card.batch.get("micro")
@@ -145,7 +158,18 @@ def _card(
         "data": data_hash,
     }
     if earlier is not None:
-        _check_same(folder.name, earlier.identity, identity)
+        before = earlier.identity
+        changed = [
+            f"`{key}` was {_shown(before.get(key))}, is {_shown(identity.get(key))}"
+            for key in sorted({*before, *identity})
+            if before.get(key) != identity.get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                f"the run `{folder.name}` was started differently: {', '.join(changed)}",
+                hint="undo that, give the new run its own name with `--run NAME`, "
+                "or start over with `--no-resume`",
+            )
         return earlier
     return RunCard(
         run=folder.name,
@@ -162,23 +186,8 @@ def _card(
     )
 
 
-def _check_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """`ConfigError` that says what changed since the run was started."""
-
-    def shown(value: object) -> str:
-        return "not set" if value is None else json.dumps(value)
-
-    changed = [
-        f"`{key}` was {shown(before.get(key))}, is {shown(now.get(key))}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        raise ConfigError(
-            f"the run `{name}` was started differently: {', '.join(changed)}",
-            hint="undo that, give the new run its own name with `--run NAME`, "
-            "or start over with `--no-resume`",
-        )
+def _shown(value: object) -> str:
+    return "not set" if value is None else json.dumps(value)
 
 
 def now() -> str:
@@ -187,10 +196,9 @@ def now() -> str:
 
 
 def _commit(folder: Path) -> str | None:
-    try:
+    with suppress(OSError, subprocess.TimeoutExpired):
         answer = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=False
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
+        return answer.stdout.strip() or None
+    return None

@@ -9,11 +9,9 @@ finished run does nothing; an interrupted one goes on; a changed one is refused,
 
 from __future__ import annotations
 
-import errno
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +19,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from furnclip import console
 from furnclip.config import Config, torchrun_launch
-from furnclip.errors import FurnclipError, InputError, ModelError, StorageError, UsageError
-from furnclip.journal import discard_folder, exclusive, sweep, write_json, write_text
-from furnclip.runs import CHECKPOINTS, MODEL, PUBLISHED, README, read_card, write_card
+from furnclip.errors import InputError, ModelError, UsageError
+from furnclip.journal import Journal, discard_folder, exclusive, sweep, told_when_full, write_json, write_text
+from furnclip.runs import CHECKPOINTS, METRICS_NAME, MODEL, PUBLISHED, README, read_card, write_card
 from furnclip.shards import MANIFEST_NAME
 from furnclip.storage import S3Manager
 from furnclip.train.checkpoints import Position, load_checkpoint
 from furnclip.train.data import duplicate_rate
 from furnclip.train.exact import chance_loss
-from furnclip.train.finish import Finished, finish
+from furnclip.train.finish import finish
 from furnclip.train.loop import Loop
 from furnclip.train.prepared import Prepared, check_settings, now, prepare_run
 from furnclip.train.processes import Interrupts, Processes, joined
 from furnclip.train.scenarios import ABLATION
-from furnclip.train.trackers import JournalTracker, LiveView, WandbTracker, forget_after
+from furnclip.train.trackers import LiveView, WandbTracker, forget_after
 
-_ABLATION_NAME = "ablation.json"
 _MANY_DUPLICATES = 0.5
 
 
@@ -60,7 +57,7 @@ def train_all(config: Config, *, prefix: str = "", resume: bool = True) -> dict[
         recalls = {f"recall@{k}": card["intervals"][f"text_to_image_recall@{k}"] for k in (1, 5)}
         rows.append({name: card[name] for name in copied} | recalls)
     result = {"ablation": rows, "already_done": all(row["already_done"] for row in rows)}
-    write_json(config.paths.runs / _ABLATION_NAME, result)
+    write_json(config.paths.runs / "ablation.json", result)
     return result
 
 
@@ -80,7 +77,7 @@ def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, An
     with (
         interrupts.handled(),
         joined() as processes,
-        _full_disk_told(folder),
+        told_when_full(folder, config.paths.cache),
         exclusive(folder) if processes.first else nullcontext(),
     ):
         if processes.first:
@@ -107,7 +104,7 @@ def _train(
                 hint=f"restore it, or train again: `furnclip train --run {folder.name} --no-resume`",
             )
         if processes.first:
-            _upload_finished(ready)
+            ready.upload(*PUBLISHED)
         return {**asdict(ready.card), "already_done": True}
     if not resume and processes.first:
         discard_folder(folder)
@@ -119,27 +116,10 @@ def _train(
     ready.card.seconds = round(ready.card.seconds + time.monotonic() - started, 1)
     if not processes.first:
         return {}
-    _close(ready, position, finish(ready))
+    ready.card.validation = {"base": position.base_validation}
+    finish(ready)
+    _close(ready, position)
     return {**asdict(ready.card), "already_done": False}
-
-
-@contextmanager
-def _full_disk_told(folder: Path) -> Iterator[None]:
-    """A full disk as an error that names it, also where a library does not say which file it was."""
-    try:
-        yield
-    except FurnclipError:
-        raise
-    except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
-        if full:
-            place = Path(getattr(error, "filename", None) or folder).resolve()
-            disk = next((each for each in (place, *place.parents) if each.is_mount()), place)
-            raise StorageError(
-                f"the disk `{disk}` is full: `{place}` could not be written",
-                hint="free some space and run the same command again; it continues from the last checkpoint",
-            ) from None
-        raise
 
 
 def _announce(ready: Prepared) -> None:
@@ -166,79 +146,45 @@ def _announce(ready: Prepared) -> None:
 
 def _run_loop(ready: Prepared, interrupts: Interrupts) -> Position:
     """Train from the last checkpoint if anything trains; the model then holds its best weights."""
-    loop = Loop(ready, interrupts, saved=_uploader(ready))
+    loop = Loop(ready, interrupts)
     position, last = Position(), loop.checkpoints / "last"
     if last.exists():  # a damaged one too, so that it is told
         position = load_checkpoint(last, ready.parameters, loop.optimizer)
-    try:
+    with ExitStack() as stack:
         if ready.processes.first:
             forget_after(ready.folder, position.step)
+            journal = stack.enter_context(Journal(ready.folder / METRICS_NAME))
             epochs = ready.config.train.epochs
-            loop.trackers.append(JournalTracker(ready.folder))
-            loop.trackers.append(LiveView(ready.folder.name, epochs=epochs, total_steps=loop.total_steps))
+            view = LiveView(ready.folder.name, epochs=epochs, total_steps=loop.total_steps)
+            stack.callback(view.live.stop)
+            loop.trackers += [journal.append, view.log]
             if ready.config.train.wandb != "off":
-                loop.trackers.append(WandbTracker(ready.config, ready.folder, ready.card.tracker_id))
+                wandb = WandbTracker(ready.config, ready.folder, ready.card.tracker_id)
+                stack.callback(wandb.close)
+                loop.trackers.append(wandb.log)
         position = loop.run(position)
-    finally:
-        for tracker in loop.trackers:
-            tracker.close()
     if ready.parameters:
         load_checkpoint(loop.checkpoints / "best", ready.parameters)
     return position
 
 
-def _uploader(ready: Prepared) -> Callable[[Path], None]:
-    """Copies a file or folder of the run to its place in the bucket, if that was asked for."""
-    storage = ready.config.storage
-    if not ready.config.train.upload:
-        return lambda path: None
-    manager = S3Manager.from_config(storage)
-
-    def upload(path: Path) -> None:
-        inside = path.relative_to(ready.folder).as_posix()
-        manager.upload_checkpoint(path, f"{storage.runs}/{ready.folder.name}/{inside}")
-
-    return upload
-
-
-def _close(ready: Prepared, position: Position, finished: Finished) -> None:
+def _close(ready: Prepared, position: Position) -> None:
     """Write the model card, and last of all the run card that says `finished`."""
-    base, tuned = position.base_validation, finished.figures[finished.share]
-    if base.keys() != tuned.keys():
+    card = ready.card
+    card.status, card.finished_at = "finished", now()
+    card.epochs_done, card.best_epoch = position.epoch, position.best_epoch
+    card.steps, card.stopped_early = position.step, position.stopped_early
+    if not card.tells_result:
         raise ModelError(
             f"the checkpoints in `{ready.folder / CHECKPOINTS}` hold other figures than this run makes",
             hint="train again with `--no-resume`",
         )
-    card = ready.card = replace(
-        ready.card,
-        status="finished",
-        finished_at=now(),
-        epochs_done=position.epoch,
-        steps=position.step,
-        stopped_early=position.stopped_early,
-        best_epoch=position.best_epoch,
-        validation={"base": base, "finetuned": tuned},
-        share=finished.share,
-        wise_ft={str(share): figures["score"] for share, figures in finished.figures.items()},
-        parity=finished.parity,
-        model_fingerprint=finished.fingerprint,
-        intervals=finished.intervals,
-        latency_ms=finished.latency_ms,
-    )
     templates = PackageLoader("furnclip.train")
     jinja = Environment(loader=templates, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     write_text(ready.folder / README, jinja.get_template("model_card.md").render(card=card) + "\n")
     if ready.config.train.wandb != "off" and ready.config.train.wandb_artifacts:
         tracker = WandbTracker(ready.config, ready.folder, card.tracker_id)
-        tracker.log_folder(ready.folder / MODEL, kind="model")
+        tracker.log_model(ready.folder / MODEL)
         tracker.close()
     write_card(ready.folder, card)
-    _upload_finished(ready)
-
-
-def _upload_finished(ready: Prepared) -> None:
-    """Bring the bucket up to date, if that was asked for; the card that says `finished` goes last."""
-    upload = _uploader(ready)
-    for name in PUBLISHED:
-        if (ready.folder / name).exists():
-            upload(ready.folder / name)
+    ready.upload(*PUBLISHED)

@@ -36,7 +36,6 @@ _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.")
 class Scenario:
     """Which towers get adapters, and whether anything else trains."""
 
-    name: str
     lora: tuple[Tower, ...] = ()
     projections: bool = True
     everything: bool = False
@@ -47,15 +46,12 @@ class Scenario:
 
 
 SCENARIOS = {
-    scenario.name: scenario
-    for scenario in (
-        Scenario("zero_shot", projections=False),
-        Scenario("linear_probe"),
-        Scenario("dual_lora", lora=TOWERS),
-        Scenario("vision_lora", lora=("vision",)),
-        Scenario("text_lora", lora=("text",)),
-        Scenario("full", everything=True),
-    )
+    "zero_shot": Scenario(projections=False),
+    "linear_probe": Scenario(),
+    "dual_lora": Scenario(lora=TOWERS),
+    "vision_lora": Scenario(lora=("vision",)),
+    "text_lora": Scenario(lora=("text",)),
+    "full": Scenario(everything=True),
 }
 ABLATION = ("zero_shot", "linear_probe", "text_lora", "vision_lora", "dual_lora")
 
@@ -79,13 +75,13 @@ def default_batch_size(samples: int) -> int:
     return max(min(_MIN_BATCH, samples), min(DEFAULT_BATCH, -(-samples // _MIN_STEPS)))
 
 
-def learning_rate(step: int, *, total_steps: int, peak: float, warmup_fraction: float) -> float:
+def learning_rate(step: int, total_steps: int, config: TrainingConfig) -> float:
     """Rate of the step (counted from 0): linear warmup, then a cosine down to 0."""
-    warmup_steps = round(total_steps * warmup_fraction)
+    warmup_steps = round(total_steps * config.warmup_fraction)
     if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
+        return config.lr * (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def build_optimizer(

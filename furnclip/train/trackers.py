@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from configparser import ConfigParser
 from configparser import Error as ParserError
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.live import Live
 from rich.text import Text
@@ -20,32 +20,12 @@ from rich.text import Text
 from furnclip import console
 from furnclip.config import Config, environment_variables
 from furnclip.errors import ConfigError, InputError
-from furnclip.journal import Journal, encode_event, read_journal, read_text, write_bytes
+from furnclip.journal import encode_event, read_journal, read_text, write_bytes
 from furnclip.runs import METRICS_NAME
 
 _WANDB = "https://api.wandb.ai"
-
-
-class Tracker(Protocol):
-    """Takes events as they happen."""
-
-    def log(self, event: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class JournalTracker:
-    """Appends to `metrics.jsonl`; holding it is also what keeps two processes off one run."""
-
-    def __init__(self, run: Path) -> None:
-        self._journal = Journal(run / METRICS_NAME)
-        self._journal.__enter__()
-
-    def log(self, event: Mapping[str, Any]) -> None:
-        self._journal.append(event)
-
-    def close(self) -> None:
-        self._journal.__exit__(None, None, None)
+_BARS = "▁▂▃▄▅▆▇█"
+_POINTS = 40
 
 
 class WandbTracker:
@@ -67,13 +47,18 @@ class WandbTracker:
         )
 
     def log(self, event: Mapping[str, Any]) -> None:
-        kind = str(event["event"])
-        figures = _flat(event)
-        self._run.log({f"{kind}/{name}": value for name, value in figures.items()}, step=int(event["step"]))
+        """The numbers of an event under `EVENT/NAME`, nested ones under `EVENT/GROUP/NAME`."""
+        figures: dict[str, Any] = {}
+        for name, value in event.items():
+            nested = isinstance(value, Mapping)
+            figures |= {f"{name}/{inner}": each for inner, each in value.items()} if nested else {name: value}
+        step, kind = figures.pop("step"), figures.pop("event")
+        numbers = {f"{kind}/{name}": value for name, value in figures.items() if value is not None}
+        self._run.log(numbers, step=step)
 
-    def log_folder(self, folder: Path, *, kind: str) -> None:
-        """Keep a folder as an artifact."""
-        self._run.log_artifact(str(folder), name=f"{self._run.name}-{kind}", type=kind)
+    def log_model(self, folder: Path) -> None:
+        """Keep the merged model as an artifact."""
+        self._run.log_artifact(str(folder), name=f"{self._run.name}-model", type="model")
 
     def close(self) -> None:
         self._run.finish()
@@ -119,21 +104,6 @@ def forget_after(run: Path, step: int) -> None:
         write_bytes(path, b"".join(kept))
 
 
-def _flat(event: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of an event, nested ones under `outer/inner`."""
-    figures: dict[str, float] = {}
-    for name, value in event.items():
-        if isinstance(value, Mapping):
-            figures.update({f"{name}/{inner}": number for inner, number in _flat(value).items()})
-        elif isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
-            figures[name] = value
-    return figures
-
-
-_BARS = "▁▂▃▄▅▆▇█"
-_POINTS = 40
-
-
 class LiveView:
     """A tracker that redraws three lines on stderr; nothing where stderr is not a terminal."""
 
@@ -141,9 +111,9 @@ class LiveView:
         self._name, self._epochs, self._total_steps = name, epochs, total_steps
         self._losses: deque[float] = deque(maxlen=_POINTS)
         self._step, self._validation = "", "validating the base"
-        self._live = Live(console=console.stderr(), refresh_per_second=4, transient=True)
+        self.live = Live(console=console.stderr(), refresh_per_second=4, transient=True)
         if console.stderr().is_terminal:
-            self._live.start()
+            self.live.start()
 
     def log(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "step":
@@ -161,10 +131,7 @@ class LiveView:
                 f"{event['text_to_image_recall@1']:.3f}, recall@5 {event['text_to_image_recall@5']:.3f}"
             )
         lines = [self._step, f"loss {sparkline(list(self._losses))}", self._validation]
-        self._live.update(Text("\n").join([Text(self._name, "bold"), *map(Text, lines)]))
-
-    def close(self) -> None:
-        self._live.stop()
+        self.live.update(Text("\n").join([Text(self._name, "bold"), *map(Text, lines)]))
 
 
 def sparkline(values: Sequence[float]) -> str:
