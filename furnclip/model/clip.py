@@ -110,8 +110,8 @@ def _fingerprint(module: nn.Module, tokenizer: Any, preprocessing: Preprocessing
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block transformers and peft print errors only; what they will change between themselves, too,
-    is nothing to a user.
+    """Within the block transformers and peft print errors only: a user can do nothing about their notes and
+    about what they will change between themselves.
     """
     log: Any = transformers.utils.logging
     level = log.get_verbosity()
