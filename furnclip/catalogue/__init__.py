@@ -17,48 +17,23 @@ Rules that a row is judged by:
 `content_hash` decides everywhere in furnclip whether something is up to date.
 """
 
-from furnclip.catalogue.image_names import find_files, tell_near_matches
-from furnclip.catalogue.products import (
-    Product,
-    Rejection,
-    catalogue_path,
-    find_images,
-    no_rows,
-    nothing_cleaned,
-    read_products,
-    uncleaned_rows,
-)
-from furnclip.catalogue.rows import (
-    ATTRIBUTES,
-    CLEAN_COLUMNS,
-    REJECT_COLUMNS,
-    SheetWriter,
-    read_records,
-    read_rows,
-    renamed_column,
-    sheet_text,
-)
-from furnclip.catalogue.text import content_hash, normalized_title
-
-__all__ = [
-    "ATTRIBUTES",
-    "CLEAN_COLUMNS",
-    "REJECT_COLUMNS",
-    "Product",
-    "Rejection",
-    "SheetWriter",
-    "catalogue_path",
-    "content_hash",
-    "find_files",
-    "find_images",
-    "no_rows",
-    "normalized_title",
-    "nothing_cleaned",
-    "read_products",
-    "read_records",
-    "read_rows",
-    "renamed_column",
-    "sheet_text",
-    "tell_near_matches",
-    "uncleaned_rows",
-]
+from furnclip.catalogue.image_names import find_files as find_files
+from furnclip.catalogue.image_names import tell_near_matches as tell_near_matches
+from furnclip.catalogue.products import Product as Product
+from furnclip.catalogue.products import Rejection as Rejection
+from furnclip.catalogue.products import catalogue_path as catalogue_path
+from furnclip.catalogue.products import find_images as find_images
+from furnclip.catalogue.products import no_rows as no_rows
+from furnclip.catalogue.products import nothing_cleaned as nothing_cleaned
+from furnclip.catalogue.products import read_products as read_products
+from furnclip.catalogue.products import uncleaned_rows as uncleaned_rows
+from furnclip.catalogue.rows import ATTRIBUTES as ATTRIBUTES
+from furnclip.catalogue.rows import CLEAN_COLUMNS as CLEAN_COLUMNS
+from furnclip.catalogue.rows import REJECT_COLUMNS as REJECT_COLUMNS
+from furnclip.catalogue.rows import SheetWriter as SheetWriter
+from furnclip.catalogue.rows import read_records as read_records
+from furnclip.catalogue.rows import read_rows as read_rows
+from furnclip.catalogue.rows import renamed_column as renamed_column
+from furnclip.catalogue.rows import sheet_text as sheet_text
+from furnclip.catalogue.text import content_hash as content_hash
+from furnclip.catalogue.text import normalized_title as normalized_title
