@@ -109,7 +109,7 @@ def _show_ablation(result: Mapping[str, Any]) -> None:
         )
         for row in result["ablation"]
     ]
-    columns = ("scenario", "trainable", "time", "recall@1", "recall@5", "picture / text")
+    columns = ("scenario", "trainable", "time", "recall@1", "recall@5", "image / text")
     console.show_table(columns, rows, title="text to image on the validation split, 95 % intervals")
 
 
