@@ -11,7 +11,7 @@ the forward pass of Hugging Face's model on ready tensors, in furnclip's precisi
 
 open_clip and sentence-transformers need torchvision, of which there is no build beside a CPU-only
 torch from every index; its compiled operators, which neither of them calls here, are declared empty.
-Where FURNCLIP_BENCH_EXTRAS names a folder (`pip install --no-deps --target FOLDER open_clip_torch
+Where BENCH_EXTRAS names a folder (`pip install --no-deps --target FOLDER open_clip_torch
 sentence-transformers torchvision ...`), only those two see it. A rival that cannot run is left out
 and named under `figures`.
 
@@ -53,8 +53,8 @@ KINDS = ("armchair", "sofa", "sideboard", "lamp", "table", "bookcase")
 
 def main() -> None:
     arguments = measure.parse("embed")
-    if os.environ.get("FURNCLIP_BENCH_CONTENDER"):
-        return contend(os.environ["FURNCLIP_BENCH_CONTENDER"])
+    if os.environ.get("BENCH_CONTENDER"):
+        return contend(os.environ["BENCH_CONTENDER"])
     rounds, products = (1, 64) if arguments.quick else (3, 256)
     contenders = QUICK if arguments.quick else CONTENDERS
     sizes = (500, 3_000) if arguments.quick else (10_000, 100_000)
@@ -92,15 +92,15 @@ def race(
 def run_contender(contender: str, folder: Path, shop: Path, *, precision: str) -> dict[str, Any]:
     environment = {
         **os.environ,
-        "FURNCLIP_BENCH_CONTENDER": contender,
-        "FURNCLIP_BENCH_FOLDER": str(folder),
-        "FURNCLIP_BENCH_SHOP": str(shop),
-        "FURNCLIP_BENCH_PRECISION": precision,
+        "BENCH_CONTENDER": contender,
+        "BENCH_FOLDER": str(folder),
+        "BENCH_SHOP": str(shop),
+        "BENCH_PRECISION": precision,
         "OMP_NUM_THREADS": str(THREADS),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
-    extras = os.environ.get("FURNCLIP_BENCH_EXTRAS")
+    extras = os.environ.get("BENCH_EXTRAS")
     if extras and contender in ("open_clip", "sentence_transformers"):
         environment["PYTHONPATH"] = extras
     done = subprocess.run(
@@ -119,7 +119,7 @@ def run_contender(contender: str, folder: Path, shop: Path, *, precision: str) -
 def contend(contender: str) -> None:
     """Inside the contender's process: load, run once on a few products, then measure."""
     torch.set_num_threads(THREADS)
-    folder, shop = Path(os.environ["FURNCLIP_BENCH_FOLDER"]), Path(os.environ["FURNCLIP_BENCH_SHOP"])
+    folder, shop = Path(os.environ["BENCH_FOLDER"]), Path(os.environ["BENCH_SHOP"])
     if contender == "furnclip":
         said = furnclip(folder, shop)
     else:
@@ -183,7 +183,7 @@ def model_only(folder: Path) -> Embed:
     """The forward pass alone, on tensors that are ready, in the precision that furnclip took."""
     from transformers import AutoTokenizer, CLIPModel
 
-    dtype = torch.bfloat16 if os.environ["FURNCLIP_BENCH_PRECISION"] == "bf16" else torch.float32
+    dtype = torch.bfloat16 if os.environ["BENCH_PRECISION"] == "bf16" else torch.float32
     model = CLIPModel.from_pretrained(folder / "vit-b-32").eval().to(dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder / "vit-b-32")
     pixels = torch.rand(BATCH, 3, 224, 224).to(dtype)

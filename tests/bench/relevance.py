@@ -16,7 +16,7 @@ by meaning with a filter on words (`filter`), with a share of the avoided word's
 (`subtract_0.5` ...), or with both. `..._avoids`: share of hits without it; `..._kept`: share of hits
 that are of the kind asked for and without it; `nothing`: the word is not mentioned.
 
-With FURNCLIP_BENCH_SHOP naming a folder that `furnclip embed` has been through, that shop is searched
+With BENCH_SHOP naming a folder that `furnclip embed` has been through, that shop is searched
 instead, and its cleaned attributes are taken for the truth: then keywords cannot fail.
 Known bias: a model of four million parameters and drawings; synonyms it was not trained on are noise to it.
 """
@@ -91,7 +91,7 @@ class Shop:
 
 def main() -> None:
     arguments = measure.parse("relevance")
-    given = os.environ.get("FURNCLIP_BENCH_SHOP")
+    given = os.environ.get("BENCH_SHOP")
     with tempfile.TemporaryDirectory() as name:
         if given:
             shop = Shop(Searcher(load_config(Path(given) / "furnclip.toml")), cleaned(Path(given)))

@@ -56,8 +56,8 @@ class Built:
 
 def main() -> None:
     arguments = measure.parse("search")
-    if os.environ.get("FURNCLIP_BENCH_MILLION"):
-        return million(Path(os.environ["FURNCLIP_BENCH_MILLION"]))
+    if os.environ.get("BENCH_MILLION"):
+        return million(Path(os.environ["BENCH_MILLION"]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         figures = hundred_thousand(folder / "hundred-thousand")
@@ -151,7 +151,7 @@ def nearest(built: Built, *, where: str | None = None) -> tuple[float, float, fl
 
 def run_million(folder: Path) -> dict[str, Any]:
     """A million products in a process of its own; peak memory is that of building and searching."""
-    setting = f"FURNCLIP_BENCH_MILLION={folder}"
+    setting = f"BENCH_MILLION={folder}"
     _, peak_mb = measure.peak_mb(["env", setting, sys.executable, "-m", "tests.bench.search"])
     said: dict[str, Any] = json.loads((folder / "said.json").read_text())
     return {**said, "million_peak_mb": round(peak_mb, 1)}
