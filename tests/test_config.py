@@ -253,6 +253,6 @@ def test_a_misspelt_variable_is_told_with_the_nearest(
 def test_an_unknown_variable_that_is_like_no_setting_is_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("BENCH_SHOP", "3")
+    monkeypatch.setenv("FURNCLIP_BENCH_SHOP", "3")
     load_config()
-    assert "BENCH_SHOP is not a setting" in capsys.readouterr().err
+    assert "FURNCLIP_BENCH_SHOP is not a setting" in capsys.readouterr().err
