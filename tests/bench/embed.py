@@ -342,8 +342,11 @@ def write_model(folder: Path, *, image_px: int, stub: bool) -> None:
     if not stub:
         from transformers import CLIPConfig, CLIPModel
 
+        config, learned = CLIPConfig(), CLIPConfig.from_pretrained(folder).text_config
+        config.text_config.bos_token_id = learned.bos_token_id
+        config.text_config.eos_token_id = learned.eos_token_id
         torch.manual_seed(0)
-        CLIPModel(CLIPConfig()).save_pretrained(folder)
+        CLIPModel(config).save_pretrained(folder)
 
 
 if __name__ == "__main__":
