@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from furnclip.clean.batch.monitor import BatchTable
+from furnclip.clean.batch.monitor import batch_rows
 from furnclip.clean.batch.service import Batch
 from furnclip.clean.batch.state import State, apply
 from furnclip.clean.workspace import open_ledger
@@ -210,13 +210,11 @@ def test_board_at_every_stage(shop: CleanShop, server: BatchServer) -> None:
     shop.run("dispatch", env=env).ok()
     config = load_config(shop.folder / "furnclip.toml", {"clean": {"backend": "openai"}})
     with open_ledger(config) as ledger:
-        board = BatchTable(ledger)
-        before = board.rows()
+        before = batch_rows(ledger, {})
         counts = (2, 1, 0)
         now = time.time()
         batch = Batch("b", "in_progress", counts, "", "", (), (0, 0), now - 3700, now - 60, {})
-        board.update(1, batch)
-        after = board.rows()
+        after = batch_rows(ledger, {1: batch})
     assert [(row[0], row[1], row[2]) for row in before] == [
         (1, "validating", "0/2"),
         (2, "planned", "0/2"),

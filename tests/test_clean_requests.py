@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from furnclip.catalogue import Product
-from furnclip.clean.batch.parts import Limits, Line, queue_limit, write_parts
+from furnclip.clean.batch.parts import Limits, queue_limit, write_parts
 from furnclip.clean.batch.requests import Recipe, find_model, image_tokens, request_image, with_cap
 from furnclip.clean.batch.results import classify, read_lines
 from furnclip.clean.prompt import (
@@ -26,7 +26,7 @@ from furnclip.clean.prompt import (
     check_answer,
     user_text,
 )
-from furnclip.clean.workspace import Workspace
+from furnclip.clean.workspace import Line, Workspace
 from furnclip.config import CleaningConfig
 from furnclip.errors import ConfigError, InputError
 
@@ -461,8 +461,8 @@ def test_parts_keep_every_line_and_every_limit(
         fits = part["size_bytes"] <= size_bytes and part["tokens"] + 3 * part["requests"] <= tokens
         assert (fits and part["requests"] <= requests) or part["requests"] == 1
         index = list(workspace.read_index(part["part"]))
-        assert [text for _, text in workspace.read_requests(part["part"], index)] == [
-            line.content for line in source if line.custom_id in {request.custom_id for request in index}
+        assert list(workspace.read_requests(part["part"], index)) == [
+            line for line in source if line.custom_id in {request.custom_id for request in index}
         ]
 
 

@@ -15,19 +15,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from furnclip import console
 from furnclip.catalogue import Product, Rejection, content_hash, find_files, find_images, tell_near_matches
 from furnclip.clean import offline
-from furnclip.clean.batch.parts import Line, part_limits, write_parts
+from furnclip.clean.batch.parts import part_limits, write_parts
 from furnclip.clean.batch.requests import Recipe, is_openai, request_image, text_tokens
-from furnclip.clean.batch.results import merge_live
+from furnclip.clean.batch.results import merge
 from furnclip.clean.batch.state import UNSENT
 from furnclip.clean.offline.titles import BrandName, find_brands, plain_title
 from furnclip.clean.prompt import user_text
 from furnclip.clean.workspace import (
     CleaningLedger,
+    Line,
     RawCatalogue,
     RowEntry,
     drop_damaged,
@@ -37,7 +38,7 @@ from furnclip.clean.workspace import (
 )
 from furnclip.errors import InputError
 from furnclip.images import BrokenImage, read_bytes
-from furnclip.journal import Event, encode_event, replacing
+from furnclip.journal import encode_event, replacing
 from furnclip.parallel import Workers
 
 _INLINE_PRODUCTS = 256  # starting processes costs more than this many images
@@ -51,60 +52,41 @@ class Selection:
     sample: int = 0
 
 
-@dataclass(frozen=True)
-class PreparedRequests:
-    """What `prepare` found."""
-
-    rows: int
-    requests: int
-    rejected: int
-    parts: int
-    was_done: bool
-
-
-def prepare(ledger: CleaningLedger, selection: Selection) -> PreparedRequests:
-    """Plan every request of the selected rows. Does nothing when nothing changed."""
-    clean, paths = ledger.config.clean, ledger.config.paths
+def prepare(ledger: CleaningLedger, selection: Selection) -> bool:
+    """Plan every request of the selected rows; whether that was done before, and nothing changed since."""
+    clean, paths, workspace = ledger.config.clean, ledger.config.paths, ledger.workspace
     _mention_family(ledger)
     fingerprint, total = _fingerprint(ledger, selection)
     drop_damaged(ledger)
     repair_indexes(ledger)
-    before, rows_path = ledger.state.prepared, ledger.workspace.rows
+    before = ledger.state.prepared
     is_same = before is not None and before["fingerprint"] == fingerprint
-    if before is not None and is_same and is_intact(rows_path, before["rows_sha256"]):
-        return _prepared_requests(ledger, before, was_done=True)
+    if before is not None and is_same and is_intact(workspace.rows, before["rows_sha256"]):
+        return True
     for part in ledger.state.with_status(*UNSENT, backend="live"):
         # answers of an interrupted run, before other settings drop what was not sent
-        if fingerprint != ledger.state.preparing and ledger.workspace.live(part.number).is_file():
-            merge_live(ledger, part)
+        if fingerprint != ledger.state.preparing and workspace.live(part.number).is_file():
+            merge(ledger, part)
     ledger.record("preparing", fingerprint=fingerprint)
     for part in ledger.state.with_status("dropped"):
-        for path in (
-            ledger.workspace.content(part.number, part.backend),
-            ledger.workspace.index(part.number),
-        ):
-            path.unlink(missing_ok=True)
+        workspace.content(part.number, is_local=part.backend == "local").unlink(missing_ok=True)
+        workspace.index(part.number).unlink(missing_ok=True)
     total = selection.limit or selection.sample or total
     counts = dict.fromkeys(("rows", "requests", "rejected"), 0)
-    with console.progress("reading images", total=total) as meter, replacing(rows_path) as file:
+    with console.progress("reading images", total=total) as meter, replacing(workspace.rows) as file:
         _write_parts(ledger, _written(_encoded(ledger, selection), file, counts, meter))
     if not counts["rows"]:
         raise InputError(f"`{paths.products}` has no rows", hint="export the catalogue again")
-    facts: Event = {
-        "fingerprint": fingerprint,
-        "backend": clean.backend,
-        "identity": ledger.recipe.identity,
-        "catalogue_sha256": file_digest(paths.products),
+    ledger.record(
+        "prepared",
+        fingerprint=fingerprint,
+        backend=clean.backend,
+        identity=ledger.recipe.identity,
+        catalogue_sha256=file_digest(paths.products),
         **counts,
-        "rows_sha256": file_digest(rows_path),
-    }
-    ledger.record("prepared", **facts)
-    return _prepared_requests(ledger, facts, was_done=False)
-
-
-def _prepared_requests(ledger: CleaningLedger, facts: Event, *, was_done: bool) -> PreparedRequests:
-    parts = len(ledger.state.current_parts)
-    return PreparedRequests(facts["rows"], facts["requests"], facts["rejected"], parts, was_done)
+        rows_sha256=file_digest(workspace.rows),
+    )
+    return False
 
 
 def _mention_family(ledger: CleaningLedger) -> None:
@@ -179,11 +161,8 @@ class EncodingTask:
     brands: frozenset[BrandName]  # of the whole catalogue
 
 
-class EncodedRow(NamedTuple):
-    """One catalogue row on its way: a line to send, None where it is known already, or a rejection."""
-
-    entry: RowEntry
-    line: Line | None = None
+# one catalogue row on its way, with the line to send: None where it is known already, or rejected
+EncodedRow = tuple[RowEntry, Line | None]
 
 
 def _encoded(ledger: CleaningLedger, selection: Selection) -> Iterator[EncodedRow]:
@@ -195,7 +174,7 @@ def _encoded(ledger: CleaningLedger, selection: Selection) -> Iterator[EncodedRo
         for part in state.current_parts
         for request in ledger.workspace.read_index(part.number)
     }
-    known.update(line[0] for part in state.parts.values() for line in part.rejected_lines)
+    known.update(line["custom_id"] for part in state.parts.values() for line in part.rejected_lines)
     brands = find_brands(ledger.catalogue if is_local else (), recipe.vocabulary)
     task = EncodingTask(ledger.config.paths.images, recipe, is_local, frozenset(known), brands)
     function = partial(encode_product, task=task)
@@ -207,20 +186,20 @@ def _encoded(ledger: CleaningLedger, selection: Selection) -> Iterator[EncodedRo
 def encode_product(product: Product | Rejection, task: EncodingTask) -> EncodedRow:
     """The first of the product's images that can be read decides; without one the row is rejected."""
     if isinstance(product, Rejection):
-        return EncodedRow(RowEntry(product.row, product.product_id, "", product.reason, product.detail))
+        return RowEntry(product.row, product.product_id, "", product.reason, product.detail), None
     problem: BrokenImage | None = None
     try:
         for path in find_images(product, task.image_root):
             try:
                 custom_id, line = _encode(product, read_bytes(path), task)
-                return EncodedRow(RowEntry(product.row, product.product_id, custom_id), line)
+                return RowEntry(product.row, product.product_id, custom_id), line
             except BrokenImage as error:
                 problem = problem or error
     except BrokenImage as error:
         problem = error
     assert problem is not None
     reason = f"picture-{problem.reason}"
-    return EncodedRow(RowEntry(product.row, product.product_id, "", reason, problem.message))
+    return RowEntry(product.row, product.product_id, "", reason, problem.message), None
 
 
 def _encode(product: Product, image: bytes, task: EncodingTask) -> tuple[str, Line | None]:
@@ -254,14 +233,17 @@ def _written(
 
 
 def _write_parts(ledger: CleaningLedger, lines: Iterator[Line]) -> None:
-    clean, first = ledger.config.clean, ledger.state.next_number
+    clean = ledger.config.clean
     is_local = clean.backend == "local"
-    origin = {
-        "backend": clean.backend,
-        "source": offline.SOURCE if is_local else f"{clean.backend}:{clean.model}",
-        "identity": ledger.recipe.identity,
-        "status": "downloaded" if is_local else "planned",
-    }
-    limits = part_limits(clean, ledger.recipe)
-    for facts in write_parts(ledger.workspace, lines, limits, first_number=first, backend=clean.backend):
-        ledger.record("planned", **facts, **origin)
+    parts = write_parts(
+        ledger.workspace,
+        lines,
+        part_limits(clean, ledger.recipe),
+        first_number=ledger.state.next_number,
+        backend=clean.backend,
+        source=offline.SOURCE if is_local else f"{clean.backend}:{clean.model}",
+        identity=ledger.recipe.identity,
+        status="downloaded" if is_local else "planned",
+    )
+    for facts in parts:
+        ledger.record("planned", **facts)

@@ -32,7 +32,7 @@ from pydantic_core import from_json  # twice as fast as `json`, and there may be
 from furnclip import console
 from furnclip.catalogue import Product, Rejection, content_hash, no_rows, read_products
 from furnclip.clean.batch.requests import Recipe
-from furnclip.clean.batch.state import DAMAGED_HINT, UNSENT, BatchPart, State, apply, check_event
+from furnclip.clean.batch.state import UNSENT, BatchPart, State, apply
 from furnclip.config import Config, DataPaths
 from furnclip.errors import InputError, JournalError, MissingStageError
 from furnclip.journal import (
@@ -70,6 +70,15 @@ class Request(NamedTuple):
     text_tokens: int
 
 
+class Line(NamedTuple):
+    """One request as it is sent, newline included, with its estimated tokens."""
+
+    custom_id: str
+    content: bytes
+    image_tokens: int = 0
+    text_tokens: int = 0
+
+
 IndexLine = TypeVar("IndexLine", RowEntry, Request)
 
 
@@ -98,9 +107,9 @@ class Workspace:
     def live(self, number: int) -> Path:
         return self.results(number)[2]
 
-    def content(self, number: int, backend: str) -> Path:
+    def content(self, number: int, *, is_local: bool) -> Path:
         """What a part holds: its requests, or with the offline backend its answers."""
-        return self.results(number)[0] if backend == "local" else self.part(number)
+        return self.results(number)[0] if is_local else self.part(number)
 
     def read_rows(self) -> Iterator[RowEntry]:
         yield from _read_lines(self.rows, RowEntry)
@@ -113,12 +122,12 @@ class Workspace:
             for request in requests:
                 file.write(encode_event(request._asdict()))
 
-    def read_requests(self, number: int, wanted: Iterable[Request]) -> Iterator[tuple[Request, bytes]]:
+    def read_requests(self, number: int, wanted: Iterable[Request]) -> Iterator[Line]:
         """The lines of some requests of a part, without reading the others."""
         with self.part(number).open("rb") as file:
-            for request in wanted:
-                file.seek(request.offset)
-                yield request, file.read(request.length_bytes)
+            for custom_id, offset, length_bytes, *tokens in wanted:
+                file.seek(offset)
+                yield Line(custom_id, file.read(length_bytes), *tokens)
 
 
 def _read_lines(path: Path, kind: type[IndexLine]) -> Iterator[IndexLine]:
@@ -129,7 +138,8 @@ def _read_lines(path: Path, kind: type[IndexLine]) -> Iterator[IndexLine]:
                 yield kind(**from_json(line))
             except (ValueError, TypeError):
                 raise InputError(
-                    f"line {number} of `{path}` is damaged", hint="run `furnclip clean run` to make it again"
+                    f"line {number} of `{path}` is damaged",
+                    hint="remove the file and run `furnclip clean run`: it is made again",
                 ) from None
 
 
@@ -143,8 +153,8 @@ def file_digest(path: Path) -> str:
 
 
 def is_intact(path: Path, sha256: str) -> bool:
-    """Whether a file is there, and is what it was when its checksum was noted."""
-    return path.is_file() and file_digest(path) == sha256
+    """Whether a file is there, and is what it was when its checksum was noted; 0.1.0 noted none for some."""
+    return path.is_file() and sha256 in ("", file_digest(path))
 
 
 def check_finished(paths: DataPaths) -> None:
@@ -228,11 +238,10 @@ def read_state(config: Config) -> State:
     state, path = State(), Workspace(config.paths.clean).journal
     for number, event in enumerate(read_journal(path), start=1):
         try:
-            check_event(event)
             state = apply(state, event)
         except JournalError as error:
-            where = f"line {number} of `{path}` is damaged: {error.message}"
-            raise JournalError(where, hint=error.hint or DAMAGED_HINT) from None
+            error.message = f"line {number} of `{path}` is damaged: {error.message}"
+            raise
     return state
 
 
@@ -263,8 +272,11 @@ def drop_damaged(ledger: CleaningLedger) -> None:
     state, workspace = ledger.state, ledger.workspace
     for part in [*state.with_status(*UNSENT), *state.with_status("downloaded", backend="local")]:
         was_asked = workspace.live(part.number).exists()
-        is_part_intact = is_intact(workspace.content(part.number, part.backend), part.sha256)
-        if is_part_intact and (was_asked or _is_index_intact(workspace, part)):
+        is_part_intact = is_intact(
+            workspace.content(part.number, is_local=part.backend == "local"), part.sha256
+        )
+        is_index_intact = is_intact(workspace.index(part.number), part.index_sha256)
+        if is_part_intact and (was_asked or is_index_intact):
             continue
         if was_asked:
             raise InputError(
@@ -278,9 +290,9 @@ def repair_indexes(ledger: CleaningLedger) -> None:
     """Write the index of a part again where it is damaged. Raises `InputError` when the part is as well."""
     workspace = ledger.workspace
     for part in ledger.state.current_parts:
-        if _is_index_intact(workspace, part):
+        if is_intact(workspace.index(part.number), part.index_sha256):
             continue
-        path = workspace.content(part.number, part.backend)
+        path = workspace.content(part.number, is_local=part.backend == "local")
         if not is_intact(path, part.sha256):
             raise InputError(
                 f"`{path}` and `{workspace.index(part.number)}` are missing or damaged",
@@ -294,29 +306,15 @@ def repair_indexes(ledger: CleaningLedger) -> None:
         workspace.write_index(part.number, requests)
 
 
-def _is_index_intact(workspace: Workspace, part: BatchPart) -> bool:
-    if part.index_sha256:
-        return is_intact(workspace.index(part.number), part.index_sha256)
-    try:  # 0.1.0 did not note checksums
-        requests = list(workspace.read_index(part.number))
-    except (OSError, InputError):
-        return False
-    return len(requests) == part.requests and sum(r.length_bytes for r in requests) == part.size_bytes
-
-
 def _damaged_results(ledger: CleaningLedger) -> Iterator[tuple[BatchPart, Path, str, str]]:
     """(part, path, SHA-256, file id at the service) of result files that are not what had arrived."""
     for part in ledger.state.with_status("downloaded", "merged"):
-        paths = ledger.workspace.results(part.number)
-        files = list(zip(paths, (part.output_file_id, part.error_file_id, ""), strict=True))
-        known = dict(part.results)
-        if part.backend == "local":
-            known = {paths[0].name: part.sha256}
-        elif not known:  # 0.1.0 did not note checksums
-            known = {path.name: "" for path, file_id in files if file_id}
-        for path, file_id in files:
-            sha256 = known.get(path.name)
-            if sha256 is not None and not (is_intact(path, sha256) if sha256 else path.is_file()):
+        output, errors, live = ledger.workspace.results(part.number)
+        known = {output.name: part.sha256} if part.backend == "local" else part.results
+        for path, file_id in ((output, part.output_file_id), (errors, part.error_file_id), (live, "")):
+            is_expected = path.name in known or (file_id and not known)  # 0.1.0 noted none of them
+            sha256 = known.get(path.name, "")
+            if is_expected and not is_intact(path, sha256):
                 yield part, path, sha256, file_id
 
 

@@ -77,20 +77,23 @@ def prepare(
     from furnclip import clean
 
     with clean.open_ledger(settings(config, flags)) as ledger:
-        prepared = clean.prepare(ledger, clean.Selection(limit or 0, sample or 0))
+        was_done = clean.prepare(ledger, clean.Selection(limit or 0, sample or 0))
+    prepared = ledger.state.prepared or {}
+    counts = {name: prepared[name] for name in ("rows", "requests", "rejected")}
+    counts["parts"] = len(ledger.state.current_parts)
 
     def human() -> None:
-        if prepared.was_done:
+        if was_done:
             console.say("nothing to do: the catalogue is prepared already")
-        made = f"{prepared.requests} requests in {prepared.parts} parts"
-        console.say(f"{prepared.rows} rows: {made}, {prepared.rejected} rejected")
+        made = f"{counts['requests']} requests in {counts['parts']} parts"
+        console.say(f"{counts['rows']} rows: {made}, {counts['rejected']} rejected")
 
-    console.emit(asdict(prepared), as_json=as_json, human=human)
-    if not prepared.requests:
+    console.emit({**counts, "was_done": was_done}, as_json=as_json, human=human)
+    if not counts["requests"]:
         reasons = Counter(entry.reason for entry in ledger.workspace.read_rows())
-        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+        shown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
         hint = f"`furnclip clean finalize` writes `{ledger.workspace.rejected}` with the reason of each row"
-        raise InputError(f"not one row can be sent ({reasons.total()} rejected: {counts})", hint=hint)
+        raise InputError(f"not one row can be sent ({reasons.total()} rejected: {shown})", hint=hint)
 
 
 @sets("clean.model", "clean.max_cost_usd")

@@ -6,13 +6,11 @@ it is certain enough that there is no such batch; only then is another one asked
 
 The canary is one real request, sent at once, before the first batch of a model, prompt and schema: a wrong
 parameter shows there in seconds; inside a batch it shows after hours, in every line. Its answer is not used,
-its bill tells what prompt and schema really take. A batch can be looked up after a crash, a synchronous
-answer cannot. So the request is journalled first, with the price it should have. When its reply is lost
-(the process killed, the connection cut, HTTP 5xx), it is not known whether it was billed. Then the price
-stays on the bill as "unconfirmed" and counts against `max_cost_usd`; the request is never sent again by
-itself; and the first batch goes alone, in the canary's place, so that a wrong parameter still spoils one part
-at most. `clean estimate --calibrate` is how a user asks for another one; both are then on the bill. A journal
-restored from a backup does not know of canaries sent since.
+its bill tells what prompt and schema really take. Unlike a batch it cannot be looked up after a crash, so it
+is journalled first, with the price it should have. When its reply is lost, that price stays on the bill as
+"unconfirmed" and counts against `max_cost_usd`; the request is never sent again by itself, and the first
+batch goes alone in its place. `clean estimate --calibrate` is how a user asks for another one; both are then
+on the bill. A journal restored from a backup does not know of canaries sent since.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, e
 from furnclip.clean.batch.results import classify, usage_of
 from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, RefusedError, UnsureError
 from furnclip.clean.batch.state import SENT, UNSENT, BatchPart
-from furnclip.clean.workspace import CleaningLedger, Request, file_digest, key_print
+from furnclip.clean.workspace import CleaningLedger, Line, file_digest, key_print
 from furnclip.errors import ConfigError, JournalError, ServiceError
 
 _WARN_DAYS = 30
@@ -144,8 +142,16 @@ class Dispatcher:
             self._record_created(part, self._create(part), adopted=False)
         except UnsureError:
             self._find_created(part)
-        except RefusedError as error:
-            self._not_created(part, error)
+        except RefusedError as error:  # a definite no: wait, upload again, or stop
+            if _is_file_missing(error):
+                self._ledger.record("upload_lost", part=part.number)
+                if part.uploads >= _LOOKUPS:
+                    raise error.as_service_error() from None
+                return
+            wait_s = backoff_s(self._clean.retry_wait_s, part.refusals + 1)
+            self._ledger.record("not_created", part=part.number, not_before=time.time() + wait_s)
+            if error.status != 429 or error.account_problem():
+                raise error.as_service_error() from None
 
     def _upload(self, part: BatchPart) -> None:
         ledger, path, filename = self._ledger, self._ledger.workspace.part(part.number), part.filename
@@ -169,27 +175,14 @@ class Dispatcher:
         """Ask for the batch; a file that was just uploaded may take a moment to be found."""
         metadata = {**self._mark(part), "try": str(part.creations), "n": str(part.requests)}
         wait_s = min(1.0, self._clean.poll_interval_s)
-        for _ in range(_FRESH_FILE_TRIES - 1):
+        for tries in range(_FRESH_FILE_TRIES):
             try:
                 return self._service.create(part.file_id, self._recipe.endpoint, metadata)
             except RefusedError as error:
-                if not _is_file_missing(error):
+                if not _is_file_missing(error) or tries == _FRESH_FILE_TRIES - 1:
                     raise
-            time.sleep(wait_s)
-            wait_s *= 2
-        return self._service.create(part.file_id, self._recipe.endpoint, metadata)
-
-    def _not_created(self, part: BatchPart, error: RefusedError) -> None:
-        """A definite no: note it, then wait, upload again, or stop."""
-        if _is_file_missing(error):
-            self._ledger.record("upload_lost", part=part.number)
-            if part.uploads >= _LOOKUPS:
-                raise error.as_service_error()
-            return
-        wait_s = backoff_s(self._clean.retry_wait_s, part.refusals + 1)
-        self._ledger.record("not_created", part=part.number, not_before=time.time() + wait_s)
-        if error.status != 429 or error.account_problem():
-            raise error.as_service_error()
+            time.sleep(wait_s * 2**tries)
+        raise AssertionError("unreachable")
 
     def _record_created(self, part: BatchPart, batch: Batch, *, adopted: bool) -> None:
         facts = {"batch_id": batch.id, "status": batch.status, "at": batch.created_at, "adopted": adopted}
@@ -203,10 +196,8 @@ class Dispatcher:
             if lookup:
                 time.sleep(self._clean.reconcile_wait_s)
             listed = self._service.find_batches(self._ledger.state.run, file_id=part.file_id)
-            found = [
-                batch for batch in listed if self._is_of(batch, part) and batch.id not in part.old_batches
-            ]
-            if found:
+            new = [batch for batch in listed if batch.id not in part.old_batches]
+            if found := [batch for batch in new if self._is_of(batch, part)]:
                 self._adopt(part, found)
                 return
         self._ledger.record("not_created", part=part.number, not_before=0.0)
@@ -265,7 +256,7 @@ def send_canary(
     lost = ledger.state.lost_canaries(identity)
     if not lost or once_more:
         try:
-            _record_canary(ledger, *_first_accepted(ledger, service, part))
+            _ask_canary(ledger, service, part)
             return
         except UnsureError:
             lost = ledger.state.lost_canaries(identity)
@@ -276,22 +267,23 @@ def send_canary(
     )
 
 
-def _first_accepted(
-    ledger: CleaningLedger, service: BatchService, part: BatchPart
-) -> tuple[Request, dict[str, Any]]:
-    """A request that the service takes, and its reply. One product may be at fault, three are not."""
+def _ask_canary(ledger: CleaningLedger, service: BatchService, part: BatchPart) -> None:
+    """Send a request that the service takes. One product may be at fault, three are not."""
     recipe, requests = ledger.recipe, list(ledger.workspace.read_index(part.number))
     places = sorted({0, len(requests) // 2, len(requests) - 1})
     refusal = RefusedError(0, "", "")
-    for request, line in ledger.workspace.read_requests(part.number, [requests[place] for place in places]):
-        prompt = recipe.overhead_tokens + request.image_tokens + request.text_tokens
+    for line in ledger.workspace.read_requests(part.number, [requests[place] for place in places]):
+        prompt = recipe.overhead_tokens + line.image_tokens + line.text_tokens
         expected = recipe.model.usage((prompt, recipe.model.answer_tokens), batch=False)
         ledger.record("canary_asking", recipe=recipe.identity, **vars(expected))
         try:
-            return request, service.ask(recipe.endpoint, json.loads(line)["body"])
+            reply = service.ask(recipe.endpoint, json.loads(line.content)["body"])
         except RefusedError as error:
             ledger.record("canary_refused", recipe=recipe.identity)
             refusal = error
+        else:
+            _record_canary(ledger, line, reply)
+            return
         if problem := refusal.account_problem():
             raise problem
         if refusal.status == 429:
@@ -303,14 +295,14 @@ def _first_accepted(
     )
 
 
-def _record_canary(ledger: CleaningLedger, request: Request, reply: dict[str, Any]) -> None:
+def _record_canary(ledger: CleaningLedger, line: Line, reply: dict[str, Any]) -> None:
     """Note the bill; say when the answer itself was no good."""
     recipe = ledger.recipe
     outcome = classify({"response": {"status_code": 200, "body": reply}}, recipe.vocabulary)
     if outcome.kind != "cleaned":
         console.warn(f"the trial request was not answered well ({outcome.reason}: {outcome.detail})")
     usage = recipe.model.usage(usage_of(reply), batch=False)
-    overhead = usage.prompt_tokens - request.image_tokens - request.text_tokens
+    overhead = usage.prompt_tokens - line.image_tokens - line.text_tokens
     overhead = overhead if overhead > 0 else recipe.overhead_tokens
     ledger.record("canary", recipe=recipe.identity, overhead_tokens=overhead, **vars(usage))
     console.note(

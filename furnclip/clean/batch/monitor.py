@@ -11,11 +11,16 @@ import hashlib
 import re
 import time
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import timedelta
+
+from rich.live import Live
 
 from furnclip import console
 from furnclip.clean.batch.dispatch import Dispatcher
 from furnclip.clean.batch.parts import backoff_s, calibrate, drop_bad_lines, estimate, plan_retries
-from furnclip.clean.batch.results import halt_on_same_error, model_of, part_outcomes, record_merged
+from furnclip.clean.batch.results import halt_on_same_error, merge
 from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, OutageError
 from furnclip.clean.batch.state import BatchPart
 from furnclip.clean.workspace import CleaningLedger
@@ -39,6 +44,7 @@ class Monitor:
         self.service = service
         self._clean = ledger.config.clean
         self._dispatcher = Dispatcher(ledger, service)
+        self._polled: dict[int, Batch] = {}  # part number -> its batch as it was seen last
         self._late: Counter[int] = Counter()  # polls of a part whose file ids are not there yet
         self._unknown: set[str] = set()
         self._outages = 0  # failed polls in a row
@@ -47,13 +53,16 @@ class Monitor:
         """Send, poll, fetch and retry until every part is merged or something has to be decided."""
         self._dispatcher.reconcile()
         interval_s = self._clean.poll_interval_s
-        with BatchTable(self.ledger) as table:
+        with ExitStack() as stack:
+            live: Live | None = None
+            if console.stderr().is_terminal:
+                live = stack.enter_context(Live(console=console.stderr(), auto_refresh=False, transient=True))
             while True:
                 before = self.ledger.state
                 self._fetch_ended()
                 self._dispatcher.send()
                 for part in self.ledger.state.with_status("open"):
-                    self._poll(part, table)
+                    self._poll(part)
                 self._fetch_ended()
                 has_moved = self.ledger.state is not before
                 if has_moved:
@@ -65,7 +74,9 @@ class Monitor:
                 interval_s = self._clean.poll_interval_s if has_moved else interval_s * 1.5
                 interval_s = min(interval_s, self._clean.poll_interval_s * _MAX_INTERVALS)
                 if not has_moved:
-                    table.show()
+                    if live:
+                        table = console.table(_COLUMNS, batch_rows(self.ledger, self._polled))
+                        live.update(table, refresh=True)
                     time.sleep(self._pause_s(interval_s))
 
     def _pause_s(self, interval_s: float) -> float:
@@ -95,7 +106,7 @@ class Monitor:
 
     # --- polling
 
-    def _poll(self, part: BatchPart, table: BatchTable) -> None:
+    def _poll(self, part: BatchPart) -> None:
         try:
             batch = self.service.get(part.batch_id)
         except OutageError as error:  # it may take hours
@@ -106,7 +117,11 @@ class Monitor:
                 raise
             return
         self._outages = 0
-        table.update(part.number, batch)
+        before = self._polled.get(part.number)
+        self._polled[part.number] = batch
+        if not console.stderr().is_terminal and (before is None or before.status != batch.status):
+            total, completed, failed = batch.counts
+            console.note(f"part {part.number}: {batch.status}, {completed + failed} of {total} done")
         if batch.status not in _KNOWN and batch.status not in self._unknown:
             self._unknown.add(batch.status)
             console.warn(f"batch `{batch.id}` has the unknown status `{batch.status}`; still waiting")
@@ -163,115 +178,58 @@ class Monitor:
     def _fetch_ended(self) -> None:
         for part in self.ledger.state.with_status("ended"):
             self._download(part)
-        for part in self.ledger.state.with_status("downloaded"):
-            if part.backend != "local":
-                self._merge(part)
+        for part in self.ledger.state.with_status("downloaded", backend="openai"):
+            expected = calibrate(self.ledger).prompt_tokens(part)
+            merge(self.ledger, part)
+            billed = self.ledger.state.parts[part.number].usage.prompt_tokens
+            if part.counts[1] == part.requests and abs(billed - expected) > _SURPRISE * expected:
+                # prices and limits would be off as well
+                console.warn(
+                    f"part {part.number} was billed {billed:,} input tokens, {expected:,} were expected; "
+                    "check `image_multiplier` of the model"
+                )
 
     def _download(self, part: BatchPart) -> None:
         output, errors, _ = self.ledger.workspace.results(part.number)
         results: dict[str, str] = {}
         is_lost = False
         for file_id, path in ((part.output_file_id, output), (part.error_file_id, errors)):
-            if not file_id:
-                continue
-            content = self.service.download(file_id)
+            content = self.service.download(file_id) if file_id else b""
             if content is None:
                 is_lost = True
-                price = estimate([part], self.ledger)
-                reason = (
-                    f"the result file `{file_id}` of part {part.number} is not kept by the service any more"
-                )
-                price_text = f"asking again costs about ${price.cost_usd:.4f}"
-                self.ledger.record("halted", reason=f"{reason}; {price_text}")
-                continue
-            write_bytes(path, content)
-            results[path.name] = hashlib.sha256(content).hexdigest()
+                price = f"asking again costs about ${estimate([part], self.ledger).cost_usd:.4f}"
+                what = f"the result file `{file_id}` of part {part.number}"
+                self.ledger.record("halted", reason=f"{what} is not kept by the service any more; {price}")
+            elif file_id:
+                write_bytes(path, content)
+                results[path.name] = hashlib.sha256(content).hexdigest()
         self.ledger.record("downloaded", part=part.number, results=results)
         if is_lost:
             self.ledger.record("results_lost", part=part.number)
 
-    def _merge(self, part: BatchPart) -> None:
-        outcomes = part_outcomes(self.ledger.workspace, part, self.ledger.recipe.vocabulary)
-        billed = part.billed
-        if not any(billed):  # then the lines are added up
-            billed = (
-                sum(outcome.prompt_tokens for outcome in outcomes.values()),
-                sum(outcome.completion_tokens for outcome in outcomes.values()),
-            )
-        expected = calibrate(self.ledger).prompt_tokens(part)
-        if part.counts[1] == part.requests and abs(billed[0] - expected) > _SURPRISE * expected:
-            # prices and limits would be off as well
-            console.warn(
-                f"part {part.number} was billed {billed[0]:,} input tokens, {expected:,} were expected; "
-                "check `image_multiplier` of the model"
-            )
-        usage = model_of(part, self._clean).usage(billed, batch=True)
-        record_merged(self.ledger, part, outcomes, usage)
 
-
-class BatchTable:
-    """Shows where the parts stand while a block runs: on stderr, a table that redraws itself in a terminal,
-    and one plain line for each change elsewhere."""
-
-    def __init__(self, ledger: CleaningLedger) -> None:
-        from rich.live import Live
-
-        self._ledger = ledger
-        self._polled: dict[int, Batch] = {}
-        self._is_live = console.stderr().is_terminal
-        self._live = Live(console=console.stderr(), auto_refresh=False, transient=True)
-
-    def __enter__(self) -> BatchTable:
-        if self._is_live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._is_live:
-            self._live.stop()
-
-    def update(self, number: int, batch: Batch) -> None:
-        """Note a batch as it was polled."""
-        before = self._polled.get(number)
-        self._polled[number] = batch
-        if not self._is_live and (before is None or before.status != batch.status):
-            total, completed, failed = batch.counts
-            console.note(f"part {number}: {batch.status}, {completed + failed} of {total} done")
-
-    def show(self) -> None:
-        """Draw the table again."""
-        if self._is_live:
-            self._live.update(console.table(_COLUMNS, self.rows()), refresh=True)
-
-    def rows(self) -> list[tuple[object, ...]]:
-        """The table's cells."""
-        return [self._row(part) for part in self._ledger.state.current_parts if part.backend != "local"]
-
-    def _row(self, part: BatchPart) -> tuple[object, ...]:
-        batch = self._polled.get(part.number)
+def batch_rows(ledger: CleaningLedger, polled: Mapping[int, Batch]) -> list[tuple[object, ...]]:
+    """Where the parts stand, for the table that is redrawn while a terminal shows it."""
+    rows: list[tuple[object, ...]] = []
+    for part in ledger.state.current_parts:
+        if part.backend == "local":
+            continue
+        batch, now = polled.get(part.number), time.time()
         total, completed, failed = batch.counts if batch else part.counts
-        done, now = completed + failed, time.time()
-        expected = estimate([part], self._ledger)
+        done = completed + failed
+        expected = estimate([part], ledger)
         cost_usd = part.usage.cost_usd if part.status == "merged" else expected.cost_usd
-        age_s = left_s = None
+        age = left = "-"
         if batch and part.status == "open":
-            age_s = now - batch.created_at if batch.created_at else None
+            if batch.created_at:
+                age = _duration(now - batch.created_at)
             if done and batch.in_progress_at:  # a guess, from the rate so far
-                left_s = max(0.0, now - batch.in_progress_at) / done * (total - done)
-        return (
-            part.number,
-            part.shown_status,
-            f"{done}/{total or part.requests}",
-            f"{part.usage.prompt_tokens or expected.prompt_tokens:,}",
-            f"${cost_usd:.4f}",
-            _duration(age_s),
-            _duration(left_s),
-        )
+                left = _duration((now - batch.in_progress_at) / done * (total - done))
+        tokens = part.usage.prompt_tokens or expected.prompt_tokens
+        progress = f"{done}/{total or part.requests}"
+        rows.append((part.number, part.shown_status, progress, f"{tokens:,}", f"${cost_usd:.4f}", age, left))
+    return rows
 
 
-def _duration(seconds: float | None) -> str:
-    """`3:05:07`, or a dash when it is not known."""
-    if seconds is None:
-        return "-"
-    whole = max(0, int(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=max(0, int(seconds))))

@@ -13,19 +13,17 @@ with hidden reasoning they are the larger half of the bill and the less certain 
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from furnclip.clean.batch.requests import Recipe, with_cap
 from furnclip.clean.batch.results import Outcome, collect
 from furnclip.clean.batch.state import BatchPart
-from furnclip.clean.workspace import CleaningLedger, Request, Workspace, file_digest, is_intact
+from furnclip.clean.workspace import CleaningLedger, Line, Request, Workspace, file_digest, is_intact
 from furnclip.config import CleaningConfig
 from furnclip.errors import InputError
 from furnclip.journal import Event, replacing
@@ -50,15 +48,6 @@ class Limits(NamedTuple):
     overhead_tokens: int  # of every request: prompt and schema
 
 
-class Line(NamedTuple):
-    """One request as it will be sent, newline included, with its estimated tokens."""
-
-    custom_id: str
-    content: bytes
-    image_tokens: int = 0
-    text_tokens: int = 0
-
-
 def part_limits(config: CleaningConfig, recipe: Recipe) -> Limits:
     """What one batch may hold."""
     size_bytes = int(config.part_mb * 1e6)
@@ -73,47 +62,43 @@ def queue_limit(config: CleaningConfig, recipe: Recipe, *, learned: int = 0) -> 
 
 
 def write_parts(
-    workspace: Workspace, lines: Iterable[Line], limits: Limits, *, first_number: int, backend: str = ""
+    workspace: Workspace, lines: Iterable[Line], limits: Limits, *, first_number: int, **shared: object
 ) -> Iterator[Event]:
-    """Write parts one after another; yields each part's facts when its files are complete.
+    """Write parts one after another; yields the facts about each, and those they share, when it is complete.
 
-    Those of the backend `local` hold answers, so they are result files.
+    Parts of the backend `local` hold answers, so they are result files.
     """
-    source = iter(lines)
+    source, number = iter(lines), first_number
     pending = next(source, None)
-    number = first_number
     while pending is not None:
-        facts, requests, pending = _write_part(workspace.content(number, backend), pending, source, limits)
-        workspace.write_index(number, requests)
-        yield {"part": number, **facts, "index_sha256": file_digest(workspace.index(number))}
+        requests: dict[str, Request] = {}
+        size_bytes = tokens = 0
+        path = workspace.content(number, is_local=shared.get("backend") == "local")
+        with replacing(path) as file:
+            while pending is not None:
+                custom_id, content, *own_tokens = pending
+                end_bytes, total_tokens = size_bytes + len(content), tokens + sum(own_tokens)
+                overhead_tokens = (len(requests) + 1) * limits.overhead_tokens
+                is_full = len(requests) >= limits.requests or end_bytes > limits.size_bytes
+                if requests and (is_full or total_tokens + overhead_tokens > limits.tokens):
+                    break
+                if custom_id in requests:
+                    raise InputError(f"two rows ask for `{custom_id}`", hint="make the product ids unique")
+                requests[custom_id] = Request(custom_id, size_bytes, len(content), *own_tokens)
+                file.write(content)
+                size_bytes, tokens = end_bytes, total_tokens
+                pending = next(source, None)
+        workspace.write_index(number, requests.values())
+        yield {
+            "part": number,
+            "requests": len(requests),
+            "size_bytes": size_bytes,
+            "tokens": tokens,
+            "sha256": file_digest(path),
+            "index_sha256": file_digest(workspace.index(number)),
+            **shared,
+        }
         number += 1
-
-
-def _write_part(
-    path: Path, first: Line, source: Iterator[Line], limits: Limits
-) -> tuple[Event, list[Request], Line | None]:
-    """One part from `first` on; returns its facts, its index and the first line that did not fit."""
-    requests: dict[str, Request] = {}
-    digest = hashlib.sha256()
-    size_bytes = tokens = 0
-    pending: Line | None = first
-    with replacing(path) as file:
-        while pending is not None:
-            custom_id, content, *own_tokens = pending
-            end_bytes, total_tokens = size_bytes + len(content), tokens + sum(own_tokens)
-            overhead_tokens = (len(requests) + 1) * limits.overhead_tokens
-            is_full = len(requests) >= limits.requests or end_bytes > limits.size_bytes
-            if requests and (is_full or total_tokens + overhead_tokens > limits.tokens):
-                break
-            if custom_id in requests:
-                raise InputError(f"two rows ask for `{custom_id}`", hint="make the product ids unique")
-            requests[custom_id] = Request(custom_id, size_bytes, len(content), *own_tokens)
-            file.write(content)
-            digest.update(content)
-            size_bytes, tokens = end_bytes, total_tokens
-            pending = next(source, None)
-    facts = {"requests": len(requests), "size_bytes": size_bytes, "tokens": tokens}
-    return {**facts, "sha256": digest.hexdigest()}, list(requests.values()), pending
 
 
 # --- pricing
@@ -194,19 +179,20 @@ def plan_retries(ledger: CleaningLedger) -> int:
         if outcome.settled(clean.max_attempts).kind == "again":
             by_attempt[outcome.attempt][custom_id] = outcome
     planned: list[Event] = []
-    shared = {
-        "backend": clean.backend,
-        "source": f"{clean.backend}:{clean.model}",
-        "identity": recipe.identity,
-    }
     for attempt, failed in sorted(by_attempt.items()):
         at_once = all(outcome.reason != "service-error" for outcome in failed.values())
         wait_s = 0.0 if at_once else backoff_s(clean.retry_wait_s, attempt)
-        times = {"attempt": attempt + 1, "not_before": time.time() + wait_s}
-        first = ledger.state.next_number + len(planned)
-        lines = _lines_to_retry(ledger, failed)
-        parts = write_parts(ledger.workspace, lines, part_limits(clean, recipe), first_number=first)
-        planned += [{**facts, **shared, **times} for facts in parts]
+        planned += write_parts(
+            ledger.workspace,
+            _lines_to_retry(ledger, failed),
+            part_limits(clean, recipe),
+            first_number=ledger.state.next_number + len(planned),
+            attempt=attempt + 1,
+            not_before=time.time() + wait_s,
+            backend=clean.backend,
+            source=f"{clean.backend}:{clean.model}",
+            identity=recipe.identity,
+        )
     if planned:
         ledger.record("again", parts=planned)
     return sum(facts["requests"] for facts in planned)
@@ -230,14 +216,9 @@ def _lines_to_retry(ledger: CleaningLedger, failed: Mapping[str, Outcome]) -> It
                 hint="restore it from a backup, or write what is there: `furnclip clean finalize --partial`",
             )
         requests.sort(key=lambda request: request.offset)
-        for line in _lines_of(ledger.workspace, number, requests):
+        for line in ledger.workspace.read_requests(number, requests):
             is_cut = failed[line.custom_id].reason in ("cut-off", "empty-answer")
             yield line._replace(content=with_cap(line.content, 2, CAP_CEILING_TOKENS)) if is_cut else line
-
-
-def _lines_of(workspace: Workspace, number: int, requests: Iterable[Request]) -> Iterator[Line]:
-    for request, content in workspace.read_requests(number, requests):
-        yield Line(request.custom_id, content, request.image_tokens, request.text_tokens)
 
 
 def drop_bad_lines(ledger: CleaningLedger, part: BatchPart, errors: Sequence[LineError]) -> None:
@@ -266,7 +247,7 @@ def cut_part(
     if requests is None:
         requests = ledger.workspace.read_index(part.number)
     shared = {name: getattr(part, name) for name in ("attempt", "backend", "source", "identity")}
-    lines = _lines_of(ledger.workspace, part.number, requests)
-    parts = write_parts(ledger.workspace, lines, limits, first_number=ledger.state.next_number)
-    new = [{**facts, **shared} for facts in parts]
+    lines = ledger.workspace.read_requests(part.number, requests)
+    first = ledger.state.next_number
+    new = list(write_parts(ledger.workspace, lines, limits, first_number=first, **shared))
     ledger.record("replaced", part=part.number, by=new, rejected_lines=list(rejected))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from furnclip.clean.prompt import BadAnswerError, Vocabulary, check_answer
 from furnclip.clean.workspace import CleaningLedger, Workspace, file_digest
 from furnclip.config import CleaningConfig
 from furnclip.console import printable, redact
+from furnclip.journal import Event
 
 _RETRYABLE_STATUS = frozenset({0, 408, 409, 425, 429})
 _DETAIL_CHARACTERS = 200
@@ -71,8 +72,9 @@ def collect(workspace: Workspace, state: State, vocabulary: Vocabulary) -> dict[
     """The outcome of every request that was ever answered, later attempts over earlier ones."""
     outcomes: dict[str, Outcome] = {}
     for part in state.with_status("downloaded", "merged", "replaced"):
-        for custom_id, code, message in part.rejected_lines:
-            outcomes[custom_id] = Outcome("rejected", reason="request-invalid", detail=f"{code}: {message}")
+        for line in part.rejected_lines:
+            detail = f"{line['code']}: {line['message']}"
+            outcomes[line["custom_id"]] = Outcome("rejected", reason="request-invalid", detail=detail)
         if part.status == "replaced":
             continue
         for custom_id, found in part_outcomes(workspace, part, vocabulary).items():
@@ -115,7 +117,15 @@ def classify(line: dict[str, Any], vocabulary: Vocabulary) -> Outcome:
         prompt_tokens, completion_tokens = usage_of(body)
         found = _answer_outcome(*_reply(body), vocabulary)
         return found._replace(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-    return _refused_by_http(status if isinstance(status, int) else 0, body)
+    status = status if isinstance(status, int) else 0
+    error = _object(_object(body).get("error"))
+    code, message = str(error.get("code") or error.get("type") or ""), str(error.get("message") or "")
+    detail = _short(f"HTTP {status} {code}: {message}")
+    # An internal name like `gpt-5-nano-batch` is the service's own slip and passes by itself.
+    transient = code == "model_not_found" and "-batch" in message
+    if status in _RETRYABLE_STATUS or status >= 500 or transient:
+        return Outcome("again", reason="service-error", detail=detail)
+    return Outcome("rejected", reason="request-refused", detail=detail)
 
 
 def _answer_outcome(text: str, refusal: str, finish: str, vocabulary: Vocabulary) -> Outcome:
@@ -178,18 +188,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _refused_by_http(status: int, body: Any) -> Outcome:
-    error = _object(_object(body).get("error"))
-    code = str(error.get("code") or error.get("type") or "")
-    message = str(error.get("message") or "")
-    detail = _short(f"HTTP {status} {code}: {message}")
-    # An internal name like `gpt-5-nano-batch` is the service's own slip and passes by itself.
-    transient = code == "model_not_found" and "-batch" in message
-    if status in _RETRYABLE_STATUS or status >= 500 or transient:
-        return Outcome("again", reason="service-error", detail=detail)
-    return Outcome("rejected", reason="request-refused", detail=detail)
-
-
 def _short(text: str) -> str:
     return printable(redact(text.strip()))[:_DETAIL_CHARACTERS]
 
@@ -236,10 +234,24 @@ def live_bill(path: Path, model: VisionModel) -> tuple[Usage, float]:
     return usage, lost_usd + sum(asked.values())
 
 
-def record_merged(
-    ledger: CleaningLedger, part: BatchPart, outcomes: Mapping[str, Outcome], usage: Usage, **more: object
-) -> None:
-    """Note what a part gave; stop sending when many of its rows were refused for one reason."""
+def merge(ledger: CleaningLedger, part: BatchPart) -> None:
+    """Note the answers of a part and their price; of an interrupted live run, of those that came.
+
+    Stops sending when many of its rows were refused for one reason.
+    """
+    model = model_of(part, ledger.config.clean)
+    outcomes = part_outcomes(ledger.workspace, part, ledger.recipe.vocabulary)
+    more: Event = {}
+    if part.backend == "live":
+        path = ledger.workspace.live(part.number)
+        usage, unconfirmed_usd = live_bill(path, model)
+        more = {"unconfirmed_usd": unconfirmed_usd, "results": {path.name: file_digest(path)}}
+    elif any(part.billed):
+        usage = model.usage(part.billed, batch=True)
+    else:  # the batch does not report it: the lines are added up
+        prompt_tokens = sum(outcome.prompt_tokens for outcome in outcomes.values())
+        completion_tokens = sum(outcome.completion_tokens for outcome in outcomes.values())
+        usage = model.usage((prompt_tokens, completion_tokens), batch=True)
     kinds = Counter[str](outcome.kind for outcome in outcomes.values())
     counts = {kind: kinds[kind] for kind in ("cleaned", "rejected", "again")}
     ledger.record("merged", part=part.number, **counts, **vars(usage), **more)
@@ -252,12 +264,3 @@ def halt_on_same_error(ledger: CleaningLedger, part: BatchPart, count: int, what
     """Stop sending where so large a share of a part failed alike that the next would fare no better."""
     if count >= _SAME_ERROR_ROWS and count > _SAME_ERROR_SHARE * part.requests:
         ledger.record("halted", reason=f"{count} of {part.requests} {what}")
-
-
-def merge_live(ledger: CleaningLedger, part: BatchPart) -> None:
-    """Note the answers of a live part, all of them or, after an interruption, those that came."""
-    outcomes = part_outcomes(ledger.workspace, part, ledger.recipe.vocabulary)
-    path = ledger.workspace.live(part.number)
-    usage, unconfirmed_usd = live_bill(path, model_of(part, ledger.config.clean))
-    results = {path.name: file_digest(path)}
-    record_merged(ledger, part, outcomes, usage, unconfirmed_usd=unconfirmed_usd, results=results)

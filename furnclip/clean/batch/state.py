@@ -33,6 +33,16 @@ UNSENT: frozenset[Status] = frozenset({"planned", "uploading", "uploaded"})
 SENT: frozenset[Status] = frozenset({"creating", "open"})
 
 
+_Count = Annotated[int, Field(ge=0)]
+_Number = Annotated[int, Field(ge=1)]
+_Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+_Id = Annotated[str, Field(min_length=1)]
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Counts = Annotated[list[_Count], Field(min_length=3, max_length=3)]
+_Tokens = Annotated[list[_Count], Field(min_length=2, max_length=2)]
+
+
 @dataclass(frozen=True)
 class Usage:
     """Tokens as billed, and their price."""
@@ -46,27 +56,28 @@ class Usage:
         return Usage(**{name: mine[name] + theirs[name] for name in mine})
 
 
-@dataclass(frozen=True)
-class BatchPart:
-    """One file of requests and the batch made of it."""
+class BatchPart(BaseModel):
+    """One file of requests and the batch made of it; what is known from its planning on comes first."""
 
-    number: int
-    requests: int
-    size_bytes: int
-    tokens: int
-    sha256: str
-    attempt: int = 1
-    backend: str = "openai"
-    source: str = ""
-    index_sha256: str = ""
-    results: tuple[tuple[str, str], ...] = ()  # file name and SHA-256 of what the service gave
-    identity: str = ""  # of the recipe that the requests were made by
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    number: _Number = Field(alias="part")
+    requests: _Number
+    size_bytes: _Number
+    tokens: _Count
+    sha256: _Digest
+    index_sha256: _Digest = ""  # 0.1.0 did not note it
+    attempt: _Number = 1
+    backend: Literal["openai", "live", "local"]
+    source: str
+    identity: str  # of the recipe that the requests were made by
     status: Status = "planned"
+    not_before: _Seconds = 0.0
+    results: dict[str, str] = {}  # file name -> SHA-256 of what the service gave
     filename: str = ""
     file_id: str = ""
     uploads: int = 0
     creations: int = 0
-    not_before: float = 0.0
     refusals: int = 0  # of a batch; each makes the wait longer
     batch_id: str = ""
     old_batches: tuple[str, ...] = ()  # ended without running anything
@@ -78,7 +89,7 @@ class BatchPart:
     outcomes: tuple[int, int, int] = (0, 0, 0)  # cleaned, rejected, to be retried
     usage: Usage = Usage()
     unconfirmed_usd: float = 0.0  # of requests whose reply was lost
-    rejected_lines: tuple[tuple[str, str, str], ...] = ()  # id, code, message
+    rejected_lines: tuple[Event, ...] = ()  # `custom_id`, `code` and `message` of each
 
     @property
     def batches(self) -> tuple[str, ...]:
@@ -138,19 +149,26 @@ class State:
 
 
 def apply(state: State, event: Event) -> State:
-    """The state after one more event."""
+    """The state after one more event. Raises `JournalError` naming what is wrong with it.
+
+    Users copy and damage files. An event with a wrong field would be a traceback at best, and at worst a
+    batch that is bought again, so the first such line stops every command.
+    """
     name = event.get("event")
+    if not isinstance(name, str):
+        raise JournalError("the event has no name", hint=DAMAGED_HINT)
+    _check_shape(name, event)
     if name != "started" and not state.run:
         raise JournalError(f"the event `{name}` stands before the start of the run", hint=DAMAGED_HINT)
     if "part" in event and name != "planned" and event["part"] not in state.parts:
         raise JournalError(
             f"the event `{name}` is about part {event['part']}, never planned", hint=DAMAGED_HINT
         )
-    if name in _PART_EVENTS:
+    if change_part := _PART_EVENTS.get(name):
         part = state.parts[event["part"]]
-        return _with_parts(state, replace(part, **_PART_EVENTS[name](part, event)))
-    if name in _RUN_EVENTS:
-        return _RUN_EVENTS[name](state, event)
+        return _with_parts(state, part.model_copy(update=change_part(part, event)))
+    if change := _RUN_EVENTS.get(name):
+        return change(state, event)
     raise JournalError(
         f"the journal holds an event `{name}` that this version does not know",
         hint="if a newer furnclip wrote it, `pip install -U furnclip`; else restore it from a backup",
@@ -166,12 +184,8 @@ def _with_parts(state: State, *parts: BatchPart) -> State:
 
 
 def _with_new_parts(state: State, planned: list[Event]) -> State:
-    names, new = _Planned.model_fields.keys() - {"part"}, []
-    for facts in planned:
-        known = {name: facts[name] for name in names if facts.get(name) is not None}
-        new.append(BatchPart(facts["part"], **known))
-    after = _with_parts(state, *new)
-    if len(after.parts) < len(state.parts) + len(new):
+    after = _with_parts(state, *map(BatchPart.model_validate, planned))
+    if len(after.parts) < len(state.parts) + len(planned):
         raise JournalError("a part is planned twice", hint=DAMAGED_HINT)
     return after
 
@@ -180,7 +194,7 @@ def _preparing(state: State, event: Event) -> State:
     """Another catalogue or other settings: what was never sent is not needed any more."""
     if event["fingerprint"] == state.preparing:
         return state
-    dropped = [replace(part, status="dropped") for part in state.with_status(*UNSENT)]
+    dropped = [part.model_copy(update={"status": "dropped"}) for part in state.with_status(*UNSENT)]
     return replace(
         _with_parts(state, *dropped), preparing=event["fingerprint"], prepared=None, finalized=None, halted=""
     )
@@ -188,14 +202,15 @@ def _preparing(state: State, event: Event) -> State:
 
 def _replaced(state: State, event: Event) -> State:
     """A part whose batch never ran gives way to others; lines that can never run are rejected."""
-    lines = tuple((line["custom_id"], line["code"], line["message"]) for line in event["rejected_lines"])
-    old = replace(state.parts[event["part"]], status="replaced", rejected_lines=lines)
+    changes = {"status": "replaced", "rejected_lines": tuple(event["rejected_lines"])}
+    old = state.parts[event["part"]].model_copy(update=changes)
     return _with_parts(_with_new_parts(state, event["by"]), old)
 
 
 def _dropped(state: State, event: Event) -> State:
     """Its files are damaged, and making them again costs nothing: its rows have to be prepared again."""
-    return replace(_with_parts(state, replace(state.parts[event["part"]], status="dropped")), prepared=None)
+    dropped = state.parts[event["part"]].model_copy(update={"status": "dropped"})
+    return replace(_with_parts(state, dropped), prepared=None)
 
 
 def _canary_refused(state: State, event: Event) -> State:
@@ -206,7 +221,7 @@ def _canary_refused(state: State, event: Event) -> State:
 
 
 # What each event changes in the run ...
-_RUN_EVENTS: dict[Any, Callable[[State, Event], State]] = {
+_RUN_EVENTS: dict[str, Callable[[State, Event], State]] = {
     "started": lambda state, event: replace(state, run=event["run"], key_print=event["key_print"]),
     "preparing": _preparing,
     "planned": lambda state, event: _with_new_parts(state, [event]),
@@ -226,28 +241,8 @@ _RUN_EVENTS: dict[Any, Callable[[State, Event], State]] = {
 }
 
 
-def _ended(_part: BatchPart, event: Event) -> dict[str, Any]:
-    file_ids = {name: event[name] for name in ("output_file_id", "error_file_id")}
-    numbers = {name: tuple(event[name]) for name in ("counts", "billed")}
-    return {"status": "ended", "batch_status": event["status"], **file_ids, **numbers}
-
-
-def _merged(part: BatchPart, event: Event) -> dict[str, Any]:
-    return {
-        "status": "merged",
-        "outcomes": (event["cleaned"], event["rejected"], event["again"]),
-        "results": _results(event) or part.results,
-        "usage": _usage(event),
-        "unconfirmed_usd": event.get("unconfirmed_usd", 0.0),
-    }
-
-
-def _results(event: Event) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(event.get("results", {}).items()))
-
-
 # ... and in its part: the fields that get another value.
-_PART_EVENTS: dict[Any, Callable[[BatchPart, Event], dict[str, Any]]] = {
+_PART_EVENTS: dict[str, Callable[[BatchPart, Event], dict[str, Any]]] = {
     "uploading": lambda part, event: (
         {"status": "uploading", "filename": event["filename"], "uploads": part.uploads + 1}
     ),
@@ -269,51 +264,32 @@ _PART_EVENTS: dict[Any, Callable[[BatchPart, Event], dict[str, Any]]] = {
         {"status": "open", "batch_id": event["batch_id"], "batch_status": event["status"]}
     ),
     "seen": lambda _part, event: {"batch_status": event["status"], "counts": tuple(event["counts"])},
-    "ended": _ended,
-    "downloaded": lambda _part, event: {"status": "downloaded", "results": _results(event)},
+    "ended": lambda _part, event: {
+        "status": "ended",
+        "batch_status": event["status"],
+        "output_file_id": event["output_file_id"],
+        "error_file_id": event["error_file_id"],
+        "counts": tuple(event["counts"]),
+        "billed": tuple(event["billed"]),
+    },
+    "downloaded": lambda _part, event: {"status": "downloaded", "results": event.get("results", {})},
     # The user gave up what the service does not keep: its rows count as unanswered.
-    "results_lost": lambda _part, _event: {"results": (), "output_file_id": "", "error_file_id": ""},
+    "results_lost": lambda _part, _event: {"results": {}, "output_file_id": "", "error_file_id": ""},
     "billed": lambda _part, event: {"usage": _usage(event), "unconfirmed_usd": event["unconfirmed_usd"]},
-    "merged": _merged,
+    "merged": lambda part, event: {
+        "status": "merged",
+        "outcomes": (event["cleaned"], event["rejected"], event["again"]),
+        "results": event.get("results") or part.results,
+        "usage": _usage(event),
+        "unconfirmed_usd": event.get("unconfirmed_usd", 0.0),
+    },
 }
 
 
 # --- the shape of every event
 
 
-_Count = Annotated[int, Field(ge=0)]
-_Number = Annotated[int, Field(ge=1)]
-_Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
-_Id = Annotated[str, Field(min_length=1)]
-_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_Counts = Annotated[list[_Count], Field(min_length=3, max_length=3)]
-_Tokens = Annotated[list[_Count], Field(min_length=2, max_length=2)]
-_SHAPE = ConfigDict(strict=True, extra="allow")  # a later version may write more fields
-
-
-class _Planned(BaseModel):
-    """What is known about a part when its file is complete."""
-
-    model_config = _SHAPE
-
-    part: _Number
-    requests: _Number
-    size_bytes: _Number
-    tokens: _Count
-    sha256: _Digest
-    index_sha256: _Digest | None = None
-    attempt: _Number = 1
-    backend: Literal["openai", "live", "local"]
-    source: str
-    identity: str
-    status: Literal["planned", "downloaded"] = "planned"
-    not_before: _Seconds = 0
-
-
 class _BadLine(BaseModel):
-    model_config = _SHAPE
-
     custom_id: _Id
     code: str
     message: str
@@ -335,8 +311,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "rows_sha256": _Digest,
     },
     "dropped": {"part": _Number},
-    "replaced": {"part": _Number, "by": list[_Planned], "rejected_lines": list[_BadLine]},
-    "again": {"parts": list[_Planned]},
+    "replaced": {"part": _Number, "by": list[BatchPart], "rejected_lines": list[_BadLine]},
+    "again": {"parts": list[BatchPart]},
     "canary_asking": {"recipe": _Id, **_BILL},
     "canary_refused": {"recipe": _Id},
     "canary": {"recipe": _Id, **_BILL, "overhead_tokens": _Usd},
@@ -362,23 +338,16 @@ _FIELDS: dict[str, dict[str, Any]] = {
 @cache
 def _shape(name: str) -> type[BaseModel]:
     fields = {key: kind if isinstance(kind, tuple) else (kind, ...) for key, kind in _FIELDS[name].items()}
-    return create_model(name, __config__=_SHAPE, **fields)  # type: ignore[call-overload,no-any-return]
+    return create_model(name, **fields)  # type: ignore[call-overload,no-any-return]
 
 
-def check_event(event: Event) -> None:
-    """Raises `JournalError` naming the field that is missing or wrong; unknown events are left to `apply`.
-
-    Users copy and damage files. An event with a wrong field would be a traceback at best, and at worst a
-    batch that is bought again, so the first such line stops every command.
-    """
-    name = event.get("event")
-    if not isinstance(name, str):
-        raise JournalError("the event has no name", hint="")
-    if name != "planned" and name not in _FIELDS:
-        return
+def _check_shape(name: str, event: Event) -> None:
+    if name not in _FIELDS and name != "planned":
+        return  # `apply` does not know it either
     try:
-        (_Planned if name == "planned" else _shape(name)).model_validate(event)
+        (BatchPart if name == "planned" else _shape(name)).model_validate(event, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise JournalError(f"`{where}` of the event `{name}`: {first['msg'].lower()}", hint="") from None
+        problem = f"`{where}` of the event `{name}`: {first['msg'].lower()}"
+        raise JournalError(problem, hint=DAMAGED_HINT) from None
