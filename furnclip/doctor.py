@@ -25,7 +25,7 @@ from urllib.request import Request, urlopen
 
 from furnclip.config import Config
 from furnclip.console import redact
-from furnclip.errors import FurnclipError
+from furnclip.errors import FurnclipError, ModelError, ServiceError, StorageError
 
 LIMIT_S = 30.0  # a slow machine needs half of it to import everything
 NETWORK_S = 5.0
@@ -33,59 +33,44 @@ _ENOUGH_BYTES = 5e9
 _LITTLE_BYTES = 5e8
 _WARN_DAYS = 60
 
-Status = Literal["ok", "warn", "fail"]
-
 
 @dataclass(frozen=True)
 class Check:
     """What was found about one thing; `hint` says what to do, unless it is `ok`."""
 
     name: str
-    status: Status
+    status: Literal["ok", "warn", "fail"]
     message: str
     hint: str = ""
 
 
-@dataclass(frozen=True)
-class Retirement:
-    """What the provider says about the cleaning model."""
-
-    shutdown: date | None
-    successor: str
+class Caution(FurnclipError):
+    """Something that most commands do without: a `warn` in the list."""
 
 
 def examine(
-    config: Config, *, ask_provider: Callable[[], Retirement], write_probe: bool = False
+    config: Config, *, ask_provider: Callable[[], tuple[date | None, str]], write_probe: bool = False
 ) -> list[Check]:
     """All checks, in the order of the pipeline.
 
-    `ask_provider`: asks the service of the cleaning backend about its model; only called with a key.
+    `ask_provider`: the cleaning model's shutdown date, if any, and its successor; only called with a key.
     `write_probe`: put a small object into the bucket, read it and delete it again.
     """
-    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    checks: dict[str, Callable[[], Check]] = {
-        "python": lambda: Check("python", "ok", python),
+    checks: dict[str, Callable[[], str]] = {
+        "python": lambda: f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": check_torch,
-        "device": partial(check_device, config),
+        "device": partial(check_device, config.model.device),
         "base model": partial(check_base_model, config),
         "cleaning": partial(check_cleaning, config, ask_provider),
         "bucket": partial(check_bucket, config, write_probe=write_probe),
         "disk": partial(check_disk, config.paths.work),
-        "viewer": partial(check_viewer, config),
+        "viewer": partial(check_viewer, config.arena.viewer),
     }
-    found = {
-        name: Check(name, "fail", f"no answer within {LIMIT_S:.0f} s", "check the network") for name in checks
-    }
+    late = f"no answer within {LIMIT_S:.0f} s"
+    found = {name: Check(name, "fail", late, "check the network") for name in checks}
 
     def run(name: str) -> None:
-        try:
-            found[name] = checks[name]()
-        except FurnclipError as error:
-            found[name] = Check(name, "fail", error.message, error.hint)
-        except Exception as error:  # a broken installation can fail in any way
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            hint = "install furnclip again: `pip install --force-reinstall furnclip`"
-            found[name] = Check(name, "fail", reason, hint)
+        found[name] = outcome(name, checks[name])
 
     threads = [Thread(target=run, args=(name,), daemon=True) for name in checks]
     for thread in threads:
@@ -93,151 +78,154 @@ def examine(
     deadline = monotonic() + LIMIT_S
     for thread in threads:
         thread.join(max(0.0, deadline - monotonic()))
-    answers = list(found.values())  # what comes later is too late
-    return [replace(check, message=redact(check.message), hint=redact(check.hint)) for check in answers]
+    return list(found.values())  # what comes later is too late
 
 
-def check_torch() -> Check:
+def outcome(name: str, check: Callable[[], str]) -> Check:
+    """`ok` with what `check` returns, or `warn` or `fail` with what it raises."""
+    try:
+        return Check(name, "ok", redact(check()))
+    except FurnclipError as error:
+        status: Literal["warn", "fail"] = "warn" if isinstance(error, Caution) else "fail"
+        return Check(name, status, redact(error.message), redact(error.hint))
+    except Exception as error:  # a broken installation can fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        hint = "install furnclip again: `pip install --force-reinstall furnclip`"
+        return Check(name, "fail", redact(reason), hint)
+
+
+def check_torch() -> str:
     """Whether torch can be imported; a wrong CUDA build cannot."""
     # Imported here and below, not at the top: a broken one has to be reported, not to end the report.
     import torch
 
     libraries = ", ".join(f"{name} {version(name)}" for name in ("transformers", "peft"))
-    return Check("torch", "ok", f"{torch.__version__}, {libraries}")
+    return f"{torch.__version__}, {libraries}"
 
 
-def check_device(config: Config) -> Check:
+def check_device(wanted: str) -> str:
     """Where training and embedding will run."""
     import torch
 
     from furnclip.model.precision import choose_device
 
-    device = choose_device(config.model.device)
+    device = choose_device(wanted)
     if device.type != "cuda":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return Check("device", "ok", f"{device.type}, {cores} cores, {torch.get_num_threads()} threads")
+        return f"{device.type}, {cores} cores, {torch.get_num_threads()} threads"
     properties = torch.cuda.get_device_properties(device)
-    return Check("device", "ok", f"{device}, {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    return f"{device}, {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
-def check_base_model(config: Config) -> Check:
+def check_base_model(config: Config) -> str:
     """Whether the base model loads from its folder, is in the hub's cache or can be downloaded."""
-    from furnclip.model import BUNDLED, load_clip
-
-    name = config.model.name
-    if name != BUNDLED and not Path(name).expanduser().is_dir():
-        return _check_hub(name, config.model.revision)
-    clip = load_clip(name, config.model)
-    return Check("base model", "ok", f"{name} loads: {clip.image_px} px, {clip.dimension} dimensions")
-
-
-def _check_hub(name: str, revision: str) -> Check:
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    from furnclip.model import BUNDLED, load_clip
+
+    name, revision = config.model.name, config.model.revision
+    if name == BUNDLED or Path(name).expanduser().is_dir():
+        clip = load_clip(name, config.model)
+        return f"{name} loads: {clip.image_px} px, {clip.dimension} dimensions"
     elsewhere = "download it once where there is a network, and give its folder to `model.name`"
     try:
         files = ("model.safetensors", "pytorch_model.bin")
         cached = [try_to_load_from_cache(name, file, revision=revision) for file in files]
     except HFValidationError:
         hint = "give a folder that exists, or an id like `openai/clip-vit-base-patch32`"
-        return Check("base model", "fail", f"`{name}` is neither a folder nor a hub id", hint)
+        raise ModelError(f"`{name}` is neither a folder nor a hub id", hint=hint) from None
     if any(isinstance(path, str) for path in cached):
-        return Check("base model", "ok", f"{name} is in the cache")
+        return f"{name} is in the cache"
     if constants.HF_HUB_OFFLINE:
-        return Check(
-            "base model", "fail", f"{name} is not in the cache, and HF_HUB_OFFLINE is set", elsewhere
-        )
+        raise ModelError(f"{name} is not in the cache, and HF_HUB_OFFLINE is set", hint=elsewhere)
     head = Request(hf_hub_url(name, "config.json", revision=revision), method="HEAD")
     try:
         urlopen(head, timeout=NETWORK_S).close()
     except HTTPError as error:
         hint = "correct `model.name` and `model.revision`; a private model has to be downloaded first"
-        return Check("base model", "fail", f"the hub does not offer {name} (HTTP {error.code})", hint)
+        raise ModelError(f"the hub does not offer {name} (HTTP {error.code})", hint=hint) from None
     except OSError:
-        problem = f"{name} is not in the cache, and the hub cannot be reached"
-        return Check("base model", "fail", problem, elsewhere)
-    return Check("base model", "ok", f"{name} can be downloaded")
+        message = f"{name} is not in the cache, and the hub cannot be reached"
+        raise ModelError(message, hint=elsewhere) from None
+    return f"{name} can be downloaded"
 
 
-def check_cleaning(config: Config, ask_provider: Callable[[], Retirement]) -> Check:
+def check_cleaning(config: Config, ask_provider: Callable[[], tuple[date | None, str]]) -> str:
     """The key for the cleaning backend, and whether its model will be shut down soon."""
     backend, model = config.clean.backend, config.clean.model
     if backend != "openai":
-        return Check("cleaning", "ok", f"backend `{backend}` needs no key")
+        return f"backend `{backend}` needs no key"
     if not config.openai_api_key.get_secret_value():
         hint = "put it into .env, or clean offline with `furnclip clean run --backend local`"
-        return Check("cleaning", "warn", "OPENAI_API_KEY is not set", hint)
-    retirement = ask_provider()
-    if retirement.shutdown is None:
-        return Check("cleaning", "ok", f"key accepted, {model} has no shutdown date")
-    left_days = (retirement.shutdown - date.today()).days
-    hint = "set `clean.model`" + (f" to `{retirement.successor}`" if retirement.successor else "")
+        raise Caution("OPENAI_API_KEY is not set", hint=hint)
+    shutdown, successor = ask_provider()
+    if shutdown is None:
+        return f"key accepted, {model} has no shutdown date"
+    left_days = (shutdown - date.today()).days
+    hint = "set `clean.model`" + (f" to `{successor}`" if successor else "")
     if left_days <= 0:
-        return Check("cleaning", "fail", f"{model} was shut down on {retirement.shutdown}", hint)
-    message = f"key accepted, {model} is shut down on {retirement.shutdown}"
-    return (
-        Check("cleaning", "warn", message, hint)
-        if left_days < _WARN_DAYS
-        else Check("cleaning", "ok", message)
-    )
+        raise ServiceError(f"{model} was shut down on {shutdown}", hint=hint)
+    message = f"key accepted, {model} is shut down on {shutdown}"
+    if left_days < _WARN_DAYS:
+        raise Caution(message, hint=hint)
+    return message
 
 
-def check_bucket(config: Config, *, write_probe: bool = False) -> Check:
+def check_bucket(config: Config, *, write_probe: bool = False) -> str:
     """Whether the bucket exists and the credentials may list it and, with `write_probe`, write to it."""
     storage = config.storage
     if not storage.bucket:
-        return Check("bucket", "ok", "none is set; everything stays on this machine")
+        return "none is set; everything stays on this machine"
     from furnclip.storage import S3Manager
 
     patience = storage.model_copy(update={"timeout_s": min(storage.timeout_s, NETWORK_S)})
     with S3Manager.from_config(patience) as manager:
         manager.check()
         if not write_probe:
-            untried = "reading and writing were not tried (--write-probe)"
-            return Check("bucket", "ok", f"s3://{storage.bucket} can be listed; {untried}")
+            return f"s3://{storage.bucket} can be listed; reading and writing were not tried (--write-probe)"
         manager.probe(storage.prefix)
     where = f"s3://{storage.bucket}/{storage.prefix}".rstrip("/")
-    return Check("bucket", "ok", f"{where} can be listed, written, read and deleted from")
+    return f"{where} can be listed, written, read and deleted from"
 
 
-def check_disk(work: Path) -> Check:
+def check_disk(work: Path) -> str:
     """Free space for the work folder, and the permission to write there."""
     folder = next(path for path in (work, *work.parents) if path.exists())
     free_bytes = shutil.disk_usage(folder).free
     message = f"{free_bytes / 1e9:,.1f} GB free for {work}"
     if not os.access(folder, os.W_OK):
-        return Check("disk", "fail", f"{folder} cannot be written", "set `paths.work` to another folder")
-    if free_bytes >= _ENOUGH_BYTES:
-        return Check("disk", "ok", message)
-    status: Status = "fail" if free_bytes < _LITTLE_BYTES else "warn"
-    return Check("disk", status, message, "free some space, or set `paths.work` to another disk")
+        raise StorageError(f"{folder} cannot be written", hint="set `paths.work` to another folder")
+    if free_bytes < _ENOUGH_BYTES:
+        problem = StorageError if free_bytes < _LITTLE_BYTES else Caution
+        raise problem(message, hint="free some space, or set `paths.work` to another disk")
+    return message
 
 
-def check_viewer(config: Config) -> Check:
+def check_viewer(setting: str | tuple[str, ...]) -> str:
     """How images will be shown in this terminal."""
     from furnclip.viewers import detect
 
-    plan = detect(config.arena.viewer)
+    plan = detect(setting)
     if not plan.candidates:
         hint = "images are named instead of shown; use a terminal with colors, or set `arena.viewer`"
-        return Check("viewer", "warn", f"none: {plan.reason}", hint)
+        raise Caution(f"none: {plan.reason}", hint=hint)
     order = ", then ".join(candidate.name for candidate in plan.candidates)
-    return Check("viewer", "ok", f"{order} ({plan.terminal}: {plan.reason})")
+    return f"{order} ({plan.terminal}: {plan.reason})"
 
 
-def probe_terminal() -> Check:
+def check_terminal() -> str:
     """What the terminal says it can draw, and the setting that makes use of it."""
     from furnclip.viewers import Environment, detect, query_terminal
 
     reply = query_terminal()
     if reply is None:
-        return Check("terminal", "warn", "it did not answer", "`arena.viewer` names a viewer that works here")
+        raise Caution("it did not answer", hint="`arena.viewer` names a viewer that works here")
     here = Environment.here()
     expected, better = detect("auto", here), detect("auto", replace(here, graphics=reply.graphics))
     message = f"{reply.name or 'no name'}, draws {reply.graphics}"
     if expected.graphics in (reply.graphics, "none"):
-        return Check("terminal", "ok", message)
+        return message
     command = better.candidates[0].arguments
     hint = f"set `arena.viewer` to {json.dumps(command)}" if command else "install chafa to make use of it"
-    return Check("terminal", "warn", f"{message}, not {expected.graphics}", hint)
+    raise Caution(f"{message}, not {expected.graphics}", hint=hint)

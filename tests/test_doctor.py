@@ -12,7 +12,7 @@ import pytest
 
 from furnclip import doctor, viewers
 from furnclip.config import Config, load_config
-from furnclip.doctor import Check, Retirement
+from furnclip.doctor import Check, outcome
 from furnclip.errors import ServiceError, StorageError
 from furnclip.viewers.probe import TerminalReply
 from tests.conftest import Cli
@@ -53,41 +53,42 @@ def test_json_exit_1_and_a_hint_when_something_is_missing(cli: Cli, shop: Path) 
     assert all(found[name]["hint"] for name in failed)
 
 
-def never() -> Retirement:
+def never() -> tuple[date | None, str]:
     raise AssertionError("nobody should be asked")
 
 
-def shut_down_in(days: int) -> Callable[[], Retirement]:
-    return lambda: Retirement(date.today() + timedelta(days=days), "gpt-next")
+def shut_down_in(days: int) -> Callable[[], tuple[date | None, str]]:
+    return lambda: (date.today() + timedelta(days=days), "gpt-next")
 
 
 @pytest.mark.parametrize(
     ("ask", "status", "words"),
     [
-        (lambda: Retirement(None, "gpt-next"), "ok", "no shutdown date"),
+        (lambda: (None, "gpt-next"), "ok", "no shutdown date"),
         (shut_down_in(400), "ok", "is shut down on"),
         (shut_down_in(20), "warn", "is shut down on"),
         (shut_down_in(-1), "fail", "was shut down on"),
     ],
 )
 def test_the_model_that_is_about_to_go(
-    tmp_path: Path, ask: Callable[[], Retirement], status: str, words: str
+    tmp_path: Path, ask: Callable[[], tuple[date | None, str]], status: str, words: str
 ) -> None:
     config = settings(tmp_path, clean={"backend": "openai"}, openai_api_key="sk-test-test")
-    check = doctor.check_cleaning(config, ask)
+    check = outcome("cleaning", lambda: doctor.check_cleaning(config, ask))
     assert check.status == status
     assert words in check.message
     assert ("gpt-next" in check.hint) == (status != "ok")
 
 
 def test_without_a_key_nobody_is_asked(tmp_path: Path) -> None:
-    check = doctor.check_cleaning(settings(tmp_path, clean={"backend": "openai"}), never)
+    online, offline = (settings(tmp_path, clean={"backend": backend}) for backend in ("openai", "local"))
+    check = outcome("cleaning", lambda: doctor.check_cleaning(online, never))
     assert (check.status, check.message) == ("warn", "OPENAI_API_KEY is not set")
-    assert doctor.check_cleaning(settings(tmp_path, clean={"backend": "local"}), never).status == "ok"
+    assert doctor.check_cleaning(offline, never) == "backend `local` needs no key"
 
 
 def test_a_refused_key_is_a_line_not_an_end(tmp_path: Path) -> None:
-    def refuse() -> Retirement:
+    def refuse() -> tuple[date | None, str]:
         raise ServiceError("the key was refused", hint="make a new one")
 
     config = settings(tmp_path, clean={"backend": "openai"}, openai_api_key="sk-test-test")
@@ -130,11 +131,11 @@ def test_the_bucket_is_only_written_to_when_asked(tmp_path: Path, monkeypatch: p
         create_bucket(server, "shop")
         config = settings(tmp_path, storage={"bucket": "shop", "prefix": "p", "endpoint_url": proxy.address})
         listed = doctor.check_bucket(config)
-        assert listed.message == "s3://shop can be listed; reading and writing were not tried (--write-probe)"
+        assert listed == "s3://shop can be listed; reading and writing were not tried (--write-probe)"
         assert [method for method, _ in proxy.log] == ["GET"]
         proxy.log.clear()
         probed = doctor.check_bucket(config, write_probe=True)
-        assert probed == Check("bucket", "ok", "s3://shop/p can be listed, written, read and deleted from")
+        assert probed == "s3://shop/p can be listed, written, read and deleted from"
         assert [method for method, _ in proxy.log] == ["GET", "PUT", "GET", "DELETE"]
         with pytest.raises(
             StorageError, match=r"no permission for DeleteObject on `s3://shop/p/.furnclip-probe"
@@ -146,7 +147,8 @@ def test_the_bucket_is_only_written_to_when_asked(tmp_path: Path, monkeypatch: p
 def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, status: str) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(0, 0, free))
-    assert doctor.check_disk(tmp_path / "not" / "there" / "yet").status == status
+    work = tmp_path / "not" / "there" / "yet"
+    assert outcome("disk", lambda: doctor.check_disk(work)).status == status
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,6 @@ def test_the_terminal_is_asked_and_its_answer_becomes_a_setting(
     answer = TerminalReply("Xterm(379)", graphics) if graphics else None
     monkeypatch.setattr(viewers, "query_terminal", lambda: answer)
     monkeypatch.setattr(viewers.Environment, "here", lambda: around)
-    check = doctor.probe_terminal()
+    check = outcome("terminal", doctor.check_terminal)
     assert check.status == status
     assert words in check.hint

@@ -1,16 +1,23 @@
-"""The command line app. Its commands are listed in pipeline order."""
+"""The command line app: its commands in pipeline order, and the two of them that need no settings."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from furnclip import __version__, console
-from furnclip.cli import arena, clean, demo, doctor, embed, evaluate, init, prepare, search, train
-from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup
+from furnclip.cli import arena, clean, prepare, train
+from furnclip.cli.doctor import doctor
+from furnclip.cli.embed import embed
+from furnclip.cli.ending import remember_folder
+from furnclip.cli.evaluate import evaluate
+from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup, JsonOption
+from furnclip.cli.search import search
 
 PIPELINE = ("init", "doctor", "clean", "prepare", "train", "eval", "embed", "search", "arena", "demo")
+_PRODUCTS = 700  # in the demo's catalogue; a test compares it
 
 
 class PipelineGroup(FurnclipGroup):
@@ -29,6 +36,15 @@ app = typer.Typer(
     help="From a messy product CSV and a folder of images to furniture search that works, and proves it.",
     epilog="Example: furnclip demo    or, with your own data: furnclip init && furnclip doctor",
 )
+for module in (clean, prepare, train, arena):
+    module.register(app)
+app.command("doctor", epilog="Example: furnclip doctor")(doctor)
+app.command("eval", epilog="Example: furnclip eval --run first --run second")(evaluate)
+app.command("embed", epilog="Example: furnclip embed --run my-run")(embed)
+app.command(
+    "search",
+    epilog='Example: furnclip search "walnut sideboard" --where "color = \'brown\'" --not glass -k 5',
+)(search)
 
 
 def _print_version(wanted: bool) -> None:
@@ -46,5 +62,61 @@ def _root(
     pass
 
 
-for module in (init, doctor, clean, prepare, train, evaluate, embed, search, arena, demo):
-    module.register(app)
+@app.command("init", epilog="Example: furnclip init my-shop")
+def init(
+    folder: Annotated[Path, typer.Argument(help="where to write", resolve_path=True)] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="overwrite existing files")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a commented furnclip.toml and .env.example."""
+    from furnclip.config import write_templates
+
+    remember_folder(folder)
+    written = [str(path) for path in write_templates(folder, force=force)]
+
+    def human() -> None:
+        for path in written:
+            console.say(f"wrote {path}")
+        console.say("next: fill in the [paths] section, then run `furnclip doctor`")
+
+    console.emit({"written": written}, as_json=as_json, human=human)
+
+
+@app.command("demo", epilog="Example: furnclip demo    or: furnclip demo my-tour --products 200 --seed 1")
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(help="an empty or new folder for the tour", resolve_path=True)
+    ] = Path("furnclip-demo"),
+    products: Annotated[
+        int,
+        typer.Option("--products", min=20, max=_PRODUCTS, help="number of products of the bundled catalogue"),
+    ] = _PRODUCTS,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the splits and of training")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Run every command on a bundled catalogue of drawings: offline, on any machine, in minutes."""
+    from furnclip.demo import take_tour
+
+    tour = take_tour(folder, products=products, seed=seed, quietly=as_json)
+    total_seconds = sum(tour.seconds.values())
+    payload = {
+        "folder": str(tour.folder),
+        "seconds": dict(tour.seconds),
+        "total_seconds": round(total_seconds, 1),
+        "already_done": list(tour.skipped),
+        "scores": tour.scores(),
+        "report": str(tour.report),
+    }
+
+    def show() -> None:
+        if len(tour.skipped) == len(tour.seconds):
+            console.say(f"\nthe tour in {tour.folder} is finished already; nothing to do")
+        rows = [tuple(score.values()) for score in tour.scores()]
+        console.show_table(("model", "recall@1", "recall@5", "MRR"), rows, title="text to image, test split")
+        console.say(f"{total_seconds:.0f} seconds of work; images and intervals: {tour.report}")
+        console.say("next, vote blindly between two models:")
+        console.say(f"    cd {tour.folder} && furnclip arena")
+        console.say("next, your own products:")
+        console.say("    furnclip init my-shop && cd my-shop && furnclip doctor")
+
+    console.emit(payload, as_json=as_json, human=show)

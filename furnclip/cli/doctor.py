@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from furnclip import console
 from furnclip.cli.options import ConfigOption, JsonOption, settings
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from furnclip.config import Config
-    from furnclip.doctor import Check, Retirement
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("doctor", epilog="Example: furnclip doctor")(doctor)
+    from furnclip.doctor import Check
 
 
 def doctor(
@@ -40,49 +39,37 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check Python, torch, device, base model, OpenAI key, bucket, disk and viewer."""
-    from furnclip import console
-    from furnclip.doctor import examine, probe_terminal
+    from furnclip.doctor import check_terminal, examine, outcome
 
     options = settings(config, trust=trust)
     checks = examine(options, ask_provider=lambda: _ask_provider(options), write_probe=write_probe)
     is_ready = all(check.status != "fail" for check in checks)
     if probe:
-        checks.append(probe_terminal())
+        checks.append(outcome("terminal", check_terminal))
     payload = {"ready": is_ready, "checks": [asdict(check) for check in checks]}
-    console.emit(payload, as_json=as_json, human=lambda: _show(checks, options))
+    console.emit(payload, as_json=as_json, human=lambda: _show(checks, options.arena.viewer))
     if not is_ready:
         raise typer.Exit(1)
 
 
-def _ask_provider(options: Config) -> Retirement:
+def _ask_provider(options: Config) -> tuple[date | None, str]:
     """The shutdown date and the successor of the cleaning model; rooms do not import each other."""
     from furnclip.clean.batch.requests import find_model
     from furnclip.clean.batch.service import BatchService
-    from furnclip.doctor import NETWORK_S, Retirement
+    from furnclip.doctor import NETWORK_S
 
     clean = options.clean.model_copy(update={"timeout_s": NETWORK_S})
     service = BatchService(options.model_copy(update={"clean": clean}))
-    return Retirement(service.shutdown_date(clean.model), find_model(clean).successor)
+    return service.shutdown_date(clean.model), find_model(clean).successor
 
 
-def _show(checks: list[Check], options: Config) -> None:
-    from furnclip import console
+def _show(checks: list[Check], viewer: str | tuple[str, ...]) -> None:
+    """The checks; then a test image: a round circle on a color ramp and gray, or another viewer is needed."""
+    from furnclip.viewers import show_image, test_card
 
     for check in checks:
         hint = f"; {check.hint}" if check.hint else ""
         console.say(f"{check.status:<5} {check.name:<11} {check.message}{hint}")
-    _show_test_card(options)
-
-
-def _show_test_card(options: Config) -> None:
-    """A test image: a round circle on a color ramp and gray, or another viewer is needed."""
-    import tempfile
-
-    from furnclip import console
-    from furnclip.viewers import show_image, test_card
-
     with tempfile.TemporaryDirectory() as name:  # a doctor leaves nothing behind
         folder = Path(name)
-        console.show_bytes(
-            show_image(test_card(folder), options.arena.viewer, cache=folder, cols=36, rows=9).data
-        )
+        console.show_bytes(show_image(test_card(folder), viewer, cache=folder, cols=36, rows=9).data)

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from furnclip.evaluate import Evaluation
 
 
-def register(app: typer.Typer) -> None:
-    app.command("eval", epilog="Example: furnclip eval --run first --run second")(evaluate)
-
-
 @sets("model.name", "eval.split")
 def evaluate(
     *,

@@ -15,12 +15,6 @@ from furnclip.cli.options import ConfigOption, Flags, JsonOption, check_address_
 if TYPE_CHECKING:
     from furnclip.search import Hit, Searcher
 
-_EXAMPLE = 'Example: furnclip search "walnut sideboard" --where "color = \'brown\'" --not glass -k 5'
-
-
-def register(app: typer.Typer) -> None:
-    app.command("search", epilog=_EXAMPLE)(search)
-
 
 @sets("search.k", "search.mode", "search.image_weight")
 def search(
