@@ -14,7 +14,6 @@ from furnclip import doctor, viewers
 from furnclip.config import Config, load_config
 from furnclip.doctor import Check, outcome
 from furnclip.errors import ServiceError, StorageError
-from furnclip.viewers.probe import TerminalReply
 from tests.conftest import Cli
 from tests.s3_server import CREDENTIALS, Fault, create_bucket, fault_proxy, s3_server
 
@@ -159,7 +158,7 @@ def test_the_terminal_is_asked_and_its_answer_becomes_a_setting(
     monkeypatch: pytest.MonkeyPatch, graphics: str | None, status: str, words: str
 ) -> None:
     around = viewers.Environment({"TERM": "xterm"}, lambda tool: f"/bin/{tool}", True, "linux")
-    answer = TerminalReply("Xterm(379)", graphics) if graphics else None
+    answer = viewers.detection.TerminalReply("Xterm(379)", graphics) if graphics else None
     monkeypatch.setattr(viewers, "query_terminal", lambda: answer)
     monkeypatch.setattr(viewers.Environment, "here", lambda: around)
     check = outcome("terminal", doctor.check_terminal)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from furnclip.errors import ConfigError
 from furnclip.viewers import (
+    TEST_CARD,
     Box,
     Environment,
     Viewer,
@@ -25,12 +26,8 @@ from furnclip.viewers import (
     query_terminal,
     show_image,
 )
-from furnclip.viewers import (
-    test_card as make_test_card,  # pytest would take the name for a test
-)
-from furnclip.viewers.detection import Candidate, Plan, desktop_command, fill, parse_template
-from furnclip.viewers.probe import TerminalReply
-from furnclip.viewers.running import half_blocks, preview_copy
+from furnclip.viewers.detection import Candidate, Plan, TerminalReply, desktop_command, parse_template
+from furnclip.viewers.running import half_blocks
 
 EVERYTHING = {"chafa", "timg", "viu", "kitten", "wezterm", "imgcat"}
 
@@ -157,20 +154,9 @@ def test_an_unknown_placeholder_is_answered_with_the_nearest() -> None:
         parse_template("chafa {path.__class__}")
 
 
-@given(st.text(st.characters(blacklist_categories=["Cs"]), max_size=40))
-def test_what_is_filled_in_is_never_split_or_read_again(name: str) -> None:
-    path = f"/tmp/{name}"
-    assert fill(["show", "--size={cols}", "{{x}}", "{path}"], {"cols": 9, "path": path}) == [
-        "show",
-        "--size=9",
-        "{x}",
-        path,
-    ]
-
-
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    return make_test_card(tmp_path / "cards")
+def picture() -> Path:
+    return TEST_CARD
 
 
 def script(tmp_path: Path, body: str) -> str:
@@ -289,14 +275,17 @@ def test_half_blocks_stay_inside_the_box(width: int, height: int, cols: int, row
 def test_a_preview_copy_has_a_harmless_name_and_is_made_once(tmp_path: Path) -> None:
     source = tmp_path / "ünusual $name.webp"
     Image.new("RGBA", (3000, 20), (0, 0, 255, 0)).save(source)
-    copy = preview_copy(source, tmp_path / "cache")
+    plan = detect("builtin", around(PLAIN))
+    drawing = show_image(source, plan, cache=tmp_path / "cache")
+    (copy,) = (tmp_path / "cache").iterdir()
     assert copy.name.isascii()
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
     with Image.open(copy) as image:
         assert image.width == 1024
         assert image.getpixel((0, 0)) == (255, 255, 255)
     stamp = copy.stat().st_mtime_ns
-    assert preview_copy(source, tmp_path / "cache").stat().st_mtime_ns == stamp
+    assert show_image(source, plan, cache=tmp_path / "cache") == drawing
+    assert copy.stat().st_mtime_ns == stamp
 
 
 def test_show_image_without_a_terminal_shows_nothing(tmp_path: Path, picture: Path) -> None:

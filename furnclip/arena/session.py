@@ -239,7 +239,7 @@ class Session:
             votes=self._app.votes_cast,
             left=self._app.judging.left,
             message=self._message,
-            images=self._images.viewer.draws,
+            images=bool(self._images.viewer.candidates),
             max_cells=self._max_cells,
             help=self._help,
         )

@@ -181,7 +181,7 @@ class DrawingQueue:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.viewer.stop()
+        self.viewer.stopped.set()
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def start(self, trial: Trial, box: Box) -> Future[tuple[Drawing, Path]]:

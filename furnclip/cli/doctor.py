@@ -65,11 +65,11 @@ def _ask_provider(options: Config) -> tuple[date | None, str]:
 
 def _show(checks: list[Check], viewer: str | tuple[str, ...]) -> None:
     """The checks; then a test image: a round circle on a color ramp and gray, or another viewer is needed."""
-    from furnclip.viewers import show_image, test_card
+    from furnclip.viewers import TEST_CARD, show_image
 
     for check in checks:
         hint = f"; {check.hint}" if check.hint else ""
         console.say(f"{check.status:<5} {check.name:<11} {check.message}{hint}")
-    with tempfile.TemporaryDirectory() as name:  # a doctor leaves nothing behind
-        folder = Path(name)
-        console.show_bytes(show_image(test_card(folder), viewer, cache=folder, cols=36, rows=9).data)
+    with tempfile.TemporaryDirectory() as folder:  # a doctor leaves nothing behind
+        card = show_image(TEST_CARD, viewer, cache=Path(folder), cols=36, rows=9)
+        console.show_bytes(card.data)

@@ -15,10 +15,10 @@ from furnclip.viewers.detection import Environment as Environment
 from furnclip.viewers.detection import ViewerSetting as ViewerSetting
 from furnclip.viewers.detection import detect as detect
 from furnclip.viewers.detection import open_on_desktop as open_on_desktop
-from furnclip.viewers.probe import query_terminal as query_terminal
+from furnclip.viewers.detection import query_terminal as query_terminal
+from furnclip.viewers.running import TEST_CARD as TEST_CARD
 from furnclip.viewers.running import Box as Box
 from furnclip.viewers.running import Drawing as Drawing
 from furnclip.viewers.running import Viewer as Viewer
 from furnclip.viewers.running import Window as Window
 from furnclip.viewers.running import show_image as show_image
-from furnclip.viewers.running import test_card as test_card

@@ -1,16 +1,22 @@
 """Which viewers to try here, in which order, and why; the user's own viewer command; and desktop windows.
 
 Environment variables lie: a terminal started from another inherits its variables, and tmux keeps
-those of whoever started its server. So multiplexers and editors come first, and of the rest only variables
-that every terminal sets afresh are read; without one, symbols, which look right everywhere.
+those of whoever started its server. So in `terminals.csv` multiplexers and editors come first, and of the
+rest only variables that every terminal sets afresh are read; without one, symbols, which look right
+everywhere. `query_terminal` asks the terminal itself, which is truer.
 """
 
 from __future__ import annotations
 
+import csv
+import os
+import re
+import select
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,12 +26,15 @@ from string import Formatter
 from furnclip.config import VIEWER_WORDS, environment_variables
 from furnclip.errors import ConfigError, nearest
 
+if sys.platform != "win32":
+    import termios
+    import tty
+
 ViewerSetting = str | Sequence[str]
 _EARLY_EXIT_S = 0.3  # within which a desktop program that cannot show the image ends
-_IMAGE_PLACEHOLDERS = ("path", "original", "uri", "winpath")
 _PLACEHOLDERS = (
-    *(*_IMAGE_PLACEHOLDERS, "cols", "rows", "left", "top"),
-    *("pxw", "pxh", "tcols", "trows", "tpxw", "tpxh"),
+    *("path", "original", "uri", "winpath"),  # the image; the others are sizes and places
+    *("cols", "rows", "left", "top", "pxw", "pxh", "tcols", "trows", "tpxw", "tpxh"),
 )
 
 
@@ -43,12 +52,8 @@ class Environment:
     @classmethod
     def here(cls) -> Environment:
         """This process, its terminal and the programs on its PATH."""
-        return cls(
-            variables=environment_variables(),
-            which=shutil.which,
-            isatty=sys.stdout.isatty() or sys.stderr.isatty(),
-            platform=sys.platform,
-        )
+        isatty = sys.stdout.isatty() or sys.stderr.isatty()
+        return cls(environment_variables(), shutil.which, isatty, sys.platform)
 
 
 @dataclass(frozen=True)
@@ -75,38 +80,6 @@ class Plan:
     candidates: tuple[Candidate, ...] = ()
 
 
-# Terminal, graphics, variable, pattern; the first that matches wins.
-_TERMINALS = (
-    ("zellij", "symbols", "ZELLIJ", "*"),
-    ("screen", "symbols", "STY", "?*"),
-    ("tmux", "symbols", "TMUX", "?*"),
-    ("tmux", "symbols", "TERM_PROGRAM", "tmux"),
-    ("tmux", "symbols", "TERM", "tmux*"),
-    ("tmux or screen", "symbols", "TERM", "screen*"),
-    ("Neovim", "symbols", "NVIM", "?*"),
-    ("Vim", "symbols", "VIM_TERMINAL", "?*"),
-    ("Emacs", "symbols", "INSIDE_EMACS", "?*"),
-    ("VS Code", "symbols", "TERM_PROGRAM", "vscode"),
-    ("WezTerm", "iterm", "TERM_PROGRAM", "WezTerm"),
-    ("iTerm2", "iterm", "TERM_PROGRAM", "iTerm.app"),
-    ("ghostty", "kitty", "TERM_PROGRAM", "ghostty"),
-    ("Warp", "kitty", "TERM_PROGRAM", "WarpTerminal"),
-    ("mintty", "sixels", "TERM_PROGRAM", "mintty"),
-    ("rio", "sixels", "TERM_PROGRAM", "rio"),
-    ("kitty", "kitty", "TERM", "xterm-kitty"),
-    ("ghostty", "kitty", "TERM", "xterm-ghostty"),
-    ("foot", "sixels", "TERM", "foot*"),
-    ("mlterm", "sixels", "TERM", "mlterm*"),
-    ("contour", "sixels", "TERM", "contour*"),
-    ("Windows Terminal", "symbols", "WT_SESSION", "?*"),
-    # Konsole draws sixels from 22.04 on; its version is six digits
-    ("Konsole", "sixels", "KONSOLE_VERSION", "22[01][4-9]*"),
-    ("Konsole", "sixels", "KONSOLE_VERSION", "2[3-9]*"),
-    ("Konsole", "symbols", "KONSOLE_VERSION", "?*"),
-    # sshd passes LC_*: the one graphics signal that survives a plain ssh
-    ("iTerm2", "iterm", "LC_TERMINAL", "iTerm2"),
-)
-_BOX = "{cols}x{rows}"
 # With stdin, transfer mode, place and window size given, icat does not read the terminal.
 _ICAT = (
     *("kitten", "icat", "--stdin=no", "--transfer-mode=stream", "--place={cols}x{rows}@{left}x{top}"),
@@ -121,11 +94,12 @@ def detect(setting: ViewerSetting = "auto", environment: Environment | None = No
     visible. Raises `ConfigError` for a command that cannot work.
     """
     here = environment or Environment.here()
-    terminal, graphics, reason = _terminal(here.variables)
+    variables, term = here.variables, here.variables.get("TERM", "")
+    terminal, graphics, reason = _terminal(variables)
     if here.graphics:
         graphics, reason = here.graphics, "its own reply"
-    colors = "truecolor" if here.variables.get("COLORTERM") in ("truecolor", "24bit") else "256"
-    if here.variables.get("NO_COLOR"):
+    colors = "truecolor" if variables.get("COLORTERM") in ("truecolor", "24bit") else "256"
+    if variables.get("NO_COLOR"):
         colors = "none"
     if setting == "none":
         return Plan(terminal, "switched off by `none`", "none", colors)
@@ -133,7 +107,14 @@ def detect(setting: ViewerSetting = "auto", environment: Environment | None = No
         command = parse_template(setting)
         own = Candidate(command[0].rsplit("/", 1)[-1], command)
         return Plan(terminal, "set to your own command", "yours", colors, (own, BUILTIN))
-    if unable := _unable(here):
+    obstacles = {
+        "the output is not a terminal": not here.isatty,
+        f"TERM is `{term}`": term in ("", "dumb") and here.platform != "win32",
+        "CI is set": bool(variables.get("CI")),
+        "NO_COLOR is set": colors == "none",
+    }
+    if any(obstacles.values()):
+        unable = next(obstacle for obstacle, exists in obstacles.items() if exists)
         return Plan(terminal, unable, "none", colors)
     if setting == "builtin":
         return Plan(terminal, "set to `builtin`", "symbols", colors, (BUILTIN,))
@@ -142,23 +123,15 @@ def detect(setting: ViewerSetting = "auto", environment: Environment | None = No
 
 
 def _terminal(variables: Mapping[str, str]) -> tuple[str, str, str]:
-    """Its name, the graphics that it draws, and how that is known."""
-    for name, graphics, variable, pattern in _TERMINALS:
-        value = variables.get(variable)
-        if value is not None and fnmatchcase(value, pattern):
-            is_presence = pattern in ("*", "?*")
-            return name, graphics, f"{variable} is set" if is_presence else f"{variable}={value}"
+    """Its name, the graphics that it draws, and how that is known: by the first row that matches."""
+    with Path(__file__).with_name("terminals.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            name, pattern = row["variable"], row["pattern"]
+            if name in variables and fnmatchcase(variables[name], pattern):
+                is_presence = pattern in ("*", "?*")
+                reason = f"{name} is set" if is_presence else f"{name}={variables[name]}"
+                return row["terminal"], row["graphics"], reason
     return "unknown terminal", "symbols", f"TERM={variables.get('TERM', '')}"
-
-
-def _unable(here: Environment) -> str:
-    """Why no image can be shown, or empty."""
-    term = here.variables.get("TERM", "")
-    if not here.isatty:
-        return "the output is not a terminal"
-    if term in ("", "dumb") and here.platform != "win32":
-        return f"TERM is `{term}`"
-    return next((f"{name} is set" for name in ("CI", "NO_COLOR") if here.variables.get(name)), "")
 
 
 def _choices(terminal: str, graphics: str, colors: str) -> Iterator[Candidate]:
@@ -169,11 +142,11 @@ def _choices(terminal: str, graphics: str, colors: str) -> Iterator[Candidate]:
         wezterm = ("wezterm", "imgcat", "--width={cols}", "--height={rows}", "{path}")
         yield Candidate("wezterm imgcat", wezterm)
     palette = ("--colors", "full" if colors == "truecolor" else "256") if graphics == "symbols" else ()
-    chafa = ("chafa", "--format", graphics, "--animate", "off", *palette, "--size", _BOX, "{path}")
+    chafa = ("chafa", "--format", graphics, "--animate", "off", *palette, "--size", "{cols}x{rows}", "{path}")
     yield Candidate(f"chafa ({graphics})", chafa)
     if graphics == "iterm":
         yield Candidate("imgcat", ("imgcat", "-W", "{cols}", "-H", "{rows}", "-r", "{path}"))
-    yield Candidate("timg", ("timg", "-ph", f"-g{_BOX}", "--frames=1", "{path}"))
+    yield Candidate("timg", ("timg", "-ph", "-g{cols}x{rows}", "--frames=1", "{path}"))
     # given both a width and a height, viu ignores the image's aspect ratio
     yield Candidate("viu", ("viu", "-s", "-1", "-b", "-w", "{cols}", "{path}"))
 
@@ -198,11 +171,9 @@ def open_on_desktop(image: Path, command: Sequence[str] | None = None) -> str:
     command = desktop_command() if command is None else command
     if not command:
         return "there is no desktop to open a window on"
-    null = subprocess.DEVNULL
+    arguments, null = [*command, str(image.absolute())], subprocess.DEVNULL
     try:
-        window = subprocess.Popen(
-            [*command, str(image.absolute())], stdin=null, stdout=null, stderr=null, start_new_session=True
-        )
+        window = subprocess.Popen(arguments, stdin=null, stdout=null, stderr=null, start_new_session=True)
         if window.wait(_EARLY_EXIT_S) == 0:
             return f"opened with {command[0]}"
     except OSError:
@@ -217,12 +188,12 @@ def parse_template(setting: ViewerSetting) -> tuple[str, ...]:
     """The arguments of the user's own viewer command; raises `ConfigError` when it cannot work."""
     arguments: tuple[str, ...] = ()
     used: set[str] = set()
-    problem = "is empty"
     try:
         arguments = tuple(shlex.split(setting) if isinstance(setting, str) else setting)
         used = placeholders(*arguments)
+        problem = "" if arguments else "is empty"
     except ValueError as error:
-        arguments, problem = (), f"cannot be split: {str(error).lower()}"
+        problem = f"cannot be split: {str(error).lower()}"
     if unknown := sorted(used.difference(_PLACEHOLDERS)):
         close = nearest(unknown[0], _PLACEHOLDERS)
         known = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
@@ -230,13 +201,13 @@ def parse_template(setting: ViewerSetting) -> tuple[str, ...]:
             f"the viewer's `{{{unknown[0]}}}` is not a placeholder",
             hint=f"did you mean `{{{close}}}`?" if close else f"known here: {known}",
         )
-    if arguments and placeholders(arguments[0]):
+    if not problem and placeholders(arguments[0]):
         problem = "starts with a placeholder instead of a program"
-    elif arguments and used.isdisjoint(_IMAGE_PLACEHOLDERS):
+    elif not problem and used.isdisjoint(_PLACEHOLDERS[:4]):
         problem = "does not contain {path}"
-    elif {"|", ";", ">", "&&"}.intersection(arguments):
+    elif not problem and {"|", ";", ">", "&&"}.intersection(arguments):
         problem = "needs a shell, and none is used"
-    elif arguments:
+    if not problem:
         return arguments
     raise ConfigError(
         f"the viewer `{setting if isinstance(setting, str) else list(setting)}` {problem}",
@@ -254,6 +225,52 @@ def placeholders(*arguments: str) -> set[str]:
     }
 
 
-def fill(arguments: Sequence[str], values: Mapping[str, object]) -> list[str]:
-    """The arguments with placeholders replaced; inserted text is never split or scanned again."""
-    return [argument.format_map(values) for argument in arguments]
+# Kitty's graphics query (sw.kovidgoyal.net/kitty/graphics-protocol), the terminal's name (XTVERSION) and its
+# attributes (DA1, of which 4 is sixels); every terminal answers the last one, which ends the wait.
+_QUERIES = b"\x1b_Gi=4211,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\" + b"\x1b[>0q" + b"\x1b[c"
+_WIPE = b"\r\x1b[K"  # terminals that know none of this may have printed the first query
+_ATTRIBUTES = re.compile(rb"\x1b\[\?([0-9;]*)c")
+_NAME = re.compile(rb"\x1bP>\|([^\x1b]*)\x1b\\")
+
+
+@dataclass(frozen=True)
+class TerminalReply:
+    """What a terminal reports: its name, or empty, and the best graphics that it draws, as in a `Plan`."""
+
+    name: str
+    graphics: str
+
+
+def query_terminal(terminal: Path = Path("/dev/tty"), *, timeout_s: float = 0.5) -> TerminalReply | None:
+    """The terminal's reply; None where there is no terminal, or none within the timeout.
+
+    Only for `furnclip doctor --probe`, which a person starts and waits for: over a slow line a reply can
+    come late and look like typing, so nothing is queried while voting.
+    """
+    if sys.platform == "win32":
+        return None
+    reply, deadline = b"", time.monotonic() + timeout_s
+    try:
+        descriptor = os.open(terminal, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "r+b", buffering=0) as device:
+            saved = termios.tcgetattr(device)
+            try:
+                tty.setcbreak(device.fileno(), termios.TCSAFLUSH)
+                device.write(_QUERIES)
+                while not _ATTRIBUTES.search(reply) and (left_s := deadline - time.monotonic()) > 0:
+                    if select.select([device], [], [], left_s)[0]:
+                        reply += device.read(4096) or b""
+                device.write(_WIPE)
+            finally:
+                termios.tcsetattr(device, termios.TCSAFLUSH, saved)
+    except (OSError, termios.error):
+        return None
+    attributes, named = _ATTRIBUTES.search(reply), _NAME.search(reply)
+    name = named[1].decode("ascii", "replace") if named else ""
+    if b"\x1b_Gi=4211;OK\x1b\\" in reply:
+        return TerminalReply(name, "kitty")
+    if name.startswith(("iTerm2", "WezTerm")):
+        return TerminalReply(name, "iterm")
+    if attributes is None:
+        return None
+    return TerminalReply(name, "sixels" if b"4" in attributes[1].split(b";") else "symbols")

@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.color import Color, ColorSystem
 from rich.style import Style
 
@@ -31,18 +31,20 @@ from furnclip.catalogue import content_hash
 from furnclip.console import printable
 from furnclip.images import open_image
 from furnclip.journal import replacing
-from furnclip.viewers.detection import Candidate, Plan, ViewerSetting, detect, fill, placeholders
+from furnclip.viewers.detection import Candidate, Plan, ViewerSetting, detect, placeholders
 
 _MAX_OUTPUT_BYTES = 32 * 2**20  # a full-screen sixel image is about 1 MB
 _POLL_S = 0.004
 _WSLPATH_TIMEOUT_S = 2.0
 _PREVIEW_PX = 1024
+TEST_CARD = Path(__file__).with_name("test-card.png")
+"""color bars, a gray ramp and a circle: round and in order, or the viewer is wrong"""
 # How images begin in kitty's, sixel's and iTerm2's protocols, and such a string with its end; through tmux
 # to the terminal around it every escape is doubled.
 _IMAGE = r"\x1b(?:_G|P[0-9;]*q|\]1337;File)"
 _IMAGE_START = re.compile(_IMAGE)
 _IMAGE_WHOLE = re.compile(
-    rf"\x1bPtmux;\x1b{_IMAGE}(?:[^\x1b]|\x1b\x1b)*\x1b\\|{_IMAGE}[^\x07\x1b]*(?:\x07|\x1b\\)"
+    rf"(\x1bPtmux;\x1b{_IMAGE}(?:[^\x1b]|\x1b\x1b)*\x1b\\|{_IMAGE}[^\x07\x1b]*(?:\x07|\x1b\\))"
 )
 _COLOR = re.compile(r"\x1b\[[0-9;:]*m")
 # Beside an image also moves of the cursor, which place it; neither queries nor modes nor titles.
@@ -96,19 +98,12 @@ class Viewer:
     def __init__(self, plan: Plan, *, timeout_s: float = 5.0) -> None:
         self._colors = plan.colors
         self._timeout_s = timeout_s
-        self._candidates = list(plan.candidates)
-        self._stopped = threading.Event()
+        self.candidates = list(plan.candidates)
+        """those that have not failed, best first"""
+        self.stopped = threading.Event()
+        """once set, a drawing that another thread waits for ends, and nothing more is drawn"""
         self.erasing = b""
         """what removes earlier images that clearing the screen may leave behind"""
-
-    @property
-    def draws(self) -> bool:
-        """Whether any viewer is left to draw."""
-        return bool(self._candidates)
-
-    def stop(self) -> None:
-        """End a drawing that another thread waits for; nothing is drawn from now on."""
-        self._stopped.set()
 
     def draw(self, image: Path, box: Box, *, original: Path | None = None) -> Drawing:
         """The image for this box from the first viewer that can; `original` fills `{original}`.
@@ -116,11 +111,11 @@ class Viewer:
         `image` must be one that Pillow can read: a broken one would make every viewer look broken.
         """
         failures: list[str] = []
-        for candidate in [each for each in self._candidates if box.left is not None or not each.needs_place]:
+        for candidate in [each for each in self.candidates if box.left is not None or not each.needs_place]:
             try:
                 data = self._draw_with(candidate, image.absolute(), box, (original or image).absolute())
             except ViewerFailed as failure:
-                self._candidates.remove(candidate)
+                self.candidates.remove(candidate)
                 failures.append(f"{candidate.name}: {printable(str(failure))}")
                 continue
             if b"\x1b_G" in data:
@@ -146,7 +141,8 @@ class Viewer:
         if "winpath" in placeholders(*candidate.arguments):  # for Windows programs in WSL
             converted = self._run(["wslpath", "-w", str(path)], _WSLPATH_TIMEOUT_S)
             values["winpath"] = converted.strip()
-        output = self._run(fill(candidate.arguments, values), self._timeout_s)
+        # what is filled in is never split or scanned again
+        output = self._run([each.format_map(values) for each in candidate.arguments], self._timeout_s)
         return _presentable(output, box, colors=self._colors)
 
     def _run(self, arguments: Sequence[str], timeout_s: float) -> str:
@@ -169,7 +165,7 @@ class Viewer:
                         raise ViewerFailed("it writes without end")
                     if time.monotonic() > deadline:
                         raise ViewerFailed("timed out")
-                    if self._stopped.wait(_POLL_S):
+                    if self.stopped.wait(_POLL_S):
                         raise ViewerFailed("stopped")
             finally:
                 # its whole session: nothing of it may write to the terminal later
@@ -218,14 +214,12 @@ def _place_lines(lines: Sequence[str], box: Box) -> bytes:
 def _presentable(output: str, box: Box, *, colors: str) -> bytes:
     """Captured output made safe to write; raises `ViewerFailed` when there is no image in it."""
     if _IMAGE_START.search(output):
-        between = _IMAGE_WHOLE.split(output)
-        if any(_IMAGE_START.search(text) for text in between):
+        parts = _IMAGE_WHOLE.split(output)  # text and images in turn
+        if any(_IMAGE_START.search(text) for text in parts[::2]):
             raise ViewerFailed("its output stops in the middle of an image")
         start = "" if box.left is None else f"\x1b[{(box.top or 0) + 1};{box.left + 1}H"
-        kept = [_only(_MOVE, text, keep="\r\n") for text in between]
-        images = [*_IMAGE_WHOLE.findall(output), ""]
-        pieces = (part for pair in zip(kept, images, strict=True) for part in pair)
-        return "".join((start, *pieces, "\x1b[0m")).encode("utf-8", "replace")
+        parts[::2] = [_only(_MOVE, text, keep="\r\n") for text in parts[::2]]
+        return "".join((start, *parts, "\x1b[0m")).encode("utf-8", "replace")
     reset = "" if colors == "none" else "\x1b[0m"
     lines = [_only(None if colors == "none" else _COLOR, line) for line in output.splitlines()]
     lines = [f"{line}{reset}" for line in lines if _COLOR.sub("", line)][: box.rows]
@@ -236,11 +230,7 @@ def _presentable(output: str, box: Box, *, colors: str) -> bytes:
 
 def _only(allowed: re.Pattern[str] | None, text: str, *, keep: str = "") -> str:
     """Printable text, the characters of `keep` and the allowed escapes: no queries, modes or titles."""
-
-    def replace(match: re.Match[str]) -> str:
-        return match.group() if allowed and allowed.fullmatch(match.group()) else ""
-
-    text = _ESCAPE.sub(replace, text)
+    text = _ESCAPE.sub(lambda found: found[0] if allowed and allowed.fullmatch(found[0]) else "", text)
     if text.replace("\x1b", "").isprintable():
         return text
     return "".join(each for each in text if each == "\x1b" or each in keep or each.isprintable())
@@ -251,42 +241,19 @@ def show_image(
 ) -> Drawing:
     """What draws the image at the cursor, for `console.show_bytes` to write.
 
-    `cache`: folder for a harmless copy, since old viewers know neither WebP nor odd names. `cols` and `rows`
-    are the maximum size in cells; 0 chooses for this terminal. Raises `BrokenImage` for an image that
-    cannot be read.
+    `cache`: folder, readable by us alone, for a small PNG copy: old viewers know neither WebP nor odd names.
+    `cols` and `rows`: the maximum size in cells; 0 chooses for this terminal. Raises `BrokenImage`.
     """
     plan = viewer if isinstance(viewer, Plan) else detect(viewer)
     if not plan.candidates:
         return Drawing(b"", "none")
-    window = Window(*shutil.get_terminal_size())
-    box = Box(
-        cols=cols or max(10, int(window.cols * 0.6)), rows=rows or max(5, window.rows // 2), window=window
-    )
-    return Viewer(plan).draw(preview_copy(path.absolute(), cache), box, original=path)
-
-
-def preview_copy(path: Path, cache: Path) -> Path:
-    """A PNG of at most 1024 pixels under a name of our own, made once; only we can read the folder."""
-    state = path.stat()
+    path, state = path.absolute(), path.stat()
     copy = cache / f"{content_hash(str(path), str(state.st_mtime_ns), str(state.st_size))}.png"
     if not copy.is_file():
         image = open_image(path, longest_px=_PREVIEW_PX)
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with replacing(copy) as file:
             image.save(file, format="PNG", compress_level=1)
-    return copy
-
-
-def test_card(folder: Path) -> Path:
-    """A card with color bars, a gray ramp and a circle: round and in order, or the viewer is wrong."""
-    card = Image.new("RGB", (480, 240), "white")
-    draw = ImageDraw.Draw(card)
-    for number, color in enumerate(("red", "yellow", "lime", "cyan", "blue", "magenta")):
-        draw.rectangle((number * 80, 0, number * 80 + 79, 119), fill=color)
-    for x in range(480):
-        draw.line((x, 120, x, 239), fill=(x * 255 // 479,) * 3)
-    draw.ellipse((150, 30, 329, 209), outline="black", width=8)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / "test-card.png"
-    card.save(path)
-    return path
+    window = Window(*shutil.get_terminal_size())
+    cols, rows = cols or max(10, int(window.cols * 0.6)), rows or max(5, window.rows // 2)
+    return Viewer(plan).draw(copy, Box(cols, rows, window=window), original=path)
