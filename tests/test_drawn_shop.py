@@ -21,7 +21,7 @@ from examples.drawn_shop.pieces import KINDS
 from examples.drawn_shop.solids import Mesh
 from examples.drawn_shop.view import Geometry, drawing_order
 from furnclip.catalogue import CLEAN_COLUMNS
-from furnclip.config.sections import COLORS, MATERIALS, OBJECT_TYPES, STYLES
+from furnclip.config import CleaningConfig
 from tests.pages import ROOT, blocks
 
 COMMAND = [sys.executable, "-m", "examples.drawn_shop"]
@@ -157,11 +157,12 @@ def test_cleaning_cannot_read_the_truth(drawn: Path) -> None:
 
 
 def test_truth_speaks_the_cleaners_vocabulary(drawn: Path) -> None:
+    known = CleaningConfig()
     for row in rows(drawn / "truth.csv"):
-        assert row["true_style"] in STYLES
-        assert row["true_material"] in MATERIALS
-        assert row["true_color"] in COLORS
-        assert row["true_object_type"] in OBJECT_TYPES
+        assert row["true_style"] in known.styles
+        assert row["true_material"] in known.materials
+        assert row["true_color"] in known.colors
+        assert row["true_object_type"] in known.object_types
 
 
 def test_rows_and_images_belong_together(drawn: Path) -> None:

@@ -34,9 +34,9 @@ Flags = dict[str, dict[str, Any]]
 
 def _prepare_environment(context: typer.Context, path: Path | None) -> Path | None:
     if not context.resilient_parsing:  # that would be shell completion
-        from furnclip.config import prepare_environment
+        from furnclip.config import adopt_dotenv, settings_file
 
-        prepare_environment(path, trust=context.params.get("trust", False))
+        adopt_dotenv(settings_file(path).parent, trust=context.params.get("trust", False))
     return path
 
 

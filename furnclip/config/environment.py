@@ -1,8 +1,6 @@
 """Variables: the process environment, which is the user's, and `.env`, which is the folder's.
 
-FURNCLIP_TRAIN__EPOCHS=3 sets `train.epochs`; lists are written `a,b` or as JSON, tables as JSON. Of `.env`
-only the names listed here are used, sensitive ones (see `trust`) with the user's permission; a warning
-lists the others. Variables of libraries are set in the process where they do not exist yet.
+Lists are written `a,b` or as JSON, tables as JSON. Of `.env` only the names listed here are used.
 """
 
 from __future__ import annotations
@@ -42,6 +40,7 @@ _FOR_LIBRARIES = re.compile(
 )
 _TORCHRUN_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
 _TORCHRUN_TEXTS = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID")
+_warn_once = cache(console.warn)
 
 
 def environment_variables() -> Mapping[str, str]:
@@ -108,11 +107,6 @@ def adopt_dotenv(folder: Path, *, trust: bool = False) -> dict[str, str]:
     return own
 
 
-@cache
-def _warn_once(text: str) -> None:
-    console.warn(text)
-
-
 def _read_dotenv(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
@@ -166,7 +160,14 @@ def nested(variables: Mapping[str, str]) -> dict[str, Any]:
             value = _parsed(name, variables[name], place)
             found = merged(found, {place[0]: {place[1]: value} if len(place) > 1 else value})
         elif not place and name.upper().startswith(_PREFIX) and name.upper() != ALLOW_HTTP:
-            _report_unknown(name, known)
+            by_ending = {full.removeprefix(_PREFIX): full for full in known}  # the prefix makes all alike
+            close = nearest(name.upper().removeprefix(_PREFIX), by_ending)
+            if close or "__" in name:
+                hint = (
+                    f"did you mean {by_ending[close]}?" if close else "see `furnclip.toml` for the settings"
+                )
+                raise ConfigError(f"unknown setting {name} (in the environment or `.env`)", hint=hint)
+            console.warn(f"{name} is not a setting of furnclip and is not used")
     return found
 
 
@@ -177,15 +178,6 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         nests = isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
         both[key] = merged(below[key], value) if nests else value
     return both
-
-
-def _report_unknown(name: str, known: Mapping[str, object]) -> None:
-    by_ending = {full.removeprefix(_PREFIX): full for full in known}  # the prefix makes all names alike
-    close = nearest(name.upper().removeprefix(_PREFIX), by_ending)
-    if close or "__" in name:
-        suggestion = f"did you mean {by_ending[close]}?" if close else "see `furnclip.toml` for the settings"
-        raise ConfigError(f"unknown setting {name} (in the environment or `.env`)", hint=suggestion)
-    console.warn(f"{name} is not a setting of furnclip and is not used")
 
 
 def _parsed(name: str, text: str, place: tuple[str, ...]) -> Any:

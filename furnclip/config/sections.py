@@ -9,12 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class _InWork:
@@ -27,10 +25,8 @@ class _InWork:
         return paths.work / self._name
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, ignored_types=(_InWork,)
-    )
+class _Section(BaseModel, ignored_types=(_InWork,)):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class DataPaths(_Section):
@@ -76,35 +72,6 @@ class ModelConfig(_Section):
     """precision of the towers: `fp32`, `bf16` or `auto`, which measures which is faster here"""
 
 
-# The words that a cleaned product may be described with, unless `furnclip.toml` names others.
-# Short lists keep the request cheap and the answers comparable.
-# fmt: off
-STYLES = (
-    "modern", "contemporary", "mid-century modern", "scandinavian", "industrial", "traditional", "rustic",
-    "farmhouse", "bohemian", "art deco", "coastal", "minimalist", "vintage", "asian",
-)
-MATERIALS = (
-    "wood", "metal", "glass", "fabric", "leather", "velvet", "rattan", "bamboo", "plastic", "marble", "stone",
-    "ceramic", "concrete", "paper", "wool", "plant",
-)
-COLORS = (
-    "white", "black", "gray", "brown", "beige", "red", "orange", "yellow", "green", "blue", "purple", "pink",
-    "gold", "silver", "clear", "multicolor",
-)
-OBJECT_TYPES = (
-    "sofa", "armchair", "chair", "office chair", "stool", "bench", "ottoman", "table", "coffee table",
-    "side table", "dining table", "console table", "desk", "bed", "crib", "mattress", "nightstand", "dresser",
-    "wardrobe", "cabinet", "sideboard", "tv stand", "bookcase", "shelf", "vanity", "rack", "lamp",
-    "ceiling light", "wall light", "rug", "curtain", "mirror", "picture", "clock", "vase", "plant", "candle",
-    "cushion", "blanket", "fireplace", "sink", "toilet", "bathtub", "shower", "refrigerator", "oven",
-    "dishwasher", "washing machine", "range hood", "microwave", "radiator", "television", "electronics",
-    "kitchenware", "storage box", "trash can", "door", "window", "stairs", "fence", "swing", "umbrella",
-    "pool", "grill", "toy", "sports equipment", "musical instrument", "tool", "clothing",
-    "electrical fitting", "other",
-)
-# fmt: on
-
-
 class CleaningConfig(_Section):
     """Cleaning titles and attributes with a vision model."""
 
@@ -132,7 +99,7 @@ class CleaningConfig(_Section):
     """maximum size of one batch file, in MB"""
     tier: Annotated[int, Field(ge=1, le=5)] = 1
     """usage tier of the OpenAI account; sets the limit of queued tokens"""
-    max_queued_tokens: Annotated[int, Field(ge=0)] = 0
+    max_queued_tokens: NonNegativeInt = 0
     """maximum input tokens in all open batches together; 0: the model's limit for `tier`"""
     max_concurrent_batches: PositiveInt = 4
     """maximum number of open batches"""
@@ -148,22 +115,44 @@ class CleaningConfig(_Section):
     """send although the model may be shut down before a batch ends"""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """`live`: maximum concurrent requests"""
-    requests_per_minute: Annotated[int, Field(ge=0)] = 0
+    requests_per_minute: NonNegativeInt = 0
     """`live`: maximum requests per minute; 0: no limit"""
     timeout_s: PositiveFloat = 120
     """request timeout in seconds"""
     fallback: Literal["none", "local"] = "none"
     """`local`: offline rules for rows that the model could not clean; `none`: reject them"""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: NonNegativeInt = 0
     """worker processes that decode images; 0: one per core"""
-    styles: tuple[str, ...] = STYLES
+    # Short lists keep the request cheap and the answers comparable.
+    # fmt: off
+    styles: tuple[str, ...] = (
+        "modern", "contemporary", "mid-century modern", "scandinavian", "industrial", "traditional", "rustic",
+        "farmhouse", "bohemian", "art deco", "coastal", "minimalist", "vintage", "asian",
+    )
     """allowed styles; `unknown` is always allowed"""
-    materials: tuple[str, ...] = MATERIALS
+    materials: tuple[str, ...] = (
+        "wood", "metal", "glass", "fabric", "leather", "velvet", "rattan", "bamboo", "plastic", "marble",
+        "stone", "ceramic", "concrete", "paper", "wool", "plant",
+    )
     """allowed materials; `unknown` is always allowed"""
-    colors: tuple[str, ...] = COLORS
+    colors: tuple[str, ...] = (
+        "white", "black", "gray", "brown", "beige", "red", "orange", "yellow", "green", "blue", "purple",
+        "pink", "gold", "silver", "clear", "multicolor",
+    )
     """allowed colors; `unknown` is always allowed"""
-    object_types: tuple[str, ...] = OBJECT_TYPES
+    object_types: tuple[str, ...] = (
+        "sofa", "armchair", "chair", "office chair", "stool", "bench", "ottoman", "table", "coffee table",
+        "side table", "dining table", "console table", "desk", "bed", "crib", "mattress", "nightstand",
+        "dresser", "wardrobe", "cabinet", "sideboard", "tv stand", "bookcase", "shelf", "vanity", "rack",
+        "lamp", "ceiling light", "wall light", "rug", "curtain", "mirror", "picture", "clock", "vase",
+        "plant", "candle", "cushion", "blanket", "fireplace", "sink", "toilet", "bathtub", "shower",
+        "refrigerator", "oven", "dishwasher", "washing machine", "range hood", "microwave", "radiator",
+        "television", "electronics", "kitchenware", "storage box", "trash can", "door", "window", "stairs",
+        "fence", "swing", "umbrella", "pool", "grill", "toy", "sports equipment", "musical instrument",
+        "tool", "clothing", "electrical fitting", "other",
+    )
     """allowed object types; `unknown` is always allowed"""
+    # fmt: on
     models: dict[str, dict[str, Any]] = {}
     """additional or changed rows of the model table, as `[clean.models.NAME]`; keys as in models.toml"""
 
@@ -185,7 +174,7 @@ class PrepConfig(_Section):
     """maximum size of a shard, in MB"""
     mini_train_samples: PositiveInt = 1000
     """products in `mini_train`, a small stratified sample of the training split for quick trials"""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: NonNegativeInt = 0
     """worker processes that decode images; 0: one per core"""
 
 
@@ -202,9 +191,9 @@ class TrainingConfig(_Section):
     """peak learning rate"""
     seed: int = 0
     """seed of data order, captions, augmentation and adapter weights"""
-    effective_batch_size: Annotated[int, Field(ge=0)] = 0
+    effective_batch_size: NonNegativeInt = 0
     """contrastive batch size of an optimizer step; 0: 1024, or less to have 8 steps an epoch"""
-    micro_batch_size: Annotated[int, Field(ge=0)] = 64
+    micro_batch_size: NonNegativeInt = 64
     """samples per forward pass; bounds memory; 0: the largest that fits"""
     kept_activations_mb: Annotated[int, Field(ge=-1)] = -1
     """memory for activations kept to save the second forward pass, in MB; -1: a quarter of what is free"""
@@ -214,7 +203,7 @@ class TrainingConfig(_Section):
     """rank of the LoRA adapters"""
     lora_alpha: PositiveInt = 32
     """scale of the LoRA adapters is lora_alpha / lora_r"""
-    lora_dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout probability in front of the adapters"""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
     """names of the linear layers with adapters; `fc1` and `fc2` are the others"""
@@ -242,11 +231,11 @@ class TrainingConfig(_Section):
     """`full` only: learning rate of each layer relative to the one above it; 1: the same for all"""
     max_logit_scale: PositiveFloat = 100.0
     """maximum logit scale (inverse temperature), as in OpenAI's training"""
-    patience: Annotated[int, Field(ge=0)] = 5
+    patience: NonNegativeInt = 5
     """epochs without better validation recall before training stops; 0: no early stopping"""
     checkpoint_interval_s: NonNegativeFloat = 60
     """seconds between checkpoints; one is written at the end of every epoch as well"""
-    image_cache_mb: Annotated[int, Field(ge=0)] = 1024
+    image_cache_mb: NonNegativeInt = 1024
     """memory for decoded images, in MB; the rest is decoded each epoch"""
     feature_cache: bool = True
     """cache frozen-tower features on disk, under `work/cache`"""
@@ -273,7 +262,7 @@ class EmbeddingConfig(_Section):
     """precision of the stored vectors: `fp32` or `fp16`, which halves the file"""
     image_weight: Literal["auto"] | Fraction = "auto"
     """weight of the image in the fused vector, 0 to 1; `auto`: chosen on the validation split"""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: NonNegativeInt = 0
     """threads that decode images; 0: one per core"""
 
 
@@ -311,7 +300,7 @@ class SearchConfig(_Section):
     """search table: folder or `s3://` address ending in `.lance`; empty: `index.lance` in `paths.work`"""
     exact_below: PositiveInt = 5000
     """catalogue size below which every vector is compared; from there on, an approximate index is built"""
-    probes: Annotated[int, Field(ge=0)] = 0
+    probes: NonNegativeInt = 0
     """index partitions that one search probes; more: slower, fewer misses; 0: a tenth of them"""
 
 
@@ -328,7 +317,7 @@ class ArenaConfig(_Section):
     """seed of the order of queries and of the sides"""
     shared_share: Fraction = 0.25
     """share of a rater's queries that every rater is shown, to measure agreement"""
-    repeat_every: Annotated[int, Field(ge=0)] = 10
+    repeat_every: NonNegativeInt = 10
     """votes after which an earlier query is repeated, sides swapped, to measure consistency; 0: never"""
     viewer: str | tuple[str, ...] = "auto"
     """image viewer: `auto`, `none`, `builtin`, or a command with {path}, {cols}, {rows}"""

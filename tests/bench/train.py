@@ -36,8 +36,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import CLIPConfig, CLIPModel
 
 from examples.make_tiny_clip import learn_tokenizer
-from furnclip.config import TrainingConfig
-from furnclip.config.sections import COLORS, MATERIALS, OBJECT_TYPES, STYLES
+from furnclip.config import CleaningConfig, TrainingConfig
 from furnclip.model import Clip
 from furnclip.model.pixels import Preprocessing
 from furnclip.model.precision import choose_precision
@@ -64,13 +63,12 @@ class Workload:
 
 
 def workload(samples: int, micro: int) -> Workload:
-    random = np.random.default_rng(0)
+    random, known = np.random.default_rng(0), CleaningConfig()
+    vocabularies = (known.styles, known.colors, known.materials, known.object_types)
 
     def words() -> str:
-        style, color, material, kind = (
-            random.choice(np.array(known)) for known in (STYLES, COLORS, MATERIALS, OBJECT_TYPES)
-        )
-        other = random.choice(np.array(MATERIALS))
+        style, color, material, kind = (random.choice(np.array(words)) for words in vocabularies)
+        other = random.choice(np.array(known.materials))
         return (
             f"a photo of a {style} {color} {material} {kind} with {other} legs, for the living room, "
             f"number {random.integers(100)}"
