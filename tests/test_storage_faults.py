@@ -276,7 +276,7 @@ def test_a_disk_without_enough_room_is_seen_before(
 ) -> None:
     with S3Manager(bucket, endpoint_url=server) as manager:
         manager.upload_dataset(dataset, "p")
-        inventory = json.loads(manager.bucket.read(f"p/{INVENTORY}"))
+        inventory = json.loads(manager.read(f"p/{INVENTORY}"))
         inventory["files"]["train/a.tar"]["size_bytes"] = 10**18
         put(server, bucket, f"p/{INVENTORY}", json.dumps(inventory).encode())
         with pytest.raises(StorageError, match=r"MB free, 1,000,.* MB are needed"):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
@@ -18,18 +19,18 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
 import boto3
-from boto3.s3.transfer import TransferConfig, create_transfer_manager
+from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore.config import Config as ClientConfig
 from botocore.exceptions import ClientError
-from s3transfer.subscribers import BaseSubscriber
 
 from furnclip.errors import ConfigError, StorageError
 from furnclip.journal import replacing
 from furnclip.storage.failures import BROKEN_STREAM, explained
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from botocore.response import StreamingBody
-    from s3transfer.futures import TransferFuture
 
 PART_BYTES = 8 * 2**20
 _PIECE_BYTES = 2**18  # as large as memory is used again for; of whole files every page would be new
@@ -66,11 +67,28 @@ class Transfer:
 
 
 class Bucket:
-    """The objects of one bucket. Used by several threads at once."""
+    """The objects of one bucket. Used by several threads at once.
+
+    `endpoint_url`: for MinIO, R2 and other servers that speak S3; empty for Amazon.
+    `timeout_s`: seconds without data after which a request is retried.
+    Credentials are found by boto3: environment, `~/.aws`, instance role and so on.
+    """
 
     def __init__(
-        self, name: str, *, endpoint_url: str, region: str, concurrency: int, timeout_s: float
+        self,
+        bucket: str,
+        *,
+        endpoint_url: str = "",
+        region: str = "",
+        concurrency: int = 8,
+        timeout_s: float = 60,
     ) -> None:
+        name = bucket.removeprefix("s3://").strip("/")
+        if not name or "/" in name:
+            raise ConfigError(
+                f"`{bucket}` is not a valid bucket name" if bucket else "no bucket is set",
+                hint="pass `--s3-bucket NAME` or set `storage.bucket`; the rest of the path is the prefix",
+            )
         self.name = name
         self.endpoint_url = endpoint_url
         self.concurrency = concurrency
@@ -97,7 +115,10 @@ class Bucket:
         )
         self._parts = create_transfer_manager(self._client, transfer)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Stop transfers that are still running and give the connections back."""
         self._parts.shutdown(cancel=True)
         self._client.close()
@@ -106,22 +127,22 @@ class Bucket:
         """The address of a prefix, for people."""
         return f"s3://{self.name}/{prefix}".rstrip("/")
 
-    def side_by_side(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`function` of every item, several at once, in the order of the items.
+    def side_by_side(self, function: Callable[[Item], Result], items: Iterable[Item]) -> dict[Item, Result]:
+        """`function` of every item, several at once, by item and in their order.
 
         After the first failure nothing new is begun; what is under way is waited for.
         """
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="furnclip-s3")
-        futures = [pool.submit(function, item) for item in items]
+        futures = {item: pool.submit(function, item) for item in items}
         try:
-            for future in as_completed(futures):
+            for future in as_completed(futures.values()):
                 future.result()
         except KeyboardInterrupt:
             self._parts.shutdown(cancel=True)
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-        return [future.result() for future in futures]
+        return {item: future.result() for item, future in futures.items()}
 
     def listing(self, prefix: str) -> dict[str, Entry]:
         """Everything under `prefix/`, by its path below it."""
@@ -136,7 +157,7 @@ class Bucket:
         return found
 
     def check(self) -> None:
-        """Raise `StorageError` unless the bucket exists and may be listed."""
+        """Raise `StorageError` unless the bucket can be reached and listed with these credentials."""
         with self._explained(""):
             self._client.list_objects_v2(Bucket=self.name, MaxKeys=1)
 
@@ -162,13 +183,9 @@ class Bucket:
 
     def find(self, key: str) -> bytes | None:
         """The content of an object, or None when there is none."""
-        with self._explained(key):
-            try:
-                return self._answer(key, lambda body: body.read())
-            except ClientError as error:
-                if error.response["Error"]["Code"] == "NoSuchKey":
-                    return None
-                raise
+        with self._explained(key), suppress(self._client.exceptions.NoSuchKey):
+            return self._answer(key, lambda body: body.read())
+        return None
 
     def _answer(self, key: str, consume: Callable[[StreamingBody], Result]) -> Result:
         """What `consume` makes of the body of an object, begun anew where it breaks off."""
@@ -206,7 +223,7 @@ class Bucket:
                 return entry
             digest = sha256_of(path)
             extra = {"Metadata": {_DIGEST_KEY: digest}}
-            self._parts.upload(str(path), self.name, key, extra, [_Progress(report)]).result()
+            self._parts.upload(str(path), self.name, key, extra, [ProgressCallbackInvoker(report)]).result()
             after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise StorageError(f"`{path}` changed while it was being uploaded", hint="upload it again")
@@ -226,8 +243,9 @@ class Bucket:
                 if key in keys:
                     self._client.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=number)
 
-    def probe(self, key: str) -> None:
-        """Raise `StorageError` unless a small object can be put under `key`, read and deleted."""
+    def probe(self, prefix: str) -> None:
+        """Raise `StorageError` unless an object can be put under `prefix/`, read and deleted again."""
+        key = key_of(prefix.strip("/"), f".furnclip-probe-{secrets.token_hex(4)}")
         expected = self.write(key, b"written by furnclip doctor, may be deleted")
         self.read(key, expected)
         with self._explained(key):
@@ -243,7 +261,7 @@ class Bucket:
                 digest = self._answer(key, lambda body: _written(body, file))
                 report(expected.size_bytes)
             else:
-                self._parts.download(self.name, key, file, None, [_Progress(report)]).result()
+                self._parts.download(self.name, key, file, None, [ProgressCallbackInvoker(report)]).result()
                 file.flush()
                 digest = sha256_of(Path(file.name))
             self._compare(key, expected, file.seek(0, os.SEEK_END), digest)
@@ -257,16 +275,6 @@ class Bucket:
 
     def _explained(self, key: str) -> AbstractContextManager[None]:
         return explained(self.name, key, endpoint_url=self.endpoint_url)
-
-
-class _Progress(BaseSubscriber):
-    """Passes the transfer manager's byte counts on."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-
-    def on_progress(self, future: TransferFuture, bytes_transferred: int, **_: object) -> None:
-        self._report(bytes_transferred)
 
 
 def _written(body: StreamingBody, file: IO[bytes]) -> str:
