@@ -96,6 +96,7 @@ def test_only_what_changed_goes_up(server: str, bucket: str, dataset: Path) -> N
         transfer = manager.upload_dataset(dataset, "p")
     assert (transfer.sent, transfer.kept) == (1, 3)
     assert proxy.keys("PUT") == [f"p/{INVENTORY}", "p/train/b.tar", f"p/{INVENTORY}"]
+    assert sorted(proxy.keys("HEAD")) == ["p/train/a.tar", "p/train/b.tar"]  # the listing tells of the others
 
 
 def test_an_object_replaced_by_someone_else_is_sent_again(

@@ -5,7 +5,6 @@ manager.upload_dataset("work/shards", "furnclip/shards")
 manager.download_dataset("furnclip/shards", "work/shards")
 """
 
-from furnclip.storage.bucket import Transfer
 from furnclip.storage.manager import S3Manager
 
-__all__ = ["S3Manager", "Transfer"]
+__all__ = ["S3Manager"]

@@ -13,8 +13,9 @@ import secrets
 import time
 from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -92,6 +93,7 @@ class Bucket:
         self.name = name
         self.endpoint_url = endpoint_url
         self.concurrency = concurrency
+        self._explained = partial(explained, name, endpoint_url=endpoint_url)
         config = ClientConfig(
             max_pool_connections=2 * concurrency,
             connect_timeout=_CONNECT_TIMEOUT_S,
@@ -104,7 +106,7 @@ class Bucket:
             s3={"payload_signing_enabled": True},
         )
         try:
-            with explained(name, endpoint_url=endpoint_url):
+            with self._explained():
                 session = boto3.session.Session(region_name=region or None)
                 self._client = session.client("s3", endpoint_url=endpoint_url or None, config=config)
         except ValueError as error:  # an endpoint that is not an address
@@ -272,9 +274,6 @@ class Bucket:
                 f"`{self.where(key)}` is not what was uploaded: it is damaged, or was replaced meanwhile",
                 hint="run the same command again; if that does not help, upload it again",
             )
-
-    def _explained(self, key: str) -> AbstractContextManager[None]:
-        return explained(self.name, key, endpoint_url=self.endpoint_url)
 
 
 def _written(body: StreamingBody, file: IO[bytes]) -> str:

@@ -60,7 +60,9 @@ class S3Manager(Bucket):
         remote = self.listing(prefix)
         inventory = self._inventory(prefix) if INVENTORY_NAME in remote else None
         was_complete, before = inventory or (False, {})
-        kept = self._kept(local, prefix, {name: remote[name] for name in names if name in remote})
+        same = self._same(local, prefix, {name: remote[name] for name in names if name in remote})
+        digests = self.side_by_side(lambda name: sha256_of(local / name), same)
+        kept = {name: Entry(remote[name].size_bytes, digest) for name, digest in digests.items()}
         to_send = [name for name in names if name not in kept]
         if not to_send and was_complete and before == kept:
             return Transfer(0, 0, len(kept))
@@ -85,17 +87,11 @@ class S3Manager(Bucket):
         local, prefix = Path(local), prefix.strip("/")
         files = self._remote_files(prefix)
         targets = {name: _inside(local, name) for name in files}
-        with console.progress("comparing", total=len(files), unit="files") as meter:
-
-            def is_missing(name: str) -> bool:
-                meter.advance()
-                return not _is_same(targets[name], files[name])
-
-            missing = self.side_by_side(is_missing, files)
-        if not any(missing.values()):
+        missing = files.keys() - self._same(local, prefix, files)
+        if not missing:
             return Transfer(0, 0, len(files))
         # The announcements come again even if they are the same: until the rest is there, they must go.
-        wanted = {name: files[name] for name in files if missing[name] or _is_announcement(name)}
+        wanted = {name: files[name] for name in files if name in missing or _is_announcement(name)}
         sent_bytes = self._fetch(prefix, wanted, local, targets)
         return Transfer(len(wanted), sent_bytes, len(files) - len(wanted))
 
@@ -108,7 +104,7 @@ class S3Manager(Bucket):
             raise InputError(f"there is no checkpoint `{local}`", hint="check the path")
         size_bytes = local.stat().st_size
         stored = self.head(key)
-        if stored and stored.sha256 and _is_same(local, stored):
+        if stored and _is_same(local, stored):
             return Transfer(0, 0, 1)
         self.abandon(key, {key})
         with console.progress(f"uploading {local.name}", total=size_bytes, unit="bytes") as meter:
@@ -126,24 +122,22 @@ class S3Manager(Bucket):
         prefix, _, name = key.rpartition("/")
         return Transfer(1, self._fetch(prefix, {name: stored}, target.parent, {name: target}), 0)
 
-    def _kept(self, local: Path, prefix: str, listed: dict[str, Entry]) -> dict[str, Entry]:
-        """The files that the bucket has with the same content."""
-        with console.progress("comparing", total=len(listed), unit="files") as meter:
+    def _same(self, local: Path, prefix: str, files: dict[str, Entry]) -> list[str]:
+        """The files that folder `local` has with the same content as the bucket."""
+        with console.progress("comparing", total=len(files), unit="files") as meter:
 
-            def same(name: str) -> Entry | None:
+            def is_same(name: str) -> bool:
                 meter.advance()
-                path, stored = local / name, listed[name]
-                if path.stat().st_size != stored.size_bytes:
-                    return None
-                digest = sha256_of(path)
-                if not _is_same(path, stored):  # its ETag is no MD5: it came in parts, or is encrypted
-                    sent = self.head(key_of(prefix, name))
-                    if sent is None or sent.sha256 != digest:
-                        return None
-                return Entry(stored.size_bytes, digest)
+                path, entry = local / name, files[name]
+                if _is_same(path, entry):
+                    return True
+                if entry.sha256 or not path.is_file():
+                    return False
+                # Of an object that came in parts, or is encrypted, the ETag is not the MD5.
+                sent = self.head(key_of(prefix, name))
+                return sent is not None and _is_same(path, sent)
 
-            entries = self.side_by_side(same, listed)
-        return {name: entry for name, entry in entries.items() if entry}
+            return [name for name, same in self.side_by_side(is_same, files).items() if same]
 
     def _fetch(self, prefix: str, wanted: dict[str, Entry], folder: Path, targets: dict[str, Path]) -> int:
         """Download files to their targets; announcements are read first and written last. The bytes sent."""
@@ -204,7 +198,8 @@ class S3Manager(Bucket):
         if not files:
             raise StorageError(
                 f"there is nothing at `{self.where(prefix)}`",
-                hint="check the bucket and the prefix, or upload first: `furnclip prepare --upload` for shards",
+                hint="check the bucket and the prefix, or upload first: `furnclip prepare --upload` for "
+                "shards",
             )
         return files
 
