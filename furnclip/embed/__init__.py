@@ -9,9 +9,6 @@ Out: `work/embeddings/master_vectors.parquet`, and the search table built from i
     parts      one file a row group until the vector file is complete; earlier vectors that are still valid
     pipeline   all of it in order
     generator  `EmbeddingGenerator`: the same as a class, and for any plain CLIP of Hugging Face
-
-The image weight is chosen with queries made of the attributes that captions also spell out, so it
-leans towards the text; set `embed.image_weight` where your customers search by image.
 """
 
 from furnclip.embed.generator import EmbeddingGenerator as EmbeddingGenerator

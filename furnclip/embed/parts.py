@@ -9,8 +9,6 @@ aside and renamed; where its file exists, its row group is done.
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +60,6 @@ class PartFolder:
         with replacing(self.part(number)) as file:
             write_row_groups(file, table.schema, [table])
 
-    def wait(self) -> None:
-        """Wait for the row groups of other processes."""
-        while not all(map(self.is_done, range(self.count))):
-            time.sleep(POLL_S)
-
     def tables(self) -> Iterator[pa.Table]:
         """Every row group, in order."""
         return map(self._read, range(self.count))
@@ -74,10 +67,6 @@ class PartFolder:
     def _read(self, number: int) -> pa.Table:
         with open_parquet(self.part(number)) as file:
             return file.read()
-
-    def remove_all(self) -> None:
-        """Remove the parts of every key: the work is complete."""
-        shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
 def write_row_groups(file: object, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:

@@ -16,10 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,7 +31,7 @@ from furnclip.catalogue import uncleaned_rows
 from furnclip.config import Config, torchrun_launch
 from furnclip.config.environment import Launch
 from furnclip.embed.encoding import CatalogueReader, RowGroupEncoder, encoding_threads, identity, map_ahead
-from furnclip.embed.parts import Known, PartFolder, write_vectors
+from furnclip.embed.parts import POLL_S, Known, PartFolder, write_vectors
 from furnclip.embed.plan import PREPROCESSING, fused_provenance, load_models, place, read_or_make_plan
 from furnclip.errors import FurnclipError, InputError
 from furnclip.journal import Journal, encode_event, keep_copy, replacing, sweep
@@ -87,7 +89,6 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> Summary:
     with Journal(config.paths.embeddings / f"journal-{launch.rank}.jsonl") as journal:
         work = _Work(config, run, launch)
         summary = work.summary
-        summary.was_there = work.is_finished()
         if not summary.was_there:
             work.encode(journal)
         if launch.rank == 0:
@@ -97,7 +98,7 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> Summary:
             release_freed()
             report = is_index_of(location, work.key)
             summary.index = report or write_index(location, summary.vectors, config.search)
-            work.folder.remove_all()
+            shutil.rmtree(work.folder.path.parent, ignore_errors=True)  # of every key: the work is complete
             summary.provenance = read_provenance(summary.vectors)
             summary.missing = dict(Counter(row["reason"].split(":")[0] for row in _missing(summary.vectors)))
         if not summary.was_there:
@@ -124,14 +125,9 @@ class _Work:
         self.folder = PartFolder(config.paths.embeddings, self.key, row_groups)
         if not products:
             raise _nothing_usable(self.reader, config, self.summary.rejected_file)
-
-    def is_finished(self) -> bool:
-        """Whether the vector file is there, made of the same."""
-        try:
-            table = VectorTable(self.summary.vectors)
-        except FurnclipError:
-            return False  # damaged or of another version: it is written again
-        return len(table) == self.summary.products and table.provenance.key == self.key
+        with suppress(FurnclipError):  # damaged or of another version: it is written again
+            table = VectorTable(config.paths.vectors)
+            self.summary.was_there = len(table) == products and table.provenance.key == self.key
 
     def encode(self, journal: Journal) -> None:
         """Encode the row groups of this process's share that have no part yet."""
@@ -176,7 +172,8 @@ class _Work:
 
     def finish(self) -> None:
         """Write what is made of all parts together."""
-        self.folder.wait()
+        while not all(map(self.folder.is_done, range(self.folder.count))):
+            time.sleep(POLL_S)  # other processes are at work
         summary, config = self.summary, self.config
         provenance = fused_provenance(self.folder, self.plan, self.clips, config=config.embed)
         _write_rejections(self.reader, summary.rejected_file)

@@ -8,7 +8,8 @@ armchair") have to find every product of that kind, and an image has to find its
 best mean average precision over both wins; between equals the one nearest to one half.
 
 Known bias: requests are made of attributes that captions spell out as well, so the choice leans
-towards the text. Without at least `LEAST_QUERIES` queries of each sort there is no choice: one half.
+towards the text; set `embed.image_weight` where customers search by image. Without at least
+`LEAST_QUERIES` queries of each sort there is no choice: one half.
 """
 
 from __future__ import annotations
@@ -183,8 +184,7 @@ def fused_provenance(
         weight, reason = config.image_weight, "set by `embed.image_weight`"
         if weight == "auto":
             weight, reason = choose_image_weight(*_validation(folder, label), clips[label])
-        update = {"image_weight": weight, "image_weight_reason": reason}
-        models[label] = model.model_copy(update=update)
+        models[label] = model.model_copy(update={"image_weight": weight, "image_weight_reason": reason})
     return plan.model_copy(update={"models": models})
 
 
@@ -229,6 +229,5 @@ def choose_image_weight(
 
 def _evenly(items: list[_Item]) -> list[_Item]:
     """At most `MOST_QUERIES` of the items, spread over all of them."""
-    if len(items) <= MOST_QUERIES:
-        return items
-    return [items[index * len(items) // MOST_QUERIES] for index in range(MOST_QUERIES)]
+    count = min(len(items), MOST_QUERIES)
+    return [items[index * len(items) // count] for index in range(count)]

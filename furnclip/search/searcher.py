@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+import pyarrow as pa
 from lancedb.query import MatchQuery
 from PIL import Image
 
@@ -23,9 +26,8 @@ from furnclip.config import Config, load_config
 from furnclip.errors import InputError, ModelMismatchError, UsageError
 from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, letterbox, load_square, open_image
 from furnclip.journal import write_bytes
-from furnclip.search.filters import combined, explained
 from furnclip.vectors import Floats, Provenance, column_name, fuse, unit
-from furnclip.vectors.index import DETAILS, KEYWORDS, index_location, open_index, partitions_of
+from furnclip.vectors.index import DETAILS, KEYWORDS, explained, index_location, open_index, partitions_of
 from furnclip.vectors.parquet import SHOWN
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ _AVOIDED_SHARE = 0.5
 _LEAST_PROBES = 20
 _EVERY_PARTITION = 1_000_000
 _LONGEST_QUERY = 2000  # characters; models read at most 77 tokens
-_MOST_SHARES = 1000  # filters whose share of the table is remembered
+_LONGEST_EXCLUDED = 200
 _ROW_ID = "_rowid"  # as LanceDB calls it
 _CELL_PX = 200  # of the contact sheet
 _SHEET_COLUMNS = 5
@@ -102,13 +104,15 @@ class Searcher:
         location = index_location(self.config)
         self.table, self.provenance = open_index(location)
         self.uri = location.uri
-        self._schema = self.table.schema  # kept: LanceDB asks its runtime each time
+        texts = [field.name for field in self.table.schema if field.type == pa.string()]
+        self._filterable = [name for name in texts if name not in (KEYWORDS, DETAILS)]
         self._products = int(self.table.count_rows())
         if self._products == 0:
             raise InputError(f"the search table `{self.uri}` is empty", hint="run `furnclip embed` again")
         self.label = _label(self.provenance, run=run, model=model, uri=self.uri)
         self.clip = self._load(run=run, model=model)
-        self._shares: dict[str, float] = {}  # filter -> share of the table; the table does not change
+        # The table does not change, and counting what passes a filter takes as long as a search.
+        self._matches = lru_cache(maxsize=1000)(self.table.count_rows)
         self._encoding = threading.Lock()  # tokenizers change their own settings while they work
 
     def search(
@@ -129,12 +133,10 @@ class Searcher:
         is a text too, 0 to 1.
         Raises `UsageError` for a bad filter and `BrokenImage` for an image that cannot be read.
         """
-        words, exclude = _readable(text or ""), [_readable(word) for word in exclude]
+        words = _readable(text or "")
         chosen = self._mode(mode, words=words, has_image=image is not None)
-        count, condition = self._count(k), combined(where, exclude, self._schema)
-        vector = None if chosen == "keyword" else self._vector(words, image, image_weight, exclude=exclude)
-        with explained(self.uri, where):
-            return self._run(_Query(vector, words, chosen, count, condition))
+        encode = partial(self._encode_request, words, image, image_weight)
+        return self._answers([words], encode, chosen, k=k, where=where, exclude=exclude)[0]
 
     def search_many(
         self,
@@ -147,17 +149,9 @@ class Searcher:
     ) -> list[list[Hit]]:
         """The hits of each text, in order; all texts go through the model together."""
         chosen = self._mode(mode, words="several", has_image=False)
-        texts, exclude = [_readable(text) for text in texts], [_readable(word) for word in exclude]
-        count, condition = self._count(k), combined(where, exclude, self._schema)
-        vectors: Sequence[Floats | None] = [None] * len(texts)
-        if chosen != "keyword" and texts:
-            with self._encoding:
-                vectors = list(self._encode_texts(texts, exclude))
-        with explained(self.uri, where):
-            return [
-                self._run(_Query(vector, text, chosen, count, condition))
-                for text, vector in zip(texts, vectors, strict=True)
-            ]
+        texts = [_readable(text) for text in texts]
+        encode = partial(self._encode_texts, texts)
+        return self._answers(texts, encode, chosen, k=k, where=where, exclude=exclude)
 
     def nearest(
         self, vector: Floats, *, k: int | None = None, where: str | None = None, exclude: Sequence[str] = ()
@@ -166,16 +160,54 @@ class Searcher:
 
         `exclude` only filters here: the vector is taken as it is.
         """
-        condition = combined(where, [_readable(word) for word in exclude], self._schema)
-        with explained(self.uri, where):
-            return self._run(_Query(vector, "", "vector", self._count(k), condition))
+        return self._answers([""], lambda _: [vector], "vector", k=k, where=where, exclude=exclude)[0]
 
-    def _count(self, k: int | None) -> int:
-        """How many hits to find: never more than there are products, LanceDB counts in 64 bits."""
+    def _answers(
+        self,
+        texts: Sequence[str],
+        encode: Callable[[Sequence[str]], Iterable[Floats]],
+        mode: Mode,
+        *,
+        k: int | None,
+        where: str | None,
+        exclude: Sequence[str],
+    ) -> list[list[Hit]]:
+        """The hits of each text; `encode` gives their vectors, moved away from the words passed to it."""
         wanted = self.config.search.k if k is None else k
         if wanted < 1:
             raise UsageError(f"`k` cannot be {wanted}", hint="ask for at least one hit")
-        return min(wanted, self._products)
+        count = min(wanted, self._products)  # LanceDB counts in 64 bits
+        avoided = [word for word in map(_readable, exclude) if word]
+        condition = self._condition(where, avoided)
+        vectors: Iterable[Floats | None] = [None] * len(texts)
+        if mode != "keyword" and texts:
+            vectors = encode(avoided)
+        with explained(self.uri):
+            return [
+                self._run(_Query(vector, text, mode, count, condition))
+                for text, vector in zip(texts, vectors, strict=True)
+            ]
+
+    def _condition(self, where: str | None, exclude: Sequence[str]) -> str | None:
+        """What LanceDB is asked for: the shopper's filter, and that no word begins with an excluded one.
+
+        So "leather" also means "leathers".
+        """
+        conditions = []
+        if where and where.strip():
+            from furnclip.search.where import rewritten
+
+            conditions.append(f"({rewritten(where, self._filterable)})")
+        for words in exclude:
+            if len(words) > _LONGEST_EXCLUDED:
+                raise UsageError(
+                    f"`{words[:40]}...` is too long to exclude: {len(words)} characters",
+                    hint=f"give words of at most {_LONGEST_EXCLUDED} characters, one each `--not`",
+                )
+            pattern = r"(^|[^\p{L}\p{N}])" + r"\s+".join(map(re.escape, words.lower().split()))
+            quoted = pattern.replace("'", "''")
+            conditions.append(f"NOT regexp_like(lower({KEYWORDS}), '{quoted}')")
+        return " AND ".join(conditions) or None
 
     def _load(self, *, run: str | None, model: str | None) -> Clip:
         # torch takes seconds to import; a table that cannot be opened is reported before
@@ -214,31 +246,30 @@ class Searcher:
             )
         return chosen if words else "vector"
 
-    def _vector(
-        self, words: str, image: ImageSource | None, image_weight: float | None, *, exclude: Sequence[str]
+    def _encode_request(
+        self, words: str, image: ImageSource | None, image_weight: float | None, avoided: Sequence[str]
     ) -> Floats:
-        """The request as a unit vector (D,)."""
-        weight = self.config.search.image_weight if image_weight is None else image_weight
-        side_px, square = self.clip.image_px, None
+        """A text, an image or both as one unit vector, (1, D)."""
+        if image is None:
+            return self._encode_texts([words], avoided)
+        side_px = self.clip.image_px
         if isinstance(image, Image.Image):
             square = letterbox(image.convert("RGB"), side_px)
-        elif image is not None:
+        else:
             square = load_square(Path(image), side_px)
         with self._encoding:
-            vectors = None if square is None else self.clip.encode_images([square])
-            if words:
-                texts = self._encode_texts([words], exclude)
-                vectors = texts if vectors is None else fuse(vectors, texts, weight)
-        assert vectors is not None
-        vector: Floats = vectors[0]
-        return vector
+            vectors = self.clip.encode_images([square])
+        if not words:
+            return vectors
+        weight = self.config.search.image_weight if image_weight is None else image_weight
+        return fuse(vectors, self._encode_texts([words], avoided), weight)
 
-    def _encode_texts(self, texts: Sequence[str], exclude: Sequence[str]) -> Floats:
+    def _encode_texts(self, texts: Sequence[str], avoided: Sequence[str]) -> Floats:
         """The texts as unit vectors (N, D), moved away from the words to avoid."""
-        avoid = [word for word in exclude if word.strip()]
-        vectors = self.clip.encode_texts([*texts, *avoid])
-        asked, avoided = vectors[: len(texts)], vectors[len(texts) :]
-        return unit(asked - _AVOIDED_SHARE * avoided.mean(axis=0)) if avoid else asked
+        with self._encoding:
+            vectors = self.clip.encode_texts([*texts, *avoided])
+        asked, away = vectors[: len(texts)], vectors[len(texts) :]
+        return unit(asked - _AVOIDED_SHARE * away.mean(axis=0)) if avoided else asked
 
     def _run(self, query: _Query) -> list[Hit]:
         if query.mode != "hybrid":
@@ -282,11 +313,7 @@ class Searcher:
         wanted = self.config.search.probes or max(_LEAST_PROBES, partitions_of(self._products) // 10)
         if where is None:
             return wanted
-        if where not in self._shares:
-            if len(self._shares) >= _MOST_SHARES:
-                self._shares.clear()
-            self._shares[where] = self.table.count_rows(where) / self._products
-        share = self._shares[where]
+        share = self._matches(where) / self._products
         return _EVERY_PARTITION if share == 0 else math.ceil(wanted / math.sqrt(share))
 
 

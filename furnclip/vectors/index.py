@@ -234,13 +234,9 @@ def explained(uri: str) -> Iterator[None]:
             and type(error).__name__ != "PanicException"
         ):
             raise
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown")
         remote = "check `storage.endpoint_url`, `storage.region`, the bucket and your credentials"
         raise StorageError(
-            f"the search table `{uri}` cannot be used: {first_line(error, 'unknown')[:300]}",
+            f"the search table `{uri}` cannot be used: {said[:300]}",
             hint=remote if uri.startswith("s3://") else f"remove `{uri}` and run `furnclip embed` again",
         ) from None
-
-
-def first_line(error: BaseException, otherwise: str) -> str:
-    """The first line of an error's text that is not empty."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), otherwise)
