@@ -23,11 +23,11 @@ from typer.testing import CliRunner
 
 from furnclip import ArenaApp
 from furnclip.arena import VoteBook, compute_standings, sheet
+from furnclip.arena.app import Judging, query_order
 from furnclip.arena.lineup import Card, Lineup, Query
 from furnclip.arena.session import View, compose
 from furnclip.arena.sheet import Sheets, arrange
-from furnclip.arena.state import Judging, query_order
-from furnclip.arena.stats import majority
+from furnclip.arena.standings import majority
 from furnclip.arena.votes import Agreed, Contest, Vote
 from furnclip.cli import app as command
 from furnclip.config import Config, load_config

@@ -1,33 +1,199 @@
-"""`ArenaApp`: a contest, a rater and the votes, for the terminal and for code.
+"""Voting without a terminal: which trial is next, what a vote means, and `ArenaApp`, the door for code.
 
     app = ArenaApp(rater="anna")
     while question := app.next_query():
         app.vote("A" if looks_better(question.a, question.b) else "B")
     standings = app.standings()
 
-Nothing in a `Question` tells which model is on which side.
+Nothing in a `Question` tells which model is on which side. What comes next is a function of the lineup, the
+seed, the rater and the votes that stand, so a session that was killed continues with the trial that was on
+the screen:
+
+    order     of queries: every so often one that all raters are shown, else the rater's own order
+    sides     for each rater and each two models, two of every four queries have the baseline as A
+    repeats   every so often an earlier query comes back with sides swapped; it measures the rater
+              and does not count for the models
+    duels     with more than two models, the two with the largest information gain from one more vote
 """
 
 from __future__ import annotations
 
 import getpass
+import hashlib
+import random
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from furnclip.arena.lineup import Card, Query, make_lineup
-from furnclip.arena.state import Judging, Trial
-from furnclip.arena.stats import Standings, compute_standings
-from furnclip.arena.votes import Vote, VoteBook
+from furnclip.arena.lineup import Card, Lineup, Query, make_lineup
+from furnclip.arena.standings import Standings, compute_standings, fit_strengths
+from furnclip.arena.votes import OUTCOMES, Vote, VoteBook
 from furnclip.catalogue import content_hash
 from furnclip.config import Config, load_config
 from furnclip.errors import JournalError, UsageError
+from furnclip.metrics.standings import information_gain
 
+_BLOCK = 4  # queries within which sides are balanced
+_REPEAT_DISTANCE = 4  # votes after which a repeated query is no longer fresh in mind
 _LONGEST_NAME = 40
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One thing to judge. `sides` tell the models apart: nothing of them may reach a rater."""
+
+    query: Query
+    duel: tuple[str, str]
+    sides: tuple[str, str]
+    results: tuple[tuple[Card, ...], tuple[Card, ...]]
+    repeat: bool
+
+
+class Judging:
+    """One rater going through one lineup; `current` is what is to be judged, None at the end."""
+
+    def __init__(
+        self,
+        lineup: Lineup,
+        rater: str,
+        votes: Sequence[Vote],
+        *,
+        shared_share: float = 0.25,
+        repeat_every: int = 10,
+    ) -> None:
+        self._lineup = lineup
+        self._rater = rater
+        self._repeat_every = repeat_every
+        self._votes = list(votes)
+        self._contest: dict[str, Any] = {
+            **{"rater": rater, "models": lineup.models, "lineup": lineup.key},
+            **{"k": lineup.k, "seed": lineup.seed},
+        }
+        self._places = {query.query_id: place for place, query in enumerate(lineup.queries)}
+        self._order = query_order(len(lineup.queries), lineup.seed, rater, shared_share=shared_share)
+        self._differing = {duel: set(lineup.differing(duel)) for duel in lineup.duels()}
+        self.current = self._next(self._votes)
+
+    @property
+    def own(self) -> list[Vote]:
+        """This rater's votes that stand, oldest first."""
+        return [vote for vote in self._votes if vote.rater == self._rater]
+
+    @property
+    def left(self) -> int:
+        """Queries that this rater has not seen yet."""
+        return sum(map(len, self._differing.values())) - len({vote.subject for vote in self.own})
+
+    def cast(self, choice: str, *, vote_id: str, at: str, seconds: float) -> Vote:
+        """The vote for the current trial, not yet counted: `accept` it when it is safe on the disk."""
+        if self.current is None:
+            raise UsageError("everything has been judged", hint="see `furnclip arena stats`")
+        if choice not in OUTCOMES:
+            raise UsageError(f"`{choice}` is not a valid vote", hint=f"valid votes: {', '.join(OUTCOMES)}")
+        return self._vote(self.current, choice, vote_id, at, seconds)
+
+    def _vote(self, trial: Trial, choice: str, vote_id: str, at: str, seconds: float) -> Vote:
+        facts = vars(trial) | self._contest
+        return Vote(**facts, choice=choice, vote_id=vote_id, at=at, seconds=seconds)
+
+    def accept(self, vote: Vote) -> None:
+        """Count a vote that was written, and continue with the next trial."""
+        self._votes.append(vote)
+        self.current = self._next(self._votes)
+
+    def take_back(self, vote: Vote) -> None:
+        """Forget a vote whose undoing was written; its trial is to be judged again."""
+        self._votes.remove(vote)
+        self.current = Trial(vote.query, vote.duel, vote.sides, vote.results, vote.repeat)
+
+    def expected(self, ahead: int) -> Iterator[Trial]:
+        """The next `ahead` trials, if every vote until then is a tie: a guess, to prepare images by.
+
+        With two models it is right whatever is voted.
+        """
+        votes, trial = list(self._votes), self.current
+        for _ in range(ahead):
+            if trial is None:
+                return
+            votes.append(self._vote(trial, "T", "", "", 0))
+            trial = self._next(votes)
+            if trial is not None:
+                yield trial
+
+    def _next(self, votes: Sequence[Vote]) -> Trial | None:
+        own = [vote for vote in votes if vote.rater == self._rater]
+        if again := self._repeat_due(own):
+            return self._trial(again.query, again.duel, again.sides[::-1], repeat=True)
+        for duel in self._duels_by_information(votes):
+            seen = {self._places[vote.query.query_id] for vote in own if vote.duel == duel}
+            for place in self._order:
+                if place in self._differing[duel] and place not in seen:
+                    query = self._lineup.queries[place]
+                    return self._trial(query, duel, self._sides(own, duel), repeat=False)
+        return None
+
+    def _trial(self, query: Query, duel: tuple[str, str], sides: tuple[str, str], *, repeat: bool) -> Trial:
+        first, second = (self._lineup.shown(model, self._places[query.query_id]) for model in sides)
+        return Trial(query, duel, sides, (first, second), repeat)
+
+    def _repeat_due(self, own: Sequence[Vote]) -> Vote | None:
+        """The earlier vote whose query comes back now, if it is time for one."""
+        if not self._repeat_every or (len(own) + 1) % self._repeat_every:
+            return None
+        done = {vote.subject for vote in own if vote.repeat}
+        candidates = [
+            vote
+            for vote in own[:-_REPEAT_DISTANCE]
+            if not vote.repeat and vote.choice != "N" and vote.subject not in done
+        ]
+        dice = _seeded(self._lineup.seed, self._rater, "repeat", len(own))
+        return dice.choice(candidates) if candidates else None
+
+    def _sides(self, own: Sequence[Vote], duel: tuple[str, str]) -> tuple[str, str]:
+        """A and B for the next fresh query of this duel, from a shuffled block of four."""
+        block, place = divmod(sum(vote.duel == duel and not vote.repeat for vote in own), _BLOCK)
+        swaps = [False, True] * (_BLOCK // 2)
+        _seeded(self._lineup.seed, self._rater, "sides", *duel, block).shuffle(swaps)
+        return duel[::-1] if swaps[place] else duel
+
+    def _duels_by_information(self, votes: Sequence[Vote]) -> list[tuple[str, str]]:
+        """Every duel, the one with the largest information gain first."""
+        duels = self._lineup.duels()
+        if len(duels) == 1:
+            return duels
+        models = self._lineup.order
+        fit = fit_strengths([(vote.duel, vote.winner) for vote in votes if vote.counts], models)
+        shown = Counter(vote.duel for vote in votes)
+
+        def worth(duel: tuple[str, str]) -> tuple[float, int]:
+            gain = information_gain(fit, models.index(duel[0]), models.index(duel[1]))
+            return -round(gain, 9), shown[duel]
+
+        return sorted(duels, key=worth)
+
+
+def _seeded(*words: object) -> random.Random:
+    """Random numbers that depend on the words and nothing else, on any machine."""
+    digest = hashlib.sha256("\0".join(map(str, words)).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
+
+
+def query_order(queries: int, seed: int, rater: str, *, shared_share: float) -> list[int]:
+    """All query numbers in a rater's order: those shared by all, spread evenly over the rater's own."""
+    everyone = list(range(queries))
+    _seeded(seed, "shared").shuffle(everyone)
+    shared_count = round(queries * shared_share)
+    shared, own = everyone[:shared_count], everyone[shared_count:]
+    _seeded(seed, rater, "order").shuffle(own)
+    for number, query in enumerate(shared):
+        own.insert(-(-number * queries // len(shared)), query)
+    return own
 
 
 @dataclass(frozen=True)
@@ -61,7 +227,16 @@ class ArenaApp:
         self.rater = _rater_name(rater)
         self.lineup = make_lineup(self.config, runs, model=model)
         self.book = VoteBook(self.config.paths.arena / "votes.jsonl")
-        self._lock = self._lock_rater()
+        lock = self.config.paths.arena / "raters" / f"{content_hash(self.rater)}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(lock)  # as long as a rater votes, so that no query is shown in two windows
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise JournalError(
+                f"rater `{self.rater}` is voting in another window",
+                hint="continue there, or choose another name with `--rater`",
+            ) from None
         arena, votes = self.config.arena, self._votes_so_far()
         self.judging = Judging(
             self.lineup, self.rater, votes, shared_share=arena.shared_share, repeat_every=arena.repeat_every
@@ -79,31 +254,17 @@ class ArenaApp:
         """Let this rater vote elsewhere."""
         self._lock.release()
 
-    def _lock_rater(self) -> FileLock:
-        """Held as long as a rater votes, so that no query is shown in two windows."""
-        path = self.config.paths.arena / "raters" / f"{content_hash(self.rater)}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise JournalError(
-                f"rater `{self.rater}` is voting in another window",
-                hint="continue there, or choose another name with `--rater`",
-            ) from None
-        return lock
-
     def _votes_so_far(self) -> list[Vote]:
         """The votes on this contest. Raises `InputError` for one on something that it does not have."""
-        lineup = self.lineup
-        numbered = self.book.numbered_votes().items()
-        votes = {number: vote for number, vote in numbered if vote.lineup == lineup.key}
+        lineup, votes = self.lineup, []
         query_ids, duels = {query.query_id for query in lineup.queries}, lineup.duels()
-        for number, vote in votes.items():
-            is_known = vote.query.query_id in query_ids and vote.duel in duels
-            if not is_known or vote.models != lineup.models:
-                raise self.book.damaged(number, "its contest has no such query or models")
-        return list(votes.values())
+        for number, vote in self.book.numbered_votes().items():
+            if vote.lineup == lineup.key:
+                is_known = vote.query.query_id in query_ids and vote.duel in duels
+                if not is_known or vote.models != lineup.models:
+                    raise self.book.damaged(number, "its contest has no such query or models")
+                votes.append(vote)
+        return votes
 
     @property
     def trial(self) -> Trial | None:
@@ -137,9 +298,8 @@ class ArenaApp:
         When this returns, the vote is on the disk. `seconds`: time taken; None measures it from the
         moment the question was asked.
         """
-        taken_s = time.monotonic() - self._asked_at if seconds is None else seconds
-        vote_id = uuid.uuid4().hex
-        vote = self.judging.cast(choice.upper(), vote_id=vote_id, at=_now(), seconds=round(taken_s, 3))
+        taken_s = round(time.monotonic() - self._asked_at if seconds is None else seconds, 3)
+        vote = self.judging.cast(choice.upper(), vote_id=uuid.uuid4().hex, at=_now(), seconds=taken_s)
         if not self.judging.own:
             contest = {"event": "contest", "lineup": self.lineup.key, **self.lineup.agreement()}
             self.book.append({**contest, "models": self.lineup.models, "at": _now()})

@@ -23,10 +23,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from furnclip.arena.app import ArenaApp
+from furnclip.arena.app import ArenaApp, Trial
 from furnclip.arena.lineup import Card, Query
 from furnclip.arena.sheet import AHEAD, DrawingQueue
-from furnclip.arena.state import Trial
 from furnclip.arena.terminal import CTRL_C, Terminal
 from furnclip.arena.votes import OUTCOMES
 from furnclip.console import printable

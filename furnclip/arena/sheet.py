@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from furnclip.arena.state import Trial
+from furnclip.arena.app import Trial
 from furnclip.catalogue import content_hash
 from furnclip.images import BrokenImage, letterbox, open_image
 from furnclip.journal import replacing

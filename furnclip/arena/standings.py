@@ -1,6 +1,8 @@
 """`furnclip arena stats`: the results of the votes with their uncertainty.
 
-In: the standing votes of `votes.jsonl`. Out: `Standings`, printed, as JSON or as an HTML page.
+In: the standing votes of `votes.jsonl`. Out: `Standings`, printed as tables, as JSON or as
+`work/arena/report.html`. That page has the images behind the votes inside it, shrunk to thumbnails and each
+stored once. It names the models: it is for after the voting.
 
 What counts: every query once for each two models. Where several raters judged it, the majority
 decides and a draw is a tie; repeats measure raters and never models; skips count for nothing. Win
@@ -14,16 +16,26 @@ does not know.
 
 from __future__ import annotations
 
+import base64
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from furnclip.arena.state import fit_strengths
-from furnclip.arena.votes import Agreed, Contest, Vote
+import jinja2
+import numpy as np
+
+from furnclip.arena.votes import Contest, Vote
+from furnclip.catalogue import content_hash
+from furnclip.images import BrokenImage, encode_jpeg, load_square
+from furnclip.journal import write_text
 from furnclip.metrics.standings import (
     Interval,
+    Strengths,
+    bradley_terry,
     confidence_sequence,
     krippendorff_alpha,
     sign_test,
@@ -33,6 +45,10 @@ from furnclip.metrics.standings import (
 
 _POWER = 0.8
 _PLANNING_RATES = (0.55, 0.60, 0.65, 0.70)
+_CATEGORIES_SHOWN = 20
+_THUMBNAIL_PX = 96
+_JPEG_QUALITY = 75
+_VOTES_SHOWN = 300  # about 10 MB of thumbnails at most
 
 
 @dataclass(frozen=True)
@@ -164,24 +180,20 @@ def _distinguish_retrained(
         for name, fingerprint in vote.models.items():
             known[name].add(fingerprint)
 
-    def label(name: str, models: Mapping[str, str]) -> str:
-        return f"{name} ({models[name][:6]})" if len(known[name]) > 1 else name
+    def label(names: tuple[str, str], models: Mapping[str, str]) -> tuple[str, str]:
+        first, second = (f"{name} ({models[name][:6]})" if len(known[name]) > 1 else name for name in names)
+        return first, second
 
-    def renamed(vote: Vote) -> Vote:
-        first, second = (label(name, vote.models) for name in vote.duel)
-        sides = (first, second) if vote.sides == vote.duel else (second, first)
-        models = {label(name, vote.models): fingerprint for name, fingerprint in vote.models.items()}
-        return replace(vote, duel=(first, second), sides=sides, models=models)
-
-    def relabeled(contest: Contest) -> Contest:
-        agreed = []
-        for each in contest.agreed:
-            first, second = (label(name, contest.models) for name in each.models)
-            agreed.append(Agreed((first, second), each.queries))
-        return replace(contest, agreed=tuple(agreed))
-
-    relabeled_contests = {lineup: relabeled(contest) for lineup, contest in contests.items()}
-    return [renamed(vote) for vote in votes], relabeled_contests
+    renamed = []
+    for vote in votes:
+        duel, sides = label(vote.duel, vote.models), label(vote.sides, vote.models)
+        models = {label((name, name), vote.models)[0]: each for name, each in vote.models.items()}
+        renamed.append(replace(vote, duel=duel, sides=sides, models=models))
+    relabeled = {}
+    for lineup, contest in contests.items():
+        agreed = [replace(each, models=label(each.models, contest.models)) for each in contest.agreed]
+        relabeled[lineup] = replace(contest, agreed=tuple(agreed))
+    return renamed, relabeled
 
 
 def majority(winners: Sequence[str]) -> str:
@@ -257,7 +269,149 @@ def _rater(name: str, votes: Sequence[Vote]) -> Rater:
 
 
 def _grouped(votes: Iterable[Vote], key: Callable[[Vote], Any]) -> dict[Any, list[Vote]]:
-    groups: dict[Any, list[Vote]] = defaultdict(list)
+    groups: dict[Any, list[Vote]] = {}
     for vote in votes:
-        groups[key(vote)].append(vote)
-    return dict(groups)
+        groups.setdefault(key(vote), []).append(vote)
+    return groups
+
+
+def fit_strengths(results: Iterable[tuple[tuple[str, str], str]], models: Sequence[str]) -> Strengths:
+    """Bradley-Terry strengths from duels and their winners; no winner is half a win each."""
+    place = {model: number for number, model in enumerate(models)}
+    wins = np.zeros((len(models), len(models)))
+    for (first, second), winner in results:
+        if winner in (first, second):
+            loser = second if winner == first else first
+            wins[place[winner], place[loser]] += 1
+        else:
+            wins[place[first], place[second]] += 0.5
+            wins[place[second], place[first]] += 0.5
+    return bradley_terry(wins, models)
+
+
+class StandingsTable(NamedTuple):
+    """A titled table; `note` explains how to read it."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | int | float | None]]
+    note: str = ""
+
+
+def _percent(rate: float | None) -> str:
+    return "-" if rate is None else f"{100 * rate:.1f} %"
+
+
+def _between(interval: Interval) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+
+
+def duel_lines(duel: Duel) -> Iterator[str]:
+    """The result of two models, in lines that fit on a narrow terminal."""
+    score = duel.score
+    yield (
+        f"{duel.challenger} against {duel.baseline}: {score.wins} won, {score.losses} lost, "
+        f"{score.ties} tied, {score.both_bad} both bad"
+    )
+    yield (
+        f"win rate {_percent(score.win_rate)} of {score.decisive} decisive queries, 95 % interval "
+        f"{_between(score.interval)} (Wilson)"
+    )
+    yield (
+        f"sign test p = {score.p_value:.3g}; always valid, however often you look: "
+        f"{_between(duel.always_valid)}"
+    )
+    needed = duel.votes_still_needed
+    if duel.decided:
+        yield f"decided: {duel.decided} is preferred"
+    elif needed is None:
+        yield "not decided: no preference is in sight yet"
+    elif needed == 0:
+        yield "not decided: enough votes for one test planned beforehand, not for many looks"
+    else:
+        yield f"not decided: about {needed} more votes for 80 % power, if this is the true rate"
+    if duel.queries is not None:
+        yield (
+            f"both models gave the same results for {duel.queries_agreed} of {duel.queries} queries; "
+            "those were not shown"
+        )
+
+
+def tables(standings: Standings) -> Iterator[StandingsTable]:
+    """Every table that has something in it."""
+    if standings.ranking:
+        note = "Bradley-Terry; 0 is the average, +1 beats it in 73 of 100 queries"
+        if standings.ranking_is_regularised:
+            note += "; half a win each way was added, because some model never won or never lost"
+        rows = [
+            (each.model, each.rating, f"{each.interval[0]:+.2f} to {each.interval[1]:+.2f}")
+            for each in standings.ranking
+        ]
+        yield StandingsTable("ranking", ("model", "log-odds", "95 % interval"), rows, note)
+    for duel, scores in standings.categories.items():
+        if len(scores) > 1:
+            yield StandingsTable(
+                f"by category: {duel}",
+                ("category", "wins", "losses", "ties", "both bad", "win rate", "95 % interval"),
+                [
+                    (
+                        *(name, score.wins, score.losses, score.ties, score.both_bad),
+                        *(_percent(score.win_rate), _between(score.interval)),
+                    )
+                    for name, score in list(scores.items())[:_CATEGORIES_SHOWN]
+                ],
+                "intervals of small categories are wide; some will leave 50 % out by chance",
+            )
+    yield _raters(standings)
+    yield StandingsTable(
+        "votes needed at 80 % power",
+        ("true win rate", "decisive votes"),
+        [(_percent(float(rate)), votes) for rate, votes in planner().items()],
+    )
+
+
+def _raters(standings: Standings) -> StandingsTable:
+    agreement = "agreement between raters: unknown until two of them have judged the same queries"
+    if standings.alpha is not None:
+        agreement = (
+            f"agreement between raters (Krippendorff's alpha) {standings.alpha:.2f} "
+            f"on {standings.queries_judged_by_several} queries"
+        )
+    rows = []
+    for each in standings.raters:
+        counts = (each.name, each.votes, each.ties, each.both_bad, each.skips)
+        alike = f"{each.repeats_alike} of {each.repeats} ({_between(each.consistency)})"
+        rows.append((*counts, f"{each.median_s:.1f}", _percent(each.share_a), alike if each.repeats else "-"))
+    return StandingsTable(
+        "raters",
+        ("rater", "votes", "ties", "both bad", "skips", "median s", "chose A", "same on repeat"),
+        rows,
+        f"row A won {_percent(standings.side.win_rate)} of decisive votes "
+        f"(p = {standings.side.p_value:.3g} for no favorite side)\n{agreement}",
+    )
+
+
+def write_page(path: Path, standings: Standings, votes: Sequence[Vote]) -> None:
+    """Write the page with the latest votes first; an image that cannot be read shows its title alone."""
+    shown = list(reversed(votes))[:_VOTES_SHOWN]
+    images: list[str] = []
+    for vote in shown:
+        images += [vote.query.image, *(card.image for row in vote.results for card in row)]
+    thumbnails = {}
+    for image in filter(None, dict.fromkeys(images)):
+        with suppress(BrokenImage):
+            data = encode_jpeg(load_square(Path(image), _THUMBNAIL_PX), _JPEG_QUALITY)
+            thumbnails[content_hash(image)] = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("furnclip.arena", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    text = environment.get_template("page.html").render(
+        standings=standings,
+        duels=[list(duel_lines(duel)) for duel in standings.duels],
+        tables=list(tables(standings)),
+        votes=shown,
+        hidden=len(votes) - len(shown),
+        thumbnails=thumbnails,
+        content_hash=content_hash,
+    )
+    write_text(path, text)
