@@ -114,9 +114,9 @@ class Lineup:
 def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None) -> Lineup:
     """The contest for these settings: read if it was computed before, else computed and kept."""
     contenders = _find_contenders(config, runs)
-    if model is not None and model != contenders[0].model:
+    if model is not None and model != contenders[0].made_by.name:
         raise ModelMismatchError(
-            f"the base vectors were made by `{contenders[0].model}`, not by `{model}`",
+            f"the base vectors were made by `{contenders[0].made_by.name}`, not by `{model}`",
             hint=f"run `furnclip embed --model {model}`, or leave `--model` out",
         )
     arena, source = config.arena, Path(config.arena.queries)
@@ -127,7 +127,7 @@ def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None
         state = content_hash(*(path.name for path in _images(source)))
     key = content_hash(
         _FORMAT,
-        *(f"{each.name}:{each.fingerprint}:{each.table.provenance.key}" for each in contenders),
+        *(f"{each.name}:{each.made_by.fingerprint}:{each.table.provenance.key}" for each in contenders),
         *(str(value) for value in (arena.k, arena.seed, arena.queries, arena.query_limit)),
         state,
     )
@@ -151,11 +151,9 @@ class _Contender:
         self.name = name
         self._label = label
         self.table = VectorTable(path)
-        made_by = self.table.provenance.models.get(label)
-        if made_by is None:
+        if label not in self.table.provenance.models:
             raise MissingStageError(f"{path}: {label} vectors", command="furnclip embed")
-        self.model = made_by.name
-        self.fingerprint = made_by.fingerprint
+        self.made_by = self.table.provenance.models[label]
 
     def align(self, products: _Products) -> None:
         """From here on rows are those of `products`, whatever order this file has."""
@@ -178,8 +176,8 @@ class _Contender:
         """Queries of one kind as vectors, (Q, D), by the model that made the file's."""
         from furnclip.model import load_clip  # torch takes seconds to import, and most contests need no model
 
-        note(f"encoding the queries with `{self.model}`")
-        clip = load_clip(self.model, config.model, runs=config.paths.runs)
+        note(f"encoding the queries with `{self.made_by.name}`")
+        clip = load_clip(self.made_by.name, config.model, runs=config.paths.runs)
         self.table.provenance.require(self._label, clip.fingerprint, where=self.table.path)
         if queries[0].kind == "text":
             return clip.encode_texts([query.text for query in queries])
@@ -243,7 +241,7 @@ def _compute_lineup(config: Config, contenders: list[_Contender], key: str) -> L
     cards = {row: _card(products[row], config) for row in used}
     return Lineup(
         key=key,
-        models={contender.name: contender.fingerprint for contender in contenders},
+        models={contender.name: contender.made_by.fingerprint for contender in contenders},
         order=[contender.name for contender in contenders],
         k=k,
         seed=config.arena.seed,
@@ -310,18 +308,15 @@ def _split_queries(config: Config, contenders: list[_Contender], products: _Prod
     for contender in contenders:
         matrices = {kind: contender.vectors(kind) for kind in {kind for kind, _ in drawn}}
         vectors.append(np.array([matrices[kind][row] for kind, row in drawn], dtype=np.float32))
-    queries = [_split_query(kind, products[row], config) for kind, row in drawn]
+    queries = []
+    for kind, row in drawn:
+        card = _card(products[row], config)
+        fields = {name: value or "" for name, value in products[row].items()}
+        is_image, category = kind == "image", fields.get(ATTRIBUTES[-1], "") or "unknown"
+        text = card.title if is_image else default_caption(fields, title=fields.get("title", ""))
+        image = card.image if is_image else ""
+        queries.append(Query(f"{kind}:{card.product_id}", kind, text, image, category))
     return queries, vectors, [row if kind == "image" else -1 for kind, row in drawn]
-
-
-def _split_query(kind: str, product: Mapping[str, str | None], config: Config) -> Query:
-    card = _card(product, config)
-    fields = {name: value or "" for name, value in product.items()}
-    query_id, category = f"{kind}:{card.product_id}", fields.get(ATTRIBUTES[-1], "") or "unknown"
-    if kind == "image":
-        return Query(query_id, kind, card.title, card.image, category)
-    caption = default_caption(fields, title=fields.get("title", ""))
-    return Query(query_id, kind, caption, category=category)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from textwrap import wrap
 
 from rich.console import Console, Group, RenderableType
@@ -25,12 +24,12 @@ from rich.text import Text
 
 from furnclip.arena.app import ArenaApp, Trial
 from furnclip.arena.lineup import Card, Query
-from furnclip.arena.sheet import AHEAD, DrawingQueue
+from furnclip.arena.sheet import AHEAD, DrawingQueue, Drawn
 from furnclip.arena.terminal import CTRL_C, Terminal
 from furnclip.arena.votes import OUTCOMES
 from furnclip.console import printable
 from furnclip.errors import InputError
-from furnclip.viewers import Box, Drawing, Viewer, ViewerSetting, Window, detect, open_on_desktop
+from furnclip.viewers import Box, Viewer, ViewerSetting, Window, detect, open_on_desktop
 
 # No judgment takes less than this; a bouncing key or a reply of the terminal comes faster.
 _ARMING_S = 0.25
@@ -53,8 +52,6 @@ _KEYS = (
     ("?", "help", "help", "this help"),
     ("Q", "quit, statistics", "quit", "stop and see the statistics; `furnclip arena` continues from there"),
 )
-Drawn = tuple[Drawing, Path]
-"""a drawing for the terminal, and the sheet that it shows"""
 
 
 @dataclass(frozen=True)
@@ -226,7 +223,7 @@ class Session:
             self._asked = trial
         if frame.box is not None:
             for expected in self._app.judging.expected(AHEAD):
-                self._images.prepare(expected, frame.box)
+                self._images.start(expected, frame.box, ahead=True)
         self._terminal.drop_pending()
         self._listen(frame, window, drawn)
 

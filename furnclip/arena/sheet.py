@@ -1,8 +1,8 @@
 """The image of one trial: the query, row A and row B, in the shape of the place it is shown in.
 
-Sheets are kept in `work/cache/arena/` as `HASH.jpg`, the few hundred that were used last; the hash is
-over what is on the sheet, so that neither name nor image tells the models apart. A product whose
-image cannot be read gets a cell that says so.
+Sheets are kept in `work/cache/arena/` as `HASH.jpg`; when a session starts, all but the few hundred that were
+used last go. The hash is over what is on the sheet, so that neither name nor image tells the models apart.
+A product whose image cannot be read gets a cell that says so.
 
 A rater waits for what happens here: that is why it is JPEG (encoded in a twentieth of the time of PNG,
 and every viewer reads it), why nothing is flushed to the disk, and why the next sheets are drawn while the
@@ -11,8 +11,9 @@ rater looks at this one.
 
 from __future__ import annotations
 
-from collections import deque
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,6 @@ _QUALITY = 92
 _JPEG_END = b"\xff\xd9"
 _DECODERS = 4
 MAX_SHEETS = 300  # about 30 MB
-_IN_USE = 8  # sheets used last by this session: shown, prepared, or one undo away
 _LABEL_SHARE = 0.35  # width of the column with A and B, in cells
 _MARGIN_SHARE = 0.04  # white around every image, in cells
 _MAX_PX = 1600  # a sheet's longest side; more would only slow a viewer down
@@ -41,6 +41,8 @@ AHEAD = 2  # trials whose images are drawn before they are needed: fast raters n
 _MAX_DRAWINGS = AHEAD + 2  # besides them the one on the screen, and the one before, for undoing
 Square = tuple[int, int, int]
 """left, top and side in pixels"""
+Drawn = tuple[Drawing, Path]
+"""a drawing for the terminal, and the sheet that it shows"""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,6 @@ class SheetLayout:
     size_px: tuple[int, int]
     query: Square | None
     rows: tuple[tuple[Square, ...], tuple[Square, ...]]
-    labels: tuple[Square, Square]
 
 
 def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> SheetLayout:
@@ -72,7 +73,6 @@ def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> Sheet
         size_px=(left + gutter + k * side, top + 2 * side),
         query=query if with_query else None,
         rows=(upper, lower),
-        labels=((left, top, side), (left, top + side, side)),
     )
 
 
@@ -81,7 +81,9 @@ class Sheets:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._in_use: deque[Path] = deque(maxlen=_IN_USE)
+        with suppress(FileNotFoundError):  # no sheets yet, or another rater's session removes them now
+            for old in sorted(folder.iterdir(), key=os.path.getmtime)[:-MAX_SHEETS]:
+                old.unlink()
         # Pillow lets other threads run while it decodes
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="thumbnails")
 
@@ -93,37 +95,30 @@ class Sheets:
         lengths = [str(len(row)) for row in trial.results]
         name = content_hash(_FORMAT, f"{width_px}x{height_px}", *lengths, *map(_version, shown))
         path = self._folder / f"{name}.jpg"
-        self._in_use.append(path)
-        if _is_whole(path):
-            path.touch()
-            return path
+        with suppress(FileNotFoundError):
+            if path.read_bytes().endswith(_JPEG_END):  # after a power cut it may be shorter
+                path.touch()
+                return path
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with replacing(path, durable=False) as file:
             sheet = self._draw(trial, width_px, height_px)
             sheet.save(file, format="JPEG", quality=_QUALITY, subsampling=0)
-        # those that were used longest ago make room, but nothing that is in use here
-        for old in sorted(self._folder.iterdir(), key=_last_used)[:-MAX_SHEETS]:
-            if old not in self._in_use:
-                old.unlink(missing_ok=True)
         return path
 
     def _draw(self, trial: Trial, width_px: int, height_px: int) -> Image.Image:
         k = max(1, *(len(row) for row in trial.results))
         layout = arrange(width_px, height_px, k=k, with_query=trial.query.kind == "image")
-        cells = [layout.query] if layout.query is not None else []
-        sources = [trial.query.image] if layout.query is not None else []
+        shown = [(layout.query, trial.query.image)] if layout.query is not None else []
         for row, cards in zip(layout.rows, trial.results, strict=True):
-            cells += row[: len(cards)]
-            sources += [card.image for card in cards]
-        margins = [int(side * _MARGIN_SHARE) for _, _, side in cells]
-        sides = [side - 2 * margin for (_, _, side), margin in zip(cells, margins, strict=True)]
-        images = self._decoders.map(_thumbnail, sources, sides)
+            shown += [(cell, card.image) for cell, card in zip(row, cards, strict=False)]
+        sides = [side - 2 * int(side * _MARGIN_SHARE) for (_, _, side), _ in shown]
+        images = self._decoders.map(_thumbnail, [source for _, source in shown], sides)
         sheet = Image.new("RGB", layout.size_px, "white")
-        for (left, top, _), margin, image in zip(cells, margins, images, strict=True):
+        for ((left, top, side), _), image in zip(shown, images, strict=True):
+            margin = (side - image.width) // 2
             sheet.paste(image, (left + margin, top + margin))
-        for label, (left, top, side) in zip("AB", layout.labels, strict=True):
-            center = (left + _LABEL_SHARE * side / 2, top + side / 2)
-            font = _font(int(side * 0.45))
+        for label, ((left, top, side), *_) in zip("AB", layout.rows, strict=True):
+            center, font = (left - _LABEL_SHARE * side / 2, top + side / 2), _font(int(side * 0.45))
             ImageDraw.Draw(sheet).text(center, label, fill="black", anchor="mm", font=font)
         return sheet
 
@@ -135,21 +130,6 @@ def _version(source: str) -> str:
     except (OSError, ValueError):
         return source
     return f"{source} {status.st_mtime_ns} {status.st_size}"
-
-
-def _last_used(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # another rater's session removed it
-        return 0.0
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a sheet is there to the end; after a power cut it may be shorter."""
-    try:
-        return path.read_bytes().endswith(_JPEG_END)
-    except FileNotFoundError:
-        return False
 
 
 @lru_cache(maxsize=256)  # about 20 MB of thumbnails: results come back in later queries
@@ -175,7 +155,7 @@ class DrawingQueue:
         self.viewer = viewer
         self._sheets = Sheets(folder)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="images")
-        self._started: dict[tuple[Trial, Box], Future[tuple[Drawing, Path]]] = {}
+        self._started: dict[tuple[Trial, Box], Future[Drawn]] = {}
 
     def __enter__(self) -> DrawingQueue:
         return self
@@ -184,22 +164,18 @@ class DrawingQueue:
         self.viewer.stopped.set()
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def start(self, trial: Trial, box: Box) -> Future[tuple[Drawing, Path]]:
-        """The drawing of the trial on the screen and its sheet, begun earlier or before all others."""
-        if (trial, box) not in self._started:
-            self._started = {key: drawing for key, drawing in self._started.items() if not drawing.cancel()}
-        return self.prepare(trial, box)
-
-    def prepare(self, trial: Trial, box: Box) -> Future[tuple[Drawing, Path]]:
-        """The drawing of a trial and its sheet, begun when those requested earlier are done."""
+    def start(self, trial: Trial, box: Box, *, ahead: bool = False) -> Future[Drawn]:
+        """The drawing of a trial and its sheet, begun earlier, or now before all that were begun `ahead`."""
         key = (trial, box)
         if key not in self._started:
+            if not ahead:
+                self._started = {each: drawn for each, drawn in self._started.items() if not drawn.cancel()}
             while len(self._started) >= _MAX_DRAWINGS:
                 self._started.pop(next(iter(self._started))).cancel()
             self._started[key] = self._worker.submit(self._draw, trial, box)
         return self._started[key]
 
-    def _draw(self, trial: Trial, box: Box) -> tuple[Drawing, Path]:
+    def _draw(self, trial: Trial, box: Box) -> Drawn:
         width_px, height_px = box.size_px
         sheet = self._sheets.path(trial, width_px=width_px, height_px=height_px)
         return self.viewer.draw(sheet, box), sheet

@@ -180,18 +180,23 @@ def _distinguish_retrained(
         for name, fingerprint in vote.models.items():
             known[name].add(fingerprint)
 
-    def label(names: tuple[str, str], models: Mapping[str, str]) -> tuple[str, str]:
-        first, second = (f"{name} ({models[name][:6]})" if len(known[name]) > 1 else name for name in names)
-        return first, second
+    def labels(models: Mapping[str, str]) -> dict[str, str]:
+        return {
+            name: f"{name} ({fingerprint[:6]})" if len(known[name]) > 1 else name
+            for name, fingerprint in models.items()
+        }
 
-    renamed = []
+    renamed, relabeled = [], {}
     for vote in votes:
-        duel, sides = label(vote.duel, vote.models), label(vote.sides, vote.models)
-        models = {label((name, name), vote.models)[0]: each for name, each in vote.models.items()}
+        label, (first, second), (a, b) = labels(vote.models), vote.duel, vote.sides
+        duel, sides = (label[first], label[second]), (label[a], label[b])
+        models = {label[name]: fingerprint for name, fingerprint in vote.models.items()}
         renamed.append(replace(vote, duel=duel, sides=sides, models=models))
-    relabeled = {}
     for lineup, contest in contests.items():
-        agreed = [replace(each, models=label(each.models, contest.models)) for each in contest.agreed]
+        label, agreed = labels(contest.models), []
+        for each in contest.agreed:
+            first, second = each.models
+            agreed.append(replace(each, models=(label[first], label[second])))
         relabeled[lineup] = replace(contest, agreed=tuple(agreed))
     return renamed, relabeled
 
@@ -220,31 +225,19 @@ def _duel(
         needed = math.ceil(max(0, needed - score.decisive) * len(judged) / score.decisive)
     known = [contests[lineup] for lineup in {vote.lineup for vote in judged} if lineup in contests]
     agreed = [each for contest in known for each in contest.agreed if each.models == (baseline, challenger)]
-    return Duel(
-        baseline=baseline,
-        challenger=challenger,
-        score=score,
-        always_valid=always_valid,
-        decided=decided,
-        votes_still_needed=needed,
-        queries_agreed=sum(each.queries for each in agreed) if known else None,
-        queries=sum(contest.queries for contest in known) if known else None,
-    )
+    queries_agreed = sum(each.queries for each in agreed) if known else None
+    queries = sum(contest.queries for contest in known) if known else None
+    return Duel(baseline, challenger, score, always_valid, decided, needed, queries_agreed, queries)
 
 
 def _score(outcomes: Sequence[str], *, first: str, second: str) -> WinRate:
     counts = Counter(outcomes)
     wins, losses = counts[first], counts[second]
     decisive = wins + losses
-    return WinRate(
-        wins=wins,
-        losses=losses,
-        ties=counts["tie"] + counts["T"],
-        both_bad=counts["both bad"] + counts["X"],
-        win_rate=wins / decisive if decisive else None,
-        interval=wilson_interval(wins, decisive),
-        p_value=sign_test(wins, losses),
-    )
+    rate = wins / decisive if decisive else None
+    ties, both_bad = counts["tie"] + counts["T"], counts["both bad"] + counts["X"]
+    interval, p_value = wilson_interval(wins, decisive), sign_test(wins, losses)
+    return WinRate(wins, losses, ties, both_bad, rate, interval, p_value)
 
 
 def _rater(name: str, votes: Sequence[Vote]) -> Rater:
@@ -279,13 +272,11 @@ def fit_strengths(results: Iterable[tuple[tuple[str, str], str]], models: Sequen
     """Bradley-Terry strengths from duels and their winners; no winner is half a win each."""
     place = {model: number for number, model in enumerate(models)}
     wins = np.zeros((len(models), len(models)))
-    for (first, second), winner in results:
-        if winner in (first, second):
-            loser = second if winner == first else first
-            wins[place[winner], place[loser]] += 1
-        else:
-            wins[place[first], place[second]] += 0.5
-            wins[place[second], place[first]] += 0.5
+    for duel, winner in results:
+        first, second = (place[model] for model in duel)
+        share = 1.0 if winner == duel[0] else 0.0 if winner == duel[1] else 0.5
+        wins[first, second] += share
+        wins[second, first] += 1 - share
     return bradley_terry(wins, models)
 
 
@@ -313,14 +304,10 @@ def duel_lines(duel: Duel) -> Iterator[str]:
         f"{duel.challenger} against {duel.baseline}: {score.wins} won, {score.losses} lost, "
         f"{score.ties} tied, {score.both_bad} both bad"
     )
-    yield (
-        f"win rate {_percent(score.win_rate)} of {score.decisive} decisive queries, 95 % interval "
-        f"{_between(score.interval)} (Wilson)"
-    )
-    yield (
-        f"sign test p = {score.p_value:.3g}; always valid, however often you look: "
-        f"{_between(duel.always_valid)}"
-    )
+    rate, interval = _percent(score.win_rate), _between(score.interval)
+    always = _between(duel.always_valid)
+    yield f"win rate {rate} of {score.decisive} decisive queries, 95 % interval {interval} (Wilson)"
+    yield f"sign test p = {score.p_value:.3g}; always valid, however often you look: {always}"
     needed = duel.votes_still_needed
     if duel.decided:
         yield f"decided: {duel.decided} is preferred"
@@ -343,25 +330,20 @@ def tables(standings: Standings) -> Iterator[StandingsTable]:
         note = "Bradley-Terry; 0 is the average, +1 beats it in 73 of 100 queries"
         if standings.ranking_is_regularised:
             note += "; half a win each way was added, because some model never won or never lost"
-        rows = [
+        ranks = [
             (each.model, each.rating, f"{each.interval[0]:+.2f} to {each.interval[1]:+.2f}")
             for each in standings.ranking
         ]
-        yield StandingsTable("ranking", ("model", "log-odds", "95 % interval"), rows, note)
+        yield StandingsTable("ranking", ("model", "log-odds", "95 % interval"), ranks, note)
     for duel, scores in standings.categories.items():
         if len(scores) > 1:
-            yield StandingsTable(
-                f"by category: {duel}",
-                ("category", "wins", "losses", "ties", "both bad", "win rate", "95 % interval"),
-                [
-                    (
-                        *(name, score.wins, score.losses, score.ties, score.both_bad),
-                        *(_percent(score.win_rate), _between(score.interval)),
-                    )
-                    for name, score in list(scores.items())[:_CATEGORIES_SHOWN]
-                ],
-                "intervals of small categories are wide; some will leave 50 % out by chance",
-            )
+            rows = []
+            for name, score in list(scores.items())[:_CATEGORIES_SHOWN]:
+                counts = (name, score.wins, score.losses, score.ties, score.both_bad)
+                rows.append((*counts, _percent(score.win_rate), _between(score.interval)))
+            columns = ("category", "wins", "losses", "ties", "both bad", "win rate", "95 % interval")
+            note = "intervals of small categories are wide; some will leave 50 % out by chance"
+            yield StandingsTable(f"by category: {duel}", columns, rows, note)
     yield _raters(standings)
     yield StandingsTable(
         "votes needed at 80 % power",

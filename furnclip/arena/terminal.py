@@ -50,11 +50,10 @@ _ENTER = b"\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[2J"
 # end a half-written string; colors, pastes, cursor and screen as before
 _LEAVE = b"\x1b\\\x1b[0m\x1b[?2004l\x1b[?25h\x1b[?1049l"
 # Signals that end the session after the terminal was put back.
-_ENDINGS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    *(() if sys.platform == "win32" else (signal.SIGHUP, signal.SIGQUIT)),
-)
+_ENDINGS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+]
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
 class TerminalGone(Interrupted):
@@ -67,7 +66,7 @@ class KeyReader:
     def __init__(self) -> None:
         self._begun = ""
         self._begun_s = 0.0
-        self._pasting = False
+        self.pasting = False
 
     def feed(self, data: bytes, now_s: float) -> list[str]:
         """The keys in `data`, in order; letters in upper case, Esc as the escape character."""
@@ -81,26 +80,21 @@ class KeyReader:
         while typed := _TYPED.match(text, end):
             end = typed.end()
             if typed["sequence"] in (_PASTE_START, _PASTE_END):
-                self._pasting = typed["sequence"] == _PASTE_START
-            elif typed["key"] and not self._pasting:
+                self.pasting = typed["sequence"] == _PASTE_START
+            elif typed["key"] and not self.pasting:
                 keys.append(typed["key"].upper())
         if end or not self._begun:
             self._begun_s = now_s
         self._begun = text[end:]
         return keys
 
-    def forget(self) -> None:
-        """Drop what came so far; a sequence that has begun is still swallowed to its end."""
-        self._pasting = False
-
 
 class Terminal:
     """Used as a context: keys come one by one without Enter, and leaving restores everything."""
 
     def __init__(self) -> None:
-        self._input = sys.stdin.fileno() if _is_terminal(sys.stdin) else -1
-        screen = next((stream for stream in (sys.stdout, sys.stderr) if _is_terminal(stream)), None)
-        if self._input < 0 or screen is None or sys.platform == "win32":
+        screens = [number for number in (_STDOUT, _STDERR) if os.isatty(number)]
+        if not os.isatty(_STDIN) or not screens or sys.platform == "win32":
             raise UsageError(
                 "the arena needs a terminal to vote in",
                 hint="run it in one, or vote from Python with `furnclip.ArenaApp`",
@@ -110,23 +104,23 @@ class Terminal:
                 "this terminal cannot place text (TERM is empty or `dumb`)",
                 hint="use another terminal, or vote from Python with `furnclip.ArenaApp`",
             )
-        self._output = screen.fileno()
+        self._output = screens[0]
         self._reader = KeyReader()
         self._old_handlers: dict[int, Any] = {}
         self._ended_by = 0
         self._waiting = False
 
     def __enter__(self) -> Terminal:
-        self._saved = termios.tcgetattr(self._input)
+        self._saved = termios.tcgetattr(_STDIN)
         for number in _ENDINGS:
             self._old_handlers[number] = signal.signal(number, self._end)
         try:
-            tty.setcbreak(self._input, termios.TCSANOW)
+            tty.setcbreak(_STDIN, termios.TCSANOW)
             # Ctrl-Z and Ctrl-\ would leave the shell on our screen, Ctrl-S would freeze it
-            modes = termios.tcgetattr(self._input)
+            modes = termios.tcgetattr(_STDIN)
             modes[0] &= ~termios.IXON
             modes[6][termios.VSUSP] = modes[6][termios.VQUIT] = b"\0"
-            termios.tcsetattr(self._input, termios.TCSANOW, modes)
+            termios.tcsetattr(_STDIN, termios.TCSANOW, modes)
             self.write(_ENTER)
         except BaseException:
             self.__exit__()
@@ -138,7 +132,7 @@ class Terminal:
             self._write_all(_LEAVE)  # a signal that comes now must not cut it short
         with suppress(OSError, termios.error):  # a terminal that is gone needs nothing
             # TCSAFLUSH: keys typed too late must not reach the shell as a command
-            termios.tcsetattr(self._input, termios.TCSAFLUSH, self._saved)
+            termios.tcsetattr(_STDIN, termios.TCSAFLUSH, self._saved)
         for handled, handler in self._old_handlers.items():
             signal.signal(handled, handler)
         if self._ended_by and not any(exception):
@@ -174,26 +168,23 @@ class Terminal:
     def read(self, timeout_s: float) -> list[str]:
         """Keys pressed within this time."""
         with self._interruptible():
-            ready, _, _ = select.select([self._input], [], [], timeout_s)
+            ready, _, _ = select.select([_STDIN], [], [], timeout_s)
         return self._read_keys() if ready else self._reader.feed(b"", time.monotonic())
 
     def drop_pending(self) -> None:
         """Forget everything typed so far: it was typed before there was something to judge."""
-        while select.select([self._input], [], [], 0)[0]:
+        while select.select([_STDIN], [], [], 0)[0]:
             # read rather than only flush: a sequence that has begun must be followed to its end
             self._read_keys()
         with suppress(termios.error):
-            termios.tcflush(self._input, termios.TCIFLUSH)
-        self._reader.forget()
+            termios.tcflush(_STDIN, termios.TCIFLUSH)
+        self._reader.pasting = False  # a sequence that has begun is still swallowed to its end
 
     def _read_keys(self) -> list[str]:
-        try:
-            data = os.read(self._input, 4096)
-        except OSError as error:
-            raise _ending(signal.SIGHUP) from error
-        if not data:
-            raise _ending(signal.SIGHUP)
-        return self._reader.feed(data, time.monotonic())
+        with suppress(OSError):
+            if data := os.read(_STDIN, 4096):
+                return self._reader.feed(data, time.monotonic())
+        raise _ending(signal.SIGHUP)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -210,13 +201,6 @@ class Terminal:
         self._ended_by = number
         if self._waiting:
             raise _ending(number)
-
-
-def _is_terminal(stream: Any) -> bool:
-    try:
-        return bool(stream.isatty())
-    except (AttributeError, ValueError):  # no stream, or a closed one
-        return False
 
 
 def _ending(number: int) -> Interrupted:

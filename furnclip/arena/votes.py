@@ -147,7 +147,16 @@ class VoteBook:
                 if line.vote_id not in lines:
                     raise self.damaged(number, f"no line above it has the vote `{line.vote_id}`")
                 votes.pop(lines[line.vote_id], None)
-        return self._first_votes(votes)
+        counted: dict[object, int] = {}
+        for number, vote in votes.items():
+            counted.setdefault((vote.rater, vote.subject, vote.repeat), number)
+        if ignored := sorted(set(votes).difference(counted.values())):
+            shown = ", ".join(map(str, ignored[:10])) + (" ..." if len(ignored) > 10 else "")
+            warn(
+                f"votes in `{self.path}` that do not count: {len(ignored)}, because the rater had judged the "
+                f"same query before (line {shown})"
+            )
+        return {number: votes[number] for number in counted.values()}
 
     def contests(self) -> dict[str, Contest]:
         """For each lineup that was judged: how many queries it has and on how many models agreed."""
@@ -168,18 +177,6 @@ class VoteBook:
 
     def _parse(self, number: int, line: bytes, shape: type[T]) -> T:
         return parse_json(line, shape, what=f"line {number} of `{self.path}`", hint=_HINT)
-
-    def _first_votes(self, votes: Mapping[int, Vote]) -> dict[int, Vote]:
-        counted: dict[object, int] = {}
-        for number, vote in votes.items():
-            counted.setdefault((vote.rater, vote.subject, vote.repeat), number)
-        if ignored := sorted(set(votes).difference(counted.values())):
-            shown = ", ".join(map(str, ignored[:10])) + (" ..." if len(ignored) > 10 else "")
-            warn(
-                f"votes in `{self.path}` that do not count: {len(ignored)}, because the rater had judged the "
-                f"same query before (line {shown})"
-            )
-        return {number: votes[number] for number in counted.values()}
 
     def damaged(self, number: int, reason: str) -> InputError:
         """The error for a line that cannot be right."""
