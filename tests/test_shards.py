@@ -25,9 +25,9 @@ from furnclip.shards import (
     Manifest,
     Sample,
     ShardDataset,
-    ShardStream,
     read_assignments,
     read_manifest,
+    stream_samples,
     write_manifest,
 )
 from furnclip.shards.manifest import ShardInfo, SplitInfo
@@ -258,13 +258,13 @@ def test_a_stream_yields_the_samples_of_the_dataset_and_keeps_two_shards_at_most
 ) -> None:
     log: list[str] = []
     scratch = tmp_path / "scratch"
-    stream = ShardStream(read_manifest(folder), "train", fetch=fetched_from(folder, log), scratch=scratch)
+    fetch = fetched_from(folder, log)
     found = []
-    for item in stream:
+    for item in stream_samples(read_manifest(folder), "train", fetch=fetch, scratch=scratch):
         found.append(item)
         assert len(list(scratch.iterdir())) <= 2
     assert found == list(ShardDataset(folder, "train"))
-    assert (len(stream), log) == (13, [f"train/shard-{number:06d}.tar" for number in range(3)])
+    assert (len(found), log) == (13, [f"train/shard-{number:06d}.tar" for number in range(3)])
     assert list(scratch.iterdir()) == []
 
 
@@ -272,7 +272,7 @@ def test_a_shuffled_stream_has_each_sample_once_and_repeats_with_its_seed(
     folder: Path, tmp_path: Path
 ) -> None:
     def order(seed: int) -> list[str]:
-        stream = ShardStream(
+        stream = stream_samples(
             read_manifest(folder), "train", fetch=fetched_from(folder, []), scratch=tmp_path / "s", seed=seed
         )
         return [item.product_id for item in stream]
@@ -286,7 +286,7 @@ def test_ranks_share_a_split_without_overlap(folder: Path, tmp_path: Path) -> No
     parts = [
         [
             item.product_id
-            for item in ShardStream(
+            for item in stream_samples(
                 manifest, "train", fetch=fetch, scratch=tmp_path / str(rank), seed=0, rank=rank, ranks=2
             )
         ]
@@ -300,7 +300,7 @@ def test_a_stream_refuses_a_shard_that_the_manifest_does_not_mean(folder: Path, 
         target.write_bytes((folder / name).read_bytes()[:-512])
 
     with pytest.raises(StorageError, match="checksum"):
-        list(ShardStream(read_manifest(folder), "train", fetch=fetch, scratch=tmp_path / "s"))
+        list(stream_samples(read_manifest(folder), "train", fetch=fetch, scratch=tmp_path / "s"))
 
 
 def test_a_tar_that_is_none_is_one_clear_error(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from furnclip import S3Manager
-from furnclip.shards import ShardDataset, ShardStream, read_manifest
+from furnclip.shards import ShardDataset, read_manifest, stream_samples
 from tests.conftest import Cli
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server
 
@@ -55,7 +55,7 @@ def check_streaming(manager: S3Manager, shards: Path, scratch: Path) -> None:
     def fetch(name: str, path: Path) -> None:
         manager.download_checkpoint(f"furnclip/shards/{name}", path)
 
-    streamed = list(ShardStream(read_manifest(shards), "train", fetch=fetch, scratch=scratch))
+    streamed = list(stream_samples(read_manifest(shards), "train", fetch=fetch, scratch=scratch))
     dataset = ShardDataset(shards, "train")
     assert streamed == [dataset[index] for index in range(len(dataset))]
     assert not any(scratch.rglob("*.tar"))

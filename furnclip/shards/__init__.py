@@ -5,7 +5,7 @@
     work/shards/train/shard-000000.parquet       where each sample lies in the tar, its product id and group
     work/shards/assignments.parquet              product -> group and split, for ever
 
-`ShardDataset` reads local shards by index, `ShardStream` a shard at a time from anywhere; both yield
+`ShardDataset` reads local shards by index, `stream_samples` a shard at a time from anywhere; both give
 the same `Sample`s. The tar files are plain WebDataset and readable by any of its readers.
 """
 
@@ -18,7 +18,7 @@ from furnclip.shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from furnclip.shards.reader import ShardDataset, ShardStream
+from furnclip.shards.reader import ShardDataset, stream_samples
 from furnclip.shards.tar import Sample
 
 __all__ = [
@@ -28,8 +28,8 @@ __all__ = [
     "Manifest",
     "Sample",
     "ShardDataset",
-    "ShardStream",
     "read_assignments",
     "read_manifest",
+    "stream_samples",
     "write_manifest",
 ]

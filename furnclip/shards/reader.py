@@ -1,9 +1,4 @@
-"""Reading samples: from local shards in any order, or one shard after the other from anywhere.
-
-A `ShardStream` reads more than the disk holds: shards come whole, through a function that is given (a
-bucket's download, a copy from a mounted disk), are compared with the manifest's checksum, read, and
-deleted; the next one is on its way meanwhile.
-"""
+"""Reading samples: from local shards in any order, or one shard after the other from anywhere."""
 
 from __future__ import annotations
 
@@ -12,9 +7,9 @@ import random
 import tarfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import accumulate, zip_longest
+from itertools import accumulate
 from pathlib import Path
 
 import pyarrow
@@ -77,8 +72,20 @@ class ShardDataset:
         return [value for table in self._indexes for value in table["group"].to_pylist()]
 
 
-class ShardStream:
-    """One pass over a split; the samples of `ShardDataset`, in its order unless `seed` is given.
+def stream_samples(
+    manifest: Manifest,
+    split: str,
+    *,
+    fetch: Callable[[str, Path], object],
+    scratch: Path,
+    seed: int | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Iterator[Sample]:
+    """One pass over a split that need not fit on the disk: the samples of `ShardDataset`, in its order.
+
+    Shards come whole, are compared with the manifest, read and deleted; the next one is on its way
+    meanwhile. Raises `StorageError` when a shard is not the one that the manifest names.
 
     fetch: called with a shard's name in the manifest and the path to put it at.
     scratch: the folder for that; at most two shards lie in it at a time.
@@ -86,57 +93,31 @@ class ShardStream:
     rank, ranks: this reader takes every `ranks`-th shard. Shards differ in size, so ranks end apart.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        split: str,
-        *,
-        fetch: Callable[[str, Path], object],
-        scratch: Path,
-        seed: int | None = None,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
-        shards = list(manifest.splits[split].shards)
-        self._random = None if seed is None else random.Random(seed)
-        if self._random is not None:
-            self._random.shuffle(shards)
-        self._shards = shards[rank::ranks]
-        self._fetch = fetch
-        self._scratch = scratch
-
-    def __len__(self) -> int:
-        return sum(shard.samples for shard in self._shards)
-
-    def __iter__(self) -> Iterator[Sample]:
-        """Raises `StorageError` when a shard is not the one that the manifest names."""
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(1) as ahead:
-            coming: Future[Path] | None = None
-            for shard, following in zip_longest(self._shards, self._shards[1:]):
-                path = (coming or ahead.submit(self._fetched, shard)).result()
-                coming = ahead.submit(self._fetched, following) if following else None
-                try:
-                    if self._random is None:
-                        yield from read_tar(path)
-                    else:
-                        samples = list(read_tar(path))
-                        self._random.shuffle(samples)
-                        yield from samples
-                finally:
-                    path.unlink(missing_ok=True)
-
-    def _fetched(self, shard: ShardInfo) -> Path:
-        path = self._scratch / shard.name.replace("/", "-")
-        self._fetch(shard.name, path)
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        if digest.hexdigest() != shard.sha256:
+    def fetched(shard: ShardInfo) -> Path:
+        path = scratch / shard.name.replace("/", "-")
+        fetch(shard.name, path)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != shard.sha256:
             path.unlink()
             raise damaged(path, "its checksum is not the manifest's")
         return path
+
+    shards = list(manifest.splits[split].shards)
+    chance = None if seed is None else random.Random(seed)
+    if chance:
+        chance.shuffle(shards)
+    shards = shards[rank::ranks]
+    scratch.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(1) as ahead:
+        begun = (ahead.submit(fetched, shard) for shard in shards)
+        coming = next(begun, None)
+        while coming:
+            path = coming.result()
+            coming = next(begun, None)
+            try:
+                samples = read_tar(path)
+                yield from sorted(samples, key=lambda _: chance.random()) if chance else samples
+            finally:
+                path.unlink(missing_ok=True)
 
 
 def read_tar(path: Path) -> Iterator[Sample]:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -26,6 +27,7 @@ from furnclip.journal import open_regular, parse_json, replacing
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 _METADATA_KEY = b"furnclip.shard"
+_JSON_FIELDS = ("product_id", "group", "title", "fields")  # of a sample, in its `KEY.json`
 _INDEX_SCHEMA = pyarrow.schema(
     {
         **dict.fromkeys(("key", "product_id", "group", "content"), pyarrow.string()),
@@ -73,7 +75,7 @@ def index_path(shard: Path) -> Path:
 
 def encode_sample(sample: Sample) -> tuple[bytes, bytes, bytes]:
     """The members `KEY.jpg`, `KEY.json`, `KEY.txt`. Their hash, without a group, names the content."""
-    about = {name: getattr(sample, name) for name in ("product_id", "group", "title", "fields")}
+    about = {name: getattr(sample, name) for name in _JSON_FIELDS}
     text = json.dumps(about, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return sample.image_bytes, text.encode("utf-8"), sample.caption.encode("utf-8")
 
@@ -81,8 +83,7 @@ def encode_sample(sample: Sample) -> tuple[bytes, bytes, bytes]:
 def decode_sample(key: str, image: bytes, about_bytes: bytes, caption: bytes) -> Sample:
     """The sample of three members' contents."""
     about = json.loads(about_bytes)
-    product_id, group, fields, title = (about[name] for name in ("product_id", "group", "fields", "title"))
-    return Sample(key, image, caption.decode("utf-8"), product_id, group, fields, title)
+    return Sample(key, image, caption.decode("utf-8"), **{name: about[name] for name in _JSON_FIELDS})
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: str) -> ShardAbout:
@@ -93,18 +94,20 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: s
     is complete, because it is written after the tar.
     """
     index_path(path).unlink(missing_ok=True)
-    rows: list[dict[str, str | int]] = []
+    rows: list[dict[str, Any]] = []
     attributes: dict[str, Counter[str]] = {name: Counter() for name in ATTRIBUTES}
     digest, size_bytes = hashlib.sha256(), 0
     end = bytes(2 * BLOCK_BYTES)
     with replacing(path) as file:
         for sample_hash, sample in samples:
-            row = {"key": sample.key, "product_id": sample.product_id, "group": sample.group}
-            members = dict(zip(("jpg", "json", "txt"), encode_sample(sample), strict=True))
-            data = b"".join(_member(f"{sample.key}.{suffix}", member) for suffix, member in members.items())
-            sizes = {f"{suffix}_bytes": len(member) for suffix, member in members.items()}
-            place = {"offset": size_bytes, "crc32": zlib.crc32(data), **sizes}
-            rows.append({**row, "content": sample_hash, **place})
+            data = b""
+            row: dict[str, Any] = {"content": sample_hash, "offset": size_bytes}
+            row |= {name: getattr(sample, name) for name in ("key", "product_id", "group")}
+            for suffix, member in zip(("jpg", "json", "txt"), encode_sample(sample), strict=True):
+                info = tarfile.TarInfo(f"{sample.key}.{suffix}")
+                info.size = row[f"{suffix}_bytes"] = len(member)
+                data += info.tobuf(tarfile.USTAR_FORMAT) + member + bytes(-len(member) % BLOCK_BYTES)
+            rows.append({**row, "crc32": zlib.crc32(data)})
             for name, counts in attributes.items():
                 counts[sample.fields.get(name, "")] += 1
             file.write(data)
@@ -124,12 +127,6 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: s
     with replacing(index_path(path)) as file:
         pyarrow.parquet.write_table(table, file, compression="zstd")
     return about
-
-
-def _member(name: str, content: bytes) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % BLOCK_BYTES)
 
 
 def read_index(shard: Path, columns: list[str] | None = None, *, samples: int) -> pyarrow.Table:
