@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
@@ -135,11 +135,6 @@ def emit(payload: Mapping[str, Any], *, as_json: bool, human: Callable[[], None]
     sys.stdout.flush()
 
 
-def show(renderable: RenderableType) -> None:
-    """Print a Rich renderable as a result, on stdout."""
-    stdout().print(renderable)
-
-
 def say(text: str) -> None:
     """Print a plain line as a result, on stdout."""
     stdout().print(clean_text(text), markup=False, soft_wrap=True)
@@ -174,7 +169,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
     """Print a table as a result, on stdout."""
-    show(table(columns, rows, title=title))
+    stdout().print(table(columns, rows, title=title))
 
 
 def format_cell(cell: object) -> str:

@@ -73,10 +73,6 @@ class Journal:
         self._file.close()
         self._lock.lock.release()
 
-    def events(self) -> Iterator[Event]:
-        """Every event so far, oldest first."""
-        return read_journal(self.path)
-
     def append(self, event: Mapping[str, Any]) -> None:
         """Write one event; when this returns, it is on the disk. When it raises, nothing was added."""
         end, line = os.fstat(self._file.fileno()).st_size, memoryview(encode_event(event))
@@ -86,7 +82,7 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:  # a torn line would take the next one with it
             self._file.truncate(end)
-            _name_file(error, self.path)
+            error.filename = error.filename or str(self.path)  # a full disk does not say which
             raise
 
 
@@ -253,12 +249,6 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _name_file(error: BaseException, path: Path) -> None:
-    """A full disk does not say which file could not be written."""
-    if isinstance(error, OSError) and error.errno is not None:
-        error.filename = error.filename or str(path)
-
-
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well, and not before.
@@ -278,7 +268,8 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):
             aside.unlink()
-        _name_file(error, path)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)
         raise
     if durable:
         sync_folder(path.parent)

@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from furnclip.clean.workspace import CleaningLedger
-from furnclip.cli import app
+from furnclip.cli.commands import app
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__, "furnclip.clean.live", "furnclip.clean.batch.monitor"])

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from furnclip.clean.batch.state import State, apply
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from tests.batch_server import BatchServer
 from tests.conftest import Outcome
 from tests.drawn_shop import write_shop

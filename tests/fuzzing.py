@@ -17,7 +17,7 @@ from random import Random
 
 from typer.testing import CliRunner, Result
 
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from tests.drawn_shop import rows, write_shop
 
 PRODUCTS = 24

@@ -16,7 +16,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from furnclip.cli import app
+from furnclip.cli.commands import app
 
 Row = dict[str, str]
 

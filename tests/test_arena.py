@@ -29,7 +29,7 @@ from furnclip.arena.session import View, compose
 from furnclip.arena.sheet import Sheets, arrange
 from furnclip.arena.standings import majority
 from furnclip.arena.votes import Agreed, Contest, Vote
-from furnclip.cli import app as command
+from furnclip.cli.commands import app as command
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, JournalError, MissingStageError, ModelMismatchError, UsageError
 from furnclip.images import load_square

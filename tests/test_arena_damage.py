@@ -24,7 +24,7 @@ from typer.main import get_command
 from furnclip import ArenaApp
 from furnclip.arena import VoteBook
 from furnclip.catalogue.rows import unescape
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from furnclip.config import load_config
 from furnclip.errors import InputError
 from furnclip.journal import write_json

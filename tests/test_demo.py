@@ -22,7 +22,7 @@ from PIL import Image
 from typer.main import get_command
 
 import furnclip
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from furnclip.config import load_config, write_templates
 from furnclip.demo.tour import SETTINGS, apply_settings, stages, unpack
 from tests.bench.tools.pack_catalogue import ORDER, pack

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from examples.make_tiny_clip import build_tiny_clip
 from furnclip import EmbeddingGenerator, vectors
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from furnclip.config import load_config
 from furnclip.embed.plan import LEAST_COSINE, choose_image_weight, settle_precision
 from furnclip.errors import InputError

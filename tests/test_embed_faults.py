@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from furnclip import vectors
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from furnclip.errors import InputError
 from tests.test_embed import embed, table_of
 from tests.test_search import clean

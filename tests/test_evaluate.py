@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 
 from examples.make_tiny_clip import build_tiny_clip
 from furnclip.catalogue import content_hash
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from furnclip.config import Config, load_config
 from furnclip.evaluate.tasks import Split, build_requests, build_tasks, read_split
 from furnclip.images import encode_jpeg

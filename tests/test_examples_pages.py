@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from furnclip import ArenaApp
 from furnclip.catalogue import read_rows
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from tests.arena_contest import write_contest
 from tests.batch_server import BatchServer
 from tests.drawn_shop import draw, rows, write_shop

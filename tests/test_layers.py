@@ -15,7 +15,7 @@ import pytest
 import typer
 import typer.main
 
-from furnclip.cli import app
+from furnclip.cli.commands import app
 
 PACKAGE = Path(__file__).parent.parent / "furnclip"
 LOWER = ("errors", "config", "console", "journal", "parallel", "storage")
@@ -167,7 +167,7 @@ def test_help_loads_nothing_heavy() -> None:
     # One interpreter asks every command for help and then looks at what was loaded.
     script = f"""
 import sys
-from furnclip.cli import app
+from furnclip.cli.commands import app
 for words in {command_paths()!r}:
     try:
         app([*words, "--help"], prog_name="furnclip")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from furnclip.catalogue import Product, read_products
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from furnclip.config import DataPaths
 from furnclip.errors import FurnclipError
 from tests.prepare_shop import draw

@@ -19,7 +19,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from furnclip.cli import app
+from furnclip.cli.commands import app
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PACKAGE = Path("/usr/share/sweethome3d/furniture")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from tests.test_evaluate import CONFIG, add_run, drawn_samples, write_shards
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from examples.make_tiny_clip import build_tiny_clip
 from furnclip import Searcher, vectors
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from furnclip.config import Config, load_config
 from furnclip.embed import embed_catalogue
 from furnclip.errors import MissingStageError, ModelMismatchError, UsageError

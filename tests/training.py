@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from typer.testing import CliRunner
 
-from furnclip.cli import app
+from furnclip.cli.commands import app
 from furnclip.config import load_config
 from furnclip.journal import read_journal
 from furnclip.train import train

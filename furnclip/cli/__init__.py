@@ -11,9 +11,7 @@ import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
-
-    from furnclip.cli.commands import app as app
+    from typing import NoReturn
 
 
 def main() -> None:
@@ -29,11 +27,3 @@ def leave(number: int, frame: object) -> NoReturn:
     """End at once: before a command has begun, and after it has ended, there is nothing to put in order."""
     os.write(2, b"error: interrupted\n")
     os._exit(130)
-
-
-def __getattr__(name: str) -> Any:
-    if name != "app":
-        raise AttributeError(f"module 'furnclip.cli' has no attribute {name!r}")
-    from furnclip.cli.commands import app
-
-    return app

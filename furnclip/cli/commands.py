@@ -11,7 +11,7 @@ from furnclip import __version__, console
 from furnclip.cli import arena, clean, prepare, train
 from furnclip.cli.doctor import doctor
 from furnclip.cli.embed import embed
-from furnclip.cli.ending import remember_folder
+from furnclip.cli.ending import written_folders
 from furnclip.cli.evaluate import evaluate
 from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup, JsonOption
 from furnclip.cli.search import search
@@ -71,7 +71,7 @@ def init(
     """Write a commented furnclip.toml and .env.example."""
     from furnclip.config import write_templates
 
-    remember_folder(folder)
+    written_folders.append(folder)
     written = [str(path) for path in write_templates(folder, force=force)]
 
     def human() -> None:

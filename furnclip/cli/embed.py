@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from furnclip import console
-from furnclip.cli.options import (
-    ConfigOption,
-    Flags,
-    JsonOption,
-    check_address_space,
-    mention_raw_titles,
-    sets,
-    settings,
-)
+from furnclip.cli import options
+from furnclip.cli.options import ConfigOption, Flags, JsonOption
 from furnclip.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +20,7 @@ _COUNTS = (
 )
 
 
-@sets("model.name", "embed.batch_size", "embed.dtype")
+@options.sets("model.name", "embed.batch_size", "embed.dtype")
 def embed(
     *,
     flags: Flags,
@@ -38,16 +31,16 @@ def embed(
     as_json: JsonOption = False,
 ) -> None:
     """Encode every product once and build the search table; only what changed is encoded again."""
-    check_address_space()
+    options.check_address_space()
     from furnclip.clean.workspace import check_finished
     from furnclip.embed import embed_catalogue
 
-    chosen = settings(config, flags)
+    chosen = options.settings(config, flags)
     check_finished(chosen.paths)
     summary = embed_catalogue(chosen, run=run)
     if summary.index is None:
         return  # under torchrun, only process 0 prints the summary
-    mention_raw_titles(chosen)
+    options.mention_raw_titles(chosen)
     if summary.was_there:
         console.note("nothing to do: every product is embedded by these models already")
     if summary.uncleaned:

@@ -39,50 +39,40 @@ _OS_HINTS = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n 4096`) and run the same command again",
     errno.EIO: "the disk or the connection to it fails; check it, then run the same command again",
 }
-_folders: list[Path] = []
+written_folders: list[Path] = []  # that the command writes to, looked at when a disk is full
 _told: list[FurnclipError] = []
 _interrupts: list[int] = []
 _exit_code = [1]  # of a process that ends without having come to an end here
 
 
-def remember_folder(folder: Path) -> None:
-    """A folder that the command writes to, to be looked at when a disk is full."""
-    _folders.append(folder)
-
-
 def run() -> NoReturn:
-    """Run the command line and end the process."""
+    """Run the command line and end the process. Ctrl-C is an exception inside the app and nowhere else."""
     atexit.register(_quit)  # first in, last out: after all threads and everybody's exit functions
     sys.unraisablehook = _unraisable
     console.replace_unprintable()
     for name in ("SIGTERM", "SIGHUP"):
         if (number := getattr(signal, name, None)) and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _unwind)
+    is_heard = signal.getsignal(signal.SIGINT) is leave
     try:
-        _exit_code[0] = _run_app()
+        from furnclip.cli.commands import app
+
+        try:
+            if is_heard:
+                signal.signal(signal.SIGINT, _interrupt)
+            code = app(prog_name="furnclip", standalone_mode=False) or 0
+            if code == Interrupted.exit_code and not _told:  # while the command line was parsed
+                raise KeyboardInterrupt
+        finally:
+            if is_heard:
+                signal.signal(signal.SIGINT, leave)
+        _exit_code[0] = code
         console.flush()
     except BaseException as error:
         _exit_code[0] = report(error)
     if _is_memory_short():  # other exit functions would fail with tracebacks
         _quit()
     raise SystemExit(_exit_code[0])
-
-
-def _run_app() -> int:
-    """The command line's exit code. Ctrl-C is an exception in here and nowhere else."""
-    from furnclip.cli.commands import app
-
-    is_heard = signal.getsignal(signal.SIGINT) is leave
-    try:
-        if is_heard:
-            signal.signal(signal.SIGINT, _interrupt)
-        code = app(prog_name="furnclip", standalone_mode=False) or 0
-        if code == Interrupted.exit_code and not _told:  # while the command line was parsed
-            raise KeyboardInterrupt
-        return code
-    finally:
-        if is_heard:
-            signal.signal(signal.SIGINT, leave)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -184,7 +174,7 @@ def _disk_full(error: BaseException) -> StorageError:
     """Libraries do not name the file, so the disk with the least room is named."""
     thing = getattr(error, "filename", None)
     if not thing:
-        candidates = (*_folders, Path.cwd(), Path(tempfile.gettempdir()))
+        candidates = (*written_folders, Path.cwd(), Path(tempfile.gettempdir()))
         folders = {next(path for path in (folder, *folder.parents) if path.exists()) for folder in candidates}
         thing = min(folders, key=lambda folder: shutil.disk_usage(folder).free)
     what = "disk quota exceeded" if "quota" in str(error).lower() else "no space left on device"

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from furnclip import console
-from furnclip.cli.ending import remember_folder, report
+from furnclip.cli.ending import report, written_folders
 from furnclip.cli.flags import FLAGS
 from furnclip.errors import FurnclipError
 
@@ -94,7 +94,7 @@ def settings(config: Path | None, flags: Flags | None = None, *, trust: bool = F
     from furnclip.config import load_config
 
     chosen = load_config(config, flags, trust=trust)
-    remember_folder(chosen.paths.work)
+    written_folders.append(chosen.paths.work)
     return chosen
 
 

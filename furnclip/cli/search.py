@@ -86,18 +86,10 @@ def _answer(
         if not hits:
             console.say("no product matches")
             return
-        rows = [
-            (
-                place,
-                hit.score,
-                hit.product_id,
-                hit.clean_title or hit.title,
-                hit.color,
-                hit.material,
-                hit.style,
-            )
-            for place, hit in enumerate(hits, start=1)
-        ]
+        rows = []
+        for place, hit in enumerate(hits, start=1):
+            title = hit.clean_title or hit.title
+            rows.append((place, hit.score, hit.product_id, title, hit.color, hit.material, hit.style))
         columns = ("", "score", "id", "title", "color", "material", "style")
         console.show_table(columns, rows, title=f"{len(hits)} hits in {seconds * 1000:.0f} ms")
 

@@ -34,7 +34,7 @@ from furnclip.embed.encoding import CatalogueReader, RowGroupEncoder, encoding_t
 from furnclip.embed.parts import POLL_S, Known, PartFolder, write_vectors
 from furnclip.embed.plan import PREPROCESSING, fused_provenance, load_models, place, read_or_make_plan
 from furnclip.errors import FurnclipError, InputError
-from furnclip.journal import Journal, encode_event, keep_copy, replacing, sweep
+from furnclip.journal import Journal, encode_event, keep_copy, read_journal, replacing, sweep
 from furnclip.model import Clip
 from furnclip.model.precision import release_freed
 from furnclip.vectors import Provenance, VectorTable, read_provenance
@@ -163,7 +163,7 @@ class _Work:
                 summary.encoded.update(encoded)
                 meter.advance(rows)
         summary.row_groups_encoded = len(todo)
-        for event in journal.events():
+        for event in read_journal(journal.path):
             summary.row_groups_begun = summary.row_groups_begun + 1 if event.get("event") == "begun" else 0
 
     def _rows_in(self, row_group: int) -> int:
