@@ -73,7 +73,7 @@ class FolderSetting:
         if self.danger not in (_ADDRESS, _ROUTE) or not isinstance(self.value, str):
             return False
         address, vendor = _split(self.value), _VENDORS.get(self.name)
-        return is_local(self.value) or (address and (address.scheme, address.netloc)) == ("https", vendor)
+        return is_local(self.value) or (address.scheme, address.netloc) == ("https", vendor)
 
     def key(self) -> str:
         """A hash of folder, name and exact value, and of the folder's own files that the value names."""
@@ -142,7 +142,7 @@ def _permissions_file() -> Path | None:
 def require_encryption(name: str, address: str) -> None:
     """Raises `ConfigError` for plain http to another machine that the user has not named."""
     split = _split(address)
-    if split is None or split.scheme.lower() != "http" or is_local(address):
+    if split.scheme != "http" or is_local(address):
         return
     host = split.hostname or ""
     if host not in re.split(r"[\s,]+", os.environ.get(ALLOW_HTTP, "").lower()):
@@ -154,15 +154,15 @@ def require_encryption(name: str, address: str) -> None:
 
 def is_local(address: str) -> bool:
     """Whether an address leads to this machine itself."""
-    split = _split(address)
-    host = (split.hostname or "") if split else ""
+    host = _split(address).hostname or ""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
-def _split(address: str) -> SplitResult | None:
+def _split(address: str) -> SplitResult:
+    """Its parts, all empty where it is not an address that every client reads alike."""
     with suppress(ValueError):
         if _UNAMBIGUOUS.fullmatch(address):
             return urlsplit(address)
-    return None
+    return urlsplit("")
