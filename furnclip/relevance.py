@@ -89,6 +89,13 @@ class AttributeQuery:
         return np.flatnonzero(np.logical_and.reduce(hits))
 
 
+def queries_of(product: Mapping[str, str]) -> list[AttributeQuery]:
+    """The short queries that a product answers, made of what is known of it."""
+    values = {name: known(product.get(name)) for name in ATTRIBUTES}
+    asked = [{name: values[name] for name in names} for names in _ASKED]
+    return [AttributeQuery(" ".join(wanted.values()), wanted) for wanted in asked if all(wanted.values())]
+
+
 def attribute_queries(attributes: Attributes) -> list[AttributeQuery]:
     """Every query that some but at most half of the products answer, in alphabetical order."""
     asked: dict[str, AttributeQuery] = {}

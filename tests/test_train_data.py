@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from furnclip.config import TrainingConfig
+from furnclip.config.sections import ModelConfig
+from furnclip.model.loading import load_float32
 from furnclip.train.data import (
     Augmentation,
     augment,
     duplicate_rate,
     sample_caption,
     step_batches,
+    without_words,
 )
-from furnclip.train.scenarios import default_batch_size, depth_below_top, learning_rate
+from furnclip.train.scenarios import depth_below_top, learning_rate, settled
 from furnclip.train.trackers import sparkline
 
 
@@ -36,14 +43,38 @@ def test_an_epoch_sees_every_sample_once_in_steps_of_like_size(
         assert not np.array_equal(np.concatenate(batches), np.concatenate(following))
 
 
-def test_the_default_batch_gives_small_catalogues_several_steps() -> None:
-    assert [default_batch_size(samples) for samples in (10, 200, 800, 8192, 50_000)] == [
-        10,
-        32,
-        100,
-        1024,
-        1024,
-    ]
+@pytest.mark.parametrize(
+    ("scenario", "samples", "batch", "epochs", "dropout"),
+    [
+        ("dual_lora", 10, 10, 30, 0.25),
+        ("dual_lora", 200, 32, 30, 0.25),
+        ("full", 1_000, 125, 30, 0.25),
+        ("full", 4_000, 128, 20, 0.25),
+        ("text_lora", 14_000, 218, 10, 0.1),
+        ("vision_lora", 4_000, 128, 20, 0.0),
+        ("linear_probe", 100_000, 1024, 10, 0.0),
+    ],
+)
+def test_what_settings_leave_open_follows_from_the_catalogue(
+    tiny_clip: Path, scenario: str, samples: int, batch: int, epochs: int, dropout: float
+) -> None:
+    clip = load_float32(str(tiny_clip), ModelConfig())
+    config = settled(TrainingConfig.model_validate({"scenario": scenario}), clip, samples)
+    assert (config.effective_batch_size, config.epochs, config.word_dropout) == (batch, epochs, dropout)
+    assert 0 < config.lr <= 3e-3
+    wanted: dict[str, Any] = {"lr": 0.5, "epochs": 3, "word_dropout": 0.0, "effective_batch_size": 7}
+    kept = settled(TrainingConfig.model_validate({"scenario": scenario, **wanted}), clip, samples)
+    assert {name: getattr(kept, name) for name in wanted} == wanted
+
+
+@given(st.lists(st.text("abc", min_size=1), min_size=1), st.floats(0, 0.99), st.integers(0, 10_000))
+def test_a_caption_without_some_words_keeps_the_order_of_the_others(
+    words: list[str], dropout: float, seed: int
+) -> None:
+    left = without_words(" ".join(words), dropout, np.random.default_rng(seed)).split()
+    assert left
+    following = iter(words)
+    assert all(word in following for word in left)
 
 
 FIELDS = {
@@ -114,10 +145,14 @@ def test_a_changed_picture_shows_the_whole_product(seed: int, kind: Augmentation
 
 
 def test_the_seed_decides_how_a_picture_changes() -> None:
-    def changed(kind: Augmentation, seed: int) -> bytes:
-        return augment(_four_legs(), kind, np.random.default_rng(seed)).tobytes()
+    one_sided = _four_legs()
+    ImageDraw.Draw(one_sided).rectangle((52, 0, 63, 40), fill=(200, 0, 0))
 
-    for kind in ("simple", "advanced"):
+    def changed(kind: Augmentation, seed: int) -> bytes:
+        return augment(one_sided, kind, np.random.default_rng(seed)).tobytes()
+
+    different: dict[Augmentation, int] = {"simple": 2, "advanced": 8}  # as it is and mirrored; any
+    for kind, count in different.items():
         assert changed(kind, 1) == changed(kind, 1)
-        assert len({changed(kind, seed) for seed in range(8)}) == 8
+        assert len({changed(kind, seed) for seed in range(8)}) == count
     assert changed("none", 1) == _four_legs().tobytes()

@@ -185,14 +185,14 @@ class TrainingConfig(_Section):
         "dual_lora"
     )
     """what is trained; `zero_shot`: nothing, `full`: all weights, `all`: the first five, compared"""
-    epochs: PositiveInt = 10
-    """passes over the training split"""
-    lr: PositiveFloat = 1e-4
-    """peak learning rate"""
+    epochs: NonNegativeInt = 0
+    """passes over the training split; 0: 10, up to 30 for a small catalogue"""
+    lr: NonNegativeFloat = 0
+    """peak learning rate; 0: by the scenario and the width of the base"""
     seed: int = 0
     """seed of data order, captions, augmentation and adapter weights"""
     effective_batch_size: NonNegativeInt = 0
-    """contrastive batch size of an optimizer step; 0: 1024, or less to have 8 steps an epoch"""
+    """contrastive batch size of an optimizer step; 0: 1024, or less for a smaller catalogue"""
     micro_batch_size: NonNegativeInt = 64
     """samples per forward pass; bounds memory; 0: the largest that fits"""
     kept_activations_mb: Annotated[int, Field(ge=-1)] = -1
@@ -217,8 +217,12 @@ class TrainingConfig(_Section):
     """maximum distinct captions per product; a frozen text tower encodes each once"""
     attribute_dropout: Fraction = 0.3
     """probability that an attribute is left out of a sampled caption"""
+    word_dropout: Annotated[float, Field(ge=-1, lt=1, allow_inf_nan=False)] = -1
+    """probability that a word is left out of a training caption; -1: 0.25, or 0.1 for a large catalogue"""
+    attribute_weight: NonNegativeFloat = 0.3
+    """weight of a second loss on short captions such as `red velvet armchair`; 0: off"""
     augment: Literal["none", "simple", "advanced"] = "simple"
-    """`none`; `simple`: flip and shift, product kept whole; `advanced`: also color and rotation"""
+    """`none`; `simple`: flip; `advanced`: also shift, color and rotation, product kept whole"""
     mini_train: bool = False
     """train on the small `mini_train` split"""
     weight_decay: NonNegativeFloat = 0.01
@@ -227,7 +231,7 @@ class TrainingConfig(_Section):
     """share of the steps with linear warmup of the learning rate; cosine decay follows"""
     max_gradient_norm: PositiveFloat = 1.0
     """gradients are clipped to this norm"""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """`full` only: learning rate of each layer relative to the one above it; 1: the same for all"""
     max_logit_scale: PositiveFloat = 100.0
     """maximum logit scale (inverse temperature), as in OpenAI's training"""

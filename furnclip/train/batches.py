@@ -7,15 +7,18 @@ batch, because the loss needs all labels, and the images of its own share only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from furnclip.catalogue import content_hash
 from furnclip.model.towers import TOWERS, Tower
-from furnclip.train.data import Indices, step_batches
+from furnclip.relevance import AttributeQuery, known_attributes, positive_mask
+from furnclip.train.data import Indices, TrainingData, step_batches
 from furnclip.train.encoder import Encoder, Inputs
 from furnclip.train.exact import Chunk
 from furnclip.train.prepared import Prepared
@@ -27,12 +30,14 @@ _DROPOUT_STREAM = 7919
 class Batch:
     """The effective batch, and this process's `own` part of it in micro-batches.
 
-    `inputs`: one array a micro-batch, for towers that run. `keys`: in the cache, for frozen towers.
+    Each product has F texts: its caption and, where attributes are trained on, a short query. `positives`:
+    for each of the F texts (B, B) booleans, whether the image of a row is right for the text of a column.
+    `inputs`: one array a micro-batch, for towers that run; `keys`: in the cache, for frozen towers; both hold
+    all captions of their rows, then all short queries.
     """
 
     indices: Indices
-    captions: list[str]
-    groups: list[str]
+    positives: list[NDArray[np.bool_]]
     own: slice
     micro_batches: list[slice]
     inputs: dict[Tower, list[Inputs]]
@@ -43,13 +48,24 @@ class Batch:
         return max(len(self.indices[rows]) for rows in self.micro_batches)
 
     def chunks(self, encoder: Encoder, tower: Tower, *, seed: int, step: int) -> list[Chunk]:
-        """The tower's part as micro-batches; as one from the cache when it is frozen."""
+        """The tower's part as micro-batches, images (b, D) or texts (b, F, D); as one when it is frozen."""
         if tower in self.keys:
-            return [encoder.frozen(tower, self.keys[tower])]
-        return [
-            encoder.live(tower, inputs, dropout_seed(seed, step=step, tower=tower, start=rows.start))
-            for inputs, rows in zip(self.inputs[tower], self.micro_batches, strict=True)
-        ]
+            chunks = [encoder.frozen(tower, self.keys[tower])]
+        else:
+            chunks = [
+                encoder.live(tower, inputs, dropout_seed(seed, step=step, tower=tower, start=rows.start))
+                for inputs, rows in zip(self.inputs[tower], self.micro_batches, strict=True)
+            ]
+        return chunks if tower == "vision" else [self._by_product(chunk) for chunk in chunks]
+
+    def _by_product(self, chunk: Chunk) -> Chunk:
+        """Vectors (F * b, D), all captions first, as (b, F, D)."""
+
+        def by_product() -> Tensor:
+            vectors = chunk()
+            return vectors.view(len(self.positives), -1, vectors.shape[-1]).transpose(0, 1)
+
+        return by_product
 
 
 def batches(ready: Prepared, epoch: int, first: int) -> Iterator[Batch]:
@@ -72,25 +88,63 @@ def make_batch(ready: Prepared, indices: Indices, epoch: int) -> Batch:
     captions = data.captions(indices, epoch=epoch)
     by_length = np.argsort([len(caption) for caption in captions], kind="stable")
     indices, captions = indices[by_length], [captions[row] for row in by_length]
+    texts, positives = [captions], [_positives(ready, indices, captions)]
+    if data.asks_attributes:
+        queries = data.short_queries(indices, epoch=epoch)
+        texts.append(texts_of(queries, data, indices))
+        positives.append(positives[0] | _answers(queries, data, indices))
     own, size = ready.processes.slice_of(len(indices)), ready.micro_batch_size
     parts = [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
     keys: dict[Tower, list[str]] = {
         "vision": [data.image_keys[index] for index in indices[own]],
-        "text": [content_hash(caption) for caption in captions[own]],
+        "text": [content_hash(text) for each in texts for text in each[own]],
     }
     return Batch(
         indices=indices,
-        captions=captions,
-        groups=[data.texts[index].group for index in indices],
+        positives=positives,
         own=own,
         micro_batches=parts,
         inputs={
-            tower: [encoder.inputs(tower, data, indices[rows], captions[rows], epoch=epoch) for rows in parts]
+            tower: [
+                encoder.inputs(
+                    tower, data, indices[rows], [text for each in texts for text in each[rows]], epoch=epoch
+                )
+                for rows in parts
+            ]
             for tower in TOWERS
             if tower not in encoder.stores
         },
         keys={tower: keys[tower] for tower in encoder.stores},
     )
+
+
+def texts_of(queries: Sequence[AttributeQuery | None], data: TrainingData, indices: Indices) -> list[str]:
+    """The short queries; the product's caption where there is none."""
+    captions = (data.texts[index].caption for index in indices)
+    return [query.text if query else caption for query, caption in zip(queries, captions, strict=True)]
+
+
+def _positives(ready: Prepared, indices: Indices, captions: list[str]) -> NDArray[np.bool_]:
+    """(B, B): products of one group, or with one caption, in this epoch or their own."""
+    if not ready.config.train.multi_positive:
+        return np.eye(len(indices), dtype=bool)
+    texts = [ready.train.texts[index] for index in indices]
+    return positive_mask(captions, [text.caption for text in texts], [text.group for text in texts])
+
+
+def _answers(
+    queries: Sequence[AttributeQuery | None], data: TrainingData, indices: Indices
+) -> NDArray[np.bool_]:
+    """(B, B): whether the product of a row answers the short query of a column."""
+    attributes = known_attributes([data.texts[index].fields for index in indices])
+    answers = np.zeros((len(indices), len(indices)), dtype=bool)
+    found: dict[str, NDArray[np.int64]] = {}
+    for column, query in enumerate(queries):
+        if query:
+            if query.text not in found:
+                found[query.text] = query.answers(attributes)
+            answers[found[query.text], column] = True
+    return answers
 
 
 def dropout_seed(seed: int, *, step: int, tower: Tower, start: int) -> int:

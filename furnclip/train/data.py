@@ -7,11 +7,14 @@ at the same micro-batch all draw the same, and resuming needs nothing but the po
 Augmentation keeps the product whole: half a chair is not the product, so there is no random crop.
 
     none       as prepared
-    simple     mirrored half of the time; shrunk to 80 to 100 % and shifted on white
-    advanced   the same, and brightness, contrast and saturation within 20 %, tilted up to 8 degrees
+    simple     mirrored half of the time
+    advanced   also tilted up to 8 degrees, brightness, contrast and saturation within 20 %, shrunk to 80 to
+               100 % and shifted on white
 
-Sampled captions (off by default) are built anew each epoch from a product's fields, with attributes left out
-at random (LaCLIP, https://arxiv.org/abs/2305.20088); evaluation takes `relevance.default_caption`.
+A training caption is the product's own, with words left out at random (`train.word_dropout`), or built anew
+from its fields (`train.caption_sampling`, LaCLIP, https://arxiv.org/abs/2305.20088). Beside it each product
+has a short query made of its attributes, as shoppers search: "red velvet armchair". Evaluation takes
+`relevance.default_caption`. `docs/training.md` has what each of these gains.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from PIL import Image, ImageEnhance
 from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import TrainingConfig
 from furnclip.model.pixels import Preprocessing
-from furnclip.relevance import known
+from furnclip.relevance import AttributeQuery, known, queries_of
 from furnclip.shards import Sample, ShardDataset
 
 Indices = NDArray[np.int64]
@@ -42,7 +45,7 @@ _SMALLEST_SHARE = 0.8
 _LARGEST_TILT_DEGREES = 8.0
 _COLOR_SPREAD = 0.2
 _TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "{}, product photo")
-_CAPTION, _IMAGE = 1, 2  # kinds of random choices, so that their streams differ
+_CAPTION, _IMAGE, _QUERY = 1, 2, 3  # kinds of random choices, so that their streams differ
 
 
 def step_batches(samples: int, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
@@ -68,15 +71,16 @@ def augment(image: Image.Image, kind: Augmentation, random: np.random.Generator)
     """The square image changed at random, of the same size."""
     if kind == "none":
         return image
-    side_px = image.width
     if random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if kind == "advanced":
-        degrees = random.uniform(-_LARGEST_TILT_DEGREES, _LARGEST_TILT_DEGREES)
-        tilted = image.rotate(degrees, Image.Resampling.BILINEAR, expand=True, fillcolor=_WHITE)
-        image = tilted.resize((side_px, side_px), Image.Resampling.BILINEAR)
-        for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            image = enhancer(image).enhance(random.uniform(1 - _COLOR_SPREAD, 1 + _COLOR_SPREAD))
+    if kind == "simple":
+        return image
+    side_px = image.width
+    degrees = random.uniform(-_LARGEST_TILT_DEGREES, _LARGEST_TILT_DEGREES)
+    tilted = image.rotate(degrees, Image.Resampling.BILINEAR, expand=True, fillcolor=_WHITE)
+    image = tilted.resize((side_px, side_px), Image.Resampling.BILINEAR)
+    for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhancer(image).enhance(random.uniform(1 - _COLOR_SPREAD, 1 + _COLOR_SPREAD))
     inner_px = max(1, round(side_px * random.uniform(_SMALLEST_SHARE, 1.0)))
     left, top = (int(value) for value in random.integers(0, side_px - inner_px + 1, size=2))
     canvas = Image.new("RGB", image.size, _WHITE)
@@ -109,6 +113,13 @@ def sample_caption(
     return _TEMPLATES[int(random.integers(len(_TEMPLATES)))].format(words)
 
 
+def without_words(caption: str, dropout: float, random: np.random.Generator) -> str:
+    """The caption without some of its words; with all of them where none would be left."""
+    words = caption.split()
+    kept = [word for word in words if random.random() >= dropout]
+    return " ".join(kept or words)
+
+
 def duplicate_rate(captions: Sequence[str]) -> float:
     """Share of the samples whose caption another sample has too."""
     counts = Counter(captions)
@@ -124,12 +135,16 @@ class TrainingData:
     config: TrainingConfig
     texts: list[Sample] = field(default_factory=list, init=False)  # without their images
     image_keys: list[str] = field(default_factory=list, init=False)
+    queries: list[list[AttributeQuery]] = field(default_factory=list, init=False)
+    asks_attributes: bool = field(default=False, init=False)
     _squares: dict[int, Squares] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for sample in self.dataset:
             self.texts.append(replace(sample, image_bytes=b""))
             self.image_keys.append(content_hash(sample.image_bytes))
+            self.queries.append(queries_of(sample.fields))
+        self.asks_attributes = self.config.attribute_weight > 0 and any(self.queries)
         square_bytes = 3 * self.preprocessing.image_px**2
         self._squares_limit = self.config.image_cache_mb * 2**20 // square_bytes
 
@@ -142,15 +157,28 @@ class TrainingData:
 
     def captions(self, indices: Indices, *, epoch: int) -> list[str]:
         """The captions of this epoch."""
-        if not self.config.caption_sampling:
+        if not self.config.caption_sampling and self.config.word_dropout <= 0:
             return [self.texts[index].caption for index in indices]
-        return [self._sampled_caption(int(index), epoch) for index in indices]
+        return [self._varied_caption(int(index), epoch) for index in indices]
 
-    def _sampled_caption(self, index: int, epoch: int) -> str:
-        seed, text = self.config.seed, self.texts[index]
-        variant = int(random_stream(seed, _CAPTION, epoch, index).integers(self.config.caption_variants))
-        random = random_stream(seed, _CAPTION, index, variant, 0)
-        return sample_caption(text.fields, text.caption, dropout=self.config.attribute_dropout, random=random)
+    def _varied_caption(self, index: int, epoch: int) -> str:
+        config, text = self.config, self.texts[index]
+        variant = int(random_stream(config.seed, _CAPTION, epoch, index).integers(config.caption_variants))
+        random = random_stream(config.seed, _CAPTION, index, variant, 0)
+        caption = text.caption
+        if config.caption_sampling:
+            dropout = config.attribute_dropout
+            caption = sample_caption(text.fields, caption, dropout=dropout, random=random)
+        return without_words(caption, config.word_dropout, random) if config.word_dropout > 0 else caption
+
+    def short_queries(self, indices: Indices, *, epoch: int) -> list[AttributeQuery | None]:
+        """One attribute query of each product, drawn each epoch; None where too little is known."""
+        drawn: list[AttributeQuery | None] = []
+        for index in indices:
+            queries = self.queries[index]
+            random = random_stream(self.config.seed, _QUERY, epoch, int(index))
+            drawn.append(queries[int(random.integers(len(queries)))] if queries else None)
+        return drawn
 
     def squares(self, indices: Rows, *, epoch: int | None) -> Squares:
         """(B, H, W, 3) bytes, changed at random for training; `epoch` None: as prepared."""

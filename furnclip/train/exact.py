@@ -14,7 +14,7 @@ Here a micro-batch is a `Chunk`: a function that encodes it, and draws the same 
 is called. Micro-batches whose graphs fit into `Memory` keep them and are not encoded twice; that
 changes the time, not one bit of the result.
 
-Letters: B effective batch, b micro-batch, D dimension.
+Letters: B effective batch, b micro-batch, F texts of a product, D dimension.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from furnclip.errors import ConfigError
 from furnclip.model.precision import release_freed
 from furnclip.model.towers import Family, LossName
 
-Chunk = Callable[[], Tensor]  # -> (b, D)
-Loss = Callable[[Tensor, Tensor], Tensor]  # (B, D) images, (B, D) texts -> scalar
+Chunk = Callable[[], Tensor]  # -> images (b, D), texts (b, F, D)
+Loss = Callable[[Tensor, Tensor], Tensor]  # images (B, D), texts (B, F, D) -> scalar
 
 
 def contrastive_loss(
@@ -41,15 +41,16 @@ def contrastive_loss(
 ) -> Tensor:
     """The loss of a batch of unit vectors; `scalars` holds `logit_scale` (a logarithm) and a bias.
 
-    `positive_BB`: symmetric booleans, see `relevance.positive_mask`.
+    `positive_BB`: whether the image of a row is right for the text of a column.
     """
     logits_BB = image_BD @ text_BD.t() * scalars["logit_scale"].exp()
     positive_BB = positive_BB.to(logits_BB.dtype)
     if name == "sigmoid":
         signs = positive_BB * 2 - 1
         return -logsigmoid(signs * (logits_BB + scalars["logit_bias"])).sum(dim=1).mean()
-    target_BB = positive_BB / positive_BB.sum(dim=1, keepdim=True)
-    return (cross_entropy(logits_BB, target_BB) + cross_entropy(logits_BB.t(), target_BB)) / 2
+    of_image_BB = positive_BB / positive_BB.sum(dim=1, keepdim=True)
+    of_text_BB = (positive_BB / positive_BB.sum(dim=0, keepdim=True)).t()
+    return (cross_entropy(logits_BB, of_image_BB) + cross_entropy(logits_BB.t(), of_text_BB)) / 2
 
 
 def chance_loss(batch_size: int, name: LossName) -> float | None:
@@ -110,8 +111,8 @@ def exact_backward(
 ) -> Tensor:
     """Add the gradient of the loss over all chunks to the parameters; returns the loss.
 
-    `gather` brings the vectors of other processes in, (b, D) -> (B, D); only this process's chunks are run
-    again, so parameter gradients then have to be summed over the processes.
+    `gather` brings the vectors of other processes in, (b, ...) -> (B, ...); only this process's chunks are
+    run again, so parameter gradients then have to be summed over the processes.
     """
     memory = memory or Memory()
     memory.used_bytes = 0
@@ -119,7 +120,7 @@ def exact_backward(
     text_leaf, text_graphs = _first_pass(texts, memory)
     value = loss(gather(image_leaf), gather(text_leaf))
     if not torch.isfinite(value):
-        finite = torch.isfinite(image_leaf).all(dim=1) & torch.isfinite(text_leaf).all(dim=1)
+        finite = torch.isfinite(image_leaf).all(dim=1) & torch.isfinite(text_leaf.flatten(1)).all(dim=1)
         raise NonFiniteLossError((~finite).nonzero().flatten().tolist())
     torch.autograd.backward(value)
     assert image_leaf.grad is not None

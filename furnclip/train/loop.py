@@ -3,7 +3,7 @@
 In: a prepared model and data. Out: `checkpoints/`, `metrics.jsonl`. `Loop._step` is one optimizer step over
 the whole effective batch; it is taken only when loss and gradient are finite.
 
-Letters: B effective batch, D dimension.
+Letters: B effective batch, F texts of a product, D dimension.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from furnclip import console
 from furnclip.errors import InputError, Interrupted, ModelError
 from furnclip.model.precision import is_out_of_memory
 from furnclip.model.towers import TOWERS
-from furnclip.relevance import positive_mask
 from furnclip.runs import CHECKPOINTS
-from furnclip.train.batches import Batch, batches, make_batch
+from furnclip.train.batches import Batch, batches, make_batch, texts_of
 from furnclip.train.checkpoints import Position, save_checkpoint
 from furnclip.train.data import steps_per_epoch
 from furnclip.train.encoder import retrieval_figures
@@ -89,6 +88,9 @@ class Loop:
         for tower in ready.encoder.stores:  # frozen towers encode what this epoch needs and is not cached
             captions = ready.train.captions(every, epoch=position.epoch) if tower == "text" else None
             ready.encoder.fill(tower, ready.train, captions)
+            if tower == "text" and ready.train.asks_attributes:
+                queries = ready.train.short_queries(every, epoch=position.epoch)
+                ready.encoder.fill(tower, ready.train, texts_of(queries, ready.train, every))
         ready.encoder.clip.module.train()
         waiting_since, waits = time.perf_counter(), []
         for batch in batches(ready, position.epoch, position.step_in_epoch):
@@ -113,12 +115,16 @@ class Loop:
         assert self.optimizer is not None
         started = time.perf_counter()
         ready, config, module = self.ready, self.config, self.ready.encoder.clip.module
-        labels = [batch.captions, batch.groups] if config.multi_positive else [range(len(batch.indices))]
-        positive_BB = torch.from_numpy(positive_mask(*labels)).to(ready.encoder.device)
+        positives = [torch.from_numpy(each).to(ready.encoder.device) for each in batch.positives]  # (B, B)
+        weights = (1.0, config.attribute_weight)[: len(positives)]
         scalars = {name: getattr(module, name) for name in ready.encoder.clip.family.scalars}
 
-        def loss_of(image_BD: Tensor, text_BD: Tensor) -> Tensor:
-            return contrastive_loss(image_BD, text_BD, scalars, positive_BB, name=ready.loss_name)
+        def loss_of(image_BD: Tensor, text_BFD: Tensor) -> Tensor:
+            losses = [
+                contrastive_loss(image_BD, text_BD, scalars, positive_BB, name=ready.loss_name) * weight
+                for text_BD, positive_BB, weight in zip(text_BFD.unbind(1), positives, weights, strict=True)
+            ]
+            return torch.stack(losses).sum() / sum(weights)
 
         loss = self._backward(batch, position, loss_of)
         ready.processes.sum_gradients(ready.parameters, replicated=scalars)

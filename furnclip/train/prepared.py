@@ -29,7 +29,7 @@ from furnclip.train.encoder import Encoder
 from furnclip.train.exact import checked_loss
 from furnclip.train.memory import largest_micro_batch
 from furnclip.train.processes import Processes
-from furnclip.train.scenarios import SCENARIOS, default_batch_size, unfreeze
+from furnclip.train.scenarios import SCENARIOS, settled, unfreeze
 
 _LONG_CAPTION_TOKENS = 40
 _PACKAGES = ("furnclip", "torch", "transformers", "peft", "numpy", "pillow")
@@ -100,20 +100,21 @@ def check_settings(config: Config) -> None:
 
 def prepare_run(config: Config, folder: Path, processes: Processes, *, card: RunCard | None) -> Prepared:
     """Load, check and place what the run needs; `card`: of the run that is resumed, if there is one."""
-    train = config.train
     manifest = read_manifest(config.paths.shards)
     clip = load_float32(config.model.name, config.model, runs=config.paths.runs)
-    loss_name = checked_loss(train.loss, clip.family)
-    card = _card(config, folder, data_hash=manifest.data_hash, fingerprint=clip.fingerprint, earlier=card)
-    splits = []
-    for name in (MINI_TRAIN if train.mini_train else "train", "validation"):
+    loss_name = checked_loss(config.train.loss, clip.family)
+    datasets = []
+    for name in (MINI_TRAIN if config.train.mini_train else "train", "validation"):
         dataset = ShardDataset(config.paths.shards, name)
         if len(dataset) < 2:
             raise UsageError(
                 f"the {name} split holds {len(dataset)} samples, training needs at least 2",
                 hint="change `prepare.train_fraction` and `prepare.validation_fraction`, or add products",
             )
-        splits.append(TrainingData(dataset, clip.preprocessing, train))
+        datasets.append(dataset)
+    train = settled(config.train, clip, len(datasets[0]))
+    config = config.model_copy(update={"train": train})
+    card = _card(config, folder, data_hash=manifest.data_hash, fingerprint=clip.fingerprint, earlier=card)
     device = choose_device(config.model.device)
     parameters = unfreeze(clip, train)
     # a resumed run keeps the precision and the micro-batch that it began with
@@ -124,8 +125,7 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
     if train.gradient_checkpointing:
         with quiet():
             clip.module.gradient_checkpointing_enable({"use_reentrant": False})
-    samples = len(splits[0])
-    batch_size = min(train.effective_batch_size or default_batch_size(samples), samples)
+    batch_size = train.effective_batch_size
     micro_batch_size = min(train.micro_batch_size, batch_size) or card.batch.get("micro")
     return Prepared(
         folder=folder,
@@ -133,8 +133,8 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
         processes=processes,
         encoder=encoder,
         parameters=parameters,
-        train=splits[0],
-        validation=splits[1],
+        train=TrainingData(datasets[0], clip.preprocessing, train),
+        validation=TrainingData(datasets[1], clip.preprocessing, train),
         loss_name=loss_name,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size

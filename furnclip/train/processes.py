@@ -50,7 +50,7 @@ class Processes:
             parts = []
             for rank in range(self.count):  # gloo gathers equal shapes only; broadcasts take any
                 rows = self.slice_of(size, rank)
-                part = own.new_empty(rows.stop - rows.start, own.shape[1])
+                part = own.new_empty(rows.stop - rows.start, *own.shape[1:])
                 if rank == self.rank:
                     part.copy_(own.detach())
                 dist.broadcast(part, src=rank)
