@@ -105,7 +105,7 @@ def test_the_check_names_the_columns_there_are(cli: Cli, shop: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("train", "--epochs", "0"), ("train.epochs", "0")),
+        (("train", "--epochs", "-1"), ("train.epochs", "-1")),
         (("train", "--scenario", "everything"), ("train.scenario", "everything", "dual_lora")),
         (("train", "--lr", "nan"), ("train.lr",)),
         (("search", "chair", "-k", "0"), ("0",)),

@@ -50,7 +50,7 @@ def test_every_key_is_documented(model: type[BaseModel]) -> None:
 
 
 def test_order_of_sources(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_config().train.epochs == 10
+    assert load_config().train.epochs == 0
     (folder / "furnclip.toml").write_text("[train]\nepochs = 2\nlr = 0.5\n", encoding="utf-8")
     assert load_config().train.epochs == 2
     (folder / ".env").write_text("FURNCLIP_TRAIN__EPOCHS=3\n", encoding="utf-8")
@@ -96,7 +96,7 @@ def test_paths_start_from_the_file(folder: Path) -> None:
 MISTAKES = {
     "[train]\nepoch = 3": ("unknown setting `train.epoch`", "did you mean `train.epochs`?"),
     "[trian]\nepochs = 3": ("unknown setting `trian`", "did you mean `train`?"),
-    "[train]\nepochs = 0": ("`train.epochs` cannot be 0", "see `train.epochs`"),
+    "[train]\nepochs = -1": ("`train.epochs` cannot be -1", "see `train.epochs`"),
     '[train]\nlr = "fast"': ("`train.lr` cannot be", "see `train.lr`"),
     "[train]\nlr = nan": ("`train.lr` cannot be", "see `train.lr`"),
     "[train\n": ("is not valid TOML", "fix that line"),

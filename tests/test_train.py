@@ -277,7 +277,7 @@ def test_a_loss_that_stays_at_chance_stops_with_a_diagnosis(ready: Path) -> None
         (["--loss", "sigmoid"], 2, "sigmoid loss does not fit a clip base"),
         (["--lr", "nan"], 2, "`train.lr` cannot be NaN"),
         (["--lr", "-1"], 2, "`train.lr` cannot be -1"),
-        (["--epochs", "0"], 2, "`train.epochs` cannot be 0"),
+        (["--epochs", "-1"], 2, "`train.epochs` cannot be -1"),
         (["--scenario", "dual"], 2, "`train.scenario` cannot be"),
         (["--run", "../elsewhere"], 2, "cannot be a run's name"),
         (["--upload"], 2, "there is no bucket"),

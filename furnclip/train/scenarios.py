@@ -77,7 +77,7 @@ def settled(config: TrainingConfig, clip: Clip, samples: int) -> TrainingConfig:
     measured: LoRA's as 1 / width (https://arxiv.org/abs/2203.03466), a whole tower's as its square.
     """
     width = int(clip.module.config.vision_config.hidden_size)
-    rate = min(5e-4, 32 / width**2) if config.scenario == "full" else min(3e-3, 0.5 / width)
+    rate = min(5e-4, 50 / width**2) if config.scenario == "full" else min(3e-3, 0.5 / width)
     epochs = 30 if samples <= _FEW_PRODUCTS else 20 if samples <= _SOME_PRODUCTS else 10
     # A frozen text tower reads each caption once; variants of it would cost it more than they gain.
     is_live = SCENARIOS[config.scenario].is_live("text")
