@@ -56,10 +56,6 @@ class PartFolder:
                 console.warn(f"`{self.part(number)}` is damaged and is made again")
                 self.part(number).unlink()
 
-    def write(self, number: int, table: pa.Table) -> None:
-        with replacing(self.part(number)) as file:
-            write_row_groups(file, table.schema, [table])
-
     def tables(self) -> Iterator[pa.Table]:
         """Every row group, in order."""
         return map(self._read, range(self.count))

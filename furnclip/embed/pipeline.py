@@ -31,7 +31,7 @@ from furnclip.catalogue import uncleaned_rows
 from furnclip.config import Config, torchrun_launch
 from furnclip.config.environment import Launch
 from furnclip.embed.encoding import CatalogueReader, RowGroupEncoder, encoding_threads, identity, map_ahead
-from furnclip.embed.parts import POLL_S, Known, PartFolder, write_vectors
+from furnclip.embed.parts import POLL_S, Known, PartFolder, write_row_groups, write_vectors
 from furnclip.embed.plan import PREPROCESSING, fused_provenance, load_models, place, read_or_make_plan
 from furnclip.errors import FurnclipError, InputError
 from furnclip.journal import Journal, encode_event, keep_copy, read_journal, replacing, sweep
@@ -159,7 +159,8 @@ class _Work:
                 journal.append({"event": "begun", "key": plan.key, "row_group": number})
                 rows = self._rows_in(number)
                 table, encoded = encoder.encode(islice(decoded, rows), rows)
-                folder.write(number, table)
+                with replacing(folder.part(number)) as file:
+                    write_row_groups(file, table.schema, [table])
                 summary.encoded.update(encoded)
                 meter.advance(rows)
         summary.row_groups_encoded = len(todo)

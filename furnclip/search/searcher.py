@@ -1,6 +1,6 @@
 """`Searcher`: a model and a table, kept open; the same for the command and for a web service.
 
-However a search is asked for, it becomes a `_Query`, and `_run` alone turns that into hits.
+However a search is asked for, `_run` alone turns it into hits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import re
 import shlex
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -69,17 +69,6 @@ class Hit:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class _Query:
-    """What the table is asked."""
-
-    vector: Floats | None  # (D,), None for keywords alone
-    words: str
-    mode: Mode
-    k: int
-    where: str | None
 
 
 class Searcher:
@@ -184,7 +173,7 @@ class Searcher:
             vectors = encode(avoided)
         with explained(self.uri):
             return [
-                self._run(_Query(vector, text, mode, count, condition))
+                self._run({"vector": vector, "keyword": text}, mode, count, condition)
                 for text, vector in zip(texts, vectors, strict=True)
             ]
 
@@ -271,28 +260,31 @@ class Searcher:
         asked, away = vectors[: len(texts)], vectors[len(texts) :]
         return unit(asked - _AVOIDED_SHARE * away.mean(axis=0)) if avoided else asked
 
-    def _run(self, query: _Query) -> list[Hit]:
-        if query.mode != "hybrid":
-            return [self._hit(*found) for found in self._ranked(query, query.mode, query.k, key=DETAILS)]
+    def _run(self, request: Mapping[str, Any], mode: Mode, k: int, where: str | None) -> list[Hit]:
+        """The hits of one request: a `vector` (D,), None where only words count, and `keyword`, its words."""
+        if mode != "hybrid":
+            return [self._hit(*found) for found in self._ranked(mode, request[mode], k, where, key=DETAILS)]
         # Reading the details of all candidates would take longer than finding them.
-        count = max(query.k, _HYBRID_CANDIDATES)
-        vector, keyword = (self._ranked(query, side, count, key=_ROW_ID) for side in ("vector", "keyword"))
-        best = fuse_ranks([key for key, _ in vector], [key for key, _ in keyword])[: query.k]
+        count = max(k, _HYBRID_CANDIDATES)
+        sides = [self._ranked(side, asked, count, where, key=_ROW_ID) for side, asked in request.items()]
+        best = fuse_ranks(*([key for key, _ in ranked] for ranked in sides))[:k]
         rows = self.table.take_row_ids([key for key, _ in best]).select([DETAILS]).with_row_id().to_list()
         details = {row[_ROW_ID]: row[DETAILS] for row in rows}
         return [self._hit(details[key], score) for key, score in best]
 
-    def _ranked(self, query: _Query, side: str, count: int, *, key: str) -> list[tuple[Any, float]]:
+    def _ranked(
+        self, side: str, asked: Any, count: int, where: str | None, *, key: str
+    ) -> list[tuple[Any, float]]:
         """The best of one side, vector or keyword: what the products have in column `key`, and the score."""
         if side == "vector":
-            search = self.table.search(query.vector, vector_column_name=column_name("vec", self.label))
-            search, score = search.distance_type("dot").nprobes(self._probes(query.where)), "_distance"
+            search = self.table.search(asked, vector_column_name=column_name("vec", self.label))
+            search, score = search.distance_type("dot").nprobes(self._probes(where)), "_distance"
         else:
             # Not the bare text: LanceDB would take quotes for a phrase, which the index does not know.
             match: Any = MatchQuery  # whose defaults mypy cannot see
-            search, score = self.table.search(match(query.words, KEYWORDS), query_type="fts"), "_score"
-        if query.where:
-            search = search.where(query.where, prefilter=True)
+            search, score = self.table.search(match(asked, KEYWORDS), query_type="fts"), "_score"
+        if where:
+            search = search.where(where, prefilter=True)
         by_id = key == _ROW_ID
         rows = search.with_row_id(by_id).select([score] if by_id else [key, score]).limit(count).to_list()
         # A distance is 1 - cosine.
