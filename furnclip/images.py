@@ -11,7 +11,7 @@ Input: a file or its bytes. Output: an RGB image, or `BrokenImage` with a short 
 
 `load_square` is the one preprocessing of `prepare` and `embed`, so that what is trained on is what is
 searched. Large JPEGs are decoded at a fraction of their size (libjpeg's scaled DCT), which changes
-single pixels against a full decode by a few gray levels; colour profiles are not applied.
+single pixels against a full decode by a few gray levels; color profiles are not applied.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from PIL import Image, ImageDraw, ImageFile, ImageOps, UnidentifiedImageError
 from furnclip.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-_PLUGINS = {"WEBP": "WebP"}  # where the plugin is not called as the format, capitalised
+_PLUGINS = {"WEBP": "WebP"}  # where the plugin is not called as the format, capitalized
 MAX_BYTES = 100 * 2**20
 MAX_PIXELS = 80_000_000
 _MAX_PIXELS_OF = {"WEBP": 40_000_000, "AVIF": 40_000_000}  # their decoders keep two or three whole copies
@@ -39,6 +39,7 @@ MIN_SIDE_PX = 8
 _STRIP_PIXELS = 4_000_000  # flattened at a time; a whole image of `MAX_PIXELS` would take four copies
 _REDUCING_GAP = 2.0
 WHITE = (255, 255, 255)
+_REPLACE = "replace the picture or drop the row"
 
 # The decoders of Pillow answer damaged data with any of these.
 _DECODER_ERRORS: tuple[type[Exception], ...] = (
@@ -62,9 +63,7 @@ _UPRIGHT = {
 class BrokenImage(InputError):
     """An image that cannot be used; `reason` is a short stable word for counting."""
 
-    def __init__(
-        self, reason: str, detail: str, *, hint: str = "replace the picture or drop the row"
-    ) -> None:
+    def __init__(self, reason: str, detail: str, *, hint: str = _REPLACE) -> None:
         super().__init__(detail, hint=hint)
         self.reason = reason
 
@@ -157,9 +156,8 @@ def _known_formats() -> tuple[str, ...]:
 def _upright_rgb(image: ImageFile.ImageFile, longest_px: int | None) -> Image.Image:
     turn: Image.Transpose | None = None
     with suppress(*_DECODER_ERRORS):  # unreadable metadata says nothing against the image
-        turn = _UPRIGHT.get(
-            image.getexif().get(_ORIENTATION_TAG, 1)
-        )  # now: Pillow forgets it for some formats
+        # read now: Pillow forgets it for some formats
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
     if longest_px is not None:
         # libjpeg halves the image while decoding, down to the last size that is large enough
         image.draft("RGB", _fitted(image.size, longest_px))

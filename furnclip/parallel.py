@@ -25,7 +25,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -65,16 +64,15 @@ class Workers(Generic[Task, Result]):
         self._here_first = here_first
         self._seen = 0
         self._pool: ProcessPoolExecutor | None = None
-        self._starter: threading.Thread | None = None
+        self._starter: threading.Thread
 
     def __enter__(self) -> Workers[Task, Result]:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._starter is not None and self._pool is not None:
+        if self._pool is not None:
             self._starter.join()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = self._starter = None
+            self._pool.shutdown(cancel_futures=True)
 
     def map(
         self, tasks: Iterable[Task], *, name_of: Callable[[Task], str] = str, chunk_items: int = 16
@@ -97,19 +95,17 @@ class Workers(Generic[Task, Result]):
         Raises what the function raises; an error that is neither a `FurnclipError` nor an `OSError` becomes
         a `FurnclipError` that names the item.
         """
-        waiting: deque[tuple[list[Item], list[bool], Future[_Outcome[Result]]]] = deque()
+        waiting: deque[tuple[list[Item], list[bool], _Outcomes[Result]]] = deque()
         iterator = iter(items)
         try:
-            while chunk := list(islice(iterator, chunk_items)):
-                tasks = [task_of(item) for item in chunk]
-                future = self._submit([task for task in tasks if task is not None])
-                waiting.append((chunk, [task is not None for task in tasks], future))
-                if len(waiting) > self._processes * _CHUNKS_AHEAD:
+            while (chunk := list(islice(iterator, chunk_items))) or waiting:
+                if chunk:
+                    tasks = [task_of(item) for item in chunk]
+                    future = self._submit([task for task in tasks if task is not None])
+                    waiting.append((chunk, [task is not None for task in tasks], future))
+                if not chunk or len(waiting) > self._processes * _CHUNKS_AHEAD:
                     yield from _finished(*waiting[0], name_of)
                     waiting.popleft()
-            while waiting:
-                yield from _finished(*waiting[0], name_of)
-                waiting.popleft()
         except BrokenProcessPool:
             at_work = waiting[0][0] if waiting else chunk
             raise FurnclipError(
@@ -118,7 +114,7 @@ class Workers(Generic[Task, Result]):
                 hint=f"run the same command again to go on from here, with fewer `{self._setting}`",
             ) from None
 
-    def _submit(self, tasks: list[Task]) -> Future[_Outcome[Result]]:
+    def _submit(self, tasks: list[Task]) -> _Outcomes[Result]:
         self._seen += len(tasks)
         worth_a_pool = self._processes > 1 and self._seen > self._here_first
         if tasks and worth_a_pool and (pool := self._started()):
@@ -126,25 +122,24 @@ class Workers(Generic[Task, Result]):
                 return pool.submit(_run_in_worker, tasks)
             except OSError as error:  # it starts another process just when one was killed
                 raise BrokenProcessPool(str(error)) from error
-        future: Future[_Outcome[Result]] = Future()
+        future: _Outcomes[Result] = Future()
         future.set_result(_run(self._function, tasks))
         return future
 
     def _started(self) -> ProcessPoolExecutor | None:
         """The pool, or None while its first process is on its way."""
-        if self._pool is None or self._starter is None:
+        if self._pool is None:
             # Not `fork`: a fork of a process with threads, and pyarrow has some, can hang.
             has_forkserver = "forkserver" in multiprocessing.get_all_start_methods()
             context = multiprocessing.get_context("forkserver" if has_forkserver else "spawn")
             if has_forkserver:  # what a partial calls is imported once, shared by all workers
                 context.set_forkserver_preload([getattr(self._function, "func", self._function).__module__])
-            self._pool = ProcessPoolExecutor(
-                self._processes, mp_context=context, initializer=_start_worker, initargs=(self._function,)
-            )
+            pool = ProcessPoolExecutor(self._processes, context, _start_worker, (self._function,))
             self._starter = threading.Thread(
-                target=_wait_for_answer, args=(self._pool, self._processes), daemon=True
+                target=_wait_for_answer, args=(pool, self._processes), daemon=True
             )
             self._starter.start()
+            self._pool = pool
         return None if self._starter.is_alive() else self._pool
 
 
@@ -169,33 +164,34 @@ class _Failure:
         )
 
 
-_Outcome = tuple[list[Result], _Failure | None]  # of a chunk: results up to the first failure
+_Outcomes = Future["list[Result | _Failure]"]  # of a chunk: results up to the first failure
 
 
 def _finished(
-    items: list[Item], has_task: list[bool], future: Future[_Outcome[Result]], name_of: Callable[[Item], str]
+    items: list[Item], has_task: list[bool], future: _Outcomes[Result], name_of: Callable[[Item], str]
 ) -> Iterator[tuple[Item, Result | None]]:
     """Each item with its result; raises what the function raised for one, after those before it."""
-    results, failure = future.result()
+    outcomes = iter(future.result())
     for item, awaits_result in zip(items, has_task, strict=True):
-        if awaits_result and not results:
-            assert failure is not None
-            raise failure.error(name_of(item))
-        yield item, results.pop(0) if awaits_result else None
+        outcome = next(outcomes) if awaits_result else None
+        if isinstance(outcome, _Failure):
+            raise outcome.error(name_of(item))
+        yield item, outcome
 
 
-def _run(function: Callable[[Task], Result], tasks: list[Task]) -> _Outcome[Result]:
-    results: list[Result] = []
+def _run(function: Callable[[Task], Result], tasks: list[Task]) -> list[Result | _Failure]:
+    """The result of each task, up to the first failure."""
+    results: list[Result | _Failure] = []
     for task in tasks:
         try:
             results.append(function(task))
         except Exception as error:
-            state = dict(vars(error)) if isinstance(error, FurnclipError) else {}
+            state = vars(error) if isinstance(error, FurnclipError) else {}
             arguments = error.args if isinstance(error, FurnclipError | OSError) else (str(error),)
             if isinstance(error, OSError) and error.filename is not None:
                 arguments = (*error.args[:2], str(error.filename))
-            return results, _Failure(type(error), arguments, state)
-    return results, None
+            return [*results, _Failure(type(error), arguments, state)]
+    return results
 
 
 def _free_memory_mb() -> int | None:
@@ -230,11 +226,10 @@ def _start_worker(function: Callable[[Any], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
+    if parent := multiprocessing.parent_process():
+        parent.join()
         os._exit(1)  # ended by a signal, the parent could not tell us to stop
 
 
-def _run_in_worker(tasks: list[Any]) -> _Outcome[Any]:
+def _run_in_worker(tasks: list[Any]) -> list[Any]:
     return _run(_worker_function[0], tasks)

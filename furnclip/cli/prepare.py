@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 _LARGE_GROUP_SHARE = 0.1
 _SHOWN_TYPES = 8
+_NOT_CLEANED = (
+    "%d rows of the catalogue are not cleaned, and therefore not here: they were added since, or lie beyond "
+    "`--limit`; `furnclip clean run` cleans them"
+)
 _SHARED = {
     "title": "their title: set `paths.group_column` to the column that tells variants apart",
     "group": "their group: check `paths.group_column`",
@@ -68,14 +72,15 @@ def prepare(
             manager.check()  # before hours of decoding, not after
     summary = prepare_shards(options, fresh=fresh, rebuild=rebuild)
     mention_raw_titles(options)
-    payload, uploaded = summary.as_dict(), ""
+    payload = summary.as_dict()
     if upload:
         with furnclip.S3Manager.from_config(options.storage) as manager:
             transfer = manager.upload_dataset(summary.folder, options.storage.shards)
         to = f"s3://{options.storage.bucket}/{options.storage.shards}"
         payload["upload"] = {"to": to, **vars(transfer)}
-        uploaded = f"uploaded {transfer.sent} files to {to}; {transfer.kept} were there already"
-    console.emit(payload, as_json=as_json, human=lambda: _show_summary(summary, uploaded))
+    console.emit(payload, as_json=as_json, human=lambda: _show_summary(summary))
+    if upload and not as_json:
+        console.say(f"uploaded {transfer.sent} files to {to}; {transfer.kept} were there already")
 
 
 def _show_report(report: CheckReport) -> None:
@@ -87,18 +92,11 @@ def _show_report(report: CheckReport) -> None:
         }
         rows = [[reason, count, shown[reason]] for reason, count in report.reasons.items()]
         console.show_table(["reason", "rows", "first of them"], rows)
-    _mention_uncleaned(report.not_cleaned)
+    if report.not_cleaned:
+        console.warn(_NOT_CLEANED % report.not_cleaned)
 
 
-def _mention_uncleaned(rows: int) -> None:
-    if rows:
-        console.warn(
-            f"{rows} rows of the catalogue are not cleaned, and therefore not here: they were added since, "
-            "or lie beyond `--limit`; `furnclip clean run` cleans them"
-        )
-
-
-def _show_summary(summary: Summary, uploaded: str) -> None:
+def _show_summary(summary: Summary) -> None:
     from furnclip.prepare import spread
 
     if not summary.changed_shards and not summary.decoded:
@@ -110,7 +108,7 @@ def _show_summary(summary: Summary, uploaded: str) -> None:
         rows = [[kind, *counts.values()] for kind, counts in list(kinds.items())[:_SHOWN_TYPES]]
         columns = ["object type", *next(iter(kinds.values()))]
         console.show_table(columns, rows, title=f"the {len(rows)} commonest of {len(kinds)} object types")
-    leaks, placeholders = summary.manifest.leaks, summary.rejected.get("placeholder-image")
+    leaks = summary.manifest.leaks
     console.say(
         f"{summary.products} of {summary.rows} rows are in the shards; {leaks['groups_joined']} groups of "
         f"several products, the largest has {leaks['largest_group']}; "
@@ -120,7 +118,7 @@ def _show_summary(summary: Summary, uploaded: str) -> None:
         console.say(f"rejected: {count} {reason}")
     if summary.rejected:
         console.say(f"see {summary.folder / 'rejected.csv'}")
-    if placeholders:
+    if placeholders := summary.rejected.get("placeholder-image"):
         console.warn(
             f"{placeholders} products have a placeholder image, one for products that have nothing else in "
             "common; give them images of their own to train on them"
@@ -130,6 +128,5 @@ def _show_summary(summary: Summary, uploaded: str) -> None:
             f"one group holds {leaks['largest_group']} of {summary.products} products, all in one split; "
             f"most of them share {_SHARED[leaks['largest_group_shares']]}"
         )
-    _mention_uncleaned(summary.not_cleaned)
-    if uploaded:
-        console.say(uploaded)
+    if summary.not_cleaned:
+        console.warn(_NOT_CLEANED % summary.not_cleaned)

@@ -189,7 +189,11 @@ class _Run:
             rejected=dict(sorted(rejected.items())),
         ).with_hash()
         _write_rejected(folder, self.rejections)
-        _announce(folder, manifest)
+        published = None
+        with suppress(MissingStageError, InputError):  # there is none, or a damaged one
+            published = read_manifest(folder)
+        if published != manifest:
+            write_manifest(folder, manifest)
         self.store.finish(records)
         shutil.rmtree(staged, ignore_errors=True)
         products = sum(manifest.splits[name].samples for name in SPLITS)
@@ -278,11 +282,3 @@ def _write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
     path = folder / REJECTED_NAME
     if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)
-
-
-def _announce(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, unless it says just this already; a damaged one does not."""
-    with suppress(MissingStageError, InputError):
-        if read_manifest(folder) == manifest:
-            return
-    write_manifest(folder, manifest)
