@@ -10,11 +10,9 @@ import typer
 from furnclip import __version__, console
 from furnclip.cli import arena, clean, prepare, train
 from furnclip.cli.doctor import doctor
-from furnclip.cli.embed import embed
 from furnclip.cli.ending import written_folders
-from furnclip.cli.evaluate import evaluate
 from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup, JsonOption
-from furnclip.cli.search import search
+from furnclip.cli.retrieval import embed, evaluate, search
 
 PIPELINE = ("init", "doctor", "clean", "prepare", "train", "eval", "embed", "search", "arena", "demo")
 _PRODUCTS = 700  # in the demo's catalogue; a test compares it

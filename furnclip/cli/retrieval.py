@@ -1,0 +1,219 @@
+"""`furnclip eval`, `embed` and `search`: measure models, encode the catalogue with one, and search it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from furnclip import console
+from furnclip.cli.options import (
+    ConfigOption,
+    Flags,
+    JsonOption,
+    check_address_space,
+    mention_raw_titles,
+    sets,
+    settings,
+)
+from furnclip.errors import InputError
+
+if TYPE_CHECKING:
+    from furnclip.embed import Summary
+    from furnclip.search import Hit, Searcher
+
+_COUNTS = (
+    *("products", "rejected", "uncleaned", "missing", "encoded"),
+    *("row_groups", "row_groups_encoded", "row_groups_begun"),
+)
+
+
+@sets("model.name", "eval.split")
+def evaluate(
+    *,
+    flags: Flags,
+    config: ConfigOption = None,
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="run to measure, repeatable; without it the latest")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="measure again although nothing changed")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare models: recall, intervals, tests, images; writes report.html and report.json."""
+    check_address_space()
+    from furnclip.evaluate import comparison_lines, summary_table
+    from furnclip.evaluate import evaluate as run_evaluation
+
+    result = run_evaluation(settings(config, flags), run or (), force=force)
+    if result.was_there:
+        console.note(
+            "nothing to do: the same models, data and settings were measured before (`--force` repeats it)"
+        )
+    report = result.report
+    payload = {**report, "report": str(result.html_path)}
+
+    def show() -> None:
+        columns, rows = summary_table(report)
+        title = f"text to image, {report['queries']} queries, gallery of {report['gallery_size']}"
+        console.show_table(columns, rows, title=title)
+        for line in (*comparison_lines(report), f"report: {result.html_path}"):
+            console.say(line)
+
+    console.emit(payload, as_json=as_json, human=show)
+
+
+@sets("model.name", "embed.batch_size", "embed.dtype")
+def embed(
+    *,
+    flags: Flags,
+    config: ConfigOption = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="fine-tuned run; default: the latest finished one")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode every product once and build the search table; only what changed is encoded again."""
+    check_address_space()
+    from furnclip.clean.workspace import check_finished
+    from furnclip.embed import embed_catalogue
+
+    chosen = settings(config, flags)
+    check_finished(chosen.paths)
+    summary = embed_catalogue(chosen, run=run)
+    if summary.index is None:
+        return  # under torchrun, only process 0 prints the summary
+    mention_raw_titles(chosen)
+    if summary.was_there:
+        console.note("nothing to do: every product is embedded by these models already")
+    if summary.uncleaned:
+        console.warn(
+            f"{summary.uncleaned} rows of `{chosen.paths.products}` are not here: they were added after "
+            "cleaning or lie beyond its limit; `furnclip clean run` cleans them"
+        )
+    payload = {
+        "vectors": str(summary.vectors),
+        "index": summary.index.uri,
+        "search": "exact" if summary.index.exact else "ivf",
+        **{name: getattr(summary, name) for name in _COUNTS},
+        "seconds": round(summary.seconds, 3),
+        "up_to_date": summary.was_there,
+        "models": {label: model.model_dump() for label, model in summary.provenance.models.items()},
+    }
+    console.emit(payload, as_json=as_json, human=lambda: _show_vectors(summary))
+    if sum(summary.missing.values()) == summary.products:
+        raise InputError(
+            "no product has an image that can be read, so only keywords find anything",
+            hint=f"see `{summary.missing_file}` for the reason of each",
+        )
+
+
+def _show_vectors(summary: Summary) -> None:
+    rows = [
+        (label, model.name, model.precision, summary.encoded.get(label, 0), model.image_weight)
+        for label, model in summary.provenance.models.items()
+    ]
+    title = f"{summary.products} products in {summary.seconds:.1f} s"
+    console.show_table(("vectors", "model", "precision", "encoded", "image weight"), rows, title=title)
+    for reason, count in sorted(summary.missing.items()):
+        console.say(f"without an image: {count} ({reason}), see {summary.missing_file}")
+    if summary.rejected:
+        console.say(f"rejected rows: {summary.rejected}, see {summary.rejected_file}")
+    console.say(f"vectors: {summary.vectors}")
+    console.say('next: furnclip search "a red armchair"')
+
+
+@sets("search.k", "search.mode", "search.image_weight")
+def search(
+    *,
+    flags: Flags,
+    text: Annotated[str | None, typer.Argument(help="what to look for")] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", help="look for products like this image", resolve_path=True)
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help="SQL filter, e.g. \"color = 'brown' AND style <> ''\"")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--not", help="word that hits must not have, repeatable")
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="draw the hits as a contact sheet")] = False,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", "-i", help="ask again and again; the model stays loaded")
+    ] = False,
+    run: Annotated[
+        str | None, typer.Option("--run", help="search the vectors of this run; default: those embedded")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="search the vectors of this base model")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find products by meaning, by word or by image."""
+    check_address_space()
+    from furnclip.search import Searcher
+
+    searcher = Searcher(settings(config, flags), run=run, model=model)
+    for query in _queries(text, image, interactive=interactive):
+        start = time.perf_counter()
+        hits = searcher.search(query, image=image, where=where, exclude=exclude or [])
+        seconds = time.perf_counter() - start
+        _answer(searcher, hits, query, seconds=seconds, preview=preview, as_json=as_json)
+
+
+def _queries(text: str | None, image: Path | None, *, interactive: bool) -> Iterator[str | None]:
+    """The text given; then, with `--interactive`, one line after another until an empty one."""
+    if text or image or not interactive:
+        yield text
+    lines = typer.get_text_stream("stdin", errors="replace")  # once: each stream reads ahead for itself
+    while interactive:
+        console.note("search for (an empty line ends):")
+        line = lines.readline().strip()
+        if not line:
+            return
+        yield line
+
+
+def _answer(
+    searcher: Searcher, hits: list[Hit], text: str | None, *, seconds: float, preview: bool, as_json: bool
+) -> None:
+    payload: dict[str, Any] = {
+        "query": text,
+        "mode": searcher.config.search.mode if (text or "").strip() else "vector",
+        "model": searcher.clip.name,
+        "products": searcher.table.count_rows(),
+        "seconds": round(seconds, 4),
+        "hits": [hit.as_dict() for hit in hits],
+    }
+    if preview:
+        payload["preview"] = str(_draw(searcher, hits, quiet=as_json))
+
+    def show() -> None:
+        if not hits:
+            console.say("no product matches")
+            return
+        rows = []
+        for place, hit in enumerate(hits, start=1):
+            title = hit.clean_title or hit.title
+            rows.append((place, hit.score, hit.product_id, title, hit.color, hit.material, hit.style))
+        columns = ("", "score", "id", "title", "color", "material", "style")
+        console.show_table(columns, rows, title=f"{len(hits)} hits in {seconds * 1000:.0f} ms")
+
+    console.emit(payload, as_json=as_json, human=show)
+
+
+def _draw(searcher: Searcher, hits: list[Hit], *, quiet: bool) -> Path:
+    """Write the contact sheet and, on a terminal, draw it; its path."""
+    from furnclip.search import write_preview
+    from furnclip.viewers import show_image
+
+    paths = searcher.config.paths
+    sheet = write_preview(hits, paths.images, paths.cache / "search" / "preview.jpg")
+    if not quiet:
+        drawing = show_image(sheet, searcher.config.arena.viewer, cache=paths.cache / "viewer")
+        console.show_bytes(drawing.data)
+        console.say(f"preview: {sheet}")
+    return sheet
