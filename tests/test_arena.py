@@ -89,7 +89,7 @@ def test_only_queries_with_different_answers_are_shown() -> None:
     contest = lineup(queries=20, agreeing=8)
     votes = judge_all(Judging(contest, "anna", [], repeat_every=0))
     assert sorted(int(vote.query.query_id[1:]) for vote in votes) == list(range(8, 20))
-    assert contest.agreement() == {"queries": 20, "agreed": [{"models": ["base", "tuned"], "queries": 8}]}
+    assert contest.differing(("base", "tuned")) == list(range(8, 20))
 
 
 def test_the_same_products_in_another_order_are_a_difference() -> None:
@@ -245,6 +245,11 @@ def test_driven_from_code_and_resumed(contest: Path) -> None:
         assert app.next_query() == third
     events = [json.loads(line) for line in (contest / "work/arena/votes.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["contest", "vote", "vote", "vote", "undo"]
+    agreed = 20 - len(app.lineup.differing(("base", "tuned-run")))
+    assert (events[0]["queries"], events[0]["agreed"]) == (
+        20,
+        [{"models": ["base", "tuned-run"], "queries": agreed}],
+    )
 
 
 def test_a_question_says_nothing_about_models(contest: Path) -> None:

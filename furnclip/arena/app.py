@@ -25,7 +25,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 
 from furnclip.arena.lineup import Card, Lineup, Query, make_lineup
 from furnclip.arena.standings import Standings, compute_standings, fit_strengths
-from furnclip.arena.votes import OUTCOMES, Vote, VoteBook
+from furnclip.arena.votes import OUTCOMES, Agreed, Contest, Vote, VoteBook
 from furnclip.catalogue import content_hash
 from furnclip.config import Config, load_config
 from furnclip.errors import JournalError, UsageError
@@ -301,8 +301,10 @@ class ArenaApp:
         taken_s = round(time.monotonic() - self._asked_at if seconds is None else seconds, 3)
         vote = self.judging.cast(choice.upper(), vote_id=uuid.uuid4().hex, at=_now(), seconds=taken_s)
         if not self.judging.own:
-            contest = {"event": "contest", "lineup": self.lineup.key, **self.lineup.agreement()}
-            self.book.append({**contest, "models": self.lineup.models, "at": _now()})
+            lineup, queries = self.lineup, len(self.lineup.queries)
+            agreed = [Agreed(duel, queries - len(lineup.differing(duel))) for duel in lineup.duels()]
+            contest = Contest(lineup.key, lineup.models, queries, tuple(agreed))
+            self.book.append({"event": "contest", **asdict(contest), "at": _now()})
         self.book.append(vote.event())
         self.judging.accept(vote)
         self._asked = False

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,14 +83,6 @@ class Lineup:
         first, second = (self.answers[model] for model in duel)
         return [index for index in range(len(self.queries)) if first[index] != second[index]]
 
-    def agreement(self) -> dict[str, Any]:
-        """How many queries there were, and for each duel how many got the same answers from both models."""
-        agreed = [(duel, len(self.queries) - len(self.differing(duel))) for duel in self.duels()]
-        return {
-            "queries": len(self.queries),
-            "agreed": [{"models": list(duel), "queries": count} for duel, count in agreed],
-        }
-
     def shown(self, model: str, query: int) -> tuple[Card, ...]:
         """The row of results of one model."""
         return tuple(self._card[product_id] for product_id in self.answers[model][query])
@@ -157,9 +148,8 @@ class _Contender:
 
     def align(self, products: _Products) -> None:
         """From here on rows are those of `products`, whatever order this file has."""
-        rows = {product["product_id"]: row for row, product in enumerate(self.table.products)}
-        found = [rows.get(product["product_id"], -1) for product in products]
-        self._rows = np.array(found, dtype=np.int64)
+        place = {product["product_id"]: row for row, product in enumerate(self.table.products)}
+        self._rows = np.array([place.get(each["product_id"], -1) for each in products], dtype=np.int64)
 
     def present(self, kind: str) -> npt.NDArray[np.bool_]:
         """Which products have such a vector, (N,)."""
@@ -237,8 +227,8 @@ def _compute_lineup(config: Config, contenders: list[_Contender], key: str) -> L
             [row for row in rows if row != own][:k]
             for rows, own in zip(found.tolist(), own_rows, strict=True)
         ]
-    used = sorted({row for rows in answers.values() for answer in rows for row in answer})
-    cards = {row: _card(products[row], config) for row in used}
+    used = {row for rows in answers.values() for answer in rows for row in answer}
+    cards = {row: _card(products[row], config) for row in sorted(used)}
     return Lineup(
         key=key,
         models={contender.name: contender.made_by.fingerprint for contender in contenders},

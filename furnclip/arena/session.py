@@ -212,7 +212,8 @@ class Session:
             drawn = self._wait_for(self._images.start(trial, frame.box))
             if drawn is None or self._terminal.window() != window:
                 return
-            if drawn[0].failures:  # a message to show, and perhaps no viewer left
+            if failures := drawn[0].failures:  # a message to show, and perhaps no viewer left
+                self._message = f"{'; '.join(failures)}; now {drawn[0].viewer}"
                 frame = self._frame(trial, window)
         # the whole screen in one piece, the image last
         text = "".join(f"\x1b[{number};1H{line}" for number, line in enumerate(frame.lines, start=1))
@@ -249,10 +250,7 @@ class Session:
             if set(self._terminal.read(_POLL_S)).intersection(_QUIT):
                 self._quitting = True
                 return None
-        drawn, sheet = drawing.result()
-        if drawn.failures:
-            self._message = f"{'; '.join(drawn.failures)}; now {drawn.viewer}"
-        return drawn, sheet
+        return drawing.result()
 
     def _listen(self, frame: Frame, window: Window, drawn: Drawn | None) -> None:
         armed_at_s = time.monotonic() + _ARMING_S

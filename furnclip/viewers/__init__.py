@@ -3,9 +3,8 @@
     drawing = show_image(path, cache=folder)     # bytes for the cursor's place
     console.show_bytes(drawing.data)    # empty when drawing.viewer is `none`: print the path instead
 
-`detect` looks for kitten icat, wezterm imgcat, chafa, imgcat, timg and viu, or takes the user's own command.
-`Viewer` runs them (no shell, no keyboard, a timeout, bounded output) and falls back to the next and at last
-to half blocks drawn by Rich.
+`detect` chooses among the viewers installed here, or takes the user's own command. `Viewer` runs them (no
+shell, no keyboard, a timeout, bounded output) and falls back to the next and at last to half blocks.
 
 Not to be trusted: a terminal's environment variables are inherited and can name the wrong terminal;
 then the image looks wrong, and `viewer = "builtin"` or `"none"` is the way out.
