@@ -12,9 +12,10 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -54,20 +55,20 @@ _REVIEW_COLUMNS = 4
 _REVIEW_QUALITY = 90
 
 
-@dataclass
+@dataclass(frozen=True)
 class CleaningSummary:
     """What `finalize` wrote, in rows."""
 
-    rows: int = 0
-    cleaned: int = 0
-    rejected: int = 0
-    pending: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    paid_usd: float = 0.0
-    unconfirmed_usd: float = 0.0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    was_done: bool = False
+    rows: int
+    cleaned: int
+    rejected: int
+    pending: int
+    reasons: Counter[str]
+    paid_usd: float
+    unconfirmed_usd: float
+    prompt_tokens: int
+    completion_tokens: int
+    was_done: bool
 
 
 def finalize(ledger: CleaningLedger, *, partial: bool) -> CleaningSummary:
@@ -85,16 +86,13 @@ def finalize(ledger: CleaningLedger, *, partial: bool) -> CleaningSummary:
     counted = [part.number for part in state.with_status("downloaded", "merged", "replaced")]
     facts = (prepared["rows_sha256"], counted, clean.fallback, clean.max_attempts)
     fingerprint, done = content_hash(repr(facts)), state.finalized
-    is_done = done is not None and done["fingerprint"] == fingerprint
-    if done and is_done and ledger.workspace.cleaned.is_file() and ledger.workspace.rejected.is_file():
-        counts = {name: done[name] for name in ("rows", "cleaned", "rejected", "pending")}
-        summary = CleaningSummary(**counts, reasons=Counter(done["reasons"]), was_done=True)
-    else:
-        summary = _write_files(ledger, partial=partial)
-        counts = {name: getattr(summary, name) for name in ("rows", "cleaned", "rejected", "pending")}
-        reasons = dict(sorted(summary.reasons.items()))
-        ledger.record("finalized", fingerprint=fingerprint, **counts, reasons=reasons)
-    return replace(summary, **bill(state))
+    are_there = ledger.workspace.cleaned.is_file() and ledger.workspace.rejected.is_file()
+    was_done = done is not None and done["fingerprint"] == fingerprint and are_there
+    if done is None or not was_done:
+        done = _write_files(ledger, partial=partial)
+        ledger.record("finalized", fingerprint=fingerprint, **done)
+    counts = {name: done[name] for name in ("rows", "cleaned", "rejected", "pending")}
+    return CleaningSummary(**counts, reasons=Counter(done["reasons"]), was_done=was_done, **bill(state))
 
 
 def bill(state: State) -> Event:
@@ -107,9 +105,11 @@ def bill(state: State) -> Event:
     }
 
 
-def _write_files(ledger: CleaningLedger, *, partial: bool) -> CleaningSummary:
-    """Both files, or neither: an error in here leaves the old ones as they were."""
-    summary, columns = CleaningSummary(), read_records(ledger.config.paths.products)[0]
+def _write_files(ledger: CleaningLedger, *, partial: bool) -> Event:
+    """Both files, or neither: an error in here leaves the old ones as they were; counts of the rows."""
+    counts = dict.fromkeys(("rows", "cleaned", "rejected", "pending"), 0)
+    reasons: Counter[str] = Counter()
+    columns = read_records(ledger.config.paths.products)[0]
     header = [renamed_column(name) for name in columns]
     with ExitStack() as stack:
         cleaned, rejected = (
@@ -120,22 +120,19 @@ def _write_files(ledger: CleaningLedger, *, partial: bool) -> CleaningSummary:
         rejected.write_row([*header, *REJECT_COLUMNS])
         for product, outcome in _outcomes(ledger):
             raw = [product.fields.get(name, "") for name in columns]
-            summary.rows += 1
-            if outcome is None:
-                summary.pending += 1
-            elif outcome.kind == "cleaned":
-                summary.cleaned += 1
+            counts["rows"] += 1
+            counts[outcome.kind if outcome else "pending"] += 1
+            if outcome and outcome.kind == "cleaned":
                 cleaned.write_row([*raw, *outcome.values, outcome.source])
-            else:
-                summary.rejected += 1
-                summary.reasons[outcome.reason] += 1
+            elif outcome:
+                reasons[outcome.reason] += 1
                 rejected.write_row([*raw, outcome.reason, outcome.detail])
-        if summary.pending and not partial:
+        if counts["pending"] and not partial:
             raise ServiceError(
-                f"{summary.pending} rows have no answer yet",
+                f"{counts['pending']} rows have no answer yet",
                 hint="run `furnclip clean run` to get them, or add `--partial` to write what is there",
             )
-    return summary
+    return {**counts, "reasons": dict(sorted(reasons.items()))}
 
 
 def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Outcome | None]]:
@@ -144,8 +141,8 @@ def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Out
     vocabulary = Vocabulary.from_config(config.clean)
     answered = collect(ledger.workspace, ledger.state, vocabulary)
     falls_back = config.clean.fallback == "local"
-    brands = find_brands(ledger.catalogue if falls_back else (), vocabulary)
-    products = iter(ledger.catalogue)
+    brands = find_brands(ledger.products() if falls_back else (), vocabulary)
+    products = ledger.products()
     for entry in ledger.workspace.read_rows():
         product = next(products)
         while product.row != entry.row:  # a row that was not selected
@@ -171,29 +168,16 @@ def _first_image(product: Product, config: Config, longest_px: int) -> Image.Ima
     except BrokenImage:
         return None
     for path in paths:
-        try:
+        with suppress(BrokenImage):
             return open_image(path, longest_px=longest_px)
-        except BrokenImage:
-            continue
     return None
 
 
 # --- review
 
 
-@dataclass(frozen=True)
-class ReviewedRow:
-    """One row before and after."""
-
-    product_id: str
-    title: str
-    clean_title: str
-    attributes: dict[str, str]
-    source: str
-
-
-def review(config: Config, *, rows: int, seed: int) -> tuple[list[ReviewedRow], Path]:
-    """Some rows, and the contact sheet that shows them in the same order.
+def review(config: Config, *, rows: int, seed: int) -> tuple[list[dict[str, Any]], Path]:
+    """Some rows before and after, and the contact sheet that shows them in the same order.
 
     Which rows are shown depends on the seed alone, so two people look at the same ones.
     """
@@ -205,17 +189,16 @@ def review(config: Config, *, rows: int, seed: int) -> tuple[list[ReviewedRow], 
     chosen = heapq.nsmallest(rows, products, key=lambda p: content_hash(str(seed), p.product_id))
     chosen.sort(key=lambda product: product.row)
     shown = [
-        ReviewedRow(
-            product_id=product.product_id,
-            title=product.title,
-            clean_title=product.fields["clean_title"],
-            attributes={name: product.fields[name] for name in ATTRIBUTES},
-            source=product.fields["clean_source"],
-        )
+        {
+            "product_id": product.product_id,
+            "title": product.title,
+            "clean_title": product.fields["clean_title"],
+            "attributes": {name: product.fields[name] for name in ATTRIBUTES},
+            "source": product.fields["clean_source"],
+        }
         for product in chosen
     ]
-    images = (_first_image(product, config, _REVIEW_CELL_PX) for product in chosen)
-    cells = [(image, row.clean_title) for image, row in zip(images, shown, strict=True)]
+    cells = [(_first_image(p, config, _REVIEW_CELL_PX), p.fields["clean_title"]) for p in chosen]
     lines = [cells[start : start + _REVIEW_COLUMNS] for start in range(0, len(cells), _REVIEW_COLUMNS)]
     path = config.paths.clean / "review.jpg"
     write_bytes(path, encode_jpeg(contact_sheet(lines, cell_px=_REVIEW_CELL_PX), _REVIEW_QUALITY))

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +30,6 @@ from furnclip.clean.prompt import user_text
 from furnclip.clean.workspace import (
     CleaningLedger,
     Line,
-    RawCatalogue,
     RowEntry,
     drop_damaged,
     file_digest,
@@ -60,8 +60,7 @@ def prepare(ledger: CleaningLedger, selection: Selection) -> bool:
     drop_damaged(ledger)
     repair_indexes(ledger)
     before = ledger.state.prepared
-    is_same = before is not None and before["fingerprint"] == fingerprint
-    if before is not None and is_same and is_intact(workspace.rows, before["rows_sha256"]):
+    if before and before["fingerprint"] == fingerprint and is_intact(workspace.rows, before["rows_sha256"]):
         return True
     for part in ledger.state.with_status(*UNSENT, backend="live"):
         # answers of an interrupted run, before other settings drop what was not sent
@@ -71,10 +70,7 @@ def prepare(ledger: CleaningLedger, selection: Selection) -> bool:
     for part in ledger.state.with_status("dropped"):
         workspace.content(part.number, is_local=part.backend == "local").unlink(missing_ok=True)
         workspace.index(part.number).unlink(missing_ok=True)
-    total = selection.limit or selection.sample or total
-    counts = dict.fromkeys(("rows", "requests", "rejected"), 0)
-    with console.progress("reading images", total=total) as meter, replacing(workspace.rows) as file:
-        _write_parts(ledger, _written(_encoded(ledger, selection), file, counts, meter))
+    counts = _write_parts(ledger, selection, total=selection.limit or selection.sample or total)
     if not counts["rows"]:
         raise InputError(f"`{paths.products}` has no rows", hint="export the catalogue again")
     ledger.record(
@@ -87,6 +83,26 @@ def prepare(ledger: CleaningLedger, selection: Selection) -> bool:
         rows_sha256=file_digest(workspace.rows),
     )
     return False
+
+
+def _write_parts(ledger: CleaningLedger, selection: Selection, *, total: int) -> dict[str, int]:
+    """Write `rows.jsonl` and the parts, each of them journalled when it is complete; counts of the rows."""
+    clean, is_local = ledger.config.clean, ledger.config.clean.backend == "local"
+    counts = dict.fromkeys(("rows", "requests", "rejected"), 0)
+    with console.progress("reading images", total=total) as meter, replacing(ledger.workspace.rows) as file:
+        parts = write_parts(
+            ledger.workspace,
+            _lines_to_send(ledger, selection, file, counts, meter),
+            part_limits(clean, ledger.recipe),
+            first_number=ledger.state.next_number,
+            backend=clean.backend,
+            source=offline.SOURCE if is_local else f"{clean.backend}:{clean.model}",
+            identity=ledger.recipe.identity,
+            status="downloaded" if is_local else "planned",
+        )
+        for facts in parts:
+            ledger.record("planned", **facts)
+    return counts
 
 
 def _mention_family(ledger: CleaningLedger) -> None:
@@ -111,7 +127,7 @@ def _fingerprint(ledger: CleaningLedger, selection: Selection) -> tuple[str, int
     settings = [clean.backend, recipe.identity, offline.rules_identity(recipe.vocabulary), *limits]
     images = hashlib.blake2b(digest_size=16)
     rows = 0
-    for product in ledger.catalogue:
+    for product in ledger.products():
         rows += 1
         if isinstance(product, Product):
             images.update(json.dumps([_image_facts(name, paths.images) for name in product.images]).encode())
@@ -129,22 +145,17 @@ def _image_facts(name: str, root: Path) -> str:
     return f"{name} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def _selected(catalogue: RawCatalogue, selection: Selection) -> Iterator[Product | Rejection]:
+def _selected(ledger: CleaningLedger, selection: Selection) -> Iterator[Product | Rejection]:
     """The selected rows, in catalogue order.
 
     A sample has the smallest hashes of ids: it is fair, and does not change when rows are added.
     """
-    chosen: frozenset[int] | None = None
-    if selection.sample:
-        hashed = ((content_hash(product.product_id), product.row) for product in catalogue)
-        chosen = frozenset(row for _, row in heapq.nsmallest(selection.sample, hashed))
-    count = 0
-    for product in catalogue:
-        if selection.limit and count >= selection.limit:
-            return
-        if chosen is None or product.row in chosen:
-            count += 1
-            yield product
+    if not selection.sample:
+        yield from islice(ledger.products(), selection.limit or None)
+        return
+    hashed = ((content_hash(product.product_id), product.row) for product in ledger.products())
+    chosen = {row for _, row in heapq.nsmallest(selection.sample, hashed)}
+    yield from islice((p for p in ledger.products() if p.row in chosen), selection.limit or None)
 
 
 # --- one row
@@ -161,12 +172,14 @@ class EncodingTask:
     brands: frozenset[BrandName]  # of the whole catalogue
 
 
-# one catalogue row on its way, with the line to send: None where it is known already, or rejected
-EncodedRow = tuple[RowEntry, Line | None]
-
-
-def _encoded(ledger: CleaningLedger, selection: Selection) -> Iterator[EncodedRow]:
-    """Every selected row, in order."""
+def _lines_to_send(
+    ledger: CleaningLedger,
+    selection: Selection,
+    file: IO[bytes],
+    counts: dict[str, int],
+    meter: console.Meter,
+) -> Iterator[Line]:
+    """The lines to be sent; the entries of the rows are written, and counted, while they stream by."""
     clean, state, recipe = ledger.config.clean, ledger.state, ledger.recipe
     is_local = clean.backend == "local"
     known = {
@@ -175,16 +188,26 @@ def _encoded(ledger: CleaningLedger, selection: Selection) -> Iterator[EncodedRo
         for request in ledger.workspace.read_index(part.number)
     }
     known.update(line["custom_id"] for part in state.parts.values() for line in part.rejected_lines)
-    brands = find_brands(ledger.catalogue if is_local else (), recipe.vocabulary)
+    brands = find_brands(ledger.products() if is_local else (), recipe.vocabulary)
     task = EncodingTask(ledger.config.paths.images, recipe, is_local, frozenset(known), brands)
     function = partial(encode_product, task=task)
     with Workers(function, clean.workers, here_first=_INLINE_PRODUCTS, setting="clean.workers") as pool:
-        products = _selected(ledger.catalogue, selection)
-        yield from pool.map(products, name_of=lambda product: product.product_id)
+        products = _selected(ledger, selection)
+        for entry, line in pool.map(products, name_of=lambda product: product.product_id):
+            file.write(encode_event(entry._asdict()))
+            counts["rows"] += 1
+            counts["requests"] += bool(entry.custom_id)
+            counts["rejected"] += bool(entry.reason)
+            meter.advance()
+            if line:
+                yield line
 
 
-def encode_product(product: Product | Rejection, task: EncodingTask) -> EncodedRow:
-    """The first of the product's images that can be read decides; without one the row is rejected."""
+def encode_product(product: Product | Rejection, task: EncodingTask) -> tuple[RowEntry, Line | None]:
+    """A row and the line to send for it, None where that is known already.
+
+    The first of the product's images that can be read decides; without one the row is rejected.
+    """
     if isinstance(product, Rejection):
         return RowEntry(product.row, product.product_id, "", product.reason, product.detail), None
     problem: BrokenImage | None = None
@@ -216,34 +239,3 @@ def _encode(product: Product, image: bytes, task: EncodingTask) -> tuple[str, Li
     jpeg, image_tokens = request_image(image, recipe)
     content = recipe.line(custom_id, recipe.body(product.title, jpeg))
     return custom_id, Line(custom_id, content, image_tokens, text_tokens(user_text(product.title)))
-
-
-def _written(
-    rows: Iterator[EncodedRow], file: IO[bytes], counts: dict[str, int], meter: console.Meter
-) -> Iterator[Line]:
-    """The lines to be sent; the entries of their rows are written, and counted, while they stream by."""
-    for entry, line in rows:
-        file.write(encode_event(entry._asdict()))
-        counts["rows"] += 1
-        counts["requests"] += bool(entry.custom_id)
-        counts["rejected"] += bool(entry.reason)
-        meter.advance()
-        if line:
-            yield line
-
-
-def _write_parts(ledger: CleaningLedger, lines: Iterator[Line]) -> None:
-    clean = ledger.config.clean
-    is_local = clean.backend == "local"
-    parts = write_parts(
-        ledger.workspace,
-        lines,
-        part_limits(clean, ledger.recipe),
-        first_number=ledger.state.next_number,
-        backend=clean.backend,
-        source=offline.SOURCE if is_local else f"{clean.backend}:{clean.model}",
-        identity=ledger.recipe.identity,
-        status="downloaded" if is_local else "planned",
-    )
-    for facts in parts:
-        ledger.record("planned", **facts)

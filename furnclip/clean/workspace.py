@@ -170,32 +170,7 @@ def check_finished(paths: DataPaths) -> None:
         raise no_rows(paths.cleaned, paths)
 
 
-# --- the catalogue and the journal
-
-
-class RawCatalogue:
-    """The raw catalogue, parsed once a command: later passes over it read the rows back from `spool`.
-
-    So memory does not grow with the number of rows, and all passes see the same ones.
-    """
-
-    def __init__(self, paths: DataPaths, spool: IO[bytes]) -> None:
-        self._paths = paths
-        self._spool = spool  # a file of this process alone
-        self._rows = -1
-
-    def __iter__(self) -> Iterator[Product | Rejection]:
-        """Every row, in file order; one pass at a time."""
-        self._spool.seek(0)
-        for _ in range(self._rows):
-            yield pickle.load(self._spool)
-        if self._rows < 0:  # no pass has come to its end yet
-            rows = 0
-            for product in read_products(self._paths.products, self._paths):
-                pickle.dump(product, self._spool, pickle.HIGHEST_PROTOCOL)
-                rows += 1
-                yield product
-            self._rows = rows
+# --- the journal
 
 
 class CleaningLedger:
@@ -204,9 +179,26 @@ class CleaningLedger:
     def __init__(self, config: Config, journal: Journal, spool: IO[bytes]) -> None:
         self.config = config
         self.workspace = Workspace(config.paths.clean)
-        self.catalogue = RawCatalogue(config.paths, spool)
         self.state = read_state(config)
         self._journal = journal
+        self._spool, self._spooled_rows = spool, -1
+
+    def products(self) -> Iterator[Product | Rejection]:
+        """Every row of the raw catalogue, in file order; one pass at a time.
+
+        The file is parsed once a command, and its rows are spooled to the disk: memory does not grow with
+        them, and all passes see the same ones.
+        """
+        self._spool.seek(0)
+        if self._spooled_rows < 0:
+            rows = 0
+            for product in read_products(self.config.paths.products, self.config.paths):
+                pickle.dump(product, self._spool, pickle.HIGHEST_PROTOCOL)
+                rows += 1
+            self._spooled_rows = rows
+            self._spool.seek(0)
+        for _ in range(self._spooled_rows):
+            yield pickle.load(self._spool)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -214,7 +206,7 @@ class CleaningLedger:
         return Recipe.from_config(self.config.clean)
 
     def record(self, name: str, **facts: object) -> None:
-        event: Event = {"event": name, **facts}
+        event = {"event": name, **facts}
         self._journal.append(event)
         self.state = apply(self.state, event)
 

@@ -207,12 +207,12 @@ def review(
     shown, sheet = clean.review(settings(config), rows=rows, seed=seed)
 
     def human() -> None:
-        table = [(r.product_id, r.title, r.clean_title, ", ".join(r.attributes.values())) for r in shown]
+        names = ("product_id", "title", "clean_title")
+        table = [(*(row[name] for name in names), ", ".join(row["attributes"].values())) for row in shown]
         console.show_table(["product", "raw title", "clean title", "style, material, color, type"], table)
         console.say(f"images in the same order: {sheet}")
 
-    payload = {"rows": [asdict(row) for row in shown], "sheet": str(sheet)}
-    console.emit(payload, as_json=as_json, human=human)
+    console.emit({"rows": shown, "sheet": str(sheet)}, as_json=as_json, human=human)
 
 
 _BASES = {

@@ -79,20 +79,7 @@ def _color(named: str, image: Image.Image | None, vocabulary: Vocabulary) -> str
     if named == UNKNOWN:
         return ranked[0]
     is_contradicted = shares.get(named, 0.0) < _HARDLY and shares[ranked[0]] > _CLEARLY
-    if any({named, ranked[0]} <= names for names in _MIXED_UP) or not is_contradicted:
+    is_mixed_up = any({named, ranked[0]}.issubset(names) for names in lexicon()["colors"]["mixed_up"])
+    if is_mixed_up or not is_contradicted:
         return named
     return ranked[0] if colors.has_plain_border(pixels) else named
-
-
-# Names that light and varnish turn into one another: no contradiction between title and image.
-_MIXED_UP = (
-    {"white", "gray", "silver", "beige", "clear"},
-    {"black", "gray"},
-    {"black", "brown"},
-    {"gold", "yellow", "orange", "brown", "beige"},
-    {"brown", "red", "orange"},
-    {"pink", "red", "purple"},
-    {"pink", "beige"},
-    {"blue", "purple"},
-    {"green", "yellow"},
-)

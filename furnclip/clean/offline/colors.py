@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from furnclip.clean.offline.titles import lexicon
+
 Pixels = NDArray[np.int16]
 
 _BACKGROUND_DISTANCE = 24  # RGB, 0 to 255 a channel
@@ -82,16 +84,6 @@ def _background(pixels: Pixels) -> NDArray[np.bool_]:
 
 
 _PLAIN = frozenset({"white", "black", "gray", "beige", "brown"})
-_HUES = (
-    (15, "red"),
-    (42, "orange"),
-    (68, "yellow"),
-    (165, "green"),
-    (255, "blue"),
-    (290, "purple"),
-    (345, "pink"),
-    (361, "red"),
-)
 
 
 def _names(pixels: Pixels) -> list[str]:
@@ -105,9 +97,8 @@ def _names(pixels: Pixels) -> list[str]:
         (60 * (green - blue) / spread) % 360,
         np.where(high == green, 60 * (blue - red) / spread + 120, 60 * (red - green) / spread + 240),
     )
-    names = np.array([name for _, name in _HUES], dtype="<U10")[
-        np.searchsorted([limit for limit, _ in _HUES], hue, side="right")
-    ]
+    limits, hues = zip(*lexicon()["colors"]["hues"], strict=True)
+    names = np.array(hues, dtype="<U10")[np.searchsorted(limits, hue, side="right")]
     warm = (hue >= 8) & (hue < 60)
     names[((hue >= 330) | (hue < 15)) & (saturation < 0.45) & (high > 170)] = "pink"
     names[warm & (saturation < 0.45) & (high >= 150)] = "beige"

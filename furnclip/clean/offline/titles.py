@@ -20,6 +20,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +32,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_MONEY = r"(?:us)?[$€£]\s?\d[\d.,]*|\b\d[\d.,]*\s?(?:usd|eur|gbp|dollars?|euros?)\b"
-_COUNT = (
-    r"\(?\b(?:set|pack|pair|bundle|lot|box|qty)\s+of\s+(?:\d+|two|three|four|five|six|eight|ten)\b\)?"
-    r"|\b\d+\s?[- ]?(?:pack|pcs|pc|pieces?|count|ct)\b(?:\s+set\b)?"
-    r"|(?<![\d\"']\s)(?<!\b[whdl]\s)\bx\s?\d+\b(?!\s?(?:cm|mm|m|in)\b|[\"'\u2033]|\.\d)|\b\d+\s?x\b(?!\s?\d)"
-)
-_SELLING = (
-    r"\bfree\s+(?:shipping|delivery|returns?)\b|\b(?:fast|quick|(?:same|next|\d+)[- ]day|express)\s+"
-    r"(?:shipping|delivery)\b|\bships?\s+(?:free|today|fast)\b|\b(?:shipping|delivery)\s+included\b"
-    r"|\b(?:on\s+)?sale\b!*|\bclearance\b|\b\d+\s?%\s?off\b|\bbest\s?(?:seller|price|deal)\b|\bnew\s+arrivals?\b"
-    r"|\bhot\s+(?:deal|sale)\b|\blimited\s+(?:time|edition|offer|stock)\b|\bin\s+stock\b|\bbrand[- ]new\b"
-    r"|\bamazon'?s?\s+choice\b|\beasy\s+assembly\b|\b(?:no\s+)?assembly\s+required\b|\btop\s+quality\b"
-)
-# After a label any number goes, but not "model 3-drawer chest"; without one, only what cannot be a measure.
-_LABEL = r"\b(?:sku|mpn|upc|ean|gtin|asin|ref|model|item|art(?:icle|ikel(?:nummer)?)?|part|product|order)\b"
-_NUMBERS = (
-    rf"{_LABEL}[\s.:#-]*(?:\b(?:no|nr|num|number|id|code)\b[\s.:#-]*)?"
-    r"(?!\d+-[a-z]{3})[a-z]{0,6}[-_/.]?\d[\w/-]*"
-    r"|#\s?[\w-]*\d[\w/-]*"
-    r"|(?<![\w/-])(?![whdl\u00f8]\d+(?:cm|mm)?\b)[a-z]{1,6}[-_/]?\d{3,}[\w/-]*"
-    r"|(?<![\w/-])(?-i:[A-Z]{2,6})[-_/]\d{2,}[\w/-]*"
-    r"|\b(?=\w*[a-z])(?=\w*\d)[a-z0-9]{2,}(?:[-_/][a-z0-9]+)+\b"
-    r"|\bno\.\s?\d+\b|\b\d+(?:\.\d+){2,}\b|\b\d{5,}\b|(?-i:\b\d{4,}[A-Z]{1,3}\b)|\bb0[a-z0-9]{8}\b"
-)
-_DROPPED = re.compile("|".join((_MONEY, _COUNT, _SELLING, _NUMBERS)), re.IGNORECASE)
 _BY_MAKER = re.compile(r"\s+by\s+[A-Z][\w&.'-]*(?:\s+[A-Z][\w&.'-]*){0,3}\s*(?=$|[,(|-])")
 _MARKED = re.compile(r"\b[\w&.'-]+\s?[®™©]")
 _TAGS = re.compile(r"<[^>]{0,80}>")
@@ -80,7 +56,7 @@ def title_pieces(title: str) -> list[str]:
     text = _TAGS.sub(" ", readable(html.unescape(html.unescape(sendable(title)))))
     text = _MARKED.sub(" ", _BY_MAKER.sub(" ", text))
     text = _any_of(tuple(lexicon()["brands"]["names"])).sub(" ", text)
-    text = _EMPTY_BRACKETS.sub(" ", _DROPPED.sub(" ", text))
+    text = _EMPTY_BRACKETS.sub(" ", _dropped().sub(" ", text))
     pieces = [piece.strip(_EDGES) for piece in _JOINTS.split(text)]
     return [piece for piece in pieces if piece]
 
@@ -113,6 +89,11 @@ def usual_material(name: str, kind: str, vocabulary: Vocabulary) -> str:
 @cache
 def lexicon() -> Mapping[str, Any]:
     return tomllib.loads(Path(__file__).with_name("lexicon.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _dropped() -> re.Pattern[str]:
+    return re.compile("|".join(chain(*lexicon()["dropped"].values())), re.IGNORECASE)
 
 
 def _matches(text: str, field: str, allowed: tuple[str, ...]) -> list[str]:
