@@ -1,8 +1,9 @@
 """`furnclip clean`: a messy catalogue -> clean titles and attributes, without losing a row or paying twice.
 
-In: `products.csv` and its images. Out: `work/clean/cleaned.csv` and `rejected.csv`; every row is in
-exactly one of them. The work is done by one of three backends: `openai` (Batch API), `live` (any
-chat-completions server) or `local` (offline rules). Everything is journalled before it is done, in
+In: `products.csv` and its images. Out: `work/clean/cleaned.csv` and `rejected.csv`; every row is in exactly
+one of them, raw columns first and in their order, then the cleaned fields. A raw column that has the name of
+a cleaned one is kept as `raw_NAME`. The work is done by one of three backends: `openai` (Batch API), `live`
+(any chat-completions server) or `local` (offline rules). Everything is journalled before it is done, in
 `work/clean/journal.jsonl`, so each command can be killed at any moment and run again.
 
 Here are the commands, each from start to end; what they return is what `cli` prints. The client library
@@ -11,58 +12,70 @@ takes over a second to load, so only what talks to a service imports it.
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from furnclip import console
+from furnclip.catalogue import (
+    ATTRIBUTES,
+    CLEAN_COLUMNS,
+    REJECT_COLUMNS,
+    Product,
+    Rejection,
+    SheetWriter,
+    content_hash,
+    find_images,
+    read_products,
+    read_records,
+    renamed_column,
+)
+from furnclip.clean import offline
 from furnclip.clean.batch import parts as pricing
 from furnclip.clean.batch.parts import Estimate
+from furnclip.clean.batch.results import Outcome, collect
 from furnclip.clean.batch.state import SENT, UNSENT, State
-from furnclip.clean.output import CleaningSummary, bill, finalize, review
+from furnclip.clean.offline.titles import find_brands, plain_title
 from furnclip.clean.plan import Selection, prepare
+from furnclip.clean.prompt import Vocabulary
 from furnclip.clean.workspace import (
     CleaningLedger,
     Workspace,
+    check_finished,
+    check_results,
     check_rows,
+    file_digest,
     open_ledger,
     read_state,
     repair_indexes,
     restore_results,
 )
 from furnclip.config import Config
-from furnclip.errors import ConfigError, MissingStageError, UsageError
+from furnclip.errors import ConfigError, InputError, MissingStageError, ServiceError, UsageError
+from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, open_image
+from furnclip.journal import Event, replacing, write_bytes
 
 if TYPE_CHECKING:
     from furnclip.clean.batch.dispatch import Dispatcher
     from furnclip.clean.batch.service import BatchService
 
 # of other modules, for callers of this one
-__all__ = ["CleaningSummary", "Selection", "finalize", "open_ledger", "prepare", "review"]
+__all__ = ["Selection", "open_ledger", "prepare"]
+
+_REVIEW_CELL_PX = 220
+_REVIEW_COLUMNS = 4
+_REVIEW_QUALITY = 90
 
 
-@dataclass(frozen=True)
-class CleaningStatus:
-    """Where things stand."""
-
-    rows: int = 0
-    rejected_before_sending: int = 0
-    parts: list[dict[str, object]] = field(default_factory=list)
-    statuses: dict[str, int] = field(default_factory=dict)
-    outcomes: dict[str, int] = field(default_factory=dict)
-    paid_usd: float = 0.0
-    unconfirmed_usd: float = 0.0  # of requests whose reply was lost
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    halted: str = ""
+Report = dict[str, Any]  # what a command has to tell, as `--json` prints it
 
 
-def run(
-    ledger: CleaningLedger, selection: Selection, *, partial: bool, ignore_errors: bool
-) -> CleaningSummary:
+def run(ledger: CleaningLedger, selection: Selection, *, partial: bool, ignore_errors: bool) -> Report:
     """Prepare, send, watch, write. Does nothing when nothing changed."""
     if ledger.config.clean.backend == "openai":
         _need_key(ledger.config)  # before an hour of reading images
@@ -88,7 +101,7 @@ def answer(ledger: CleaningLedger, *, ignore_errors: bool) -> None:
         ask_live(ledger)
 
 
-def dispatch(ledger: CleaningLedger, *, ignore_errors: bool) -> CleaningStatus:
+def dispatch(ledger: CleaningLedger, *, ignore_errors: bool) -> Report:
     """Send what may be sent now, without waiting for answers."""
     _start_sending(ledger, ignore_errors=ignore_errors)
     if ledger.config.clean.backend != "openai":
@@ -102,7 +115,7 @@ def dispatch(ledger: CleaningLedger, *, ignore_errors: bool) -> CleaningStatus:
     return _status(ledger.state)
 
 
-def monitor(ledger: CleaningLedger) -> CleaningStatus:
+def monitor(ledger: CleaningLedger) -> Report:
     """Watch until every part has ended."""
     sent = ledger.state.with_status(*SENT, "ended", "downloaded", "merged", backend="openai")
     if ledger.config.clean.backend == "openai" and not sent:
@@ -135,39 +148,53 @@ def cancel(ledger: CleaningLedger) -> list[int]:
     return [part.number for part in parts]
 
 
-def status(config: Config) -> CleaningStatus:
+def status(config: Config) -> Report:
     """Where things stand, read without touching anything, also while another process works."""
     if not Workspace(config.paths.clean).journal.is_file():
         raise MissingStageError(Workspace(config.paths.clean).journal, command="furnclip clean prepare")
     return _status(read_state(config))
 
 
-def _status(state: State) -> CleaningStatus:
+def _status(state: State) -> Report:
     parts = [part for part in state.current_parts if part.backend != "local"]
     outcomes: Counter[str] = Counter()
     for part in parts:
         outcomes.update(dict(zip(("cleaned", "rejected", "again"), part.outcomes, strict=True)))
-    facts = state.prepared or {}
-    return CleaningStatus(
-        rows=facts.get("rows", 0),
-        rejected_before_sending=facts.get("rejected", 0),
-        parts=[
-            {
-                "part": part.number,
-                "attempt": part.attempt,
-                "status": part.shown_status,
-                "done": sum(part.counts[1:]),
-                "requests": part.requests,
-                "batch_id": part.batch_id,
-                "cost_usd": round(part.usage.cost_usd, 8),
-            }
-            for part in parts
-        ],
-        statuses=dict(Counter(part.status for part in parts)),
-        outcomes=dict(outcomes),
-        **bill(state),
-        halted=state.halted,
-    )
+    facts = state.prepared or {"rows": 0, "rejected": 0}
+    shown = [
+        {
+            "part": part.number,
+            "attempt": part.attempt,
+            "status": part.shown_status,
+            "done": sum(part.counts[1:]),
+            "requests": part.requests,
+            "batch_id": part.batch_id,
+            "cost_usd": round(part.usage.cost_usd, 8),
+        }
+        for part in parts
+    ]
+    return {
+        "rows": facts["rows"],
+        "rejected_before_sending": facts["rejected"],
+        "parts": shown,
+        "statuses": dict(Counter(part.status for part in parts)),
+        "outcomes": dict(outcomes),
+        **_bill(state),
+        "halted": state.halted,
+    }
+
+
+def _bill(state: State) -> Report:
+    """What the service really billed, and perhaps billed."""
+    return {
+        "paid_usd": round(state.paid.cost_usd, 8),
+        "unconfirmed_usd": round(state.unconfirmed_usd, 8),
+        "prompt_tokens": state.paid.prompt_tokens,
+        "completion_tokens": state.paid.completion_tokens,
+    }
+
+
+# --- talking to a service
 
 
 def _start_sending(ledger: CleaningLedger, *, ignore_errors: bool) -> None:
@@ -209,3 +236,131 @@ def _dispatcher(ledger: CleaningLedger) -> Iterator[tuple[Dispatcher, BatchServi
         dispatcher = Dispatcher(ledger, service)
         dispatcher.reconcile()
         yield dispatcher, service
+
+
+# --- finalize
+
+
+def finalize(ledger: CleaningLedger, *, partial: bool) -> Report:
+    """Write both files. Raises `ServiceError` when rows are unaccounted for and `partial` is off."""
+    clean, paths, state = ledger.config.clean, ledger.config.paths, ledger.state
+    prepared = check_rows(ledger)
+    check_results(ledger)
+    repair_indexes(ledger)
+    if prepared["catalogue_sha256"] != file_digest(paths.products):
+        raise InputError(
+            f"`{paths.products}` was changed after it was prepared",
+            hint="run `furnclip clean run`: unchanged rows are not asked again",
+        )
+    # changes when another result file counts or a setting that shapes the output changes
+    counted = [part.number for part in state.with_status("downloaded", "merged", "replaced")]
+    facts = (prepared["rows_sha256"], counted, clean.fallback, clean.max_attempts)
+    fingerprint, done = content_hash(repr(facts)), state.finalized
+    are_there = ledger.workspace.cleaned.is_file() and ledger.workspace.rejected.is_file()
+    was_done = done is not None and done["fingerprint"] == fingerprint and are_there
+    if done is None or not was_done:
+        done = _write_files(ledger, partial=partial)
+        ledger.record("finalized", fingerprint=fingerprint, **done)
+    counts = {name: done[name] for name in ("rows", "cleaned", "rejected", "pending", "reasons")}
+    files = {"cleaned_csv": str(ledger.workspace.cleaned), "rejected_csv": str(ledger.workspace.rejected)}
+    return {**counts, **_bill(state), "was_done": was_done, **files}
+
+
+def _write_files(ledger: CleaningLedger, *, partial: bool) -> Event:
+    """Both files, or neither: an error in here leaves the old ones as they were; counts of the rows."""
+    counts = dict.fromkeys(("rows", "cleaned", "rejected", "pending"), 0)
+    reasons: Counter[str] = Counter()
+    columns = read_records(ledger.config.paths.products)[0]
+    header = [renamed_column(name) for name in columns]
+    with ExitStack() as stack:
+        cleaned, rejected = (
+            SheetWriter(stack.enter_context(replacing(path)))
+            for path in (ledger.workspace.cleaned, ledger.workspace.rejected)
+        )
+        cleaned.write_row([*header, *CLEAN_COLUMNS])
+        rejected.write_row([*header, *REJECT_COLUMNS])
+        for product, outcome in _outcomes(ledger):
+            raw = [product.fields.get(name, "") for name in columns]
+            counts["rows"] += 1
+            counts[outcome.kind if outcome else "pending"] += 1
+            if outcome and outcome.kind == "cleaned":
+                cleaned.write_row([*raw, *outcome.values, outcome.source])
+            elif outcome:
+                reasons[outcome.reason] += 1
+                rejected.write_row([*raw, outcome.reason, outcome.detail])
+        if counts["pending"] and not partial:
+            raise ServiceError(
+                f"{counts['pending']} rows have no answer yet",
+                hint="run `furnclip clean run` to get them, or add `--partial` to write what is there",
+            )
+    return {**counts, "reasons": dict(sorted(reasons.items()))}
+
+
+def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Outcome | None]]:
+    """Each selected row with what became of it, None while it is pending, in catalogue order."""
+    config = ledger.config
+    vocabulary = Vocabulary.from_config(config.clean)
+    answered = collect(ledger.workspace, ledger.state, vocabulary)
+    falls_back = config.clean.fallback == "local"
+    brands = find_brands(ledger.products() if falls_back else (), vocabulary)
+    products = ledger.products()
+    for entry in ledger.workspace.read_rows():
+        product = next(products)
+        while product.row != entry.row:  # a row that was not selected
+            product = next(products)
+        outcome = answered.get(entry.custom_id)
+        if entry.reason:  # rejected before anything was sent
+            outcome = Outcome("rejected", reason=entry.reason, detail=entry.detail)
+        elif outcome:
+            settled = outcome.settled(config.clean.max_attempts)
+            outcome = None if settled.kind == "again" else settled
+        if falls_back and outcome and outcome.kind == "rejected" and isinstance(product, Product):
+            image = _first_image(product, config, offline.IMAGE_PX)
+            if image is not None:
+                answer = offline.local_answer(plain_title(product, brands), image, vocabulary)
+                outcome = Outcome("cleaned", values=answer.values(), source=offline.SOURCE)
+        yield product, outcome
+
+
+def _first_image(product: Product, config: Config, longest_px: int) -> Image.Image | None:
+    """The first of the product's images that opens."""
+    try:
+        paths = find_images(product, config.paths.images)
+    except BrokenImage:
+        return None
+    for path in paths:
+        with suppress(BrokenImage):
+            return open_image(path, longest_px=longest_px)
+    return None
+
+
+# --- review
+
+
+def review(config: Config, *, rows: int, seed: int) -> Report:
+    """Some rows before and after, and the contact sheet that shows them in the same order.
+
+    Which rows are shown depends on the seed alone, so two people look at the same ones.
+    """
+    if not config.paths.cleaned.is_file():
+        raise MissingStageError(config.paths.cleaned, command="furnclip clean run")
+    check_finished(config.paths)
+    cleaned = read_products(config.paths.cleaned, config.paths)
+    products = (product for product in cleaned if isinstance(product, Product))
+    chosen = heapq.nsmallest(rows, products, key=lambda p: content_hash(str(seed), p.product_id))
+    chosen.sort(key=lambda product: product.row)
+    shown = [
+        {
+            "product_id": product.product_id,
+            "title": product.title,
+            "clean_title": product.fields["clean_title"],
+            "attributes": {name: product.fields[name] for name in ATTRIBUTES},
+            "source": product.fields["clean_source"],
+        }
+        for product in chosen
+    ]
+    cells = [(_first_image(p, config, _REVIEW_CELL_PX), p.fields["clean_title"]) for p in chosen]
+    lines = [cells[start : start + _REVIEW_COLUMNS] for start in range(0, len(cells), _REVIEW_COLUMNS)]
+    path = config.paths.clean / "review.jpg"
+    write_bytes(path, encode_jpeg(contact_sheet(lines, cell_px=_REVIEW_CELL_PX), _REVIEW_QUALITY))
+    return {"rows": shown, "sheet": str(path)}

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -22,7 +22,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -73,15 +72,6 @@ class Vocabulary:
         allowed: tuple[str, ...] = getattr(self, field)
         return allowed
 
-    def normalized(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """An answer's fields, with words that differ from an allowed one by case or blanks set right."""
-        result = dict(fields)
-        for field in ATTRIBUTES:
-            if isinstance(word := fields.get(field), str):
-                meant = (allowed for allowed in self.words(field) if _folded(allowed) == _folded(word))
-                result[field] = next(meant, word)
-        return result
-
 
 def _folded(word: str) -> str:
     return " ".join(word.split()).casefold()
@@ -108,13 +98,14 @@ class Answer(BaseModel):
             raise ValueError("nothing that can be read")
         return title
 
-    @model_validator(mode="after")
-    def _in_vocabulary(self, info: ValidationInfo) -> Self:
-        for field, word in zip(ATTRIBUTES, self.values()[1:], strict=True):
-            if word not in getattr(info.context, field):
-                facts = {"field": field, "word": word[:60]}
-                raise PydanticCustomError("vocabulary", "{field}: `{word}` is not in the list", facts)
-        return self
+    @field_validator(*ATTRIBUTES)
+    @classmethod
+    def _in_vocabulary(cls, word: str, info: ValidationInfo) -> str:
+        """The allowed word that is meant; case and blanks do not matter."""
+        for allowed in getattr(info.context, info.field_name or ""):
+            if _folded(allowed) == _folded(word):
+                return str(allowed)
+        raise PydanticCustomError("vocabulary", "`{word}` is not in the list", {"word": word[:60]})
 
     def values(self) -> tuple[str, ...]:
         return (self.clean_title, self.style, self.material, self.color, self.object_type)
@@ -137,7 +128,7 @@ def check_answer(text: str, vocabulary: Vocabulary, *, in_thoughts: bool = True)
         candidates = list(_candidates(place))
         for candidate in reversed(candidates):
             try:
-                return Answer.model_validate(vocabulary.normalized(candidate), context=vocabulary)
+                return Answer.model_validate(candidate, context=vocabulary)
             except ValidationError as error:
                 problem = error
         if candidates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,8 +23,7 @@ from furnclip.cli.options import (
 from furnclip.errors import InputError
 
 if TYPE_CHECKING:
-    from furnclip.clean import CleaningStatus, CleaningSummary
-    from furnclip.config import Config
+    from furnclip.clean import Report
 
 CalibrateOption = Annotated[
     bool, typer.Option("--calibrate", help="send one real request to know the price better")
@@ -131,7 +131,7 @@ def finalize(
 
     with clean.open_ledger(settings(config, flags)) as ledger:
         summary = clean.finalize(ledger, partial=partial)
-    _emit_summary(summary, ledger.config, as_json=as_json)
+    _emit_summary(summary, as_json=as_json)
 
 
 @sets("clean.backend", "clean.model", "clean.max_cost_usd", "clean.fallback")
@@ -151,7 +151,7 @@ def run(
     selection = clean.Selection(limit or 0, sample or 0)
     with clean.open_ledger(settings(config, flags)) as ledger:
         summary = clean.run(ledger, selection, partial=partial, ignore_errors=ignore_errors)
-    _emit_summary(summary, ledger.config, as_json=as_json)
+    _emit_summary(summary, as_json=as_json)
 
 
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -204,15 +204,17 @@ def review(
     """Show some rows side by side, raw and cleaned, with their images."""
     from furnclip import clean
 
-    shown, sheet = clean.review(settings(config), rows=rows, seed=seed)
+    found = clean.review(settings(config), rows=rows, seed=seed)
 
     def human() -> None:
         names = ("product_id", "title", "clean_title")
-        table = [(*(row[name] for name in names), ", ".join(row["attributes"].values())) for row in shown]
+        table = [
+            (*(row[name] for name in names), ", ".join(row["attributes"].values())) for row in found["rows"]
+        ]
         console.show_table(["product", "raw title", "clean title", "style, material, color, type"], table)
-        console.say(f"images in the same order: {sheet}")
+        console.say(f"images in the same order: {found['sheet']}")
 
-    console.emit({"rows": shown, "sheet": str(sheet)}, as_json=as_json, human=human)
+    console.emit(found, as_json=as_json, human=human)
 
 
 _BASES = {
@@ -222,45 +224,43 @@ _BASES = {
 }
 
 
-def _emit_status(found: CleaningStatus, *, as_json: bool) -> None:
+def _emit_status(found: Report, *, as_json: bool) -> None:
     def human() -> None:
         names = ("part", "attempt", "status", "done", "requests", "batch_id")
-        rows = [(*(part[name] for name in names), f"${part['cost_usd']:.4f}") for part in found.parts]
+        rows = [(*(part[name] for name in names), f"${part['cost_usd']:.4f}") for part in found["parts"]]
         console.show_table([*names[:-1], "batch", "cost"], rows)
-        console.say(f"{found.rows} rows, {found.rejected_before_sending} rejected before sending")
-        counts = {name: count for name, count in found.outcomes.items() if count}
+        console.say(f"{found['rows']} rows, {found['rejected_before_sending']} rejected before sending")
+        counts = {name: count for name, count in found["outcomes"].items() if count}
         answers = (f"{count} {'retried' if name == 'again' else name}" for name, count in counts.items())
         if counts:
             console.say(f"answers so far: {', '.join(answers)}")
         console.say(f"paid so far: {_bill(found)}")
-        if found.halted:
-            console.say(f"sending stopped: {found.halted}")
+        if found["halted"]:
+            console.say(f"sending stopped: {found['halted']}")
 
-    console.emit(asdict(found), as_json=as_json, human=human)
+    console.emit(found, as_json=as_json, human=human)
 
 
-def _emit_summary(summary: CleaningSummary, config: Config, *, as_json: bool) -> None:
+def _emit_summary(found: Report, *, as_json: bool) -> None:
     """Print what was written. Raises `InputError` when no row was cleaned and none is pending."""
     from furnclip.catalogue import nothing_cleaned
 
-    rejected = config.paths.clean / "rejected.csv"
+    reasons = Counter[str](found["reasons"])
 
     def human() -> None:
-        if summary.was_done:
+        if found["was_done"]:
             console.say("nothing to do: the files are up to date")
-        rows: list[tuple[str, int]] = [("cleaned", summary.cleaned), ("pending", summary.pending)]
-        rows += [(f"rejected: {reason}", count) for reason, count in summary.reasons.most_common()]
+        rows: list[tuple[str, int]] = [(name, found[name]) for name in ("cleaned", "pending")]
+        rows += [(f"rejected: {reason}", count) for reason, count in reasons.most_common()]
         console.show_table(["rows", "count"], [row for row in rows if row[1]])
-        console.say(f"paid: {_bill(summary)}; wrote {config.paths.cleaned}")
+        console.say(f"paid: {_bill(found)}; wrote {found['cleaned_csv']}")
 
-    files = {"cleaned_csv": str(config.paths.cleaned), "rejected_csv": str(rejected)}
-    payload = {**asdict(summary), "reasons": dict(summary.reasons), **files}
-    console.emit(payload, as_json=as_json, human=human)
-    if not summary.cleaned and not summary.pending:
-        raise nothing_cleaned(rejected, summary.reasons)
+    console.emit(found, as_json=as_json, human=human)
+    if not found["cleaned"] and not found["pending"]:
+        raise nothing_cleaned(Path(found["rejected_csv"]), reasons)
 
 
-def _bill(found: CleaningStatus | CleaningSummary) -> str:
-    paid = f"${found.paid_usd:.4f}"
-    lost = f", and perhaps ${found.unconfirmed_usd:.6f} for a trial request whose reply was lost"
-    return paid + lost if found.unconfirmed_usd else paid
+def _bill(found: Report) -> str:
+    paid = f"${found['paid_usd']:.4f}"
+    lost = f", and perhaps ${found['unconfirmed_usd']:.6f} for a trial request whose reply was lost"
+    return paid + lost if found["unconfirmed_usd"] else paid

@@ -41,15 +41,12 @@ class Dispatcher:
     """Sends waiting parts, as far as limits, budget and the service allow."""
 
     def __init__(self, ledger: CleaningLedger, service: BatchService) -> None:
-        self._ledger = ledger
-        self._service = service
-        self._recipe = ledger.recipe
-        self._clean = ledger.config.clean
+        self._ledger, self._service = ledger, service
+        self._recipe, self._clean = ledger.recipe, ledger.config.clean
         self._is_checked = False
         self.over_budget = False
 
     def waiting(self) -> list[BatchPart]:
-        """Parts that still have to be sent."""
         return self._ledger.state.with_status(*UNSENT, backend="openai")
 
     def open(self) -> list[BatchPart]:
@@ -195,8 +192,7 @@ class Dispatcher:
         for lookup in range(_LOOKUPS):
             if lookup:
                 time.sleep(self._clean.reconcile_wait_s)
-            listed = self._service.find_batches(self._ledger.state.run, file_id=part.file_id)
-            new = [batch for batch in listed if batch.id not in part.old_batches]
+            new = [batch for batch in self._service.list_batches() if batch.id not in part.old_batches]
             if found := [batch for batch in new if self._is_of(batch, part)]:
                 self._adopt(part, found)
                 return
@@ -207,8 +203,8 @@ class Dispatcher:
         whose requests are in another batch already."""
         state = self._ledger.state
         known = {batch_id for part in state.parts.values() for batch_id in part.batches}
-        listed = self._service.find_batches(state.run)
-        unknown = [batch for batch in listed if batch.id not in known and batch.status != "failed"]
+        ours = (b for b in self._service.list_batches() if b.metadata.get("furnclip_run") == state.run)
+        unknown = [batch for batch in ours if batch.id not in known and batch.status != "failed"]
         for part in state.parts.values():
             found = [batch for batch in unknown if self._is_of(batch, part)]
             if found and part.status in UNSENT:

@@ -33,6 +33,7 @@ from furnclip.clean.prompt import PROMPT, PROMPT_VERSION, Vocabulary, answer_sch
 from furnclip.config import CleaningConfig
 from furnclip.errors import ConfigError, nearest
 from furnclip.images import WHITE, encode_jpeg, open_image
+from furnclip.journal import encode_event
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -203,25 +204,21 @@ class Recipe:
     def body(self, title: str, jpeg: bytes) -> dict[str, Any]:
         """The request for a title and the image from `request_image`."""
         url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+        schema = {"name": _SCHEMA_NAME, "strict": True, "schema": self.schema}
         if self.endpoint == "/v1/responses":
-            return self._responses_body(title, url)
+            return self._responses_body(user_text(title), url, {"type": "json_schema", **schema})
+        content = [
+            {"type": "text", "text": user_text(title)},
+            {"type": "image_url", "image_url": {"url": url, "detail": "auto"}},
+        ]
         body: dict[str, Any] = {
             "model": self.model.id,
             self.model.cap_name: self.cap_tokens,
             "messages": [
                 {"role": self.model.instruction_role, "content": PROMPT},
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "text", "text": user_text(title)},
-                        {"type": "image_url", "image_url": {"url": url, "detail": "auto"}},
-                    ],
-                },
+                {"role": "user", "content": content},
             ],
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": _SCHEMA_NAME, "strict": True, "schema": self.schema},
-            },
+            "response_format": {"type": "json_schema", "json_schema": schema},
         }
         if self.effort:
             body["reasoning_effort"] = self.effort
@@ -229,10 +226,9 @@ class Recipe:
             body["verbosity"] = self.model.verbosity
         return body
 
-    def _responses_body(self, title: str, url: str) -> dict[str, Any]:
-        form = {"type": "json_schema", "name": _SCHEMA_NAME, "strict": True, "schema": self.schema}
+    def _responses_body(self, text: str, url: str, form: dict[str, Any]) -> dict[str, Any]:
         content = [
-            {"type": "input_text", "text": user_text(title)},
+            {"type": "input_text", "text": text},
             {"type": "input_image", "image_url": url, "detail": "auto"},
         ]
         body: dict[str, Any] = {
@@ -251,8 +247,7 @@ class Recipe:
 
     def line(self, custom_id: str, body: dict[str, Any]) -> bytes:
         """One line of a part; pure ASCII, so no separator of Unicode can split it."""
-        request = {"custom_id": custom_id, "method": "POST", "url": self.endpoint, "body": body}
-        return json.dumps(request, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
+        return encode_event({"custom_id": custom_id, "method": "POST", "url": self.endpoint, "body": body})
 
 
 def request_image(content: bytes, recipe: Recipe) -> tuple[bytes, int]:
@@ -282,7 +277,6 @@ def with_cap(line: bytes, factor: int, ceiling_tokens: int) -> bytes:
     """The same request with a cap `factor` times as high, for an answer that was cut."""
     request = json.loads(line)
     body = request["body"]
-    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
-        if name in body:
-            body[name] = max(body[name], min(body[name] * factor, ceiling_tokens))
-    return json.dumps(request, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
+    for name in body.keys() & {"max_completion_tokens", "max_tokens", "max_output_tokens"}:
+        body[name] = max(body[name], min(body[name] * factor, ceiling_tokens))
+    return encode_event(request)

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,14 +37,13 @@ class UnsureError(Exception):
     """The reply was lost: the service may or may not have done what was asked."""
 
 
+@dataclass(eq=False)
 class RefusedError(Exception):
     """The service said no; nothing was created."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
+    status: int
+    code: str
+    message: str
 
     @classmethod
     def from_error(cls, error: openai.APIStatusError) -> RefusedError:
@@ -162,15 +162,10 @@ class BatchService:
             )
         return _view(created)
 
-    def find_batches(self, run: str, *, file_id: str = "") -> list[Batch]:
-        """Every batch that carries this run's id, or was made of this file; of any age: clocks differ."""
+    def list_batches(self) -> list[Batch]:
+        """Every batch of the project, of any age: clocks differ."""
         with self._explained():
-            views = [_view(batch) for batch in self._client.batches.list(limit=100)]
-        return [
-            view
-            for view in views
-            if view.metadata.get("furnclip_run") == run or (file_id and view.input_file_id == file_id)
-        ]
+            return [_view(batch) for batch in self._client.batches.list(limit=100)]
 
     def get(self, batch_id: str) -> Batch:
         try:
@@ -206,8 +201,7 @@ class BatchService:
             except OutageError as error:
                 problem = error.message
                 continue
-            problem = _damage(content, expected_bytes)
-            if not problem:
+            if not (problem := _damage(content, expected_bytes)):
                 return content
         raise ServiceError(
             f"the result file `{file_id}` does not arrive whole: {problem}",
@@ -273,10 +267,8 @@ def _damage(content: bytes, expected_bytes: int | None) -> str:
     """What shows that a download was cut, or an empty text."""
     if expected_bytes and len(content) != expected_bytes:
         return f"{len(content)} of {expected_bytes} bytes"
-    last = content.rstrip(b"\n").rsplit(b"\n", 1)[-1]
-    if last and not content.endswith(b"\n"):
-        try:
-            json.loads(last)
-        except ValueError:
-            return "the last line is cut"
+    try:
+        json.loads(content.rsplit(b"\n", 1)[-1] or b"{}")
+    except ValueError:
+        return "the last line is cut"
     return ""

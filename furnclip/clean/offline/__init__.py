@@ -18,6 +18,7 @@ from furnclip.catalogue import content_hash
 from furnclip.clean.offline.titles import clean_title, first_word, lexicon, object_type, usual_material
 from furnclip.clean.prompt import UNKNOWN, Answer, Vocabulary
 from furnclip.images import open_image
+from furnclip.journal import encode_event
 
 SOURCE = "local:rules-2"
 IMAGE_PX = 64  # enough to judge a color
@@ -41,8 +42,8 @@ def answer_line(custom_id: str, title: str, image: bytes, vocabulary: Vocabulary
     answer = local_answer(title, open_image(image, longest_px=IMAGE_PX), vocabulary)
     message = {"role": "assistant", "content": answer.model_dump_json()}
     body = {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
-    line = {"custom_id": custom_id, "response": {"status_code": 200, "body": body}, "error": None}
-    return json.dumps(line, ensure_ascii=True).encode("ascii") + b"\n"
+    response = {"status_code": 200, "body": body}
+    return encode_event({"custom_id": custom_id, "response": response, "error": None})
 
 
 def local_answer(title: str, image: Image.Image | None, vocabulary: Vocabulary) -> Answer:
