@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from furnclip.catalogue import Product
-from furnclip.clean.offline import local_answer
+from furnclip.clean.offline import clean_title, find_brands, local_answer, object_type, plain_title
 from furnclip.clean.offline.colors import color_shares
-from furnclip.clean.offline.titles import clean_title, find_brands, object_type, plain_title
 from furnclip.clean.prompt import Answer, Vocabulary
 from furnclip.config import CleaningConfig
 from tests.clean_labels import accuracy

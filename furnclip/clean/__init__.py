@@ -1,10 +1,10 @@
 """`furnclip clean`: a messy catalogue -> clean titles and attributes, without losing a row or paying twice.
 
 In: `products.csv` and its images. Out: `work/clean/cleaned.csv` and `rejected.csv`; every row is in exactly
-one of them, raw columns first and in their order, then the cleaned fields. A raw column that has the name of
-a cleaned one is kept as `raw_NAME`. The work is done by one of three backends: `openai` (Batch API), `live`
-(any chat-completions server) or `local` (offline rules). Everything is journalled before it is done, in
-`work/clean/journal.jsonl`, so each command can be killed at any moment and run again.
+one of them, raw columns first and in their order, then the cleaned fields. A raw column that has the name
+of a cleaned one is kept as `raw_NAME`. The work is done by one of three backends: `openai` (Batch API),
+`live` (any chat-completions server) or `local` (offline rules). Everything is journalled before it is done,
+in `work/clean/journal.jsonl`, so each command can be killed at any moment and run again.
 
 Here are the commands, each from start to end; what they return is what `cli` prints. The client library
 takes over a second to load, so only what talks to a service imports it.
@@ -40,8 +40,8 @@ from furnclip.clean.batch import parts as pricing
 from furnclip.clean.batch.parts import Estimate
 from furnclip.clean.batch.results import Outcome, collect
 from furnclip.clean.batch.state import SENT, UNSENT, State
-from furnclip.clean.offline.titles import find_brands, plain_title
-from furnclip.clean.plan import Selection, prepare
+from furnclip.clean.offline import find_brands, plain_title
+from furnclip.clean.plan import prepare
 from furnclip.clean.prompt import Vocabulary
 from furnclip.clean.workspace import (
     CleaningLedger,
@@ -65,21 +65,20 @@ if TYPE_CHECKING:
     from furnclip.clean.batch.service import BatchService
 
 # of other modules, for callers of this one
-__all__ = ["Selection", "open_ledger", "prepare"]
+__all__ = ["open_ledger", "prepare"]
 
 _REVIEW_CELL_PX = 220
 _REVIEW_COLUMNS = 4
 _REVIEW_QUALITY = 90
 
-
 Report = dict[str, Any]  # what a command has to tell, as `--json` prints it
 
 
-def run(ledger: CleaningLedger, selection: Selection, *, partial: bool, ignore_errors: bool) -> Report:
+def run(ledger: CleaningLedger, *, limit: int, sample: int, partial: bool, ignore_errors: bool) -> Report:
     """Prepare, send, watch, write. Does nothing when nothing changed."""
     if ledger.config.clean.backend == "openai":
         _need_key(ledger.config)  # before an hour of reading images
-    prepare(ledger, selection)
+    prepare(ledger, limit=limit, sample=sample)
     answer(ledger, ignore_errors=ignore_errors)
     return finalize(ledger, partial=partial)
 
@@ -124,9 +123,9 @@ def monitor(ledger: CleaningLedger) -> Report:
     return _status(ledger.state)
 
 
-def estimate(ledger: CleaningLedger, selection: Selection, *, calibrated: bool) -> Estimate:
+def estimate(ledger: CleaningLedger, *, limit: int, sample: int, calibrated: bool) -> Estimate:
     """The price of what is still to be sent; `calibrated` sends one real request to know it better."""
-    prepare(ledger, selection)
+    prepare(ledger, limit=limit, sample=sample)
     backend = ledger.config.clean.backend
     waiting = ledger.state.with_status(*UNSENT, backend=backend)
     if calibrated and waiting and backend == "openai":
@@ -194,9 +193,6 @@ def _bill(state: State) -> Report:
     }
 
 
-# --- talking to a service
-
-
 def _start_sending(ledger: CleaningLedger, *, ignore_errors: bool) -> None:
     """Raises where the requests are not there or made by other settings; lifts a halt that is ignored."""
     prepared, clean = check_rows(ledger), ledger.config.clean
@@ -229,16 +225,12 @@ def _service(config: Config) -> Iterator[BatchService]:
 
 @contextmanager
 def _dispatcher(ledger: CleaningLedger) -> Iterator[tuple[Dispatcher, BatchService]]:
-    """What sends batches, after what a crash left open is settled."""
     with _service(ledger.config) as service:
         from furnclip.clean.batch.dispatch import Dispatcher
 
         dispatcher = Dispatcher(ledger, service)
         dispatcher.reconcile()
         yield dispatcher, service
-
-
-# --- finalize
 
 
 def finalize(ledger: CleaningLedger, *, partial: bool) -> Report:
@@ -323,7 +315,6 @@ def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Out
 
 
 def _first_image(product: Product, config: Config, longest_px: int) -> Image.Image | None:
-    """The first of the product's images that opens."""
     try:
         paths = find_images(product, config.paths.images)
     except BrokenImage:
@@ -332,9 +323,6 @@ def _first_image(product: Product, config: Config, longest_px: int) -> Image.Ima
         with suppress(BrokenImage):
             return open_image(path, longest_px=longest_px)
     return None
-
-
-# --- review
 
 
 def review(config: Config, *, rows: int, seed: int) -> Report:

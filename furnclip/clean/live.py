@@ -1,13 +1,12 @@
 """The live backend: each request on its own, to any OpenAI-compatible chat-completions server.
 
-In: planned parts. Out: `results/part-NNNN.live.jsonl`, one fsynced line an answer, as it arrives. Meant for
-a vision model on one's own machine, or for a few rows at once.
+In: planned parts. Out: `results/part-NNNN.live.jsonl`, one fsynced line an answer, as it arrives.
 
-A request that was sent may have been billed, whether its reply arrives or not. So a run that is interrupted,
-reaches its budget or fails sends nothing more, but waits for the replies in flight and keeps them. A request
-to a paid model is noted before it is sent, and where its reply is lost (the process killed, no reply in
-time, the connection cut) its price stays on the bill as unconfirmed. Nothing is retried at once
-that may have been billed: the row waits for its next attempt, which has twice the time.
+A request that was sent may have been billed, whether its reply arrives or not. So a run that is
+interrupted, reaches its budget or fails sends nothing more, but waits for the replies in flight and keeps
+them. A request to a paid model is noted before it is sent, and where its reply is lost its price stays on
+the bill as unconfirmed. What may have been billed is not retried at once: its next attempt has twice the
+time.
 """
 
 from __future__ import annotations
@@ -87,10 +86,7 @@ class LiveSender:
         self._disk_problem: OSError | None = None  # the disk is full; what is in flight still fits
 
     def close(self) -> None:
-        """Close the connections."""
         self._client.close()
-
-    # --- one part
 
     def ask_part(self, part: BatchPart) -> None:
         """Send what has no answer yet; however it ends, what was answered is kept and billed."""
@@ -203,8 +199,6 @@ class LiveSender:
         if self._disk_problem is not None:
             raise self._disk_problem
 
-    # --- the journal of answers
-
     @contextmanager
     def _answer_file(self, path: Path) -> Iterator[None]:
         """Within the block `_keep` writes to `path`, with disk space in reserve for replies on their way."""
@@ -226,8 +220,6 @@ class LiveSender:
                 self._disk_problem = error
                 aside_name(self._answers.path).unlink(missing_ok=True)
             self._answers.append(line)
-
-    # --- signals
 
     def _interruption(self) -> BaseException:
         """What the signal does everywhere else in furnclip."""
@@ -259,10 +251,7 @@ class LiveSender:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    # --- in a thread of each request
-
     def _ask(self, custom_id: str, content: bytes) -> None:
-        """One reply, whatever it is."""
         try:
             reply = self._reply(custom_id, content)
         except FurnclipError as error:
@@ -307,7 +296,6 @@ class LiveSender:
 
 
 def _pause_s(headers: Mapping[str, str], tries: int) -> float:
-    """As long as the server asks for, or else a little longer each time."""
     with suppress(ValueError):
         for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
             if asked := headers.get(name):

@@ -1,9 +1,9 @@
 """`clean prepare`: the catalogue -> request parts, or the offline rules' answers.
 
-In: the raw catalogue and its images. Out: `parts/`, `rows.jsonl` and, in the journal, one `planned`
-event a part and `prepared` at the end. A kill loses at most the part being written; requests that were
-planned before, in this run or an earlier one with other settings, are not planned twice. Rows are encoded
-on all cores, in catalogue order; only a bounded number of them is under way at once.
+Out: `parts/`, `rows.jsonl` and, in the journal, one `planned` event a part and `prepared` at the end. A
+kill loses at most the part being written; requests planned before, also with other settings, are not
+planned twice. Rows are encoded on all cores, in catalogue order; only a bounded number of them is under way
+at once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from furnclip.clean.batch.parts import part_limits, write_parts
 from furnclip.clean.batch.requests import Recipe, is_openai, request_image, text_tokens
 from furnclip.clean.batch.results import merge
 from furnclip.clean.batch.state import UNSENT
-from furnclip.clean.offline.titles import BrandName, find_brands, plain_title
+from furnclip.clean.offline import BrandName, find_brands, plain_title
 from furnclip.clean.prompt import user_text
 from furnclip.clean.workspace import (
     CleaningLedger,
@@ -38,61 +38,59 @@ from furnclip.clean.workspace import (
 )
 from furnclip.errors import InputError
 from furnclip.images import BrokenImage, read_bytes
-from furnclip.journal import encode_event, replacing
+from furnclip.journal import Event, encode_event, replacing
 from furnclip.parallel import Workers
 
 _INLINE_PRODUCTS = 256  # starting processes costs more than this many images
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which rows to clean: all, the first `limit`, or a sample of `sample` that is always the same."""
+def prepare(ledger: CleaningLedger, *, limit: int, sample: int) -> Event:
+    """Plan every request of the selected rows; does nothing when nothing changed. Returns the counts.
 
-    limit: int = 0
-    sample: int = 0
-
-
-def prepare(ledger: CleaningLedger, selection: Selection) -> bool:
-    """Plan every request of the selected rows; whether that was done before, and nothing changed since."""
+    limit: only so many rows, from the first on; sample: only so many, always the same. 0 is all of them.
+    """
     clean, paths, workspace = ledger.config.clean, ledger.config.paths, ledger.workspace
     _mention_family(ledger)
-    fingerprint, total = _fingerprint(ledger, selection)
+    fingerprint, total = _fingerprint(ledger, {"limit": limit, "sample": sample})
     drop_damaged(ledger)
     repair_indexes(ledger)
-    before = ledger.state.prepared
-    if before and before["fingerprint"] == fingerprint and is_intact(workspace.rows, before["rows_sha256"]):
-        return True
-    for part in ledger.state.with_status(*UNSENT, backend="live"):
-        # answers of an interrupted run, before other settings drop what was not sent
-        if fingerprint != ledger.state.preparing and workspace.live(part.number).is_file():
-            merge(ledger, part)
-    ledger.record("preparing", fingerprint=fingerprint)
-    for part in ledger.state.with_status("dropped"):
-        workspace.content(part.number, is_local=part.backend == "local").unlink(missing_ok=True)
-        workspace.index(part.number).unlink(missing_ok=True)
-    counts = _write_parts(ledger, selection, total=selection.limit or selection.sample or total)
-    if not counts["rows"]:
-        raise InputError(f"`{paths.products}` has no rows", hint="export the catalogue again")
-    ledger.record(
-        "prepared",
-        fingerprint=fingerprint,
-        backend=clean.backend,
-        identity=ledger.recipe.identity,
-        catalogue_sha256=file_digest(paths.products),
-        **counts,
-        rows_sha256=file_digest(workspace.rows),
-    )
-    return False
+    facts = ledger.state.prepared
+    is_same = facts is not None and facts["fingerprint"] == fingerprint
+    was_done = facts is not None and is_same and is_intact(workspace.rows, facts["rows_sha256"])
+    if facts is None or not was_done:
+        for part in ledger.state.with_status(*UNSENT, backend="live"):
+            # answers of an interrupted run, before other settings drop what was not sent
+            if fingerprint != ledger.state.preparing and workspace.live(part.number).is_file():
+                merge(ledger, part)
+        ledger.record("preparing", fingerprint=fingerprint)
+        for part in ledger.state.with_status("dropped"):
+            workspace.content(part.number, is_local=part.backend == "local").unlink(missing_ok=True)
+            workspace.index(part.number).unlink(missing_ok=True)
+        products = _selected(ledger, limit, sample)
+        counts = _write_parts(ledger, products, total=limit or sample or total)
+        if not counts["rows"]:
+            raise InputError(f"`{paths.products}` has no rows", hint="export the catalogue again")
+        facts = {
+            "fingerprint": fingerprint,
+            "backend": clean.backend,
+            "identity": ledger.recipe.identity,
+            "catalogue_sha256": file_digest(paths.products),
+            **counts,
+            "rows_sha256": file_digest(workspace.rows),
+        }
+        ledger.record("prepared", **facts)
+    found = {name: facts[name] for name in ("rows", "requests", "rejected")}
+    return {**found, "parts": len(ledger.state.current_parts), "was_done": was_done}
 
 
-def _write_parts(ledger: CleaningLedger, selection: Selection, *, total: int) -> dict[str, int]:
+def _write_parts(ledger: CleaningLedger, products: Iterable[Product | Rejection], *, total: int) -> Event:
     """Write `rows.jsonl` and the parts, each of them journalled when it is complete; counts of the rows."""
     clean, is_local = ledger.config.clean, ledger.config.clean.backend == "local"
     counts = dict.fromkeys(("rows", "requests", "rejected"), 0)
     with console.progress("reading images", total=total) as meter, replacing(ledger.workspace.rows) as file:
         parts = write_parts(
             ledger.workspace,
-            _lines_to_send(ledger, selection, file, counts, meter),
+            _lines_to_send(ledger, products, file, counts, meter),
             part_limits(clean, ledger.recipe),
             first_number=ledger.state.next_number,
             backend=clean.backend,
@@ -120,7 +118,7 @@ def _mention_family(ledger: CleaningLedger) -> None:
         console.warn(f"no price is known for `{model.id}`, so the bill will show $0: {table}")
 
 
-def _fingerprint(ledger: CleaningLedger, selection: Selection) -> tuple[str, int]:
+def _fingerprint(ledger: CleaningLedger, selection: dict[str, int]) -> tuple[str, int]:
     """What changes with every row, image file and setting that shapes the parts; and the number of rows."""
     clean, paths, recipe = ledger.config.clean, ledger.config.paths, ledger.recipe
     limits = (clean.part_requests, clean.part_mb, clean.tier, clean.max_queued_tokens)
@@ -129,70 +127,49 @@ def _fingerprint(ledger: CleaningLedger, selection: Selection) -> tuple[str, int
     rows = 0
     for product in ledger.products():
         rows += 1
-        if isinstance(product, Product):
-            images.update(json.dumps([_image_facts(name, paths.images) for name in product.images]).encode())
+        for name in product.images if isinstance(product, Product) else ():
+            facts = f"{name} -"
+            with suppress(BrokenImage, OSError):  # size and time: cheap to look at, other after every change
+                stat = find_files([name], paths.images)[0].stat()
+                facts = f"{name} {stat.st_size} {stat.st_mtime_ns}"
+            images.update(json.dumps(facts).encode())
     tell_near_matches(paths.images)
-    text = json.dumps([settings, asdict(selection)])
+    text = json.dumps([settings, selection])
     return content_hash(text, file_digest(paths.products), images.digest()), rows
 
 
-def _image_facts(name: str, root: Path) -> str:
-    """Size and time of an image: cheap to look at, and different after every change."""
-    try:
-        stat = find_files([name], root)[0].stat()
-    except (BrokenImage, OSError):
-        return f"{name} -"
-    return f"{name} {stat.st_size} {stat.st_mtime_ns}"
-
-
-def _selected(ledger: CleaningLedger, selection: Selection) -> Iterator[Product | Rejection]:
+def _selected(ledger: CleaningLedger, limit: int, sample: int) -> Iterator[Product | Rejection]:
     """The selected rows, in catalogue order.
 
     A sample has the smallest hashes of ids: it is fair, and does not change when rows are added.
     """
-    if not selection.sample:
-        yield from islice(ledger.products(), selection.limit or None)
+    if not sample:
+        yield from islice(ledger.products(), limit or None)
         return
     hashed = ((content_hash(product.product_id), product.row) for product in ledger.products())
-    chosen = {row for _, row in heapq.nsmallest(selection.sample, hashed)}
-    yield from islice((p for p in ledger.products() if p.row in chosen), selection.limit or None)
-
-
-# --- one row
-
-
-@dataclass(frozen=True)
-class EncodingTask:
-    """What a worker has to know besides the product."""
-
-    image_root: Path
-    recipe: Recipe
-    is_local: bool
-    known: frozenset[str]  # requests that are planned, sent or answered already
-    brands: frozenset[BrandName]  # of the whole catalogue
+    chosen = {row for _, row in heapq.nsmallest(sample, hashed)}
+    yield from islice((p for p in ledger.products() if p.row in chosen), limit or None)
 
 
 def _lines_to_send(
     ledger: CleaningLedger,
-    selection: Selection,
+    products: Iterable[Product | Rejection],
     file: IO[bytes],
     counts: dict[str, int],
     meter: console.Meter,
 ) -> Iterator[Line]:
     """The lines to be sent; the entries of the rows are written, and counted, while they stream by."""
     clean, state, recipe = ledger.config.clean, ledger.state, ledger.recipe
-    is_local = clean.backend == "local"
     known = {
         request.custom_id
         for part in state.current_parts
         for request in ledger.workspace.read_index(part.number)
     }
     known.update(line["custom_id"] for part in state.parts.values() for line in part.rejected_lines)
-    brands = find_brands(ledger.products() if is_local else (), recipe.vocabulary)
-    task = EncodingTask(ledger.config.paths.images, recipe, is_local, frozenset(known), brands)
-    function = partial(encode_product, task=task)
+    brands = find_brands(ledger.products(), recipe.vocabulary) if clean.backend == "local" else None
+    images = ledger.config.paths.images
+    function = partial(encode_product, image_root=images, recipe=recipe, known=known, brands=brands)
     with Workers(function, clean.workers, here_first=_INLINE_PRODUCTS, setting="clean.workers") as pool:
-        products = _selected(ledger, selection)
         for entry, line in pool.map(products, name_of=lambda product: product.product_id):
             file.write(encode_event(entry._asdict()))
             counts["rows"] += 1
@@ -203,18 +180,26 @@ def _lines_to_send(
                 yield line
 
 
-def encode_product(product: Product | Rejection, task: EncodingTask) -> tuple[RowEntry, Line | None]:
-    """A row and the line to send for it, None where that is known already.
+def encode_product(
+    product: Product | Rejection,
+    *,
+    image_root: Path,
+    recipe: Recipe,
+    known: set[str],
+    brands: frozenset[BrandName] | None,
+) -> tuple[RowEntry, Line | None]:
+    """A row and the line to send for it, None where that is known already: planned, sent or answered.
 
-    The first of the product's images that can be read decides; without one the row is rejected.
+    The first of the product's images that can be read decides; without one the row is rejected. brands: of
+    the whole catalogue, for the offline rules; None where a model is asked.
     """
     if isinstance(product, Rejection):
         return RowEntry(product.row, product.product_id, "", product.reason, product.detail), None
     problem: BrokenImage | None = None
     try:
-        for path in find_images(product, task.image_root):
+        for path in find_images(product, image_root):
             try:
-                custom_id, line = _encode(product, read_bytes(path), task)
+                custom_id, line = _encode(product, read_bytes(path), recipe, known, brands)
                 return RowEntry(product.row, product.product_id, custom_id), line
             except BrokenImage as error:
                 problem = problem or error
@@ -225,16 +210,17 @@ def encode_product(product: Product | Rejection, task: EncodingTask) -> tuple[Ro
     return RowEntry(product.row, product.product_id, "", reason, problem.message), None
 
 
-def _encode(product: Product, image: bytes, task: EncodingTask) -> tuple[str, Line | None]:
-    recipe, vocabulary = task.recipe, task.recipe.vocabulary
-    if task.is_local:
-        title = plain_title(product, task.brands)
+def _encode(
+    product: Product, image: bytes, recipe: Recipe, known: set[str], brands: frozenset[BrandName] | None
+) -> tuple[str, Line | None]:
+    if brands is not None:
+        title, vocabulary = plain_title(product, brands), recipe.vocabulary
         custom_id = offline.local_id(product.product_id, title, image, vocabulary)
-        if custom_id in task.known:
+        if custom_id in known:
             return custom_id, None
         return custom_id, Line(custom_id, offline.answer_line(custom_id, title, image, vocabulary))
     custom_id = recipe.custom_id(product, image)
-    if custom_id in task.known:
+    if custom_id in known:
         return custom_id, None
     jpeg, image_tokens = request_image(image, recipe)
     content = recipe.line(custom_id, recipe.body(product.title, jpeg))

@@ -1,9 +1,7 @@
 """What the model is asked, and what counts as an answer.
 
-In: a product's title and the vocabularies of `furnclip.toml`. Out: the developer prompt, the user text,
-a strict JSON schema, and `Answer` objects validated again locally: the service's guarantee does not hold
-for refusals, cut answers and other servers. Do not trust the answers' style field far: two people
-looking at one sofa disagree about it as well.
+Answers are checked again locally: the service's guarantee does not hold for refusals, cut answers and other
+servers. Do not trust their style far: two people looking at one sofa disagree about it as well.
 """
 
 from __future__ import annotations
@@ -125,7 +123,7 @@ def check_answer(text: str, vocabulary: Vocabulary, *, in_thoughts: bool = True)
     text = _visible(text)
     said = _THOUGHT_BEGINS.split(_THOUGHT_ENDS.split(text)[-1])[0]
     for place in (said, text) if in_thoughts else (said,):
-        candidates = list(_candidates(place))
+        candidates = _candidates(place)
         for candidate in reversed(candidates):
             try:
                 return Answer.model_validate(candidate, context=vocabulary)
@@ -147,16 +145,13 @@ _MAX_MISSES = 200  # braces that open no JSON
 _MAX_DEPTH = 6
 
 
-def _candidates(text: str) -> Iterator[dict[str, Any]]:
+def _candidates(text: str) -> list[dict[str, Any]]:
     """JSON objects in `text` that look like answers, in the order of the text."""
-    found = False
-    for candidate in text, text.replace('\\"', '"'):
-        for value in _json_values(candidate):
-            for fields in _with_fields(value):
-                found = True
-                yield fields
+    for unquoted in text, text.replace('\\"', '"'):
+        found = [fields for value in _json_values(unquoted) for fields in _with_fields(value)]
         if found:
-            return
+            break
+    return found
 
 
 def _json_values(text: str) -> Iterator[Any]:

@@ -170,9 +170,6 @@ def check_finished(paths: DataPaths) -> None:
         raise no_rows(paths.cleaned, paths)
 
 
-# --- the journal
-
-
 class CleaningLedger:
     """An open journal with its state; `record` writes to the disk first and changes the state after."""
 
@@ -241,9 +238,6 @@ def key_print(config: Config, run: str) -> str:
     """Tells two API keys apart without giving either away: a hash salted with the run's id."""
     key = config.openai_api_key.get_secret_value()
     return content_hash("key", run, key) if key else ""
-
-
-# --- what is damaged
 
 
 def check_rows(ledger: CleaningLedger) -> Event:

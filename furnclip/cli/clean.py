@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,9 +24,6 @@ from furnclip.errors import InputError
 if TYPE_CHECKING:
     from furnclip.clean import Report
 
-CalibrateOption = Annotated[
-    bool, typer.Option("--calibrate", help="send one real request to know the price better")
-]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="only the first N rows")]
 SampleOption = Annotated[
     int | None, typer.Option("--sample", min=1, help="only N rows, spread over the catalogue")
@@ -40,30 +36,20 @@ IgnoreOption = Annotated[
 ]
 
 
+group = typer.Typer(
+    cls=FurnclipGroup,
+    context_settings=CONTEXT_SETTINGS,
+    no_args_is_help=True,
+    help="Clean titles and attributes with a vision model, from image and title.",
+    epilog="Example: furnclip clean run --backend local",
+)
+
+
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(
-        cls=FurnclipGroup,
-        context_settings=CONTEXT_SETTINGS,
-        no_args_is_help=True,
-        help="Clean titles and attributes with a vision model, from image and title.",
-        epilog="Example: furnclip clean run --backend local",
-    )
-    commands: dict[Callable[..., None], str] = {
-        prepare: "prepare --limit 20",
-        dispatch: "dispatch --max-cost-usd 5",
-        monitor: "monitor",
-        finalize: "finalize --partial",
-        run: "run --backend local",
-        status: "status --json",
-        estimate: "estimate --sample 200",
-        cancel: "cancel",
-        review: "review --rows 8",
-    }
-    for command, example in commands.items():
-        group.command(command.__name__, epilog=f"Example: furnclip clean {example}")(command)
     app.add_typer(group, name="clean")
 
 
+@group.command(epilog="Example: furnclip clean prepare --limit 20")
 @sets("clean.backend", "clean.model")
 def prepare(
     *,
@@ -77,25 +63,23 @@ def prepare(
     from furnclip import clean
 
     with clean.open_ledger(settings(config, flags)) as ledger:
-        was_done = clean.prepare(ledger, clean.Selection(limit or 0, sample or 0))
-    prepared = ledger.state.prepared or {}
-    counts = {name: prepared[name] for name in ("rows", "requests", "rejected")}
-    counts["parts"] = len(ledger.state.current_parts)
+        found = clean.prepare(ledger, limit=limit or 0, sample=sample or 0)
 
     def human() -> None:
-        if was_done:
+        if found["was_done"]:
             console.say("nothing to do: the catalogue is prepared already")
-        made = f"{counts['requests']} requests in {counts['parts']} parts"
-        console.say(f"{counts['rows']} rows: {made}, {counts['rejected']} rejected")
+        made = f"{found['requests']} requests in {found['parts']} parts"
+        console.say(f"{found['rows']} rows: {made}, {found['rejected']} rejected")
 
-    console.emit({**counts, "was_done": was_done}, as_json=as_json, human=human)
-    if not counts["requests"]:
+    console.emit(found, as_json=as_json, human=human)
+    if not found["requests"]:
         reasons = Counter(entry.reason for entry in ledger.workspace.read_rows())
         shown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
         hint = f"`furnclip clean finalize` writes `{ledger.workspace.rejected}` with the reason of each row"
         raise InputError(f"not one row can be sent ({reasons.total()} rejected: {shown})", hint=hint)
 
 
+@group.command(epilog="Example: furnclip clean dispatch --max-cost-usd 5")
 @sets("clean.model", "clean.max_cost_usd")
 def dispatch(
     *,
@@ -112,6 +96,7 @@ def dispatch(
     _emit_status(found, as_json=as_json)
 
 
+@group.command(epilog="Example: furnclip clean monitor")
 @sets("clean.model", "clean.max_cost_usd")
 def monitor(*, flags: Flags, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Watch the batches, fetch what they give, send what waits."""
@@ -122,6 +107,7 @@ def monitor(*, flags: Flags, config: ConfigOption = None, as_json: JsonOption = 
     _emit_status(found, as_json=as_json)
 
 
+@group.command(epilog="Example: furnclip clean finalize --partial")
 @sets("clean.fallback")
 def finalize(
     *, flags: Flags, config: ConfigOption = None, partial: PartialOption = False, as_json: JsonOption = False
@@ -134,6 +120,7 @@ def finalize(
     _emit_summary(summary, as_json=as_json)
 
 
+@group.command(epilog="Example: furnclip clean run --backend local")
 @sets("clean.backend", "clean.model", "clean.max_cost_usd", "clean.fallback")
 def run(
     *,
@@ -148,12 +135,14 @@ def run(
     """All four steps in order; run it again after any interruption."""
     from furnclip import clean
 
-    selection = clean.Selection(limit or 0, sample or 0)
     with clean.open_ledger(settings(config, flags)) as ledger:
-        summary = clean.run(ledger, selection, partial=partial, ignore_errors=ignore_errors)
+        summary = clean.run(
+            ledger, limit=limit or 0, sample=sample or 0, partial=partial, ignore_errors=ignore_errors
+        )
     _emit_summary(summary, as_json=as_json)
 
 
+@group.command(epilog="Example: furnclip clean status --json")
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Where things stand."""
     from furnclip import clean
@@ -161,6 +150,7 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     _emit_status(clean.status(settings(config)), as_json=as_json)
 
 
+@group.command(epilog="Example: furnclip clean estimate --sample 200")
 @sets("clean.backend", "clean.model")
 def estimate(
     *,
@@ -168,14 +158,16 @@ def estimate(
     config: ConfigOption = None,
     limit: LimitOption = None,
     sample: SampleOption = None,
-    calibrate: CalibrateOption = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="send one real request to know the price better")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """What the run will cost, before anything is sent."""
     from furnclip import clean
 
     with clean.open_ledger(settings(config, flags)) as ledger:
-        found = clean.estimate(ledger, clean.Selection(limit or 0, sample or 0), calibrated=calibrate)
+        found = clean.estimate(ledger, limit=limit or 0, sample=sample or 0, calibrated=calibrate)
     text = "nothing to send: no paid request is planned, or all of them were sent"
     if found.requests:
         text = (
@@ -185,6 +177,7 @@ def estimate(
     console.emit(asdict(found), as_json=as_json, human=lambda: console.say(text))
 
 
+@group.command(epilog="Example: furnclip clean cancel")
 def cancel(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Stop all open batches; what they have finished is kept and billed."""
     from furnclip import clean
@@ -195,6 +188,7 @@ def cancel(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     console.emit({"cancelled": parts}, as_json=as_json, human=lambda: console.say(text))
 
 
+@group.command(epilog="Example: furnclip clean review --rows 8")
 def review(
     config: ConfigOption = None,
     rows: Annotated[int, typer.Option("--rows", min=1, max=100, help="how many rows")] = 8,

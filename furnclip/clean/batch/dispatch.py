@@ -1,16 +1,15 @@
 """Sending parts: checks before money is spent, uploads, batches, and finding out after a crash.
 
-In: planned parts. Out: open batches, every one of them journalled before it was asked for and marked with
-run, part and try in its metadata. When the reply to a creation is lost, the service's list is read until
-it is certain enough that there is no such batch; only then is another one asked for.
+Every batch is journalled before it is asked for, and marked with run, part and try in its metadata. When
+the reply to a creation is lost, the service's list is read until it is certain enough that there is no such
+batch.
 
 The canary is one real request, sent at once, before the first batch of a model, prompt and schema: a wrong
-parameter shows there in seconds; inside a batch it shows after hours, in every line. Its answer is not used,
-its bill tells what prompt and schema really take. Unlike a batch it cannot be looked up after a crash, so it
-is journalled first, with the price it should have. When its reply is lost, that price stays on the bill as
-"unconfirmed" and counts against `max_cost_usd`; the request is never sent again by itself, and the first
-batch goes alone in its place. `clean estimate --calibrate` is how a user asks for another one; both are then
-on the bill. A journal restored from a backup does not know of canaries sent since.
+parameter shows there in seconds; inside a batch it shows after hours, in every line. Its bill tells what
+prompt and schema really take. It cannot be looked up after a crash, so it is journalled first, with its
+expected price. When its reply is lost, that price stays on the bill as "unconfirmed" and counts against
+`max_cost_usd`; it is never sent again by itself (`clean estimate --calibrate` does), and the first batch
+goes alone in its place.
 """
 
 from __future__ import annotations
@@ -83,8 +82,6 @@ class Dispatcher:
             else:
                 self._send(part)
 
-    # --- what may be sent
-
     def _next(self) -> BatchPart | None:
         """The first waiting part, unless a limit says to wait."""
         state, waiting, running = self._ledger.state, self.waiting(), self.open()
@@ -127,10 +124,7 @@ class Dispatcher:
                 f"`clean.model` in furnclip.toml chooses another one{successor}"
             )
 
-    # --- one part
-
     def _send(self, part: BatchPart) -> None:
-        """Upload and create."""
         if part.status != "uploaded":
             self._upload(part)
         self._ledger.record("creating", part=part.number, at=time.time())
@@ -185,8 +179,6 @@ class Dispatcher:
         facts = {"batch_id": batch.id, "status": batch.status, "at": batch.created_at, "adopted": adopted}
         self._ledger.record("created", part=part.number, **facts)
 
-    # --- batches that the journal does not know
-
     def _find_created(self, part: BatchPart) -> None:
         """Look for the batch of a part whose creation was not confirmed; adopt it if there is one."""
         for lookup in range(_LOOKUPS):
@@ -239,9 +231,6 @@ def _is_file_missing(error: RefusedError) -> bool:
     return error.status in (400, 404) and "file" in f"{error.code} {error.message}".lower()
 
 
-# --- the canary
-
-
 def send_canary(
     ledger: CleaningLedger, service: BatchService, part: BatchPart, *, once_more: bool = False
 ) -> None:
@@ -292,7 +281,6 @@ def _ask_canary(ledger: CleaningLedger, service: BatchService, part: BatchPart) 
 
 
 def _record_canary(ledger: CleaningLedger, line: Line, reply: dict[str, Any]) -> None:
-    """Note the bill; say when the answer itself was no good."""
     recipe = ledger.recipe
     outcome = classify({"response": {"status_code": 200, "body": reply}}, recipe.vocabulary)
     if outcome.kind != "cleaned":

@@ -1,6 +1,5 @@
 """`clean monitor`: watching batches to their end, fetching and judging what they give.
 
-In: open batches. Out: `results/`, journalled outcomes, and new parts for rows that have to be retried.
 A batch counts as ended only when the service says so in a word we know; whatever finished rows it has by
 then are used, be it completed, expired or cancelled. Nothing here depends on the local clock being right.
 """
@@ -11,7 +10,7 @@ import hashlib
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 
@@ -19,13 +18,13 @@ from rich.live import Live
 
 from furnclip import console
 from furnclip.clean.batch.dispatch import Dispatcher
-from furnclip.clean.batch.parts import backoff_s, calibrate, drop_bad_lines, estimate, plan_retries
+from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, estimate, plan_retries
 from furnclip.clean.batch.results import halt_on_same_error, merge
-from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, OutageError
+from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, LineError, OutageError
 from furnclip.clean.batch.state import BatchPart
-from furnclip.clean.workspace import CleaningLedger
+from furnclip.clean.workspace import CleaningLedger, Request
 from furnclip.errors import ServiceError
-from furnclip.journal import write_bytes
+from furnclip.journal import Event, write_bytes
 
 _LATE_ID_POLLS = 10
 _MAX_CREATIONS = 3
@@ -104,8 +103,6 @@ class Monitor:
                 "`furnclip clean finalize --partial`",
             )
 
-    # --- polling
-
     def _poll(self, part: BatchPart) -> None:
         try:
             batch = self.service.get(part.batch_id)
@@ -161,7 +158,7 @@ class Monitor:
             self.ledger.record("not_created", part=part.number, not_before=time.time() + wait_s)
             console.note(f"part {part.number} waits: the queue for `{self._clean.model}` is full")
         elif bad_lines and "model_not_found" not in codes:
-            drop_bad_lines(self.ledger, part, batch.errors)
+            self._drop_bad_lines(part, batch.errors)
             halt_on_same_error(self.ledger, part, len(bad_lines), f"requests are invalid ({text})")
         elif part.creations < _MAX_CREATIONS and "model_not_found" not in codes:
             # the first time the file may just not have been found; then it is uploaded again
@@ -173,7 +170,18 @@ class Monitor:
             self.ledger.record("not_created", part=part.number, not_before=0.0)
             self.ledger.record("halted", reason=f"the batch of part {part.number} failed ({text})")
 
-    # --- fetching
+    def _drop_bad_lines(self, part: BatchPart, errors: Sequence[LineError]) -> None:
+        bad = {error.line - 1: error for error in reversed(errors) if error.line > 0}
+        good: list[Request] = []
+        rejected: list[Event] = []
+        for place, request in enumerate(self.ledger.workspace.read_index(part.number)):
+            if error := bad.get(place):
+                facts = {"custom_id": request.custom_id, "code": error.code, "message": error.message}
+                rejected.append(facts)
+            else:
+                good.append(request)
+        limits = Limits(part.requests, part.size_bytes + 1, part.tokens + 1, 0)
+        cut_part(self.ledger, part, limits, requests=good, rejected=rejected)
 
     def _fetch_ended(self) -> None:
         for part in self.ledger.state.with_status("ended"):

@@ -1,14 +1,11 @@
 """Parts: files of requests, each small enough for one batch. How they are cut, priced and made again.
 
-In: request lines in catalogue order, or the lines of other parts. Out: `parts/part-NNNN.jsonl`, its index,
-and the facts that the journal keeps about it. The same requests and limits always give the same bytes, so a
-part can be written again after a kill; parts that take the place of others come into being with one journal
-event, so that a kill leaves either the old ones or the new ones.
+The same requests and limits always give the same bytes, so a part can be written again after a kill. Parts
+that take the place of others come into being with one journal event: a kill leaves either old or new ones.
 
-The price of a part is estimated before it is sent. An image counts by the patch rule; text by its length,
-until the canary (one real request, sent before the first batch) says what prompt and schema really take.
-Answers are guessed from the model table first, then from the canary, then from the parts that came back;
-with hidden reasoning they are the larger half of the bill and the less certain one.
+The price is estimated before sending. An image counts by the patch rule; text by its length, until the
+canary says what prompt and schema really take. Answers are guessed from the model table first, then from
+the canary, then from the parts that came back; with hidden reasoning they are the larger half of the bill.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from furnclip.clean.batch.requests import Recipe, with_cap
 from furnclip.clean.batch.results import Outcome, collect
@@ -28,15 +25,9 @@ from furnclip.config import CleaningConfig
 from furnclip.errors import InputError
 from furnclip.journal import Event, replacing
 
-if TYPE_CHECKING:
-    from furnclip.clean.batch.service import LineError
-
 QUEUE_HEADROOM = 0.9  # the service counts tokens in its own way; stay below its limit
 CAP_CEILING_TOKENS = 8000
 MAX_WAIT_S = 900.0
-
-
-# --- cutting
 
 
 class Limits(NamedTuple):
@@ -101,9 +92,6 @@ def write_parts(
         number += 1
 
 
-# --- pricing
-
-
 class Calibration(NamedTuple):
     """Tokens that every request takes besides its image and title, and how sure we are."""
 
@@ -158,9 +146,6 @@ def estimate(parts: Sequence[BatchPart], ledger: CleaningLedger) -> Estimate:
     is_batch = ledger.config.clean.backend == "openai"
     cost_usd = ledger.recipe.model.cost_usd(prompt, completion, batch=is_batch)
     return Estimate(requests, prompt, completion, cost_usd, calibration.basis)
-
-
-# --- parts made of other parts
 
 
 def backoff_s(wait_s: float, refusals: int) -> float:
@@ -219,20 +204,6 @@ def _lines_to_retry(ledger: CleaningLedger, failed: Mapping[str, Outcome]) -> It
         for line in ledger.workspace.read_requests(number, requests):
             is_cut = failed[line.custom_id].reason in ("cut-off", "empty-answer")
             yield line._replace(content=with_cap(line.content, 2, CAP_CEILING_TOKENS)) if is_cut else line
-
-
-def drop_bad_lines(ledger: CleaningLedger, part: BatchPart, errors: Sequence[LineError]) -> None:
-    """Replace a part that failed validation by one without the lines that the service named."""
-    bad = {error.line - 1: error for error in reversed(errors) if error.line > 0}
-    requests = list(ledger.workspace.read_index(part.number))
-    good = [request for place, request in enumerate(requests) if place not in bad]
-    rejected = [
-        {"custom_id": requests[place].custom_id, "code": error.code, "message": error.message}
-        for place, error in sorted(bad.items())
-        if place < len(requests)
-    ]
-    limits = Limits(part.requests, part.size_bytes + 1, part.tokens + 1, 0)
-    cut_part(ledger, part, limits, requests=good, rejected=rejected)
 
 
 def cut_part(

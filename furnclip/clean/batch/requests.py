@@ -1,14 +1,12 @@
 """One product -> one request line, always the same bytes; and the table of models that decides its shape.
 
-In: a `Product`, its image and `clean.model`. Out: a line of a part file in the shape of the Batch API. The
-image is upright, on white, at most `image_px` long, and set on the smallest canvas whose sides are multiples
-of 32: the service bills whole patches, so the few white pixels cost nothing and a square would.
+The image is upright, on white, at most `image_px` long, and set on the smallest canvas whose sides are
+multiples of 32: the service bills whole patches, so the few white pixels cost nothing and a square would.
+`custom_id` names the product and a hash of everything that decides the answer. A row whose title, image,
+model or prompt changed is a new question; an unchanged one is never asked twice.
 
-`custom_id` names the product and a hash of everything that decides the answer. A row whose title,
-image, model or prompt changed is a new question; an unchanged one is never asked twice.
-
-Models are data: `models.toml` beside this file and `[clean.models]` of `furnclip.toml`. Prices change without
-notice; the bill at the end uses them too, so compare it with the provider's own page now and then.
+Models are data: `models.toml` beside this file and `[clean.models]` of `furnclip.toml`. Prices change
+without notice, also those of the bill at the end: compare it with the provider's own page now and then.
 """
 
 from __future__ import annotations
@@ -101,7 +99,17 @@ def find_model(config: CleaningConfig) -> VisionModel:
     base = {"input_usd": 0.0, "output_usd": 0.0} if is_openai(config) else shipped[_ANY]
     rows = (*([] if family in shipped else [base]), *known, own.get(name, {}))
     row: dict[str, Any] = {key: value for facts in rows for key, value in facts.items()}
-    model = _parse(name, row, family="" if name in shipped else family)
+    if not row.keys().isdisjoint(("id", "family")):
+        raise ConfigError("`id` and `family` of a model cannot be set", hint="they follow from its name")
+    try:
+        model = VisionModel(id=name, family="" if name in shipped else family, **row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f'`clean.models."{name}".{key}`: {first["msg"].lower()}',
+            hint=f"keys of the table: {', '.join(VisionModel.model_fields)}",
+        ) from None
     if config.effort and config.effort not in model.efforts:
         efforts = ", ".join(model.efforts) or "none: it takes no such parameter"
         raise ConfigError(
@@ -141,20 +149,6 @@ def is_openai(config: CleaningConfig) -> bool:
 @cache
 def _shipped() -> Mapping[str, dict[str, Any]]:
     return tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
-
-
-def _parse(name: str, row: Mapping[str, Any], *, family: str) -> VisionModel:
-    try:
-        if not row.keys().isdisjoint(("id", "family")):
-            raise ConfigError("`id` and `family` of a model cannot be set", hint="they follow from its name")
-        return VisionModel(id=name, family=family, **row)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f'`clean.models."{name}".{key}`: {first["msg"].lower()}',
-            hint=f"keys of the table: {', '.join(VisionModel.model_fields)}",
-        ) from None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
 """Result lines -> what became of each request, and what it cost.
 
-In: output and error files as the service wrote them, in any order, with lines missing, doubled or damaged.
-Out: one `Outcome` a request: cleaned, rejected for good, or to be retried; in the journal `merged` with the
-bill of a part and, when too many rows failed alike, `halted`. A status of 200 is no success yet: refusals,
-cut and empty answers come with it too. Which of the two files a line stands in does not matter; the files
-are the truth, not the service's counts.
+Output and error files hold lines in any order, some missing, doubled or damaged. A status of 200 is no
+success yet: refusals, cut and empty answers come with it too. Which of the two files a line stands in does
+not matter, and the files are the truth, not the service's counts.
 """
 
 from __future__ import annotations
@@ -102,9 +100,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield value
 
 
-# --- one line
-
-
 def classify(line: dict[str, Any], vocabulary: Vocabulary) -> Outcome:
     """What one result line means, whichever file it came from."""
     response = _object(line.get("response"))
@@ -190,9 +185,6 @@ def _text(value: Any) -> str:
 
 def _short(text: str) -> str:
     return printable(redact(text.strip()))[:_DETAIL_CHARACTERS]
-
-
-# --- the bill
 
 
 def usage_of(body: dict[str, Any]) -> tuple[int, int]:

@@ -1,9 +1,8 @@
 """The client of OpenAI's Files and Batches: the one place that calls them.
 
-In: part files. Out: file ids, `Batch` views, verified result bytes. Creating a batch is never retried
-here: the service has no idempotency, so a lost reply is reported as `UnsureError` and `dispatch` looks
-before it asks again. Results are held in memory while they are checked: a part of 10,000 requests answers
-with about 15 MB.
+Creating a batch is never retried here: the service has no idempotency, so a lost reply is an `UnsureError`
+and `dispatch` looks before it asks again. Results are held in memory while they are checked: about 15 MB a
+part.
 """
 
 from __future__ import annotations
@@ -109,7 +108,6 @@ class BatchService:
         self._retry_s = min(2.0, config.clean.poll_interval_s)
 
     def close(self) -> None:
-        """Close the connections."""
         self._client.close()
 
     def shutdown_date(self, model: str) -> date | None:
@@ -264,7 +262,6 @@ def _view(batch: openai.types.Batch) -> Batch:
 
 
 def _damage(content: bytes, expected_bytes: int | None) -> str:
-    """What shows that a download was cut, or an empty text."""
     if expected_bytes and len(content) != expected_bytes:
         return f"{len(content)} of {expected_bytes} bytes"
     try:

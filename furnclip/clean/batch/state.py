@@ -1,15 +1,15 @@
 """Where every part stands: a pure fold over the journal's events, and the shape that each must have.
 
-In: events of `work/clean/journal.jsonl`. Out: a `State`. Nothing here reads a clock, a file or the
-network, so any crash can be replayed in a test by cutting the list of events.
+Nothing here reads a clock, a file or the network, so a test replays any crash by cutting the list of
+events.
 
     planned -> uploading -> uploaded -> creating -> open -> ended -> downloaded -> merged
                    ^           ^ | not created, queue full          (any) -> replaced, dropped
                    +-----------+ upload lost
 
 An event that announces a side effect (`uploading`, `creating`, `canary_asking`) is on the disk before the
-side effect is tried. So a part found in `creating` after a crash may or may not have a batch: `dispatch`
-asks the service before it ever creates another one.
+side effect is tried. So a part found in `creating` after a crash may have a batch: `dispatch` asks the
+service first.
 """
 
 from __future__ import annotations
@@ -284,9 +284,6 @@ _PART_EVENTS: dict[str, Callable[[BatchPart, Event], dict[str, Any]]] = {
         "unconfirmed_usd": event.get("unconfirmed_usd", 0.0),
     },
 }
-
-
-# --- the shape of every event
 
 
 class _BadLine(BaseModel):

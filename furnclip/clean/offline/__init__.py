@@ -1,24 +1,41 @@
 """The offline backend: rules over the title, and the dominant color of the image. Free, deterministic.
 
-In: a product's title and image. Out: an answer of the same shape as the model's, as a result line.
-It is the baseline that a paid model has to beat, and the fallback for rows that one could not clean.
-Style is known only where the title says it; colors are judged on the image as shot, so warm light makes
-white things beige.
+It is the baseline that a paid model has to beat, and the fallback for rows that one could not clean. English
+only, and no better than the word lists of `lexicon.toml`: a brand that is neither listed nor found by
+`find_brands` stays in the title. Style is known only where the title says it; warm light makes white things
+beige.
+
+`find_brands` goes by the whole catalogue. A name counts as a brand when it opens at least three titles of at
+least two kinds of things, hardly ever stands elsewhere, is made of no word that describes furniture, and at
+least once shows that it is a name: set apart ("Nor - oak chair"), in capitals or in CamelCase. Do not trust
+it for a catalogue of a few rows or for brands that are plain words ("Habitat chair").
 """
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from furnclip.catalogue import content_hash
-from furnclip.clean.offline.titles import clean_title, first_word, lexicon, object_type, usual_material
-from furnclip.clean.prompt import UNKNOWN, Answer, Vocabulary
+from furnclip.catalogue import Product, Rejection, content_hash
+from furnclip.clean.prompt import MAX_TITLE_CHARACTERS, UNKNOWN, Answer, Vocabulary, readable, sendable
 from furnclip.images import open_image
 from furnclip.journal import encode_event
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SOURCE = "local:rules-2"
 IMAGE_PX = 64  # enough to judge a color
@@ -84,3 +101,202 @@ def _color(named: str, image: Image.Image | None, vocabulary: Vocabulary) -> str
     if is_mixed_up or not is_contradicted:
         return named
     return ranked[0] if colors.has_plain_border(pixels) else named
+
+
+_BY_MAKER = re.compile(r"\s+by\s+[A-Z][\w&.'-]*(?:\s+[A-Z][\w&.'-]*){0,3}\s*(?=$|[,(|-])")
+_MARKED = re.compile(r"\b[\w&.'-]+\s?[®™©]")
+_TAGS = re.compile(r"<[^>]{0,80}>")
+_EMPTY_BRACKETS = re.compile(r"[(\[{]\s*[)\]}]")
+_DASHES = "\u2013\u2014"
+_EDGES = f" \t-{_DASHES}_|/,;:.!*~+#'\"\u201c\u201d\u2018\u2019"
+_JOINTS = re.compile(rf"\s*[|{_DASHES};,:*~!]\s*|\s+[-/+]\s+")
+_PARTS = re.compile(
+    r"\b[\w-]+\s+(?:doors?|fronts?|shelf|shelves|legs?|handles?|base|frame|top)\b(?=.*\w)", re.I
+)
+_HEAD_ENDS = re.compile(r"\b(?:with|for|in|on|w/|without|from|of)\b|[(,|]", re.IGNORECASE)
+
+
+def clean_title(title: str) -> str:
+    """The title without brands, numbers, prices, shipping and counts, in lower case."""
+    text = " ".join(" ".join(title_pieces(title)).split()).lower()
+    return text[:MAX_TITLE_CHARACTERS].strip(_EDGES)
+
+
+def title_pieces(title: str) -> list[str]:
+    """What is left of the title, in the pieces that dashes, bars and commas make of it; case as written."""
+    text = _TAGS.sub(" ", readable(html.unescape(html.unescape(sendable(title)))))
+    text = _MARKED.sub(" ", _BY_MAKER.sub(" ", text))
+    text = _any_of(tuple(lexicon()["brands"]["names"])).sub(" ", text)
+    text = _EMPTY_BRACKETS.sub(" ", _dropped().sub(" ", text))
+    pieces = [piece.strip(_EDGES) for piece in _JOINTS.split(text)]
+    return [piece for piece in pieces if piece]
+
+
+def object_type(title: str, vocabulary: Vocabulary) -> str:
+    """The kind of thing: the last known word before "with", "for" ..., since English puts it last."""
+    head = _HEAD_ENDS.split(title, maxsplit=1)[0]
+    allowed = vocabulary.object_type
+    found = _matches(head, "object_type", allowed) or _matches(title, "object_type", allowed)
+    return found[-1] if found else UNKNOWN
+
+
+def first_word(title: str, field: str, vocabulary: Vocabulary) -> str:
+    """The first value of `field` that the title names, or `unknown`; "glass door" is no material."""
+    found = _matches(_PARTS.sub(" ", title), field, vocabulary.words(field))
+    return found[0] if found else UNKNOWN
+
+
+def usual_material(name: str, kind: str, vocabulary: Vocabulary) -> str:
+    """What such a thing is mostly made of: by a word of its name, else by its kind; or `unknown`."""
+    for material, words in lexicon()["usual_material"].items():
+        if material in vocabulary.material and _any_of(tuple(words)).search(name):
+            return str(material)
+    for material, kinds in lexicon()["usual_material_of_kind"].items():
+        if material in vocabulary.material and kind in kinds:
+            return str(material)
+    return UNKNOWN
+
+
+@cache
+def lexicon() -> Mapping[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("lexicon.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _dropped() -> re.Pattern[str]:
+    return re.compile("|".join(chain(*lexicon()["dropped"].values())), re.IGNORECASE)
+
+
+def _matches(text: str, field: str, allowed: tuple[str, ...]) -> list[str]:
+    """Every value of `field` that the text names, in the order of the text."""
+    pattern, values = _words(field, allowed)
+    found = (match.group(0) for match in pattern.finditer(text.lower()))
+    singular = (next(key for key in (word, word[:-1], word[:-2]) if key in values) for word in found)
+    return [values[word] for word in singular]
+
+
+@cache
+def _words(field: str, allowed: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    """A pattern that finds the longest known word, and what each word means."""
+    known = lexicon()[field]
+    values: dict[str, str] = {}
+    for value in allowed:
+        if value != UNKNOWN:
+            for word in (value, *known.get(value, ())):
+                values.setdefault(word, value)
+    return _any_of(tuple(values)), values
+
+
+@cache
+def _any_of(words: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(words, key=len, reverse=True)
+    alternatives = "|".join(re.escape(word) for word in longest_first) or r"(?!)"
+    return re.compile(rf"(?<![\w-])(?:{alternatives})(?:es|s)?(?![\w-])", re.IGNORECASE)
+
+
+_MIN_TITLES = 3
+_MIN_KINDS = 2
+_MOSTLY_FIRST = 0.9  # share of a word's titles that it opens
+_TOGETHER = 0.8  # share of a name's titles in which the same word follows: then it is part of the name
+_MAX_WORDS = 5
+_WORD = re.compile(r"[^\s,|/;:()\[\]\"]+")
+_SHAPED = re.compile(r"[A-Z]{2,}[A-Z&.]*|[A-Z][a-z]+(?:[A-Z][a-z]+)+")  # capitals or CamelCase
+_ANY_NUMBER = "#0"  # goes together with the label in front of it
+_LINKS = frozenset({"&", "and", "+", "of", "de", "la", "du", "von", "the"})
+_COMPANY = frozenset({"home", "living", "design", "designs", "furniture", "interiors", "decor", "office"})
+
+BrandName = tuple[str, ...]  # case-folded words
+
+
+def find_brands(products: Iterable[Product | Rejection], vocabulary: Vocabulary) -> frozenset[BrandName]:
+    """Names that open the catalogue's titles."""
+    following: defaultdict[BrandName, Counter[str]] = defaultdict(Counter)  # at the start of titles
+    anywhere: Counter[str] = Counter()
+    kinds: defaultdict[str, set[str]] = defaultdict(set)
+    shown: set[str] = set()
+    for product in products:
+        if isinstance(product, Rejection) or product.title.isupper() or product.title.islower():
+            continue  # capitals mean nothing in this title
+        pieces = title_pieces(product.title)
+        anywhere.update({word.casefold() for piece in pieces for word in piece.split()})
+        opening = _opening(pieces[0]) if pieces else []
+        if not opening:
+            continue
+        folded = tuple(word.casefold() for word in opening)
+        for length, word in enumerate(folded):
+            following[folded[:length]][word] += 1
+        kinds[folded[0]].add(object_type(" ".join(pieces).lower(), vocabulary))
+        is_apart = len(pieces) > 1 and len(opening) == len(pieces[0].split())
+        if is_apart or _SHAPED.fullmatch(opening[0]):
+            shown.add(folded[0])
+    return frozenset(
+        _whole(word, following)
+        for word in shown
+        if following[()][word] >= max(_MIN_TITLES, _MOSTLY_FIRST * anywhere[word])
+        and len(kinds[word]) >= _MIN_KINDS
+    )
+
+
+def plain_title(product: Product, brands: frozenset[BrandName]) -> str:
+    """The title without brands, and with the row's own numbers so that `clean_title` drops them."""
+    own = dict(_own_names(product.fields, product.product_id))
+    words = list(_WORD.finditer(product.title))
+    title, place = product.title, len(words)
+    while place > 0:  # from the end, so that earlier places stay true
+        place -= 1
+        for length in range(min(_MAX_WORDS, len(words) - place), 0, -1):
+            span = words[place : place + length]
+            name = tuple(word.group().casefold() for word in span)
+            if name in brands or name in own:
+                place -= place > 0 and words[place - 1].group() == "by"
+                title = f"{title[: words[place].start()]}{own.get(name, '')} {title[span[-1].end() :]}"
+                del words[place:]
+                break
+    return title
+
+
+def _opening(piece: str) -> list[str]:
+    """The words at the start that could be a name: capitalized, no numbers, nothing that describes."""
+    found: list[str] = []
+    for word in piece.split()[:_MAX_WORDS]:
+        folded = word.casefold()
+        is_name = word[:1].isupper() and folded not in _describing() and not any(map(str.isdigit, word))
+        if not is_name and not (found and folded in _LINKS | _COMPANY):
+            break
+        found.append(word)
+    while found and found[-1] in _LINKS:
+        found.pop()
+    return found
+
+
+def _whole(word: str, following: Mapping[BrandName, Counter[str]]) -> BrandName:
+    """The name that starts with this word: as long as nearly always the same word follows."""
+    name: BrandName = (word,)
+    while name in following:
+        [(after, count)] = following[name].most_common(1)
+        if count < _TOGETHER * following[name[:-1]][name[-1]]:
+            break
+        name = (*name, after)
+    return name if name[-1] not in _LINKS else name[:-1]
+
+
+def _own_names(fields: Mapping[str, str], product_id: str) -> Iterator[tuple[BrandName, str]]:
+    """What the row's own columns call its brand or its number, and what takes its place in the title."""
+    columns = lexicon()["columns"]
+    for column, cell in [*fields.items(), ("productid", product_id)]:
+        kind = re.sub(r"[^a-z]", "", column.lower())
+        words = tuple(word.casefold() for word in _WORD.findall(cell))
+        is_brand = kind in columns["makers"] and not _describing().issuperset(words)
+        is_number = kind in columns["numbers"] and any(map(str.isdigit, cell)) and len(cell) > 2
+        if words and (is_brand or is_number):
+            yield words, _ANY_NUMBER if is_number else ""
+
+
+@cache
+def _describing() -> frozenset[str]:
+    """Words that say what a thing is or is like, and so are no names."""
+    words: set[str] = set(lexicon()["describing"]["words"])
+    for field in ("object_type", "material", "style", "color"):
+        for value, others in lexicon()[field].items():
+            words.update(*(text.split() for text in (value, *others)))
+    return frozenset(words | {f"{word}s" for word in words})

@@ -1,8 +1,7 @@
 """The colors of a product on its image, by name.
 
-In: an image. Out: the share of each named color among the product's pixels, the background and the
-shadow on it taken off. Counting pixels follows no paper: nearest named color by hue, saturation and
-brightness. Do not trust it in a room, or in colored light.
+Counts the product's pixels, background and shadow taken off, by hue, saturation and brightness; follows no
+paper. Do not trust it in a room, or in colored light.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from furnclip.clean.offline.titles import lexicon
+from furnclip.clean.offline import lexicon
 
 Pixels = NDArray[np.int16]
 
