@@ -74,7 +74,9 @@ _REVIEW_QUALITY = 90
 Report = dict[str, Any]  # what a command has to tell, as `--json` prints it
 
 
-def run(ledger: CleaningLedger, *, limit: int, sample: int, partial: bool, ignore_errors: bool) -> Report:
+def run(
+    ledger: CleaningLedger, *, limit: int | None, sample: int | None, partial: bool, ignore_errors: bool
+) -> Report:
     """Prepare, send, watch, write. Does nothing when nothing changed."""
     if ledger.config.clean.backend == "openai":
         _need_key(ledger.config)  # before an hour of reading images
@@ -123,7 +125,7 @@ def monitor(ledger: CleaningLedger) -> Report:
     return _status(ledger.state)
 
 
-def estimate(ledger: CleaningLedger, *, limit: int, sample: int, calibrated: bool) -> Estimate:
+def estimate(ledger: CleaningLedger, *, limit: int | None, sample: int | None, calibrated: bool) -> Estimate:
     """The price of what is still to be sent; `calibrated` sends one real request to know it better."""
     prepare(ledger, limit=limit, sample=sample)
     backend = ledger.config.clean.backend

@@ -48,20 +48,20 @@ Reply = dict[str, Any] | FurnclipError | None  # a result line, why nothing can 
 
 def ask_live(ledger: CleaningLedger) -> None:
     """Send every waiting request, a bounded number at once, until every row is settled."""
-    sender = LiveSender(ledger)
-    try:
+    key = ledger.config.openai_api_key.get_secret_value() or "none"
+    url = ledger.config.clean.base_url or OFFICIAL_URL
+    with openai.OpenAI(api_key=key, base_url=url, max_retries=0) as client:
+        sender = LiveSender(ledger, client)
         while not ledger.state.halted:
             for part in ledger.state.with_status(*UNSENT, backend="live"):
                 time.sleep(max(0.0, part.not_before - time.time()))
                 sender.ask_part(part)
             if not ledger.state.halted and not plan_retries(ledger):
                 return
-        raise ServiceError(
-            f"sending stopped: {ledger.state.halted}",
-            hint="fix the cause, then `furnclip clean run --ignore-errors` sends the rest",
-        )
-    finally:
-        sender.close()
+    raise ServiceError(
+        f"sending stopped: {ledger.state.halted}",
+        hint="fix the cause, then `furnclip clean run --ignore-errors` sends the rest",
+    )
 
 
 class LiveSender:
@@ -72,11 +72,9 @@ class LiveSender:
     _calibration: Calibration
     _timeout_s: float
 
-    def __init__(self, ledger: CleaningLedger) -> None:
+    def __init__(self, ledger: CleaningLedger, client: openai.OpenAI) -> None:
         self._ledger, self._recipe, self._clean = ledger, ledger.recipe, ledger.config.clean
-        self._url = self._clean.base_url or OFFICIAL_URL
-        key = ledger.config.openai_api_key.get_secret_value() or "none"
-        self._client = openai.OpenAI(api_key=key, base_url=self._url, max_retries=0)
+        self._client = client
         self._next_start, self._lock = 0.0, threading.Lock()
         self._stopping, self._is_leaving, self._signal = threading.Event(), False, 0
         self._seen: Counter[str] = Counter()  # replies by what they were
@@ -84,9 +82,6 @@ class LiveSender:
         self._in_flight: dict[str, float] = {}  # custom_id -> expected price
         self._replies: queue.SimpleQueue[tuple[str, Reply]] = queue.SimpleQueue()
         self._disk_problem: OSError | None = None  # the disk is full; what is in flight still fits
-
-    def close(self) -> None:
-        self._client.close()
 
     def ask_part(self, part: BatchPart) -> None:
         """Send what has no answer yet; however it ends, what was answered is kept and billed."""
@@ -286,7 +281,7 @@ class LiveSender:
                 cause = error.__cause__ or error
                 if type(cause).__name__ in _NOT_SENT:
                     raise ServiceError(
-                        f"the server at `{self._url}` cannot be reached ({cause})",
+                        f"the server at `{self._clean.base_url or OFFICIAL_URL}` cannot be reached ({cause})",
                         hint="start it or correct `clean.base_url`, then run the same command again",
                     ) from None
                 if isinstance(error, openai.APITimeoutError):

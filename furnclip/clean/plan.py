@@ -44,14 +44,14 @@ from furnclip.parallel import Workers
 _INLINE_PRODUCTS = 256  # starting processes costs more than this many images
 
 
-def prepare(ledger: CleaningLedger, *, limit: int, sample: int) -> Event:
+def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) -> Event:
     """Plan every request of the selected rows; does nothing when nothing changed. Returns the counts.
 
-    limit: only so many rows, from the first on; sample: only so many, always the same. 0 is all of them.
+    limit: only so many rows, from the first on; sample: only so many, always the same.
     """
     clean, paths, workspace = ledger.config.clean, ledger.config.paths, ledger.workspace
     _mention_family(ledger)
-    fingerprint, total = _fingerprint(ledger, {"limit": limit, "sample": sample})
+    fingerprint, total = _fingerprint(ledger, {"limit": limit or 0, "sample": sample or 0})
     drop_damaged(ledger)
     repair_indexes(ledger)
     facts = ledger.state.prepared
@@ -138,17 +138,17 @@ def _fingerprint(ledger: CleaningLedger, selection: dict[str, int]) -> tuple[str
     return content_hash(text, file_digest(paths.products), images.digest()), rows
 
 
-def _selected(ledger: CleaningLedger, limit: int, sample: int) -> Iterator[Product | Rejection]:
+def _selected(ledger: CleaningLedger, limit: int | None, sample: int | None) -> Iterator[Product | Rejection]:
     """The selected rows, in catalogue order.
 
     A sample has the smallest hashes of ids: it is fair, and does not change when rows are added.
     """
     if not sample:
-        yield from islice(ledger.products(), limit or None)
+        yield from islice(ledger.products(), limit)
         return
     hashed = ((content_hash(product.product_id), product.row) for product in ledger.products())
     chosen = {row for _, row in heapq.nsmallest(sample, hashed)}
-    yield from islice((p for p in ledger.products() if p.row in chosen), limit or None)
+    yield from islice((p for p in ledger.products() if p.row in chosen), limit)
 
 
 def _lines_to_send(
@@ -215,7 +215,8 @@ def _encode(
 ) -> tuple[str, Line | None]:
     if brands is not None:
         title, vocabulary = plain_title(product, brands), recipe.vocabulary
-        custom_id = offline.local_id(product.product_id, title, image, vocabulary)
+        rules = offline.rules_identity(vocabulary)
+        custom_id = f"local-{content_hash(rules, product.product_id, title, image)}"
         if custom_id in known:
             return custom_id, None
         return custom_id, Line(custom_id, offline.answer_line(custom_id, title, image, vocabulary))

@@ -258,9 +258,8 @@ def drop_damaged(ledger: CleaningLedger) -> None:
     state, workspace = ledger.state, ledger.workspace
     for part in [*state.with_status(*UNSENT), *state.with_status("downloaded", backend="local")]:
         was_asked = workspace.live(part.number).exists()
-        is_part_intact = is_intact(
-            workspace.content(part.number, is_local=part.backend == "local"), part.sha256
-        )
+        path = workspace.content(part.number, is_local=part.backend == "local")
+        is_part_intact = is_intact(path, part.sha256)
         is_index_intact = is_intact(workspace.index(part.number), part.index_sha256)
         if is_part_intact and (was_asked or is_index_intact):
             continue

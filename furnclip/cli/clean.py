@@ -35,7 +35,6 @@ IgnoreOption = Annotated[
     bool, typer.Option("--ignore-errors", help="go on although many rows failed for the same reason")
 ]
 
-
 group = typer.Typer(
     cls=FurnclipGroup,
     context_settings=CONTEXT_SETTINGS,
@@ -63,7 +62,7 @@ def prepare(
     from furnclip import clean
 
     with clean.open_ledger(settings(config, flags)) as ledger:
-        found = clean.prepare(ledger, limit=limit or 0, sample=sample or 0)
+        found = clean.prepare(ledger, limit=limit, sample=sample)
 
     def human() -> None:
         if found["was_done"]:
@@ -116,8 +115,8 @@ def finalize(
     from furnclip import clean
 
     with clean.open_ledger(settings(config, flags)) as ledger:
-        summary = clean.finalize(ledger, partial=partial)
-    _emit_summary(summary, as_json=as_json)
+        found = clean.finalize(ledger, partial=partial)
+    _emit_summary(found, as_json=as_json)
 
 
 @group.command(epilog="Example: furnclip clean run --backend local")
@@ -136,10 +135,8 @@ def run(
     from furnclip import clean
 
     with clean.open_ledger(settings(config, flags)) as ledger:
-        summary = clean.run(
-            ledger, limit=limit or 0, sample=sample or 0, partial=partial, ignore_errors=ignore_errors
-        )
-    _emit_summary(summary, as_json=as_json)
+        found = clean.run(ledger, limit=limit, sample=sample, partial=partial, ignore_errors=ignore_errors)
+    _emit_summary(found, as_json=as_json)
 
 
 @group.command(epilog="Example: furnclip clean status --json")
@@ -167,7 +164,7 @@ def estimate(
     from furnclip import clean
 
     with clean.open_ledger(settings(config, flags)) as ledger:
-        found = clean.estimate(ledger, limit=limit or 0, sample=sample or 0, calibrated=calibrate)
+        found = clean.estimate(ledger, limit=limit, sample=sample, calibrated=calibrate)
     text = "nothing to send: no paid request is planned, or all of them were sent"
     if found.requests:
         text = (

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -238,13 +239,11 @@ def send_canary(
     identity = ledger.recipe.identity
     if identity in ledger.state.canaries:
         return
-    lost = ledger.state.lost_canaries(identity)
-    if not lost or once_more:
-        try:
+    if once_more or not ledger.state.lost_canaries(identity):
+        with suppress(UnsureError):
             _ask_canary(ledger, service, part)
             return
-        except UnsureError:
-            lost = ledger.state.lost_canaries(identity)
+    lost = ledger.state.lost_canaries(identity)
     console.warn(
         "the reply to a trial request was lost, so it may have been billed "
         f"(about ${lost[-1]['cost_usd']:.6f}); it is not sent again, and the first batch goes alone instead "

@@ -11,7 +11,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from datetime import timedelta
 
 from rich.live import Live
@@ -52,10 +51,7 @@ class Monitor:
         """Send, poll, fetch and retry until every part is merged or something has to be decided."""
         self._dispatcher.reconcile()
         interval_s = self._clean.poll_interval_s
-        with ExitStack() as stack:
-            live: Live | None = None
-            if console.stderr().is_terminal:
-                live = stack.enter_context(Live(console=console.stderr(), auto_refresh=False, transient=True))
+        with Live(console=console.stderr(), auto_refresh=False, transient=True) as live:
             while True:
                 before = self.ledger.state
                 self._fetch_ended()
@@ -73,9 +69,8 @@ class Monitor:
                 interval_s = self._clean.poll_interval_s if has_moved else interval_s * 1.5
                 interval_s = min(interval_s, self._clean.poll_interval_s * _MAX_INTERVALS)
                 if not has_moved:
-                    if live:
-                        table = console.table(_COLUMNS, batch_rows(self.ledger, self._polled))
-                        live.update(table, refresh=True)
+                    table = console.table(_COLUMNS, batch_rows(self.ledger, self._polled))
+                    live.update(table, refresh=True)
                     time.sleep(self._pause_s(interval_s))
 
     def _pause_s(self, interval_s: float) -> float:

@@ -199,8 +199,14 @@ class BatchService:
             except OutageError as error:
                 problem = error.message
                 continue
-            if not (problem := _damage(content, expected_bytes)):
+            if expected_bytes and len(content) != expected_bytes:
+                problem = f"{len(content)} of {expected_bytes} bytes"
+                continue
+            try:
+                json.loads(content.rsplit(b"\n", 1)[-1] or b"{}")
                 return content
+            except ValueError:
+                problem = "the last line is cut"
         raise ServiceError(
             f"the result file `{file_id}` does not arrive whole: {problem}",
             hint="run the same command again later; the answers are kept by the service for 30 days",
@@ -259,13 +265,3 @@ def _view(batch: openai.types.Batch) -> Batch:
         in_progress_at=float(batch.in_progress_at or 0),
         metadata=dict(batch.metadata or {}),
     )
-
-
-def _damage(content: bytes, expected_bytes: int | None) -> str:
-    if expected_bytes and len(content) != expected_bytes:
-        return f"{len(content)} of {expected_bytes} bytes"
-    try:
-        json.loads(content.rsplit(b"\n", 1)[-1] or b"{}")
-    except ValueError:
-        return "the last line is cut"
-    return ""

@@ -190,27 +190,16 @@ def _with_new_parts(state: State, planned: list[Event]) -> State:
     return after
 
 
+def _with_status(state: State, status: Status, *parts: BatchPart, **more: object) -> State:
+    return _with_parts(state, *(part.model_copy(update={"status": status, **more}) for part in parts))
+
+
 def _preparing(state: State, event: Event) -> State:
     """Another catalogue or other settings: what was never sent is not needed any more."""
     if event["fingerprint"] == state.preparing:
         return state
-    dropped = [part.model_copy(update={"status": "dropped"}) for part in state.with_status(*UNSENT)]
-    return replace(
-        _with_parts(state, *dropped), preparing=event["fingerprint"], prepared=None, finalized=None, halted=""
-    )
-
-
-def _replaced(state: State, event: Event) -> State:
-    """A part whose batch never ran gives way to others; lines that can never run are rejected."""
-    changes = {"status": "replaced", "rejected_lines": tuple(event["rejected_lines"])}
-    old = state.parts[event["part"]].model_copy(update=changes)
-    return _with_parts(_with_new_parts(state, event["by"]), old)
-
-
-def _dropped(state: State, event: Event) -> State:
-    """Its files are damaged, and making them again costs nothing: its rows have to be prepared again."""
-    dropped = state.parts[event["part"]].model_copy(update={"status": "dropped"})
-    return replace(_with_parts(state, dropped), prepared=None)
+    after = _with_status(state, "dropped", *state.with_status(*UNSENT))
+    return replace(after, preparing=event["fingerprint"], prepared=None, finalized=None, halted="")
 
 
 def _canary_refused(state: State, event: Event) -> State:
@@ -226,8 +215,17 @@ _RUN_EVENTS: dict[str, Callable[[State, Event], State]] = {
     "preparing": _preparing,
     "planned": lambda state, event: _with_new_parts(state, [event]),
     "prepared": lambda state, event: replace(state, prepared=event),
-    "replaced": _replaced,
-    "dropped": _dropped,
+    # A part whose batch never ran gives way to others; lines that can never run are rejected.
+    "replaced": lambda state, event: _with_status(
+        _with_new_parts(state, event["by"]),
+        "replaced",
+        state.parts[event["part"]],
+        rejected_lines=tuple(event["rejected_lines"]),
+    ),
+    # Its files are damaged, and making them again costs nothing: its rows have to be prepared again.
+    "dropped": lambda state, event: replace(
+        _with_status(state, "dropped", state.parts[event["part"]]), prepared=None
+    ),
     "again": lambda state, event: _with_new_parts(state, event["parts"]),
     "canary_asking": lambda state, event: replace(state, unanswered=(*state.unanswered, event)),
     "canary_refused": _canary_refused,

@@ -43,11 +43,6 @@ _CLEARLY = 0.6  # share of the product's pixels that overrules the title
 _HARDLY = 0.04  # share under which a color named in the title is not on the image
 
 
-def local_id(product_id: str, title: str, image: bytes, vocabulary: Vocabulary) -> str:
-    """Like `Recipe.custom_id`: changes with everything that decides the answer."""
-    return f"local-{content_hash(rules_identity(vocabulary), product_id, title, image)}"
-
-
 @cache
 def rules_identity(vocabulary: Vocabulary) -> str:
     """Hash of rules, word lists and vocabulary."""
@@ -142,19 +137,16 @@ def object_type(title: str, vocabulary: Vocabulary) -> str:
 
 def first_word(title: str, field: str, vocabulary: Vocabulary) -> str:
     """The first value of `field` that the title names, or `unknown`; "glass door" is no material."""
-    found = _matches(_PARTS.sub(" ", title), field, vocabulary.words(field))
+    found = _matches(_PARTS.sub(" ", title), field, getattr(vocabulary, field))
     return found[0] if found else UNKNOWN
 
 
 def usual_material(name: str, kind: str, vocabulary: Vocabulary) -> str:
     """What such a thing is mostly made of: by a word of its name, else by its kind; or `unknown`."""
-    for material, words in lexicon()["usual_material"].items():
-        if material in vocabulary.material and _any_of(tuple(words)).search(name):
-            return str(material)
-    for material, kinds in lexicon()["usual_material_of_kind"].items():
-        if material in vocabulary.material and kind in kinds:
-            return str(material)
-    return UNKNOWN
+    by_word, by_kind = lexicon()["usual_material"], lexicon()["usual_material_of_kind"]
+    found = [material for material, words in by_word.items() if _any_of(tuple(words)).search(name)]
+    found += [material for material, kinds in by_kind.items() if kind in kinds]
+    return next((material for material in found if material in vocabulary.material), UNKNOWN)
 
 
 @cache
