@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -37,7 +38,6 @@ from furnclip.catalogue import (
 )
 from furnclip.clean import offline
 from furnclip.clean.batch import parts as pricing
-from furnclip.clean.batch.parts import Estimate
 from furnclip.clean.batch.results import Outcome, collect
 from furnclip.clean.batch.state import SENT, UNSENT, State
 from furnclip.clean.offline import find_brands, plain_title
@@ -125,7 +125,7 @@ def monitor(ledger: CleaningLedger) -> Report:
     return _status(ledger.state)
 
 
-def estimate(ledger: CleaningLedger, *, limit: int | None, sample: int | None, calibrated: bool) -> Estimate:
+def estimate(ledger: CleaningLedger, *, limit: int | None, sample: int | None, calibrated: bool) -> Report:
     """The price of what is still to be sent; `calibrated` sends one real request to know it better."""
     prepare(ledger, limit=limit, sample=sample)
     backend = ledger.config.clean.backend
@@ -135,7 +135,7 @@ def estimate(ledger: CleaningLedger, *, limit: int | None, sample: int | None, c
 
         with _service(ledger.config) as service:
             send_canary(ledger, service, waiting[0], once_more=True)
-    return pricing.estimate(waiting, ledger)
+    return asdict(pricing.estimate(waiting, ledger))
 
 
 def cancel(ledger: CleaningLedger) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -166,12 +165,11 @@ def estimate(
     with clean.open_ledger(settings(config, flags)) as ledger:
         found = clean.estimate(ledger, limit=limit, sample=sample, calibrated=calibrate)
     text = "nothing to send: no paid request is planned, or all of them were sent"
-    if found.requests:
-        text = (
-            f"{found.requests} requests: {found.prompt_tokens:,} + {found.completion_tokens:,} tokens, "
-            f"about ${found.cost_usd:.4f} ({_BASES[found.basis]})"
-        )
-    console.emit(asdict(found), as_json=as_json, human=lambda: console.say(text))
+    if found["requests"]:
+        tokens = f"{found['prompt_tokens']:,} + {found['completion_tokens']:,} tokens"
+        price = f"about ${found['cost_usd']:.4f} ({_BASES[found['basis']]})"
+        text = f"{found['requests']} requests: {tokens}, {price}"
+    console.emit(found, as_json=as_json, human=lambda: console.say(text))
 
 
 @group.command(epilog="Example: furnclip clean cancel")

@@ -38,9 +38,7 @@ class Monitor:
     """Drives all parts to their end; `watch` returns when nothing is left to wait for."""
 
     def __init__(self, ledger: CleaningLedger, service: BatchService) -> None:
-        self.ledger = ledger
-        self.service = service
-        self._clean = ledger.config.clean
+        self.ledger, self.service, self._clean = ledger, service, ledger.config.clean
         self._dispatcher = Dispatcher(ledger, service)
         self._polled: dict[int, Batch] = {}  # part number -> its batch as it was seen last
         self._late: Counter[int] = Counter()  # polls of a part whose file ids are not there yet

@@ -185,23 +185,20 @@ def plan_retries(ledger: CleaningLedger) -> int:
 
 def _lines_to_retry(ledger: CleaningLedger, failed: Mapping[str, Outcome]) -> Iterator[Line]:
     """The requests as they were sent last, in that order; with a higher cap where the answer was cut."""
-    last: dict[str, tuple[int, Request]] = {}
-    for part in ledger.state.with_status("merged"):
-        for request in ledger.workspace.read_index(part.number):
-            if request.custom_id in failed:
-                last[request.custom_id] = (part.number, request)
-    by_part: dict[int, list[Request]] = defaultdict(list)
-    for number, request in last.values():
-        by_part[number].append(request)
-    for number, requests in sorted(by_part.items()):
-        path = ledger.workspace.part(number)
-        if not is_intact(path, ledger.state.parts[number].sha256):
+    left, found = set(failed), []
+    for part in reversed(ledger.state.with_status("merged")):
+        requests = [r for r in ledger.workspace.read_index(part.number) if r.custom_id in left]
+        left.difference_update(request.custom_id for request in requests)
+        if requests:
+            found.append((part, requests))
+    for part, requests in reversed(found):
+        path = ledger.workspace.part(part.number)
+        if not is_intact(path, part.sha256):
             raise InputError(
                 f"`{path}` is missing or damaged, and {len(requests)} of its rows have to be retried",
                 hint="restore it from a backup, or write what is there: `furnclip clean finalize --partial`",
             )
-        requests.sort(key=lambda request: request.offset)
-        for line in ledger.workspace.read_requests(number, requests):
+        for line in ledger.workspace.read_requests(part.number, requests):
             is_cut = failed[line.custom_id].reason in ("cut-off", "empty-answer")
             yield line._replace(content=with_cap(line.content, 2, CAP_CEILING_TOKENS)) if is_cut else line
 
