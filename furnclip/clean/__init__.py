@@ -61,7 +61,6 @@ from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, open_image
 from furnclip.journal import Event, replacing, write_bytes
 
 if TYPE_CHECKING:
-    from furnclip.clean.batch.dispatch import Dispatcher
     from furnclip.clean.batch.service import BatchService
 
 # of other modules, for callers of this one
@@ -108,7 +107,11 @@ def dispatch(ledger: CleaningLedger, *, ignore_errors: bool) -> Report:
     if ledger.config.clean.backend != "openai":
         console.note(f"nothing to send: the backend `{ledger.config.clean.backend}` has no batches")
         return _status(ledger.state)
-    with _dispatcher(ledger) as (dispatcher, _):
+    with _service(ledger.config) as service:
+        from furnclip.clean.batch.dispatch import Dispatcher
+
+        dispatcher = Dispatcher(ledger, service)
+        dispatcher.reconcile()
         dispatcher.send()
     if waiting := len(dispatcher.waiting()):
         parts = "1 part" if waiting == 1 else f"{waiting} parts"
@@ -140,7 +143,10 @@ def estimate(ledger: CleaningLedger, *, limit: int | None, sample: int | None, c
 
 def cancel(ledger: CleaningLedger) -> list[int]:
     """Ask the service to stop every open batch; numbers of their parts."""
-    with _dispatcher(ledger) as (_, service):
+    with _service(ledger.config) as service:
+        from furnclip.clean.batch.dispatch import Dispatcher
+
+        Dispatcher(ledger, service).reconcile()
         parts = ledger.state.with_status("open")
         for part in parts:
             batch = service.cancel(part.batch_id)
@@ -223,16 +229,6 @@ def _service(config: Config) -> Iterator[BatchService]:
 
     with closing(BatchService(config)) as service:
         yield service
-
-
-@contextmanager
-def _dispatcher(ledger: CleaningLedger) -> Iterator[tuple[Dispatcher, BatchService]]:
-    with _service(ledger.config) as service:
-        from furnclip.clean.batch.dispatch import Dispatcher
-
-        dispatcher = Dispatcher(ledger, service)
-        dispatcher.reconcile()
-        yield dispatcher, service
 
 
 def finalize(ledger: CleaningLedger, *, partial: bool) -> Report:

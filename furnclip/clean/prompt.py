@@ -54,10 +54,6 @@ class Vocabulary:
         return cls(*((*(word for word in words if word != UNKNOWN), UNKNOWN) for words in lists))
 
 
-def _folded(word: str) -> str:
-    return " ".join(word.split()).casefold()
-
-
 class Answer(BaseModel):
     """One cleaned product, checked against a vocabulary passed as validation context."""
 
@@ -84,7 +80,7 @@ class Answer(BaseModel):
     def _in_vocabulary(cls, word: str, info: ValidationInfo) -> str:
         """The allowed word that is meant; case and blanks do not matter."""
         for allowed in getattr(info.context, info.field_name or ""):
-            if _folded(allowed) == _folded(word):
+            if " ".join(allowed.split()).casefold() == " ".join(word.split()).casefold():
                 return str(allowed)
         raise PydanticCustomError("vocabulary", "`{word}` is not in the list", {"word": word[:60]})
 

@@ -239,11 +239,12 @@ def send_canary(
     identity = ledger.recipe.identity
     if identity in ledger.state.canaries:
         return
-    if once_more or not ledger.state.lost_canaries(identity):
+    lost = [event for event in ledger.state.unanswered if event["recipe"] == identity]
+    if once_more or not lost:
         with suppress(UnsureError):
             _ask_canary(ledger, service, part)
             return
-    lost = ledger.state.lost_canaries(identity)
+        lost = [ledger.state.unanswered[-1]]
     console.warn(
         "the reply to a trial request was lost, so it may have been billed "
         f"(about ${lost[-1]['cost_usd']:.6f}); it is not sent again, and the first batch goes alone instead "

@@ -131,10 +131,6 @@ class State:
         """Parts that were neither dropped nor replaced, in order of their number."""
         return [part for _, part in sorted(self.parts.items()) if part.status not in ("dropped", "replaced")]
 
-    def lost_canaries(self, recipe: str) -> list[Event]:
-        """Canaries of this recipe that may or may not have been billed."""
-        return [event for event in self.unanswered if event["recipe"] == recipe]
-
     @property
     def unconfirmed_usd(self) -> float:
         """What requests cost if they were billed although their reply was lost."""
