@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,9 +20,7 @@ from furnclip.cli.options import (
 )
 from furnclip.errors import InputError
 
-if TYPE_CHECKING:
-    from furnclip.clean import Report
-
+Report = dict[str, Any]  # of `furnclip.clean`
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="only the first N rows")]
 SampleOption = Annotated[
     int | None, typer.Option("--sample", min=1, help="only N rows, spread over the catalogue")
