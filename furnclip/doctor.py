@@ -216,12 +216,12 @@ def check_viewer(setting: str | tuple[str, ...]) -> str:
 
 def check_terminal() -> str:
     """What the terminal says it can draw, and the setting that makes use of it."""
-    from furnclip.viewers import Environment, detect, query_terminal
+    from furnclip.viewers import TerminalEnvironment, detect, query_terminal
 
     reply = query_terminal()
     if reply is None:
         raise Caution("it did not answer", hint="`arena.viewer` names a viewer that works here")
-    here = Environment.here()
+    here = TerminalEnvironment.here()
     expected, better = detect("auto", here), detect("auto", replace(here, graphics=reply.graphics))
     message = f"{reply.name or 'no name'}, draws {reply.graphics}"
     if expected.graphics in (reply.graphics, "none"):

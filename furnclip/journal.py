@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Event = dict[str, Any]
+MANIFEST_NAME, CARD_NAME = "manifest.json", "run.json"  # written last: their folder is complete
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LARGEST_TEXT_BYTES = 1 << 30
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"  # process numbers mean something on one machine

@@ -14,15 +14,16 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from furnclip.catalogue import ATTRIBUTES
+from furnclip.catalogue import ATTRIBUTES, UNKNOWN
 from furnclip.metrics.retrieval import relevant_by_key
 
 Integers = npt.NDArray[np.int64]
 Attributes = Mapping[str, Sequence[str]]  # attribute -> its value for each product, "" where not known
 
-UNKNOWN = frozenset({"", "unknown", "none", "nan", "null", "n/a", "na", "other", "-"})
+_MISSING = frozenset({"", UNKNOWN, "none", "nan", "null", "n/a", "na", "other", "-"})
+OF_A_KIND = ("color", "object_type")  # products that share both answer a search by each other's image
 _ASKED = (
-    ("color", "object_type"),
+    OF_A_KIND,
     ("material", "object_type"),
     ("style", "object_type"),
     ("color", "material", "object_type"),
@@ -32,7 +33,7 @@ _ASKED = (
 def known(value: str | None) -> str:
     """The value in lower case with single spaces; empty where it is missing."""
     text = " ".join((value or "").lower().split())
-    return "" if text in UNKNOWN else text
+    return "" if text in _MISSING else text
 
 
 def known_attributes(products: Sequence[Mapping[str, str | None]]) -> dict[str, list[str]]:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from furnclip.errors import ModelError
-from furnclip.journal import read_json, write_json
+from furnclip.journal import CARD_NAME, read_json, write_json
 
-CARD_NAME = "run.json"
 METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS, ADAPTER, MODEL, README = "checkpoints", "adapter", "model", "README.md"
 PUBLISHED = (ADAPTER, MODEL, README, METRICS_NAME, CARD_NAME)

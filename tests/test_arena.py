@@ -26,7 +26,7 @@ from furnclip.arena import VoteBook, compute_standings, sheet
 from furnclip.arena.app import Judging, query_order
 from furnclip.arena.lineup import Card, Lineup, Query
 from furnclip.arena.session import View, compose
-from furnclip.arena.sheet import Sheets, arrange
+from furnclip.arena.sheet import ContactSheets, arrange
 from furnclip.arena.standings import majority
 from furnclip.arena.votes import Agreed, Contest, Vote
 from furnclip.cli.commands import app as command
@@ -472,7 +472,7 @@ def test_a_sheet_is_cached_under_a_name_that_tells_nothing(contest: Path) -> Non
     with app_in(contest) as app:
         trial = app.trial
         assert trial is not None
-        sheets = Sheets(contest / "cache")
+        sheets = ContactSheets(contest / "cache")
         path = sheets.path(trial, width_px=640, height_px=208)
         file = path.stat().st_ino
         assert sheets.path(trial, width_px=640, height_px=208).stat().st_ino == file
@@ -485,7 +485,7 @@ def test_old_sheets_make_room_when_a_session_starts(contest: Path, monkeypatch: 
     monkeypatch.setattr(sheet, "MAX_SHEETS", 3)
     drawn = []
     with app_in(contest) as app:
-        sheets = Sheets(contest / "cache")
+        sheets = ContactSheets(contest / "cache")
         for number, trial in enumerate([app.trial, *app.judging.expected(6)]):
             assert trial is not None
             drawn.append(sheets.path(trial, width_px=320, height_px=104))
@@ -493,17 +493,17 @@ def test_old_sheets_make_room_when_a_session_starts(contest: Path, monkeypatch: 
         assert app.trial is not None
         assert sheets.path(app.trial, width_px=320, height_px=104) == drawn[0]  # shown again
     assert all(path.is_file() for path in drawn)  # nothing that may be in use is removed
-    Sheets(contest / "cache")
+    ContactSheets(contest / "cache")
     assert {*(contest / "cache").iterdir()} == {drawn[0], *drawn[-2:]}
 
 
 def test_a_sheet_cut_off_by_a_power_cut_is_drawn_again(contest: Path) -> None:
     with app_in(contest) as app:
         assert app.trial is not None
-        path = Sheets(contest / "cache").path(app.trial, width_px=320, height_px=104)
+        path = ContactSheets(contest / "cache").path(app.trial, width_px=320, height_px=104)
         whole = path.read_bytes()
         path.write_bytes(whole[:-100])
-        assert Sheets(contest / "cache").path(app.trial, width_px=320, height_px=104) == path
+        assert ContactSheets(contest / "cache").path(app.trial, width_px=320, height_px=104) == path
     assert path.read_bytes() == whole
 
 
@@ -515,7 +515,7 @@ def test_screen_and_sheet_depend_on_nothing_but_what_is_shown(contest: Path) -> 
     other = replace(trial, sides=(trial.sides[1], trial.sides[0]), duel=("x", "y"), repeat=not trial.repeat)
     window = Window(80, 24, 8, 16)
     sheets = [
-        Sheets(contest / folder).path(which, width_px=640, height_px=208)
+        ContactSheets(contest / folder).path(which, width_px=640, height_px=208)
         for folder, which in (("one", trial), ("two", other))
     ]
     assert sheets[0].name == sheets[1].name
@@ -545,7 +545,7 @@ def test_a_missing_picture_is_said_on_the_sheet(contest: Path) -> None:
         picture.unlink()
     with app_in(contest) as app:
         assert app.trial is not None
-        assert Sheets(contest / "cache").path(app.trial, width_px=640, height_px=208).is_file()
+        assert ContactSheets(contest / "cache").path(app.trial, width_px=640, height_px=208).is_file()
 
 
 @given(st.integers(40, 1600), st.integers(40, 900), st.integers(1, 10), st.booleans())

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from furnclip.clean.batch.monitor import batch_rows
-from furnclip.clean.batch.service import Batch
+from furnclip.clean.batch.service import RemoteBatch
 from furnclip.clean.batch.state import State, apply
 from furnclip.clean.workspace import open_ledger
 from furnclip.config import load_config
@@ -213,7 +213,7 @@ def test_board_at_every_stage(shop: CleanShop, server: BatchServer) -> None:
         before = batch_rows(ledger, {})
         counts = (2, 1, 0)
         now = time.time()
-        batch = Batch("b", "in_progress", counts, "", "", (), (0, 0), now - 3700, now - 60, {})
+        batch = RemoteBatch("b", "in_progress", counts, "", "", (), (0, 0), now - 3700, now - 60, {})
         after = batch_rows(ledger, {1: batch})
     assert [(row[0], row[1], row[2]) for row in before] == [
         (1, "validating", "0/2"),

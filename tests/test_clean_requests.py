@@ -26,7 +26,7 @@ from furnclip.clean.prompt import (
     check_answer,
     user_text,
 )
-from furnclip.clean.workspace import Line, Workspace
+from furnclip.clean.workspace import RequestLine, Workspace
 from furnclip.config import CleaningConfig
 from furnclip.errors import ConfigError, InputError
 
@@ -436,9 +436,9 @@ def test_bad_model_settings(change: dict[str, Any], message: str, hint: str) -> 
 # --- parts
 
 
-def lines(sizes: list[int]) -> list[Line]:
+def lines(sizes: list[int]) -> list[RequestLine]:
     return [
-        Line(f"id-{index}", b"x" * (size - 1) + b"\n", image_tokens=size, text_tokens=1)
+        RequestLine(f"id-{index}", b"x" * (size - 1) + b"\n", image_tokens=size, text_tokens=1)
         for index, size in enumerate(sizes)
     ]
 

@@ -157,10 +157,10 @@ def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free:
 def test_the_terminal_is_asked_and_its_answer_becomes_a_setting(
     monkeypatch: pytest.MonkeyPatch, graphics: str | None, status: str, words: str
 ) -> None:
-    around = viewers.Environment({"TERM": "xterm"}, lambda tool: f"/bin/{tool}", True, "linux")
+    around = viewers.TerminalEnvironment({"TERM": "xterm"}, lambda tool: f"/bin/{tool}", True, "linux")
     answer = viewers.detection.TerminalReply("Xterm(379)", graphics) if graphics else None
     monkeypatch.setattr(viewers, "query_terminal", lambda: answer)
-    monkeypatch.setattr(viewers.Environment, "here", lambda: around)
+    monkeypatch.setattr(viewers.TerminalEnvironment, "here", lambda: around)
     check = outcome("terminal", doctor.check_terminal)
     assert check.status == status
     assert words in check.hint

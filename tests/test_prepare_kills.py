@@ -17,7 +17,7 @@ import pytest
 
 from furnclip.config import load_config
 from furnclip.prepare import prepare
-from furnclip.prepare.store import Entry, Members, Store
+from furnclip.prepare.store import Members, SampleEntry, SampleStore
 from furnclip.shards import read_assignments, read_manifest
 from tests.prepare_shop import Shop, sha256_of
 from tests.small_disk import small_disk
@@ -74,7 +74,7 @@ def test_killed_at_any_moment_the_next_run_goes_on(tmp_path: Path, times: int) -
     assert store.run().exit_code == 0
     assert store.hashes() == wanted.hashes()
     left = {path.name for path in (store.folder / "work/cache/prepare").iterdir()}
-    assert left == {Store(Path()).path.name}
+    assert left == {SampleStore(Path()).path.name}
 
 
 def _assert_complete_or_absent(store: Shop) -> None:
@@ -150,16 +150,16 @@ def prepare_and_die(folder: Path, operation: int, count: Path) -> None:
         if event in _OPERATIONS or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)):
             step()
 
-    def add(store: Store, entry: Entry, members: Members) -> None:
+    def add(store: SampleStore, entry: SampleEntry, members: Members) -> None:
         step()
         store_add(store, entry, members)
 
-    def commit(store: Store) -> None:
+    def commit(store: SampleStore) -> None:
         step()
         store_commit(store)
 
-    store_add, Store.add = Store.add, add  # type: ignore[method-assign]
-    store_commit, Store.commit = Store.commit, commit  # type: ignore[method-assign]
+    store_add, SampleStore.add = SampleStore.add, add  # type: ignore[method-assign]
+    store_commit, SampleStore.commit = SampleStore.commit, commit  # type: ignore[method-assign]
     config = load_config(folder / "furnclip.toml", {"prepare": {"workers": 1}})
     sys.addaudithook(hear)
     prepare(config)
@@ -199,7 +199,7 @@ def test_killed_before_operations_on_files_one_run_after_the_other(tmp_path: Pat
         operations_of(store)
         assert store.hashes() == wanted.hashes(), f"after kills before operations {moments} of {total}"
         left = {path.name for path in (store.folder / "work/cache/prepare").iterdir()}
-        assert left == {Store(Path()).path.name}
+        assert left == {SampleStore(Path()).path.name}
 
 
 # --- on a disk that is full

@@ -19,7 +19,7 @@ from furnclip.errors import ConfigError
 from furnclip.viewers import (
     TEST_CARD,
     Box,
-    Environment,
+    TerminalEnvironment,
     Viewer,
     detect,
     open_on_desktop,
@@ -32,9 +32,11 @@ from furnclip.viewers.running import half_blocks
 EVERYTHING = {"chafa", "timg", "viu", "kitten", "wezterm", "imgcat"}
 
 
-def around(env: Mapping[str, str], tools: set[str] = EVERYTHING, **more: object) -> Environment:
+def around(env: Mapping[str, str], tools: set[str] = EVERYTHING, **more: object) -> TerminalEnvironment:
     values = {"isatty": True, "platform": "linux", **more}
-    return Environment(variables=env, which=lambda name: f"/bin/{name}" if name in tools else None, **values)
+    return TerminalEnvironment(
+        variables=env, which=lambda name: f"/bin/{name}" if name in tools else None, **values
+    )
 
 
 KITTY = {"TERM": "xterm-kitty", "KITTY_WINDOW_ID": "1"}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from furnclip.catalogue import ATTRIBUTES, content_hash
+from furnclip.catalogue import ATTRIBUTES, UNKNOWN, content_hash
 from furnclip.config import Config, DataPaths
 from furnclip.console import note, printable
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
@@ -302,7 +302,7 @@ def _split_queries(config: Config, contenders: list[_Contender], products: _Prod
     for kind, row in drawn:
         card = _card(products[row], config)
         fields = {name: value or "" for name, value in products[row].items()}
-        is_image, category = kind == "image", fields.get(ATTRIBUTES[-1], "") or "unknown"
+        is_image, category = kind == "image", fields.get(ATTRIBUTES[-1], "") or UNKNOWN
         text = card.title if is_image else default_caption(fields, title=fields.get("title", ""))
         image = card.image if is_image else ""
         queries.append(Query(f"{kind}:{card.product_id}", kind, text, image, category))

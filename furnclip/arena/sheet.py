@@ -76,7 +76,7 @@ def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> Sheet
     )
 
 
-class Sheets:
+class ContactSheets:
     """Draws sheets and keeps them."""
 
     def __init__(self, folder: Path) -> None:
@@ -153,7 +153,7 @@ class DrawingQueue:
 
     def __init__(self, folder: Path, viewer: Viewer) -> None:
         self.viewer = viewer
-        self._sheets = Sheets(folder)
+        self._sheets = ContactSheets(folder)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._started: dict[tuple[Trial, Box], Future[Drawn]] = {}
 

@@ -29,7 +29,7 @@ import jinja2
 import numpy as np
 
 from furnclip.arena.votes import Contest, Vote
-from furnclip.catalogue import content_hash
+from furnclip.catalogue import UNKNOWN, content_hash
 from furnclip.images import BrokenImage, encode_jpeg, load_square
 from furnclip.journal import write_text
 from furnclip.metrics.standings import (
@@ -148,7 +148,7 @@ def compute_standings(votes: Sequence[Vote], contests: Mapping[str, Contest]) ->
     duels, categories = [], {}
     for (first, second), judged in by_duel.items():
         duels.append(_duel(first, second, judged, winners, contests))
-        by_category = _grouped(judged, lambda vote: vote.query.category or "unknown")
+        by_category = _grouped(judged, lambda vote: vote.query.category or UNKNOWN)
         categories[f"{second} against {first}"] = {
             name: _score([winners[vote.subject] for vote in group], first=second, second=first)
             for name, group in sorted(by_category.items(), key=lambda item: (-len(item[1]), item[0]))

@@ -95,7 +95,7 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class _Line:
+class _VoteLine:
     """What every line has; one with `undo` takes an earlier vote back."""
 
     event: Literal["vote", "undo", "contest"]
@@ -169,11 +169,11 @@ class VoteBook:
                 contests[contest.lineup] = contest
         return contests
 
-    def _lines(self) -> Iterator[tuple[int, _Line, bytes]]:
+    def _lines(self) -> Iterator[tuple[int, _VoteLine, bytes]]:
         for number, line in journal_lines(self.path, keep_whole_tail=True):
             content = line.removeprefix(BOM_UTF8).strip()
             if content:  # an editor may have left an empty line
-                yield number, self._parse(number, content, _Line), content
+                yield number, self._parse(number, content, _VoteLine), content
 
     def _parse(self, number: int, line: bytes, shape: type[T]) -> T:
         return parse_json(line, shape, what=f"line {number} of `{self.path}`", hint=_HINT)

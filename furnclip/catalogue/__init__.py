@@ -30,6 +30,7 @@ from furnclip.catalogue.products import uncleaned_rows as uncleaned_rows
 from furnclip.catalogue.rows import ATTRIBUTES as ATTRIBUTES
 from furnclip.catalogue.rows import CLEAN_COLUMNS as CLEAN_COLUMNS
 from furnclip.catalogue.rows import REJECT_COLUMNS as REJECT_COLUMNS
+from furnclip.catalogue.rows import UNKNOWN as UNKNOWN
 from furnclip.catalogue.rows import SheetWriter as SheetWriter
 from furnclip.catalogue.rows import read_records as read_records
 from furnclip.catalogue.rows import read_rows as read_rows

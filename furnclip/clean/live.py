@@ -30,7 +30,7 @@ from furnclip.clean.batch.parts import Calibration, calibrate, plan_retries
 from furnclip.clean.batch.results import classify, is_reply_lost, live_bill, merge, model_of, read_lines
 from furnclip.clean.batch.service import OFFICIAL_URL, RefusedError
 from furnclip.clean.batch.state import UNSENT, BatchPart
-from furnclip.clean.workspace import CleaningLedger, Line
+from furnclip.clean.workspace import CleaningLedger, RequestLine
 from furnclip.errors import FurnclipError, ServiceError
 from furnclip.journal import Journal, aside_name
 
@@ -119,7 +119,7 @@ class LiveSender:
         if (usage, unconfirmed_usd) != (noted.usage, noted.unconfirmed_usd):
             self._ledger.record("billed", part=part.number, **vars(usage), unconfirmed_usd=unconfirmed_usd)
 
-    def _send_all(self, lines: Iterable[Line]) -> None:
+    def _send_all(self, lines: Iterable[RequestLine]) -> None:
         """Send them all; however it ends, the replies in flight are waited for."""
         try:
             for line in lines:
@@ -149,7 +149,7 @@ class LiveSender:
                 )
             self._receive()
 
-    def _send(self, line: Line) -> None:
+    def _send(self, line: RequestLine) -> None:
         if self._stopping.is_set():
             raise self._interruption()
         prompt = self._calibration.overhead_tokens + line.image_tokens + line.text_tokens

@@ -29,7 +29,7 @@ from furnclip.clean.offline import BrandName, find_brands, plain_title
 from furnclip.clean.prompt import user_text
 from furnclip.clean.workspace import (
     CleaningLedger,
-    Line,
+    RequestLine,
     RowEntry,
     drop_damaged,
     file_digest,
@@ -157,7 +157,7 @@ def _lines_to_send(
     file: IO[bytes],
     counts: dict[str, int],
     meter: console.Meter,
-) -> Iterator[Line]:
+) -> Iterator[RequestLine]:
     """The lines to be sent; the entries of the rows are written, and counted, while they stream by."""
     clean, state, recipe = ledger.config.clean, ledger.state, ledger.recipe
     known = {
@@ -187,7 +187,7 @@ def encode_product(
     recipe: Recipe,
     known: set[str],
     brands: frozenset[BrandName] | None,
-) -> tuple[RowEntry, Line | None]:
+) -> tuple[RowEntry, RequestLine | None]:
     """A row and the line to send for it, None where that is known already: planned, sent or answered.
 
     The first of the product's images that can be read decides; without one the row is rejected. brands: of
@@ -212,17 +212,17 @@ def encode_product(
 
 def _encode(
     product: Product, image: bytes, recipe: Recipe, known: set[str], brands: frozenset[BrandName] | None
-) -> tuple[str, Line | None]:
+) -> tuple[str, RequestLine | None]:
     if brands is not None:
         title, vocabulary = plain_title(product, brands), recipe.vocabulary
         rules = offline.rules_identity(vocabulary)
         custom_id = f"local-{content_hash(rules, product.product_id, title, image)}"
         if custom_id in known:
             return custom_id, None
-        return custom_id, Line(custom_id, offline.answer_line(custom_id, title, image, vocabulary))
+        return custom_id, RequestLine(custom_id, offline.answer_line(custom_id, title, image, vocabulary))
     custom_id = recipe.custom_id(product, image)
     if custom_id in known:
         return custom_id, None
     jpeg, image_tokens = request_image(image, recipe)
     content = recipe.line(custom_id, recipe.body(product.title, jpeg))
-    return custom_id, Line(custom_id, content, image_tokens, text_tokens(user_text(product.title)))
+    return custom_id, RequestLine(custom_id, content, image_tokens, text_tokens(user_text(product.title)))

@@ -24,11 +24,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from furnclip.catalogue import ATTRIBUTES
+from furnclip.catalogue import ATTRIBUTES, UNKNOWN
 from furnclip.config import CleaningConfig
 
 PROMPT_VERSION = "1"
-UNKNOWN = "unknown"
 FIELDS = ("clean_title", *ATTRIBUTES)
 MAX_TITLE_CHARACTERS = 200
 

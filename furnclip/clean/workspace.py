@@ -70,7 +70,7 @@ class Request(NamedTuple):
     text_tokens: int
 
 
-class Line(NamedTuple):
+class RequestLine(NamedTuple):
     """One request as it is sent, newline included, with its estimated tokens."""
 
     custom_id: str
@@ -122,12 +122,12 @@ class Workspace:
             for request in requests:
                 file.write(encode_event(request._asdict()))
 
-    def read_requests(self, number: int, wanted: Iterable[Request]) -> Iterator[Line]:
+    def read_requests(self, number: int, wanted: Iterable[Request]) -> Iterator[RequestLine]:
         """The lines of some requests of a part, without reading the others."""
         with self.part(number).open("rb") as file:
             for custom_id, offset, length_bytes, *tokens in wanted:
                 file.seek(offset)
-                yield Line(custom_id, file.read(length_bytes), *tokens)
+                yield RequestLine(custom_id, file.read(length_bytes), *tokens)
 
 
 def _read_lines(path: Path, kind: type[IndexLine]) -> Iterator[IndexLine]:

@@ -11,7 +11,7 @@ from furnclip import console
 from furnclip.cli.options import ConfigOption, Flags, JsonOption, mention_raw_titles, sets, settings
 
 if TYPE_CHECKING:
-    from furnclip.prepare import CheckReport, Summary
+    from furnclip.prepare import CheckReport, PrepareSummary
 
 _LARGE_GROUP_SHARE = 0.1
 _SHOWN_TYPES = 8
@@ -96,7 +96,7 @@ def _show_report(report: CheckReport) -> None:
         console.warn(_NOT_CLEANED % report.not_cleaned)
 
 
-def _show_summary(summary: Summary) -> None:
+def _show_summary(summary: PrepareSummary) -> None:
     from furnclip.prepare import spread
 
     if not summary.changed_shards and not summary.decoded:

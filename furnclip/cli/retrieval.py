@@ -22,7 +22,7 @@ from furnclip.cli.options import (
 from furnclip.errors import InputError
 
 if TYPE_CHECKING:
-    from furnclip.embed import Summary
+    from furnclip.embed import EmbedSummary
     from furnclip.search import Hit, Searcher
 
 _COUNTS = (
@@ -110,7 +110,7 @@ def embed(
         )
 
 
-def _show_vectors(summary: Summary) -> None:
+def _show_vectors(summary: EmbedSummary) -> None:
     rows = [
         (label, model.name, model.precision, summary.encoded.get(label, 0), model.image_weight)
         for label, model in summary.provenance.models.items()

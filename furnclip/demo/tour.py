@@ -90,7 +90,7 @@ class Tour:
 
 
 @dataclass(frozen=True)
-class _Record:
+class _TourRecord:
     """`work/tour.json`: what was asked for, and the seconds and JSON result of each finished stage."""
 
     order: dict[str, int]
@@ -131,17 +131,17 @@ def take_tour(folder: Path, *, products: int, seed: int, quietly: bool = False) 
     return Tour(folder, record.seconds, skipped, folder / "work" / "eval" / "report.html")
 
 
-def _begin(folder: Path, order: dict[str, int]) -> _Record:
+def _begin(folder: Path, order: dict[str, int]) -> _TourRecord:
     """The record of the tour in `folder`; where there is none, the catalogue and a new one."""
     path = folder / _RECORD
     if path.exists():
-        record = read_json(path, _Record, what="the tour's record", hint=_NEW_FOLDER)
+        record = read_json(path, _TourRecord, what="the tour's record", hint=_NEW_FOLDER)
         if record.order != order:
             raise InputError(f"`{folder}` holds a tour with other settings", hint=_NEW_FOLDER)
     else:
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"`{folder}` is not empty", hint=_NEW_FOLDER)
-        record = _Record(order=order, seconds={}, results={})
+        record = _TourRecord(order=order, seconds={}, results={})
         write_json(path, asdict(record))
     if not record.seconds:
         unpack(folder, products=order["products"], seed=order["seed"])

@@ -12,5 +12,5 @@ Out: `work/embeddings/master_vectors.parquet`, and the search table built from i
 """
 
 from furnclip.embed.generator import EmbeddingGenerator as EmbeddingGenerator
-from furnclip.embed.pipeline import Summary as Summary
+from furnclip.embed.pipeline import EmbedSummary as EmbedSummary
 from furnclip.embed.pipeline import embed_catalogue as embed_catalogue

@@ -12,7 +12,7 @@ from PIL import Image
 
 from furnclip.config import Config, load_config
 from furnclip.embed.encoding import in_batches
-from furnclip.embed.pipeline import Summary, embed_catalogue
+from furnclip.embed.pipeline import EmbedSummary, embed_catalogue
 from furnclip.errors import InputError
 from furnclip.images import open_image
 from furnclip.vectors import Floats, unit
@@ -70,7 +70,7 @@ class EmbeddingGenerator:
 
         return self._in_batches(encode, texts)
 
-    def generate(self, *, run: str | None = None) -> Summary:
+    def generate(self, *, run: str | None = None) -> EmbedSummary:
         """Embed the catalogue with the base model and `run` (default: the latest finished run)."""
         return embed_catalogue(self.config, run=run)
 

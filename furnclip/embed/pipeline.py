@@ -43,7 +43,7 @@ from furnclip.vectors.parquet import open_parquet
 
 
 @dataclass
-class Summary:
+class EmbedSummary:
     """What one `furnclip embed` did."""
 
     vectors: Path
@@ -74,7 +74,7 @@ class Summary:
         return self.vectors.with_name("missing.jsonl")
 
 
-def embed_catalogue(config: Config, *, run: str | None = None) -> Summary:
+def embed_catalogue(config: Config, *, run: str | None = None) -> EmbedSummary:
     """Embed the catalogue with the base model and `run` (default: the run finished last).
 
     Raises `InputError` for a catalogue without usable products, `ModelError` for a model that cannot
@@ -121,7 +121,7 @@ class _Work:
         loading_s = time.monotonic() - start
         self.key, products = _key(self.reader, self.clips, config)
         row_groups = -(-products // config.embed.row_group_rows)
-        self.summary = Summary(config.paths.vectors, products, row_groups, loading_s=loading_s)
+        self.summary = EmbedSummary(config.paths.vectors, products, row_groups, loading_s=loading_s)
         self.folder = PartFolder(config.paths.embeddings, self.key, row_groups)
         if not products:
             raise _nothing_usable(self.reader, config, self.summary.rejected_file)

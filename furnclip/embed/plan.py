@@ -34,7 +34,7 @@ from furnclip.journal import read_json, write_text
 from furnclip.metrics.retrieval import average_precision, every_rank
 from furnclip.model import Clip, latest_run, load_clip
 from furnclip.model.precision import can_pack, choose_precision, pack
-from furnclip.relevance import attribute_queries, known_attributes, positives
+from furnclip.relevance import OF_A_KIND, attribute_queries, known_attributes, positives
 from furnclip.runs import PrecisionChoice
 from furnclip.vectors import Floats, ModelProvenance, Provenance, column_name, fuse
 from furnclip.vectors.parquet import matrix_of
@@ -48,7 +48,6 @@ WEIGHTS = tuple(step / 10 for step in range(11))
 LEAST_QUERIES = 10
 MOST_QUERIES = 300
 _MOST_VALIDATION_ROWS = 2000
-_ALIKE = ("color", "object_type")
 _Item = TypeVar("_Item")
 
 
@@ -208,7 +207,7 @@ def choose_image_weight(
     attributes = known_attributes(products)
     requests = _evenly(attribute_queries(attributes))
     # Images of which the catalogue holds others of the same kind; none finds itself.
-    kinds = list(zip(*(attributes[name] for name in _ALIKE), strict=True))
+    kinds = list(zip(*(attributes[name] for name in OF_A_KIND), strict=True))
     alike = positives(kinds, exclude_self=True)
     rows = _evenly([row for row, others in enumerate(alike) if all(kinds[row]) and len(others)])
     for name, count in (("requests", len(requests)), ("images", len(rows))):

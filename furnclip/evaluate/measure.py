@@ -30,7 +30,7 @@ _NOT_MEASURED = {
 
 
 @dataclass(frozen=True)
-class Answers:
+class TaskScores:
     """How one model did on each of Q queries; every array is (Q,)."""
 
     first_ranks: npt.NDArray[np.int64]
@@ -45,7 +45,7 @@ class Measurement:
     requests: Sequence[AttributeQuery]
     models: Sequence[ModelVectors]
     tasks: dict[str, RetrievalTask]
-    answers: dict[str, dict[str, Answers]]  # task -> label -> answers
+    answers: dict[str, dict[str, TaskScores]]  # task -> label -> answers
     config: EvaluationConfig
 
 
@@ -54,7 +54,7 @@ def measure(
 ) -> Measurement:
     """Ask every model every query."""
     tasks = build_tasks(split, requests)
-    answers: dict[str, dict[str, Answers]] = {name: {} for name in tasks}
+    answers: dict[str, dict[str, TaskScores]] = {name: {} for name in tasks}
     with console.progress("ranking", total=len(tasks) * len(models)) as meter:
         for name, task in tasks.items():
             for model in models:
@@ -63,7 +63,7 @@ def measure(
     return Measurement(split, requests, models, tasks, answers, config)
 
 
-def _answer(task: RetrievalTask, model: ModelVectors) -> Answers:
+def _answer(task: RetrievalTask, model: ModelVectors) -> TaskScores:
     queries = model.vectors[task.queries][task.rows]  # (Q, D)
     gallery = model.vectors[task.gallery]  # (N, D)
     found = retrieval.every_rank(queries, gallery, task.relevant, exclude=task.exclude)
@@ -72,7 +72,7 @@ def _answer(task: RetrievalTask, model: ModelVectors) -> Answers:
     values["mrr"] = 1.0 / first_ranks
     values["map"] = retrieval.average_precision(found)
     values["ndcg@10"] = retrieval.ndcg_at_k(queries, gallery, task.gains, k=10, exclude=task.exclude)
-    return Answers(first_ranks, values)
+    return TaskScores(first_ranks, values)
 
 
 def numbers(measured: Measurement, latency: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

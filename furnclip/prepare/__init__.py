@@ -12,6 +12,6 @@ shop knows its variants.
 
 from __future__ import annotations
 
-from furnclip.prepare.run import CheckReport, Summary, check, prepare, spread
+from furnclip.prepare.run import CheckReport, PrepareSummary, check, prepare, spread
 
-__all__ = ["CheckReport", "Summary", "check", "prepare", "spread"]
+__all__ = ["CheckReport", "PrepareSummary", "check", "prepare", "spread"]

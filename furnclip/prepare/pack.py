@@ -21,11 +21,11 @@ import numpy as np
 
 from furnclip import console
 from furnclip.catalogue import content_hash
-from furnclip.journal import move_file, sync_folder
+from furnclip.journal import MANIFEST_NAME, move_file, sync_folder
 from furnclip.parallel import Workers
 from furnclip.prepare.splits import LEDGER_NAME, Assignment, Ledger
 from furnclip.prepare.store import Records, read_samples
-from furnclip.shards.manifest import MANIFEST_NAME, MINI_TRAIN, SPLITS, ShardInfo, SplitInfo
+from furnclip.shards.manifest import MINI_TRAIN, SPLITS, ShardInfo, SplitInfo
 from furnclip.shards.tar import decode_sample, index_path, read_about, read_index, write_shard
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from furnclip.prepare.splits import (
     leak_report,
     read_ledger,
 )
-from furnclip.prepare.store import Records, Store, records_of, store_errors
+from furnclip.prepare.store import Records, SampleStore, records_of, store_errors
 from furnclip.prepare.ties import Ties, find_ties, placeholder_rows
 from furnclip.shards import MANIFEST_NAME, MINI_TRAIN, SPLITS, Manifest, read_manifest, write_manifest
 
@@ -81,7 +81,7 @@ def check(config: Config) -> CheckReport:
 
 
 @dataclass(frozen=True)
-class Summary:
+class PrepareSummary:
     """What a run did. `changed_shards` of 0 and `decoded` of 0: there was nothing to do."""
 
     catalogue: Path
@@ -125,7 +125,7 @@ def spread(manifest: Manifest, attribute: str) -> dict[str, dict[str, int | None
     return {value: {name: counts[name].get(value, rest[name]) for name in SPLITS} for value in ordered}
 
 
-def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Summary:
+def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> PrepareSummary:
     """Bring the shards in line with the catalogue.
 
     `rebuild` decodes every image again; `fresh` also forgets which product was in which split.
@@ -137,7 +137,7 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Su
             hint="the test split gets what is left; 0.8 and 0.1 leave 0.1",
         )
     folder, cache = config.paths.shards, config.paths.cache / "prepare"
-    store = Store(cache)
+    store = SampleStore(cache)
     with exclusive(cache), told_when_full(folder, cache), store_errors(store.path):
         for written in (cache, folder):
             sweep(written, exclusively=True)
@@ -162,10 +162,10 @@ class _Run:
 
     config: Config
     cache: Path
-    store: Store
+    store: SampleStore
     rejections: list[Rejection] = field(default_factory=list)
 
-    def run(self) -> Summary:
+    def run(self) -> PrepareSummary:
         settings, folder = self.config.prepare, self.config.paths.shards
         by_column = bool(self.config.paths.group_column)
         records, decoded = self._scan()
@@ -197,7 +197,7 @@ class _Run:
         self.store.finish(records)
         shutil.rmtree(staged, ignore_errors=True)
         products = sum(manifest.splits[name].samples for name in SPLITS)
-        return Summary(
+        return PrepareSummary(
             catalogue=catalogue_path(self.config.paths),
             folder=folder,
             rows=len(self.rejections) + products,

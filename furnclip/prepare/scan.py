@@ -27,7 +27,7 @@ from furnclip.catalogue import (
 from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image, read_bytes
 from furnclip.parallel import Workers
 from furnclip.prepare.fingerprint import fingerprint
-from furnclip.prepare.store import VERSION, Entry, Store
+from furnclip.prepare.store import VERSION, SampleEntry, SampleStore
 from furnclip.relevance import default_caption
 from furnclip.shards.tar import Sample, encode_sample, member_bytes
 
@@ -55,7 +55,7 @@ class _Undecoded:
     product: Product
     paths: tuple[Path, ...]
     text: tuple[bytes, bytes]
-    entry: Entry
+    entry: SampleEntry
 
 
 def decode_image(paths: tuple[Path, ...], *, image_px: int, jpeg_quality: int) -> DecodedImage | BrokenImage:
@@ -83,14 +83,14 @@ def decoders(settings: PrepConfig) -> Decoders:
 
 @dataclass
 class Scanner:
-    """Reads the catalogue once; iterating gives an `Entry` or a `Rejection` for every row, in order."""
+    """Reads the catalogue once; iterating gives a `SampleEntry` or a `Rejection` for every row, in order."""
 
     config: Config
-    store: Store | None
+    store: SampleStore | None
     decoders: Decoders
     decoded: int = 0
 
-    def __iter__(self) -> Iterator[Entry | Rejection]:
+    def __iter__(self) -> Iterator[SampleEntry | Rejection]:
         rows = read_products(catalogue_path(self.config.paths), self.config.paths)
         items = (self._judge(row) for row in rows)
         for item, image in self.decoders.pairs(
@@ -106,7 +106,7 @@ class Scanner:
                 yield _rejection(item.product, image.reason, image.message)
         tell_near_matches(self.config.paths.images)
 
-    def _judge(self, product: Product | Rejection) -> _Undecoded | Entry | Rejection:
+    def _judge(self, product: Product | Rejection) -> _Undecoded | SampleEntry | Rejection:
         if isinstance(product, Rejection):
             return dataclasses.replace(product, fields={})
         caption = default_caption(product.fields, title=product.title)
@@ -126,7 +126,7 @@ class Scanner:
         image = DecodedImage(self.store.members(known.key)[0], known.source, known.hash, known.colors)
         return self._completed(entry, text, image)
 
-    def _entry(self, product: Product, paths: tuple[Path, ...], text: tuple[bytes, bytes]) -> Entry:
+    def _entry(self, product: Product, paths: tuple[Path, ...], text: tuple[bytes, bytes]) -> SampleEntry:
         """What is known of a product before its image is opened."""
         settings = self.config.prepare
         stat = [str(VERSION), str(settings.image_px), str(settings.jpeg_quality)]
@@ -134,7 +134,7 @@ class Scanner:
             status = path.stat()
             stat += [str(path), str(status.st_size), str(status.st_mtime_ns)]
         title = normalized_title(product.title)
-        return Entry(
+        return SampleEntry(
             row=product.row,
             key=_number(product.product_id),
             stat=_number(*stat),
@@ -144,7 +144,7 @@ class Scanner:
             stratum=_number(product.fields.get("object_type", "").strip().lower()),
         )
 
-    def _completed(self, entry: Entry, text: tuple[bytes, bytes], image: DecodedImage) -> Entry:
+    def _completed(self, entry: SampleEntry, text: tuple[bytes, bytes], image: DecodedImage) -> SampleEntry:
         """The entry with what its image says, kept in the store."""
         members = (image.jpeg, *text)
         whole = dataclasses.replace(
@@ -161,10 +161,10 @@ class Scanner:
         return whole
 
 
-def _name(item: _Undecoded | Entry | Rejection) -> str:
+def _name(item: _Undecoded | SampleEntry | Rejection) -> str:
     """What an error calls an item."""
     about = item.product if isinstance(item, _Undecoded) else item
-    return f"row {about.row}" + ("" if isinstance(about, Entry) else f", product {about.product_id}")
+    return f"row {about.row}" + ("" if isinstance(about, SampleEntry) else f", product {about.product_id}")
 
 
 def _rejection(product: Product, reason: str, detail: str) -> Rejection:

@@ -33,7 +33,7 @@ _TIES = ["key", "title", "group", "look", "source"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class SampleEntry:
     """One product. Numbers are hashes of 64 bits, 0 for none; defaults stand until the image is decoded."""
 
     row: int  # in the catalogue, from 1
@@ -52,25 +52,25 @@ class Entry:
 
 
 _SIZES = {"source": 16, "hash": HASH_BYTES, "colors": COLOR_BYTES}
-_NAMES = [field.name for field in fields(Entry)]
+_NAMES = [field.name for field in fields(SampleEntry)]
 _PACKED = np.dtype([(name, f"V{_SIZES[name]}" if name in _SIZES else "<u8") for name in _NAMES])
 # the same bytes, for computing with
 RECORD = np.dtype([(name, "u1", _SIZES[name]) if name in _SIZES else (name, "<u8") for name in _NAMES])
 
 
-def records_of(entries: Iterable[Entry]) -> Records:
+def records_of(entries: Iterable[SampleEntry]) -> Records:
     """Entries as the rows of one array."""
     return np.array([tuple(vars(entry).values()) for entry in entries], dtype=_PACKED).view(RECORD)
 
 
-class Store:
+class SampleStore:
     """The samples of all products; what is added is on the disk a second later at the latest."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"samples-{VERSION}.sqlite"
         self._committed = time.monotonic()
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> SampleStore:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._open()
@@ -94,19 +94,19 @@ class Store:
         with closing(self._database):
             self.commit()
 
-    def find(self, wanted: Entry) -> Entry | None:
+    def find(self, wanted: SampleEntry) -> SampleEntry | None:
         """The product's entry from an earlier run, if its image is the same; row, group and title are new."""
         query = "SELECT entry FROM samples WHERE key = ?"
         row = self._database.execute(query, (_blob(wanted.key),)).fetchone()
         if row is None:
             return None
-        known = Entry(**dict(zip(_NAMES, np.frombuffer(row[0], _PACKED)[0].item(), strict=True)))
+        known = SampleEntry(**dict(zip(_NAMES, np.frombuffer(row[0], _PACKED)[0].item(), strict=True)))
         if known.stat != wanted.stat:
             return None
         new = {name: getattr(wanted, name) for name in ("row", "group", "title", "stratum")}
         return dataclasses.replace(known, **new)
 
-    def add(self, entry: Entry, members: Members) -> None:
+    def add(self, entry: SampleEntry, members: Members) -> None:
         """Keep a sample and what identifies it."""
         values = (_blob(entry.key), records_of([entry]).tobytes(), *members)
         self._database.execute("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)", values)

@@ -9,8 +9,8 @@
 the same `Sample`s. The tar files are plain WebDataset and readable by any of its readers.
 """
 
+from furnclip.journal import MANIFEST_NAME
 from furnclip.shards.manifest import (
-    MANIFEST_NAME,
     MINI_TRAIN,
     SPLITS,
     Manifest,

@@ -13,10 +13,9 @@ from typing import Any
 
 from furnclip.catalogue import content_hash
 from furnclip.errors import InputError, MissingStageError
-from furnclip.journal import read_json, write_json
+from furnclip.journal import MANIFEST_NAME, read_json, write_json
 from furnclip.shards.tar import read_index
 
-MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation", "test")
 MINI_TRAIN = "mini_train"
 FORMAT = 1

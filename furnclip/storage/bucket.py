@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Entry:
+class S3File:
     """One file, in the bucket or to be."""
 
     size_bytes: int
@@ -146,16 +146,16 @@ class Bucket:
             pool.shutdown(cancel_futures=True)
         return {item: future.result() for item, future in futures.items()}
 
-    def listing(self, prefix: str) -> dict[str, Entry]:
+    def listing(self, prefix: str) -> dict[str, S3File]:
         """Everything under `prefix/`, by its path below it."""
         start = f"{prefix}/" if prefix else ""
-        found: dict[str, Entry] = {}
+        found: dict[str, S3File] = {}
         with self._explained(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=start)
             for item in (item for page in pages for item in page.get("Contents", ())):
                 name = item["Key"][len(start) :]
                 if name and not name.endswith("/"):  # some consoles make empty objects for folders
-                    found[name] = Entry(item["Size"], etag=item["ETag"].strip('"'))
+                    found[name] = S3File(item["Size"], etag=item["ETag"].strip('"'))
         return found
 
     def check(self) -> None:
@@ -163,7 +163,7 @@ class Bucket:
         with self._explained(""):
             self._client.list_objects_v2(Bucket=self.name, MaxKeys=1)
 
-    def head(self, key: str) -> Entry | None:
+    def head(self, key: str) -> S3File | None:
         """Size, SHA-256 (where we uploaded it) and ETag of an object; None when there is none."""
         with self._explained(key):
             try:
@@ -173,9 +173,9 @@ class Bucket:
                     return None
                 raise
         digest = answer["Metadata"].get(_DIGEST_KEY, "")
-        return Entry(answer["ContentLength"], digest, answer.get("ETag", "").strip('"'))
+        return S3File(answer["ContentLength"], digest, answer.get("ETag", "").strip('"'))
 
-    def read(self, key: str, expected: Entry | None = None) -> bytes:
+    def read(self, key: str, expected: S3File | None = None) -> bytes:
         """The content of an object, in memory, and as `expected` says."""
         with self._explained(key):
             content = self._answer(key, lambda body: body.read())
@@ -199,7 +199,7 @@ class Bucket:
         with closing(self._client.get_object(Bucket=self.name, Key=key)["Body"]) as body:
             return consume(body)
 
-    def write(self, key: str, content: bytes) -> Entry:
+    def write(self, key: str, content: bytes) -> S3File:
         """Put `content` under `key` in one request."""
         digest = hashlib.sha256(content).hexdigest()
         with self._explained(key):
@@ -213,9 +213,9 @@ class Bucket:
             raise StorageError(
                 f"`{self.endpoint_url}` does not answer as an S3 server", hint="check `storage.endpoint_url`"
             )
-        return Entry(len(content), digest)
+        return S3File(len(content), digest)
 
-    def send(self, path: Path, key: str, report: Report) -> Entry:
+    def send(self, path: Path, key: str, report: Report) -> S3File:
         """Put a file under `key`. Raises `StorageError` when it changes meanwhile."""
         with self._explained(key):
             before = path.stat()
@@ -229,7 +229,7 @@ class Bucket:
             after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise StorageError(f"`{path}` changed while it was being uploaded", hint="upload it again")
-        return Entry(before.st_size, digest)
+        return S3File(before.st_size, digest)
 
     def abandon(self, prefix: str, keys: Container[str]) -> None:
         """Throw away the parts of uploads to these keys that were begun and will never end.
@@ -253,7 +253,7 @@ class Bucket:
         with self._explained(key):
             self._client.delete_object(Bucket=self.name, Key=key)
 
-    def fetch(self, key: str, expected: Entry, target: Path, report: Report) -> None:
+    def fetch(self, key: str, expected: S3File, target: Path, report: Report) -> None:
         """Write an object to `target`, whole and as `expected` says, or not at all.
 
         The caller flushes it to the disk, while the next files are on their way.
@@ -268,7 +268,7 @@ class Bucket:
                 digest = sha256_of(Path(file.name))
             self._compare(key, expected, file.seek(0, os.SEEK_END), digest)
 
-    def _compare(self, key: str, expected: Entry, size_bytes: int, sha256: str) -> None:
+    def _compare(self, key: str, expected: S3File, size_bytes: int, sha256: str) -> None:
         if size_bytes != expected.size_bytes or (expected.sha256 and sha256 != expected.sha256):
             raise StorageError(
                 f"`{self.where(key)}` is not what was uploaded: it is damaged, or was replaced meanwhile",

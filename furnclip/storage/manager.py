@@ -27,15 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 from furnclip import console, journal
 from furnclip.errors import InputError, StorageError
-from furnclip.storage.bucket import Bucket, Entry, Transfer, key_of, sha256_of
+from furnclip.storage.bucket import Bucket, S3File, Transfer, key_of, sha256_of
 from furnclip.storage.failures import explained
 
 if TYPE_CHECKING:
     from furnclip.config import StorageConfig  # a quarter of the time to import this package
 
 INVENTORY_NAME = ".furnclip-inventory.json"
-# These announce that the folder they lie in is complete: sent and written after everything else.
-_ANNOUNCEMENTS = ("manifest.json", "run.json")
+_ANNOUNCEMENTS = (journal.MANIFEST_NAME, journal.CARD_NAME)  # sent and written after everything else
 _FLUSHERS = 4  # the disk writes while the next files are on their way
 
 
@@ -62,7 +61,7 @@ class S3Manager(Bucket):
         was_complete, before = inventory or (False, {})
         same = self._same(local, prefix, {name: remote[name] for name in names if name in remote})
         digests = self.side_by_side(lambda name: sha256_of(local / name), same)
-        kept = {name: Entry(remote[name].size_bytes, digest) for name, digest in digests.items()}
+        kept = {name: S3File(remote[name].size_bytes, digest) for name, digest in digests.items()}
         to_send = [name for name in names if name not in kept]
         if not to_send and was_complete and before == kept:
             return Transfer(0, 0, len(kept))
@@ -71,7 +70,7 @@ class S3Manager(Bucket):
         total_bytes = sum((local / name).stat().st_size for name in to_send)
         with console.progress(f"uploading to {self.where(prefix)}", total=total_bytes, unit="bytes") as meter:
 
-            def send(name: str) -> Entry:
+            def send(name: str) -> S3File:
                 return self.send(local / name, key_of(prefix, name), meter.advance)
 
             sent = self.side_by_side(send, [name for name in to_send if not _is_announcement(name)])
@@ -122,7 +121,7 @@ class S3Manager(Bucket):
         prefix, _, name = key.rpartition("/")
         return Transfer(1, self._fetch(prefix, {name: stored}, target.parent, {name: target}), 0)
 
-    def _same(self, local: Path, prefix: str, files: dict[str, Entry]) -> list[str]:
+    def _same(self, local: Path, prefix: str, files: dict[str, S3File]) -> list[str]:
         """The files that folder `local` has with the same content as the bucket."""
         with console.progress("comparing", total=len(files), unit="files") as meter:
 
@@ -139,7 +138,7 @@ class S3Manager(Bucket):
 
             return [name for name, same in self.side_by_side(is_same, files).items() if same]
 
-    def _fetch(self, prefix: str, wanted: dict[str, Entry], folder: Path, targets: dict[str, Path]) -> int:
+    def _fetch(self, prefix: str, wanted: dict[str, S3File], folder: Path, targets: dict[str, Path]) -> int:
         """Download files to their targets; announcements are read first and written last. The bytes sent."""
         needed_bytes = sum(entry.size_bytes for entry in wanted.values())
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +176,7 @@ class S3Manager(Bucket):
             journal.write_bytes(target, content)
         return needed_bytes
 
-    def _remote_files(self, prefix: str) -> dict[str, Entry]:
+    def _remote_files(self, prefix: str) -> dict[str, S3File]:
         """What there is to download; `StorageError` when there is nothing, or only half of it."""
         inventory = self._inventory(prefix)
         if inventory is not None:
@@ -189,7 +188,8 @@ class S3Manager(Bucket):
                 )
         else:  # another program uploaded it; what its manifest says of checksums counts
             files = self.listing(prefix)
-            manifest = self.read(key_of(prefix, "manifest.json")) if "manifest.json" in files else b"{}"
+            name = journal.MANIFEST_NAME
+            manifest = self.read(key_of(prefix, name)) if name in files else b"{}"
             try:
                 digests = dict(_checksums(json.loads(manifest)))
             except (ValueError, RecursionError):
@@ -203,7 +203,7 @@ class S3Manager(Bucket):
             )
         return files
 
-    def _inventory(self, prefix: str) -> tuple[bool, dict[str, Entry]] | None:
+    def _inventory(self, prefix: str) -> tuple[bool, dict[str, S3File]] | None:
         """(whether all of it is there, the files) of the inventory under a prefix, None without one.
 
         Raises `StorageError` where it cannot be read: it comes from outside. Checked by hand, because loading
@@ -215,7 +215,7 @@ class S3Manager(Bucket):
         try:
             value = json.loads(content)
             files = {
-                name: Entry(about["size_bytes"], about.get("sha256", ""))
+                name: S3File(about["size_bytes"], about.get("sha256", ""))
                 for name, about in value["files"].items()
             }
             for entry in files.values():
@@ -228,7 +228,7 @@ class S3Manager(Bucket):
                 f"`{self.where(prefix)}/{INVENTORY_NAME}` cannot be read", hint="upload the dataset again"
             ) from None
 
-    def _write_inventory(self, prefix: str, files: dict[str, Entry], *, complete: bool) -> None:
+    def _write_inventory(self, prefix: str, files: dict[str, S3File], *, complete: bool) -> None:
         facts = {
             name: {"size_bytes": entry.size_bytes, "sha256": entry.sha256} for name, entry in files.items()
         }
@@ -272,7 +272,7 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / path
 
 
-def _is_same(path: Path, entry: Entry) -> bool:
+def _is_same(path: Path, entry: S3File) -> bool:
     """Whether a file has the content of an entry; by its MD5 where only the ETag is known."""
     if not path.is_file() or path.stat().st_size != entry.size_bytes:
         return False

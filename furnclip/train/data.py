@@ -32,7 +32,7 @@ from PIL import Image, ImageEnhance
 from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import TrainingConfig
 from furnclip.model.pixels import Preprocessing
-from furnclip.relevance import AttributeQuery, known, queries_of
+from furnclip.relevance import AttributeQuery, known, positives, queries_of
 from furnclip.shards import Sample, ShardDataset
 
 Indices = NDArray[np.int64]
@@ -154,6 +154,10 @@ class TrainingData:
     def fixed_captions(self) -> list[str]:
         """The caption of every sample as evaluation uses it."""
         return [text.caption for text in self.texts]
+
+    def positives(self) -> list[Indices]:
+        """For each sample those of its group or with its caption."""
+        return positives(self.fixed_captions(), [text.group for text in self.texts])
 
     def captions(self, indices: Indices, *, epoch: int) -> list[str]:
         """The captions of this epoch."""

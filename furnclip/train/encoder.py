@@ -22,7 +22,6 @@ from furnclip.features import FeatureStore
 from furnclip.metrics.retrieval import mean_reciprocal_rank, ranks, recall_at_k
 from furnclip.model.clip import Clip
 from furnclip.model.towers import TOWERS, Tower, pooled_images, pooled_texts, project
-from furnclip.relevance import positives
 from furnclip.runs import PrecisionChoice
 from furnclip.train.data import Rows, Squares, TrainingData
 from furnclip.train.exact import Chunk
@@ -125,10 +124,10 @@ def retrieval_figures(encoder: Encoder, data: TrainingData) -> dict[str, float]:
 
     MRR is in it because a small split gives the same recall for many models."""
     images, texts = encoder.vectors("vision", data), encoder.vectors("text", data)
-    found = positives(data.fixed_captions(), [text.group for text in data.texts])
+    relevant = data.positives()
     figures: dict[str, float] = {}
     for way, queries, gallery in (("text_to_image", texts, images), ("image_to_text", images, texts)):
-        first = ranks(queries, gallery, found)
+        first = ranks(queries, gallery, relevant)
         figures[f"{way}_recall@1"] = recall_at_k(first, 1)
         figures[f"{way}_recall@5"] = recall_at_k(first, 5)
         figures[f"{way}_mrr"] = mean_reciprocal_rank(first)

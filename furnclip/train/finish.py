@@ -28,7 +28,6 @@ from furnclip.metrics.retrieval import ranks
 from furnclip.model.adapters import save_adapter, shifted, weight_changes
 from furnclip.model.clip import Clip, quiet
 from furnclip.model.loading import load_float32
-from furnclip.relevance import positives
 from furnclip.runs import ADAPTER, MODEL
 from furnclip.train.data import TrainingData
 from furnclip.train.encoder import Encoder, retrieval_figures
@@ -114,7 +113,7 @@ def _recall_intervals(encoder: Encoder, data: TrainingData) -> dict[str, list[fl
     """Text-to-image recall@1 and @5 as [value, low, high], 95 % by resampling whole groups."""
     groups = [text.group for text in data.texts]
     texts, images = encoder.vectors("text", data), encoder.vectors("vision", data)
-    first = ranks(texts, images, positives(data.fixed_captions(), groups))
+    first = ranks(texts, images, data.positives())
     intervals = {}
     for k in (1, 5):
         interval = bootstrap_interval((first <= k).astype(np.float64), groups)

@@ -17,6 +17,7 @@ import torch
 
 from furnclip.config import Config
 from furnclip.errors import ConfigError, UsageError
+from furnclip.features import FEATURES
 from furnclip.model.clip import quiet
 from furnclip.model.loading import load_float32
 from furnclip.model.precision import choose_device, choose_precision
@@ -119,7 +120,7 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
     parameters = unfreeze(clip, train)
     # a resumed run keeps the precision and the micro-batch that it began with
     card.precision = card.precision or choose_precision(config.model.precision, clip.module, device)
-    cache = config.paths.cache / "features" if train.feature_cache and processes.first else None
+    cache = config.paths.cache / FEATURES if train.feature_cache and processes.first else None
     encoder = Encoder(clip, SCENARIOS[train.scenario], device, card.precision, cache)
     encoder.place()
     if train.gradient_checkpointing:

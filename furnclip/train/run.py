@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from furnclip import console
 from furnclip.config import Config, torchrun_launch
 from furnclip.errors import InputError, ModelError, UsageError
+from furnclip.features import FEATURES
 from furnclip.journal import Journal, discard_folder, exclusive, sweep, told_when_full, write_json, write_text
 from furnclip.runs import CHECKPOINTS, METRICS_NAME, MODEL, PUBLISHED, README, read_card, write_card
 from furnclip.shards import MANIFEST_NAME
@@ -84,7 +85,7 @@ def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, An
             # Killed runs left files; a checkpoint that was moved away for its successor is put back.
             for inside in (folder, folder / CHECKPOINTS):
                 sweep(inside, exclusively=True)
-            for shared in (folder.parent, config.paths.cache / "features"):
+            for shared in (folder.parent, config.paths.cache / FEATURES):
                 sweep(shared)
             if config.storage.bucket and not (config.paths.shards / MANIFEST_NAME).is_file():
                 with S3Manager.from_config(config.storage) as manager:

@@ -36,7 +36,7 @@ from lancedb.index import FTS, Bitmap, IvfFlat
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.config import Config, SearchConfig
 from furnclip.errors import ConfigError, FurnclipError, InputError, MissingStageError, StorageError
-from furnclip.relevance import UNKNOWN
+from furnclip.relevance import known
 from furnclip.vectors.parquet import (
     PRODUCT_COLUMNS,
     SHOWN,
@@ -209,8 +209,7 @@ def _batches(file: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         keywords, details = [], []
         for row in batch.select(SHOWN).to_pylist():
             texts = [(row[name] or "").strip() for name in _SEARCHABLE]
-            known = (text for text in texts if text.lower() not in UNKNOWN)
-            keywords.append(" ".join(dict.fromkeys(known)))  # each text once
+            keywords.append(" ".join(dict.fromkeys(filter(known, texts))))  # each text once
             details.append(json.dumps({name: value or "" for name, value in row.items()}))
         columns = {name: batch.column(name) for name in stored} | {KEYWORDS: keywords, DETAILS: details}
         yield pa.RecordBatch.from_pydict(columns, schema=schema)

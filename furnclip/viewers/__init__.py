@@ -10,7 +10,7 @@ Not to be trusted: a terminal's environment variables are inherited and can name
 then the image looks wrong, and `viewer = "builtin"` or `"none"` is the way out.
 """
 
-from furnclip.viewers.detection import Environment as Environment
+from furnclip.viewers.detection import TerminalEnvironment as TerminalEnvironment
 from furnclip.viewers.detection import ViewerSetting as ViewerSetting
 from furnclip.viewers.detection import detect as detect
 from furnclip.viewers.detection import open_on_desktop as open_on_desktop

@@ -39,7 +39,7 @@ _PLACEHOLDERS = (
 
 
 @dataclass(frozen=True)
-class Environment:
+class TerminalEnvironment:
     """Everything that detection looks at; tests pass their own."""
 
     variables: Mapping[str, str]
@@ -50,7 +50,7 @@ class Environment:
     """what the terminal itself replied when it was queried, which takes precedence over `variables`"""
 
     @classmethod
-    def here(cls) -> Environment:
+    def here(cls) -> TerminalEnvironment:
         """This process, its terminal and the programs on its PATH."""
         isatty = sys.stdout.isatty() or sys.stderr.isatty()
         return cls(environment_variables(), shutil.which, isatty, sys.platform)
@@ -87,13 +87,13 @@ _ICAT = (
 )
 
 
-def detect(setting: ViewerSetting = "auto", environment: Environment | None = None) -> Plan:
+def detect(setting: ViewerSetting = "auto", environment: TerminalEnvironment | None = None) -> Plan:
     """The plan for a viewer setting in this environment (None: of this process).
 
     A command of the user's own is followed by half blocks and nothing else: its failure must be
     visible. Raises `ConfigError` for a command that cannot work.
     """
-    here = environment or Environment.here()
+    here = environment or TerminalEnvironment.here()
     variables, term = here.variables, here.variables.get("TERM", "")
     terminal, graphics, reason = _terminal(variables)
     if here.graphics:
@@ -151,9 +151,9 @@ def _choices(terminal: str, graphics: str, colors: str) -> Iterator[Candidate]:
     yield Candidate("viu", ("viu", "-s", "-1", "-b", "-w", "{cols}", "{path}"))
 
 
-def desktop_command(environment: Environment | None = None) -> tuple[str, ...]:
+def desktop_command(environment: TerminalEnvironment | None = None) -> tuple[str, ...]:
     """The command that opens an image in a window here, to which the path is added; empty: none."""
-    here = environment or Environment.here()
+    here = environment or TerminalEnvironment.here()
     variables = here.variables
     has_display = bool(variables.get("DISPLAY") or variables.get("WAYLAND_DISPLAY"))
     is_remote = bool(variables.get("SSH_CONNECTION") or variables.get("SSH_TTY"))

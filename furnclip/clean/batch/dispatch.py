@@ -24,9 +24,9 @@ from typing import Any
 from furnclip import console
 from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, estimate, queue_limit
 from furnclip.clean.batch.results import classify, usage_of
-from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, RefusedError, UnsureError
+from furnclip.clean.batch.service import TERMINAL, BatchService, RefusedError, RemoteBatch, UnsureError
 from furnclip.clean.batch.state import SENT, UNSENT, BatchPart
-from furnclip.clean.workspace import CleaningLedger, Line, file_digest, key_print
+from furnclip.clean.workspace import CleaningLedger, RequestLine, file_digest, key_print
 from furnclip.errors import ConfigError, JournalError, ServiceError
 
 _WARN_DAYS = 30
@@ -163,7 +163,7 @@ class Dispatcher:
             file_id = self._service.upload(path, filename)
         ledger.record("uploaded", part=part.number, file_id=file_id)
 
-    def _create(self, part: BatchPart) -> Batch:
+    def _create(self, part: BatchPart) -> RemoteBatch:
         """Ask for the batch; a file that was just uploaded may take a moment to be found."""
         metadata = {**self._mark(part), "try": str(part.creations), "n": str(part.requests)}
         wait_s = min(1.0, self._clean.poll_interval_s)
@@ -176,7 +176,7 @@ class Dispatcher:
             time.sleep(wait_s * 2**tries)
         raise AssertionError("unreachable")
 
-    def _record_created(self, part: BatchPart, batch: Batch, *, adopted: bool) -> None:
+    def _record_created(self, part: BatchPart, batch: RemoteBatch, *, adopted: bool) -> None:
         facts = {"batch_id": batch.id, "status": batch.status, "at": batch.created_at, "adopted": adopted}
         self._ledger.record("created", part=part.number, **facts)
 
@@ -205,19 +205,19 @@ class Dispatcher:
             elif part.batch_id:
                 self._stop_others(part, found)
 
-    def _is_of(self, batch: Batch, part: BatchPart) -> bool:
+    def _is_of(self, batch: RemoteBatch, part: BatchPart) -> bool:
         """Whether a batch runs this part's requests, by what it is marked with or by its very file."""
         is_marked = self._mark(part).items() <= batch.metadata.items()
         return is_marked or bool(part.file_id and batch.input_file_id == part.file_id)
 
-    def _adopt(self, part: BatchPart, found: Sequence[Batch]) -> None:
+    def _adopt(self, part: BatchPart, found: Sequence[RemoteBatch]) -> None:
         """Keep the batch that is furthest along, of equals the earliest; stop the others."""
         ranks = {status: rank for rank, status in enumerate(_FURTHEST)}
         ranked = sorted(found, key=lambda batch: (ranks.get(batch.status, len(ranks)), batch.created_at))
         self._stop_others(part, ranked[1:])
         self._record_created(part, ranked[0], adopted=True)
 
-    def _stop_others(self, part: BatchPart, others: Sequence[Batch]) -> None:
+    def _stop_others(self, part: BatchPart, others: Sequence[RemoteBatch]) -> None:
         for other in others:
             if other.status not in (*TERMINAL, "cancelling"):
                 console.warn(f"part {part.number} has a second batch `{other.id}`; it is cancelled")
@@ -280,7 +280,7 @@ def _ask_canary(ledger: CleaningLedger, service: BatchService, part: BatchPart) 
     )
 
 
-def _record_canary(ledger: CleaningLedger, line: Line, reply: dict[str, Any]) -> None:
+def _record_canary(ledger: CleaningLedger, line: RequestLine, reply: dict[str, Any]) -> None:
     recipe = ledger.recipe
     outcome = classify({"response": {"status_code": 200, "body": reply}}, recipe.vocabulary)
     if outcome.kind != "cleaned":

@@ -19,7 +19,7 @@ from furnclip import console
 from furnclip.clean.batch.dispatch import Dispatcher
 from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, estimate, plan_retries
 from furnclip.clean.batch.results import halt_on_same_error, merge
-from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, LineError, OutageError
+from furnclip.clean.batch.service import TERMINAL, BatchService, LineError, OutageError, RemoteBatch
 from furnclip.clean.batch.state import BatchPart
 from furnclip.clean.workspace import CleaningLedger, Request
 from furnclip.errors import ServiceError
@@ -40,7 +40,7 @@ class Monitor:
     def __init__(self, ledger: CleaningLedger, service: BatchService) -> None:
         self.ledger, self.service, self._clean = ledger, service, ledger.config.clean
         self._dispatcher = Dispatcher(ledger, service)
-        self._polled: dict[int, Batch] = {}  # part number -> its batch as it was seen last
+        self._polled: dict[int, RemoteBatch] = {}  # part number -> its batch as it was seen last
         self._late: Counter[int] = Counter()  # polls of a part whose file ids are not there yet
         self._unknown: set[str] = set()
         self._outages = 0  # failed polls in a row
@@ -122,7 +122,7 @@ class Monitor:
         elif batch.status != part.batch_status:
             self.ledger.record("seen", part=part.number, status=batch.status, counts=list(batch.counts))
 
-    def _ended(self, part: BatchPart, batch: Batch) -> None:
+    def _ended(self, part: BatchPart, batch: RemoteBatch) -> None:
         _, completed, failed = batch.counts
         missing = (completed and not batch.output_file_id) or (failed and not batch.error_file_id)
         if missing and self._late[part.number] < _LATE_ID_POLLS:
@@ -138,7 +138,7 @@ class Monitor:
             billed=list(batch.usage),
         )
 
-    def _failed(self, part: BatchPart, batch: Batch) -> None:
+    def _failed(self, part: BatchPart, batch: RemoteBatch) -> None:
         """Validation failed: nothing ran and nothing is billed. What next depends on why."""
         text = "; ".join(f"{error.code}: {error.message}" for error in batch.errors[:3]) or "no reason given"
         codes = {error.code for error in batch.errors}
@@ -209,7 +209,7 @@ class Monitor:
             self.ledger.record("results_lost", part=part.number)
 
 
-def batch_rows(ledger: CleaningLedger, polled: Mapping[int, Batch]) -> list[tuple[object, ...]]:
+def batch_rows(ledger: CleaningLedger, polled: Mapping[int, RemoteBatch]) -> list[tuple[object, ...]]:
     """Where the parts stand, for the table that is redrawn while a terminal shows it."""
     rows: list[tuple[object, ...]] = []
     for part in ledger.state.current_parts:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from furnclip.clean.batch.requests import Recipe, with_cap
 from furnclip.clean.batch.results import Outcome, collect
 from furnclip.clean.batch.state import BatchPart
-from furnclip.clean.workspace import CleaningLedger, Line, Request, Workspace, file_digest, is_intact
+from furnclip.clean.workspace import CleaningLedger, Request, RequestLine, Workspace, file_digest, is_intact
 from furnclip.config import CleaningConfig
 from furnclip.errors import InputError
 from furnclip.journal import Event, replacing
@@ -53,7 +53,7 @@ def queue_limit(config: CleaningConfig, recipe: Recipe, *, learned: int = 0) -> 
 
 
 def write_parts(
-    workspace: Workspace, lines: Iterable[Line], limits: Limits, *, first_number: int, **shared: object
+    workspace: Workspace, lines: Iterable[RequestLine], limits: Limits, *, first_number: int, **shared: object
 ) -> Iterator[Event]:
     """Write parts one after another; yields the facts about each, and those they share, when it is complete.
 
@@ -183,7 +183,7 @@ def plan_retries(ledger: CleaningLedger) -> int:
     return sum(facts["requests"] for facts in planned)
 
 
-def _lines_to_retry(ledger: CleaningLedger, failed: Mapping[str, Outcome]) -> Iterator[Line]:
+def _lines_to_retry(ledger: CleaningLedger, failed: Mapping[str, Outcome]) -> Iterator[RequestLine]:
     """The requests as they were sent last, in that order; with a higher cap where the answer was cut."""
     left, found = set(failed), []
     for part in reversed(ledger.state.with_status("merged")):

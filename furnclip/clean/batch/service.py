@@ -81,7 +81,7 @@ class LineError(NamedTuple):
     line: int
 
 
-class Batch(NamedTuple):
+class RemoteBatch(NamedTuple):
     """A batch as the service shows it; only `id` and `status` are always there."""
 
     id: str
@@ -149,7 +149,7 @@ class BatchService:
                     return file.id
         return None
 
-    def create(self, file_id: str, endpoint: str, metadata: Mapping[str, str]) -> Batch:
+    def create(self, file_id: str, endpoint: str, metadata: Mapping[str, str]) -> RemoteBatch:
         """A new batch. Raises `RefusedError` for a definite no and `UnsureError` for anything else."""
         with _sure():
             created = self._once.batches.create(
@@ -160,12 +160,12 @@ class BatchService:
             )
         return _view(created)
 
-    def list_batches(self) -> list[Batch]:
+    def list_batches(self) -> list[RemoteBatch]:
         """Every batch of the project, of any age: clocks differ."""
         with self._explained():
             return [_view(batch) for batch in self._client.batches.list(limit=100)]
 
-    def get(self, batch_id: str) -> Batch:
+    def get(self, batch_id: str) -> RemoteBatch:
         try:
             with self._explained(404):
                 return _view(self._client.batches.retrieve(batch_id))
@@ -176,7 +176,7 @@ class BatchService:
                 "nothing was sent again",
             ) from None
 
-    def cancel(self, batch_id: str) -> Batch:
+    def cancel(self, batch_id: str) -> RemoteBatch:
         """Ask for a stop; a batch that has ended already stays as it is."""
         try:
             with self._explained(409):
@@ -249,10 +249,10 @@ def _sure() -> Iterator[None]:
         raise UnsureError from None
 
 
-def _view(batch: openai.types.Batch) -> Batch:
+def _view(batch: openai.types.Batch) -> RemoteBatch:
     counts, usage = batch.request_counts, batch.usage
     data = batch.errors.data if batch.errors and batch.errors.data else []
-    return Batch(
+    return RemoteBatch(
         id=batch.id,
         status=batch.status,
         counts=(counts.total, counts.completed, counts.failed) if counts else (0, 0, 0),

@@ -27,8 +27,8 @@ from typing import Any
 
 from PIL import Image
 
-from furnclip.catalogue import Product, Rejection, content_hash
-from furnclip.clean.prompt import MAX_TITLE_CHARACTERS, UNKNOWN, Answer, Vocabulary, readable, sendable
+from furnclip.catalogue import UNKNOWN, Product, Rejection, content_hash
+from furnclip.clean.prompt import MAX_TITLE_CHARACTERS, Answer, Vocabulary, readable, sendable
 from furnclip.images import open_image
 from furnclip.journal import encode_event
 
