@@ -14,10 +14,8 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from furnclip.catalogue.text import text_lines, warn_once
 from furnclip.errors import InputError
@@ -33,12 +31,7 @@ _FILE_NAME = re.compile(r"\S*\.[A-Za-z]\w{2,4}|\S*[/\\]\S+")
 _CODE = re.compile(r"[\w.\-/#]*\d[\w.\-/#]*")
 
 
-class Cells(NamedTuple):
-    """One row of a file; `reason` and `detail` are filled when it cannot be used."""
-
-    cells: list[str]
-    reason: str = ""
-    detail: str = ""
+Row = tuple[list[str], str, str]  # cells; a reason and its detail where they cannot be used
 
 
 @dataclass(frozen=True)
@@ -85,8 +78,13 @@ def find_layout(path: Path) -> Layout:
         raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")
     count += start + above
     rows = [split_line(line, delimiter) for line in sample[count:]]
-    kinds = _find_kinds([row for row in rows if len(row) == len(header)], len(header))
-    return Layout(delimiter, header, count, kinds)
+    kinds: list[re.Pattern[str] | None] = []
+    for column in zip(*(row for row in rows if len(row) == len(header)), strict=True):
+        cells = [cell.strip() for cell in column if cell.strip()]
+        enough = max(2, len(cells) * _MOST)
+        found = (kind for kind in (_FILE_NAME, _CODE) if sum(map(bool, map(kind.fullmatch, cells))) >= enough)
+        kinds.append(next(found, None))
+    return Layout(delimiter, header, count, kinds or [None] * len(header))
 
 
 def _read_header(lines: Sequence[str], delimiter: str) -> tuple[list[str], int]:
@@ -133,17 +131,6 @@ def _lines_above_header(lines: Sequence[str], delimiter: str) -> int:
     return 0
 
 
-def _find_kinds(rows: Sequence[Sequence[str]], width: int) -> list[re.Pattern[str] | None]:
-    """For each column the pattern that nearly all of its cells have."""
-    kinds: list[re.Pattern[str] | None] = []
-    for column in range(width):
-        cells = [cell for row in rows if (cell := row[column].strip())]
-        enough = max(2, len(cells) * _MOST)
-        found = (kind for kind in (_FILE_NAME, _CODE) if sum(map(bool, map(kind.fullmatch, cells))) >= enough)
-        kinds.append(next(found, None))
-    return kinds
-
-
 class CellReader(Iterator[str]):
     """Reads rows strictly and, where that fails, line by line. Iterating gives the lines to `csv`."""
 
@@ -161,73 +148,66 @@ class CellReader(Iterator[str]):
         self._line += 1
         return line
 
-    def rows(self) -> Iterator[Cells]:
+    def rows(self) -> Iterator[Row]:
         """Every row below the header that is not blank."""
         csv.field_size_limit(MAX_CELL_CHARS)
-        reader = csv.reader(self, delimiter=self._layout.delimiter, strict=True)
-        width = len(self._layout.header)
+        layout, width = self._layout, len(self._layout.header)
+        reader = csv.reader(self, delimiter=layout.delimiter, strict=True)
         while True:
             self._taken.clear()
-            first = self._line + 1
+            first, problem = self._line + 1, ""
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield self._literal(first, str(error))
-                continue
+                cells, problem = [], str(error)
             if len(cells) == width and len(self._taken) == 1 and not self._in_doubt:
-                yield Cells(cells)
+                yield cells, "", ""
+            elif problem or self._holds_rows():
+                yield self._literal(first, problem)
             elif len(self._taken) > 1:
-                yield self._several_lines(cells, first)
+                self._in_doubt = False
+                yield self._counted(cells, f" in lines {first} to {self._line}; is a quote not closed?")
             elif cells:
                 if len(cells) != width:  # `csv` knows no blanks around the quotes of a cell
-                    cells = self._layout.cells_of(self._taken[0])
+                    cells = layout.cells_of(self._taken[0])
                 yield self._judged(cells, first) if self._in_doubt else self._counted(cells)
 
-    def _several_lines(self, cells: list[str], first: int) -> Cells:
-        """A row with line ends in its cells, unless each of its lines is a row."""
-        layout, separators = self._layout, len(self._layout.header) - 1
-        if all(
-            line.count(layout.delimiter) >= separators and layout.fits(layout.cells_of(line))
+    def _holds_rows(self) -> bool:
+        """Whether each of several lines that were read as one row is a row."""
+        layout = self._layout
+        return len(self._taken) > 1 and all(
+            line.count(layout.delimiter) >= len(layout.header) - 1 and layout.fits(layout.cells_of(line))
             for line in self._taken
-        ):
-            return self._literal(first, "")
-        self._in_doubt = False
-        return self._counted(cells, f" in lines {first} to {self._line}; is a quote not closed?")
+        )
 
-    def _literal(self, first: int, problem: str) -> Cells:
+    def _literal(self, first: int, problem: str) -> Row:
         """The first line as a row whose quotes are text; the lines after it are read again."""
         line, *rest = self._taken
         self._waiting.extendleft(reversed(rest))
         self._line -= len(rest)
         cells = self._layout.cells_of(line)
         if any(len(cell) > MAX_CELL_CHARS for cell in cells):
-            return Cells(cells, "unreadable-row", problem)
+            return cells, "unreadable-row", problem
         return self._judged(cells, first)
 
-    def _judged(self, cells: list[str], first: int) -> Cells:
+    def _judged(self, cells: list[str], first: int) -> Row:
         """A line as a row, if it looks as the others do: it may be a piece of a cell with an open quote."""
         layout = self._layout
         self._in_doubt = not layout.fits(cells) if any(layout.kinds) else len(cells) != len(layout.header)
-        if self._in_doubt:
-            return Cells(cells, "open-quote", f"a quote in line {first} or above it is not closed")
-        return Cells(cells)
+        problem = f"a quote in line {first} or above it is not closed"
+        return (cells, "open-quote", problem) if self._in_doubt else (cells, "", "")
 
-    def _counted(self, cells: list[str], where: str = "") -> Cells:
+    def _counted(self, cells: list[str], where: str = "") -> Row:
         width = len(self._layout.header)
-        if len(cells) == width:
-            return Cells(cells)
-        return Cells(cells, "wrong-number-of-cells", f"{len(cells)} cells under {width} columns{where}")
+        problem = f"{len(cells)} cells under {width} columns{where}"
+        return (cells, "", "") if len(cells) == width else (cells, "wrong-number-of-cells", problem)
 
 
 def split_line(line: str, delimiter: str) -> list[str]:
     """The cells of one line; a quote that does not enclose a whole cell is text."""
-    cells = _cell_pattern(delimiter).finditer(line.rstrip("\r\n"))
-    return [cell[2] if cell[1] is None else cell[1].replace('""', '"') for cell in cells]
-
-
-@cache
-def _cell_pattern(delimiter: str) -> re.Pattern[str]:
     end = re.escape(delimiter)
-    return re.compile(rf'(?:^|{end})(?: *"((?:[^"]|"")*)" *(?={end}|$)|([^{end}]*))')
+    cell = rf'(?:^|{end})(?: *"((?:[^"]|"")*)" *(?={end}|$)|([^{end}]*))'
+    found = re.finditer(cell, line.rstrip("\r\n"))
+    return [match[2] if match[1] is None else match[1].replace('""', '"') for match in found]

@@ -14,9 +14,6 @@ from furnclip.catalogue.structured import ImageStore
 from furnclip.errors import ConfigError, InputError, nearest
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from furnclip.config import DataPaths
 
 MAX_ID_CHARS = 200
@@ -78,13 +75,27 @@ def _remedy(path: Path, paths: DataPaths) -> str:
 
 def _open(
     path: Path, paths: DataPaths, images: ImageStore | None = None
-) -> tuple[_Columns, Iterator[Record]]:
+) -> tuple[dict[str, str], Iterator[Record]]:
+    """What this file calls the columns that the settings name, by `id` to `group`; and its records."""
     try:
         columns, records = read_records(path, images)
     except InputError as error:
         error.hint = _remedy(path, paths) or error.hint
         raise
-    return _columns_of(path, columns, paths), records
+    found = {}
+    for name in ("id", "title", "image", "group"):
+        wanted = str(getattr(paths, f"{name}_column"))
+        if is_our_sheet(columns) and (renamed := renamed_column(wanted)) in columns:
+            wanted = renamed
+        if wanted and wanted not in columns:
+            close = nearest(wanted, columns)
+            advice = f"set `paths.{name}_column" + (f' = "{close}"`' if close else "`")
+            shown = ", ".join(column[:_MAX_SHOWN_CHARS] for column in columns[:_MAX_SHOWN_COLUMNS])
+            more = len(columns) - _MAX_SHOWN_COLUMNS
+            shown += f" and {more} more" if more > 0 else ""
+            raise ConfigError(f"`{path}` has no column `{wanted}`", hint=f"{advice}; columns there: {shown}")
+        found[name] = wanted
+    return found, records
 
 
 def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]:
@@ -97,35 +108,10 @@ def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]
     return _judge(records, columns)
 
 
-class _Columns(NamedTuple):
-    """What this file calls the columns that the settings name; `group` may be empty."""
-
-    id: str
-    title: str
-    image: str
-    group: str
-
-
-def _columns_of(path: Path, columns: list[str], paths: DataPaths) -> _Columns:
-    settings = {f"{name}_column": str(getattr(paths, f"{name}_column")) for name in _Columns._fields}
-    if is_our_sheet(columns):
-        renamed = {setting: renamed_column(wanted) for setting, wanted in settings.items()}
-        settings |= {setting: name for setting, name in renamed.items() if name in columns}
-    for setting, wanted in settings.items():
-        if wanted and wanted not in columns:
-            close = nearest(wanted, columns)
-            advice = f'set `paths.{setting} = "{close}"`' if close else f"set `paths.{setting}`"
-            shown = ", ".join(name[:_MAX_SHOWN_CHARS] for name in columns[:_MAX_SHOWN_COLUMNS])
-            more = len(columns) - _MAX_SHOWN_COLUMNS
-            shown += f" and {more} more" if more > 0 else ""
-            raise ConfigError(f"`{path}` has no column `{wanted}`", hint=f"{advice}; columns there: {shown}")
-    return _Columns(*settings.values())
-
-
-def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | Rejection]:
+def _judge(records: Iterable[Record], columns: dict[str, str]) -> Iterator[Product | Rejection]:
     seen: set[int] = set()  # 64-bit hashes: a million ids take 80 MB as strings in a dict, a third as these
     for record in records:
-        product_id = record.fields.get(columns.id, "").strip()
+        product_id = record.fields.get(columns["id"], "").strip()
         reason, detail = record.reason, record.detail
         if reason:
             pass
@@ -142,9 +128,9 @@ def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | R
         yield Product(
             row=record.row,
             product_id=product_id,
-            title=record.fields[columns.title].strip(),
-            images=image_names(record.fields[columns.image]),
-            group=record.fields[columns.group].strip() if columns.group else "",
+            title=record.fields[columns["title"]].strip(),
+            images=image_names(record.fields[columns["image"]]),
+            group=record.fields[columns["group"]].strip() if columns["group"] else "",
             fields=record.fields,
         )
 
@@ -153,27 +139,24 @@ def uncleaned_rows(paths: DataPaths) -> int:
     """Rows of the catalogue that are in neither `cleaned.csv` nor `rejected.csv`: added or left out since.
 
     0 where nothing was cleaned yet, or where the raw catalogue is gone: then there is no other catalogue.
-    Takes 8 bytes a row.
+    Ids are held as hashes of 8 bytes.
     """
     import numpy as np
 
     if not paths.cleaned.is_file() or not paths.products.is_file():
         return 0
-    files = (paths.cleaned, paths.clean / "rejected.csv")
-    settled = [_id_hashes(path, paths) for path in files if path.is_file()]
-    left_ids, left_counts = np.unique(_id_hashes(paths.products, paths), return_counts=True)
-    ids, counts = np.unique(np.concatenate(settled), return_counts=True)
-    _, left_at, at = np.intersect1d(left_ids, ids, assume_unique=True, return_indices=True)
-    return int(left_counts.sum() - np.minimum(left_counts[left_at], counts[at]).sum())
-
-
-def _id_hashes(path: Path, paths: DataPaths) -> NDArray[np.int64]:
-    """A hash of the id of every row, damaged ones as well: each row of the catalogue has its counterpart."""
-    import numpy as np
-
-    columns, records = _open(path, paths)
-    ids = (record.fields.get(columns.id, "").strip() for record in records)
-    return np.fromiter(map(hash, ids), np.int64)
+    hashes = []
+    for path in (paths.cleaned, paths.clean / "rejected.csv", paths.products):
+        if path.is_file():
+            columns, records = _open(path, paths)
+            # of every row, damaged ones as well: each row of the catalogue has its counterpart
+            ids = (record.fields.get(columns["id"], "").strip() for record in records)
+            hashes.append(np.fromiter(map(hash, ids), np.int64))
+    known, at = np.unique(np.concatenate(hashes), return_inverse=True)
+    settled, there = (
+        np.bincount(part, minlength=len(known)) for part in np.split(at, [len(at) - len(hashes[-1])])
+    )
+    return int((there - settled).clip(0).sum())
 
 
 def find_images(product: Product, image_root: Path) -> list[Path]:

@@ -11,7 +11,6 @@ A column of the catalogue that has the name of one of ours is called `raw_NAME` 
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
@@ -28,8 +27,6 @@ from furnclip.catalogue.text import (
     KINDS_HINT,
     find_encoding,
     first_bytes,
-    is_damaged,
-    repaired,
     text_lines,
     warn_once,
 )
@@ -48,6 +45,7 @@ _OTHER_KINDS = {
     b"ORC": "an ORC file",
 }
 _TABLES = ("products", "items", "rows", "data", "results")
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # a byte that was none, or half a character in JSON
 _JSON_ARRAY = re.compile(r"\s*\[\s*[{\]]")
 _JSON_OBJECT = re.compile(r'\s*\{\s*(["}]|$)')
 
@@ -113,7 +111,7 @@ def _read(path: Path, images: ImageStore | None) -> tuple[list[str], Iterator[Re
     kind = next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), "")
     if kind:
         raise InputError(f"`{path}` is {kind}, not a catalogue", hint=KINDS_HINT)
-    text = head.decode(find_encoding(path).name, "replace").removeprefix("\ufeff")
+    text = head.decode(find_encoding(path)[0], "replace").removeprefix("\ufeff")
     if text.lstrip().startswith("<"):
         raise InputError(f"`{path}` is XML or HTML, not a catalogue", hint=KINDS_HINT)
     is_array = _JSON_ARRAY.match(text) is not None
@@ -151,12 +149,11 @@ def _check_json_lines(path: Path, suffix: str) -> None:
 
 
 def _csv_records(path: Path, columns: list[str], layout: Layout) -> Iterator[Record]:
-    is_ours, is_clean = is_our_sheet(columns), find_encoding(path).is_clean
-    for number, row in enumerate(CellReader(path, layout).rows(), start=1):
-        cells = [unescape(cell) for cell in row.cells] if is_ours else row.cells
-        fields = dict(zip(columns, cells, strict=False))
-        if row.reason:
-            yield Record(number, _writable(fields), row.reason, row.detail)
+    is_ours, (_, is_clean) = is_our_sheet(columns), find_encoding(path)
+    for number, (cells, reason, detail) in enumerate(CellReader(path, layout).rows(), start=1):
+        fields = dict(zip(columns, map(unescape, cells) if is_ours else cells, strict=False))
+        if reason:
+            yield Record(number, _writable(fields), reason, detail)
         else:
             yield Record(number, fields) if is_clean else _checked_record(number, fields)
 
@@ -164,15 +161,19 @@ def _csv_records(path: Path, columns: list[str], layout: Layout) -> Iterator[Rec
 def _typed_records(
     columns: Sequence[str], rows: Iterator[dict[str, Any] | str], images: ImageStore | None
 ) -> Iterator[Record]:
+    empty = dict.fromkeys(columns, "")
     for number, row in enumerate(rows, start=1):
         if isinstance(row, str):
             yield Record(number, {}, "unreadable-row", row)
             continue
-        fields, problem = dict.fromkeys(columns, ""), ""
-        for name in columns:
+        fields, problem = {**empty, **row}, ""
+        for name, value in fields.items():
+            if isinstance(value, str):
+                continue
+            fields[name] = ""
             try:
                 to_text = images.cell if images and name == images.column else cell_text
-                fields[name] = to_text(row.get(name))
+                fields[name] = to_text(value)
             except NoText:
                 warn_once(f"column `{name}` holds bytes that are no text; they are left out")
             except ValueError as error:
@@ -183,41 +184,42 @@ def _typed_records(
 
 def _checked_record(number: int, fields: dict[str, str]) -> Record:
     """A record whose cells fit a CSV: not too large, and text that can be written again."""
+    whole = "".join(fields.values())
+    if len(whole) <= MAX_CELL_CHARS and (whole.isascii() or not _NO_TEXT.search(whole)):
+        return Record(number, fields)
     for name, value in fields.items():
-        detail = ""
         if len(value) > MAX_CELL_CHARS:
             detail = f"column `{name}` has {len(value):,} characters, at most {MAX_CELL_CHARS:,}"
-        elif is_damaged(value):
+        elif _NO_TEXT.search(value):
             detail = f"column `{name}` has something in it that is no text"
-        if detail:
-            return Record(number, _writable(fields), "unreadable-row", detail)
+        else:
+            continue
+        return Record(number, _writable(fields), "unreadable-row", detail)
     return Record(number, fields)
 
 
 def _writable(fields: dict[str, str]) -> dict[str, str]:
     """What of a damaged row can stand in a list of rejected rows."""
-    return {name: repaired(value) if len(value) <= MAX_CELL_CHARS else "" for name, value in fields.items()}
+    short = {name: value if len(value) <= MAX_CELL_CHARS else "" for name, value in fields.items()}
+    return {name: _NO_TEXT.sub("\ufffd", value) for name, value in short.items()}
 
 
 class SheetWriter:
-    """Writes CSV rows whose cells no spreadsheet runs as a formula. `file` gets text, or else UTF-8."""
+    """Writes CSV rows in UTF-8 whose cells no spreadsheet runs as a formula."""
 
-    def __init__(self, file: io.StringIO | IO[bytes]) -> None:
-        text = file if isinstance(file, io.StringIO) else codecs.getwriter("utf-8")(file)
-        # The default line end: with another one, `csv` leaves a lone carriage return unquoted.
-        self._writer = csv.writer(text)
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
 
     def write_row(self, cells: Iterable[object]) -> None:
         """One row, each cell as `str` writes it."""
-        self._writer.writerow([escape(str(cell)) for cell in cells])
+        self._file.write(sheet_text([cells]).encode("utf-8"))
 
 
 def sheet_text(rows: Iterable[Iterable[object]]) -> str:
     """A small table as the text of a CSV file, header included."""
     text = io.StringIO(newline="")
-    writer = SheetWriter(text)
-    for row in rows:
-        writer.write_row(row)
+    # The default line end: with another one, `csv` leaves a lone carriage return unquoted.
+    csv.writer(text).writerows([escape(str(cell)) for cell in row] for row in rows)
     return text.getvalue()
 
 

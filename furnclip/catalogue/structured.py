@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,32 +77,26 @@ def cell_text(value: object, depth: int = 0) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, bytes):
-        try:
-            text = value.decode("utf-8")
-        except UnicodeDecodeError:
-            raise NoText from None
-        if "\0" in text:
-            raise NoText
-        return text
+        with suppress(UnicodeDecodeError):
+            if b"\0" not in value:
+                return value.decode("utf-8")
+        raise NoText
     if isinstance(value, list | tuple):
         texts = (cell_text(item, depth + 1) for item in _one_language(value))
         return "|".join(filter(None, texts))
     return _text_of_object(value, depth) if isinstance(value, dict) else str(value)
 
 
-def _one_language(items: Sequence[object]) -> Sequence[object]:
+def _one_language(items: Sequence[Any]) -> Sequence[Any]:
     """Of the same text in several languages those in one: the first English one, or else the first."""
-    tags = [_language(item) for item in items]
-    if not items or not all(tags):
-        return items
-    wanted = next((tag for tag in tags if tag.lower().startswith("en")), tags[0])
+    tags = []
+    for item in items:
+        named = [item[key] for key in _LANGUAGE_KEYS if item.get(key)] if isinstance(item, dict) else []
+        if not named:
+            return items
+        tags.append(str(named[0]))
+    wanted = next((tag for tag in tags if tag.lower().startswith("en")), "".join(tags[:1]))
     return [item for item, tag in zip(items, tags, strict=True) if tag == wanted]
-
-
-def _language(item: object) -> str:
-    if not isinstance(item, dict):
-        return ""
-    return next((str(item[key]) for key in _LANGUAGE_KEYS if item.get(key)), "")
 
 
 def _text_of_object(value: Mapping[Any, object], depth: int) -> str:
@@ -184,13 +179,13 @@ def read_parquet(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]
 
 def _check_size(path: Path, metadata: pyarrow.parquet.FileMetaData) -> None:
     size_bytes = path.stat().st_size
+    most_bytes = max(_UNSUSPECTED, _MOST_BYTES_A_BYTE * size_bytes)
+    most_values = max(_UNSUSPECTED, _MOST_VALUES_A_BYTE * size_bytes)
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):
             unpacked = chunk.total_uncompressed_size
             values = max(chunk.num_values, metadata.num_rows)
-            if (unpacked > _UNSUSPECTED and unpacked > _MOST_BYTES_A_BYTE * size_bytes) or (
-                values > _UNSUSPECTED and values > _MOST_VALUES_A_BYTE * size_bytes
-            ):
+            if unpacked > most_bytes or values > most_values:
                 raise InputError(
                     f"`{path}` has {size_bytes:,} bytes, but its column `{chunk.path_in_schema}` unpacks to "
                     f"{unpacked:,} bytes in {values:,} values",

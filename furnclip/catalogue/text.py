@@ -11,14 +11,13 @@ import codecs
 import gzip
 import hashlib
 import io
-import re
 import unicodedata
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, cast
 
 from furnclip import console
 from furnclip.errors import InputError
@@ -26,7 +25,6 @@ from furnclip.journal import open_regular
 
 MAX_LINE_CHARS = 2**25
 _MARKING = "furnclip-mark"
-_MARKED = re.compile("[\ud800-\udfff]")
 KINDS_HINT = (
     "furnclip reads CSV and TSV (.gz as well), JSON, JSON lines and Parquet; export it as one of them"
 )
@@ -44,19 +42,12 @@ _FEWEST_BYTES = 6  # fewer tell too little; several encodings fit
 codecs.register_error(_MARKING, lambda error: ("\udcff", getattr(error, "end", 0)))
 
 
-class Encoding(NamedTuple):
-    """How a file is decoded. `is_clean`: no byte of it was in doubt."""
-
-    name: str
-    is_clean: bool = True
-
-
 def text_lines(path: Path) -> Generator[str, None, None]:
     """The lines of a text file with their ends, `\\n`, `\\r` or both.
 
     Raises `InputError` for a file that is no text, has a line of over `MAX_LINE_CHARS`, or is damaged.
     """
-    encoding = find_encoding(path).name
+    encoding, _ = find_encoding(path)
     if encoding.startswith("utf"):
         yield from _lines(path, encoding)
         return
@@ -67,7 +58,7 @@ def text_lines(path: Path) -> Generator[str, None, None]:
 
 def text_chunks(path: Path) -> Iterator[str]:
     """The same text in pieces, for a file whose lines may be as long as it is."""
-    encoding = find_encoding(path).name
+    encoding, _ = find_encoding(path)
     if not encoding.startswith("utf"):
         yield from text_lines(path)
         return
@@ -76,40 +67,30 @@ def text_chunks(path: Path) -> Iterator[str]:
             yield chunk
 
 
-def is_damaged(text: str) -> bool:
-    """Whether there is something in it that is no text, as half a character is in JSON."""
-    return not text.isascii() and _MARKED.search(text) is not None
-
-
-def repaired(text: str) -> str:
-    """`text` with a replacement character where it is damaged, so that it can be written."""
-    return text if text.isascii() else _MARKED.sub("\ufffd", text)
-
-
-def find_encoding(path: Path) -> Encoding:
-    """How to decode a file, found by reading all of it. A guess is announced once."""
+def find_encoding(path: Path) -> tuple[str, bool]:
+    """How to decode a file, found by reading all of it, and whether no byte is in doubt."""
     stat = path.stat()
     return _find_encoding(path, (stat.st_size, stat.st_mtime_ns, stat.st_ino))
 
 
 @lru_cache(maxsize=16)
-def _find_encoding(path: Path, _state: tuple[int, ...]) -> Encoding:
+def _find_encoding(path: Path, _state: tuple[int, ...]) -> tuple[str, bool]:
     head = first_bytes(path)
     wide = _wide_encoding(head)
     if wide:
-        return Encoding(wide, is_clean=False)
+        return wide, False
     if head.count(0) > len(head) / 20:
         raise InputError(f"`{path}` is not a text file", hint=KINDS_HINT)
     with _unpacked(path) as file, suppress(UnicodeDecodeError):
         for _ in codecs.iterdecode(iter(partial(file.read, _CHUNK_BYTES), b""), "utf-8"):
             pass
-        return Encoding("utf-8-sig")
+        return "utf-8-sig", True
     if sum(byte < 32 and byte not in b"\t\n\r\f\v" for byte in head) > len(head) / 20:
         raise InputError(f"`{path}` is not a text file", hint=KINDS_HINT)
     utf8_lines, other_lines, sample = _count_lines(path)
     if utf8_lines >= other_lines:
         warn_once(f"{other_lines} lines of `{path}` are not UTF-8 as the others are; their rows are rejected")
-        return Encoding("utf-8-sig", is_clean=False)
+        return "utf-8-sig", False
     name = _legacy_encoding(sample)
     if not name:
         raise InputError(
@@ -118,7 +99,7 @@ def _find_encoding(path: Path, _state: tuple[int, ...]) -> Encoding:
     warn_once(
         f"`{path}` is not UTF-8 but looks like {name}, and is read as that; save it as UTF-8 to be sure"
     )
-    return Encoding(name, is_clean=False)
+    return name, False
 
 
 @cache
@@ -178,19 +159,10 @@ def _count_lines(path: Path) -> tuple[int, int, bytes]:
 
 
 def _legacy_encoding(sample: bytes) -> str:
-    """The encoding that makes sense of bytes that are not UTF-8; empty where none does."""
-    if _western_share(sample) >= _WESTERN_SHARE:
-        return "cp1252"
-    if sum(byte >= 0x80 for byte in sample) < _FEWEST_BYTES:
-        return ""
-    from charset_normalizer import from_bytes
+    """The encoding that makes sense of bytes that are not UTF-8; empty where none does.
 
-    best = from_bytes(sample, cp_isolation=[*_MULTI_BYTE, *_SINGLE_BYTE]).best()
-    return best.encoding if best else ""
-
-
-def _western_share(sample: bytes) -> float:
-    """How many of the bytes beyond ASCII stand alone, as accented letters and signs do in Western text."""
+    Western is told by the bytes beyond ASCII that stand alone, as accented letters and signs do.
+    """
     alone = total = 0
     for before, byte, after in zip(b"\n" + sample, sample, sample[1:] + b"\n", strict=False):
         if byte < 0x80:
@@ -199,7 +171,14 @@ def _western_share(sample: bytes) -> float:
         if before < 0x80 and after < 0x80:
             is_letter = byte >= 0xC0 and bytes((before, after)).strip(b"\t ,;|\"'").isalpha()
             alone += is_letter or byte in _WESTERN_SIGNS
-    return alone / total if total else 0.0
+    if alone / max(1, total) >= _WESTERN_SHARE:
+        return "cp1252"
+    if total < _FEWEST_BYTES:
+        return ""
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample, cp_isolation=[*_MULTI_BYTE, *_SINGLE_BYTE]).best()
+    return best.encoding if best else ""
 
 
 def _decode_line(line: bytes, encoding: str) -> str:
