@@ -1,118 +1,97 @@
-"""Whether the techniques of training pay, on real furniture, with the small CLIP that comes along.
+"""What fine-tuning gains on a catalogue, against the loop that people write, and what each technique adds.
 
-    python -m tests.bench.quality [--quick] [--json]
+    python -m tests.bench.quality [--shop DIR] [--model NAME] [--quick] [--json]
 
-Sweet Home 3D (820 products; the Debian package `sweethome3d-furniture`), every weight of `furnclip-tiny`
-trained, equal epochs and learning rate, three seeds (`--quick`: one seed, one epoch). Recall of text to
-image on the test split, each of its fixed captions searched among all of its images; products with
-the same caption or group are positives of each other. Mean and standard deviation over the seeds.
+`--shop`: a folder with `furnclip.toml` in which `furnclip prepare` is done; without it Sweet Home 3D (820
+products; the Debian package `sweethome3d-furniture`) is cleaned and prepared. `--model`: the base, else
+`furnclip-tiny`. Three seeds (`--quick`: one seed, one epoch, three contestants). All start from the same base
+and see the same samples in batches of one size; every weight trains:
 
-    base                 furnclip-tiny as it is
-    naive                losses of micro-batches of 32 summed up to the effective batch, fixed captions
-    exact                one loss over the whole effective batch of 128
-    positives            exact, and products that share a caption or a group are positives
-    captions             exact, and captions sampled anew each epoch
-    positives captions   both
-    ... + wise_ft        any of these, with the share of the trained change chosen on validation
+    base                    as it is
+    plain loop              AdamW, warmup and cosine, mirrored images, the products' captions, symmetric
+                            cross-entropy over the batch; the best of three learning rates on validation
+    furnclip                `train --scenario full` with its defaults
+    without ..., with ...   the same with one default changed
 
-Each training keeps its best epoch by validation. One process a core, one thread each. Known bias:
-128-pixel renderings of generic things, a base that has seen drawn shapes alone, and a test split of about
-80 products: one product is worth a point.
+Text to image on the test split: titles (each distinct caption once) and short requests of attributes. Mean
+over the seeds; the difference to the plain loop with a 95 % interval by resampling whole groups. One process
+a core, one thread each; runs go to `work/runs/bench-...`. Left out: time.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
-from furnclip.metrics.retrieval import ranks, recall_at_k
+from furnclip.metrics.bootstrap import paired_test
+from furnclip.metrics.retrieval import ranks
 from furnclip.model.clip import Clip
 from furnclip.model.loading import load_float32
-from furnclip.model.towers import TOWERS
-from furnclip.relevance import positives
+from furnclip.relevance import attribute_queries, known_attributes, positives
 from furnclip.shards import ShardDataset
-from furnclip.train.batches import Batch
 from furnclip.train.checkpoints import Position, load_checkpoint
-from furnclip.train.data import TrainingData
-from furnclip.train.exact import Loss, contrastive_loss
+from furnclip.train.data import TrainingData, random_stream
 from furnclip.train.finish import finish
-from furnclip.train.loop import Loop
 from furnclip.train.prepared import Prepared
-from tests.bench.measure import parse
+from furnclip.train.scenarios import learning_rate
 from tests.training import loop_of
 
-EFFECTIVE, MICRO, EPOCHS, RATE = 128, 32, 12, 3e-4
-MODEL = {"name": "furnclip-tiny", "device": "cpu", "precision": "fp32"}
-VARIANTS: dict[str, dict[str, bool]] = {
-    "naive": {},
-    "exact": {},
-    "positives": {"multi_positive": True},
-    "captions": {"caption_sampling": True},
-    "positives captions": {"multi_positive": True, "caption_sampling": True},
+PLAIN_RATES = (0.5, 1.0, 2.0)  # times furnclip's own
+CONTESTANTS: dict[str, dict[str, Any]] = {
+    "furnclip": {},
+    "without word dropout": {"word_dropout": 0.0},
+    "without short queries": {"attribute_weight": 0.0},
+    "without multi-positive": {"multi_positive": False},
+    "without WiSE-FT": {"wise_ft": False},
+    "with advanced augmentation": {"augment": "advanced"},
+    "with layer decay 0.8": {"layer_decay": 0.8},
+    "with sampled captions": {"caption_sampling": True},
 }
-Recalls = tuple[float, float]  # at 1 and at 5
-
-
-class NaiveLoop(Loop):
-    """The usual accumulation: each micro-batch contrasts with itself alone."""
-
-    def _backward(self, batch: Batch, position: Position, loss_of: Loss) -> float:
-        encoder, seed = self.ready.encoder, self.config.seed
-        images, texts = (batch.chunks(encoder, tower, seed=seed, step=position.step) for tower in TOWERS)
-        assert self.optimizer is not None
-        self.optimizer.zero_grad()
-        scalars = {"logit_scale": encoder.clip.module.logit_scale}
-        total = 0.0
-        for rows, image, text in zip(batch.micro_batches, images, texts, strict=True):
-            positive = torch.eye(len(batch.indices[rows]))
-            loss = contrastive_loss(image(), text(), scalars, positive, name="softmax") / len(images)
-            torch.autograd.backward(loss)
-            total += float(loss.detach())
-        return total
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training."""
+    """One training; `rate`: of the plain loop, times furnclip's own; 0: furnclip itself."""
 
     shop: Path
-    variant: str
+    model: str
+    contestant: str
     seed: int
-    epochs: int
-
-    def flags(self) -> dict[str, Any]:
-        return {
-            "scenario": "full",
-            "lr": RATE,
-            "seed": self.seed,
-            "epochs": self.epochs,
-            "effective_batch_size": EFFECTIVE,
-            "micro_batch_size": MICRO,
-            "patience": 0,
-            "layer_decay": 1.0,
-            "checkpoint_interval_s": 3600,
-            "multi_positive": False,
-            "caption_sampling": False,
-            **VARIANTS[self.variant],
-        }
+    rate: float = 0.0
+    epochs: int = 0
 
 
-def prepare(folder: Path) -> Path:
-    """The catalogue through `clean` and `prepare`."""
+@dataclass(frozen=True)
+class Measured:
+    """Reciprocal ranks of the titles and the requests of the test split; validation chooses the rate."""
+
+    validation_mrr: float
+    titles: Floats
+    requests: Floats
+    groups: list[str]  # of the titles
+
+
+def prepared_shop(folder: Path) -> Path:
+    """Sweet Home 3D through `clean` and `prepare`."""
     root = Path(__file__).parents[2]
     for argv in (
         [str(root / "examples" / "sweethome3d.py"), str(folder)],
@@ -123,81 +102,167 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def trained(job: Job) -> dict[str, Recalls]:
-    """Recalls on the test split of one training, without and with the share chosen on validation."""
+def run(job: Job) -> Measured:
+    """Train one contestant and measure it."""
     torch.set_num_threads(1)
-    ready, loop = loop_of(job.shop, f"{job.variant.replace(' ', '-')}-{job.seed}", model=MODEL, **job.flags())
-    found = {"base": on_test(ready, load_float32(MODEL["name"], ready.config.model))}
-    if job.variant == "naive":
-        loop = NaiveLoop(ready)
+    flags = {
+        "scenario": "full",
+        "seed": job.seed,
+        "epochs": job.epochs,
+        "patience": 0,
+        "checkpoint_interval_s": 3600,
+        **CONTESTANTS.get(job.contestant, {}),
+    }
+    name = f"bench-{job.contestant}-{job.rate}-{job.seed}".replace(" ", "-")
+    ready, loop = loop_of(job.shop, name, model={"name": job.model, "precision": "fp32"}, **flags)
+    if job.contestant == "base":
+        return measure(ready, ready.encoder.clip)
+    if job.rate:
+        plain_loop(ready, rate=job.rate * ready.config.train.lr)
+        return measure(ready, ready.encoder.clip)
     loop.run(Position())
     load_checkpoint(loop.checkpoints / "best", ready.parameters)
-    for name, wise_ft in ((job.variant, False), (f"{job.variant} + wise_ft", True)):
-        train = ready.config.train.model_copy(update={"wise_ft": wise_ft})
-        config = ready.config.model_copy(update={"train": train})
-        finish(replace(ready, config=config))
-        found[name] = on_test(ready, load_float32(str(ready.folder / "model"), config.model))
-    return found
+    finish(ready)
+    return measure(ready, load_float32(str(ready.folder / "model"), ready.config.model))
 
 
-def on_test(ready: Prepared, clip: Clip) -> Recalls:
-    """recall@1 and @5 of a model on the test split."""
-    config = ready.config
-    data = TrainingData(ShardDataset(config.paths.shards, "test"), clip.preprocessing, config.train)
-    pictures = [Image.fromarray(square) for square in data.squares(range(len(data)), epoch=None)]
-    answers = positives(data.fixed_captions(), [text.group for text in data.texts])
-    first = ranks(clip.encode_texts(data.fixed_captions()), clip.encode_images(pictures), answers)
-    return recall_at_k(first, 1), recall_at_k(first, 5)
+def plain_loop(ready: Prepared, *, rate: float) -> None:
+    """The rival: what a good tutorial does, with the epochs and the batch size of `ready`."""
+    module, clip = ready.encoder.clip.module.train(), ready.encoder.clip
+    train = ready.config.train.model_copy(update={"lr": rate})
+    captions, size = ready.train.fixed_captions(), ready.batch_size
+    steps = len(captions) // size
+    matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-6)
+    for step in range(steps * train.epochs):
+        epoch, start = divmod(step, steps)
+        rows = random_stream(train.seed, epoch).permutation(len(captions))[start * size :][:size]
+        squares = ready.train.squares(rows, epoch=epoch)  # mirrored half of the time
+        pixels = clip.preprocessing.normalize(squares).to(ready.encoder.device)
+        tokens = clip.tokenize([captions[row] for row in rows]).to(ready.encoder.device)
+        logits = module(input_ids=tokens, pixel_values=pixels).logits_per_text
+        right = torch.arange(len(rows), device=logits.device)
+        loss = (cross_entropy(logits, right) + cross_entropy(logits.t(), right)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps * train.epochs, train)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), train.max_gradient_norm)
+        optimizer.step()
+        module.logit_scale.data.clamp_(max=math.log(train.max_logit_scale))
+    module.eval()
 
 
-def measured(jobs: Sequence[Job]) -> dict[str, list[Recalls]]:
-    """The recalls of every variant, each told on stderr as it comes."""
-    found: dict[str, list[Recalls]] = defaultdict(list)
+def measure(ready: Prepared, clip: Clip) -> Measured:
+    """The model on both held-out splits."""
+    clip.module.to(ready.encoder.device)
+    validation, _, _ = reciprocal_ranks(ready, clip, "validation")
+    titles, requests, groups = reciprocal_ranks(ready, clip, "test")
+    return Measured(float(validation.mean()), titles, requests, groups)
+
+
+def reciprocal_ranks(ready: Prepared, clip: Clip, split: str) -> tuple[Floats, Floats, list[str]]:
+    """Of every distinct caption and of every short request among the split's images; the captions' groups."""
+    dataset = ShardDataset(ready.config.paths.shards, split)
+    data = TrainingData(dataset, clip.preprocessing, ready.config.train)
+    captions, groups = data.fixed_captions(), [text.group for text in data.texts]
+    images = clip.encode_images(
+        [Image.fromarray(data.squares([row], epoch=None)[0]) for row in range(len(data))]
+    )
+    rows = [captions.index(caption) for caption in dict.fromkeys(captions)]
+    relevant = positives(captions, groups)
+    first = ranks(clip.encode_texts([captions[row] for row in rows]), images, [relevant[row] for row in rows])
+    attributes = known_attributes([text.fields for text in data.texts])
+    queries = attribute_queries(attributes)
+    asked = ranks(
+        clip.encode_texts([query.text for query in queries]),
+        images,
+        [query.answers(attributes) for query in queries],
+    )
+    return 1 / first, 1 / asked, [groups[row] for row in rows]
+
+
+def results(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
+    """Of every contestant one result a seed; of the plain loop that of its best rate."""
+    found: dict[tuple[str, int], list[Measured]] = defaultdict(list)
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
-        running = {pool.submit(trained, job): job for job in jobs}
+        running = {pool.submit(run, job): job for job in jobs}
         for done in as_completed(running):
-            job = running[done]
-            for name, recalls in done.result().items():
-                found[name].append(recalls)
-                shown = ", ".join(f"{recall:.3f}" for recall in recalls)
-                print(f"seed {job.seed}, {name}: recall@1 and @5 {shown}", file=sys.stderr, flush=True)
-    order = ["base", *(name for key in VARIANTS for name in (key, f"{key} + wise_ft"))]
-    return {name: found[name] for name in order}
+            job, measured = running[done], done.result()
+            found[job.contestant, job.seed].append(measured)
+            rate = f", {job.rate:g} times the rate" if job.rate else ""
+            print(
+                f"seed {job.seed}, {job.contestant}{rate}: MRR of titles {measured.titles.mean():.3f}, "
+                f"of requests {measured.requests.mean():.3f}",
+                file=sys.stderr,
+                flush=True,
+            )
+    by_name: dict[str, list[Measured]] = defaultdict(list)
+    for (name, _), tried in sorted(found.items(), key=lambda item: item[0][1]):
+        by_name[name].append(max(tried, key=lambda measured: measured.validation_mrr))
+    return by_name
 
 
-def figures_of(found: Mapping[str, Sequence[Recalls]]) -> dict[str, float]:
-    """Mean and spread (standard deviation over seeds) of both recalls for each variant."""
-    figures = {}
-    for variant, pairs in found.items():
-        for name, values in zip(("recall@1", "recall@5"), zip(*pairs, strict=True), strict=True):
-            figures[f"{variant} {name}"] = statistics.mean(values)
-            figures[f"{variant} {name} sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
+def figures_of(found: dict[str, list[Measured]]) -> dict[str, float]:
+    """Means over seeds and queries, and the difference of the titles' MRR to the plain loop's."""
+    plain = np.mean([each.titles for each in found["plain loop"]], axis=0)
+    figures: dict[str, float] = {}
+    for name, seeds in found.items():
+        titles = np.mean([each.titles for each in seeds], axis=0)
+        figures[f"{name} recall@1"] = float(np.mean([each.titles == 1 for each in seeds]))
+        figures[f"{name} mrr"] = float(titles.mean())
+        figures[f"{name} requests mrr"] = float(np.mean([each.requests for each in seeds]))
+        test = paired_test(plain, titles, seeds[0].groups)
+        figures |= {
+            f"{name} minus plain": test.difference,
+            f"{name} minus plain low": test.low,
+            f"{name} minus plain high": test.high,
+        }
     return figures
 
 
-def show(figures: Mapping[str, float], variants: Sequence[str]) -> None:
+def show(figures: dict[str, float], names: Sequence[str]) -> None:
     """The table."""
-    print(f"\n{'':<30}{'recall@1':>18}{'recall@5':>18}")
-    for variant in variants:
-        cells = [
-            f"{figures[f'{variant} {name}']:.3f} ± {figures[f'{variant} {name} sd']:.3f}"
-            for name in ("recall@1", "recall@5")
-        ]
-        print(f"{variant:<30}{cells[0]:>18}{cells[1]:>18}")
+    print(f"\n{'':<28}{'recall@1':>10}{'MRR':>8}{'requests':>10}   MRR against the plain loop")
+    for name in names:
+        value = {key: figures[f"{name} {key}"] for key in ("recall@1", "mrr", "requests mrr", "minus plain")}
+        interval = f"{figures[f'{name} minus plain low']:+.3f} to {figures[f'{name} minus plain high']:+.3f}"
+        print(
+            f"{name:<28}{value['recall@1']:>10.3f}{value['mrr']:>8.3f}{value['requests mrr']:>10.3f}   "
+            f"{value['minus plain']:+.3f} ({interval})"
+        )
 
 
 def main() -> None:
-    options = parse("quality")
-    seeds, epochs = ((0,), 1) if options.quick else ((0, 1, 2), EPOCHS)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.quality")
+    parser.add_argument("--shop", type=Path, help="a folder with furnclip.toml, prepared")
+    parser.add_argument("--model", default="furnclip-tiny", help="the base")
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, three contestants")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    names, seeds, epochs = list(CONTESTANTS), [0, 1, 2], 0
+    if options.quick:
+        names, seeds, epochs = ["furnclip"], [0], 1
     with tempfile.TemporaryDirectory() as folder:
-        shop = prepare(Path(folder))
-        found = measured([Job(shop, variant, seed, epochs) for seed in seeds for variant in VARIANTS])
-    figures = figures_of(found)
+        shop = options.shop.resolve() if options.shop else prepared_shop(Path(folder))
+        jobs = [
+            Job(shop, options.model, name, seed, 0.0, epochs) for seed in seeds for name in ["base", *names]
+        ]
+        rates = PLAIN_RATES[1:2] if options.quick else PLAIN_RATES
+        jobs += [
+            Job(shop, options.model, "plain loop", seed, rate, epochs) for seed in seeds for rate in rates
+        ]
+        found = results(jobs)
+    order = ["base", "plain loop", *names]
+    figures = figures_of({name: found[name] for name in order})
+    ratio = {"plain_loop": figures["furnclip mrr"] / figures["plain loop mrr"]}
     if options.json:
-        print(json.dumps({"topic": "quality", "ratios": {}, "figures": figures}))
+        print(json.dumps({"topic": "quality", "ratios": ratio, "figures": figures}))
     else:
-        show(figures, list(found))
+        show(figures, order)
 
 
 if __name__ == "__main__":
