@@ -3,7 +3,7 @@
 A quote that opens a cell and is not closed properly would swallow the rows up to the next quote. `csv` is
 strict here: where a quoted cell does not end at a delimiter or a line end, the quote is read as part of the
 text and each line as a row. A quoted cell that is closed properly may still hold swallowed rows; it does
-where every one of its lines has the cells of a row and looks as the other rows do (`Layout.fits`).
+where every one of its lines has the cells of a row and looks as the other rows do (`Table._fits`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -34,57 +33,106 @@ _CODE = re.compile(r"[\w.\-/#]*\d[\w.\-/#]*")
 Row = tuple[list[str], str, str]  # cells; a reason and its detail where they cannot be used
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a file is laid out; found in its first lines."""
+class Table(Iterator[str]):
+    """A file's header, and its rows: read strictly and, where that fails, line by line.
 
-    delimiter: str
-    header: list[str]
-    header_end: int
-    """how many lines the header and what stands above it take"""
-    kinds: Sequence[re.Pattern[str] | None]
-    """what the cells of a column look like, where they all look alike"""
+    Iterating gives the lines below the header to `csv`. Raises `InputError` where there is no header.
+    """
 
-    def fits(self, cells: Sequence[str]) -> bool:
+    def __init__(self, path: Path) -> None:
+        sample: list[str] = []
+        with closing(text_lines(path)) as source:
+            for line in islice(source, _SAMPLE_LINES):
+                sample.append(line)
+                if sum(map(len, sample)) > _SAMPLE_CHARS:
+                    break
+        declared = _SEPARATOR_LINE.fullmatch(sample[0].removeprefix("\ufeff")) if sample else None
+        start = 1 if declared else 0
+        self._delimiter = declared[1] if declared else _find_delimiter(sample, path.suffix)
+        above = _lines_above_header(sample[start:], self._delimiter)
+        if above:
+            warn_once(f"the header of `{path}` is line {start + above + 1}; the lines above it are skipped")
+        self.header, count = _read_header(sample[start + above :], self._delimiter)
+        if not count:
+            raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")
+        self._line = start + above + count
+        rows = (split_line(line, self._delimiter) for line in sample[self._line :])
+        columns = zip(*(row for row in rows if len(row) == len(self.header)), strict=True)
+        # what the cells of a column look like, where nearly all look alike
+        self._kinds = [_find_kind(column) for column in columns] or [None] * len(self.header)
+        self._lines = islice(text_lines(path), self._line, None)
+        self._waiting: deque[str] = deque()  # lines that a row had taken and gave back
+        self._taken: list[str] = []
+        self._in_doubt = False  # the next line may be the rest of a cell whose quote was refused
+
+    def __next__(self) -> str:
+        line = self._waiting.popleft() if self._waiting else next(self._lines)
+        self._taken.append(line)
+        self._line += 1
+        return line
+
+    def rows(self) -> Iterator[Row]:
+        """Every row below the header that is not blank."""
+        csv.field_size_limit(MAX_CELL_CHARS)
+        width = len(self.header)
+        reader = csv.reader(self, delimiter=self._delimiter, strict=True)
+        while True:
+            self._taken.clear()
+            first, problem = self._line + 1, ""
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                cells, problem = [], str(error)
+            if len(cells) == width and len(self._taken) == 1 and not self._in_doubt:
+                yield cells, "", ""
+            elif problem or (len(self._taken) > 1 and all(map(self._is_row, self._taken))):
+                yield self._literal(first, problem)
+            elif len(self._taken) > 1:
+                self._in_doubt = False
+                yield self._counted(cells, f" in lines {first} to {self._line}; is a quote not closed?")
+            elif cells:
+                if len(cells) != width:  # `csv` knows no blanks around the quotes of a cell
+                    cells = self._cells_of(self._taken[0])
+                yield self._judged(cells, first) if self._in_doubt else self._counted(cells)
+
+    def _fits(self, cells: Sequence[str]) -> bool:
         """Whether cells are as many as the columns and look as those of the other rows."""
         if len(cells) != len(self.header):
             return False
-        pairs = [(cell, kind) for cell, kind in zip(cells, self.kinds, strict=True) if kind and cell.strip()]
+        pairs = [(cell, kind) for cell, kind in zip(cells, self._kinds, strict=True) if kind and cell.strip()]
         return bool(pairs) and all(kind.fullmatch(cell.strip()) for cell, kind in pairs)
 
-    def cells_of(self, line: str) -> list[str]:
+    def _cells_of(self, line: str) -> list[str]:
         """The cells of one line; its quotes are text where that makes it a row as the others are."""
-        cells = split_line(line, self.delimiter)
-        plain = line.rstrip("\r\n").split(self.delimiter)
-        return plain if len(cells) != len(self.header) and self.fits(plain) else cells
+        cells = split_line(line, self._delimiter)
+        plain = line.rstrip("\r\n").split(self._delimiter)
+        return plain if len(cells) != len(self.header) and self._fits(plain) else cells
 
+    def _is_row(self, line: str) -> bool:
+        return line.count(self._delimiter) >= len(self.header) - 1 and self._fits(self._cells_of(line))
 
-def find_layout(path: Path) -> Layout:
-    """Delimiter and header. Raises `InputError` where there is none."""
-    sample: list[str] = []
-    with closing(text_lines(path)) as source:
-        for line in islice(source, _SAMPLE_LINES):
-            sample.append(line)
-            if sum(map(len, sample)) > _SAMPLE_CHARS:
-                break
-    declared = _SEPARATOR_LINE.fullmatch(sample[0].removeprefix("\ufeff")) if sample else None
-    start = 1 if declared else 0
-    delimiter = declared[1] if declared else _find_delimiter(sample, path.suffix)
-    above = _lines_above_header(sample[start:], delimiter)
-    if above:
-        warn_once(f"the header of `{path}` is line {start + above + 1}; the lines above it are skipped")
-    header, count = _read_header(sample[start + above :], delimiter)
-    if not count:
-        raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")
-    count += start + above
-    rows = [split_line(line, delimiter) for line in sample[count:]]
-    kinds: list[re.Pattern[str] | None] = []
-    for column in zip(*(row for row in rows if len(row) == len(header)), strict=True):
-        cells = [cell.strip() for cell in column if cell.strip()]
-        enough = max(2, len(cells) * _MOST)
-        found = (kind for kind in (_FILE_NAME, _CODE) if sum(map(bool, map(kind.fullmatch, cells))) >= enough)
-        kinds.append(next(found, None))
-    return Layout(delimiter, header, count, kinds or [None] * len(header))
+    def _literal(self, first: int, problem: str) -> Row:
+        """The first line as a row whose quotes are text; the lines after it are read again."""
+        line, *rest = self._taken
+        self._waiting.extendleft(reversed(rest))
+        self._line -= len(rest)
+        cells = self._cells_of(line)
+        if any(len(cell) > MAX_CELL_CHARS for cell in cells):
+            return cells, "unreadable-row", problem
+        return self._judged(cells, first)
+
+    def _judged(self, cells: list[str], first: int) -> Row:
+        """A line as a row, if it looks as the others do: it may be a piece of a cell with an open quote."""
+        self._in_doubt = not self._fits(cells) if any(self._kinds) else len(cells) != len(self.header)
+        problem = f"a quote in line {first} or above it is not closed"
+        return (cells, "open-quote", problem) if self._in_doubt else (cells, "", "")
+
+    def _counted(self, cells: list[str], where: str = "") -> Row:
+        width = len(self.header)
+        problem = f"{len(cells)} cells under {width} columns{where}"
+        return (cells, "", "") if len(cells) == width else (cells, "wrong-number-of-cells", problem)
 
 
 def _read_header(lines: Sequence[str], delimiter: str) -> tuple[list[str], int]:
@@ -131,78 +179,11 @@ def _lines_above_header(lines: Sequence[str], delimiter: str) -> int:
     return 0
 
 
-class CellReader(Iterator[str]):
-    """Reads rows strictly and, where that fails, line by line. Iterating gives the lines to `csv`."""
-
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self._lines = islice(text_lines(path), layout.header_end, None)
-        self._layout = layout
-        self._waiting: deque[str] = deque()  # lines that a row had taken and gave back
-        self._taken: list[str] = []
-        self._line = layout.header_end
-        self._in_doubt = False  # the next line may be the rest of a cell whose quote was refused
-
-    def __next__(self) -> str:
-        line = self._waiting.popleft() if self._waiting else next(self._lines)
-        self._taken.append(line)
-        self._line += 1
-        return line
-
-    def rows(self) -> Iterator[Row]:
-        """Every row below the header that is not blank."""
-        csv.field_size_limit(MAX_CELL_CHARS)
-        layout, width = self._layout, len(self._layout.header)
-        reader = csv.reader(self, delimiter=layout.delimiter, strict=True)
-        while True:
-            self._taken.clear()
-            first, problem = self._line + 1, ""
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                cells, problem = [], str(error)
-            if len(cells) == width and len(self._taken) == 1 and not self._in_doubt:
-                yield cells, "", ""
-            elif problem or self._holds_rows():
-                yield self._literal(first, problem)
-            elif len(self._taken) > 1:
-                self._in_doubt = False
-                yield self._counted(cells, f" in lines {first} to {self._line}; is a quote not closed?")
-            elif cells:
-                if len(cells) != width:  # `csv` knows no blanks around the quotes of a cell
-                    cells = layout.cells_of(self._taken[0])
-                yield self._judged(cells, first) if self._in_doubt else self._counted(cells)
-
-    def _holds_rows(self) -> bool:
-        """Whether each of several lines that were read as one row is a row."""
-        layout = self._layout
-        return len(self._taken) > 1 and all(
-            line.count(layout.delimiter) >= len(layout.header) - 1 and layout.fits(layout.cells_of(line))
-            for line in self._taken
-        )
-
-    def _literal(self, first: int, problem: str) -> Row:
-        """The first line as a row whose quotes are text; the lines after it are read again."""
-        line, *rest = self._taken
-        self._waiting.extendleft(reversed(rest))
-        self._line -= len(rest)
-        cells = self._layout.cells_of(line)
-        if any(len(cell) > MAX_CELL_CHARS for cell in cells):
-            return cells, "unreadable-row", problem
-        return self._judged(cells, first)
-
-    def _judged(self, cells: list[str], first: int) -> Row:
-        """A line as a row, if it looks as the others do: it may be a piece of a cell with an open quote."""
-        layout = self._layout
-        self._in_doubt = not layout.fits(cells) if any(layout.kinds) else len(cells) != len(layout.header)
-        problem = f"a quote in line {first} or above it is not closed"
-        return (cells, "open-quote", problem) if self._in_doubt else (cells, "", "")
-
-    def _counted(self, cells: list[str], where: str = "") -> Row:
-        width = len(self._layout.header)
-        problem = f"{len(cells)} cells under {width} columns{where}"
-        return (cells, "", "") if len(cells) == width else (cells, "wrong-number-of-cells", problem)
+def _find_kind(column: Sequence[str]) -> re.Pattern[str] | None:
+    cells = [cell.strip() for cell in column if cell.strip()]
+    enough = max(2, len(cells) * _MOST)
+    kinds = (_FILE_NAME, _CODE)
+    return next((kind for kind in kinds if sum(map(bool, map(kind.fullmatch, cells))) >= enough), None)
 
 
 def split_line(line: str, delimiter: str) -> list[str]:

@@ -21,7 +21,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from furnclip.catalogue.delimited import MAX_CELL_CHARS, CellReader, Layout, find_layout
+from furnclip.catalogue.delimited import MAX_CELL_CHARS, Table
 from furnclip.catalogue.structured import ImageStore, NoText, cell_text, read_json, read_parquet
 from furnclip.catalogue.text import (
     KINDS_HINT,
@@ -111,7 +111,8 @@ def _read(path: Path, images: ImageStore | None) -> tuple[list[str], Iterator[Re
     kind = next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), "")
     if kind:
         raise InputError(f"`{path}` is {kind}, not a catalogue", hint=KINDS_HINT)
-    text = head.decode(find_encoding(path)[0], "replace").removeprefix("\ufeff")
+    encoding, is_clean = find_encoding(path)
+    text = head.decode(encoding, "replace").removeprefix("\ufeff")
     if text.lstrip().startswith("<"):
         raise InputError(f"`{path}` is XML or HTML, not a catalogue", hint=KINDS_HINT)
     is_array = _JSON_ARRAY.match(text) is not None
@@ -120,10 +121,10 @@ def _read(path: Path, images: ImageStore | None) -> tuple[list[str], Iterator[Re
             _check_json_lines(path, suffix)
         columns, rows = read_json(path, is_array=is_array)
         return columns, _typed_records(columns, rows, images)
-    layout = find_layout(path)
-    names = [unescape(cell).strip() for cell in layout.header]
+    table = Table(path)
+    names = [unescape(cell).strip() for cell in table.header]
     columns = [name or f"column_{index}" for index, name in enumerate(names, start=1)]
-    return columns, _csv_records(path, columns, layout)
+    return columns, _csv_records(columns, table, is_clean=is_clean)
 
 
 def _check_json_lines(path: Path, suffix: str) -> None:
@@ -148,9 +149,9 @@ def _check_json_lines(path: Path, suffix: str) -> None:
         )
 
 
-def _csv_records(path: Path, columns: list[str], layout: Layout) -> Iterator[Record]:
-    is_ours, (_, is_clean) = is_our_sheet(columns), find_encoding(path)
-    for number, (cells, reason, detail) in enumerate(CellReader(path, layout).rows(), start=1):
+def _csv_records(columns: list[str], table: Table, *, is_clean: bool) -> Iterator[Record]:
+    is_ours = is_our_sheet(columns)
+    for number, (cells, reason, detail) in enumerate(table.rows(), start=1):
         fields = dict(zip(columns, map(unescape, cells) if is_ours else cells, strict=False))
         if reason:
             yield Record(number, _writable(fields), reason, detail)
