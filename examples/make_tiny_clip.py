@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from furnclip.catalogue import read_rows
+from furnclip.catalogue import read_records
 from furnclip.journal import replacing_folder, write_json
 from furnclip.model.clip import quiet
 from furnclip.model.pixels import Preprocessing
@@ -124,7 +124,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3, help="layers in each tower")
     parser.add_argument("--patch-px", type=int, default=16, help="side of a patch, in pixels")
     arguments = parser.parse_args()
-    _, rows = read_rows(arguments.folder / "work" / "clean" / "cleaned.csv")
+    _, records = read_records(arguments.folder / "work" / "clean" / "cleaned.csv")
+    rows = [record.fields for record in records]
     captions = [text for row in rows for text in (default_caption(row), row["title"])]
     folder = build_tiny_clip(
         arguments.folder / "tiny-clip",

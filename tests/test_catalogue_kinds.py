@@ -27,7 +27,7 @@ from furnclip.catalogue import (
     Rejection,
     find_images,
     read_products,
-    read_rows,
+    read_records,
     sheet_text,
     uncleaned_rows,
 )
@@ -39,6 +39,10 @@ from tests.drawn_shop import write_shop
 
 HEADER = "product_id,title,image\n"
 PATHS = DataPaths()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return [record.fields for record in read_records(path)[1]]
 
 
 @pytest.fixture
@@ -105,7 +109,7 @@ def test_our_sheets_are_safe_to_open_and_come_back_as_they_were(
         written = [cell for row in list(csv.reader(file))[1:] for cell in row]
     assert not [cell for cell in written if cell[:1] in tuple("=@\t\r\n")]
     assert all(float(cell.replace(",", "")) is not None for cell in written if cell[:1] in tuple("+-"))
-    assert [tuple(row.values())[:2] for row in read_rows(path)[1]] == rows
+    assert [tuple(row.values())[:2] for row in rows_of(path)] == rows
 
 
 def json_members(path: Path) -> list[dict[str, Any]]:
@@ -226,7 +230,7 @@ def test_descriptions_of_several_lines_stay_whole(tmp_path: Path) -> None:
     rows = [[f"A{n}", f"Oak, {n} cm,\nwith legs, matt\r\nA9,and,p{n}.png", f"p{n}.jpg"] for n in range(30)]
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["product_id", "title", "image"], *rows])
-    assert [list(row.values()) for row in read_rows(path)[1]] == rows
+    assert [list(row.values()) for row in rows_of(path)] == rows
 
 
 # --- encodings
@@ -253,7 +257,7 @@ def test_an_encoding_is_told_and_what_was_guessed_is_said(cli: Cli, tmp_path: Pa
     lines = [f"A{n},{title},0000{n}.jpg\n" for n, title in enumerate(TITLES[encoding])]
     (shop / "products.csv").write_bytes((HEADER + "".join(lines)).encode(encoding))
     told = cli("clean", "run", cwd=shop).ok().stderr
-    titles = [row["title"] for row in read_rows(shop / "work/clean/cleaned.csv")[1]]
+    titles = [row["title"] for row in rows_of(shop / "work/clean/cleaned.csv")]
     assert titles == TITLES[encoding]
     assert ("is not UTF-8" in told) == (not encoding.startswith("utf"))
 
@@ -328,7 +332,7 @@ def test_nested_cells_become_text(tmp_path: Path, value: object, text: str) -> N
         paths.append(tmp_path / "p.jsonl")
         paths[1].write_text(json.dumps(row))
     for path in paths:
-        assert [row["title"] for row in read_rows(path)[1]] == [text], path.name
+        assert [row["title"] for row in rows_of(path)] == [text], path.name
 
 
 @pytest.mark.parametrize(
@@ -351,7 +355,7 @@ def test_images_inside_a_parquet_file_are_used(
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), shop / "train.parquet")
     env = {"FURNCLIP_PATHS__PRODUCTS": "train.parquet"}
     cli("clean", "run", cwd=shop, env=env).ok()
-    assert len(list(read_rows(shop / "work/clean/cleaned.csv")[1])) == 3
+    assert len(rows_of(shop / "work/clean/cleaned.csv")) == 3
     assert cli("prepare", "--check", "--json", cwd=shop, env=env).ok().json["usable"] == 3
     assert sorted(path.read_bytes() for path in (shop / "images/train").iterdir()) == sorted(images)
 
@@ -400,7 +404,7 @@ def test_the_images_of_a_cell(tmp_path: Path, cell: str) -> None:
     ],
 )
 def test_the_file_that_is_nearly_the_name_is_taken(images: Path, name: str, file: str) -> None:
-    [path] = find_images(with_images(name), images)
+    [path] = find_images([name], images)
     assert path == images / file
 
 
@@ -410,7 +414,7 @@ def test_the_file_that_is_nearly_the_name_is_taken(images: Path, name: str, file
 )
 def test_a_name_that_leads_out_or_fits_two_files_is_refused(images: Path, name: str) -> None:
     with pytest.raises(BrokenImage):
-        find_images(with_images(name), images)
+        find_images([name], images)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only the administrator can give a folder to another user")
@@ -421,9 +425,9 @@ def test_links_out_of_the_folder_of_another_user_are_not_followed(images: Path) 
         if folder.stat().st_uid == 0 and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o055)
     program = (
-        "import os, sys; from pathlib import Path; from furnclip.catalogue import find_files\n"
+        "import os, sys; from pathlib import Path; from furnclip.catalogue import find_images\n"
         "os.setuid(23456)\n"
-        "find_files(['plain.jpg'], Path(sys.argv[1])); find_files([sys.argv[2]], Path(sys.argv[1]))"
+        "find_images(['plain.jpg'], Path(sys.argv[1])); find_images([sys.argv[2]], Path(sys.argv[1]))"
     )
     (images / "plain.jpg").write_bytes(b"x")
     done = subprocess.run(
@@ -460,10 +464,6 @@ def images(tmp_path: Path) -> Path:
     (root / "linked.jpg").symlink_to(tmp_path / "far.jpg")
     (root / "linked").symlink_to(tmp_path / "away")
     return root
-
-
-def with_images(*names: str) -> Product:
-    return Product(1, "1", "title", names, "", {})
 
 
 # --- files of another kind

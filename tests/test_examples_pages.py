@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from furnclip import ArenaApp
-from furnclip.catalogue import read_rows
+from furnclip.catalogue import read_records
 from furnclip.cli.commands import app
 from tests.arena_contest import write_contest
 from tests.batch_server import BatchServer
@@ -138,7 +138,7 @@ def test_local_vision_model(typist: Typist, monkeypatch: pytest.MonkeyPatch) -> 
         server.keys.add("local")
         monkeypatch.setenv("FURNCLIP_CLEAN__BASE_URL", server.url)
         typist.page("examples/local_vision_model.md")
-    cleaned = list(read_rows(typist.folder / "work/clean/cleaned.csv")[1])
+    cleaned = [row.fields for row in read_records(typist.folder / "work/clean/cleaned.csv")[1]]
     assert len(cleaned) == PRODUCTS
     assert {row["clean_source"] for row in cleaned} == {"live:qwen2.5vl:7b"}
 

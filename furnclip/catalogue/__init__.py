@@ -4,25 +4,18 @@ Input: a catalogue as CSV, TSV, JSON, JSON lines (each may be gzipped) or Parque
 `work/clean/cleaned.csv`.
 Output: a stream of `Product` and `Rejection`; no row is dropped without one of the two.
 
-Rules that a row is judged by:
-
-* UTF-8, UTF-16 or UTF-32, else the encoding that fits the file best, with a warning; `,` `;` tab or `|`
-  between cells. A line that does not fit the encoding of the others rejects its row.
-* A quote that is not closed is text; its line is a row where it looks like the other rows, else rejected.
-* An id has to be there, printable, and new: the first row with an id keeps it, later ones are rejected.
-* A row needs as many cells as the header; a cell over `MAX_CELL_CHARS` is refused.
-* Images lie inside the image folder: no `..` and no absolute path that leads out of it; links may, if the
-  folder is the user's own.
+An id has to be there, printable, and new: the first row with an id keeps it, later ones are rejected.
+A row needs as many cells as the header; a cell over `MAX_CELL_CHARS` is refused. Encodings are told in
+`text`, quotes and delimiters in `delimited`, names of images in `image_names`.
 
 `content_hash` decides everywhere in furnclip whether something is up to date.
 """
 
-from furnclip.catalogue.image_names import find_files as find_files
+from furnclip.catalogue.image_names import find_images as find_images
 from furnclip.catalogue.image_names import tell_near_matches as tell_near_matches
 from furnclip.catalogue.products import Product as Product
 from furnclip.catalogue.products import Rejection as Rejection
 from furnclip.catalogue.products import catalogue_path as catalogue_path
-from furnclip.catalogue.products import find_images as find_images
 from furnclip.catalogue.products import no_rows as no_rows
 from furnclip.catalogue.products import nothing_cleaned as nothing_cleaned
 from furnclip.catalogue.products import read_products as read_products
@@ -33,7 +26,6 @@ from furnclip.catalogue.rows import REJECT_COLUMNS as REJECT_COLUMNS
 from furnclip.catalogue.rows import UNKNOWN as UNKNOWN
 from furnclip.catalogue.rows import SheetWriter as SheetWriter
 from furnclip.catalogue.rows import read_records as read_records
-from furnclip.catalogue.rows import read_rows as read_rows
 from furnclip.catalogue.rows import renamed_column as renamed_column
 from furnclip.catalogue.rows import sheet_text as sheet_text
 from furnclip.catalogue.text import content_hash as content_hash

@@ -49,7 +49,7 @@ def _names_in(text: str) -> list[str]:
     return [text]
 
 
-def find_files(names: Iterable[str], image_root: Path) -> list[Path]:
+def find_images(names: Iterable[str], image_root: Path) -> list[Path]:
     """Every image of the names that is there, as listed. Raises `BrokenImage` when there is none."""
     problem = BrokenImage("missing", "the row names no image", hint="fill the image column")
     folder, found = _ImageFolder(image_root), []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from furnclip.catalogue.image_names import find_files, image_names
+from furnclip.catalogue.image_names import image_names
 from furnclip.catalogue.rows import Record, is_our_sheet, read_records, renamed_column
 from furnclip.catalogue.structured import ImageStore
 from furnclip.errors import ConfigError, InputError, nearest
@@ -157,8 +157,3 @@ def uncleaned_rows(paths: DataPaths) -> int:
         np.bincount(part, minlength=len(known)) for part in np.split(at, [len(at) - len(hashes[-1])])
     )
     return int((there - settled).clip(0).sum())
-
-
-def find_images(product: Product, image_root: Path) -> list[Path]:
-    """Every image of the product that is there, as listed. Raises `BrokenImage` when there is none."""
-    return find_files(product.images, image_root)

@@ -67,22 +67,6 @@ class Record(NamedTuple):
     detail: str = ""
 
 
-def read_rows(path: Path) -> tuple[list[str], Iterator[dict[str, str]]]:
-    """Columns and streamed rows. Raises `InputError` at a row whose cells do not fit the columns."""
-    columns, records = read_records(path)
-
-    def sound_rows() -> Iterator[dict[str, str]]:
-        for record in records:
-            if record.reason:
-                raise InputError(
-                    f"row {record.row} of `{path}`: {record.detail}",
-                    hint="fix that row in the file and run again",
-                )
-            yield record.fields
-
-    return columns, sound_rows()
-
-
 def read_records(path: Path, images: ImageStore | None = None) -> tuple[list[str], Iterator[Record]]:
     """Columns and streamed records of any supported format; damaged rows are marked, not dropped.
 

@@ -314,7 +314,7 @@ def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Out
 
 def _first_image(product: Product, config: Config, longest_px: int) -> Image.Image | None:
     try:
-        paths = find_images(product, config.paths.images)
+        paths = find_images(product.images, config.paths.images)
     except BrokenImage:
         return None
     for path in paths:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from furnclip import console
-from furnclip.catalogue import Product, Rejection, content_hash, find_files, find_images, tell_near_matches
+from furnclip.catalogue import Product, Rejection, content_hash, find_images, tell_near_matches
 from furnclip.clean import offline
 from furnclip.clean.batch.parts import part_limits, write_parts
 from furnclip.clean.batch.requests import Recipe, is_openai, request_image, text_tokens
@@ -130,7 +130,7 @@ def _fingerprint(ledger: CleaningLedger, selection: dict[str, int]) -> tuple[str
         for name in product.images if isinstance(product, Product) else ():
             facts = f"{name} -"
             with suppress(BrokenImage, OSError):  # size and time: cheap to look at, other after every change
-                stat = find_files([name], paths.images)[0].stat()
+                stat = find_images([name], paths.images)[0].stat()
                 facts = f"{name} {stat.st_size} {stat.st_mtime_ns}"
             images.update(json.dumps(facts).encode())
     tell_near_matches(paths.images)
@@ -197,7 +197,7 @@ def encode_product(
         return RowEntry(product.row, product.product_id, "", product.reason, product.detail), None
     problem: BrokenImage | None = None
     try:
-        for path in find_images(product, image_root):
+        for path in find_images(product.images, image_root):
             try:
                 custom_id, line = _encode(product, read_bytes(path), recipe, known, brands)
                 return RowEntry(product.row, product.product_id, custom_id), line

@@ -95,7 +95,7 @@ class CatalogueReader:
                 "image": product.images[0] if product.images else "",
             }
             try:
-                images = find_images(product, self._paths.images)
+                images = find_images(product.images, self._paths.images)
             except BrokenImage as error:
                 images, problem = [], f"{error.reason}: {error.message}"
             yield Row(stored, default_caption(fields, title=product.title), images, problem)

@@ -113,7 +113,7 @@ class Scanner:
         if not caption:
             return _rejection(product, "no-text", "neither title nor attributes")
         try:
-            paths = tuple(find_images(product, self.config.paths.images))
+            paths = tuple(find_images(product.images, self.config.paths.images))
         except BrokenImage as error:
             return _rejection(product, error.reason, error.message)
         sample = Sample("", b"", caption, product.product_id, "", product.fields, product.title)

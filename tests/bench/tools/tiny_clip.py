@@ -26,7 +26,7 @@ from transformers import CLIPModel
 
 import furnclip
 from examples.make_tiny_clip import build_tiny_clip
-from furnclip.catalogue import ATTRIBUTES, CLEAN_COLUMNS, read_rows
+from furnclip.catalogue import ATTRIBUTES, CLEAN_COLUMNS, read_records
 from furnclip.config import load_config
 from furnclip.images import load_square
 from furnclip.journal import write_text
@@ -103,10 +103,14 @@ def write_start(folder: Path, sweethome: Path) -> None:
     print(f"{len(rows)} training rows, start model in {folder / 'start'}")
 
 
+def _rows_of(path: Path) -> Iterator[dict[str, str]]:
+    return (record.fields for record in read_records(path)[1])
+
+
 def _drawn_rows(folder: Path) -> Iterator[dict[str, str]]:
     """The true attributes; every third title as the cleaner left it, so that shop words occur too."""
-    truth = {row["product_id"]: row for row in read_rows(folder / "truth.csv")[1]}
-    for number, row in enumerate(read_rows(folder / "work" / "clean" / "cleaned.csv")[1]):
+    truth = {row["product_id"]: row for row in _rows_of(folder / "truth.csv")}
+    for number, row in enumerate(_rows_of(folder / "work" / "clean" / "cleaned.csv")):
         known = truth[row["product_id"]]
         true = {name: known[f"true_{name}"] for name in ATTRIBUTES}
         title = row["clean_title"] if number % 3 == 0 else known["true_title"].lower()
@@ -118,7 +122,7 @@ def _sweethome_rows(folder: Path, sweethome: Path) -> Iterator[dict[str, str]]:
     assignments = read_assignments(sweethome / "work" / "shards")
     target = folder / "images" / "sweethome"
     target.mkdir(parents=True, exist_ok=True)
-    for row in read_rows(sweethome / "work" / "clean" / "cleaned.csv")[1]:
+    for row in _rows_of(sweethome / "work" / "clean" / "cleaned.csv"):
         if assignments.get(row["product_id"], ("", ""))[1] == "train":
             shutil.copyfile(sweethome / "images" / row["image"], target / row["image"])
             yield {**row, "image": f"sweethome/{row['image']}", "model": row["product_id"]}
