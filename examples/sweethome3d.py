@@ -90,8 +90,8 @@ def convert(package: Path, folder: Path) -> int:
     with (folder / "products.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        for row, picture in _products(package):
-            picture.save(images / row["image"])
+        for row, image in _products(package):
+            image.save(images / row["image"])
             writer.writerow(row)
             count += 1
     settings = folder / "furnclip.toml"
@@ -136,9 +136,9 @@ def _row(entry: dict[str, str], *, catalogue: str) -> dict[str, str]:
 
 
 def _on_white(png: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(png)).convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 if __name__ == "__main__":

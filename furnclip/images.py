@@ -39,7 +39,7 @@ MIN_SIDE_PX = 8
 _STRIP_PIXELS = 4_000_000  # flattened at a time; a whole image of `MAX_PIXELS` would take four copies
 _REDUCING_GAP = 2.0
 WHITE = (255, 255, 255)
-_REPLACE = "replace the picture or drop the row"
+_REPLACE = "replace the image or drop the row"
 
 # The decoders of Pillow answer damaged data with any of these.
 _DECODER_ERRORS: tuple[type[Exception], ...] = (
@@ -73,7 +73,7 @@ class BrokenImage(InputError):
 
 
 def open_image(
-    source: Path | bytes, *, longest_px: int | None = None, name: str = "the picture"
+    source: Path | bytes, *, longest_px: int | None = None, name: str = "the image"
 ) -> Image.Image:
     """The image, upright, RGB, alpha on white, first frame.
 
@@ -88,7 +88,7 @@ def open_image(
         return _upright_rgb(image, longest_px)
     except MemoryError:
         detail = f"{name} has {image.width} x {image.height} pixels, too many for the memory left"
-        raise BrokenImage("no-memory", detail, hint="use fewer workers or a smaller picture") from None
+        raise BrokenImage("no-memory", detail, hint="use fewer workers or a smaller image") from None
     except _DECODER_ERRORS as error:
         raise BrokenImage("truncated", f"{name} is damaged or cut off ({error})") from None
 
@@ -128,7 +128,7 @@ def _identify(data: bytes, name: str) -> ImageFile.ImageFile:
     try:
         image = Image.open(io.BytesIO(data), formats=_known_formats())
     except UnidentifiedImageError:
-        raise BrokenImage("not-a-picture", f"{name} is not a picture ({', '.join(FORMATS)})") from None
+        raise BrokenImage("not-a-picture", f"{name} is not an image ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise BrokenImage("too-many-pixels", f"{name} has too many pixels, at most {MAX_PIXELS:,}") from None
     except _DECODER_ERRORS as error:

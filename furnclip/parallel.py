@@ -1,7 +1,7 @@
 """The same function over many items, in order: in this process, or on local worker processes.
 
-    with Workers(decode_picture, processes=4) as workers:
-        for picture in workers.map(tasks):
+    with Workers(decode_image, processes=4) as workers:
+        for image in workers.map(tasks):
             ...
 
 Results come in the order of the items, and only a bounded number of items is in flight, so memory does

@@ -59,6 +59,20 @@ def positive_mask(*labellings: Sequence[Hashable]) -> npt.NDArray[np.bool_]:
     return shared
 
 
+def tied_units(groups: Sequence[str], captions: Sequence[str]) -> tuple[str, ...]:
+    """One name for all products that share a group or a caption, directly or by way of others."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    for group, caption in zip(groups, captions, strict=True):
+        parent[root(f"caption {caption}")] = root(f"group {group}")
+    return tuple(root(f"group {group}") for group in groups)
+
+
 def default_caption(fields: Mapping[str, str], *, title: str = "") -> str:
     """The fixed caption of a product: for `KEY.txt`, for evaluation and for text vectors.
 

@@ -208,7 +208,7 @@ def test_every_face_is_flat_and_looks_outwards() -> None:
                 continue  # the collapsed faces at a ball's poles
             off_plane = np.abs((corners - geometry.anchors[face]) @ normal).max()
             assert off_plane < 0.02, (number, face)
-            assert (geometry.anchors[face] - mesh.centres[part]) @ normal >= 0
+            assert (geometry.anchors[face] - mesh.centers[part]) @ normal >= 0
 
 
 def test_the_nearer_of_two_boxes_is_painted_last() -> None:

@@ -188,7 +188,7 @@ def test_rows_that_are_no_products_are_kept_with_their_reason(shop: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "code", "words"),
     [
-        ("product_id,title,image\n", 1, "holds no usable product"),
+        ("product_id,title,image\n", 1, "has no rows"),
         ("", 1, "is empty"),
         ("id,title,image\n1,a,b\n", 2, "has no column `product_id`"),
     ],

@@ -66,7 +66,7 @@ def without_ids(shop: Path) -> None:
         (lambda shop: [path.write_text("x") for path in (shop / "images").iterdir()], ("missing.jsonl",)),
         (without_ids, ("rejected.jsonl", "12")),
         (emptied_by_cleaning, ("rejected.csv", "furnclip clean run")),
-        (lambda shop: (shop / "products.csv").write_text("product_id,title,image\n"), ("it has no rows",)),
+        (lambda shop: (shop / "products.csv").write_text("product_id,title,image\n"), ("has no rows",)),
     ],
 )
 def test_an_embedding_of_nothing_fails_and_says_where_the_reasons_are(

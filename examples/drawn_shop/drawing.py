@@ -165,8 +165,8 @@ def draw(design: Design, drawing_style: str, *, image_px: int) -> Image.Image:
     )
     sun = sunlight(geometry, direction, side_px=max(96, side * 2 // 3))
     painter = Painter(mesh, geometry, finishes, camera=camera, sun=sun)
-    picture = painter.picture(paint(geometry, camera), _room(design, drawing_style, geometry))
-    return picture.resize((image_px, image_px), Image.Resampling.BOX)
+    image = painter.picture(paint(geometry, camera), _room(design, drawing_style, geometry))
+    return image.resize((image_px, image_px), Image.Resampling.BOX)
 
 
 def camera_azimuth(camera: Camera) -> float:

@@ -200,7 +200,7 @@ METAL_COLORS = {"black": "black", "brass": "gold", "silver": "silver", "white": 
 
 
 def tinted(color: Rgb, factor: float, towards: float = 0.0) -> Rgb:
-    """`color` made darker or lighter by a factor, then mixed with a grey level."""
+    """`color` made darker or lighter by a factor, then mixed with a gray level."""
     red, green, blue = (min(1.0, max(0.0, channel * factor)) for channel in color)
     keep = 1 - abs(towards)
     add = towards if towards > 0 else 0.0
@@ -208,7 +208,7 @@ def tinted(color: Rgb, factor: float, towards: float = 0.0) -> Rgb:
 
 
 def jitter(color: Rgb, generator: np.random.Generator, amount: float = 0.05) -> Rgb:
-    """A neighbour of `color`: two shops' navy are not the same navy."""
+    """A neighbor of `color`: two shops' navy are not the same navy."""
     shift = generator.normal(0, amount, 3) * 0.5 + generator.normal(0, amount)
     red, green, blue = (float(np.clip(c + s, 0.02, 0.97)) for c, s in zip(color, shift, strict=True))
     return (red, green, blue)

@@ -89,23 +89,23 @@ class Painter:
         shown = ids.ravel()
         here, behind = _pieces(np.flatnonzero(shown)), _pieces(np.flatnonzero(shown == 0))
         lit = np.empty(side * side, np.float32)
-        picture = np.empty((side * side, 3), np.float32)
+        image = np.empty((side * side, 3), np.float32)
         surfaces = [self._surface(self._camera.rays(pixels), shown[pixels] - 1) for pixels in here]
         for pixels, surface in zip(here, surfaces, strict=True):
             lit[pixels] = self._sunlit(surface.points, surface.part + 1)
         for pixels in behind:
-            picture[pixels], points = self._backdrop(pixels, room)
+            image[pixels], points = self._backdrop(pixels, room)
             lit[pixels] = self._sunlit(points, None)
         lit = _softened(lit.reshape(side, side), side / 180).ravel()
         for pixels in behind:
-            picture[pixels] *= (1 - room.shadow * (1 - lit[pixels]))[:, None]
+            image[pixels] *= (1 - room.shadow * (1 - lit[pixels]))[:, None]
         for pixels, surface in zip(here, surfaces, strict=True):
-            picture[pixels] = self._lighted(surface, lit[pixels], room)
+            image[pixels] = self._lighted(surface, lit[pixels], room)
         if room.ink:
-            picture[self._outlines(ids)] = np.array(_INK, np.float32)
-        np.clip(picture, 0, 1, out=picture)
-        picture *= np.array(room.cast, np.float32) * 255
-        return Image.fromarray(picture.astype(np.uint8).reshape(side, side, 3))
+            image[self._outlines(ids)] = np.array(_INK, np.float32)
+        np.clip(image, 0, 1, out=image)
+        image *= np.array(room.cast, np.float32) * 255
+        return Image.fromarray(image.astype(np.uint8).reshape(side, side, 3))
 
     def _surface(self, rays: Floats, faces: Ids) -> _Surface:
         columns = self._faces.take(faces, axis=1)  # (21, N)
@@ -130,11 +130,11 @@ class Painter:
         eye = self._camera.eye
         rules = np.array(mesh.rules)[part]  # (F, 2)
         depth = np.einsum("fi,fi->f", geometry.normals, geometry.anchors - eye)
-        centres = np.array(mesh.centres)[part] - eye
+        centers = np.array(mesh.centers)[part] - eye
         inverse = 1 / np.array(mesh.radii)[part]
         is_flat = (rules.sum(1) == 0).astype(float)
         frames = self._texture_frames()[:, part]
-        table = [geometry.normals.T, depth[None], centres.T, inverse.T, rules.T, is_flat[None], frames]
+        table = [geometry.normals.T, depth[None], centers.T, inverse.T, rules.T, is_flat[None], frames]
         return np.concatenate(table).astype(np.float32)
 
     def _texture_frames(self) -> Array:

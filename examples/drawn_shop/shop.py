@@ -110,11 +110,11 @@ def _draw_product(folder: Path, order: ShopOrder, number: int) -> ProductRow:
     design = new_design(order.seed, number)
     style = order.drawing_styles[number % len(order.drawing_styles)]
     name = f"{number // 1000:03d}/p{number:06d}.jpg"
-    picture = draw(design, style, image_px=order.image_px)
+    image = draw(design, style, image_px=order.image_px)
     path = folder / "images" / name
     if not path.exists() or not path.stat().st_size:  # a power cut may leave it empty
         with replacing(path, durable=False) as file:
-            picture.save(file, "JPEG", quality=_JPEG_QUALITY)
+            image.save(file, "JPEG", quality=_JPEG_QUALITY)
     return _row(design, order, number, image=name, drawing_style=style)
 
 

@@ -33,7 +33,7 @@ class Mesh:
     faces: list[Array] = field(default_factory=list)
     face_part: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
-    centres: list[Array] = field(default_factory=list)
+    centers: list[Array] = field(default_factory=list)
     radii: list[Array] = field(default_factory=list)
     rules: list[tuple[float, float]] = field(default_factory=list)
     pinned: list[tuple[Point, Point] | None] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Mesh:
         low, high = corners.min(0), corners.max(0)
         number = len(self.slots)
         self.slots.append(slot)
-        self.centres.append((low + high) / 2)
+        self.centers.append((low + high) / 2)
         self.radii.append(np.array(radii) if radii else np.maximum((high - low) / 2, 1e-3))
         self.rules.append(rule)
         self.pinned.append(pinned)
@@ -111,7 +111,7 @@ class Mesh:
             slot, np.array(base) + circle * radii[0], np.array(top) + circle * radii[1], rule=rule, flat=2
         )
 
-    def disc(self, slot: int, centre: Point, radii: Span, thickness: float, *, arch: bool = False) -> None:
+    def disc(self, slot: int, center: Point, radii: Span, thickness: float, *, arch: bool = False) -> None:
         """A round or arched plate standing upright, facing the viewer; radii along x and z."""
         turn = np.linspace(0, 2 * np.pi, 36, endpoint=False)
         x, z = np.cos(turn), np.sin(turn)
@@ -119,7 +119,7 @@ class Mesh:
             x, z = np.where(z < 0, np.sign(x), x), np.where(z < 0, -1.0, z * 0.6 + 0.4)
             keep = ~((np.roll(x, 1) == x) & (np.roll(z, 1) == z))
             x, z = x[keep], z[keep]
-        ring = np.stack([x * radii[0], np.zeros_like(x), z * radii[1]], axis=1) + np.array(centre)
+        ring = np.stack([x * radii[0], np.zeros_like(x), z * radii[1]], axis=1) + np.array(center)
         depth = np.array([0.0, thickness, 0.0])
         self.loft(slot, ring, ring + depth)
 
@@ -144,10 +144,10 @@ class Mesh:
         ]
         self.loft(slot, rings[0], rings[1])
 
-    def ball(self, slot: int, centre: Point, radii: Point) -> None:
+    def ball(self, slot: int, center: Point, radii: Point) -> None:
         """An ellipsoid."""
         rings = [
-            np.array(centre) + np.array(radii) * _circle(angle)
+            np.array(center) + np.array(radii) * _circle(angle)
             for angle in np.linspace(-np.pi / 2, np.pi / 2, 8)
         ]
         self.part(slot, _ring_faces(rings), rule=_BALL, radii=radii)

@@ -158,7 +158,7 @@ def _foreign_title(design: Design, dice: Dice, language: str) -> str:
 
 
 def _mistyped(title: str, dice: Dice) -> str:
-    """Two neighbouring letters swapped, or one lost."""
+    """Two neighboring letters swapped, or one lost."""
     at = dice.count(1, max(2, len(title) - 3))
     if dice.chance(0.5):
         return title[:at] + title[at + 1] + title[at] + title[at + 2 :]

@@ -45,7 +45,7 @@ class Geometry:
         following[starts[1:] - 1] = starts[:-1]
         normals = np.add.reduceat(np.cross(corners, corners[following]), starts[:-1])
         normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-        outward = np.einsum("fi,fi->f", normals, anchors - np.array(mesh.centres)[face_part])
+        outward = np.einsum("fi,fi->f", normals, anchors - np.array(mesh.centers)[face_part])
         normals *= np.where(outward < 0, -1.0, 1.0)[:, None]
         part_starts = starts[np.searchsorted(face_part, np.arange(len(mesh.slots)))]
         low = np.minimum.reduceat(corners, part_starts)
@@ -55,19 +55,19 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole: pixel = focal * (right, up) / forward + centre."""
+    """A pinhole: pixel = focal * (right, up) / forward + center."""
 
     eye: Array  # (3,)
     axes: Array  # (3, 3) rows: right, up, forward
     focal_px: float
-    centre_px: tuple[float, float]
+    center_px: tuple[float, float]
     side_px: int
 
     @classmethod
     def framing(
         cls, geometry: Geometry, *, azimuth: float, elevation: float, side_px: int, fill: float, shift: Array
     ) -> Camera:
-        """The camera that sees the whole piece: `fill` of the image, off centre by `shift` (2,)."""
+        """The camera that sees the whole piece: `fill` of the image, off center by `shift` (2,)."""
         middle = (geometry.low.min(0) + geometry.high.max(0)) / 2
         reach = float(np.linalg.norm(geometry.high.max(0) - geometry.low.min(0)))
         away = np.array(
@@ -78,21 +78,21 @@ class Camera:
         flat = _project(geometry.corners - eye, axes)
         low, high = flat.min(0), flat.max(0)
         focal = side_px * fill / float((high - low).max())
-        centre = (side_px * (0.5 + shift)) - focal * np.array([1.0, -1.0]) * (low + high) / 2
-        return cls(eye, axes, focal, (float(centre[0]), float(centre[1])), side_px)
+        center = (side_px * (0.5 + shift)) - focal * np.array([1.0, -1.0]) * (low + high) / 2
+        return cls(eye, axes, focal, (float(center[0]), float(center[1])), side_px)
 
     def pixels(self, points: Array) -> Array:
         """Where points (V, 3) lie in the image, (V, 2)."""
         flat = _project(points - self.eye, self.axes)
-        placed: Array = np.array(self.centre_px) + self.focal_px * flat * np.array([1.0, -1.0])
+        placed: Array = np.array(self.center_px) + self.focal_px * flat * np.array([1.0, -1.0])
         return placed
 
     def rays(self, pixels: NDArray[np.int64]) -> NDArray[np.float32]:
         """Direction of sight of these pixels (row by row numbers), (3, N), one metre deep."""
         steps = np.arange(self.side_px) + 0.5
-        across = ((steps - self.centre_px[0]) / self.focal_px).astype(np.float32).take(pixels % self.side_px)
+        across = ((steps - self.center_px[0]) / self.focal_px).astype(np.float32).take(pixels % self.side_px)
         upwards = (
-            ((self.centre_px[1] - steps) / self.focal_px).astype(np.float32).take(pixels // self.side_px)
+            ((self.center_px[1] - steps) / self.focal_px).astype(np.float32).take(pixels // self.side_px)
         )
         right, up, forward = self.axes.astype(np.float32)
         return np.stack([forward[i] + right[i] * across + up[i] * upwards for i in range(3)])

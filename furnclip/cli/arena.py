@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from furnclip import console
 from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, Flags, JsonOption, sets, settings
 
 if TYPE_CHECKING:
@@ -80,7 +81,6 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write every vote that stands to a CSV file."""
-    from furnclip import console
     from furnclip.arena import export_csv
 
     book = _book(settings(config).paths.arena)
@@ -104,7 +104,6 @@ def _book(folder: Path) -> VoteBook:
 def _emit(
     book: VoteBook, standings: Standings, *, as_json: bool, page: Path | None = None, finished: bool = False
 ) -> None:
-    from furnclip import console
     from furnclip.arena import duel_lines, tables
 
     def human() -> None:

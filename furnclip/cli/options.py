@@ -121,6 +121,15 @@ def mention_raw_titles(options: Config) -> None:
         )
 
 
+def mention_uncleaned(rows: int) -> None:
+    """Say that rows of the catalogue were left out because they are not cleaned, if there are any."""
+    if rows:
+        console.warn(
+            f"{rows} rows of the catalogue are not cleaned, and therefore not here: they were added since, "
+            "or lie beyond `--limit`; `furnclip clean run` cleans them"
+        )
+
+
 class FurnclipGroup(TyperGroup):
     """Turns errors into `error:` and `hint:` on stderr and the right exit code."""
 

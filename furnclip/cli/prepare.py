@@ -1,4 +1,4 @@
-"""`furnclip prepare`: rows and pictures to shards without leaks."""
+"""`furnclip prepare`: rows and images to shards without leaks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import typer
 
 import furnclip
 from furnclip import console
-from furnclip.cli.options import ConfigOption, Flags, JsonOption, mention_raw_titles, sets, settings
+from furnclip.cli.options import (
+    ConfigOption,
+    Flags,
+    JsonOption,
+    mention_raw_titles,
+    mention_uncleaned,
+    sets,
+    settings,
+)
 
 if TYPE_CHECKING:
     from furnclip.prepare import CheckReport, PrepareSummary
 
 _LARGE_GROUP_SHARE = 0.1
 _SHOWN_TYPES = 8
-_NOT_CLEANED = (
-    "%d rows of the catalogue are not cleaned, and therefore not here: they were added since, or lie beyond "
-    "`--limit`; `furnclip clean run` cleans them"
-)
 _SHARED = {
     "title": "their title: set `paths.group_column` to the column that tells variants apart",
     "group": "their group: check `paths.group_column`",
@@ -92,8 +96,7 @@ def _show_report(report: CheckReport) -> None:
         }
         rows = [[reason, count, shown[reason]] for reason, count in report.reasons.items()]
         console.show_table(["reason", "rows", "first of them"], rows)
-    if report.not_cleaned:
-        console.warn(_NOT_CLEANED % report.not_cleaned)
+    mention_uncleaned(report.not_cleaned)
 
 
 def _show_summary(summary: PrepareSummary) -> None:
@@ -128,5 +131,4 @@ def _show_summary(summary: PrepareSummary) -> None:
             f"one group holds {leaks['largest_group']} of {summary.products} products, all in one split; "
             f"most of them share {_SHARED[leaks['largest_group_shares']]}"
         )
-    if summary.not_cleaned:
-        console.warn(_NOT_CLEANED % summary.not_cleaned)
+    mention_uncleaned(summary.not_cleaned)

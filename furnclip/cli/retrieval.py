@@ -16,6 +16,7 @@ from furnclip.cli.options import (
     JsonOption,
     check_address_space,
     mention_raw_titles,
+    mention_uncleaned,
     sets,
     settings,
 )
@@ -88,11 +89,7 @@ def embed(
     mention_raw_titles(chosen)
     if summary.was_there:
         console.note("nothing to do: every product is embedded by these models already")
-    if summary.uncleaned:
-        console.warn(
-            f"{summary.uncleaned} rows of `{chosen.paths.products}` are not here: they were added after "
-            "cleaning or lie beyond its limit; `furnclip clean run` cleans them"
-        )
+    mention_uncleaned(summary.uncleaned)
     payload = {
         "vectors": str(summary.vectors),
         "index": summary.index.uri,

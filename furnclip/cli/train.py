@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from furnclip import console
 from furnclip.cli.options import ConfigOption, Flags, JsonOption, check_address_space, sets, settings
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ def train(
 
 
 def _train_and_show(checked: Config, run: str, *, resume: bool, as_json: bool) -> None:
-    from furnclip import console
-
     check_address_space()
     from furnclip.train import train as train_run
     from furnclip.train import train_all
@@ -79,8 +78,6 @@ def _train_and_show(checked: Config, run: str, *, resume: bool, as_json: bool) -
 
 
 def _show(card: Mapping[str, Any]) -> None:
-    from furnclip import console
-
     if card["already_done"]:
         console.say(f"run `{card['run']}` is finished already; nothing to do")
     base, tuned = card["validation"]["base"], card["validation"]["finetuned"]
@@ -94,8 +91,6 @@ def _show(card: Mapping[str, Any]) -> None:
 
 
 def _show_ablation(result: Mapping[str, Any]) -> None:
-    from furnclip import console
-
     if result["already_done"]:
         console.say("every scenario is finished already; nothing to do")
     rows = [

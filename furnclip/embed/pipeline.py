@@ -27,7 +27,7 @@ from itertools import islice
 from pathlib import Path
 
 from furnclip import console
-from furnclip.catalogue import uncleaned_rows
+from furnclip.catalogue import no_rows, uncleaned_rows
 from furnclip.config import Config, torchrun_launch
 from furnclip.config.environment import Launch
 from furnclip.embed.encoding import CatalogueReader, RowGroupEncoder, encoding_threads, identity, map_ahead
@@ -208,14 +208,10 @@ def _decoding_threads(config: Config) -> ThreadPoolExecutor:
 def _nothing_usable(reader: CatalogueReader, config: Config, rejected: Path) -> InputError:
     """The error for a catalogue without products; its rejected rows stand in a file by now."""
     reasons = _write_rejections(reader, rejected)
-    rejected_by_clean = config.paths.clean / "rejected.csv"
-    if reasons:
-        counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-        hint = f"see `{rejected}` for each row ({counts})"
-    elif reader.path == config.paths.cleaned and rejected_by_clean.is_file():
-        hint = f"cleaning rejected every row: see `{rejected_by_clean}`, then run `furnclip clean run` again"
-    else:
-        hint = "it has no rows: export the catalogue again"
+    if not reasons:
+        return no_rows(reader.path, config.paths)
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    hint = f"see `{rejected}` for each row ({counts})"
     return InputError(f"`{reader.path}` holds no usable product", hint=hint)
 
 

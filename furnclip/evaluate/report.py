@@ -1,4 +1,4 @@
-"""The report in words and pictures: lines and a table for the terminal, `report.html` for a browser.
+"""The report in words and images: lines and a table for the terminal, `report.html` for a browser.
 
 The page is one self-contained file for phones and desks, without a single outside address. Images are
 JPEG data URIs, each in the page once. Product titles are shop data: the template escapes everything.

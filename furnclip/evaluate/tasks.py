@@ -20,7 +20,7 @@ from furnclip.config import Config
 from furnclip.errors import InputError
 from furnclip.images import open_image
 from furnclip.metrics.retrieval import Gains
-from furnclip.relevance import AttributeQuery, attribute_queries, known_attributes, positives
+from furnclip.relevance import AttributeQuery, attribute_queries, known_attributes, positives, tied_units
 from furnclip.shards import ShardDataset
 
 Integers = npt.NDArray[np.int64]
@@ -98,7 +98,7 @@ class RetrievalTask:
 def build_tasks(split: Split, requests: Sequence[AttributeQuery]) -> dict[str, RetrievalTask]:
     """Every one of `TASKS` that this split can be asked; a task without queries is left out."""
     relevant = positives(split.groups, split.captions)
-    units = _tied_units(split)
+    units = tied_units(split.groups, split.captions)
     columns = [np.asarray(split.attributes[name]) for name in ATTRIBUTES]
     codes = np.stack(  # (A, N): attribute values as numbers, -1 where not known
         [np.where(values == "", -1, np.unique(values, return_inverse=True)[1]) for values in columns]
@@ -130,20 +130,6 @@ def build_requests(split: Split, *, seed: int) -> list[AttributeQuery]:
         return some
     chosen = np.random.default_rng(seed).choice(len(some), size=_MOST_REQUESTS, replace=False)
     return [some[index] for index in sorted(chosen)]
-
-
-def _tied_units(split: Split) -> tuple[str, ...]:
-    """One name for all products that are tied by a group or a caption, directly or by way of others."""
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = name = parent[parent[name]]
-        return name
-
-    for group, caption in zip(split.groups, split.captions, strict=True):
-        parent[root(f"caption {caption}")] = root(f"group {group}")
-    return tuple(root(f"group {group}") for group in split.groups)
 
 
 def _attribute_task(split: Split, requests: Sequence[AttributeQuery], codes: Integers) -> RetrievalTask:

@@ -35,7 +35,7 @@ def draw(shop: Path, products: int) -> None:
 
 
 def drawn(shop: Path) -> dict[str, float]:
-    """Shares of right answers on a drawn shop."""
+    """Shares of correct values on a drawn shop."""
     clean(shop)
     answers = read(shop / "work" / "clean" / "cleaned.csv")
     pairs = list(zip(answers, read(shop / "truth.csv"), strict=True))
@@ -55,7 +55,7 @@ def drawn(shop: Path) -> dict[str, float]:
 
 
 def real(shop: Path) -> dict[str, float]:
-    """Shares of right answers on Sweet Home 3D."""
+    """Shares of correct values on Sweet Home 3D."""
     clean(shop)
     halves = clean_labels.accuracy(shop / "work" / "clean" / "cleaned.csv")
     return {

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from furnclip import ArenaApp
-from furnclip.arena.sheet import Sheets
+from furnclip.arena.sheet import ContactSheets
 from furnclip.config import load_config
 from furnclip.viewers import Box, Environment, Viewer, detect
 from tests.arena_contest import write_contest
@@ -106,7 +106,7 @@ def _cold(folder: Path, votes: int) -> list[float]:
         platform="linux",
     )
     viewer = Viewer(detect("auto", around))
-    sheets = Sheets(folder / "cold-cache")
+    sheets = ContactSheets(folder / "cold-cache")
     box = Box(cols=120, rows=28, left=0, top=2)
     seconds = []
     with ArenaApp(load_config(folder / "furnclip.toml"), rater="second") as app:

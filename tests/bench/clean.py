@@ -43,11 +43,11 @@ SIZE_PX = (1600, 1200)
 COMMAND = [sys.executable, "-m", "furnclip", "clean"]
 
 
-def write_catalogue(folder: Path, rows: int, pictures: int) -> None:
+def write_catalogue(folder: Path, rows: int, images: int) -> None:
     """`products.csv`, `images/` and settings for a run that asks no one."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
-    for number in range(pictures):
+    for number in range(images):
         small = random.integers(0, 255, (9, 12, 3), dtype=np.uint8)
         smooth = np.asarray(Image.fromarray(small).resize(SIZE_PX, Image.Resampling.BICUBIC), dtype=np.int16)
         grain = random.normal(0, 6, (SIZE_PX[1], SIZE_PX[0], 1)).astype(np.int16)
@@ -58,7 +58,7 @@ def write_catalogue(folder: Path, rows: int, pictures: int) -> None:
         writer.writerow(["product_id", "title", "image", "price", "vendor"])
         for row in range(rows):
             title = f"ACME No. {row} Oak Sideboard, 3 doors - FREE SHIPPING"
-            writer.writerow([f"P{row:06d}", title, f"{row % pictures:02d}.jpg", f"{row % 900}.99", "Acme"])
+            writer.writerow([f"P{row:06d}", title, f"{row % images:02d}.jpg", f"{row % 900}.99", "Acme"])
     (folder / "furnclip.toml").write_text('[clean]\nbackend = "openai"\ntier = 4\n', encoding="utf-8")
 
 
@@ -81,10 +81,10 @@ def plain_prepare(folder: Path, rows: int) -> None:
             square.paste(fitted, (0, 0))
             buffer = io.BytesIO()
             square.save(buffer, "JPEG", quality=config.jpeg_quality)
-            picture = base64.b64encode(buffer.getvalue()).decode()
+            encoded = base64.b64encode(buffer.getvalue()).decode()
             content = [
                 {"type": "text", "text": row["title"]},
-                {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}},
+                {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded}"}},
             ]
             form = {"type": "json_schema", "json_schema": {"name": "f", "strict": True, "schema": schema}}
             messages = [

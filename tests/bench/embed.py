@@ -60,7 +60,7 @@ def main() -> None:
     sizes = (500, 3_000) if arguments.quick else (10_000, 100_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shop = write_shop(folder / "shop", products, pictures=products, side_px=500)
+        shop = write_shop(folder / "shop", products, images=products, side_px=500)
         write_model(folder / "vit-b-32", image_px=224, stub=False)
         rates, figures = race(folder, shop, contenders, rounds=rounds)
         write_model(folder / "stub", image_px=32, stub=True)
@@ -154,7 +154,7 @@ Embed = Callable[[list[Path], list[str]], tuple[np.ndarray, np.ndarray]]
 
 
 def plain_loop(folder: Path) -> Embed:
-    """What one writes after reading the model card: processor, model, normalise, batch by batch."""
+    """What one writes after reading the model card: processor, model, normalize, batch by batch."""
     from transformers import CLIPModel, CLIPProcessor
 
     model = CLIPModel.from_pretrained(folder / "vit-b-32").eval()
@@ -164,8 +164,8 @@ def plain_loop(folder: Path) -> Embed:
     def embed(paths: list[Path], captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         images, texts = [], []
         for rows in batches(len(paths)):
-            pictures = [Image.open(path).convert("RGB") for path in paths[rows]]
-            inputs = processor(text=captions[rows], images=pictures, return_tensors="pt", padding=True)
+            opened = [Image.open(path).convert("RGB") for path in paths[rows]]
+            inputs = processor(text=captions[rows], images=opened, return_tensors="pt", padding=True)
             images.append(numpy_unit(model.get_image_features(pixel_values=inputs["pixel_values"])))
             texts.append(
                 numpy_unit(
@@ -278,7 +278,7 @@ def memory(folder: Path, sizes: tuple[int, int]) -> dict[str, Any]:
     """
     figures: dict[str, Any] = {}
     for products in sizes:
-        shop = write_shop(folder / f"shop-{products}", products, pictures=20, side_px=64)
+        shop = write_shop(folder / f"shop-{products}", products, images=20, side_px=64)
         (shop / "furnclip.toml").write_text(f'[model]\nname = "{folder / "stub"}"\nprecision = "fp32"\n')
         table = shop / "work" / "index.lance"
         seconds, peaks = measure.peaks_mb(
@@ -303,11 +303,11 @@ def _stage(table: Path) -> str:
 # --- what is embedded
 
 
-def write_shop(folder: Path, products: int, *, pictures: int, side_px: int) -> Path:
+def write_shop(folder: Path, products: int, *, images: int, side_px: int) -> Path:
     """`products.csv`, JPEGs with the grain of photographs, and a `furnclip.toml`."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
-    for index in range(pictures):
+    for index in range(images):
         coarse = Image.fromarray(random.integers(0, 255, (12, 12, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((side_px, side_px * 4 // 5), Image.Resampling.BICUBIC), np.float32)
         grain = random.normal(0, 6, smooth.shape)
@@ -317,7 +317,7 @@ def write_shop(folder: Path, products: int, *, pictures: int, side_px: int) -> P
         writer = csv.writer(file)
         writer.writerow(("product_id", "title", "image"))
         for index in range(products):
-            writer.writerow((f"P{index}", caption(index), f"{index % pictures}.jpg"))
+            writer.writerow((f"P{index}", caption(index), f"{index % images}.jpg"))
     (folder / "furnclip.toml").write_text("", encoding="utf-8")
     return folder
 

@@ -36,8 +36,8 @@ def draw_photos(folder: Path, count: int, side_px: int) -> None:
         writer = csv.writer(file)
         writer.writerow(["product_id", "title", "image", "style", "material", "color", "object_type"])
         for number in range(count):
-            picture = np.roll(bases[number % _BASES], generator.integers(side_px, size=2), axis=(0, 1))
-            Image.fromarray(picture).save(folder / f"images/{number:06d}.jpg", quality=85)
+            image = np.roll(bases[number % _BASES], generator.integers(side_px, size=2), axis=(0, 1))
+            Image.fromarray(image).save(folder / f"images/{number:06d}.jpg", quality=85)
             words = [random.Random(f"{number}{kind}").choice(_WORDS[kind]) for kind in _WORDS]
             writer.writerow(
                 [f"p{number:06d}", f"{' '.join(words)} no. {number}", f"{number:06d}.jpg", *words]

@@ -8,7 +8,7 @@ an attribute that cleaning missed is missed by keywords too. Requests are "brown
 like, every one that at least three products answer (`MOST_REQUESTS` at most), and the same with other
 words for it ("couch").
 
-`vector_ndcg`, `keyword_ndcg`, `hybrid_ndcg`   nDCG@10, a right answer has every attribute asked for;
+`vector_ndcg`, `keyword_ndcg`, `hybrid_ndcg`   nDCG@10, a relevant product has every attribute asked for;
 `..._reworded_ndcg`                            the same for requests in other words.
 
 Avoiding: a kind of product and a material or color that some but not most of its kind have; ten hits

@@ -2,7 +2,7 @@
 
     python -m tests.bench.search [--quick] [--json]
 
-Vectors of 512 numbers in clusters (one for each hundred products, spread as CLIP's are: neighbours at a
+Vectors of 512 numbers in clusters (one for each hundred products, spread as CLIP's are: neighbors at a
 cosine of about 0.55). Queries come from the same clusters and are no products. Truth is the exact
 top 10 in numpy. `p50_ms` and `p95_ms` are whole searches by a warm `Searcher`, product fields included.
 The rivals return row numbers only: numpy's exact product, faiss exact and faiss IVF with the same
@@ -39,7 +39,7 @@ from tests.bench import measure
 
 DIMENSION = 512
 QUERIES = 200
-COLORS = ("brown", "red", "blue", "grey", "white")
+COLORS = ("brown", "red", "blue", "gray", "white")
 ROWS_AT_ONCE = 10_000
 
 
@@ -218,13 +218,13 @@ def build(folder: Path, products: int, *, dimension: int = DIMENSION, exact_belo
         },
     )
     random = np.random.default_rng(0)
-    centres = vectors.unit(random.normal(size=(max(10, products // 100), dimension)))
-    queries = scattered(centres, QUERIES, random)
+    centers = vectors.unit(random.normal(size=(max(10, products // 100), dimension)))
+    queries = scattered(centers, QUERIES, random)
     best, red = Best(queries), Best(queries)
     schema = vectors.vector_schema(provenance)
     config.paths.embeddings.mkdir(parents=True)
     with config.paths.vectors.open("wb") as file:
-        write_row_groups(file, schema, tables(products, centres, schema, random, (best, red)))
+        write_row_groups(file, schema, tables(products, centers, schema, random, (best, red)))
     start = time.perf_counter()
     write_index(index_location(config), config.paths.vectors, config.search)
     return Built(config, queries, best.rows, red.rows, time.perf_counter() - start)
@@ -249,14 +249,14 @@ class Best:
 
 def tables(
     products: int,
-    centres: np.ndarray,
+    centers: np.ndarray,
     schema: pa.Schema,
     random: np.random.Generator,
     seen: tuple[Best, Best],
 ) -> Iterator[pa.Table]:
     for start in range(0, products, ROWS_AT_ONCE):
         rows = np.arange(start, min(start + ROWS_AT_ONCE, products))
-        gallery = scattered(centres, len(rows), random)
+        gallery = scattered(centers, len(rows), random)
         seen[0].see(gallery, rows)
         seen[1].see(gallery, rows[rows % len(COLORS) == COLORS.index("red")])
         texts = {name: [""] * len(rows) for name in vectors.PRODUCT_COLUMNS}
@@ -272,10 +272,10 @@ def tables(
         )
 
 
-def scattered(centres: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """Unit vectors around randomly chosen centres, (count, D)."""
-    chosen = centres[random.integers(0, len(centres), count)]
-    noise = random.normal(scale=0.9 / centres.shape[1] ** 0.5, size=chosen.shape)
+def scattered(centers: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Unit vectors around randomly chosen centers, (count, D)."""
+    chosen = centers[random.integers(0, len(centers), count)]
+    noise = random.normal(scale=0.9 / centers.shape[1] ** 0.5, size=chosen.shape)
     return vectors.unit(chosen + noise)
 
 

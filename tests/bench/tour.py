@@ -55,8 +55,8 @@ class Ranked:
         captions, groups = data.fixed_captions(), [text.group for text in data.texts]
         models = [text.fields["model"] for text in data.texts]  # the same in every seed
         answers = positives(captions, groups)
-        pictures = [Image.fromarray(square) for square in data.squares(range(len(data)), epoch=None)]
-        found = ranks(clip.encode_texts(captions), clip.encode_images(pictures), answers)
+        images = [Image.fromarray(square) for square in data.squares(range(len(data)), epoch=None)]
+        found = ranks(clip.encode_texts(captions), clip.encode_images(images), answers)
         chance = chance_recall_at_k([len(right) for right in answers], len(data), 1)
         return cls(found.astype(np.float64), models, chance)
 

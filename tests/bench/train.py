@@ -4,7 +4,7 @@
 
 Random weights, 224-pixel images, captions of about 20 tokens. The rival is Hugging Face's `CLIPModel`
 with PEFT's adapters on the same layers, `padding="max_length"` (77), float32, the loss of each
-micro-batch summed up; it gets its pixels normalised and its tokens padded beforehand. furnclip starts
+micro-batch summed up; it gets its pixels normalized and its tokens padded beforehand. furnclip starts
 from bytes and strings and contrasts the whole effective batch. Both take AdamW steps. Samples per
 second of one optimizer step of 64 samples in micro-batches of 32 (20 in one with `--quick`); for frozen
 towers after the pass that fills the cache.
@@ -14,7 +14,7 @@ so that every micro-batch is encoded twice. A large batch on a machine with memo
 
 `peak_memory` is the peak resident memory of a process that takes one exact step of 1024 samples in
 micro-batches of 32 (64 with `--quick`), keeping no graphs, over that of one that takes a lone step of
-32; what the large one has more is its images, as bytes (`pictures_mb`), and the (B, B) similarities.
+32; what the large one has more is its images, as bytes (`images_mb`), and the (B, B) similarities.
 Known bias: random weights are as fast as trained ones, but nothing here says how well it learns.
 """
 
@@ -57,7 +57,7 @@ CPU = torch.device("cpu")
 class Workload:
     """One effective batch: images as bytes, captions as strings."""
 
-    pictures: np.ndarray
+    images: np.ndarray
     captions: list[str]
     micro: int
 
@@ -74,9 +74,9 @@ def workload(samples: int, micro: int) -> Workload:
             f"number {random.integers(100)}"
         )
 
-    pictures = random.integers(0, 256, (samples, 224, 224, 3), dtype=np.uint8)
+    images = random.integers(0, 256, (samples, 224, 224, 3), dtype=np.uint8)
     captions = sorted((words() for _ in range(samples)), key=len)  # alike in length, as furnclip batches
-    return Workload(pictures, captions, micro)
+    return Workload(images, captions, micro)
 
 
 def vit_b32(captions: Sequence[str]) -> Clip:
@@ -120,7 +120,7 @@ class Ours:
 
     def _pooled(self, tower: str, rows: list[int]) -> NDArray[np.float32]:
         inputs = (
-            self.work.pictures[rows]
+            self.work.images[rows]
             if tower == "vision"
             else self.encoder.clip.tokenize([self.work.captions[row] for row in rows])
         )
@@ -148,7 +148,7 @@ class Ours:
         starts = range(0, len(self.keys), self.work.micro)
         parts = [slice(start, start + self.work.micro) for start in starts]
         if tower == "vision":
-            return [self.encoder.live("vision", self.work.pictures[rows], 0) for rows in parts]
+            return [self.encoder.live("vision", self.work.images[rows], 0) for rows in parts]
         tokens = [self.encoder.clip.tokenize(self.work.captions[rows]) for rows in parts]
         return [self.encoder.live("text", each, 0) for each in tokens]
 
@@ -171,7 +171,7 @@ class Plain:
             part.requires_grad_(True)
         self.model.logit_scale.requires_grad_(True)
         self.model.train()
-        self.pixels = clip.preprocessing.normalize(work.pictures)
+        self.pixels = clip.preprocessing.normalize(work.images)
         tokens = clip.tokenizer(
             work.captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         )
@@ -253,8 +253,8 @@ def main() -> None:
         print(f"{scenario}: {ratios[scenario]:.2f}", file=sys.stderr, flush=True)
     exact_mb, lone_mb = peak_memory(large, 32)
     ratios["peak_memory"] = exact_mb / lone_mb
-    pictures_mb = workload(large - 32, 32).pictures.nbytes / 1e6
-    figures.update({f"exact_{large}_mb": exact_mb, "lone_32_mb": lone_mb, "pictures_mb": pictures_mb})
+    images_mb = workload(large - 32, 32).images.nbytes / 1e6
+    figures.update({f"exact_{large}_mb": exact_mb, "lone_32_mb": lone_mb, "images_mb": images_mb})
     report("train", ratios, figures, as_json=options.json)
 
 

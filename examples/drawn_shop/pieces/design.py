@@ -150,7 +150,7 @@ def _plinth(mesh: Mesh, design: Design, x: Span, y: Span, height: float) -> None
 
 
 def handle(mesh: Mesh, kind: str, x: float, y: float, z: float, *, upright: bool = False) -> None:
-    """A handle in front of the surface at `y`, centred at x, z."""
+    """A handle in front of the surface at `y`, centered at x, z."""
     if kind == "none":
         return
     if kind == "knob":

@@ -1,4 +1,4 @@
-"""The README's pictures, made from a finished tour.
+"""The README's images, made from a finished tour.
 
     furnclip demo my-tour
     python -m tests.bench.tools.make_pictures my-tour --out docs/pictures
@@ -59,15 +59,15 @@ def main() -> None:
 
 def shop_sheet(cell_px: int = 192) -> Image.Image:
     """Twelve products, six a row, each in another kind."""
-    pictures = []
+    images = []
     for index, kind in enumerate(SHOWN):
         number = next(number for number in range(index * 1000, 10**6) if new_design(3, number).kind == kind)
         design = new_design(3, number)
         style = DRAWING_STYLES[index % len(DRAWING_STYLES)]
-        picture = draw(design, style, image_px=cell_px)
-        pictures.append((picture, true_title(design)))
-    assert len(pictures) <= len(KINDS)
-    return contact_sheet([pictures[:6], pictures[6:]], cell_px=cell_px)
+        image = draw(design, style, image_px=cell_px)
+        images.append((image, true_title(design)))
+    assert len(images) <= len(KINDS)
+    return contact_sheet([images[:6], images[6:]], cell_px=cell_px)
 
 
 def recorded(words: tuple[str, ...], folder: Path) -> str:
@@ -76,7 +76,7 @@ def recorded(words: tuple[str, ...], folder: Path) -> str:
     environment = {
         **os.environ,
         **{"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": str(COLUMNS), "LINES": "60"},
-        "FURNCLIP_ARENA__VIEWER": "builtin",  # coloured half blocks: the only images an SVG can hold
+        "FURNCLIP_ARENA__VIEWER": "builtin",  # colored half blocks: the only images an SVG can hold
     }
     command = [sys.executable, "-m", "furnclip", *words]
     process = subprocess.Popen(
@@ -115,10 +115,8 @@ def photograph(page: Path, path: Path, *, width_px: int = 1000, height_px: int =
         page.resolve().as_uri(),
     ]
     subprocess.run([*browser, *shot], check=True, capture_output=True, timeout=120)
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").resize(
-            (width_px * 3 // 5, height_px * 3 // 5), Image.Resampling.LANCZOS
-        )
+    with Image.open(path) as image:
+        small = image.convert("RGB").resize((width_px * 3 // 5, height_px * 3 // 5), Image.Resampling.LANCZOS)
     small.quantize(128).save(path, optimize=True)
 
 

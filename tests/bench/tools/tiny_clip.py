@@ -148,10 +148,10 @@ def print_judgement(sweethome: Path) -> None:
     for column in ("object_type", "category"):
         known = [sample for sample in test if sample.fields[column] not in ("unknown", "other", "")]
         names = sorted({sample.fields[column] for sample in known})
-        pictures = clip.encode_images([load_square(sample.image_bytes, clip.image_px) for sample in known])
+        images = clip.encode_images([load_square(sample.image_bytes, clip.image_px) for sample in known])
         words = clip.encode_texts([f"a photo of a {name.lower()}" for name in names])
         right = [np.array([names.index(sample.fields[column])]) for sample in known]
-        found = ranks(pictures, words, right)
+        found = ranks(images, words, right)
         print(f"{column}: {len(known)} images, {len(names)} names")
         for k in (1, 5):
             print(f"  among {k}: {recall_at_k(found, k):.3f}, by chance {k / len(names):.3f}")
