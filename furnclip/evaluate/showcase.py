@@ -55,7 +55,7 @@ def choose(measured: Measurement) -> list[ReportSection]:
     note = "A fair sample, chosen before looking"
     sections = [products("Drawn by lot", note, random.permutation(len(ranks)))]
     if "attributes_to_image" in measured.tasks:
-        note = "Short queries as a shopper types them, drawn by lot; every product of that kind is right"
+        note = "Short queries as a shopper types them, drawn by lot; every product of that kind is relevant"
         rows = random.permutation(len(measured.requests))
         sections.append(_section(measured, "attributes_to_image", "Requests", note, rows))
     if len(measured.models) > 1:
@@ -65,7 +65,7 @@ def choose(measured: Measurement) -> list[ReportSection]:
         sections.append(products("Gains", f"Where {name} is most ahead of {first}", gains))
         sections.append(products("Regressions", f"Where {name} is most behind {first}", losses))
     hardest = [row for row in np.argsort(-ranks, kind="stable") if ranks[row] > _TOP]
-    sections.append(products("Hardest", f"Where {name} finds the right image last", hardest))
+    sections.append(products("Hardest", f"Where {name} finds the relevant image last", hardest))
     return [section for section in sections if section.examples]
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from furnclip import ArenaApp
 from furnclip.arena.sheet import ContactSheets
 from furnclip.config import load_config
-from furnclip.viewers import Box, Environment, Viewer, detect
+from furnclip.viewers import Box, TerminalEnvironment, Viewer, detect
 from tests.arena_contest import write_contest
 from tests.arena_person import Person
 from tests.bench.measure import parse, report
@@ -99,7 +99,7 @@ def _press(person: Person, number: int, *, look_s: float) -> float:
 
 
 def _cold(folder: Path, votes: int) -> list[float]:
-    around = Environment(
+    around = TerminalEnvironment(
         variables={"TERM": "xterm-256color", "COLORTERM": "truecolor"},
         which=shutil.which,
         isatty=True,
