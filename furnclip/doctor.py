@@ -26,6 +26,7 @@ from urllib.request import Request, urlopen
 from furnclip.config import Config
 from furnclip.console import redact
 from furnclip.errors import FurnclipError, ModelError, ServiceError, StorageError
+from furnclip.parallel import cores
 
 LIMIT_S = 30.0  # a slow machine needs half of it to import everything
 NETWORK_S = 5.0
@@ -111,8 +112,7 @@ def check_device(wanted: str) -> str:
 
     device = choose_device(wanted)
     if device.type != "cuda":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return f"{device.type}, {cores} cores, {torch.get_num_threads()} threads"
+        return f"{device.type}, {cores()} cores, {torch.get_num_threads()} threads"
     properties = torch.cuda.get_device_properties(device)
     return f"{device}, {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 

@@ -23,7 +23,6 @@ from furnclip.errors import InputError
 from furnclip.journal import open_regular, write_bytes
 
 Floats = NDArray[np.float32]
-FEATURES = "features"  # the folder, in `work/cache`
 Encode = Callable[[list[int]], Floats]  # positions in the sequence asked for -> (n, W)
 
 

@@ -21,6 +21,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
@@ -39,6 +40,11 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LARGEST_TEXT_BYTES = 1 << 30
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"  # process numbers mean something on one machine
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)\.(?:part|old)")
+
+
+def utc_now() -> str:
+    """The time in UTC, to the millisecond, so that runs and votes can be ordered."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 class Journal:

@@ -37,6 +37,11 @@ Result = TypeVar("Result")
 _CHUNKS_AHEAD = 4
 
 
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Workers(Generic[Task, Result]):
     """Processes that run one function. They start when there is enough to do and end with the block.
 
@@ -56,10 +61,10 @@ class Workers(Generic[Task, Result]):
         setting: str = "workers",
     ) -> None:
         self._function = function
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        possible = cores()
         if memory_mb and (free_mb := _free_memory_mb()) is not None:
-            cores = max(1, min(cores, free_mb // memory_mb))
-        self._processes = processes or cores
+            possible = max(1, min(possible, free_mb // memory_mb))
+        self._processes = processes or possible
         self._setting = setting
         self._here_first = here_first
         self._seen = 0

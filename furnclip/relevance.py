@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from furnclip.catalogue import ATTRIBUTES, UNKNOWN
-from furnclip.metrics.retrieval import relevant_by_key
+from furnclip.metrics.retrieval import Integers, relevant_by_key
 
-Integers = npt.NDArray[np.int64]
 Attributes = Mapping[str, Sequence[str]]  # attribute -> its value for each product, "" where not known
 
 _MISSING = frozenset({"", UNKNOWN, "none", "nan", "null", "n/a", "na", "other", "-"})

@@ -166,8 +166,8 @@ def test_a_shard_whose_index_does_not_fit_is_no_shard(tmp_path: Path) -> None:
 def test_a_dataset_is_a_sequence_in_the_order_of_the_shards(folder: Path) -> None:
     dataset = ShardDataset(folder, "train")
     assert len(dataset) == 13
-    assert [item.product_id for item in dataset] == dataset.product_ids == [f"p-{n}" for n in range(13)]
-    assert dataset.groups == [f"{n // 2:016x}" for n in range(13)]
+    assert [item.product_id for item in dataset] == [f"p-{n}" for n in range(13)]
+    assert [item.group for item in dataset] == [f"{n // 2:016x}" for n in range(13)]
     order = random.Random(0).sample(range(13), 13)
     assert [dataset[index] for index in order] == [sample(index) for index in order]
     for outside in (-1, 13):
@@ -278,7 +278,7 @@ def test_a_shuffled_stream_has_each_sample_once_and_repeats_with_its_seed(
         return [item.product_id for item in stream]
 
     assert order(1) == order(1) != order(2)
-    assert sorted(order(3)) == sorted(ShardDataset(folder, "train").product_ids)
+    assert sorted(order(3)) == sorted(item.product_id for item in ShardDataset(folder, "train"))
 
 
 def test_ranks_share_a_split_without_overlap(folder: Path, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_ranks_share_a_split_without_overlap(folder: Path, tmp_path: Path) -> No
         ]
         for rank in range(2)
     ]
-    assert sorted(parts[0] + parts[1]) == sorted(ShardDataset(folder, "train").product_ids)
+    assert sorted(parts[0] + parts[1]) == sorted(item.product_id for item in ShardDataset(folder, "train"))
 
 
 def test_a_stream_refuses_a_shard_that_the_manifest_does_not_mean(folder: Path, tmp_path: Path) -> None:

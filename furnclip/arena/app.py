@@ -26,7 +26,6 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -37,6 +36,7 @@ from furnclip.arena.votes import OUTCOMES, Agreed, Contest, Vote, VoteBook
 from furnclip.catalogue import content_hash
 from furnclip.config import Config, load_config
 from furnclip.errors import JournalError, UsageError
+from furnclip.journal import utc_now
 from furnclip.metrics.standings import information_gain
 
 _BLOCK = 4  # queries within which sides are balanced
@@ -226,7 +226,7 @@ class ArenaApp:
         self.config = config or load_config()
         self.rater = _rater_name(rater)
         self.lineup = make_lineup(self.config, runs, model=model)
-        self.book = VoteBook(self.config.paths.arena / "votes.jsonl")
+        self.book = VoteBook(self.config.paths.votes)
         lock = self.config.paths.arena / "raters" / f"{content_hash(self.rater)}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(lock)  # as long as a rater votes, so that no query is shown in two windows
@@ -299,12 +299,12 @@ class ArenaApp:
         moment the question was asked.
         """
         taken_s = round(time.monotonic() - self._asked_at if seconds is None else seconds, 3)
-        vote = self.judging.cast(choice.upper(), vote_id=uuid.uuid4().hex, at=_now(), seconds=taken_s)
+        vote = self.judging.cast(choice.upper(), vote_id=uuid.uuid4().hex, at=utc_now(), seconds=taken_s)
         if not self.judging.own:
             lineup, queries = self.lineup, len(self.lineup.queries)
             agreed = [Agreed(duel, queries - len(lineup.differing(duel))) for duel in lineup.duels()]
             contest = Contest(lineup.key, lineup.models, queries, tuple(agreed))
-            self.book.append({"event": "contest", **asdict(contest), "at": _now()})
+            self.book.append({"event": "contest", **asdict(contest), "at": utc_now()})
         self.book.append(vote.event())
         self.judging.accept(vote)
         self._asked = False
@@ -315,7 +315,7 @@ class ArenaApp:
         own = self.judging.own
         if not own:
             return False
-        self.book.append({"event": "undo", "vote_id": own[-1].vote_id, "rater": self.rater, "at": _now()})
+        self.book.append({"event": "undo", "vote_id": own[-1].vote_id, "rater": self.rater, "at": utc_now()})
         self.judging.take_back(own[-1])
         self._asked = False
         return True
@@ -324,10 +324,6 @@ class ArenaApp:
         """The statistics of all raters' votes on this contest."""
         votes = [vote for vote in self.book.votes() if vote.lineup == self.lineup.key]
         return compute_standings(votes, self.book.contests())
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _rater_name(rater: str) -> str:

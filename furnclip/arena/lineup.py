@@ -26,9 +26,8 @@ from furnclip.images import open_image
 from furnclip.journal import read_json, read_text, write_json
 from furnclip.relevance import default_caption, known
 from furnclip.runs import read_card
-from furnclip.vectors import VectorTable, column_name, read_provenance, top_k
+from furnclip.vectors import Floats, VectorTable, column_name, read_provenance, top_k
 
-Floats = npt.NDArray[np.float32]
 _Products = Sequence[Mapping[str, str | None]]
 _FORMAT = "1"
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")

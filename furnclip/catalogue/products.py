@@ -50,10 +50,9 @@ def catalogue_path(paths: DataPaths) -> Path:
 
 def no_rows(path: Path, paths: DataPaths) -> InputError:
     """The error for a catalogue without a row; what to do depends on whose file it is and on the cause."""
-    rejected = paths.clean / "rejected.csv"
-    if path == paths.cleaned and rejected.is_file() and not uncleaned_rows(paths):
-        rows = read_records(rejected)[1]
-        return nothing_cleaned(rejected, Counter(row.fields.get("rejected_reason", "") for row in rows))
+    if path == paths.cleaned and paths.rejected.is_file() and not uncleaned_rows(paths):
+        rows = read_records(paths.rejected)[1]
+        return nothing_cleaned(paths.rejected, Counter(row.fields.get("rejected_reason", "") for row in rows))
     return InputError(f"`{path}` has no rows", hint=_remedy(path, paths) or "export the catalogue again")
 
 
@@ -68,7 +67,7 @@ def nothing_cleaned(rejected: Path, reasons: Counter[str]) -> InputError:
 
 def _remedy(path: Path, paths: DataPaths) -> str:
     """What to do about a bad file that `clean` wrote; empty for a file of the user's."""
-    if path not in (paths.cleaned, paths.clean / "rejected.csv"):
+    if path not in (paths.cleaned, paths.rejected):
         return ""
     return f"delete `{path}` and run `furnclip clean run`: it is written again, and nothing is paid for twice"
 
@@ -146,7 +145,7 @@ def uncleaned_rows(paths: DataPaths) -> int:
     if not paths.cleaned.is_file() or not paths.products.is_file():
         return 0
     hashes = []
-    for path in (paths.cleaned, paths.clean / "rejected.csv", paths.products):
+    for path in (paths.cleaned, paths.rejected, paths.products):
         if path.is_file():
             columns, records = _open(path, paths)
             # of every row, damaged ones as well: each row of the catalogue has its counterpart

@@ -65,7 +65,7 @@ def stats(
     """Show the results of all votes with their uncertainty; writes an HTML page with the images."""
     from furnclip.arena import compute_standings, write_page
 
-    book = _book(settings(config).paths.arena)
+    book = _book(settings(config).paths.votes)
     votes = book.votes()
     standings = compute_standings(votes, book.contests())
     page = html or book.path.with_name("report.html")
@@ -83,7 +83,7 @@ def export(
     """Write every vote that stands to a CSV file."""
     from furnclip.arena import export_csv
 
-    book = _book(settings(config).paths.arena)
+    book = _book(settings(config).paths.votes)
     votes = book.votes()
     target = path or book.path.with_name("votes.csv")
     export_csv(votes, target)
@@ -91,11 +91,11 @@ def export(
     console.emit(payload, as_json=as_json, human=lambda: console.say(f"wrote {len(votes)} votes to {target}"))
 
 
-def _book(folder: Path) -> VoteBook:
+def _book(votes: Path) -> VoteBook:
     from furnclip.arena import VoteBook
     from furnclip.errors import MissingStageError
 
-    book = VoteBook(folder / "votes.jsonl")
+    book = VoteBook(votes)
     if not book.path.exists():
         raise MissingStageError(book.path, command="furnclip arena")
     return book

@@ -49,6 +49,7 @@ class DataPaths(_Section):
 
     clean = _InWork("clean")
     cleaned = _InWork("clean/cleaned.csv")
+    rejected = _InWork("clean/rejected.csv")
     shards = _InWork("shards")
     runs = _InWork("runs")
     embeddings = _InWork("embeddings")
@@ -56,7 +57,9 @@ class DataPaths(_Section):
     index = _InWork("index.lance")
     eval = _InWork("eval")
     arena = _InWork("arena")
+    votes = _InWork("arena/votes.jsonl")
     cache = _InWork("cache")
+    features = _InWork("cache/features")
 
 
 class ModelConfig(_Section):

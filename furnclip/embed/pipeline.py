@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -37,6 +36,7 @@ from furnclip.errors import FurnclipError, InputError
 from furnclip.journal import Journal, encode_event, keep_copy, read_journal, replacing, sweep
 from furnclip.model import Clip
 from furnclip.model.precision import release_freed
+from furnclip.parallel import cores
 from furnclip.vectors import Provenance, VectorTable, read_provenance
 from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
 from furnclip.vectors.parquet import open_parquet
@@ -202,7 +202,7 @@ def _key(reader: CatalogueReader, clips: Mapping[str, Clip], config: Config) -> 
 
 
 def _decoding_threads(config: Config) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(config.embed.workers or os.cpu_count() or 1)
+    return ThreadPoolExecutor(config.embed.workers or cores())
 
 
 def _nothing_usable(reader: CatalogueReader, config: Config, rejected: Path) -> InputError:

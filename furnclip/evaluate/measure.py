@@ -15,10 +15,9 @@ from furnclip.config import EvaluationConfig
 from furnclip.evaluate.models import ModelVectors
 from furnclip.evaluate.tasks import RetrievalTask, Split, build_tasks
 from furnclip.metrics import retrieval
-from furnclip.metrics.bootstrap import bootstrap_interval, paired_test
+from furnclip.metrics.bootstrap import Floats, bootstrap_interval, paired_test
 from furnclip.relevance import AttributeQuery
 
-Floats = npt.NDArray[np.floating]
 _CUTOFFS = (1, 5, 10)
 _CURVE = range(1, 51)
 _SLICED = ("recall@1", "recall@5", "mrr")

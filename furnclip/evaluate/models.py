@@ -24,7 +24,7 @@ from furnclip.catalogue import content_hash
 from furnclip.config import Config
 from furnclip.errors import ModelError
 from furnclip.evaluate.tasks import Side, Split
-from furnclip.features import FEATURES, Encode, FeatureStore, Floats
+from furnclip.features import Encode, FeatureStore, Floats
 from furnclip.model import Clip, load_clip
 from furnclip.relevance import AttributeQuery
 from furnclip.vectors import top_k
@@ -82,7 +82,7 @@ def _cached(
             )
         return vectors
 
-    folder = config.paths.cache / FEATURES
+    folder = config.paths.features
     store = FeatureStore(folder, clip.fingerprint, f"{kind}-vectors", clip.precision.precision)
     store.fill(keys, encode_finite, chunk_size=chunk_size)
     return store.rows(keys)

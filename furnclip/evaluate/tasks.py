@@ -19,11 +19,10 @@ from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import Config
 from furnclip.errors import InputError
 from furnclip.images import open_image
-from furnclip.metrics.retrieval import Gains
+from furnclip.metrics.retrieval import Gains, Integers
 from furnclip.relevance import AttributeQuery, attribute_queries, known_attributes, positives, tied_units
 from furnclip.shards import ShardDataset
 
-Integers = npt.NDArray[np.int64]
 Side = Literal["images", "captions", "requests"]
 TASKS = {
     "text_to_image": ("Text to image", "a product's caption finds its image"),

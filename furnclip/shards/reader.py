@@ -61,16 +61,6 @@ class ShardDataset:
     def _indexes(self) -> list[pyarrow.Table]:
         return [read_index(self.folder / shard.name, samples=shard.samples) for shard in self.shards]
 
-    @cached_property
-    def product_ids(self) -> list[str]:
-        """The product id of each sample, without reading the shards."""
-        return [value for table in self._indexes for value in table["product_id"].to_pylist()]
-
-    @cached_property
-    def groups(self) -> list[str]:
-        """The group of each sample, without reading the shards."""
-        return [value for table in self._indexes for value in table["group"].to_pylist()]
-
 
 def stream_samples(
     manifest: Manifest,

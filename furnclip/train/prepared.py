@@ -8,7 +8,6 @@ import secrets
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from furnclip.config import Config
 from furnclip.errors import ConfigError, UsageError
-from furnclip.features import FEATURES
+from furnclip.journal import utc_now
 from furnclip.model.clip import quiet
 from furnclip.model.loading import load_float32
 from furnclip.model.precision import choose_device, choose_precision
@@ -120,7 +119,7 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
     parameters = unfreeze(clip, train)
     # a resumed run keeps the precision and the micro-batch that it began with
     card.precision = card.precision or choose_precision(config.model.precision, clip.module, device)
-    cache = config.paths.cache / FEATURES if train.feature_cache and processes.first else None
+    cache = config.paths.features if train.feature_cache and processes.first else None
     encoder = Encoder(clip, SCENARIOS[train.scenario], device, card.precision, cache)
     encoder.place()
     if train.gradient_checkpointing:
@@ -180,7 +179,7 @@ def _card(
         config=settings,
         base={"name": config.model.name, "fingerprint": fingerprint},
         data_hash=data_hash,
-        started_at=now(),
+        started_at=utc_now(),
         machine=f"{platform.system()} {platform.machine()}",
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         git=_commit(config.paths.work.parent),
@@ -189,11 +188,6 @@ def _card(
 
 def _shown(value: object) -> str:
     return "not set" if value is None else json.dumps(value)
-
-
-def now() -> str:
-    """The time in UTC, to the millisecond, so that finished runs can be ordered."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _commit(folder: Path) -> str | None:

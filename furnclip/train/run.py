@@ -20,8 +20,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from furnclip import console
 from furnclip.config import Config, torchrun_launch
 from furnclip.errors import InputError, ModelError, UsageError
-from furnclip.features import FEATURES
-from furnclip.journal import Journal, discard_folder, exclusive, sweep, told_when_full, write_json, write_text
+from furnclip.journal import (
+    Journal,
+    discard_folder,
+    exclusive,
+    sweep,
+    told_when_full,
+    utc_now,
+    write_json,
+    write_text,
+)
 from furnclip.runs import CHECKPOINTS, METRICS_NAME, MODEL, PUBLISHED, README, read_card, write_card
 from furnclip.shards import MANIFEST_NAME
 from furnclip.storage import S3Manager
@@ -30,7 +38,7 @@ from furnclip.train.data import duplicate_rate
 from furnclip.train.exact import chance_loss
 from furnclip.train.finish import finish
 from furnclip.train.loop import Loop
-from furnclip.train.prepared import Prepared, check_settings, now, prepare_run
+from furnclip.train.prepared import Prepared, check_settings, prepare_run
 from furnclip.train.processes import Interrupts, Processes, joined
 from furnclip.train.scenarios import ABLATION
 from furnclip.train.trackers import LiveView, WandbTracker, forget_after
@@ -85,7 +93,7 @@ def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, An
             # Killed runs left files; a checkpoint that was moved away for its successor is put back.
             for inside in (folder, folder / CHECKPOINTS):
                 sweep(inside, exclusively=True)
-            for shared in (folder.parent, config.paths.cache / FEATURES):
+            for shared in (folder.parent, config.paths.features):
                 sweep(shared)
             if config.storage.bucket and not (config.paths.shards / MANIFEST_NAME).is_file():
                 with S3Manager.from_config(config.storage) as manager:
@@ -172,7 +180,7 @@ def _run_loop(ready: Prepared, interrupts: Interrupts) -> Position:
 def _close(ready: Prepared, position: Position) -> None:
     """Write the model card, and last of all the run card that says `finished`."""
     card = ready.card
-    card.status, card.finished_at = "finished", now()
+    card.status, card.finished_at = "finished", utc_now()
     card.epochs_done, card.best_epoch = position.epoch, position.best_epoch
     card.steps, card.stopped_early = position.step, position.stopped_early
     if not card.tells_result:
