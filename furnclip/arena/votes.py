@@ -39,7 +39,7 @@ class Vote:
     vote_id: Annotated[str, Field(min_length=1)]
     at: str
     rater: Annotated[str, Field(min_length=1)]
-    choice: Annotated[str, Field(pattern="^[ABTXN]$")]
+    choice: Annotated[str, Field(pattern=f"^[{''.join(OUTCOMES)}]$")]
     query: Query
     duel: tuple[str, str]
     sides: tuple[str, str]
