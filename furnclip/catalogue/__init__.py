@@ -24,9 +24,9 @@ from furnclip.catalogue.rows import ATTRIBUTES as ATTRIBUTES
 from furnclip.catalogue.rows import CLEAN_COLUMNS as CLEAN_COLUMNS
 from furnclip.catalogue.rows import REJECT_COLUMNS as REJECT_COLUMNS
 from furnclip.catalogue.rows import UNKNOWN as UNKNOWN
-from furnclip.catalogue.rows import SheetWriter as SheetWriter
 from furnclip.catalogue.rows import read_records as read_records
 from furnclip.catalogue.rows import renamed_column as renamed_column
 from furnclip.catalogue.rows import sheet_text as sheet_text
+from furnclip.catalogue.rows import write_row as write_row
 from furnclip.catalogue.text import content_hash as content_hash
 from furnclip.catalogue.text import normalized_title as normalized_title

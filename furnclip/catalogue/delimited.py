@@ -12,7 +12,7 @@ import csv
 import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -138,15 +138,11 @@ class Table(Iterator[str]):
 def _read_header(lines: Sequence[str], delimiter: str) -> tuple[list[str], int]:
     """The names of the columns, and how many lines they and blank lines above take; 0: there are none."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                return cells, reader.line_num
-    except csv.Error:  # a quote that is not closed
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                return split_line(line, delimiter), number
-    return [], 0
+    with suppress(csv.Error):  # a quote that is not closed
+        header = next((cells for cells in reader if any(map(str.strip, cells))), [])
+        return header, reader.line_num if header else 0
+    first = next(number for number, line in enumerate(lines) if line.strip())
+    return split_line(lines[first], delimiter), first + 1
 
 
 def _find_delimiter(lines: Sequence[str], suffix: str) -> str:

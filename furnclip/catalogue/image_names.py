@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -93,51 +93,45 @@ class _ImageFolder:
 
     def find(self, name: str) -> Path:
         if "://" in name:
-            raise BrokenImage(
-                "outside", f"`{name}` is a web address", hint="download the images to the folder"
-            )
+            hint = "download the images to the folder"
+            raise BrokenImage("outside", f"`{name}` is a web address", hint=hint)
+        candidates = self._candidates(name)
+        if any(".." in candidate.split("/") for candidate in candidates):
+            raise BrokenImage("outside", f"`{name}` leads out of the image folder")
         try:
-            path = self._nearest(name)
+            whole = (self._root / candidate for candidate in candidates)
+            path = next(filter(Path.exists, whole), None)
+            path = path or next(filter(None, map(self._respelt, candidates)), None)
         except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a loop of links
             raise BrokenImage("missing", f"`{name}` is not the name of an image ({error})") from None
+        if path is None and name.startswith("/"):
+            raise BrokenImage("outside", f"`{name}` is not in the image folder `{self._given}`")
+        if path is None:
+            raise BrokenImage("missing", f"there is no image `{name}` in `{self._given}`")
+        if path != self._root / candidates[0]:
+            self.near.add(hash(name))
+            self.example = self.example if self.example[0] else (name, str(path.relative_to(self._root)))
         if not self._links_may_lead_out and not path.resolve().is_relative_to(self._root):
-            raise BrokenImage(
-                "outside", f"`{name}` leads out of the image folder `{self._given}`, which is another user's"
-            )
+            place = f"the image folder `{self._given}`, which is another user's"
+            raise BrokenImage("outside", f"`{name}` leads out of {place}")
         if not path.is_file():
             raise BrokenImage("not-a-file", f"`{name}` is not a file")
         return path
 
-    def _nearest(self, name: str) -> Path:
-        exact, *others = candidates = list(dict.fromkeys(self._candidates(name)))
-        if any(".." in candidate.split("/") for candidate in candidates):
-            raise BrokenImage("outside", f"`{name}` leads out of the image folder")
-        if (self._root / exact).exists():
-            return self._root / exact
-        found = next(filter(Path.exists, (self._root / other for other in others)), None)
-        found = found or next(filter(None, map(self._respelt, candidates)), None)
-        if found is None:
-            if name.startswith("/"):
-                raise BrokenImage("outside", f"`{name}` is not in the image folder `{self._given}`")
-            raise BrokenImage("missing", f"there is no image `{name}` in `{self._given}`")
-        self.near.add(hash(name))
-        self.example = self.example if self.example[0] else (name, str(found.relative_to(self._root)))
-        return found
-
-    def _candidates(self, name: str) -> Iterator[str]:
-        """The names below the folder that this one may stand for, the likeliest first."""
+    def _candidates(self, name: str) -> list[str]:
+        """The names below the folder that this one may stand for, as it is first, then the likeliest."""
         relative = name.replace("\\", "/")
         for root in (self._root, self._given.absolute()):
             relative = relative.removeprefix(f"{root.as_posix()}/")
         relative = relative.lstrip("/")
-        yield relative
         whole = [relative, _AFTER_NAME.sub("", relative)]
         whole += [unquote(text) for text in whole]
-        yield from whole
+        moved = []
         for text in whole:
             first, _, rest = text.partition("/")
             is_doubled = rest and first.casefold() == self._root.name.casefold()
-            yield rest if is_doubled else f"{self._root.name}/{text}"
+            moved.append(rest if is_doubled else f"{self._root.name}/{text}")
+        return list(dict.fromkeys(whole + moved))
 
     def _respelt(self, name: str) -> Path | None:
         """The one file whose name differs from this one in case, accents' spelling or image ending."""

@@ -1,9 +1,8 @@
 """Rows of any supported file, streamed, with damaged ones marked; and CSV files of our own.
 
-The kind of a file is recognized by its content. What we write is safe to open in a spreadsheet, and read back
-as what was written: a spreadsheet runs a cell such as `=HYPERLINK(...)` as a formula, so such a cell gets an
-apostrophe in front on its way out, and loses it on its way in. A cell that begins with apostrophes before a
-formula sign gets one more, so every text comes back as it was, `-A1` and `'-A1` alike. Numbers stay numbers.
+The kind of a file is recognized by its content. What we write is safe to open in a spreadsheet, which runs a
+cell such as `=HYPERLINK(...)` as a formula: on its way out such a cell, or one with apostrophes before such a
+sign, gets an apostrophe in front, and loses it on its way in. Numbers stay numbers.
 
 A column of the catalogue that has the name of one of ours is called `raw_NAME` in our files (and
 `raw_NAME` is called `raw_raw_NAME`), so no two columns have one name.
@@ -189,15 +188,9 @@ def _writable(fields: dict[str, str]) -> dict[str, str]:
     return {name: _NO_TEXT.sub("\ufffd", value) for name, value in short.items()}
 
 
-class SheetWriter:
-    """Writes CSV rows in UTF-8 whose cells no spreadsheet runs as a formula."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def write_row(self, cells: Iterable[object]) -> None:
-        """One row, each cell as `str` writes it."""
-        self._file.write(sheet_text([cells]).encode("utf-8"))
+def write_row(file: IO[bytes], cells: Iterable[object]) -> None:
+    """Add a row to a CSV file whose cells no spreadsheet runs as a formula; each as `str` writes it."""
+    file.write(sheet_text([cells]).encode("utf-8"))
 
 
 def sheet_text(rows: Iterable[Iterable[object]]) -> str:

@@ -122,25 +122,21 @@ def read_json(path: Path, *, is_array: bool) -> tuple[list[str], Iterator[dict[s
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any] | str]:
-    for line in text_lines(path):
-        if not line.strip():
-            continue
+    for line in filter(str.strip, text_lines(path)):
         try:
             value = json.loads(line)
+            yield value if isinstance(value, dict) else "not a JSON object"
         except (ValueError, RecursionError) as error:
             yield str(error)
-            continue
-        yield value if isinstance(value, dict) else "not a JSON object"
 
 
 def _array_items(path: Path) -> Iterator[dict[str, Any] | str]:
     """The items of one large array. For a value that is half there, the text is doubled until it is whole."""
     text, at, number, wanted_chars = "", 0, 0, _CHUNK_CHARS
     for chunk in chain(text_chunks(path), ("",)):
-        if chunk:
-            text, at = text[at:] + chunk, 0
-            if len(text) < wanted_chars:
-                continue
+        text, at = text[at:] + chunk, 0
+        if chunk and len(text) < wanted_chars:
+            continue
         while match := (_NEXT_ITEM if number else _FIRST_ITEM).match(text, at):
             try:
                 value, at = _DECODER.raw_decode(text, match.end())
@@ -166,31 +162,27 @@ def read_parquet(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]
     import pyarrow
     import pyarrow.parquet
 
+    size_bytes = path.stat().st_size
+    most_bytes = max(_UNSUSPECTED, _MOST_BYTES_A_BYTE * size_bytes)
+    most_values = max(_UNSUSPECTED, _MOST_VALUES_A_BYTE * size_bytes)
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        columns = list(file.schema_arrow.names)
-        _check_size(path, file.metadata)
+        columns, metadata = list(file.schema_arrow.names), file.metadata
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for chunk in map(group.column, range(group.num_columns)):
+                unpacked = chunk.total_uncompressed_size
+                values = max(chunk.num_values, metadata.num_rows)
+                if unpacked > most_bytes or values > most_values:
+                    raise InputError(
+                        f"`{path}` has {size_bytes:,} bytes, but its column `{chunk.path_in_schema}` "
+                        f"unpacks to {unpacked:,} bytes in {values:,} values",
+                        hint="this is no catalogue; export it again",
+                    )
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(
             f"`{path}` is not a Parquet file: {error}", hint="export the catalogue again"
         ) from None
     return columns, _parquet_rows(path, file)
-
-
-def _check_size(path: Path, metadata: pyarrow.parquet.FileMetaData) -> None:
-    size_bytes = path.stat().st_size
-    most_bytes = max(_UNSUSPECTED, _MOST_BYTES_A_BYTE * size_bytes)
-    most_values = max(_UNSUSPECTED, _MOST_VALUES_A_BYTE * size_bytes)
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for chunk in map(group.column, range(group.num_columns)):
-            unpacked = chunk.total_uncompressed_size
-            values = max(chunk.num_values, metadata.num_rows)
-            if unpacked > most_bytes or values > most_values:
-                raise InputError(
-                    f"`{path}` has {size_bytes:,} bytes, but its column `{chunk.path_in_schema}` unpacks to "
-                    f"{unpacked:,} bytes in {values:,} values",
-                    hint="this is no catalogue; export it again",
-                )
 
 
 def _parquet_rows(path: Path, file: pyarrow.parquet.ParquetFile) -> Iterator[dict[str, Any] | str]:
@@ -212,9 +204,9 @@ def _parquet_rows(path: Path, file: pyarrow.parquet.ParquetFile) -> Iterator[dic
 def _rows_of(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | str]:
     try:
         yield from batch.to_pylist()
-    except (ValueError, OverflowError):  # a date beyond the year 9999 somewhere in it
+    except (ValueError, OverflowError) as error:  # a date beyond the year 9999 somewhere in it
+        if batch.num_rows == 1:
+            yield f"a value cannot be read: {error}"
+            return
         for index in range(batch.num_rows):
-            try:
-                yield batch.slice(index, 1).to_pylist()[0]
-            except (ValueError, OverflowError) as error:
-                yield f"a value cannot be read: {error}"
+            yield from _rows_of(batch.slice(index, 1))

@@ -87,11 +87,27 @@ def _find_encoding(path: Path, _state: tuple[int, ...]) -> tuple[str, bool]:
         return "utf-8-sig", True
     if sum(byte < 32 and byte not in b"\t\n\r\f\v" for byte in head) > len(head) / 20:
         raise InputError(f"`{path}` is not a text file", hint=KINDS_HINT)
-    utf8_lines, other_lines, sample = _count_lines(path)
+    return _doubtful_encoding(path), False
+
+
+def _doubtful_encoding(path: Path) -> str:
+    """How to decode a file that is not UTF-8, or not all of it; announced once."""
+    utf8_lines = other_lines = 0
+    sample = bytearray()
+    for line in _lines(path, "latin-1"):
+        if line.isascii():
+            continue
+        data = line.encode("latin-1")
+        try:
+            data.decode("utf-8")
+            utf8_lines += 1
+        except UnicodeDecodeError:
+            other_lines += 1
+            sample += data[: _SAMPLE_BYTES - len(sample)]
     if utf8_lines >= other_lines:
         warn_once(f"{other_lines} lines of `{path}` are not UTF-8 as the others are; their rows are rejected")
-        return "utf-8-sig", False
-    name = _legacy_encoding(sample)
+        return "utf-8-sig"
+    name = _legacy_encoding(bytes(sample))
     if not name:
         raise InputError(
             f"`{path}` is not UTF-8, and its encoding cannot be told", hint="save it as UTF-8 and run again"
@@ -99,7 +115,7 @@ def _find_encoding(path: Path, _state: tuple[int, ...]) -> tuple[str, bool]:
     warn_once(
         f"`{path}` is not UTF-8 but looks like {name}, and is read as that; save it as UTF-8 to be sure"
     )
-    return name, False
+    return name
 
 
 @cache
@@ -141,23 +157,6 @@ def _wide_encoding(head: bytes) -> str:
     return ""
 
 
-def _count_lines(path: Path) -> tuple[int, int, bytes]:
-    """Lines that are UTF-8 and not ASCII, lines that are not UTF-8, and a sample of the latter."""
-    utf8_lines = other_lines = 0
-    sample = bytearray()
-    for line in _lines(path, "latin-1"):
-        if line.isascii():
-            continue
-        data = line.encode("latin-1")
-        try:
-            data.decode("utf-8")
-            utf8_lines += 1
-        except UnicodeDecodeError:
-            other_lines += 1
-            sample += data[: _SAMPLE_BYTES - len(sample)]
-    return utf8_lines, other_lines, bytes(sample)
-
-
 def _legacy_encoding(sample: bytes) -> str:
     """The encoding that makes sense of bytes that are not UTF-8; empty where none does.
 
@@ -182,14 +181,12 @@ def _legacy_encoding(sample: bytes) -> str:
 
 
 def _decode_line(line: bytes, encoding: str) -> str:
-    try:
+    with suppress(UnicodeDecodeError):
         text = line.decode("utf-8")
-    except UnicodeDecodeError:
-        return line.decode(encoding, _MARKING)
-    # Two bytes of a character in GBK and its like can be UTF-8 by accident, three and three hardly can.
-    if encoding in _MULTI_BYTE and any("\x7f" < character < "\u0800" for character in text):
-        return line.decode(encoding, _MARKING)
-    return text.removeprefix("\ufeff")
+        # Two bytes of a character in GBK and its like can be UTF-8 by accident, three and three hardly can.
+        if encoding not in _MULTI_BYTE or not any("\x7f" < character < "\u0800" for character in text):
+            return text.removeprefix("\ufeff")
+    return line.decode(encoding, _MARKING)
 
 
 def _lines(path: Path, encoding: str) -> Iterator[str]:

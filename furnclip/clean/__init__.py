@@ -29,12 +29,12 @@ from furnclip.catalogue import (
     REJECT_COLUMNS,
     Product,
     Rejection,
-    SheetWriter,
     content_hash,
     find_images,
     read_products,
     read_records,
     renamed_column,
+    write_row,
 )
 from furnclip.clean import offline
 from furnclip.clean.batch import parts as pricing
@@ -264,20 +264,20 @@ def _write_files(ledger: CleaningLedger, *, partial: bool) -> Event:
     header = [renamed_column(name) for name in columns]
     with ExitStack() as stack:
         cleaned, rejected = (
-            SheetWriter(stack.enter_context(replacing(path)))
+            stack.enter_context(replacing(path))
             for path in (ledger.workspace.cleaned, ledger.workspace.rejected)
         )
-        cleaned.write_row([*header, *CLEAN_COLUMNS])
-        rejected.write_row([*header, *REJECT_COLUMNS])
+        write_row(cleaned, [*header, *CLEAN_COLUMNS])
+        write_row(rejected, [*header, *REJECT_COLUMNS])
         for product, outcome in _outcomes(ledger):
             raw = [product.fields.get(name, "") for name in columns]
             counts["rows"] += 1
             counts[outcome.kind if outcome else "pending"] += 1
             if outcome and outcome.kind == "cleaned":
-                cleaned.write_row([*raw, *outcome.values, outcome.source])
+                write_row(cleaned, [*raw, *outcome.values, outcome.source])
             elif outcome:
                 reasons[outcome.reason] += 1
-                rejected.write_row([*raw, outcome.reason, outcome.detail])
+                write_row(rejected, [*raw, outcome.reason, outcome.detail])
         if counts["pending"] and not partial:
             raise ServiceError(
                 f"{counts['pending']} rows have no answer yet",
