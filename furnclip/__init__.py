@@ -5,7 +5,7 @@ The classes below are loaded when they are first used, so `import furnclip` stay
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # importing `typing` takes longer than all of this, and nobody handles Ctrl-C yet
+TYPE_CHECKING = False  # importing `typing` takes longer than all of this, and Ctrl-C is not handled yet
 if TYPE_CHECKING:
     from typing import Any
 

@@ -10,7 +10,7 @@
     ├── UsageError               2   a flag, a value or an order of commands is wrong
     │   ├── ConfigError          2   `furnclip.toml`, an environment variable or `.env`
     │   └── MissingStageError    2   an earlier command has to run first
-    └── Interrupted            130   stopped by Ctrl-C; running again goes on from there
+    └── Interrupted            130   stopped by Ctrl-C; running again continues from there
 
 `cli` prints `error: MESSAGE` and `hint: HINT` and exits with the class's code. Messages are lower
 case, one sentence, no full stop, and name the thing that is wrong; the hint says what to do next.
@@ -87,7 +87,7 @@ class Interrupted(FurnclipError):
         self,
         message: str = "interrupted",
         *,
-        hint: str = "run the same command again to go on from here",
+        hint: str = "run the same command again to continue from here",
     ) -> None:
         super().__init__(message, hint=hint)
 

@@ -314,7 +314,7 @@ def told_when_full(*folders: Path) -> Iterator[None]:
             disk = disk.parent
         raise StorageError(
             f"the disk `{disk}` is full: no room in `{folder}`",
-            hint="free some space, or set `paths.work` to another disk; the same command goes on from here",
+            hint="free some space, or set `paths.work` to another disk; the same command continues from here",
         ) from None
 
 

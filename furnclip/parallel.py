@@ -116,7 +116,7 @@ class Workers(Generic[Task, Result]):
             raise FurnclipError(
                 f"a worker process was killed, probably out of memory, at `{name_of(at_work[0])}` or "
                 "one of the items after it",
-                hint=f"run the same command again to go on from here, with fewer `{self._setting}`",
+                hint=f"run the same command again to continue from here, with fewer `{self._setting}`",
             ) from None
 
     def _submit(self, tasks: list[Task]) -> _Outcomes[Result]:

@@ -99,7 +99,7 @@ def test_ctrl_c_stops_in_two_lines_and_the_next_run_goes_on(tmp_path: Path) -> N
     process.send_signal(signal.SIGINT)
     _, talk = process.communicate(timeout=60)
     # In the middle of an import there is the first line only.
-    lines = ["error: interrupted", "hint: run the same command again to go on from here"]
+    lines = ["error: interrupted", "hint: run the same command again to continue from here"]
     assert process.returncode == 130
     assert talk.splitlines() in (lines, lines[:1])
     assert store.prepared()["products"] == 300

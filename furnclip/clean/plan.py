@@ -47,7 +47,7 @@ _INLINE_PRODUCTS = 256  # starting processes costs more than this many images
 def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) -> Event:
     """Plan every request of the selected rows; does nothing when nothing changed. Returns the counts.
 
-    limit: only so many rows, from the first on; sample: only so many, always the same.
+    limit: at most N rows, from the first on; sample: at most N, always the same.
     """
     clean, paths, workspace = ledger.config.clean, ledger.config.paths, ledger.workspace
     _mention_family(ledger)

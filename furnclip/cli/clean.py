@@ -29,7 +29,7 @@ PartialOption = Annotated[
     bool, typer.Option("--partial", help="write what is there although rows are still pending")
 ]
 IgnoreOption = Annotated[
-    bool, typer.Option("--ignore-errors", help="go on although many rows failed for the same reason")
+    bool, typer.Option("--ignore-errors", help="continue although many rows failed for the same reason")
 ]
 
 group = typer.Typer(

@@ -5,7 +5,7 @@ complete when `manifest.json` is there, and `work/shards/rejected.csv` with ever
 and why. Work in progress lies in `work/cache/prepare/`.
 
 Scan (decode what is new), find ties (who belongs together), assign (a split for each group), pack. Every
-step goes on where a killed run stopped. Do not trust near-duplicates to be complete: crops, mirrors and
+step continues where a killed run stopped. Do not trust near-duplicates to be complete: crops, mirrors and
 recolored variants of one photograph are different images to it; give `paths.group_column` where the
 shop knows its variants.
 """

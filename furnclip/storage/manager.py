@@ -4,12 +4,12 @@
 checks every file against it. While an upload is running it says `"complete": false`.
 
 Up: the inventory, not complete; the files; what announces them; the inventory again, complete. The same
-call goes on where it was killed: what is there already is not sent again, and parts of large files that
+call continues where it was killed: what is there already is not sent again, and parts of large files that
 never became an object are thrown away. One upload at a time may send to a prefix.
 
 Down: inventory and manifest are read first; what announces an older dataset in the folder is taken
 away; then come the files, each checked and flushed to the disk; the manifest gets its name last. A
-partial download is therefore never taken for a dataset, and the same call goes on with it.
+partial download is therefore never taken for a dataset, and the same call continues it.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class S3Manager(Bucket):
             if not is_complete:
                 raise StorageError(
                     f"the upload to `{self.where(prefix)}` has not ended",
-                    hint="wait for it, or run the upload again: it goes on where it stopped",
+                    hint="wait for it, or run the upload again: it continues where it stopped",
                 )
         else:  # another program uploaded it; what its manifest says of checksums counts
             files = self.listing(prefix)

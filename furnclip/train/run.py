@@ -4,7 +4,7 @@ In: `work/shards/`, a base model. Out: `work/runs/NAME/` with `run.json`, `metri
 `adapter/`, `model/` and `README.md`. `run.json` says `finished` only when all the rest is there.
 
 Where a run starts from, in this order: its own last checkpoint, else the base model. Run again, a
-finished run does nothing; an interrupted one goes on; a changed one is refused, with what changed.
+finished run does nothing; an interrupted one continues; a changed one is refused, with what changed.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _train(
         return {**asdict(ready.card), "already_done": True}
     if not resume and processes.first:
         discard_folder(folder)
-    processes.wait()  # until an older run is gone, nobody looks for its checkpoints
+    processes.wait()  # until an older run is gone, no process looks for its checkpoints
     if processes.first:
         _announce(ready)
     started = time.monotonic()

@@ -82,7 +82,7 @@ def main() -> None:
     finish.set_defaults(step=lambda arguments: write_bundle(arguments.run))
     judge = steps.add_parser("judge", help="name what is on images of Sweet Home 3D's test split")
     judge.add_argument("sweethome", type=Path, help="Sweet Home 3D, cleaned and prepared")
-    judge.set_defaults(step=lambda arguments: print_judgement(arguments.sweethome))
+    judge.set_defaults(step=lambda arguments: print_judgment(arguments.sweethome))
     arguments = parser.parse_args()
     arguments.step(arguments)
 
@@ -140,7 +140,7 @@ def write_bundle(run: Path) -> None:
     print(f"{size_mb:.1f} MB in {target}")
 
 
-def print_judgement(sweethome: Path) -> None:
+def print_judgment(sweethome: Path) -> None:
     """Zero-shot accuracy at once and among five, beside chance, for object types and room categories."""
     config = load_config(sweethome / "furnclip.toml")
     clip = load_clip("furnclip-tiny", config.model)
