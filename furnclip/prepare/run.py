@@ -153,11 +153,11 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Pr
                 path.unlink()
             shutil.rmtree(cache / "staged", ignore_errors=True)
         with store:
-            return _Run(config, cache, store).run()
+            return _Preparation(config, cache, store).run()
 
 
 @dataclass
-class _Run:
+class _Preparation:
     """One run's places and the rows rejected so far."""
 
     config: Config
