@@ -38,6 +38,7 @@ _MAX_PIXELS_OF = {"WEBP": 40_000_000, "AVIF": 40_000_000}  # their decoders keep
 MIN_SIDE_PX = 8
 _STRIP_PIXELS = 4_000_000  # flattened at a time; a whole image of `MAX_PIXELS` would take four copies
 _REDUCING_GAP = 2.0
+_LABEL_PX = 16  # the line of text under an image of a contact sheet
 WHITE = (255, 255, 255)
 _REPLACE = "replace the image or drop the row"
 
@@ -82,7 +83,10 @@ def open_image(
     """
     data = read_bytes(source) if isinstance(source, Path) else source
     name = f"`{source.name}`" if isinstance(source, Path) else name
-    _quiet_pillow()
+    # Damaged metadata makes Pillow warn; what it means is judged here. `warnings.catch_warnings` restores the
+    # filters in the wrong order where there are several threads, so one is put in, and again if taken out.
+    if _QUIET_PILLOW not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_QUIET_PILLOW[3].pattern)
     image = _identify(data, name)
     try:
         return _upright_rgb(image, longest_px)
@@ -91,17 +95,6 @@ def open_image(
         raise BrokenImage("no-memory", detail, hint="use fewer workers or a smaller image") from None
     except _DECODER_ERRORS as error:
         raise BrokenImage("truncated", f"{name} is damaged or cut off ({error})") from None
-
-
-def _quiet_pillow() -> None:
-    """Damaged metadata makes Pillow warn; what it means for the image is judged here.
-
-    `warnings.catch_warnings` would do for one thread; with several it restores the filters in the
-    wrong order, and the whole process stays deaf to warnings. So the filter is put in once, and again
-    where somebody has taken it out.
-    """
-    if _QUIET_PILLOW not in warnings.filters:
-        warnings.filterwarnings("ignore", module=_QUIET_PILLOW[3].pattern)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -217,14 +210,14 @@ def _fitted(size: tuple[int, int], longest_px: int) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def letterbox(image: Image.Image, side_px: int, fill: tuple[int, int, int] = WHITE) -> Image.Image:
-    """The whole image, scaled up or down, in the middle of a square of `fill`."""
+def letterbox(image: Image.Image, side_px: int) -> Image.Image:
+    """The whole image, scaled up or down, in the middle of a white square."""
     fitted = _fitted(image.size, side_px)
     if image.size != fitted:
         image = image.resize(fitted, Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
     if fitted == (side_px, side_px):
         return image
-    square = Image.new("RGB", (side_px, side_px), fill)
+    square = Image.new("RGB", (side_px, side_px), WHITE)
     square.paste(image, ((side_px - fitted[0]) // 2, (side_px - fitted[1]) // 2))
     return square
 
@@ -242,18 +235,14 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[tuple[Image.Image | None, str]]],
-    *,
-    cell_px: int = 160,
-    label_px: int = 16,
-    fill: tuple[int, int, int] = WHITE,
+    rows: Sequence[Sequence[tuple[Image.Image | None, str]]], *, cell_px: int = 160
 ) -> Image.Image:
     """A grid of images, each with a line of text under it; None draws an empty frame."""
-    columns = max((len(row) for row in rows), default=1)
-    height_px = cell_px + label_px
-    sheet = Image.new("RGB", (max(1, columns) * cell_px, max(1, len(rows)) * height_px), fill)
-    draw = ImageDraw.Draw(sheet)
+    columns = max(map(len, rows), default=1)
+    height_px = cell_px + _LABEL_PX
     inner_px = cell_px - 4
+    sheet = Image.new("RGB", (max(1, columns) * cell_px, max(1, len(rows)) * height_px), WHITE)
+    draw = ImageDraw.Draw(sheet)
     for row_index, row in enumerate(rows):
         for column_index, (image, label) in enumerate(row):
             left, top = column_index * cell_px + 2, row_index * height_px + 2
@@ -261,7 +250,7 @@ def contact_sheet(
                 frame = (left, top, left + inner_px - 1, top + inner_px - 1)
                 draw.rectangle(frame, outline=(160, 160, 160))
             else:
-                fitted = ImageOps.pad(image.convert("RGB"), (inner_px, inner_px), color=fill)
+                fitted = ImageOps.pad(image.convert("RGB"), (inner_px, inner_px), color=WHITE)
                 sheet.paste(fitted, (left, top))
             text = " ".join(label.split())
             while text and draw.textlength(text) > inner_px:

@@ -1,9 +1,8 @@
 """CSV and its relatives: header, delimiter and rows, with every product accounted for.
 
-A quote that opens a cell and is not closed properly would swallow the rows up to the next quote. `csv` is
-strict here: where a quoted cell does not end at a delimiter or a line end, the quote is read as part of the
-text and each line as a row. A quoted cell that is closed properly may still hold swallowed rows; it does
-where every one of its lines has the cells of a row and looks as the other rows do (`Table._fits`).
+A quote that is not closed properly would swallow the rows up to the next quote. `csv` is strict here: where a
+quoted cell does not end at a delimiter or a line end, its quote is text and each line a row. So it is as well
+where every line of a cell has the cells of a row and looks as the other rows do (`Table._fits`).
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ _MOST = 0.6
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _FILE_NAME = re.compile(r"\S*\.[A-Za-z]\w{2,4}|\S*[/\\]\S+")
 _CODE = re.compile(r"[\w.\-/#]*\d[\w.\-/#]*")
-
 
 Row = tuple[list[str], str, str]  # cells; a reason and its detail where they cannot be used
 
@@ -57,9 +55,16 @@ class Table(Iterator[str]):
             raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")
         self._line = start + above + count
         rows = (split_line(line, self._delimiter) for line in sample[self._line :])
-        columns = zip(*(row for row in rows if len(row) == len(self.header)), strict=True)
+        whole = [row for row in rows if len(row) == len(self.header)] or [[""] * len(self.header)]
         # what the cells of a column look like, where nearly all look alike
-        self._kinds = [_find_kind(column) for column in columns] or [None] * len(self.header)
+        self._kinds: list[re.Pattern[str] | None] = []
+        for column in zip(*whole, strict=True):
+            cells = list(filter(None, map(str.strip, column)))
+            enough = max(2, len(cells) * _MOST)
+            kinds = (
+                kind for kind in (_FILE_NAME, _CODE) if sum(map(bool, map(kind.fullmatch, cells))) >= enough
+            )
+            self._kinds.append(next(kinds, None))
         self._lines = islice(text_lines(path), self._line, None)
         self._waiting: deque[str] = deque()  # lines that a row had taken and gave back
         self._taken: list[str] = []
@@ -173,13 +178,6 @@ def _lines_above_header(lines: Sequence[str], delimiter: str) -> int:
         if filled > 1 and (filled > width // 3 or len(cells) != width):
             return number
     return 0
-
-
-def _find_kind(column: Sequence[str]) -> re.Pattern[str] | None:
-    cells = [cell.strip() for cell in column if cell.strip()]
-    enough = max(2, len(cells) * _MOST)
-    kinds = (_FILE_NAME, _CODE)
-    return next((kind for kind in kinds if sum(map(bool, map(kind.fullmatch, cells))) >= enough), None)
 
 
 def split_line(line: str, delimiter: str) -> list[str]:

@@ -172,13 +172,11 @@ def _checked_record(number: int, fields: dict[str, str]) -> Record:
     if len(whole) <= MAX_CELL_CHARS and (whole.isascii() or not _NO_TEXT.search(whole)):
         return Record(number, fields)
     for name, value in fields.items():
+        problem = "has something in it that is no text" if _NO_TEXT.search(value) else ""
         if len(value) > MAX_CELL_CHARS:
-            detail = f"column `{name}` has {len(value):,} characters, at most {MAX_CELL_CHARS:,}"
-        elif _NO_TEXT.search(value):
-            detail = f"column `{name}` has something in it that is no text"
-        else:
-            continue
-        return Record(number, _writable(fields), "unreadable-row", detail)
+            problem = f"has {len(value):,} characters, at most {MAX_CELL_CHARS:,}"
+        if problem:
+            return Record(number, _writable(fields), "unreadable-row", f"column `{name}` {problem}")
     return Record(number, fields)
 
 
