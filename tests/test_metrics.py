@@ -69,7 +69,7 @@ def test_right_answers_never_stand_in_each_others_way() -> None:
     scores = matrix([0.9, 0.8, 0.8, 0.1])
     found = every_rank(scores, identity(scores), answers([1, 2]))
     assert found[0].tolist() == [2, 3]
-    # precision is 1/2 at the first right answer and 2/3 at the second
+    # precision is 1/2 at the first relevant item and 2/3 at the second
     assert average_precision(found) == pytest.approx([(1 / 2 + 2 / 3) / 2])
 
 
