@@ -76,8 +76,7 @@ def find_encoding(path: Path) -> tuple[str, bool]:
 @lru_cache(maxsize=16)
 def _find_encoding(path: Path, _state: tuple[int, ...]) -> tuple[str, bool]:
     head = first_bytes(path)
-    wide = _wide_encoding(head)
-    if wide:
+    if wide := _wide_encoding(head):
         return wide, False
     if head.count(0) > len(head) / 20:
         raise InputError(f"`{path}` is not a text file", hint=KINDS_HINT)
