@@ -473,27 +473,27 @@ PRODUCTS = [{"product_id": f"A{n}", "title": f"lamp {n}", "image": f"{n}.jpg"} f
 CSV_TEXT = HEADER + "".join(",".join(row.values()) + "\n" for row in PRODUCTS)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("array.json", json.dumps(PRODUCTS).encode()),
-        ("indented.csv", json.dumps(PRODUCTS, indent=2).encode("utf-16")),
-        ("lines.json", "".join(json.dumps(row) + "\n" for row in PRODUCTS).encode()),
-        ("lines.txt", "".join(json.dumps(row) + "\n" for row in PRODUCTS).encode("utf-8-sig")),
-        ("packed.csv.gz", gzip.compress(CSV_TEXT.encode())),
-        ("packed.jsonl", gzip.compress(json.dumps(PRODUCTS).encode())),
-        ("sep.csv", ("sep=;\n" + CSV_TEXT.replace(",", ";")).encode()),
-        ("sep.txt", ('"SEP=|"\r\n' + CSV_TEXT.replace(",", "|")).encode("utf-8-sig")),
-        ("sep16.csv", ("sep=;\n" + CSV_TEXT.replace(",", ";")).encode("utf-16")),
-        ("titled.csv", ("Our products\n\n" + CSV_TEXT).encode()),
-        ("dated.csv", ("Export, 2026\n" + CSV_TEXT.replace(",", ";")).encode()),
-        ("padded.csv", ("Our products,,\n,,\n" + CSV_TEXT).encode()),
-        ("tabs.csv", CSV_TEXT.replace(",", "\t").encode()),
-        ("commas.tsv", CSV_TEXT.encode()),
-    ],
-)
-def test_a_file_is_read_as_what_it_is(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
+OF_ANOTHER_KIND = {
+    "array.json": json.dumps(PRODUCTS).encode(),
+    "indented.csv": json.dumps(PRODUCTS, indent=2).encode("utf-16"),
+    "lines.json": "".join(json.dumps(row) + "\n" for row in PRODUCTS).encode(),
+    "lines.txt": "".join(json.dumps(row) + "\n" for row in PRODUCTS).encode("utf-8-sig"),
+    "packed.csv.gz": gzip.compress(CSV_TEXT.encode()),
+    "packed.jsonl": gzip.compress(json.dumps(PRODUCTS).encode()),
+    "sep.csv": ("sep=;\n" + CSV_TEXT.replace(",", ";")).encode(),
+    "sep.txt": ('"SEP=|"\r\n' + CSV_TEXT.replace(",", "|")).encode("utf-8-sig"),
+    "sep16.csv": ("sep=;\n" + CSV_TEXT.replace(",", ";")).encode("utf-16"),
+    "titled.csv": ("Our products\n\n" + CSV_TEXT).encode(),
+    "dated.csv": ("Export, 2026\n" + CSV_TEXT.replace(",", ";")).encode(),
+    "padded.csv": ("Our products,,\n,,\n" + CSV_TEXT).encode(),
+    "tabs.csv": CSV_TEXT.replace(",", "\t").encode(),
+    "commas.tsv": CSV_TEXT.encode(),
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_KIND)
+def test_a_file_is_read_as_what_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(OF_ANOTHER_KIND[name])
     assert [row.fields for row in read_products(tmp_path / name, PATHS)] == PRODUCTS
 
 
