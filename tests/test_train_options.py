@@ -34,8 +34,8 @@ def test_the_micro_batch_that_is_found_trains_as_if_it_had_been_given(
         return command(ready, *flags, *more).ok().json
 
     found = card_of("--run", "found", "--micro-batch-size", "0")["batch"]["micro"]
-    assert found == 16
-    assert card_of("--run", "given", "--micro-batch-size", "16")["batch"]["micro"] == 16
+    assert found == 8  # a caption and a short query each
+    assert card_of("--run", "given", "--micro-batch-size", "8")["batch"]["micro"] == 8
     assert card_of("--run", "found", "--micro-batch-size", "0")["already_done"]
     runs = ready / "work" / "runs"
     assert losses(runs / "found") == losses(runs / "given")

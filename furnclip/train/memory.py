@@ -73,21 +73,24 @@ def storage_addresses(module: nn.Module) -> frozenset[int]:
     return frozenset(parameter.untyped_storage().data_ptr() for parameter in module.parameters())
 
 
-def largest_micro_batch(encoder: Encoder, *, limit: int, tokens: int) -> int:
-    """A power of two between 8 and `limit` (at least 1); `tokens` is the longest caption expected."""
+def largest_micro_batch(encoder: Encoder, *, limit: int, texts: int, tokens: int) -> int:
+    """A power of two between 8 and `limit` (at least 1).
+
+    `texts`: of each product; `tokens`: the longest text expected.
+    """
     live = [tower for tower in TOWERS if encoder.scenario.is_live(tower)]
     if not live or limit <= _SMALLEST:
         return limit
     scratch = replace(encoder, clip=copy.copy(encoder.clip), cache=None)
     scratch.clip.module = copy.deepcopy(encoder.clip.module).train()
     if encoder.device.type != "cuda":
-        per_sample = _graph_bytes(scratch, live, _SMALLEST, tokens) / _SMALLEST
+        per_sample = _graph_bytes(scratch, live, _SMALLEST, texts, tokens) / _SMALLEST
         fitting = int(free_bytes(encoder.device) * _USED_SHARE / per_sample)
         return min(limit, 1 << max(0, fitting.bit_length() - 1))
     fitting, size = 1, min(_SMALLEST, limit)
     while size <= limit:
         try:
-            _graph_bytes(scratch, live, size, tokens)
+            _graph_bytes(scratch, live, size, texts, tokens)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -97,12 +100,12 @@ def largest_micro_batch(encoder: Encoder, *, limit: int, tokens: int) -> int:
     return fitting
 
 
-def _graph_bytes(scratch: Encoder, live: list[Tower], size: int, tokens: int) -> int:
+def _graph_bytes(scratch: Encoder, live: list[Tower], size: int, texts: int, tokens: int) -> int:
     """Bytes that the graphs of a forward and backward pass over blank images and long captions hold."""
     clip = scratch.clip
     positions = int(clip.module.config.text_config.max_position_embeddings)
     length = min(tokens, positions) if clip.family.pads_to_longest else positions
-    captions = torch.zeros((size, length), dtype=torch.long)
+    captions = torch.zeros((size * texts, length), dtype=torch.long)
     captions[:, -1] = clip.tokenizer.eos_token_id  # what comes behind the end would cost nothing
     blank = np.zeros((size, clip.image_px, clip.image_px, 3), dtype=np.uint8)
     inputs: dict[Tower, Inputs] = {"vision": blank, "text": captions}

@@ -125,20 +125,22 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
     if train.gradient_checkpointing:
         with quiet():
             clip.module.gradient_checkpointing_enable({"use_reentrant": False})
+    train_data = TrainingData(datasets[0], clip.preprocessing, train)
     batch_size = train.effective_batch_size
     micro_batch_size = min(train.micro_batch_size, batch_size) or card.batch.get("micro")
+    texts = 2 if train_data.asks_attributes else 1
     return Prepared(
         folder=folder,
         config=config,
         processes=processes,
         encoder=encoder,
         parameters=parameters,
-        train=TrainingData(datasets[0], clip.preprocessing, train),
+        train=train_data,
         validation=TrainingData(datasets[1], clip.preprocessing, train),
         loss_name=loss_name,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size
-        or largest_micro_batch(encoder, limit=batch_size, tokens=_LONG_CAPTION_TOKENS),
+        or largest_micro_batch(encoder, limit=batch_size, texts=texts, tokens=_LONG_CAPTION_TOKENS),
         card=card,
     )
 
