@@ -22,7 +22,7 @@ _SCENARIOS = """Fine-tune CLIP on the shards.
 [bold]dual_lora[/bold]: LoRA in both encoders, and both projections\n
 [bold]vision_lora[/bold]: LoRA in the vision encoder, and both projections\n
 [bold]text_lora[/bold]: LoRA in the text encoder, and both projections\n
-[bold]full[/bold]: every weight, lower layers more slowly\n
+[bold]full[/bold]: every weight\n
 [bold]all[/bold]: the first five one after another, and a table
 """
 

@@ -148,6 +148,10 @@ def _announce(ready: Prepared) -> None:
         f"{len(train)} samples, batch {ready.batch_size} in micro-batches of {ready.micro_batch_size}, "
         f"{precision.precision} ({precision.reason})" + (f", loss at chance {chance:.3f}" if chance else "")
     )
+    if ready.parameters:
+        chosen = ready.config.train  # by `settled` where nothing was set
+        dropout = f", word dropout {chosen.word_dropout:.2g}" if chosen.word_dropout else ""
+        console.note(f"{chosen.epochs} epochs, peak learning rate {chosen.lr:.2g}{dropout}")
     console.note(f"{rate:.1%} of the captions are shared with another sample")
     if rate > _MANY_DUPLICATES:
         console.warn("most captions are not unique, so retrieval by caption cannot become sharp")
