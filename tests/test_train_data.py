@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from scipy import ndimage
 from furnclip.config import TrainingConfig
 from furnclip.config.sections import ModelConfig
 from furnclip.model.loading import load_float32
+from furnclip.shards import Sample
+from furnclip.train.batches import positives_of
 from furnclip.train.data import (
     Augmentation,
+    TrainingData,
     augment,
     duplicate_rate,
     sample_caption,
@@ -156,3 +160,22 @@ def test_the_seed_decides_how_a_picture_changes() -> None:
         assert changed(kind, 1) == changed(kind, 1)
         assert len({changed(kind, seed) for seed in range(8)}) == count
     assert changed("none", 1) == one_sided.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("texts", "also_right"),
+    [
+        (["red oak chair", "red chair", "blue lamp"], set()),
+        (["red chair", "chair", "blue lamp"], {(1, 0)}),  # what is left is the second product's own caption
+        (["chair", "chair", "lamp"], {(0, 1), (1, 0)}),
+        (["oak", "red chair", "red chair"], {(1, 2), (2, 1)}),
+    ],
+)
+def test_a_text_that_two_products_share_is_right_for_both(
+    texts: list[str], also_right: set[tuple[int, int]]
+) -> None:
+    captions = ("red oak chair", "red chair", "blue lamp")
+    samples = [Sample(str(row), b"", caption, str(row), str(row), {}) for row, caption in enumerate(captions)]
+    data = SimpleNamespace(texts=samples, config=TrainingConfig())
+    found = positives_of(texts, cast(TrainingData, data), np.arange(3))
+    assert set(zip(*np.nonzero(found), strict=True)) == {(0, 0), (1, 1), (2, 2), *also_right}

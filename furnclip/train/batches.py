@@ -63,7 +63,8 @@ class Batch:
 
         def by_product() -> Tensor:
             vectors = chunk()
-            return vectors.view(len(self.positives), -1, vectors.shape[-1]).transpose(0, 1)
+            texts = len(self.positives)
+            return vectors.view(texts, len(vectors) // texts, vectors.shape[1]).transpose(0, 1)
 
         return by_product
 
@@ -88,11 +89,11 @@ def make_batch(ready: Prepared, indices: Indices, epoch: int) -> Batch:
     captions = data.captions(indices, epoch=epoch)
     by_length = np.argsort([len(caption) for caption in captions], kind="stable")
     indices, captions = indices[by_length], [captions[row] for row in by_length]
-    texts, positives = [captions], [_positives(ready, indices, captions)]
+    texts, positives = [captions], [positives_of(captions, data, indices)]
     if data.asks_attributes:
         queries = data.short_queries(indices, epoch=epoch)
         texts.append(texts_of(queries, data, indices))
-        positives.append(positives[0] | _answers(queries, data, indices))
+        positives.append(positives_of(texts[1], data, indices) | _answers(queries, data, indices))
     own, size = ready.processes.slice_of(len(indices)), ready.micro_batch_size
     parts = [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
     keys: dict[Tower, list[str]] = {
@@ -124,12 +125,20 @@ def texts_of(queries: Sequence[AttributeQuery | None], data: TrainingData, indic
     return [query.text if query else caption for query, caption in zip(queries, captions, strict=True)]
 
 
-def _positives(ready: Prepared, indices: Indices, captions: list[str]) -> NDArray[np.bool_]:
-    """(B, B): products of one group, or with one caption, in this epoch or their own."""
-    if not ready.config.train.multi_positive:
+def positives_of(texts: Sequence[str], data: TrainingData, indices: Indices) -> NDArray[np.bool_]:
+    """(B, B): whether the text of a column is also right for the product of a row.
+
+    It is for products of the same group or caption, for those with the same text, and where it is another
+    product's own caption: words that are left out can leave just that.
+    """
+    if not data.config.multi_positive:
         return np.eye(len(indices), dtype=bool)
-    texts = [ready.train.texts[index] for index in indices]
-    return positive_mask(captions, [text.caption for text in texts], [text.group for text in texts])
+    products = [data.texts[index] for index in indices]
+    captions = [product.caption for product in products]
+    numbers = np.unique([*captions, *texts], return_inverse=True)[1].reshape(2, -1)
+    shared = positive_mask(texts, captions, [product.group for product in products])
+    shared |= numbers[0][:, None] == numbers[1][None, :]
+    return shared
 
 
 def _answers(

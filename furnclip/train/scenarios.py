@@ -26,7 +26,7 @@ from furnclip.model.adapters import add_lora
 from furnclip.model.clip import Clip
 from furnclip.model.towers import TOWERS, Tower
 
-DEFAULT_BATCH = 1024
+_LARGEST_BATCH = 1024
 _FEW_PRODUCTS, _SOME_PRODUCTS = 1_500, 6_000
 _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.")
 
@@ -82,7 +82,7 @@ def settled(config: TrainingConfig, clip: Clip, samples: int) -> TrainingConfig:
     # A frozen text tower reads each caption once; variants of it would cost it more than they gain.
     is_live = SCENARIOS[config.scenario].is_live("text")
     dropout = 0.0 if not is_live else 0.25 if samples <= _SOME_PRODUCTS else 0.1
-    batch_size = min(DEFAULT_BATCH, max(samples // 64, min(128, max(32, samples // 8))))
+    batch_size = min(_LARGEST_BATCH, max(samples // 64, min(128, max(32, samples // 8))))
     return config.model_copy(
         update={
             "lr": config.lr or rate,
