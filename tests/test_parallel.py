@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -149,20 +150,30 @@ def at_work() -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
         start_new_session=True,
         cwd=Path(__file__).parent.parent,
     )
-    deadline = time.monotonic() + 60
     workers: list[psutil.Process] = []
-    while sum(worker.cpu_times().user > 0.1 for worker in workers if worker.is_running()) < 3:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    try:
+        deadline = time.monotonic() + 60
+        while len(busy := workers_of(process)) < 2:
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() < deadline, busy
+            time.sleep(0.05)
         workers = psutil.Process(process.pid).children(recursive=True)
-        # the resource tracker, the fork server and the two workers, of which the server was busy importing
-    yield process, workers
-    for worker in workers:
-        if worker.is_running():
-            worker.kill()
-    process.kill()
-    process.communicate()
+        yield process, workers
+    finally:
+        for worker in workers:
+            if worker.is_running():
+                worker.kill()
+        process.kill()
+        process.communicate()
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The children of its fork server, which have begun to work: they ignore SIGINT by then."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    servers = {child.pid for child in family if child.ppid() == process.pid}
+    with suppress(psutil.NoSuchProcess):
+        return [child for child in family if child.ppid() in servers and child.cpu_times().user > 0.1]
+    return []
 
 
 def left_after(workers: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
