@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from furnclip.config import Config, load_config
 from furnclip.embed import embed_catalogue
 from furnclip.errors import MissingStageError, ModelMismatchError, UsageError
 from furnclip.search.searcher import fuse_ranks
+from furnclip.search.together import Together
 from tests.drawn_shop import captions, write_shop
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server
 
@@ -227,6 +229,26 @@ def test_a_product_without_a_picture_is_found_by_word_only(embedded: Path, tmp_p
     searcher = Searcher(load_config(shop / "furnclip.toml"))
     assert len(searcher.search("lamp", mode="vector", k=100)) == PRODUCTS - 1
     assert "P00003" in {hit.product_id for hit in searcher.search("lamp", mode="keyword", k=100)}
+
+
+def test_what_arrives_together_is_encoded_together() -> None:
+    batches: list[list[int]] = []
+
+    def encode(numbers: list[int]) -> np.ndarray:
+        batches.append(numbers)
+        time.sleep(0.05)
+        if 13 in numbers:
+            raise ValueError(13)
+        return np.array(numbers, dtype=np.float32)[:, None]
+
+    together = Together(encode)
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda number: together([number, number + 100]), range(12)))
+    assert [vectors[:, 0].tolist() for vectors in found] == [[n, n + 100] for n in range(12)]
+    assert len(batches) <= 4
+    with pytest.raises(ValueError, match="13"):
+        together([13])
+    assert together([1]).tolist() == [[1]]
 
 
 def test_threads_and_batches_get_what_one_by_one_gets(searcher: Searcher) -> None:

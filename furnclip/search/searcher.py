@@ -9,7 +9,6 @@ import json
 import math
 import re
 import shlex
-import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from furnclip.config import Config, load_config
 from furnclip.errors import InputError, ModelMismatchError, UsageError
 from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, letterbox, load_square, open_image
 from furnclip.journal import write_bytes
+from furnclip.search.together import Together
 from furnclip.vectors import Floats, Provenance, column_name, fuse, unit
 from furnclip.vectors.index import DETAILS, KEYWORDS, explained, index_location, open_index, partitions_of
 from furnclip.vectors.parquet import SHOWN
@@ -102,7 +102,8 @@ class Searcher:
         self.clip = self._load(run=run, model=model)
         # The table does not change, and counting what passes a filter takes as long as a search.
         self._matches = lru_cache(maxsize=1000)(self.table.count_rows)
-        self._encoding = threading.Lock()  # tokenizers change their own settings while they work
+        # Not thread-safe by itself: tokenizers change their own settings while they work.
+        self._texts, self._images = Together(self.clip.encode_texts), Together(self.clip.encode_images)
 
     def search(
         self,
@@ -246,8 +247,7 @@ class Searcher:
             square = letterbox(image.convert("RGB"), side_px)
         else:
             square = load_square(Path(image), side_px)
-        with self._encoding:
-            vectors = self.clip.encode_images([square])
+        vectors = self._images([square])
         if not words:
             return vectors
         weight = self.config.search.image_weight if image_weight is None else image_weight
@@ -255,8 +255,7 @@ class Searcher:
 
     def _encode_texts(self, texts: Sequence[str], avoided: Sequence[str]) -> Floats:
         """The texts as unit vectors (N, D), moved away from the words to avoid."""
-        with self._encoding:
-            vectors = self.clip.encode_texts([*texts, *avoided])
+        vectors = self._texts([*texts, *avoided])
         asked, away = vectors[: len(texts)], vectors[len(texts) :]
         return unit(asked - _AVOIDED_SHARE * away.mean(axis=0)) if avoided else asked
 
