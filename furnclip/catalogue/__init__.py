@@ -8,9 +8,13 @@ An id has to be there, printable, and new: the first row with an id keeps it, la
 A row needs as many cells as the header; a cell over `MAX_CELL_CHARS` is refused. Encodings are told in
 `text`, quotes and delimiters in `delimited`, names of images in `image_names`.
 
+What kind of value a column holds, and its name in a filter, are told in `columns`.
+
 `content_hash` decides everywhere in furnclip whether something is up to date.
 """
 
+from furnclip.catalogue.columns import Column as Column
+from furnclip.catalogue.columns import ColumnTypes as ColumnTypes
 from furnclip.catalogue.image_names import find_images as find_images
 from furnclip.catalogue.image_names import tell_near_matches as tell_near_matches
 from furnclip.catalogue.products import Product as Product

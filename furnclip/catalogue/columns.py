@@ -1,0 +1,311 @@
+"""Typed columns: what kind of value a catalogue's column holds, and the name by which a filter finds it.
+
+A column is of a kind when nearly all of its cells are (`_MOST`): one "on request" among a thousand prices
+does not make them text; such cells are counted. Money is a number without its sign; the availability of a
+feed, or a quantity, is the boolean `in_stock`. Digits that are a name (an article number, a bar code, "007")
+stay text. HTML in texts becomes the text that it shows.
+
+Names: lower case, without accents, `_` for all else; price, description and stock are called so whatever the
+shop calls them (`names.toml`). A name that is taken, furnclip's own or a word of SQL gets `raw_` in front, as
+in `cleaned.csv`; where that is taken too, a number follows.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cache, lru_cache
+from itertools import chain, count
+from pathlib import Path
+from typing import Literal
+
+from furnclip.catalogue.text import plain_text
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Kind = Literal["text", "number", "boolean", "date", "list"]
+Written = Literal["", ",", ".", "day", "month"]
+Value = str | float | bool | date | list[str]
+_MOST = 0.95  # of a column's cells have to be of its kind
+_CERTAIN_CELLS = 200  # so many misfits settle a column that is mostly text
+_LISTED = 0.1  # of a column's cells have a `|` in them, where it holds lists
+_LONGEST_ITEM = 100
+_LONGEST_CELL = 80  # of a number, boolean or date
+_NUMBERS_KEPT = 4
+_AMOUNT = re.compile(
+    r"(?P<before>[^\d,+-]*?)(?P<sign>[+-]?) ?(?P<unit>[^\d.,+-]*)"
+    r"(?P<digits>\d[\d.,' ]*?|[.,]\d+)([.,]-{1,2})? ?(?P<after>[^\d,+-]*)",
+    re.ASCII,
+)
+_SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d+)?[eE][+-]?\d+", re.ASCII)
+_NAME_DIGITS = re.compile(r"[+-]?0\d.*|\d{16,}")  # an article number, not a number
+_TIME = r"(?:[T ]\d\d:\d\d[\d:.]* ?(?:Z|UTC|[+-]\d\d:?\d\d)?)?"
+_YEAR_FIRST = re.compile(rf"(\d{{4}})-(\d\d?)-(\d\d?){_TIME}", re.ASCII)
+_YEAR_LAST = re.compile(rf"(\d\d?)([./-])(\d\d?)\2(\d{{4}}){_TIME}", re.ASCII)
+_SCHEMA_ORG = re.compile(r"https?://schema\.org/")
+_PLAIN_SIGNS = {ord(blank): " " for blank in "\u00a0\u202f\u2009\t"} | {0x2019: "'", 0x2212: "-"}
+_KINDS: dict[str, Kind] = {
+    "description": "text",
+    "price": "number",
+    "in_stock": "boolean",
+    "quantity": "number",
+}
+
+
+@cache
+def known_names() -> dict[str, dict[str, list[str]]]:
+    """The tables of `names.toml`."""
+    return tomllib.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=4096)
+def plain_name(name: str) -> str:
+    """A column's name as SQL can have it: `[a-z0-9_]*`, empty where nothing is left.
+
+    >>> plain_name("g:Größe (cm)")
+    'grosse_cm'
+    """
+    text = unicodedata.normalize("NFKD", name.strip().removeprefix("g:")).casefold()
+    text = "".join(sign for sign in text if not unicodedata.combining(sign))
+    return re.sub("[^a-z0-9]+", "_", text).strip("_")
+
+
+@cache
+def _words(name: str) -> frozenset[str]:
+    return frozenset(word.casefold() for word in known_names()["words"][name])
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `source` is what the catalogue calls it, `name` what a filter does.
+
+    `written`: how its numbers and dates are written where cells alone do not tell: the decimal sign, or which
+    of day and month comes first. `unread`: cells that are not of its kind.
+    """
+
+    source: str
+    name: str
+    kind: Kind
+    written: Written = ""
+    unread: int = 0
+
+    def value(self, cell: str) -> Value | None:
+        """The cell as a value of the kind; None where it is empty or holds none."""
+        text = cell.strip()
+        if not text or text.casefold() in _words("nothing"):
+            return None
+        if self.kind == "text":
+            return plain_text(text) or None
+        if self.kind == "list":
+            return _items(text, "|" if "|" in text else ",") or None
+        if len(text) > _LONGEST_CELL:
+            return None
+        if self.kind == "boolean":
+            return _boolean(text)
+        return _date(text, self.written) if self.kind == "date" else _number(text, self.written)
+
+
+def _items(text: str, separator: str) -> list[str]:
+    return list(filter(None, (plain_text(item.strip()) for item in text.split(separator))))
+
+
+def _number(text: str, decimal: str = "") -> float | None:
+    """A number or an amount of money.
+
+    Of a lone sign before three digits only the column can tell what it is: `decimal`, or else a comma parts
+    thousands and a point decimals.
+    """
+    return _amount(text, decimal)[0]
+
+
+def _amount(text: str, decimal: str = "") -> tuple[float | None, str]:
+    """The number, and its decimal sign where that is certain."""
+    if _SCIENTIFIC.fullmatch(text):
+        number = float(text)
+        return (number if math.isfinite(number) else None), "."
+    match = _AMOUNT.fullmatch(text.translate(_PLAIN_SIGNS))
+    if not match or not all(map(_is_money, match.group("before", "unit", "after"))):
+        return None, ""
+    parts, signs = re.split("[.,' ]", match["digits"]), re.findall("[.,' ]", match["digits"])
+    last, certain, fraction = "".join(signs[-1:]), "", ""
+    if last in (".", ","):
+        if signs.count(last) > 1:
+            certain = "," if last == "." else "."
+        elif len(signs) > 1 or len(parts[-1]) != 3 or parts[0] in ("", "0") or len(parts[0]) > 3:
+            certain = last
+        if last == (certain or decimal or "."):
+            fraction = parts.pop()
+            signs.pop()
+    are_thousands = len(set(signs)) <= 1 and all(len(part) in (2, 3) for part in parts[1:-1])
+    if signs and not (are_thousands and len(parts[-1]) == 3 and 1 <= len(parts[0]) <= 3):
+        return None, ""
+    return float(f"{match['sign']}{''.join(parts) or 0}.{fraction or 0}"), certain
+
+
+def _is_money(text: str) -> bool:
+    """Whether a text is the sign of a currency, or nothing."""
+    word = text.strip()
+    return (
+        not word or word.casefold() in _words("money") or all(unicodedata.category(c) == "Sc" for c in word)
+    )
+
+
+def _boolean(text: str) -> bool | None:
+    word = _SCHEMA_ORG.sub("", text).casefold()
+    spaced = word.replace("_", " ").replace("-", " ")
+    if word in _words("yes") or spaced in _words("in_stock"):
+        return True
+    if word in _words("no") or spaced in _words("out_of_stock"):
+        return False
+    number = _number(text)
+    return None if number is None else number > 0
+
+
+def _date(text: str, first: str = "") -> date | None:
+    """A day. Of 04.05.2026 the point tells that the day is first; of 04/05/2026 only the column can tell."""
+    if match := _YEAR_FIRST.fullmatch(text):
+        year, month, day = map(int, match.groups()[:3])
+    elif match := _YEAR_LAST.fullmatch(text):
+        day, month, year = int(match[1]), int(match[3]), int(match[4])
+        if match[2] != "." and first != "day":
+            if first != "month":
+                return None
+            day, month = month, day
+    else:
+        return None
+    try:
+        return date(year, month, day)
+    except ValueError:
+        return None
+
+
+@dataclass
+class _Counts:
+    """What the cells of one column look like."""
+
+    cells: int = 0
+    fits: Counter[str] = field(default_factory=Counter)
+    signs: set[str] = field(default_factory=set)
+    """decimal signs that are certain, and `day` and `month` where such a one comes first for certain"""
+    numbers: set[float] = field(default_factory=set)
+    """the first few that differ"""
+    has_names: bool = False
+    """whether some of its digits are no number"""
+
+    def add(self, text: str) -> None:
+        self.cells += 1
+        if "|" in text and all(len(item) <= _LONGEST_ITEM for item in text.split("|")):
+            self.fits["list"] += 1
+        if len(text) > _LONGEST_CELL:
+            return
+        number, sign = _amount(text)
+        if number is not None:
+            self.fits["number"] += 1
+            self.signs.add(sign)
+            self.has_names |= _NAME_DIGITS.fullmatch(text) is not None
+            if len(self.numbers) < _NUMBERS_KEPT:
+                self.numbers.add(number)
+        elif _boolean(text) is not None:
+            self.fits["boolean"] += 1
+        elif orders := {order for order in ("day", "month") if _date(text, order)}:
+            self.fits["date"] += 1
+            self.signs |= orders if len(orders) == 1 else set() if _date(text) else {"either"}
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether this will stay text whatever comes."""
+        return self.cells >= _CERTAIN_CELLS and 2 * max(self.fits.values(), default=0) < self.cells * _LISTED
+
+    def kind(self, source: str) -> Kind:
+        """The kind of the column that the catalogue calls `source`."""
+        name, names = plain_name(source), known_names()
+        kinds, last, first = names["kinds"], name.rpartition("_")[2], name.partition("_")[0]
+        if name in names["columns"]["description"]:
+            return "text"
+        if name in kinds["list"]:
+            return "list"
+        asks = source.rstrip().endswith("?") or name in names["columns"]["in_stock"]
+        asks = asks or name in kinds["boolean"] or first in kinds["boolean"]
+        is_binary = asks and self.numbers <= {-1, 0, 1} and self._are_most("boolean", "number")
+        if is_binary or self.fits["boolean"] == self.cells:
+            return "boolean"
+        if self._are_most("number") and not self.has_names and last not in kinds["text"]:
+            return "number"
+        orders = self.signs & {"day", "month"}
+        if self._are_most("date") and len(orders) == (1 if "either" in self.signs else len(orders) > 0):
+            return "date"
+        return "list" if self.fits["list"] >= _LISTED * self.cells else "text"
+
+    def _are_most(self, *kinds: str) -> bool:
+        return sum(self.fits[kind] for kind in kinds) >= _MOST * self.cells
+
+    def written(self, kind: Kind) -> Written:
+        """How the column writes what its cells alone do not tell."""
+        signs: list[Written] = [",", "."] if kind == "number" else ["day", "month"] if kind == "date" else []
+        found = [sign for sign in signs if sign in self.signs]
+        return found[0] if len(found) == 1 else ""
+
+
+class ColumnTypes:
+    """The kinds of a catalogue's columns, told by its rows; memory does not grow with them."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, _Counts] = {}
+
+    def add(self, fields: Mapping[str, str]) -> None:
+        """One row, as its cells are written."""
+        for source, cell in fields.items():
+            counts = self._counts.setdefault(source, _Counts())
+            if counts.is_settled:
+                continue
+            text = cell.strip()
+            if text and text.casefold() not in _words("nothing"):
+                counts.add(text)
+
+    def columns(self, reserved: Collection[str] = ()) -> list[Column]:
+        """Every column that has a value, in the catalogue's order; no name is one of `reserved`.
+
+        A quantity gives two: itself, and `in_stock` where nothing else tells that.
+        """
+        kinds = {source: counts.kind(source) for source, counts in self._counts.items() if counts.cells}
+        taken = {*reserved, *known_names()["words"]["sql"]}
+        usual = {
+            name: source for name, kind in _KINDS.items() if (source := _find(name, kind, kinds)) is not None
+        }
+        quantity = usual.pop("quantity", None)
+        quantity = None if "in_stock" in usual else quantity
+        names = {source: _free_name(name, taken) for name, source in usual.items()}
+        is_stocked = "" if quantity is None else _free_name("in_stock", taken)
+        found = []
+        for number, (source, kind) in enumerate(kinds.items(), start=1):
+            counts = self._counts[source]
+            name = names.get(source) or _free_name(plain_name(source) or f"column_{number}", taken)
+            unread = counts.cells - counts.fits[kind] if kind in ("number", "date") else 0
+            found.append(Column(source, name, kind, counts.written(kind), unread))
+            if source == quantity:
+                found.append(Column(source, is_stocked, "boolean", unread=unread))
+        return found
+
+
+def _find(name: str, kind: Kind, kinds: Mapping[str, Kind]) -> str | None:
+    """The column that has this usual name; None where none of its kind has."""
+    by_name = {plain_name(source): source for source in reversed(list(kinds)) if kinds[source] == kind}
+    return next((by_name[known] for known in known_names()["columns"][name] if known in by_name), None)
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """The name, or the nearest that is not taken; it is taken then."""
+    name = f"_{name}" if name[:1].isdigit() else name
+    wanted = name if name not in taken else f"raw_{name}"
+    free = next(free for free in chain([wanted], (f"{wanted}_{n}" for n in count(2))) if free not in taken)
+    taken.add(free)
+    return free
