@@ -11,18 +11,22 @@ import subprocess
 import sys
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from furnclip.catalogue import content_hash
 from furnclip.errors import MissingStageError, StorageError, UsageError
+from furnclip.images import BrokenImage
 from furnclip.shards import (
     SPLITS,
     Manifest,
+    ProductImages,
     Sample,
     ShardDataset,
     read_assignments,
@@ -59,7 +63,7 @@ def sample(number: int, image_bytes: bytes = b"") -> Sample:
 def write(path: Path, samples: list[Sample], content: str = "content") -> ShardAbout:
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_shard(
-        path, ((content_hash(*encode_sample(item)), item) for item in samples), content=content
+        path, ((content_hash(*encode_sample(item).values()), item) for item in samples), content=content
     )
 
 
@@ -308,3 +312,52 @@ def test_a_tar_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
     path.write_bytes(b"no tar at all" * 100)
     with pytest.raises(StorageError, match="damaged"):
         list(read_tar(path))
+
+
+# --- several images, and none
+
+
+def test_further_images_and_a_missing_one_come_back_from_index_and_tar(tmp_path: Path) -> None:
+    shard = tmp_path / "train/shard-000000.tar"
+    whole = replace(sample(1), more_images=(b"second", b"third"))
+    bare = replace(sample(2), image_bytes=b"", missing_reason="missing: there is no image `2.jpg`")
+    write(shard, [sample(0), whole, bare])
+    assert indexed(shard) == list(read_tar(shard)) == [sample(0), whole, bare]
+    assert [len(item.images) for item in indexed(shard)] == [1, 3, 0]
+    with tarfile.open(shard) as tar:
+        assert tar.getnames()[3:9] == [
+            *(f"{1:016x}.{suffix}" for suffix in ("jpg", "1.jpg", "2.jpg", "json", "txt")),
+            f"{2:016x}.json",
+        ]
+
+
+def test_one_image_each_gives_the_bytes_of_release_0_2(tmp_path: Path) -> None:
+    write(tmp_path / "train/shard-000000.tar", [sample(number) for number in range(3)])
+    found = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in (tmp_path / "train").iterdir()
+    }
+    assert found["shard-000000.tar"] == "534254f8ed9298e3"
+    assert pyarrow.parquet.read_schema(tmp_path / "train/shard-000000.parquet").names == [
+        *("key", "product_id", "group", "content", "offset", "jpg_bytes", "json_bytes", "txt_bytes", "crc32")
+    ]
+
+
+def test_an_image_is_found_by_the_id_of_its_product(tmp_path: Path) -> None:
+    samples = [
+        replace(sample(number), key=content_hash(f"p-{number}"), more_images=(b"view",) * (number % 2))
+        for number in range(9)
+    ]
+    parts = {"train": samples[:6], "validation": samples[6:7], "test": samples[7:8], "rest": samples[8:]}
+    splits = {}
+    for name, part in parts.items():
+        about = write(tmp_path / name / "shard-000000.tar", part)
+        info = ShardInfo(f"{name}/shard-000000.tar", about.sha256, about.bytes, about.samples, "", 0)
+        splits[name] = SplitInfo(len(part), len(part), (info,))
+    write_manifest(tmp_path, Manifest("", splits).with_hash())
+    images = ProductImages(tmp_path)
+    assert [images.image_bytes(item.product_id) for item in samples] == [item.image_bytes for item in samples]
+    assert images.image_bytes("p-7", 1) == b"view"
+    for product_id, view in (("p-8", 1), ("p-9", 0), ("p-1", -1)):
+        with pytest.raises(BrokenImage, match=f"no image {view} of `{product_id}`"):
+            images.image_bytes(product_id, view)

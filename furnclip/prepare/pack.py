@@ -129,7 +129,13 @@ def pack_shard(shard: PlannedShard, *, staged: Path, store: Path) -> None:
     """Write one shard aside. Runs in a worker process."""
     wanted = list(zip(shard.keys.tolist(), shard.contents.tolist(), strict=True))
     samples = (
-        (f"{content:016x}", replace(decode_sample(f"{key:016x}", *members), group=f"{group:016x}"))
+        (
+            f"{content:016x}",
+            replace(
+                decode_sample(f"{key:016x}", dict(zip(("jpg", "json", "txt"), members, strict=True))),
+                group=f"{group:016x}",
+            ),
+        )
         for (key, content), group, members in zip(
             wanted, shard.groups.tolist(), read_samples(store, wanted), strict=True
         )

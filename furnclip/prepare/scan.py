@@ -117,7 +117,8 @@ class Scanner:
         except BrokenImage as error:
             return _rejection(product, error.reason, error.message)
         sample = Sample("", b"", caption, product.product_id, "", product.fields, product.title)
-        text = encode_sample(sample)[1:]
+        about, caption_bytes = encode_sample(sample).values()
+        text = (about, caption_bytes)
         entry = self._entry(product, paths, text)
         if self.store is None or (known := self.store.find(entry)) is None:
             return _Undecoded(product, paths, text, entry)

@@ -1,12 +1,14 @@
 """The shard format: WebDataset tar files with an index beside each, and a manifest over all of them.
 
     work/shards/manifest.json                    written last; where it exists, everything below is complete
-    work/shards/train/shard-000000.tar           KEY.jpg, KEY.json, KEY.txt; also validation, test, mini_train
+    work/shards/train/shard-000000.tar           KEY.jpg, KEY.1.jpg ..., KEY.json, KEY.txt; also validation,
+                                                 test, rest (in no split, but searchable) and mini_train
     work/shards/train/shard-000000.parquet       where each sample lies in the tar, its product id and group
     work/shards/assignments.parquet              product -> group and split, for ever
 
 `ShardDataset` reads local shards by index, `stream_samples` a shard at a time from anywhere; both give
-the same `Sample`s. The tar files are plain WebDataset and readable by any of its readers.
+the same `Sample`s. `ProductImages` finds the images of one product. The tar files are plain WebDataset and
+readable by any of its readers.
 """
 
 from furnclip.journal import MANIFEST_NAME
@@ -18,7 +20,7 @@ from furnclip.shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from furnclip.shards.reader import ShardDataset, stream_samples
+from furnclip.shards.reader import ProductImages, ShardDataset, stream_samples
 from furnclip.shards.tar import Sample
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "MINI_TRAIN",
     "SPLITS",
     "Manifest",
+    "ProductImages",
     "Sample",
     "ShardDataset",
     "read_assignments",

@@ -12,11 +12,13 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 
 from furnclip.catalogue import content_hash
 from furnclip.errors import UsageError
-from furnclip.shards.manifest import Manifest, ShardInfo, read_manifest
+from furnclip.images import BrokenImage
+from furnclip.shards.manifest import MINI_TRAIN, Manifest, ShardInfo, read_manifest
 from furnclip.shards.tar import Sample, damaged, decode_sample, read_index, read_sample
 
 
@@ -57,9 +59,47 @@ class ShardDataset:
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
+    def keys(self) -> Iterator[str]:
+        """The key of each sample, in order."""
+        for index in self._indexes:
+            yield from index["key"].to_pylist()
+
     @cached_property
     def _indexes(self) -> list[pyarrow.Table]:
         return [read_index(self.folder / shard.name, samples=shard.samples) for shard in self.shards]
+
+
+class ProductImages:
+    """The images of every product in local shards, by product id; for those who show products.
+
+    Holds 16 bytes a product. Raises `MissingStageError` where there are no shards.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        names = [name for name in read_manifest(folder).splits if name != MINI_TRAIN]
+        self._datasets = [ShardDataset(folder, name) for name in names]
+
+    def image_bytes(self, product_id: str, view: int = 0) -> bytes:
+        """The JPEG of one view. Raises `BrokenImage` where the product is not there or has no such view."""
+        wanted = np.uint64(int(content_hash(product_id), 16))
+        for dataset, (keys, places) in zip(self._datasets, self._keys, strict=True):
+            found = int(np.searchsorted(keys, wanted))
+            if found < len(keys) and keys[found] == wanted:
+                images = dataset[int(places[found])].images
+                if 0 <= view < len(images):
+                    return images[view]
+        raise BrokenImage("missing", f"there is no image {view} of `{product_id}` in the shards")
+
+    @cached_property
+    def _keys(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each dataset the keys, ascending, and their places in it: (N,) and (N,)."""
+        found = []
+        for dataset in self._datasets:
+            digits = bytes.fromhex("".join(dataset.keys()))
+            keys = np.frombuffer(digits, dtype=">u8").astype(np.uint64)
+            places = np.argsort(keys, kind="stable")
+            found.append((keys[places], places))
+        return found
 
 
 def stream_samples(
@@ -118,7 +158,7 @@ def read_tar(path: Path) -> Iterator[Sample]:
     try:
         with path.open("rb") as file:
             for members in group_by_keys(tar_file_expander([{"url": path.name, "stream": file}])):
-                contents = (members[suffix] for suffix in ("jpg", "json", "txt"))
-                yield decode_sample(members["__key__"], *contents)
+                key = members.pop("__key__")
+                yield decode_sample(key, members)
     except (tarfile.TarError, OSError, LookupError, ValueError, TypeError) as error:
         raise damaged(path, str(error)) from None

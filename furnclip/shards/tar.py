@@ -1,8 +1,9 @@
 """One shard: a plain tar file whose bytes depend on its samples alone, and the index beside it.
 
-Each sample is three members, `KEY.jpg`, `KEY.json`, `KEY.txt`, in this order, with owner, mode and
-time fixed. The index (`shard-000000.parquet`, one row a sample, in the order of the tar) holds what
-random access needs; its metadata holds what the manifest says about the shard.
+Each sample is the members `KEY.jpg`, further images as `KEY.1.jpg`, `KEY.2.jpg` ..., `KEY.json` and
+`KEY.txt`, in this order, with owner, mode and time fixed; a product without an image has the last two. The
+index (`shard-000000.parquet`, one row a sample, in the order of the tar) holds what random access needs;
+its metadata holds what the manifest says about the shard.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ _INDEX_SCHEMA = pyarrow.schema(
         "crc32": pyarrow.uint32(),
     }
 )
+_MORE = pyarrow.field("more_jpg_bytes", pyarrow.list_(pyarrow.int32()))  # where a sample has several images
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,19 @@ class Sample:
     """One product as it lies in a shard. `fields` has every column of the catalogue."""
 
     key: str
-    image_bytes: bytes
+    image_bytes: bytes  # JPEG; empty where there is no image
     caption: str
     product_id: str
     group: str
     fields: dict[str, str]
     title: str = ""
+    more_images: tuple[bytes, ...] = ()  # JPEG
+    missing_reason: str = ""  # why there is no image
+
+    @property
+    def images(self) -> tuple[bytes, ...]:
+        """Every image, the main one first."""
+        return (self.image_bytes, *self.more_images) if self.image_bytes else ()
 
 
 @dataclass(frozen=True)
@@ -73,17 +82,33 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".parquet")
 
 
-def encode_sample(sample: Sample) -> tuple[bytes, bytes, bytes]:
-    """The members `KEY.jpg`, `KEY.json`, `KEY.txt`. Their hash, without a group, names the content."""
+def encode_sample(sample: Sample) -> dict[str, bytes]:
+    """The members by suffix, in order. The hash of their contents, without a group, names the content."""
     about = {name: getattr(sample, name) for name in _JSON_FIELDS}
+    if sample.missing_reason:
+        about["missing_reason"] = sample.missing_reason
     text = json.dumps(about, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return sample.image_bytes, text.encode("utf-8"), sample.caption.encode("utf-8")
+    images = dict(zip(_image_suffixes(len(sample.images)), sample.images, strict=True))
+    return {**images, "json": text.encode("utf-8"), "txt": sample.caption.encode("utf-8")}
 
 
-def decode_sample(key: str, image: bytes, about_bytes: bytes, caption: bytes) -> Sample:
-    """The sample of three members' contents."""
-    about = json.loads(about_bytes)
-    return Sample(key, image, caption.decode("utf-8"), **{name: about[name] for name in _JSON_FIELDS})
+def decode_sample(key: str, members: Mapping[str, bytes]) -> Sample:
+    """The sample of members by suffix."""
+    about = json.loads(members["json"])
+    count = sum(suffix.endswith("jpg") for suffix in members)
+    main, *more = [members[suffix] for suffix in _image_suffixes(count)] or [b""]
+    return Sample(
+        key,
+        main,
+        members["txt"].decode("utf-8"),
+        **{name: about[name] for name in _JSON_FIELDS},
+        more_images=tuple(more),
+        missing_reason=about.get("missing_reason", ""),
+    )
+
+
+def _image_suffixes(count: int) -> list[str]:
+    return ["jpg", *(f"{number}.jpg" for number in range(1, count))][:count]
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: str) -> ShardAbout:
@@ -103,11 +128,12 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: s
             data = b""
             row: dict[str, Any] = {"content": sample_hash, "offset": size_bytes}
             row |= {name: getattr(sample, name) for name in ("key", "product_id", "group")}
-            for suffix, member in zip(("jpg", "json", "txt"), encode_sample(sample), strict=True):
+            for suffix, member in encode_sample(sample).items():
                 info = tarfile.TarInfo(f"{sample.key}.{suffix}")
                 info.size = row[f"{suffix}_bytes"] = len(member)
                 data += info.tobuf(tarfile.USTAR_FORMAT) + member + bytes(-len(member) % BLOCK_BYTES)
-            rows.append({**row, "crc32": zlib.crc32(data)})
+            more = list(map(len, sample.more_images))
+            rows.append({"jpg_bytes": 0, **row, _MORE.name: more, "crc32": zlib.crc32(data)})
             for name, counts in attributes.items():
                 counts[sample.fields.get(name, "")] += 1
             file.write(data)
@@ -123,7 +149,8 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: s
         attributes={name: dict(sorted(counts.items())) for name, counts in attributes.items()},
     )
     metadata = {_METADATA_KEY: json.dumps(asdict(about), sort_keys=True).encode()}
-    table = pyarrow.Table.from_pylist(rows, schema=_INDEX_SCHEMA.with_metadata(metadata))
+    schema = _INDEX_SCHEMA.append(_MORE) if any(row[_MORE.name] for row in rows) else _INDEX_SCHEMA
+    table = pyarrow.Table.from_pylist(rows, schema=schema.with_metadata(metadata))
     with replacing(index_path(path)) as file:
         pyarrow.parquet.write_table(table, file, compression="zstd")
     return about
@@ -134,7 +161,7 @@ def read_index(shard: Path, columns: list[str] | None = None, *, samples: int) -
     path = index_path(shard)
     schema = pyarrow.schema([_INDEX_SCHEMA.field(name) for name in columns or _INDEX_SCHEMA.names])
     try:
-        table = read_table(path, schema)
+        table = read_table(path, schema, optional=None if columns else _MORE)
         if len(table) != samples:
             raise ValueError(f"it has {len(table)} rows for {samples} samples")
     except ValueError as error:
@@ -142,12 +169,14 @@ def read_index(shard: Path, columns: list[str] | None = None, *, samples: int) -
     return table
 
 
-def read_table(path: Path, schema: pyarrow.Schema) -> pyarrow.Table:
+def read_table(path: Path, schema: pyarrow.Schema, *, optional: pyarrow.Field | None = None) -> pyarrow.Table:
     """Columns of a Parquet file. Raises `ValueError` where one is missing or has empty cells."""
     if not path.is_file():  # opening a FIFO would wait for ever
         raise ValueError("it is missing, or not a file")
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            if optional is not None and optional.name in file.schema_arrow.names:
+                schema = schema.append(optional)
             table = file.read(columns=schema.names).select(schema.names).cast(schema)
     except KeyError as error:
         raise ValueError(f"it has no column {error}") from None
@@ -176,11 +205,15 @@ def read_about(shard: Path) -> ShardAbout | None:
 def read_sample(shard: Path, index: pyarrow.Table, row: int) -> Sample:
     """The sample of a row of the index. Raises `StorageError` where it is not what was written."""
     names = ("key", "offset", "crc32", "jpg_bytes", "json_bytes", "txt_bytes")
-    key, offset, crc32, *sizes = (index[name][row].as_py() for name in names)
-    size_bytes = sum(map(member_bytes, sizes))
+    key, offset, crc32, jpg_bytes, *text_bytes = (index[name][row].as_py() for name in names)
+    more = index[_MORE.name][row].as_py() if _MORE.name in index.column_names else []
+    images_bytes = [jpg_bytes, *more] if jpg_bytes else []
+    suffixes = (*_image_suffixes(len(images_bytes)), "json", "txt")
+    sizes = dict(zip(suffixes, images_bytes + text_bytes, strict=True))
+    size_bytes = sum(map(member_bytes, sizes.values()))
     try:
         with open_regular(shard, what="the shard") as file:
-            if min(offset, *sizes) < 0 or offset + size_bytes > os.fstat(file.fileno()).st_size:
+            if min(offset, *sizes.values()) < 0 or offset + size_bytes > os.fstat(file.fileno()).st_size:
                 raise damaged(shard, f"sample `{key}` lies outside of it")
             file.seek(offset)
             data = file.read(size_bytes)
@@ -188,12 +221,12 @@ def read_sample(shard: Path, index: pyarrow.Table, row: int) -> Sample:
         raise damaged(shard, error.strerror or str(error)) from None
     if zlib.crc32(data) != crc32:
         raise damaged(shard, f"sample `{key}` has changed")
-    start, members = 0, []
-    for size in sizes:
-        members.append(data[start + BLOCK_BYTES : start + BLOCK_BYTES + size])
+    start, members = 0, {}
+    for suffix, size in sizes.items():
+        members[suffix] = data[start + BLOCK_BYTES : start + BLOCK_BYTES + size]
         start += member_bytes(size)
     try:
-        return decode_sample(key, *members)
+        return decode_sample(key, members)
     except (ValueError, LookupError, TypeError, RecursionError):
         raise damaged(shard, f"sample `{key}` is not one of furnclip") from None
 
