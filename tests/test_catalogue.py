@@ -20,17 +20,17 @@ from furnclip.catalogue import (
     Product,
     Rejection,
     content_hash,
-    find_images,
     normalized_title,
     read_products,
     read_records,
 )
 from furnclip.catalogue.delimited import MAX_CELL_CHARS
 from furnclip.catalogue.text import find_encoding
-from furnclip.config import DataPaths
+from furnclip.config import Config, DataPaths
 from furnclip.errors import ConfigError, FurnclipError, InputError
 from furnclip.images import BrokenImage
 from furnclip.relevance import default_caption
+from furnclip.sources import ShopImages
 
 PATHS = DataPaths()
 HEADER = "product_id,title,image"
@@ -292,8 +292,13 @@ def images(tmp_path: Path) -> Path:
     return root
 
 
+def find(names: list[str], root: Path) -> list[Path]:
+    images = ShopImages(Config(paths=DataPaths(images=root, work=root.parent / "work")))
+    return [root / found.name for found in images.find(names)]
+
+
 def find_image(name: str, root: Path) -> Path:
-    return find_images([name], root)[0]
+    return find([name], root)[0]
 
 
 def test_pictures_inside_the_folder_are_found(images: Path) -> None:
@@ -302,7 +307,7 @@ def test_pictures_inside_the_folder_are_found(images: Path) -> None:
     assert find_image(str(images / "a.jpg"), images).name == "a.jpg"
     assert find_image("inside.jpg", images).read_bytes() == b"a"
     assert find_image("link.jpg", images).read_bytes() == b"c"
-    assert [path.name for path in find_images(["nope.jpg", "a.jpg", "sub/b.jpg"], images)] == [
+    assert [path.name for path in find(["nope.jpg", "a.jpg", "sub/b.jpg"], images)] == [
         "a.jpg",
         "b.jpg",
     ]
@@ -316,7 +321,8 @@ def test_pictures_inside_the_folder_are_found(images: Path) -> None:
         ("sub/../a.jpg", "outside"),
         ("..\\secret.jpg", "outside"),
         ("/etc/passwd", "outside"),
-        ("https://example.com/a.jpg", "outside"),
+        ("https://example.com/a.jpg", "not-fetched"),
+        ("ftp://example.com/a.jpg", "outside"),
         ("nope.jpg", "missing"),
         ("a\0.jpg", "missing"),
         ("a" * 5000, "missing"),
@@ -332,7 +338,7 @@ def test_pictures_elsewhere_are_not(images: Path, name: str, reason: str) -> Non
 
 def test_a_row_without_a_picture_says_so(images: Path) -> None:
     with pytest.raises(BrokenImage, match="the row names no image"):
-        find_images([], images)
+        find([], images)
 
 
 # --- words

@@ -25,7 +25,6 @@ from furnclip.catalogue import (
     REJECT_COLUMNS,
     Product,
     Rejection,
-    find_images,
     read_products,
     read_records,
     sheet_text,
@@ -34,6 +33,7 @@ from furnclip.catalogue import (
 from furnclip.config import Config, DataPaths, load_config
 from furnclip.errors import ConfigError, InputError
 from furnclip.images import BrokenImage
+from furnclip.sources import FoundImage, ShopImages
 from tests.conftest import Cli
 from tests.drawn_shop import write_shop
 
@@ -404,8 +404,9 @@ def test_the_images_of_a_cell(tmp_path: Path, cell: str) -> None:
     ],
 )
 def test_the_file_that_is_nearly_the_name_is_taken(images: Path, name: str, file: str) -> None:
-    [path] = find_images([name], images)
-    assert path == images / file
+    [found] = find(images, name)
+    assert found.name == file
+    assert found.read() == (images / file).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -414,7 +415,7 @@ def test_the_file_that_is_nearly_the_name_is_taken(images: Path, name: str, file
 )
 def test_a_name_that_leads_out_or_fits_two_files_is_refused(images: Path, name: str) -> None:
     with pytest.raises(BrokenImage):
-        find_images([name], images)
+        find(images, name)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only the administrator can give a folder to another user")
@@ -425,15 +426,20 @@ def test_links_out_of_the_folder_of_another_user_are_not_followed(images: Path) 
         if folder.stat().st_uid == 0 and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o055)
     program = (
-        "import os, sys; from pathlib import Path; from furnclip.catalogue import find_images\n"
-        "os.setuid(23456)\n"
-        "find_images(['plain.jpg'], Path(sys.argv[1])); find_images([sys.argv[2]], Path(sys.argv[1]))"
+        "import os, sys; from pathlib import Path; from furnclip.config import Config, DataPaths\n"
+        "from furnclip.sources import ShopImages; os.setuid(23456)\n"
+        "images = ShopImages(Config(paths=DataPaths(images=Path(sys.argv[1]))))\n"
+        "images.find(['plain.jpg']); images.find([sys.argv[2]])"
     )
     (images / "plain.jpg").write_bytes(b"x")
     done = subprocess.run(
         [sys.executable, "-c", program, images, "linked.jpg"], capture_output=True, text=True, check=False
     )
     assert "BrokenImage: `linked.jpg` leads out of the image folder" in done.stderr
+
+
+def find(images: Path, name: str) -> list[FoundImage]:
+    return ShopImages(Config(paths=DataPaths(images=images))).find([name])
 
 
 def test_near_matches_are_counted(cli: Cli, tmp_path: Path) -> None:

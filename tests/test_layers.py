@@ -23,6 +23,7 @@ UPPER = (
     "catalogue",
     "images",
     "shards",
+    "sources",
     "vectors",
     "model",
     "features",
@@ -31,7 +32,7 @@ UPPER = (
     "runs",
     "viewers",
 )
-ROOMS = ("clean", "prepare", "train", "embed", "evaluate", "search", "arena", "demo", "doctor")
+ROOMS = ("fetch", "clean", "prepare", "train", "embed", "evaluate", "search", "arena", "demo", "doctor")
 HEAVY = (
     "torch",
     "transformers",

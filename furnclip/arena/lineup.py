@@ -26,6 +26,7 @@ from furnclip.images import open_image
 from furnclip.journal import read_json, read_text, write_json
 from furnclip.relevance import default_caption, known
 from furnclip.runs import read_card
+from furnclip.sources import ShopImages
 from furnclip.vectors import Floats, VectorTable, column_name, read_provenance, top_k
 
 _Products = Sequence[Mapping[str, str | None]]
@@ -227,7 +228,8 @@ def _compute_lineup(config: Config, contenders: list[_Contender], key: str) -> L
             for rows, own in zip(found.tolist(), own_rows, strict=True)
         ]
     used = {row for rows in answers.values() for answer in rows for row in answer}
-    cards = {row: _card(products[row], config) for row in sorted(used)}
+    images = ShopImages(config)
+    cards = {row: _card(products[row], images) for row in sorted(used)}
     return Lineup(
         key=key,
         models={contender.name: contender.made_by.fingerprint for contender in contenders},
@@ -243,13 +245,13 @@ def _compute_lineup(config: Config, contenders: list[_Contender], key: str) -> L
     )
 
 
-def _card(product: Mapping[str, str | None], config: Config) -> Card:
+def _card(product: Mapping[str, str | None], images: ShopImages) -> Card:
     words = [product.get(name) or "" for name in ("color", "material", "style", "object_type")]
     image = product.get("image") or ""
     return Card(
         product_id=str(product["product_id"]),
         title=product.get("clean_title") or product.get("title") or str(product["product_id"]),
-        image=str(config.paths.images / image) if image else "",
+        image=str(images.local(image)) if image else "",
         detail=", ".join(word for word in words if known(word)),
     )
 
@@ -297,9 +299,9 @@ def _split_queries(config: Config, contenders: list[_Contender], products: _Prod
     for contender in contenders:
         matrices = {kind: contender.vectors(kind) for kind in {kind for kind, _ in drawn}}
         vectors.append(np.array([matrices[kind][row] for kind, row in drawn], dtype=np.float32))
-    queries = []
+    queries, images = [], ShopImages(config)
     for kind, row in drawn:
-        card = _card(products[row], config)
+        card = _card(products[row], images)
         fields = {name: value or "" for name, value in products[row].items()}
         is_image, category = kind == "image", fields.get(ATTRIBUTES[-1], "") or UNKNOWN
         text = card.title if is_image else default_caption(fields, title=fields.get("title", ""))

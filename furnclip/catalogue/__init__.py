@@ -15,8 +15,6 @@ What kind of value a column holds, and its name in a filter, are told in `column
 
 from furnclip.catalogue.columns import Column as Column
 from furnclip.catalogue.columns import ColumnTypes as ColumnTypes
-from furnclip.catalogue.image_names import find_images as find_images
-from furnclip.catalogue.image_names import tell_near_matches as tell_near_matches
 from furnclip.catalogue.products import Product as Product
 from furnclip.catalogue.products import Rejection as Rejection
 from furnclip.catalogue.products import catalogue_path as catalogue_path

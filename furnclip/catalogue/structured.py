@@ -46,7 +46,7 @@ class ImageStore(NamedTuple):
     """Where image bytes of the image column go: files in `root / folder`, named in the cells."""
 
     column: str
-    root: Path
+    root: Path | str
     folder: str
 
     def cell(self, value: object, depth: int = 0) -> str:
@@ -58,6 +58,11 @@ class ImageStore(NamedTuple):
             return cell_text(value) if image is None else self.cell(image, depth + 1)
         if not isinstance(value, bytes):
             return cell_text(value)
+        if isinstance(self.root, str):
+            raise InputError(
+                f"the images in column `{self.column}` cannot be written to `{self.root}`",
+                hint="set `paths.images` to a folder: furnclip writes the images of this file there",
+            )
         name = f"{self.folder}/{content_hash(value)}.img"
         if not (self.root / name).exists():
             warn_once(f"the images in column `{self.column}` are written to `{self.root / self.folder}`")

@@ -30,7 +30,6 @@ from furnclip.catalogue import (
     Product,
     Rejection,
     content_hash,
-    find_images,
     read_products,
     read_records,
     renamed_column,
@@ -59,6 +58,7 @@ from furnclip.config import Config
 from furnclip.errors import ConfigError, InputError, MissingStageError, ServiceError, UsageError
 from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, open_image
 from furnclip.journal import Event, replacing, write_bytes
+from furnclip.sources import ShopImages
 
 if TYPE_CHECKING:
     from furnclip.clean.batch.service import BatchService
@@ -305,21 +305,17 @@ def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Out
             settled = outcome.settled(config.clean.max_attempts)
             outcome = None if settled.kind == "again" else settled
         if falls_back and outcome and outcome.kind == "rejected" and isinstance(product, Product):
-            image = _first_image(product, config, offline.IMAGE_PX)
+            image = _first_image(product, ledger.images, offline.IMAGE_PX)
             if image is not None:
                 answer = offline.local_answer(plain_title(product, brands), image, vocabulary)
                 outcome = Outcome("cleaned", values=answer.values(), source=offline.SOURCE)
         yield product, outcome
 
 
-def _first_image(product: Product, config: Config, longest_px: int) -> Image.Image | None:
-    try:
-        paths = find_images(product.images, config.paths.images)
-    except BrokenImage:
-        return None
-    for path in paths:
+def _first_image(product: Product, images: ShopImages, longest_px: int) -> Image.Image | None:
+    for name in product.images:
         with suppress(BrokenImage):
-            return open_image(path, longest_px=longest_px)
+            return open_image(images.read(name), longest_px=longest_px)
     return None
 
 
@@ -345,7 +341,8 @@ def review(config: Config, *, rows: int, seed: int) -> Report:
         }
         for product in chosen
     ]
-    cells = [(_first_image(p, config, _REVIEW_CELL_PX), p.fields["clean_title"]) for p in chosen]
+    images = ShopImages(config)
+    cells = [(_first_image(p, images, _REVIEW_CELL_PX), p.fields["clean_title"]) for p in chosen]
     lines = [cells[start : start + _REVIEW_COLUMNS] for start in range(0, len(cells), _REVIEW_COLUMNS)]
     path = config.paths.clean / "review.jpg"
     write_bytes(path, encode_jpeg(contact_sheet(lines, cell_px=_REVIEW_CELL_PX), _REVIEW_QUALITY))

@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import IO
 
 from furnclip import console
-from furnclip.catalogue import Product, Rejection, content_hash, find_images, tell_near_matches
+from furnclip.catalogue import Product, Rejection, content_hash
 from furnclip.clean import offline
 from furnclip.clean.batch.parts import part_limits, write_parts
 from furnclip.clean.batch.requests import Recipe, is_openai, request_image, text_tokens
@@ -37,9 +36,10 @@ from furnclip.clean.workspace import (
     repair_indexes,
 )
 from furnclip.errors import InputError
-from furnclip.images import BrokenImage, read_bytes
+from furnclip.images import BrokenImage
 from furnclip.journal import Event, encode_event, replacing
 from furnclip.parallel import Workers
+from furnclip.sources import FoundImage
 
 _INLINE_PRODUCTS = 256  # starting processes costs more than this many images
 
@@ -120,7 +120,7 @@ def _mention_family(ledger: CleaningLedger) -> None:
 
 def _fingerprint(ledger: CleaningLedger, selection: dict[str, int]) -> tuple[str, int]:
     """What changes with every row, image file and setting that shapes the parts; and the number of rows."""
-    clean, paths, recipe = ledger.config.clean, ledger.config.paths, ledger.recipe
+    clean, recipe = ledger.config.clean, ledger.recipe
     limits = (clean.part_requests, clean.part_mb, clean.tier, clean.max_queued_tokens)
     settings = [clean.backend, recipe.identity, offline.rules_identity(recipe.vocabulary), *limits]
     images = hashlib.blake2b(digest_size=16)
@@ -129,13 +129,12 @@ def _fingerprint(ledger: CleaningLedger, selection: dict[str, int]) -> tuple[str
         rows += 1
         for name in product.images if isinstance(product, Product) else ():
             facts = f"{name} -"
-            with suppress(BrokenImage, OSError):  # size and time: cheap to look at, other after every change
-                stat = find_images([name], paths.images)[0].stat()
-                facts = f"{name} {stat.st_size} {stat.st_mtime_ns}"
+            with suppress(BrokenImage):  # cheap to look at, other after every change
+                facts = f"{name} {ledger.images.find([name])[0].status}"
             images.update(json.dumps(facts).encode())
-    tell_near_matches(paths.images)
+    ledger.images.tell_near_matches()
     text = json.dumps([settings, selection])
-    return content_hash(text, file_digest(paths.products), images.digest()), rows
+    return content_hash(text, file_digest(ledger.config.paths.products), images.digest()), rows
 
 
 def _selected(ledger: CleaningLedger, limit: int | None, sample: int | None) -> Iterator[Product | Rejection]:
@@ -167,10 +166,10 @@ def _lines_to_send(
     }
     known.update(line["custom_id"] for part in state.parts.values() for line in part.rejected_lines)
     brands = find_brands(ledger.products(), recipe.vocabulary) if clean.backend == "local" else None
-    images = ledger.config.paths.images
-    function = partial(encode_product, image_root=images, recipe=recipe, known=known, brands=brands)
+    items = ((product, _found(ledger, product)) for product in products)
+    function = partial(encode_product, recipe=recipe, known=known, brands=brands)
     with Workers(function, clean.workers, here_first=_INLINE_PRODUCTS, setting="clean.workers") as pool:
-        for entry, line in pool.map(products, name_of=lambda product: product.product_id):
+        for entry, line in pool.map(items, name_of=lambda item: item[0].product_id):
             file.write(encode_event(entry._asdict()))
             counts["rows"] += 1
             counts["requests"] += bool(entry.custom_id)
@@ -180,31 +179,36 @@ def _lines_to_send(
                 yield line
 
 
+def _found(ledger: CleaningLedger, product: Product | Rejection) -> list[FoundImage] | BrokenImage:
+    try:
+        return ledger.images.find(product.images) if isinstance(product, Product) else []
+    except BrokenImage as error:
+        return error
+
+
 def encode_product(
-    product: Product | Rejection,
+    item: tuple[Product | Rejection, list[FoundImage] | BrokenImage],
     *,
-    image_root: Path,
     recipe: Recipe,
     known: set[str],
     brands: frozenset[BrandName] | None,
 ) -> tuple[RowEntry, RequestLine | None]:
     """A row and the line to send for it, None where that is known already: planned, sent or answered.
 
-    The first of the product's images that can be read decides; without one the row is rejected. brands: of
-    the whole catalogue, for the offline rules; None where a model is asked.
+    item: a product, and its images or why there are none. The first image that can be
+    read decides; without one the row is rejected. brands: of the whole catalogue, for the offline rules; None
+    where a model is asked.
     """
+    product, found = item
     if isinstance(product, Rejection):
         return RowEntry(product.row, product.product_id, "", product.reason, product.detail), None
-    problem: BrokenImage | None = None
-    try:
-        for path in find_images(product.images, image_root):
-            try:
-                custom_id, line = _encode(product, read_bytes(path), recipe, known, brands)
-                return RowEntry(product.row, product.product_id, custom_id), line
-            except BrokenImage as error:
-                problem = problem or error
-    except BrokenImage as error:
-        problem = error
+    problem = found if isinstance(found, BrokenImage) else None
+    for image in found if isinstance(found, list) else ():
+        try:
+            custom_id, line = _encode(product, image.read(), recipe, known, brands)
+            return RowEntry(product.row, product.product_id, custom_id), line
+        except BrokenImage as error:
+            problem = problem or error
     assert problem is not None
     reason = f"picture-{problem.reason}"
     return RowEntry(product.row, product.product_id, "", reason, problem.message), None

@@ -45,6 +45,7 @@ from furnclip.journal import (
     sweep,
     write_bytes,
 )
+from furnclip.sources import ShopImages
 
 if TYPE_CHECKING:
     from furnclip.clean.batch.service import BatchService
@@ -196,6 +197,11 @@ class CleaningLedger:
             self._spool.seek(0)
         for _ in range(self._spooled_rows):
             yield pickle.load(self._spool)
+
+    @cached_property
+    def images(self) -> ShopImages:
+        """The images of the catalogue."""
+        return ShopImages(self.config)
 
     @cached_property
     def recipe(self) -> Recipe:

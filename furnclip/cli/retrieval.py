@@ -205,10 +205,11 @@ def _answer(
 def _draw(searcher: Searcher, hits: list[Hit], *, quiet: bool) -> Path:
     """Write the contact sheet and, on a terminal, draw it; its path."""
     from furnclip.search import write_preview
+    from furnclip.sources import ShopImages
     from furnclip.viewers import show_image
 
     paths = searcher.config.paths
-    sheet = write_preview(hits, paths.images, paths.cache / "search" / "preview.jpg")
+    sheet = write_preview(hits, ShopImages(searcher.config), paths.cache / "search" / "preview.jpg")
     if not quiet:
         drawing = show_image(sheet, searcher.config.arena.viewer, cache=paths.cache / "viewer")
         console.show_bytes(drawing.data)

@@ -6,10 +6,11 @@ The docstring under a field is its documentation: `config_template` prints it in
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -29,13 +30,21 @@ class _Section(BaseModel, ignored_types=(_InWork,)):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+def _place(value: object) -> object:
+    """A folder as a path; the address of a bucket as a text, because a path would lose a slash of it."""
+    is_bucket = isinstance(value, str) and value.startswith("s3://")
+    if is_bucket and not re.match(r"s3://[^/]+(/|\Z)", str(value)):
+        raise ValueError("write it like `s3://bucket/prefix`")
+    return Path(value) if isinstance(value, str) and not is_bucket else value
+
+
 class DataPaths(_Section):
     """Where the catalogue is, what its columns are called, and where furnclip works."""
 
     products: Path = Path("products.csv")
     """the raw catalogue: .csv, .tsv, .jsonl or .parquet"""
-    images: Path = Path("images")
-    """the folder that image paths in the catalogue are relative to"""
+    images: Annotated[Path | str, BeforeValidator(_place)] = Path("images")
+    """the folder, or `s3://bucket/prefix`, that image paths are relative to and `fetch` writes to"""
     work: Path = Path("work")
     """the folder for everything that furnclip writes"""
     id_column: str = "product_id"
@@ -47,6 +56,7 @@ class DataPaths(_Section):
     group_column: str = ""
     """column that groups variants of one product; empty: same id, image or title"""
 
+    fetched = _InWork("fetch/journal.jsonl")
     clean = _InWork("clean")
     cleaned = _InWork("clean/cleaned.csv")
     rejected = _InWork("clean/rejected.csv")

@@ -20,7 +20,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -28,14 +27,15 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from furnclip.catalogue import ATTRIBUTES, Rejection, catalogue_path, content_hash, find_images, read_products
+from furnclip.catalogue import ATTRIBUTES, Rejection, catalogue_path, content_hash, read_products
 from furnclip.config import Config
 from furnclip.embed.parts import PART_KINDS, Found, Known
 from furnclip.errors import MissingStageError, ModelError
-from furnclip.images import BrokenImage, load_square, read_bytes
+from furnclip.images import BrokenImage, load_square
 from furnclip.model import Clip
 from furnclip.relevance import default_caption
 from furnclip.shards import read_assignments
+from furnclip.sources import FoundImage, ShopImages
 from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, vector_array, vector_schema
 
 _In = TypeVar("_In")
@@ -49,7 +49,7 @@ class Row:
 
     stored: dict[str, str]
     caption: str
-    images: list[Path]
+    images: list[FoundImage]
     problem: str  # why there is no image to try; empty where there is one
 
 
@@ -73,7 +73,7 @@ class CatalogueReader:
 
     def __init__(self, config: Config) -> None:
         self.path = catalogue_path(config.paths)
-        self._paths = config.paths
+        self._paths, self._images = config.paths, ShopImages(config)
         try:
             self._assignments = read_assignments(config.paths.shards)
         except MissingStageError:
@@ -95,7 +95,7 @@ class CatalogueReader:
                 "image": product.images[0] if product.images else "",
             }
             try:
-                images = find_images(product.images, self._paths.images)
+                images = self._images.find(product.images)
             except BrokenImage as error:
                 images, problem = [], f"{error.reason}: {error.message}"
             yield Row(stored, default_caption(fields, title=product.title), images, problem)
@@ -112,10 +112,10 @@ def read_content(row: Row) -> Content:
         return Content(row, content_hash(row.caption, row.problem), reason=row.problem)
     first, reason = b"", ""
     try:
-        first = read_bytes(row.images[0])
+        first = row.images[0].read()
     except BrokenImage as error:
         reason = f"{error.reason}: {error.message}"
-    others = [f"{path.name} {path.stat().st_size}" for path in row.images[1:]]
+    others = [f"{image.short_name} {image.status.split()[0]}" for image in row.images[1:]]
     return Content(row, content_hash(row.caption, first, reason, *others), first, reason)
 
 
@@ -127,10 +127,12 @@ def identity(row: Row) -> str:
 def decode(content: Content, sides_px: Collection[int]) -> Content:
     """The row's first image that can be read, as squares; a reason where there is none."""
     row, reason = content.row, content.reason
-    sources: list[bytes | Path] = [content.first] if content.first else []
-    for source in [*sources, *row.images[1:]]:
+    for place, image in enumerate(row.images):
+        if not place and not content.first:
+            continue  # it could not be read
         try:
-            squares = {side_px: load_square(source, side_px) for side_px in sides_px}
+            data = image.read() if place else content.first
+            squares = {side_px: load_square(data, side_px, name=image.short_name) for side_px in sides_px}
             return Content(row, content.content_hash, squares=squares)
         except BrokenImage as error:
             reason = reason or f"{error.reason}: {error.message}"

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from furnclip.catalogue import (
@@ -19,22 +18,21 @@ from furnclip.catalogue import (
     Rejection,
     catalogue_path,
     content_hash,
-    find_images,
     normalized_title,
     read_products,
-    tell_near_matches,
 )
-from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image, read_bytes
+from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image
 from furnclip.parallel import Workers
 from furnclip.prepare.fingerprint import fingerprint
 from furnclip.prepare.store import VERSION, SampleEntry, SampleStore
 from furnclip.relevance import default_caption
 from furnclip.shards.tar import Sample, encode_sample, member_bytes
+from furnclip.sources import FoundImage, ShopImages
 
 if TYPE_CHECKING:
     from furnclip.config import Config, PrepConfig
 
-Decoders = Workers[tuple[Path, ...], "DecodedImage | BrokenImage"]
+Decoders = Workers[tuple[FoundImage, ...], "DecodedImage | BrokenImage"]
 DECODER_MEMORY_MB = 700  # of a process that decodes the largest image allowed
 
 
@@ -53,18 +51,20 @@ class _Undecoded:
     """A product whose image is new, or has changed. `text`: its JSON and caption in the shard."""
 
     product: Product
-    paths: tuple[Path, ...]
+    images: tuple[FoundImage, ...]
     text: tuple[bytes, bytes]
     entry: SampleEntry
 
 
-def decode_image(paths: tuple[Path, ...], *, image_px: int, jpeg_quality: int) -> DecodedImage | BrokenImage:
+def decode_image(
+    images: tuple[FoundImage, ...], *, image_px: int, jpeg_quality: int
+) -> DecodedImage | BrokenImage:
     """The first of a product's images that can be read, or why none can. Runs in a worker process."""
     problem: BrokenImage | None = None
-    for path in paths:
+    for found in images:
         try:
-            data = read_bytes(path)
-            image = open_image(data, longest_px=image_px, name=f"`{path.name}`")
+            data = found.read()
+            image = open_image(data, longest_px=image_px, name=found.short_name)
         except BrokenImage as error:
             problem = problem or error
             continue
@@ -90,11 +90,14 @@ class Scanner:
     decoders: Decoders
     decoded: int = 0
 
+    def __post_init__(self) -> None:
+        self.images = ShopImages(self.config)
+
     def __iter__(self) -> Iterator[SampleEntry | Rejection]:
         rows = read_products(catalogue_path(self.config.paths), self.config.paths)
         items = (self._judge(row) for row in rows)
         for item, image in self.decoders.pairs(
-            items, task_of=lambda item: item.paths if isinstance(item, _Undecoded) else None, name_of=_name
+            items, task_of=lambda item: item.images if isinstance(item, _Undecoded) else None, name_of=_name
         ):
             if not isinstance(item, _Undecoded):
                 yield item
@@ -104,7 +107,7 @@ class Scanner:
             else:
                 assert image is not None
                 yield _rejection(item.product, image.reason, image.message)
-        tell_near_matches(self.config.paths.images)
+        self.images.tell_near_matches()
 
     def _judge(self, product: Product | Rejection) -> _Undecoded | SampleEntry | Rejection:
         if isinstance(product, Rejection):
@@ -113,27 +116,28 @@ class Scanner:
         if not caption:
             return _rejection(product, "no-text", "neither title nor attributes")
         try:
-            paths = tuple(find_images(product.images, self.config.paths.images))
+            images = tuple(self.images.find(product.images))
         except BrokenImage as error:
             return _rejection(product, error.reason, error.message)
         sample = Sample("", b"", caption, product.product_id, "", product.fields, product.title)
         about, caption_bytes = encode_sample(sample).values()
         text = (about, caption_bytes)
-        entry = self._entry(product, paths, text)
+        entry = self._entry(product, images, text)
         if self.store is None or (known := self.store.find(entry)) is None:
-            return _Undecoded(product, paths, text, entry)
+            return _Undecoded(product, images, text, entry)
         if known.text == entry.text:
             return known
         image = DecodedImage(self.store.members(known.key)[0], known.source, known.hash, known.colors)
         return self._completed(entry, text, image)
 
-    def _entry(self, product: Product, paths: tuple[Path, ...], text: tuple[bytes, bytes]) -> SampleEntry:
+    def _entry(
+        self, product: Product, images: tuple[FoundImage, ...], text: tuple[bytes, bytes]
+    ) -> SampleEntry:
         """What is known of a product before its image is opened."""
         settings = self.config.prepare
         stat = [str(VERSION), str(settings.image_px), str(settings.jpeg_quality)]
-        for path in paths:
-            status = path.stat()
-            stat += [str(path), str(status.st_size), str(status.st_mtime_ns)]
+        for image in images:
+            stat += [str(image.place), image.name, image.status]
         title = normalized_title(product.title)
         return SampleEntry(
             row=product.row,

@@ -26,6 +26,7 @@ from furnclip.errors import InputError, ModelMismatchError, UsageError
 from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, letterbox, load_square, open_image
 from furnclip.journal import write_bytes
 from furnclip.search.together import Together
+from furnclip.sources import ShopImages
 from furnclip.vectors import Floats, Provenance, column_name, fuse, unit
 from furnclip.vectors.index import DETAILS, KEYWORDS, explained, index_location, open_index, partitions_of
 from furnclip.vectors.parquet import SHOWN
@@ -342,7 +343,7 @@ def _readable(text: str) -> str:
     return valid[:_LONGEST_QUERY]
 
 
-def write_preview(hits: Sequence[Hit], images: Path, target: Path) -> Path:
+def write_preview(hits: Sequence[Hit], images: ShopImages, target: Path) -> Path:
     """A contact sheet of the hits' images with rank and title at `target`; its path.
 
     An image that cannot be read is an empty frame.
@@ -351,7 +352,7 @@ def write_preview(hits: Sequence[Hit], images: Path, target: Path) -> Path:
     for place, hit in enumerate(hits, start=1):
         image = None
         with suppress(BrokenImage):
-            image = open_image(images / hit.image, longest_px=_CELL_PX) if hit.image else None
+            image = open_image(images.read(hit.image), longest_px=_CELL_PX) if hit.image else None
         cells.append((image, f"{place}. {hit.clean_title or hit.title}"))
     rows = [cells[start : start + _SHEET_COLUMNS] for start in range(0, len(cells), _SHEET_COLUMNS)]
     write_bytes(target, encode_jpeg(contact_sheet(rows, cell_px=_CELL_PX), quality=90))

@@ -45,7 +45,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a listing holds millions of them
 class S3File:
     """One file, in the bucket or to be."""
 
@@ -183,10 +183,11 @@ class Bucket:
             self._compare(key, expected, len(content), hashlib.sha256(content).hexdigest())
         return content
 
-    def find(self, key: str) -> bytes | None:
-        """The content of an object, or None when there is none."""
+    def find(self, key: str, most_bytes: int | None = None) -> bytes | None:
+        """The content of an object, or None when there is none; of a longer one `most_bytes` and one more."""
+        amount = None if most_bytes is None else most_bytes + 1
         with self._explained(key), suppress(self._client.exceptions.NoSuchKey):
-            return self._answer(key, lambda body: body.read())
+            return self._answer(key, lambda body: body.read(amount))
         return None
 
     def _answer(self, key: str, consume: Callable[[StreamingBody], Result]) -> Result:

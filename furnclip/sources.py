@@ -1,0 +1,345 @@
+"""The images of a shop, wherever they lie: a folder, a prefix of a bucket, or brought there by `fetch`.
+
+In: the names or web addresses in a product's image cell. Out: `FoundImage`, which another process can read.
+
+A name is relative to `paths.images`. Where there is no such file, the one that is nearly it is taken and
+counted: without a leading slash, `?v=1` or `%20`, below or without a folder that is named twice, in another
+letter case, or with another image ending. Names that lead out of the folder are refused; links in it that
+lead out are the user's own, unless the folder belongs to somebody else. A bucket is listed once, when the
+first image is looked for. A web address is what the journal of `fetch` says was brought from it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urldefrag
+
+from furnclip import console
+from furnclip.catalogue import content_hash
+from furnclip.images import MAX_BYTES, BrokenImage, read_bytes
+from furnclip.journal import read_journal, write_bytes
+
+if TYPE_CHECKING:
+    from furnclip.config import Config, StorageConfig
+    from furnclip.storage.bucket import Bucket, S3File
+
+FETCHED_FOLDER = "fetched"  # below `paths.images`
+_ENDING = re.compile(r"(?<=.)\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|img)\Z", re.IGNORECASE | re.DOTALL)
+_AFTER_NAME = re.compile(r"[?#].*")
+_ADDRESS = re.compile(r"(https?:)?//[^/\s]+\.[^/\s]+/|https?://", re.IGNORECASE)
+
+
+def web_address(name: str) -> str:
+    """The address of the web that an image cell holds, without its fragment; empty for other names."""
+    if not _ADDRESS.match(name):
+        return ""
+    return urldefrag(f"https:{name}" if name.startswith("//") else name).url
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """An image that is there, not yet read. `status` changes when its content does."""
+
+    name: str
+    """below `paths.images`, with slashes"""
+    status: str
+    place: Place
+
+    def read(self) -> bytes:
+        """Its bytes, at most `MAX_BYTES`. Raises `BrokenImage`."""
+        return self.place.read(self.name)
+
+    @property
+    def short_name(self) -> str:
+        """Without its folder, in quotes, for messages."""
+        return f"`{PurePosixPath(self.name).name}`"
+
+
+class ShopImages:
+    """Finds the images that a catalogue names; made once a command, because it remembers what is where."""
+
+    def __init__(self, config: Config) -> None:
+        self.place = image_place(config)
+        self._journal, self._copies = config.paths.fetched, config.paths.cache / "images"
+        self._near: set[int] = set()  # hashes of the names
+        self._example = ("", "")
+
+    def find(self, names: Iterable[str]) -> list[FoundImage]:
+        """Every image of the names that is there, as listed. Raises `BrokenImage` when there is none."""
+        problem = BrokenImage("missing", "the row names no image", hint="fill the image column")
+        found = []
+        for name in reversed(tuple(names)):
+            try:
+                found.append(self._find(name))
+            except BrokenImage as error:
+                problem = error  # of several, the first one is what the user will look at
+        if not found:
+            raise problem
+        return found[::-1]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one of the few images that are shown; a bucket is not listed for it.
+
+        Raises `BrokenImage`.
+        """
+        if isinstance(self.place, Prefix):
+            for candidate in self._candidates(name):
+                with suppress(BrokenImage):
+                    return self.place.read(candidate)
+        return self._find(name).read()
+
+    def local(self, name: str) -> Path:
+        """A file of this machine with one of the few images that are shown, for programs that need one.
+
+        Of a bucket it is a copy, in the cache. What cannot be read gives a path with no file.
+        """
+        place, copy = self.place, self._copies / content_hash(str(self.place), name)
+        with suppress(BrokenImage):
+            if isinstance(place, Folder):
+                return place.path(self._find(name).name)
+            if not copy.is_file():
+                write_bytes(copy, self.read(name))
+        return copy
+
+    def tell_near_matches(self) -> None:
+        """Say how many images were found under nearly the name that the catalogue gives them."""
+        if self._near:
+            name, path = self._example
+            console.warn(
+                f"{len(self._near):,} image names are not quite those of the files in `{self.place}`, "
+                f"the nearest are taken: `{path}` for `{name}`"
+            )
+
+    def _find(self, name: str) -> FoundImage:
+        candidates = self._candidates(name)
+        try:
+            with_status = ((each, self.place.status(each)) for each in candidates)
+            path, status = next((pair for pair in with_status if pair[1]), ("", ""))
+            if not status:
+                path = next(filter(None, map(self._respelt, candidates)), "")
+                status = self.place.status(path) if path else ""
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a loop of links
+            raise BrokenImage("missing", f"`{name}` is not the name of an image ({error})") from None
+        if not status and name.startswith("/"):
+            raise BrokenImage("outside", f"`{name}` is not in the image folder `{self.place}`")
+        if not status:
+            raise BrokenImage("missing", f"there is no image `{name}` in `{self.place}`")
+        if path != candidates[0]:
+            self._near.add(hash(name))
+            self._example = self._example if self._example[0] else (name, path)
+        return FoundImage(path, status, self.place)
+
+    def _candidates(self, name: str) -> list[str]:
+        """The names that this one may stand for, as it is first, then the likeliest; or raises."""
+        if address := web_address(name):
+            return [self._fetched_name(address)]
+        if "://" in name:
+            hint = "only http and https addresses can be fetched"
+            raise BrokenImage("outside", f"`{name}` is the address of no image", hint=hint)
+        relative = self.place.relative(name.replace("\\", "/")).lstrip("/")
+        whole = [relative, _AFTER_NAME.sub("", relative)]
+        whole += [unquote(text) for text in whole]
+        moved = []
+        for text in whole:
+            first, _, rest = text.partition("/")
+            is_doubled = rest and first.casefold() == self.place.name.casefold()
+            moved.append(rest if is_doubled else f"{self.place.name}/{text}")
+        candidates = list(dict.fromkeys(whole + moved))
+        if any(".." in candidate.split("/") for candidate in candidates):
+            raise BrokenImage("outside", f"`{name}` leads out of the image folder")
+        return candidates
+
+    def _fetched_name(self, address: str) -> str:
+        name = self._fetched.get(int(content_hash(address), 16))
+        if name is None:
+            detail, hint = f"`{address}` has not been fetched", "run `furnclip fetch`"
+            raise BrokenImage("not-fetched", detail, hint=hint)
+        return name
+
+    @cached_property
+    def _fetched(self) -> dict[int, str]:
+        """Where the image of each address is, by the address's hash: a million take 200 MB."""
+        return {int(key, 16): name for key, name in fetched_names(self._journal)}
+
+    def _respelt(self, name: str) -> str:
+        """The one file whose name differs from this one in case, accents' spelling or image ending."""
+        found: list[str] = []
+        for part in name.split("/"):
+            names, folded = self.place.listing("/".join(found)), _folded(part)
+            alike = names.get(folded) or names.get(_ENDING.sub("", folded)) or []
+            if len(alike) != 1:
+                return ""
+            found.append(alike[0])
+        return "/".join(found)
+
+
+def fetched_names(journal: Path) -> Iterator[tuple[str, str]]:
+    """(hash of the address, name of its image) as `fetch` wrote them down; later ones count."""
+    for event in read_journal(journal):
+        key, name = event.get("key"), event.get("name")
+        if isinstance(key, str) and isinstance(name, str) and re.fullmatch("[0-9a-f]{16}", key):
+            yield key, name
+
+
+class Place(Protocol):
+    """Files by their names below `paths.images`, with slashes. `str` names the place for people."""
+
+    name: str
+    """of the folder itself, which shops repeat in their cells"""
+
+    def relative(self, name: str) -> str:
+        """`name` without the path of the place in front of it."""
+
+    def status(self, name: str) -> str:
+        """Changes when the file's content does; empty where there is no such file."""
+
+    def listing(self, folder: str) -> Mapping[str, list[str]]:
+        """The names in a folder by themselves in one case, and images without their ending as well."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises `BrokenImage`."""
+
+
+def image_place(config: Config) -> Place:
+    """The folder or the prefix of a bucket that `paths.images` names."""
+    address = config.paths.images
+    return Prefix(address, config.storage) if isinstance(address, str) else Folder(address)
+
+
+class Folder:
+    """A folder of this machine."""
+
+    def __init__(self, given: Path) -> None:
+        self._given, self._root = given, given.resolve()
+        self.name = self._root.name
+        # Links in it are the user's own; for the administrator, those in all folders are.
+        self._links_may_lead_out = (
+            os.name == "nt"
+            or os.getuid() == 0
+            or not self._root.exists()
+            or self._root.stat().st_uid in (os.getuid(), 0)
+        )
+        self._listing = lru_cache(maxsize=256)(_folder_listing)
+
+    def __reduce__(self) -> tuple[type[Folder], tuple[Path]]:
+        return Folder, (self._given,)
+
+    def __str__(self) -> str:
+        return str(self._given)
+
+    def relative(self, name: str) -> str:
+        for root in (self._root, self._given.absolute()):
+            name = name.removeprefix(f"{root.as_posix()}/")
+        return name
+
+    def path(self, name: str) -> Path:
+        """Of a file in it."""
+        return self._root / name
+
+    def status(self, name: str) -> str:
+        path = self._root / name
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        if not self._links_may_lead_out and not path.resolve().is_relative_to(self._root):
+            place = f"the image folder `{self._given}`, which is another user's"
+            raise BrokenImage("outside", f"`{name}` leads out of {place}")
+        if not stat.S_ISREG(status.st_mode):
+            raise BrokenImage("not-a-file", f"`{name}` is not a file")
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def listing(self, folder: str) -> Mapping[str, list[str]]:
+        return self._listing(self._root / folder)
+
+    def read(self, name: str) -> bytes:
+        return read_bytes(self._root / name)
+
+
+class Prefix:
+    """A prefix of a bucket, `s3://bucket/prefix`, listed once."""
+
+    def __init__(self, address: str, storage: StorageConfig) -> None:
+        self._address, self._storage = address, storage
+        bucket, _, prefix = address.removeprefix("s3://").partition("/")
+        self._prefix = prefix.strip("/")
+        self._bucket_name, self.name = bucket, PurePosixPath(f"{bucket}/{self._prefix}").name
+
+    def __reduce__(self) -> tuple[type[Prefix], tuple[str, StorageConfig]]:
+        return Prefix, (self._address, self._storage)
+
+    def __str__(self) -> str:
+        return self._address
+
+    def relative(self, name: str) -> str:
+        return name
+
+    def status(self, name: str) -> str:
+        file = self._files.get(name)
+        return f"{file.size_bytes} {file.etag}" if file else ""
+
+    def listing(self, folder: str) -> Mapping[str, list[str]]:
+        return self._folders.get(folder, {})
+
+    def read(self, name: str) -> bytes:
+        short = f"`{PurePosixPath(name).name}`"
+        content = self._bucket.find(f"{self._prefix}/{name}".lstrip("/"), most_bytes=MAX_BYTES)
+        if content is None:
+            raise BrokenImage("missing", f"{short} is not in `{self}`")
+        if len(content) > MAX_BYTES:
+            raise BrokenImage("too-many-bytes", f"{short} has more than {MAX_BYTES:,} bytes")
+        return content
+
+    @property
+    def _bucket(self) -> Bucket:
+        return _bucket(self._bucket_name, self._storage)
+
+    @cached_property
+    def _files(self) -> dict[str, S3File]:
+        return self._bucket.listing(self._prefix)
+
+    @cached_property
+    def _folders(self) -> dict[str, dict[str, list[str]]]:
+        inside: dict[str, set[str]] = {}
+        for name in self._files:
+            while name:
+                folder, _, last = name.rpartition("/")
+                inside.setdefault(folder, set()).add(last)
+                name = folder
+        return {folder: _by_folded_name(sorted(names)) for folder, names in inside.items()}
+
+
+@lru_cache(maxsize=8)  # one a process and bucket
+def _bucket(name: str, storage: StorageConfig) -> Bucket:
+    from furnclip.storage import S3Manager  # boto3 is slow to import, and most shops have a folder
+
+    return S3Manager.from_config(storage.model_copy(update={"bucket": name}))
+
+
+def _folder_listing(folder: Path) -> dict[str, list[str]]:
+    names: list[str] = []
+    with suppress(OSError):
+        names = [entry.name for entry in folder.iterdir()]
+    return _by_folded_name(names)
+
+
+def _by_folded_name(names: Iterable[str]) -> dict[str, list[str]]:
+    listed: dict[str, list[str]] = {}
+    for name in names:
+        folded = _folded(name)
+        for key in {folded, _ENDING.sub("", folded)}:
+            listed.setdefault(key, []).append(name)
+    return listed
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
