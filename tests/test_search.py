@@ -104,7 +104,8 @@ def test_keywords_find_words_and_their_stems(searcher: Searcher) -> None:
 
 def test_hybrid_puts_first_what_both_sides_find(searcher: Searcher) -> None:
     words, meaning = (searcher.search("red bed", mode=mode, k=60) for mode in ("keyword", "vector"))
-    expected = fuse_ranks(*([hit.product_id for hit in side] for side in (meaning, words)))[:5]
+    fused = fuse_ranks(*([hit.product_id for hit in side] for side in (meaning, words)))
+    expected = list(fused.items())[:5]
     hits = searcher.search("red bed", mode="hybrid", k=5)
     assert [(hit.product_id, hit.score) for hit in hits] == expected
     assert [hit.as_dict() | {"score": 0} for hit in hits] == [
@@ -121,11 +122,11 @@ def test_hybrid_keeps_to_the_filter_on_both_sides(searcher: Searcher) -> None:
 
 
 def test_rank_fusion_by_hand() -> None:
-    fused = fuse_ranks("ab", "bc")
+    fused = list(fuse_ranks("ab", "bc").items())
     assert [name for name, _ in fused] == ["b", "a", "c"]
     assert fused[0][1] == pytest.approx(1 / 62 + 1 / 61)
     assert fused[1][1] == pytest.approx(1 / 61)
-    assert fuse_ranks("a", "b") == [("a", 1 / 61), ("b", 1 / 61)]
+    assert fuse_ranks("a", "b") == {"a": 1 / 61, "b": 1 / 61}
 
 
 def test_a_picture_finds_itself_where_pictures_decide(embedded: Path, tmp_path: Path) -> None:

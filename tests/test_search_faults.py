@@ -402,8 +402,9 @@ def test_a_table_that_is_something_else_is_told(copy: Path, place: str) -> None:
 def test_a_model_that_only_the_table_names_is_not_loaded(copy: Path, name: str) -> None:
     def foreign(table: pa.Table) -> pa.Table:
         model = json.loads(table.schema.metadata[b"furnclip"])["models"]["base"] | {"name": name}
-        column = table["vec_clip_base"]
-        return with_metadata(table.append_column("vec_clip_finetuned", column), models={"finetuned": model})
+        for kind in ("vec", "image"):
+            table = table.append_column(f"{kind}_clip_finetuned", table[f"{kind}_clip_base"])
+        return with_metadata(table, models={"finetuned": model})
 
     rewritten(copy, foreign)
     with pytest.raises(ModelMismatchError, match="is no run under") as refused:

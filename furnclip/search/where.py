@@ -11,7 +11,8 @@ sqlglot takes a tenth of a second to import, so this is loaded only where there 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
+from datetime import date
 from typing import ClassVar
 
 from sqlglot import Dialect, exp, generator, tokens
@@ -26,9 +27,9 @@ _DEEPEST = 20  # LanceDB's own parser gives up at some fifty parentheses
 _TOO_DEEP = f"more than {_DEEPEST} parentheses or NOTs lie inside each other"
 _Kinds = Collection[type[exp.Expr]]
 _COMPARISONS = (exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE, exp.In, exp.Between, exp.Like, exp.ILike)
-_CONDITIONS: _Kinds = {exp.And, exp.Or, exp.Not, exp.Paren, exp.Is, exp.Boolean, *_COMPARISONS}
+_CONDITIONS: _Kinds = {exp.And, exp.Or, exp.Not, exp.Paren, exp.Is, exp.Boolean, exp.Column, *_COMPARISONS}
 _FUNCTIONS = {"lower": exp.Lower, "upper": exp.Upper, "trim": exp.Trim, "length": exp.Length}
-_OPERANDS: _Kinds = {exp.Column, exp.Literal, exp.Neg, *_FUNCTIONS.values()}
+_OPERANDS: _Kinds = {exp.Column, exp.Literal, exp.Boolean, exp.Neg, *_FUNCTIONS.values()}
 # What each part of a filter may be made of; there are no other parts.
 _PARTS: dict[type[exp.Expr], _Kinds] = {
     **dict.fromkeys((exp.And, exp.Or, exp.Not, exp.Paren), _CONDITIONS),
@@ -56,8 +57,11 @@ class _LanceDB(Dialect):
         TRANSFORMS: ClassVar = {**generator.Generator.TRANSFORMS, exp.Trim: rename_func("btrim")}
 
 
-def rewritten(where: str, columns: Sequence[str]) -> str:
-    """The filter for LanceDB, about these text `columns`; raises `UsageError` where it is not understood."""
+def rewritten(where: str, columns: Mapping[str, str]) -> str:
+    """The filter for LanceDB, about these `columns`, name -> kind.
+
+    Raises `UsageError` where it is not understood.
+    """
     try:
         if len(where) > _LONGEST:
             raise ValueError(f"it has {len(where)} characters, more than {_LONGEST}")
@@ -67,7 +71,7 @@ def rewritten(where: str, columns: Sequence[str]) -> str:
         if sum(isinstance(node, exp.Predicate) for node in tree.walk()) > _MOST_CONDITIONS:
             raise ValueError(f"it has more than {_MOST_CONDITIONS} conditions; use `column IN ('a', 'b')`")
         _check(tree, _CONDITIONS, columns, depth=0)
-        return tree.sql(_LanceDB, identify=True)
+        return tree.transform(_typed).sql(_LanceDB, identify=True)
     except (ValueError, RecursionError) as error:
         reason = _TOO_DEEP if isinstance(error, RecursionError) else error
         shown = where if len(where) <= 100 else f"{where[:100]}..."
@@ -95,12 +99,17 @@ def _parsed(where: str) -> exp.Expr:
     return trees[0]
 
 
-def _check(node: exp.Expr, allowed: _Kinds, columns: Sequence[str], *, depth: int) -> None:
+def _check(node: exp.Expr, allowed: _Kinds, columns: Mapping[str, str], *, depth: int) -> None:
     """Refuse, by `ValueError`, what is not of the subset; name columns as the table does."""
+    if isinstance(node, _COMPARISONS):
+        _check_quotes(node, columns)
     if type(node) not in allowed or any(node.args[name] for name in node.args.keys() - _ARGUMENTS):
         raise ValueError(_misplaced(node, allowed))
     if isinstance(node, exp.Column):
         node.this.set("this", _column(node.name, columns))
+        node.meta["kind"] = columns[node.name]
+        if allowed is _CONDITIONS and columns[node.name] != "boolean":
+            raise ValueError(f"after {_shown(node)} it needs a comparison")
     depth += isinstance(node, exp.Paren | exp.Not)
     if depth > _DEEPEST:
         raise ValueError(_TOO_DEEP)
@@ -126,9 +135,43 @@ def _check_values(node: exp.Expr, parts: list[exp.Expr]) -> None:
         raise ValueError("LIKE compares a text column with a text such as '%oak%'")
     if isinstance(node, _COMPARISONS):
         for right in parts[1:]:
-            if _kind(right) != _kind(parts[0]):
-                kinds = [f"{_shown(part)} is a {_kind(part)}" for part in (parts[0], right)]
-                raise ValueError(" and ".join(kinds))
+            _check_pair(node, parts[0], right)
+
+
+def _check_pair(node: exp.Expr, left: exp.Expr, right: exp.Expr) -> None:
+    kind = _kind(left)
+    if kind == "list" and not isinstance(node, exp.EQ | exp.NEQ | exp.In):
+        raise ValueError(f"{_shown(left)} is a list, which has a value (`=`, `IN`) or has not (`<>`)")
+    if kind == "date" and right.is_string:
+        date.fromisoformat(right.name)  # its own message says what is wrong
+    elif _kind(right) != ("text" if kind == "list" else kind):
+        raise ValueError(f"{_shown(left)} is a {kind} and {_shown(right)} is a {_kind(right)}")
+
+
+def _check_quotes(node: exp.Expr, columns: Mapping[str, str]) -> None:
+    """Refuse `color = red`, where `red` is no column: it is a text without quotes."""
+    left, right = node.this, node.args.get("expression")
+    names = {name.lower() for name in columns}
+    if not (isinstance(left, exp.Column) and isinstance(right, exp.Column)):
+        return
+    if left.name.lower() in names and right.name.lower() not in names:
+        name = right.name[:80]
+        raise UsageError(f"there is no column `{name}`", hint=f"put text in quotes: {left.name} = '{name}'")
+
+
+def _typed(node: exp.Expr) -> exp.Expr:
+    """A comparison with a date or a list as DataFusion writes it."""
+    left = node.this if isinstance(node, _COMPARISONS) else None
+    kind = left.meta.get("kind") if isinstance(left, exp.Column) else None
+    if kind == "date":
+        for literal in [part for part in node.iter_expressions() if part.is_string]:
+            literal.replace(exp.cast(literal.copy(), "date"))
+    if kind == "list":
+        values = node.expressions if isinstance(node, exp.In) else [node.args["expression"]]
+        conditions = [exp.Anonymous(this="array_has", expressions=[left, value]) for value in values]
+        has = exp.paren(exp.or_(*conditions))
+        return exp.Not(this=has) if isinstance(node, exp.NEQ) else has
+    return node
 
 
 def _misplaced(node: exp.Expr, allowed: _Kinds) -> str:
@@ -144,19 +187,27 @@ def _misplaced(node: exp.Expr, allowed: _Kinds) -> str:
     return f"{_shown(node)} is not possible there"
 
 
-def _column(name: str, columns: Sequence[str]) -> str:
+def _column(name: str, columns: Mapping[str, str]) -> str:
     same = [column for column in columns if column.lower() == name.lower()]
     if not same:
-        close = nearest(name, columns)
-        known = f"columns: {', '.join(columns)}; texts stand in single quotes"
-        raise UsageError(
-            f"there is no column `{name[:80]}` to filter by",
-            hint=f"did you mean `{close}`? {known}" if close else known,
-        )
+        raise no_column(name, columns)
     return name if name in same else same[0]
 
 
+def no_column(name: str, columns: Collection[str]) -> UsageError:
+    """The error for a column that is not there, with the one that was probably meant."""
+    close = nearest(name, columns)
+    known = f"columns: {', '.join(columns)}; text stands in single quotes: color = 'red'"
+    return UsageError(
+        f"there is no column `{name[:80]}`", hint=f"did you mean `{close}`? {known}" if close else known
+    )
+
+
 def _kind(operand: exp.Expr) -> str:
+    if isinstance(operand, exp.Boolean):
+        return "boolean"
+    if isinstance(operand, exp.Column):
+        return str(operand.meta.get("kind", "text"))
     return "number" if operand.is_number or isinstance(operand, exp.Length) else "text"
 
 

@@ -22,7 +22,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -52,6 +53,13 @@ KEYWORDS = "keywords"
 DETAILS = "details"
 _SEARCHABLE = ("title", "clean_title", *ATTRIBUTES)
 _FILTERABLE = (*ATTRIBUTES, "split")
+_KINDS = {
+    pa.string(): "text",
+    pa.float64(): "number",
+    pa.bool_(): "boolean",
+    pa.date32(): "date",
+    pa.list_(pa.string()): "list",
+}
 _KEEP_OLD = timedelta(hours=1)  # for readers that opened the version before this one
 _BATCH_ROWS = 1024
 # Products of each partition that its center is found with, and rounds of finding: a tenth of the time of
@@ -121,12 +129,26 @@ def index_location(config: Config) -> IndexLocation:
     return IndexLocation(uri, options)
 
 
-def table_schema(provenance: Provenance) -> pa.Schema:
-    """The columns of the table, all of them; its metadata are the provenance."""
+def table_schema(provenance: Provenance, shop: Iterable[pa.Field] = ()) -> pa.Schema:
+    """The columns of the table with those of the `shop`; its metadata are the provenance."""
     texts = (*PRODUCT_COLUMNS, "missing_reason", KEYWORDS, DETAILS)
     stored = vector_schema(provenance)
-    vectors = [stored.field(column_name("vec", label)) for label in provenance.models]
-    return pa.schema([*(pa.field(name, pa.string()) for name in texts), *vectors], stored.metadata)
+    vectors = [
+        stored.field(column_name(kind, label)) for label in provenance.models for kind in ("vec", "image")
+    ]
+    fields = [*(pa.field(name, pa.string()) for name in texts), *shop, *vectors]
+    return pa.schema(fields, stored.metadata)
+
+
+def shop_fields(schema: pa.Schema) -> list[pa.Field]:
+    """The shop's own columns in a vector file or table, typed."""
+    own = {*PRODUCT_COLUMNS, "missing_reason", KEYWORDS, DETAILS}
+    return [field for field in schema if field.name not in own and kind_of(field) is not None]
+
+
+def kind_of(field: pa.Field) -> str | None:
+    """`text`, `number`, `boolean`, `date` or `list`; None for a column that is none of a shop's, a vector."""
+    return _KINDS.get(field.type)
 
 
 def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) -> IndexReport:
@@ -134,11 +156,11 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
     with open_parquet(vectors) as file, explained(location.uri):
         provenance = provenance_of(file.schema_arrow.metadata, where=vectors)
         provenance = provenance.model_copy(update={"products": file.metadata.num_rows})
-        schema = table_schema(provenance)
+        schema = table_schema(provenance, shop_fields(file.schema_arrow))
         database, name, earlier = location.connect()
         # Overwriting what is not there works too, but LanceDB warns about it.
         mode = "create" if earlier is None else "overwrite"
-        rows = _batches(file, schema)
+        rows = _batches(file, schema, _group_sizes(file))
         table = database.create_table(name, rows, schema=schema, mode=mode, on_bad_vectors="null")
         # Before the indexes: after them it would join the partitions again and copy every vector once more.
         table.optimize(cleanup_older_than=_KEEP_OLD)
@@ -202,15 +224,27 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
     return table, provenance
 
 
-def _batches(file: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _group_sizes(file: Any) -> Counter[str | None]:
+    """How many products each group has."""
+    sizes: Counter[str | None] = Counter()
+    for batch in file.iter_batches(columns=["group"]):
+        sizes.update(batch.column(0).to_pylist())
+    return sizes
+
+
+def _batches(file: Any, schema: pa.Schema, sizes: Counter[str | None]) -> Iterator[pa.RecordBatch]:
     """The rows of the table, from those of the vector file."""
     stored = [name for name in schema.names if name not in (KEYWORDS, DETAILS)]
+    own = [field.name for field in shop_fields(schema)]
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=stored):
         keywords, details = [], []
-        for row in batch.select(SHOWN).to_pylist():
+        for row in batch.select([*SHOWN, *own]).to_pylist():
             texts = [(row[name] or "").strip() for name in _SEARCHABLE]
             keywords.append(" ".join(dict.fromkeys(filter(known, texts))))  # each text once
-            details.append(json.dumps({name: value or "" for name, value in row.items()}))
+            shown = {name: row[name] or "" for name in SHOWN}
+            columns = {name: row[name] for name in own if row[name] is not None}
+            shown |= {"variants": sizes[row["group"]], "columns": columns}
+            details.append(json.dumps(shown, default=str))  # dates as ISO 8601
         columns = {name: batch.column(name) for name in stored} | {KEYWORDS: keywords, DETAILS: details}
         yield pa.RecordBatch.from_pydict(columns, schema=schema)
 

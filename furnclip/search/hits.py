@@ -1,0 +1,82 @@
+"""What a search gives back: hits, how the request was understood, and a contact sheet of the images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, open_image
+from furnclip.journal import write_bytes
+from furnclip.sources import ShopImages
+from furnclip.vectors.parquet import SHOWN
+
+_CELL_PX = 200  # of the contact sheet
+_SHEET_COLUMNS = 5
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One product. `score`: cosine, BM25 or both weighed, by mode; higher is better."""
+
+    product_id: str
+    title: str
+    score: float
+    clean_title: str
+    style: str
+    material: str
+    color: str
+    object_type: str
+    group: str
+    split: str
+    image: str  # path of the image, relative to the image folder
+    variants: int = 1  # products of its group in the table, itself included
+    columns: Mapping[str, Any] = field(default_factory=dict)  # the shop's own, by name
+    why: Mapping[str, Any] = field(default_factory=dict)
+    """`words`: word of the query -> fields that have it; `cosine`; `exact`: the field that is the query"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_details(cls, details: str, score: float, why: Mapping[str, Any]) -> Hit:
+        """The hit stored in `details`; raises `ValueError`, `TypeError` or `KeyError` where it is damaged."""
+        product = json.loads(details)
+        shown: dict[str, Any] = {name: str(product[name]) for name in SHOWN}
+        shown |= {"variants": int(product["variants"]), "columns": dict(product["columns"])}
+        return cls(score=float(score), why=why, **shown)
+
+
+class Answer(list[Hit]):
+    """The hits of one request, best first, and what to tell about it.
+
+    `understood`: what of the text became a filter or another word, a line each. `note`: why these hits are
+    only the nearest, empty where they are what was asked for.
+    """
+
+    def __init__(self, hits: Iterable[Hit] = (), *, understood: Sequence[str] = (), note: str = "") -> None:
+        super().__init__(hits)
+        self.understood = tuple(understood)
+        self.note = note
+
+
+def write_preview(hits: Sequence[Hit], images: ShopImages, target: Path) -> Path:
+    """A contact sheet of the hits' images with rank and title at `target`; its path.
+
+    An image that cannot be read is an empty frame.
+    """
+    cells: list[tuple[Image.Image | None, str]] = []
+    for place, hit in enumerate(hits, start=1):
+        image = None
+        with suppress(BrokenImage):
+            image = open_image(images.read(hit.image), longest_px=_CELL_PX) if hit.image else None
+        cells.append((image, f"{place}. {hit.clean_title or hit.title}"))
+    rows = [cells[start : start + _SHEET_COLUMNS] for start in range(0, len(cells), _SHEET_COLUMNS)]
+    write_bytes(target, encode_jpeg(contact_sheet(rows, cell_px=_CELL_PX), quality=90))
+    return target

@@ -1,0 +1,124 @@
+"""The search table as `Searcher` asks it: row numbers and scores first, details of the few that are shown.
+
+A row number is LanceDB's `_rowid`. Reading the details of all candidates would take longer than finding
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from lancedb.query import FullTextOperator, MatchQuery
+
+from furnclip.errors import InputError
+from furnclip.search.hits import Hit
+from furnclip.vectors import Floats, unit
+from furnclip.vectors.index import DETAILS, KEYWORDS, IndexLocation, open_index, partitions_of
+
+Scores = dict[int, float]  # row -> score, best first
+_ROW_ID = "_rowid"
+_LEAST_PROBES = 20
+_EVERY_PARTITION = 1_000_000
+
+
+class SearchTable:
+    """One version of the table; safe to share between threads."""
+
+    def __init__(self, location: IndexLocation, *, probes: int) -> None:
+        self.lance, self.provenance = open_index(location)
+        self.uri = location.uri
+        self.products = int(self.lance.count_rows())
+        if self.products == 0:
+            raise InputError(f"the search table `{self.uri}` is empty", hint="run `furnclip embed` again")
+        self._wanted_probes = probes or max(_LEAST_PROBES, partitions_of(self.products) // 10)
+        # The table does not change, and counting what passes a filter takes as long as a search.
+        self._matches = lru_cache(maxsize=1000)(self.lance.count_rows)
+
+    def nearest(self, column: str, vector: Floats, count: int, where: str | None) -> Scores:
+        """The `count` rows nearest to a unit vector (D,), by cosine; the best view of a row counts."""
+        search = self.lance.search(vector, vector_column_name=column)
+        search = search.distance_type(self._distance(column)).nprobes(self._probes(where))
+        # A distance is 1 - cosine.
+        return {row: 1.0 - distance for row, distance in _found(search, "_distance", count, where)}
+
+    def words(self, words: str, count: int, where: str | None, *, every_word: bool = False) -> Scores:
+        """The `count` rows that have some or every one of the words, by BM25."""
+        # Not the bare text: LanceDB would take quotes for a phrase, which the index does not know.
+        match: Any = MatchQuery  # whose defaults mypy cannot see
+        operator = FullTextOperator.AND if every_word else FullTextOperator.OR
+        search = self.lance.search(match(words, KEYWORDS, operator=operator), query_type="fts")
+        return dict(_found(search, "_score", count, where))
+
+    def cosines(self, column: str, vector: Floats, rows: Sequence[int]) -> Scores:
+        """The cosine of each of these rows to a unit vector (D,); rows that have none are left out."""
+        found = self._take(rows, column)
+        return {
+            row: float(np.max(np.reshape(value, (-1, len(vector))) @ vector))
+            for row, value in zip(found[_ROW_ID].to_pylist(), found[column].to_numpy(), strict=True)
+            if value is not None
+        }
+
+    def vector(self, column: str, row: int) -> Floats | None:
+        """The vector of a row, (D,), of several views their mean; None where it has none."""
+        value = self._take([row], column)[column].to_pylist()[0]
+        return None if value is None else unit(np.mean(np.atleast_2d(value), axis=0)[None])[0]
+
+    def rows(self, where: str) -> list[int]:
+        """The rows that pass a filter of the table's own SQL."""
+        found: list[int] = self.values(["product_id"], where)[_ROW_ID].to_pylist()
+        return found
+
+    def sorted(self, scores: Scores, sort: str) -> Scores:
+        """The same rows ordered by a column, with `-` in front descending; empty ones last."""
+        name, order = sort.removeprefix("-"), "descending" if sort.startswith("-") else "ascending"
+        rank = {row: place for place, row in enumerate(scores)}  # between equals the better one first
+        found = self._take(list(scores), name)
+        found = found.append_column("_rank", pa.array([rank[row] for row in found[_ROW_ID].to_pylist()]))
+        found = found.sort_by([(name, order), ("_rank", "ascending")])
+        return {row: scores[row] for row in found[_ROW_ID].to_pylist()}
+
+    def hits(self, scores: Scores, why: Mapping[int, Mapping[str, Any]]) -> list[Hit]:
+        """The products of these rows, in their order."""
+        found = self._take(list(scores), DETAILS)
+        details = dict(zip(found[_ROW_ID].to_pylist(), found[DETAILS].to_pylist(), strict=True))
+        try:
+            return [Hit.from_details(details[row], score, why.get(row, {})) for row, score in scores.items()]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise InputError(
+                f"the search table `{self.uri}` has a damaged product in `{DETAILS}`",
+                hint=f"remove `{self.uri}` and run `furnclip embed` again",
+            ) from None
+
+    def values(
+        self, columns: Sequence[str], where: str | None, rows: Sequence[int] | None = None
+    ) -> pa.Table:
+        """These columns and `_rowid` of the rows, or of everything that passes the filter."""
+        if rows is not None:
+            return self._take(rows, *columns)
+        search = self.lance.search().limit(self.products).select(list(columns)).with_row_id(True)
+        return (search.where(where) if where else search).to_arrow()
+
+    def _take(self, rows: Sequence[int], *columns: str) -> pa.Table:
+        return self.lance.take_row_ids(list(rows)).select(list(columns)).with_row_id().to_arrow()
+
+    def _distance(self, column: str) -> str:
+        return "cosine" if pa.types.is_list(self.lance.schema.field(column).type) else "dot"
+
+    def _probes(self, where: str | None) -> int:
+        """Partitions to probe: more behind a filter, where the nearest that pass lie further apart."""
+        if where is None:
+            return self._wanted_probes
+        share = self._matches(where) / self.products
+        return _EVERY_PARTITION if share == 0 else math.ceil(self._wanted_probes / math.sqrt(share))
+
+
+def _found(search: Any, score: str, count: int, where: str | None) -> list[tuple[int, float]]:
+    if where:
+        search = search.where(where, prefilter=True)
+    found = search.with_row_id(True).select([score]).limit(count).to_arrow()
+    return list(zip(found[_ROW_ID].to_pylist(), found[score].to_pylist(), strict=True))
