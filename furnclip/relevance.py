@@ -110,6 +110,11 @@ def queries_of(product: Mapping[str, str]) -> list[AttributeQuery]:
     return [AttributeQuery(" ".join(wanted.values()), wanted) for wanted in asked if all(wanted.values())]
 
 
+def shopper_queries(fields: Mapping[str, str]) -> list[str]:
+    """What a shopper would type to find the product, as `clean` wrote it: in lower case, without repeats."""
+    return list(dict.fromkeys(filter(None, map(known, fields.get("queries", "").split("|")))))
+
+
 def attribute_queries(attributes: Attributes) -> list[AttributeQuery]:
     """Every query that some but at most half of the products answer, in alphabetical order."""
     asked: dict[str, AttributeQuery] = {}

@@ -18,11 +18,15 @@ from pathlib import Path
 import psutil
 
 
-def parse(topic: str) -> argparse.Namespace:
-    """The two options every benchmark has."""
+def parse(topic: str, *, catalogue: str = "") -> argparse.Namespace:
+    """The two options every benchmark has; `catalogue` says what a catalogue of one's own has to hold."""
     parser = argparse.ArgumentParser(prog=f"python -m tests.bench.{topic}")
     parser.add_argument("--quick", action="store_true", help="end within a minute on two cores")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    if catalogue:
+        parser.add_argument(
+            "--catalogue", type=Path, metavar="DIR", help=f"a catalogue of yours: {catalogue}"
+        )
     return parser.parse_args()
 
 

@@ -1,14 +1,15 @@
 """The offline backend: rules over the title, and the dominant color of the image. Free, deterministic.
 
-It is the baseline that a paid model has to beat, and the fallback for rows that one could not clean. English
-only, and no better than the word lists of `lexicon.toml`: a brand that is neither listed nor found by
-`find_brands` stays in the title. Style is known only where the title says it; warm light makes white things
-beige.
+It is the baseline that a paid model has to beat, and the fallback for rows that one could not clean.
+English, German and French, and no better than the word lists of `lexicon.toml`. Style is known only where the
+title says it. A color that the title does not name is taken from the image only where the product is cut out.
 
-`find_brands` goes by the whole catalogue. A name counts as a brand when it opens at least three titles of at
-least two kinds of things, hardly ever stands elsewhere, is made of no word that describes furniture, and at
-least once shows that it is a name: set apart ("Nor - oak chair"), in capitals or in CamelCase. Do not trust
-it for a catalogue of a few rows or for brands that are plain words ("Habitat chair").
+Names go, of a maker and of a series alike, where they open a title in capitals ("LOMMA Bookcase"), where a
+column of the catalogue holds them, where `lexicon.toml` lists them, and where `find_brands` finds them; every
+other word stays. `find_brands` goes by the whole catalogue. A name counts when it opens at least three titles
+of at least two kinds of things, hardly ever stands elsewhere, is made of no word that describes furniture,
+and at least once shows that it is a name: set apart ("Nor - oak chair"), in capitals or in CamelCase. Do not
+trust it for a catalogue of a few rows or for names that are plain words ("Habitat chair").
 """
 
 from __future__ import annotations
@@ -16,28 +17,21 @@ from __future__ import annotations
 import html
 import json
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cache
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from furnclip.catalogue import UNKNOWN, Product, Rejection, content_hash
+from furnclip.clean.offline.reading import Reading, folded, known_words, lexicon, singular, words_of
 from furnclip.clean.prompt import MAX_TITLE_CHARACTERS, Answer, Vocabulary, readable, sendable
 from furnclip.images import open_image
 from furnclip.journal import encode_event
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-SOURCE = "local:rules-2"
+SOURCE = "local:rules-3"
 IMAGE_PX = 64  # enough to judge a color
 _CLEARLY = 0.6  # share of the product's pixels that overrules the title
 _HARDLY = 0.04  # share under which a color named in the title is not on the image
@@ -60,17 +54,17 @@ def answer_line(custom_id: str, title: str, image: bytes, vocabulary: Vocabulary
 
 def local_answer(title: str, image: Image.Image | None, vocabulary: Vocabulary) -> Answer:
     """The answer of the rules to a title from `plain_title`; `image` is None where only the title counts."""
-    name = clean_title(title)
-    kind = object_type(name, vocabulary)
-    material = first_word(name, "material", vocabulary)
+    pieces = _unnamed(title)
+    name, said = _joined(pieces), Reading(", ".join(pieces), vocabulary)
+    kind, material = said.object_type, said.first("material")
     if material == UNKNOWN:
         material = usual_material(name, kind, vocabulary)
-    color = _color(first_word(name, "color", vocabulary), image, vocabulary)
+    color = _color(said.first("color"), image, vocabulary)
     if material == "wood" and color == "orange" and "brown" in vocabulary.color:
         color = "brown"  # varnished wood is orange to a camera and brown to people
     values = {
         "clean_title": name or (kind if kind != UNKNOWN else "product"),
-        "style": first_word(name, "style", vocabulary),
+        "style": said.first("style"),
         "material": material,
         "color": color,
         "object_type": kind,
@@ -79,12 +73,17 @@ def local_answer(title: str, image: Image.Image | None, vocabulary: Vocabulary) 
 
 
 def _color(named: str, image: Image.Image | None, vocabulary: Vocabulary) -> str:
-    """The image overrules the title only where it can: a cut-out, clearly of quite another color."""
+    """The color that the title names; of a cut-out the image's where it clearly is another or none is named.
+
+    In a room nothing tells the product from the floor and the walls.
+    """
     if image is None:
         return named
     from furnclip.clean.offline import colors  # it needs numpy, which takes longer to load than all the rest
 
     pixels = colors.read_pixels(image, IMAGE_PX)
+    if not colors.has_plain_border(pixels):
+        return named
     shares = colors.color_shares(pixels)
     ranked = [color for color in shares if color in vocabulary.color]
     if not ranked:
@@ -93,9 +92,7 @@ def _color(named: str, image: Image.Image | None, vocabulary: Vocabulary) -> str
         return ranked[0]
     is_contradicted = shares.get(named, 0.0) < _HARDLY and shares[ranked[0]] > _CLEARLY
     is_mixed_up = any({named, ranked[0]}.issubset(names) for names in lexicon()["colors"]["mixed_up"])
-    if is_mixed_up or not is_contradicted:
-        return named
-    return ranked[0] if colors.has_plain_border(pixels) else named
+    return ranked[0] if is_contradicted and not is_mixed_up else named
 
 
 _BY_MAKER = re.compile(r"\s+by\s+[A-Z][\w&.'-]*(?:\s+[A-Z][\w&.'-]*){0,3}\s*(?=$|[,(|-])")
@@ -105,15 +102,15 @@ _EMPTY_BRACKETS = re.compile(r"[(\[{]\s*[)\]}]")
 _DASHES = "\u2013\u2014"
 _EDGES = f" \t-{_DASHES}_|/,;:.!*~+#'\"\u201c\u201d\u2018\u2019"
 _JOINTS = re.compile(rf"\s*[|{_DASHES};,:*~!]\s*|\s+[-/+]\s+")
-_PARTS = re.compile(
-    r"\b[\w-]+\s+(?:doors?|fronts?|shelf|shelves|legs?|handles?|base|frame|top)\b(?=.*\w)", re.I
-)
-_HEAD_ENDS = re.compile(r"\b(?:with|for|in|on|w/|without|from|of)\b|[(,|]", re.IGNORECASE)
 
 
 def clean_title(title: str) -> str:
     """The title without brands, numbers, prices, shipping and counts, in lower case."""
-    text = " ".join(" ".join(title_pieces(title)).split()).lower()
+    return _joined(_unnamed(title))
+
+
+def _joined(pieces: list[str]) -> str:
+    text = " ".join(" ".join(pieces).split()).lower()
     return text[:MAX_TITLE_CHARACTERS].strip(_EDGES)
 
 
@@ -127,56 +124,41 @@ def title_pieces(title: str) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
+def _unnamed(title: str) -> list[str]:
+    """Its pieces without names in capitals at their start."""
+    pieces = title_pieces(title)
+    if title.isupper():
+        return pieces
+    return [piece for piece in map(_without_name, pieces) if piece] or pieces
+
+
+def _is_shouted(word: str) -> bool:
+    return word.isupper() and sum(map(str.isalpha, word)) > 2 and not any(map(str.isdigit, word))
+
+
+def _without_name(piece: str) -> str:
+    """Without the words in capitals that open it, unless they say what the thing is or is like."""
+    words = piece.split(" ")
+    while words and _is_shouted(words[0]) and not _describes(words[0]):
+        del words[0]
+    return " ".join(words).strip(_EDGES)
+
+
 def object_type(title: str, vocabulary: Vocabulary) -> str:
-    """The kind of thing: the last known word before "with", "for" ..., since English puts it last."""
-    head = _HEAD_ENDS.split(title, maxsplit=1)[0]
-    allowed = vocabulary.object_type
-    found = _matches(head, "object_type", allowed) or _matches(title, "object_type", allowed)
-    return found[-1] if found else UNKNOWN
-
-
-def first_word(title: str, field: str, vocabulary: Vocabulary) -> str:
-    """The first value of `field` that the title names, or `unknown`; "glass door" is no material."""
-    found = _matches(_PARTS.sub(" ", title), field, getattr(vocabulary, field))
-    return found[0] if found else UNKNOWN
+    """The kind of thing that a title is about, or `unknown`."""
+    return Reading(title, vocabulary).object_type
 
 
 def usual_material(name: str, kind: str, vocabulary: Vocabulary) -> str:
     """What such a thing is mostly made of: by a word of its name, else by its kind; or `unknown`."""
-    by_word, by_kind = lexicon()["usual_material"], lexicon()["usual_material_of_kind"]
-    found = [material for material, words in by_word.items() if _any_of(tuple(words)).search(name)]
-    found += [material for material, kinds in by_kind.items() if kind in kinds]
+    found = [one.value for one in known_words("usual_material", vocabulary.material).find(words_of(name))]
+    found += [value for value, kinds in lexicon()["usual_material_of_kind"].items() if kind in kinds]
     return next((material for material in found if material in vocabulary.material), UNKNOWN)
-
-
-@cache
-def lexicon() -> Mapping[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("lexicon.toml").read_text(encoding="utf-8"))
 
 
 @cache
 def _dropped() -> re.Pattern[str]:
     return re.compile("|".join(chain(*lexicon()["dropped"].values())), re.IGNORECASE)
-
-
-def _matches(text: str, field: str, allowed: tuple[str, ...]) -> list[str]:
-    """Every value of `field` that the text names, in the order of the text."""
-    pattern, values = _words(field, allowed)
-    found = (match.group(0) for match in pattern.finditer(text.lower()))
-    singular = (next(key for key in (word, word[:-1], word[:-2]) if key in values) for word in found)
-    return [values[word] for word in singular]
-
-
-@cache
-def _words(field: str, allowed: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
-    """A pattern that finds the longest known word, and what each word means."""
-    known = lexicon()[field]
-    values: dict[str, str] = {}
-    for value in allowed:
-        if value != UNKNOWN:
-            for word in (value, *known.get(value, ())):
-                values.setdefault(word, value)
-    return _any_of(tuple(values)), values
 
 
 @cache
@@ -217,7 +199,7 @@ def find_brands(products: Iterable[Product | Rejection], vocabulary: Vocabulary)
         folded = tuple(word.casefold() for word in opening)
         for length, word in enumerate(folded):
             following[folded[:length]][word] += 1
-        kinds[folded[0]].add(object_type(" ".join(pieces).lower(), vocabulary))
+        kinds[folded[0]].add(object_type(", ".join(pieces), vocabulary))
         is_apart = len(pieces) > 1 and len(opening) == len(pieces[0].split())
         if is_apart or _SHAPED.fullmatch(opening[0]):
             shown.add(folded[0])
@@ -251,9 +233,8 @@ def _opening(piece: str) -> list[str]:
     """The words at the start that could be a name: capitalized, no numbers, nothing that describes."""
     found: list[str] = []
     for word in piece.split()[:_MAX_WORDS]:
-        folded = word.casefold()
-        is_name = word[:1].isupper() and folded not in _describing() and not any(map(str.isdigit, word))
-        if not is_name and not (found and folded in _LINKS | _COMPANY):
+        is_name = word[:1].isupper() and not _describes(word) and not any(map(str.isdigit, word))
+        if not is_name and not (found and word.casefold() in _LINKS | _COMPANY):
             break
         found.append(word)
     while found and found[-1] in _LINKS:
@@ -278,7 +259,7 @@ def _own_names(fields: Mapping[str, str], product_id: str) -> Iterator[tuple[Bra
     for column, cell in [*fields.items(), ("productid", product_id)]:
         kind = re.sub(r"[^a-z]", "", column.lower())
         words = tuple(word.casefold() for word in _WORD.findall(cell))
-        is_brand = kind in columns["makers"] and not _describing().issuperset(words)
+        is_brand = kind in columns["makers"] and not all(map(_describes, words))
         is_number = kind in columns["numbers"] and any(map(str.isdigit, cell)) and len(cell) > 2
         if words and (is_brand or is_number):
             yield words, _ANY_NUMBER if is_number else ""
@@ -290,5 +271,11 @@ def _describing() -> frozenset[str]:
     words: set[str] = set(lexicon()["describing"]["words"])
     for field in ("object_type", "material", "style", "color"):
         for value, others in lexicon()[field].items():
-            words.update(*(text.split() for text in (value, *others)))
-    return frozenset(words | {f"{word}s" for word in words})
+            words.update(*(text.strip("*").split() for text in (value, *others)))
+    return frozenset(singular(folded(word)) for word in words)
+
+
+@cache
+def _describes(word: str) -> bool:
+    """Whether it is one of these words, or each of the words that hyphens make of it is."""
+    return _describing().issuperset(words_of(word))

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from furnclip.clean.offline import lexicon
+from furnclip.clean.offline.reading import lexicon
 
 Pixels = NDArray[np.int16]
 
 _BACKGROUND_DISTANCE = 24  # RGB, 0 to 255 a channel
-_PLAIN_BORDER = 0.9  # share of the border that has its usual color when the background is uniform
+_PLAIN_BORDER = 0.9  # share of the border that has its usual color when the background is uniform ...
+_WHITE_BORDER = 0.55  # ... or white, where the product may reach the border
+_WHITE = 235  # of each channel, at least
 _SHADOW_DISTANCE = 14  # between a pixel and the background made darker
 _SHADOW_DEPTH = 0.4  # what a shadow leaves of the background's light, at least
 _BESIDE_SHADOW = 0.3  # share of the product that must be left when shadow is taken off
@@ -53,10 +55,11 @@ def _product(pixels: Pixels) -> Pixels:
 
 
 def has_plain_border(pixels: Pixels) -> bool:
-    """Whether the product is cut out: the border has one color all around."""
+    """Whether the product is cut out and not in a room: most of the border has one color."""
     border = _border(pixels)
-    alike = np.abs(border - np.median(border, axis=0)).max(axis=1) <= _BACKGROUND_DISTANCE
-    return bool(alike.mean() >= _PLAIN_BORDER)
+    usual = np.median(border, axis=0)
+    share = (np.abs(border - usual).max(axis=1) <= _BACKGROUND_DISTANCE).mean()
+    return bool(share >= (_WHITE_BORDER if usual.min() >= _WHITE else _PLAIN_BORDER))
 
 
 def _border(pixels: Pixels) -> Pixels:
