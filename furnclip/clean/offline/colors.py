@@ -110,4 +110,5 @@ def _names(pixels: Pixels) -> list[str]:
     if plain.any():  # all of it gets one name, since shade darkens half of a white thing
         lit = float(np.quantile(high[plain], 0.6))
         names[plain] = "white" if lit >= _WHITE_FROM else "black" if lit < _BLACK_TO else "gray"
-    return [str(name) for name in names]
+    colors: list[str] = names.tolist()  # a loop over NumPy strings loses what a signal handler raises
+    return colors
