@@ -35,6 +35,7 @@ from furnclip.embed.plan import PREPROCESSING, fused_provenance, load_models, pl
 from furnclip.errors import FurnclipError, InputError
 from furnclip.journal import Journal, encode_event, keep_copy, read_journal, replacing, sweep
 from furnclip.model import Clip
+from furnclip.model.export import write_beside
 from furnclip.model.precision import release_freed
 from furnclip.parallel import cores
 from furnclip.vectors import Provenance, VectorTable, read_provenance
@@ -94,6 +95,7 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> EmbedSummary:
         if launch.rank == 0:
             if not summary.was_there:
                 work.finish()
+            write_beside(location.uri, summary.vectors, work.clips, config)
             work.clips.clear()  # LanceDB takes memory of its own
             release_freed()
             report = is_index_of(location, work.key)

@@ -21,13 +21,13 @@ from furnclip.config import ModelConfig
 from furnclip.errors import FurnclipError, ModelError
 from furnclip.journal import read_json
 from furnclip.model.clip import Clip, quiet
+from furnclip.model.light import BUNDLED
 from furnclip.model.pixels import Preprocessing
 from furnclip.model.precision import choose_device, choose_precision, is_out_of_memory
 from furnclip.model.texts import tokenizer_problem
 from furnclip.model.towers import CLIP, SIGLIP
 from furnclip.runs import model_folder
 
-BUNDLED = "furnclip-tiny"
 _WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 

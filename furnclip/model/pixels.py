@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, FiniteFloat, PositiveInt
@@ -20,6 +19,9 @@ from pydantic import Field, FiniteFloat, PositiveInt
 from furnclip.errors import ModelError
 from furnclip.images import letterbox
 from furnclip.journal import parse_json
+
+if TYPE_CHECKING:
+    import torch
 
 # Means and deviations that OpenAI trained with; Hugging Face writes them into every CLIP folder.
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -125,6 +127,8 @@ class Preprocessing:
 
     def normalize(self, squares: NDArray[np.uint8]) -> torch.Tensor:
         """(B, H, W, 3) bytes -> (B, 3, H, W) float32, as the tower reads it."""
+        import torch  # here, because a search without torch makes its squares by this class
+
         mean = torch.tensor(self.mean).mul(255)
         std = torch.tensor(self.std).mul(255)
         pixels = torch.from_numpy(squares).float().sub_(mean).div_(std)  # (B, H, W, 3)

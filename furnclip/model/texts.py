@@ -3,6 +3,8 @@
 Both families of base models were trained on lower-case text, and so are furnclip's captions. SigLIP's own
 tokenizer was trained without punctuation. A special token spelled out in a title is text: the tokenizer is
 told to split it.
+
+Without torch until a text becomes a tensor, since a search without torch goes by the same rule.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import re
 import string
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from furnclip.model.towers import CLIP, Family, as_tensor
+    from furnclip.model.towers import Family
 
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")  # soft hyphen, zero-width space, word joiner, BOM
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -38,15 +41,17 @@ class TextInput:
     def __init__(self, tokenizer: Any, family: Family, *, positions: int) -> None:
         self.tokenizer = tokenizer
         self.length = int(min(positions, tokenizer.model_max_length))
-        self._padding = "longest" if family.pads_to_longest else "max_length"
+        self.pads_to_longest = family.pads_to_longest
         declared = tokenizer.init_kwargs.get("tokenizer_class") or type(tokenizer).__name__
-        self._punctuation = not str(declared).startswith("SiglipTokenizer")
+        self.punctuation = not str(declared).startswith("SiglipTokenizer")
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(B, T) token ids, cut at `length`."""
+        from furnclip.model.towers import as_tensor
+
         encoded = self.tokenizer(
-            [normalize_text(text, punctuation=self._punctuation) for text in texts],
-            padding=self._padding,
+            [normalize_text(text, punctuation=self.punctuation) for text in texts],
+            padding="longest" if self.pads_to_longest else "max_length",
             truncation=True,
             max_length=self.length,
             split_special_tokens=True,
@@ -58,7 +63,7 @@ class TextInput:
 def tokenizer_problem(text_input: TextInput, family: Family, text_config: Any) -> str:
     """Why the tokenizer does not belong to the model, or the towers cannot read it; empty: they fit."""
     tokenizer = text_input.tokenizer
-    if family is CLIP and tokenizer.padding_side != "right":
+    if family.name == "clip" and tokenizer.padding_side != "right":
         return "pads on the left, and CLIP reads captions from the left"
     if text_input.length < _FEWEST_TOKENS:
         return f"cuts every caption at `model_max_length` = {text_input.length} tokens"
@@ -70,6 +75,6 @@ def tokenizer_problem(text_input: TextInput, family: Family, text_config: Any) -
     end = text_config.eos_token_id
     if end == 2:  # see `towers.pooled_texts`
         end = max(chair)
-    if family is CLIP and chair[-1] != end:
+    if family.name == "clip" and chair[-1] != end:
         return f"does not end texts with the token {end} that the text tower looks for (`eos_token_id`)"
     return ""

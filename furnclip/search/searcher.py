@@ -6,11 +6,10 @@ However a search is asked for, `_page` alone turns it into hits.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import pyarrow as pa
 from PIL import Image
@@ -19,14 +18,12 @@ from furnclip import console
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, ModelMismatchError, UsageError
 from furnclip.images import letterbox, load_square
+from furnclip.search.encoder import load_encoder
 from furnclip.search.hits import Answer, Hit
 from furnclip.search.table import Scores, SearchTable
 from furnclip.search.together import Together
 from furnclip.vectors import Floats, Provenance, column_name, unit
 from furnclip.vectors.index import DETAILS, KEYWORDS, explained, index_location, kind_of
-
-if TYPE_CHECKING:
-    from furnclip.model import Clip
 
 Mode = Literal["vector", "keyword", "hybrid"]
 _Key = TypeVar("_Key", bound=Hashable)
@@ -87,7 +84,7 @@ class Searcher:
         self.columns: dict[str, str] = {name: kind for name, kind in kinds.items() if kind}
         """What filters, `sort` and `facets` take: column -> text, number, boolean, date or list."""
         self.label = _label(self.provenance, run=run, model=model, uri=self.uri)
-        self.clip = self._load(run=run, model=model)
+        self.clip = load_encoder(self.config, self.provenance, self.label, uri=self.uri, run=run, model=model)
         # Not thread-safe by itself: tokenizers change their own settings while they work.
         self._texts, self._images = Together(self.clip.encode_texts), Together(self.clip.encode_images)
 
@@ -275,31 +272,6 @@ class Searcher:
             quoted = pattern.replace("'", "''")
             conditions.append(f"NOT regexp_like(lower({KEYWORDS}), '{quoted}')")
         return " AND ".join(conditions) or None
-
-    def _load(self, *, run: str | None, model: str | None) -> Clip:
-        # torch takes seconds to import; a table that cannot be opened is reported before
-        from furnclip.model import latest_run, load_clip
-
-        runs, made_by = self.config.paths.runs, self.provenance.models[self.label]
-        wanted = self.config.model
-        if wanted.precision == "auto":  # measuring which is faster takes longer than one request
-            wanted = wanted.model_copy(update={"precision": "fp32"})
-        if self.label == "base":
-            clip = load_clip(model or wanted.name, wanted)
-        else:
-            # A table may come from anybody: only a run of this shop is loaded unless it was asked for.
-            if not run and (Path(made_by.name).name != made_by.name or not (runs / made_by.name).is_dir()):
-                raise ModelMismatchError(
-                    f"the vectors of `{self.uri}` were made by `{made_by.name}`, "
-                    f"which is no run under `{runs}`",
-                    hint=f"if you trust that model, ask for it: `--run {shlex.quote(made_by.name)}`",
-                )
-            newest = latest_run(runs)
-            if not run and newest not in (None, made_by.name):
-                console.note(f"searching with run `{made_by.name}`; `furnclip embed` would take `{newest}`")
-            clip = load_clip(run or made_by.name, wanted, runs=runs)
-        self.provenance.require(self.label, clip.fingerprint, where=self.uri)
-        return clip
 
     def _mode(self, mode: Mode | None, *, words: str, has_image: bool) -> Mode:
         if not words and not has_image:

@@ -1,0 +1,249 @@
+"""A `Clip` as a folder of ONNX files, compared with torch before it gets its name.
+
+In: a model, captions of the catalogue, and where there are any the vectors that texts search among.
+Out: the folder that `light` describes: for `furnclip export` anywhere, for `furnclip embed` beside the table.
+
+The 8-bit text tower is taken for searching where nobody would notice: on the catalogue's own captions every
+cosine to float32 is at least `LEAST_COSINE`, and of the ten products found `LEAST_OVERLAP` are the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from furnclip import console
+from furnclip.config import Config
+from furnclip.errors import ModelError
+from furnclip.journal import MANIFEST_NAME, replacing_folder, write_json, write_text
+from furnclip.model.clip import Clip
+from furnclip.model.light import (
+    PREPROCESSOR,
+    README,
+    TOKENIZER,
+    LightEncoder,
+    LightModel,
+    bucket_and_prefix,
+    download,
+    home_of,
+    is_unchanged,
+    is_whole,
+    stamp,
+)
+from furnclip.model.loading import load_float32
+from furnclip.model.onnx import write_tower
+from furnclip.relevance import default_caption
+from furnclip.vectors import Floats, column_name, top_k
+from furnclip.vectors.parquet import SHOWN, matrix_of, open_parquet
+
+EXACT_COSINE = 0.9999
+LEAST_COSINE, LEAST_OVERLAP = 0.995, 0.99
+_MOST_CAPTIONS = 300
+_BATCH_ROWS, _MOST_BATCHES = 1024, 20
+_EXACT_CAPTIONS = 32  # compared with torch
+_IMAGES = 4
+_KEEP_OLD_S = 3600.0  # for searchers that opened the table before this one
+_README = """\
+# {name} as ONNX
+
+Both towers of a {family} model, written by furnclip {version}. Vectors have {dimension} numbers and length 1,
+so that the dot product of two is their cosine. `examples/onnx_search.py` of furnclip uses these files alone.
+
+| file | input | output |
+| --- | --- | --- |
+| `text.onnx` | `token_ids`, int64 (batch, length) | `vectors`, float32 (batch, {dimension}) |
+| `vision.onnx` | `pixels`, uint8 (batch, {side}, {side}, 3), RGB | `vectors`, float32 (batch, {dimension}) |
+
+Beside each lie its weights, `NAME.onnx.data`. The `_int8` towers take and give the same.
+
+* Texts: NFC, lower case, single spaces{punctuation}; then `tokenizer.json` (`tokenizers` library, with
+  `encode_special_tokens = True`), which also cuts and pads.
+* Images: RGB, fitted into a white square of {side} px, resampled with Pillow's filter {resample}. Mean and
+  deviation are inside the graph; `preprocessor_config.json` has them as well.
+
+Lowest cosine to torch: {cosines}.
+"""
+
+
+def write_onnx(
+    clip: Clip,
+    folder: Path,
+    config: Config,
+    captions: Sequence[str],
+    *,
+    int8: Sequence[Literal["text", "vision"]],
+) -> LightEncoder:
+    """Write both towers of `clip`, in float32, into `folder`, and those of `int8` in 8 bits as well.
+
+    Raises `ModelError` where float32 does not come out as torch has it; then there is no folder.
+    """
+    if clip.precision.precision != "fp32":
+        clip = load_float32(clip.name, config.model, runs=config.paths.runs)
+    names = {"text.onnx": False, "vision.onnx": False} | {f"{tower}_int8.onnx": True for tower in int8}
+    with replacing_folder(folder) as aside:
+        for name, bits_8 in names.items():
+            tower: Literal["text", "vision"] = "text" if name.startswith("text") else "vision"
+            write_tower(clip, tower, aside / name, int8=bits_8)
+        _write_tokenizer(clip, aside / TOKENIZER)
+        write_json(aside / PREPROCESSOR, clip.preprocessing.to_config())
+        about = LightModel(
+            name=clip.name,
+            fingerprint=clip.fingerprint,
+            dimension=clip.dimension,
+            image_px=clip.image_px,
+            text="text.onnx",
+            punctuation=clip.tokenize.punctuation,
+            files={path.name: path.stat().st_size for path in sorted(aside.iterdir())},
+            cosines={},
+            source=stamp(clip.name, config),
+        )
+        write_json(aside / MANIFEST_NAME, asdict(about))
+        about = replace(about, cosines=_compared(clip, aside, names, captions[:_EXACT_CAPTIONS]))
+        write_text(aside / README, _readme(clip, about))
+        write_json(aside / MANIFEST_NAME, asdict(about))
+    return LightEncoder(folder)
+
+
+def _compared(
+    clip: Clip, folder: Path, names: Mapping[str, bool], captions: Sequence[str]
+) -> dict[str, float]:
+    """The lowest cosine of each file to torch, on captions and on random images."""
+    encoder = LightEncoder(folder)
+    squares = np.random.default_rng(0).integers(
+        0, 256, (_IMAGES, clip.image_px, clip.image_px, 3), dtype=np.uint8
+    )
+    texts, ids = clip.encode_texts(captions), encoder.token_ids(captions)
+    images = clip.encode_images([Image.fromarray(square) for square in squares])
+    found = {}
+    for name, bits_8 in names.items():
+        exact, given = (texts, ids) if name.startswith("text") else (images, squares)
+        vectors = encoder.run(name, given)
+        cosine = float((vectors * exact).sum(axis=1).min(initial=1.0))
+        if not cosine >= EXACT_COSINE and not bits_8:
+            raise ModelError(
+                f"`{clip.name}` as ONNX gives other vectors than by torch: {name}, cosine {cosine:.5f}",
+                hint="nothing was written; try another version of `onnxruntime`",
+            )
+        found[name] = round(cosine, 6)
+    return found
+
+
+def _write_tokenizer(clip: Clip, path: Path) -> None:
+    """The tokenizer with the length and padding of `texts.TextInput` in it."""
+    from tokenizers import Tokenizer
+
+    theirs, rule = clip.tokenizer, clip.tokenize
+    backend = getattr(theirs, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(
+            f"the tokenizer of `{clip.name}` exists in Python only",
+            hint="searching goes by torch with this model",
+        )
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.enable_truncation(rule.length, direction=theirs.truncation_side)
+    copy.enable_padding(
+        direction=theirs.padding_side,
+        pad_id=theirs.pad_token_id or 0,
+        pad_token=theirs.pad_token or "",
+        length=None if rule.pads_to_longest else rule.length,
+    )
+    copy.save(str(path))
+
+
+def _readme(clip: Clip, about: LightModel) -> str:
+    from furnclip import __version__
+
+    return _README.format(
+        name=clip.name,
+        version=__version__,
+        family=clip.family.name.upper(),
+        dimension=clip.dimension,
+        side=clip.image_px,
+        resample=int(clip.preprocessing.resample),
+        punctuation="" if about.punctuation else ", no punctuation",
+        cosines=", ".join(f"`{name}` {cosine:.6f}" for name, cosine in about.cosines.items()),
+    )
+
+
+def write_beside(uri: str, vectors: Path, clips: Mapping[str, Clip], config: Config) -> None:
+    """Write what a search in the table `uri` needs without torch; what is there already stays.
+
+    `clips`: the models that made `vectors`, by label. With one that cannot be written, searches need torch.
+    """
+    remote = uri.startswith("s3://")
+    for label, clip in clips.items():
+        home = home_of(uri, clip.fingerprint, config)
+        if remote and is_whole(home, clip.fingerprint) is None:
+            download(uri, clip.fingerprint, home, config)
+        if before := is_whole(home, clip.fingerprint):
+            if is_unchanged(before, clip.name, config):
+                continue
+            after = replace(before, name=clip.name, source=stamp(clip.name, config))
+            write_json(home / MANIFEST_NAME, asdict(after))
+        else:
+            captions, gallery = _sample(vectors, column_name("vec", label))
+            try:
+                encoder = write_onnx(clip, home, config, captions, int8=("text",))
+            except ModelError as error:
+                console.note(f"searching needs torch: {error.message}")
+                continue
+            _choose_text(encoder, captions, gallery)
+        if remote:
+            _upload(uri, clip.fingerprint, home, config)
+    if not remote:
+        _remove_old(home_of(uri, "", config), {clip.fingerprint for clip in clips.values()})
+
+
+def _sample(vectors: Path, column: str) -> tuple[list[str], Floats]:
+    """Captions of the first products and the vectors (N, D) of more of them."""
+    with open_parquet(vectors) as file:
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=[*SHOWN, column])
+        table = pa.Table.from_batches(islice(batches, _MOST_BATCHES))
+    rows = table.slice(0, _MOST_CAPTIONS).select(SHOWN).to_pylist()
+    return list(filter(None, map(default_caption, rows))), matrix_of(table[column])[0]
+
+
+def _choose_text(encoder: LightEncoder, captions: Sequence[str], gallery: Floats) -> None:
+    """Take the 8-bit text tower for searching where it answers as float32 does; else remove it."""
+    folder, about = encoder.folder, encoder.about
+    exact = encoder.encode_texts(captions)
+    small = LightEncoder(folder)
+    small.text = "text_int8.onnx"
+    rounded = small.encode_texts(captions)
+    cosine = float((exact * rounded).sum(axis=1).min(initial=1.0))
+    best = [top_k(vectors, gallery, 10)[1] for vectors in (exact, rounded)]
+    same = [len({*first} & {*second}) / max(1, len(first)) for first, second in zip(*best, strict=True)]
+    if cosine >= LEAST_COSINE and (not same or np.mean(same) >= LEAST_OVERLAP):
+        about = replace(about, text="text_int8.onnx")
+    else:
+        files = {name: size for name, size in about.files.items() if "_int8" not in name}
+        about = replace(about, files=files)
+    write_json(folder / MANIFEST_NAME, asdict(about))
+    for name in encoder.about.files.keys() - about.files.keys():
+        (folder / name).unlink()
+
+
+def _upload(uri: str, fingerprint: str, home: Path, config: Config) -> None:
+    from furnclip.storage import S3Manager
+
+    bucket, prefix = bucket_and_prefix(uri, fingerprint)
+    with S3Manager.from_config(config.storage.model_copy(update={"bucket": bucket})) as manager:
+        manager.upload_dataset(home, prefix)
+
+
+def _remove_old(folder: Path, wanted: set[str]) -> None:
+    """Models of earlier tables, once nobody searches with them any more."""
+    for path in folder.glob("*"):
+        with suppress(OSError):
+            if path.name not in wanted and time.time() - path.stat().st_mtime > _KEEP_OLD_S:
+                shutil.rmtree(path)

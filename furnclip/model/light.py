@@ -1,0 +1,198 @@
+"""`LightEncoder`: the towers of one model as ONNX files, run without torch.
+
+    work/index.model/FINGERPRINT/   beside the table `work/index.lance`, for each model that made its vectors
+        text.onnx                   and text_int8.onnx where it answers as well; weights in NAME.onnx.data
+        vision.onnx
+        tokenizer.json              with its length and padding, for the `tokenizers` library
+        preprocessor_config.json    what becomes of an image before it is a square of pixels
+        README.md                   how to use them without furnclip
+        manifest.json               written last
+
+`export` writes such a folder. Beside a table in a bucket lies the same folder; it is copied to
+`work/cache/light` when it is first needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+import furnclip
+from furnclip.errors import InputError, ModelError
+from furnclip.journal import MANIFEST_NAME, read_json
+from furnclip.model.pixels import Preprocessing
+from furnclip.model.texts import normalize_text
+from furnclip.runs import MODEL
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from furnclip.config import Config
+
+BUNDLED = "furnclip-tiny"
+TOKENIZER, PREPROCESSOR, README = "tokenizer.json", "preprocessor_config.json", "README.md"
+_CHUNK = 64  # texts or images in one pass, so that a long list cannot exhaust memory
+_HINT = "remove that folder and run `furnclip embed` again"
+
+
+@dataclass(frozen=True)
+class LightModel:
+    """`manifest.json`. `source`: what the model's own files looked like, see `stamp`."""
+
+    name: str
+    fingerprint: str
+    dimension: int
+    image_px: int
+    text: Literal["text.onnx", "text_int8.onnx"]  # the file to take for texts
+    punctuation: bool  # whether texts keep theirs
+    files: dict[str, int]  # sizes in bytes
+    cosines: dict[str, float]  # of each file's vectors to those of torch, the lowest
+    source: dict[str, list[int] | str]
+    format: Literal[1] = 1
+
+
+class LightEncoder:
+    """Texts and squares to unit vectors, as `Clip` gives them; each tower is loaded when it is first used.
+
+    Raises `InputError` for a damaged manifest and `ModelError` for towers that cannot be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.about = read_json(folder / MANIFEST_NAME, LightModel, what="the model card", hint=_HINT)
+        self.name = self.about.name
+        self.fingerprint = self.about.fingerprint
+        self.dimension = self.about.dimension
+        self.image_px = self.about.image_px
+        self.text: str = self.about.text
+        self._sessions: dict[str, Any] = {}
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(B, D) unit vectors, in the order given."""
+        by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        for start in range(0, len(texts), _CHUNK):
+            chosen = by_length[start : start + _CHUNK]
+            vectors[chosen] = self.run(self.text, self.token_ids([texts[index] for index in chosen]))
+        return vectors
+
+    def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """(B, D) unit vectors; images of any size, squares are best made by `images.load_square`."""
+        vectors = np.empty((len(images), self.dimension), dtype=np.float32)
+        for start in range(0, len(images), _CHUNK):
+            squares = [self._preprocessing.square(image) for image in images[start : start + _CHUNK]]
+            pixels = np.stack([np.asarray(square) for square in squares])
+            vectors[start : start + len(squares)] = self.run("vision.onnx", pixels)
+        return vectors
+
+    def token_ids(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """(B, T) token ids, cut and padded as the model's own tokenizer does."""
+        readable = [normalize_text(text, punctuation=self.about.punctuation) for text in texts]
+        return np.array([found.ids for found in self._tokenizer.encode_batch(readable)], dtype=np.int64)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(self.folder / TOKENIZER))
+        except Exception as error:  # the library has no class of its own for them
+            raise self._broken(TOKENIZER, error) from None
+        tokenizer.encode_special_tokens = True  # spelled out in a title, `<|endoftext|>` is text
+        return tokenizer
+
+    @cached_property
+    def _preprocessing(self) -> Preprocessing:
+        path = self.folder / PREPROCESSOR
+        config = read_json(path, dict[str, Any], what="the preprocessing", hint=_HINT)
+        return Preprocessing.from_config(config, image_px=self.image_px, name=self.name)
+
+    def run(self, name: str, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """What the tower in file `name` makes of token ids or pixels, (B, D)."""
+        if name not in self._sessions:
+            self._sessions[name] = self._open(name)
+        session = self._sessions[name]
+        vectors: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: inputs})[0]
+        return vectors
+
+    def _open(self, name: str) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it mostly waits
+        try:
+            return onnxruntime.InferenceSession(
+                str(self.folder / name), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # RuntimeException, Fail, NoSuchFile ... without a common class
+            raise self._broken(name, error) from None
+
+    def _broken(self, name: str, error: Exception) -> ModelError:
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return ModelError(f"`{self.folder / name}` cannot be used: {said[:200]}", hint=_HINT)
+
+
+def is_whole(folder: Path, fingerprint: str) -> LightModel | None:
+    """What is in `folder`, if that is this model and all of its files are there."""
+    try:
+        about = read_json(folder / MANIFEST_NAME, LightModel, what="the model card", hint=_HINT)
+        sizes = {name: (folder / name).stat().st_size for name in about.files}
+    except (OSError, InputError):
+        return None
+    return about if about.fingerprint == fingerprint and sizes == about.files else None
+
+
+def home_of(uri: str, fingerprint: str, config: Config) -> Path:
+    """Where the model for the table `uri` lies on this machine."""
+    if uri.startswith("s3://"):
+        return config.paths.cache / "light" / fingerprint
+    return Path(uri.removesuffix(".lance") + ".model", fingerprint)
+
+
+def open_light(uri: str, fingerprint: str, config: Config) -> LightEncoder | None:
+    """The encoder beside the table `uri` for vectors of this model; None where there is none."""
+    home = home_of(uri, fingerprint, config)
+    if uri.startswith("s3://") and is_whole(home, fingerprint) is None:
+        download(uri, fingerprint, home, config)
+    return LightEncoder(home) if is_whole(home, fingerprint) else None
+
+
+def download(uri: str, fingerprint: str, home: Path, config: Config) -> None:
+    """Copy the model of a table in a bucket to `home`, if there is one."""
+    from furnclip.storage import S3Manager
+
+    bucket, prefix = bucket_and_prefix(uri, fingerprint)
+    with S3Manager.from_config(config.storage.model_copy(update={"bucket": bucket})) as manager:
+        if manager.find(f"{prefix}/{MANIFEST_NAME}") is not None:
+            manager.download_dataset(prefix, home)
+
+
+def bucket_and_prefix(uri: str, fingerprint: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, f"{key.removesuffix('.lance')}.model/{fingerprint}"
+
+
+def stamp(name: str, config: Config) -> dict[str, list[int] | str]:
+    """Size and time of each file of the model called `name`, or its version where it has no files."""
+    if name == BUNDLED:
+        return {"furnclip": furnclip.__version__}
+    run = config.paths.runs / name / MODEL
+    folder = run if Path(name).name == name and run.is_dir() else Path(name).expanduser()
+    if not folder.is_dir():
+        return {"revision": config.model.revision}
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
+def is_unchanged(about: LightModel, name: str, config: Config) -> bool:
+    """Whether the model called `name` is this one, as far as its files tell, if they are here at all."""
+    now = stamp(name, config)
+    gone = "revision" in now and not about.source.keys() & {"revision", "furnclip"}
+    return about.name == name and (gone or now == about.source)

@@ -1,0 +1,79 @@
+"""What turns requests into vectors: the ONNX towers beside the table, else the model itself by torch.
+
+Loading torch and a model takes seconds, so the towers are taken wherever they are of the model asked for.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from furnclip import console
+from furnclip.config import Config
+from furnclip.errors import ModelError, ModelMismatchError
+from furnclip.model.light import home_of, is_unchanged, open_light
+from furnclip.runs import latest_run
+from furnclip.vectors import Floats, ModelProvenance, Provenance
+
+
+class Encoder(Protocol):
+    """`model.light.LightEncoder` or `model.Clip`."""
+
+    name: str
+    fingerprint: str
+    image_px: int
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats: ...
+    def encode_images(self, images: Sequence[Image.Image]) -> Floats: ...
+
+
+def load_encoder(
+    config: Config, provenance: Provenance, label: str, *, uri: str, run: str | None, model: str | None
+) -> Encoder:
+    """The model that made the vectors of `label` in the table `uri`.
+
+    Raises `ModelMismatchError` where `run`, `model` or the settings ask for another one.
+    """
+    made_by = provenance.models[label]
+    asked = run or (made_by.name if label == "finetuned" else model or config.model.name)
+    if label == "finetuned" and not run:
+        newest = latest_run(config.paths.runs)
+        if newest not in (None, made_by.name):
+            console.note(f"searching with run `{made_by.name}`; `furnclip embed` would take `{newest}`")
+    light = open_light(uri, made_by.fingerprint, config)
+    if light and is_unchanged(light.about, asked, config):
+        return light
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        folder = home_of(uri, made_by.fingerprint, config)
+        raise ModelError(
+            f"`{asked}` is not the model in `{folder}`" if light else f"there is no model in `{folder}`",
+            hint="without torch no other can be loaded; run `furnclip embed` where torch is installed",
+        ) from None
+    clip = _by_torch(config, made_by, label, asked, uri=uri, trusted=bool(run))
+    provenance.require(label, clip.fingerprint, where=uri)
+    return clip
+
+
+def _by_torch(
+    config: Config, made_by: ModelProvenance, label: str, asked: str, *, uri: str, trusted: bool
+) -> Encoder:
+    from furnclip.model import load_clip
+
+    wanted, runs = config.model, config.paths.runs
+    if wanted.precision == "auto":  # measuring which is faster takes longer than one request
+        wanted = wanted.model_copy(update={"precision": "fp32"})
+    if label == "base":
+        return load_clip(asked, wanted)
+    # A table may come from anybody: only a run of this shop is loaded unless it was asked for.
+    if not trusted and (Path(made_by.name).name != made_by.name or not (runs / made_by.name).is_dir()):
+        raise ModelMismatchError(
+            f"the vectors of `{uri}` were made by `{made_by.name}`, which is no run under `{runs}`",
+            hint=f"if you trust that model, ask for it: `--run {shlex.quote(made_by.name)}`",
+        )
+    return load_clip(asked, wanted, runs=runs)
