@@ -256,7 +256,7 @@ def other_tables(path: Path) -> None:
 
 def other_image(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
-        database.execute("UPDATE samples SET image = x'FFD8'")
+        database.execute("UPDATE samples SET images = x'FFD8'")
         database.commit()
 
 

@@ -17,8 +17,8 @@ from furnclip.catalogue import content_hash
 from furnclip.prepare import fingerprint as prints
 from furnclip.prepare.fingerprint import fingerprint, near_pairs
 from furnclip.prepare.splits import UNDECIDED, Assignment, Ledger, assign, drawn, leaks_left, read_ledger
-from furnclip.prepare.store import RECORD, Records
-from furnclip.prepare.ties import find_ties
+from furnclip.prepare.store import IMAGE, RECORD, Records
+from furnclip.prepare.ties import Ties, find_ties
 
 SHARES = (0.5, 0.25)
 
@@ -31,11 +31,24 @@ class Made:
     title: int
     source: int
     look: int  # looks that are next to each other are near-duplicates
+    more: tuple[int, ...] = ()  # looks of further images
+
+    @property
+    def images(self) -> list[tuple[int, int]]:
+        """(source, look) of each image."""
+        return [(self.source, self.look), *((100 + look, look) for look in self.more)]
 
 
 LOOKS = st.integers(0, 30)
 ROWS = st.lists(
-    st.builds(Made, st.integers(0, 60), st.integers(0, 25), st.integers(0, 40), LOOKS),
+    st.builds(
+        Made,
+        st.integers(0, 60),
+        st.integers(0, 25),
+        st.integers(0, 40),
+        LOOKS,
+        st.lists(LOOKS, max_size=2, unique=True).map(tuple),
+    ),
     max_size=30,
     unique_by=lambda row: row.number,
 )
@@ -46,11 +59,19 @@ def records_of(rows: list[Made]) -> Records:
     for record, row in zip(records, rows, strict=True):
         record["key"] = int(content_hash("id", str(row.number)), 16)
         record["title"] = record["group"] = row.title
-        record["source"] = row.source
-        record["hash"] = hash_of(row.look)
-        record["colors"] = 200
-        record["look"] = row.look
     return records
+
+
+def ties_of(rows: list[Made], *, by_column: bool = False) -> Ties:
+    made = [(number, *image) for number, row in enumerate(rows) for image in row.images]
+    images = np.zeros(len(made), dtype=IMAGE)
+    for image, (_, source, look) in zip(images, made, strict=True):
+        image["source"] = source
+        image["hash"] = hash_of(look)
+        image["colors"] = 200
+        image["look"] = look
+    owners = np.array([number for number, _, _ in made], dtype=np.int64)
+    return find_ties(records_of(rows), images, owners, by_column=by_column)
 
 
 def hash_of(look: int) -> np.ndarray:
@@ -63,7 +84,7 @@ def hash_of(look: int) -> np.ndarray:
 
 def assigned(rows: list[Made], ledger: Ledger, by_column: bool = False) -> Assignment:
     records = records_of(rows)
-    ties = find_ties(records, by_column=by_column)
+    ties = ties_of(rows, by_column=by_column)
     changed = np.zeros(len(rows), dtype=bool)
     assignment = assign(records, ties, ledger, changed=changed, shares=SHARES)
     assert leaks_left(ties, assignment) == 0
@@ -90,8 +111,13 @@ def remembered(ledger: Ledger, rows: list[Made], assignment: Assignment) -> Ledg
 
 def tied(first: Made, second: Made) -> bool:
     """The definition, spelt out for two rows."""
-    bits = int(np.unpackbits(hash_of(first.look) ^ hash_of(second.look)).sum())
-    return first.title == second.title != 0 or first.source == second.source or bits <= prints.MAX_BITS
+    if first.title == second.title != 0:
+        return True
+    return any(
+        one == other or int(np.unpackbits(hash_of(look) ^ hash_of(like)).sum()) <= prints.MAX_BITS
+        for one, look in first.images
+        for other, like in second.images
+    )
 
 
 def assert_no_tie_across_splits(rows: list[Made], assignment: Assignment) -> None:
@@ -153,7 +179,7 @@ def test_adding_rows_moves_none_and_lets_no_tie_cross(batches: list[list[Made]])
 def test_rows_that_change_or_leave_let_no_tie_cross(rows: list[Made], others: list[Made]) -> None:
     ledger = remembered(NOTHING, rows, assigned(rows, NOTHING))
     records = records_of(others)
-    ties = find_ties(records, by_column=False)
+    ties = ties_of(others)
     changed = np.isin(records["key"], records_of(rows)["key"])
     assignment = assign(records, ties, ledger, changed=changed, shares=SHARES)
     assert_no_tie_across_splits(others, assignment)

@@ -17,7 +17,7 @@ import pytest
 
 from furnclip.config import load_config
 from furnclip.prepare import prepare
-from furnclip.prepare.store import Members, SampleEntry, SampleStore
+from furnclip.prepare.store import Members, SampleStore, Scanned
 from furnclip.shards import read_assignments, read_manifest
 from tests.prepare_shop import Shop, sha256_of
 from tests.small_disk import small_disk
@@ -150,9 +150,9 @@ def prepare_and_die(folder: Path, operation: int, count: Path) -> None:
         if event in _OPERATIONS or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)):
             step()
 
-    def add(store: SampleStore, entry: SampleEntry, members: Members) -> None:
+    def add(store: SampleStore, sample: Scanned, members: Members) -> None:
         step()
-        store_add(store, entry, members)
+        store_add(store, sample, members)
 
     def commit(store: SampleStore) -> None:
         step()

@@ -113,14 +113,18 @@ def _show_summary(summary: PrepareSummary) -> None:
         console.show_table(columns, rows, title=f"the {len(rows)} commonest of {len(kinds)} object types")
     leaks = summary.manifest.leaks
     console.say(
-        f"{summary.products} of {summary.rows} rows are in the shards; {leaks['groups_joined']} groups of "
+        f"{summary.products} of {summary.rows} rows are in the splits; {leaks['groups_joined']} groups of "
         f"several products, the largest has {leaks['largest_group']}; "
         f"{leaks['left_across_splits']} near-duplicates shared between splits"
     )
     for reason, count in summary.rejected.items():
-        console.say(f"rejected: {count} {reason}")
+        console.say(f"in no split: {count} {reason}")
     if summary.rejected:
-        console.say(f"see {summary.folder / 'rejected.csv'}")
+        rest = summary.manifest.splits["rest"].samples
+        console.say(f"see {summary.folder / 'rejected.csv'}; {rest} of them can still be searched for")
+    if summary.rejected_images:
+        counts = ", ".join(f"{count} {reason}" for reason, count in summary.rejected_images.items())
+        console.say(f"images not used: {counts}; see {summary.folder / 'rejected_images.csv'}")
     if placeholders := summary.rejected.get("placeholder-image"):
         console.warn(
             f"{placeholders} products have a placeholder image, one for products that have nothing else in "

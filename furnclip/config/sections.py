@@ -52,7 +52,7 @@ class DataPaths(_Section):
     title_column: str = "title"
     """column with the product's title"""
     image_column: str = "image"
-    """column with the image's path; several are separated by `|`, the first readable one is used"""
+    """column with the image's path; several are separated by `|`"""
     group_column: str = ""
     """column that groups variants of one product; empty: same id, image or title"""
 
@@ -173,6 +173,8 @@ class CleaningConfig(_Section):
 class PrepConfig(_Section):
     """Splits, images and shards."""
 
+    max_images: Annotated[int, Field(ge=1, le=64)] = 4
+    """maximum images per product; the first ones that can be read are taken"""
     image_px: PositiveInt = 224
     """side of the square images in the shards, in pixels"""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95

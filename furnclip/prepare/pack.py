@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,15 +24,22 @@ from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.journal import MANIFEST_NAME, move_file, sync_folder
 from furnclip.parallel import Workers
-from furnclip.prepare.splits import LEDGER_NAME, Assignment, Ledger
-from furnclip.prepare.store import Records, read_samples
-from furnclip.shards.manifest import MINI_TRAIN, SPLITS, ShardInfo, SplitInfo
-from furnclip.shards.tar import decode_sample, index_path, read_about, read_index, write_shard
+from furnclip.prepare.splits import LEDGER_NAME, UNDECIDED, Assignment, Ledger
+from furnclip.prepare.store import Members, Records, read_samples
+from furnclip.shards.manifest import FOLDERS, MINI_TRAIN, REST, SPLITS, ShardInfo, SplitInfo
+from furnclip.shards.tar import Sample, decode_sample, index_path, read_about, read_index, write_shard
 
 if TYPE_CHECKING:
     from furnclip.config import PrepConfig
 
 MOST_VALUES = 50  # of an attribute in the manifest; free text would make it megabytes
+
+
+class SampleChange(NamedTuple):
+    """How a sample goes into its shard otherwise than it is in the store."""
+
+    dropped: tuple[int, ...] = ()  # numbers of images
+    missing_reason: str = ""  # why it has no image
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class PlannedShard:
     keys: np.ndarray  # (N,)
     contents: np.ndarray  # (N,) the hash of each sample
     groups: np.ndarray  # (N,)
+    changes: dict[int, SampleChange]  # by key
 
     def is_at(self, path: Path) -> bool:
         """Whether this shard is there, whole."""
@@ -55,9 +64,12 @@ class PlannedShard:
         return folder / f"{content_hash(self.name, self.content)}.tar"
 
 
-def plan_shards(records: Records, assignment: Assignment, settings: PrepConfig) -> list[PlannedShard]:
-    """Every shard of every split, in order."""
+def plan_shards(
+    records: Records, assignment: Assignment, changes: Mapping[int, SampleChange], settings: PrepConfig
+) -> list[PlannedShard]:
+    """Every shard of every split, in order. `changes`: by row."""
     rows_of = {split: np.flatnonzero(assignment.split == number) for number, split in enumerate(SPLITS)}
+    rows_of[REST] = np.flatnonzero(assignment.split == UNDECIDED)
     rows_of[MINI_TRAIN] = _mini_train(records, rows_of["train"], settings.mini_train_samples)
     planned = []
     for split, rows in rows_of.items():
@@ -69,9 +81,13 @@ def plan_shards(records: Records, assignment: Assignment, settings: PrepConfig) 
         shards = _shard_numbers(records["key"][rows], sizes, settings.shard_samples, most_bytes)
         for number, inside in enumerate(np.split(rows, np.flatnonzero(np.diff(shards)) + 1)):
             contents, groups = records["content"][inside], assignment.group[inside]
-            content = hashlib.blake2b(contents.tobytes() + groups.tobytes(), digest_size=16).hexdigest()
+            changed = {int(records["key"][row]): changes[row] for row in inside.tolist() if row in changes}
+            told = repr(sorted(changed.items())).encode() if changed else b""
+            holds = contents.tobytes() + groups.tobytes() + told
+            content = hashlib.blake2b(holds, digest_size=16).hexdigest()
             name = f"{split}/shard-{number:06d}.tar"
-            planned.append(PlannedShard(name, split, content, records["key"][inside], contents, groups))
+            keys = records["key"][inside]
+            planned.append(PlannedShard(name, split, content, keys, contents, groups, changed))
     return planned
 
 
@@ -118,7 +134,7 @@ def write_shards(
     )
     if extended is not ledger:
         extended.write(folder / LEDGER_NAME)
-    published = {path for split in (*SPLITS, MINI_TRAIN) for path in (folder / split).glob("shard-*.tar")}
+    published = {path for split in FOLDERS for path in (folder / split).glob("shard-*.tar")}
     if changed or published != set(wanted.values()):
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         _publish(folder, written, gone=published - set(wanted.values()))
@@ -129,18 +145,25 @@ def pack_shard(shard: PlannedShard, *, staged: Path, store: Path) -> None:
     """Write one shard aside. Runs in a worker process."""
     wanted = list(zip(shard.keys.tolist(), shard.contents.tolist(), strict=True))
     samples = (
-        (
-            f"{content:016x}",
-            replace(
-                decode_sample(f"{key:016x}", dict(zip(("jpg", "json", "txt"), members, strict=True))),
-                group=f"{group:016x}",
-            ),
-        )
+        (f"{content:016x}", _sample(key, f"{group:016x}", members, shard.changes.get(key, SampleChange())))
         for (key, content), group, members in zip(
             wanted, shard.groups.tolist(), read_samples(store, wanted), strict=True
         )
     )
     write_shard(shard.staged_in(staged), samples, content=shard.content)
+
+
+def _sample(key: int, group: str, members: Members, change: SampleChange) -> Sample:
+    images = (image for number, image in enumerate(members.images) if number not in change.dropped)
+    main, *more = *images, b""
+    about = decode_sample(f"{key:016x}", {"json": members.json, "txt": members.caption})
+    return replace(
+        about,
+        group=group,
+        image_bytes=main,
+        more_images=tuple(more[:-1]),
+        missing_reason=change.missing_reason,
+    )
 
 
 def _publish(folder: Path, written: dict[str, Path], *, gone: set[Path]) -> None:
@@ -154,7 +177,7 @@ def _publish(folder: Path, written: dict[str, Path], *, gone: set[Path]) -> None
     for path in gone:
         index_path(path).unlink(missing_ok=True)
         path.unlink()
-    for split in (*SPLITS, MINI_TRAIN):
+    for split in FOLDERS:
         if (folder / split).is_dir():
             sync_folder(folder / split)
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from furnclip import console
 from furnclip.catalogue import ATTRIBUTES, Rejection, catalogue_path, no_rows, sheet_text, uncleaned_rows
+from furnclip.catalogue.columns import Column
 from furnclip.errors import ConfigError, InputError, MissingStageError
 from furnclip.journal import exclusive, sweep, told_when_full, write_text
-from furnclip.prepare.pack import MOST_VALUES, describe_split, plan_shards, write_shards
+from furnclip.prepare.pack import MOST_VALUES, SampleChange, describe_split, plan_shards, write_shards
 from furnclip.prepare.scan import Scanner, decoders
 from furnclip.prepare.splits import (
     LEDGER_NAME,
@@ -28,14 +29,16 @@ from furnclip.prepare.splits import (
     leak_report,
     read_ledger,
 )
-from furnclip.prepare.store import Records, SampleStore, records_of, store_errors
-from furnclip.prepare.ties import Ties, find_ties, placeholder_rows
-from furnclip.shards import MANIFEST_NAME, MINI_TRAIN, SPLITS, Manifest, read_manifest, write_manifest
+from furnclip.prepare.store import Records, SampleStore, Scanned, images_of, records_of, store_errors
+from furnclip.prepare.ties import Ties, find_ties, placeholder_images
+from furnclip.shards import FOLDERS, MANIFEST_NAME, SPLITS, Manifest, read_manifest, write_manifest
+from furnclip.vectors.parquet import RESERVED_COLUMNS
 
 if TYPE_CHECKING:
     from furnclip.config import Config
 
 REJECTED_NAME = "rejected.csv"
+REJECTED_IMAGES_NAME = "rejected_images.csv"
 _EXAMPLES = 3
 _CHUNK_ROWS = 4096
 _PLACEHOLDER = "`%s` is the image of %d products that have nothing else in common: a placeholder"
@@ -68,11 +71,13 @@ def check(config: Config) -> CheckReport:
         for outcome in Scanner(config, None, workers):
             rows += 1
             meter.advance()
-            if isinstance(outcome, Rejection):
-                reasons[outcome.reason] += 1
-                if len(examples[outcome.reason]) < _EXAMPLES:
-                    example = {name: getattr(outcome, name) for name in ("row", "product_id", "detail")}
-                    examples[outcome.reason].append(example)
+            why = outcome.why_in_no_split if isinstance(outcome, Scanned) else outcome
+            if why:
+                reasons[why.reason] += 1
+                if len(examples[why.reason]) < _EXAMPLES:
+                    row = outcome.entry.row if isinstance(outcome, Scanned) else outcome.row
+                    about = {"row": row, "product_id": outcome.product_id, "detail": why.detail}
+                    examples[why.reason].append(about)
     path = catalogue_path(config.paths)
     if not rows:
         raise no_rows(path, config.paths)
@@ -89,6 +94,8 @@ class PrepareSummary:
     rows: int
     products: int
     rejected: dict[str, int]
+    rejected_images: dict[str, int]
+    """images of products that are not in the shards, by reason; some of them belong to no rejected product"""
     decoded: int
     changed_shards: int
     not_cleaned: int
@@ -148,7 +155,7 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Pr
             if fresh:
                 (folder / LEDGER_NAME).unlink(missing_ok=True)
             # the folder of a split itself may be a link to another disk
-            built = [path for split in (*SPLITS, MINI_TRAIN) for path in (folder / split).glob("shard-*")]
+            built = [path for split in FOLDERS for path in (folder / split).glob("shard-*")]
             for path in (*built, *cache.glob("samples-*")):
                 path.unlink()
             shutil.rmtree(cache / "staged", ignore_errors=True)
@@ -156,39 +163,59 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Pr
             return _Preparation(config, cache, store).run()
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """What was read: N products with V images, in the order of their rows, and the types of the columns."""
+
+    records: Records  # (N,)
+    images: Records  # (V,)
+    rows: np.ndarray  # (V,) which of the products each image is of
+    columns: tuple[Column, ...]
+    decoded: int  # products whose images are new
+
+
 @dataclass
 class _Preparation:
-    """One run's places and the rows rejected so far."""
+    """One run's places, and what was rejected so far."""
 
     config: Config
     cache: Path
     store: SampleStore
     rejections: list[Rejection] = field(default_factory=list)
+    """rows that are in no split"""
+    image_rejections: list[Rejection] = field(default_factory=list)
+    """rows and their images that are not used, with the image's name in `fields`"""
+    left_out: set[int] = field(default_factory=set)
+    """rows of the records that are in no split"""
+    changes: dict[int, SampleChange] = field(default_factory=dict)
 
     def run(self) -> PrepareSummary:
         settings, folder = self.config.prepare, self.config.paths.shards
         by_column = bool(self.config.paths.group_column)
-        records, decoded = self._scan()
-        ties = find_ties(records, by_column=by_column)
+        catalogue = self._scan()
+        records = catalogue.records
+        ties = find_ties(records, catalogue.images, catalogue.rows, by_column=by_column)
         ledger = read_ledger(folder / LEDGER_NAME)
-        assignment = self._assign(records, ties, ledger)
-        planned = plan_shards(records, assignment, settings)
+        ties = self._without_placeholders(catalogue, ties)
+        assignment = self._assign(catalogue, ties, ledger)
+        planned = plan_shards(records, assignment, self.changes, settings)
         staged = self.cache / "staged"
         changed = write_shards(
             planned, folder, staged=staged, store=self.store.path, ledger=ledger, processes=settings.workers
         )
-        rejected = Counter(item.reason for item in self.rejections)
         manifest = Manifest(
             data_hash="",
             splits={
                 name: describe_split(folder, [shard for shard in planned if shard.split == name])
-                for name in (*SPLITS, MINI_TRAIN)
+                for name in FOLDERS
             },
             settings=settings.model_dump(exclude={"workers"}),
             leaks=leak_report(ties, assignment, by_column=by_column),
-            rejected=dict(sorted(rejected.items())),
+            columns=catalogue.columns,
+            rejected=_counted(self.rejections),
         ).with_hash()
-        _write_rejected(folder, self.rejections)
+        _write_rejected(folder / REJECTED_NAME, self.rejections)
+        _write_rejected(folder / REJECTED_IMAGES_NAME, self.image_rejections)
         published = None
         with suppress(MissingStageError, InputError):  # there is none, or a damaged one
             published = read_manifest(folder)
@@ -203,16 +230,18 @@ class _Preparation:
             rows=len(self.rejections) + products,
             products=products,
             rejected=manifest.rejected,
-            decoded=decoded,
+            rejected_images=_counted(self.image_rejections),
+            decoded=catalogue.decoded,
             changed_shards=changed,
             not_cleaned=uncleaned_rows(self.config.paths),
             manifest=manifest,
         )
 
-    def _scan(self) -> tuple[Records, int]:
-        """Judge every row and decode what is new; the records of all usable rows, and the number decoded."""
-        parts: list[Records] = []
-        entries = []
+    def _scan(self) -> Catalogue:
+        """Judge every row and decode what is new."""
+        parts: list[tuple[Records, Records, np.ndarray]] = []
+        samples: list[Scanned] = []
+        first = 0
         with (
             decoders(self.config.prepare) as workers,
             console.progress("reading products", total=None) as meter,
@@ -223,48 +252,89 @@ class _Preparation:
                 if isinstance(outcome, Rejection):
                     self.rejections.append(outcome)
                     continue
-                entries.append(outcome)
-                if len(entries) == _CHUNK_ROWS:  # records take less memory
-                    parts.append(records_of(entries))
-                    entries.clear()
+                self._note(outcome, first + len(samples))
+                samples.append(outcome)
+                if len(samples) == _CHUNK_ROWS:  # records take less memory
+                    parts.append(_as_records(samples, first))
+                    first += len(samples)
+                    samples.clear()
         self.store.commit()
-        records = np.concatenate([*parts, records_of(entries)])
-        if not len(records):
-            raise self._nothing_usable()
-        return records, scanner.decoded
+        records, images, rows = map(np.concatenate, zip(*parts, _as_records(samples, first), strict=True))
+        columns = scanner.types.columns(RESERVED_COLUMNS)
+        return Catalogue(records, images, rows, tuple(columns), scanner.decoded)
 
-    def _assign(self, records: Records, ties: Ties, ledger: Ledger) -> Assignment:
-        settings = self.config.prepare
+    def _note(self, sample: Scanned, row: int) -> None:
+        """What of a product is not used, and why."""
+        entry, why = sample.entry, sample.why_in_no_split
+        if not sample.problems and not why:
+            return
+        product_id = sample.product_id
+        for image, reason, detail in sample.problems:
+            self.image_rejections.append(Rejection(entry.row, product_id, reason, detail, {"image": image}))
+        if why:
+            self._leave_out(row, Rejection(entry.row, product_id, why.reason, why.detail))
+            if not sample.images:
+                self.changes[row] = SampleChange(missing_reason=f"{why.reason}: {why.detail}")
 
-        def about(row: int) -> dict[str, Any]:
-            value: dict[str, Any] = json.loads(self.store.members(int(records["key"][row]))[1])
-            return value
+    def _leave_out(self, row: int, why: Rejection) -> None:
+        self.left_out.add(row)
+        self.rejections.append(why)
 
-        placeholders = placeholder_rows(records, ties, lambda rows: [about(row)["title"] for row in rows])
+    def _without_placeholders(self, catalogue: Catalogue, ties: Ties) -> Ties:
+        """The ties without placeholders, which are not packed either; who has nothing else is left out."""
+        records = catalogue.records
+
+        def titles_of(rows: Sequence[int]) -> list[str]:
+            return [self._about(int(records["key"][row]))["title"] for row in rows]
+
+        placeholders = placeholder_images(records, ties, titles_of)
+        first_image = np.searchsorted(catalogue.rows, np.arange(len(records) + 1))
+        for row in np.unique(catalogue.rows[list(placeholders)]).tolist():
+            images = range(first_image[row], first_image[row + 1])
+            dropped = tuple(number for number, image in enumerate(images) if image in placeholders)
+            product, number = self._about(int(records["key"][row])), int(records["row"][row])
+            name = product["fields"].get(self.config.paths.image_column, "")
+            detail = _PLACEHOLDER % (name, placeholders[images[dropped[0]]])
+            why = Rejection(number, product["product_id"], "placeholder-image", detail, {"image": name})
+            self.image_rejections += [why] * len(dropped)
+            if len(dropped) < len(images):
+                self.changes[row] = SampleChange(dropped)
+                continue
+            self.changes[row] = SampleChange(dropped, "placeholder-image: it stands for a missing image")
+            if row not in self.left_out:
+                self._leave_out(row, why)
+        return ties.without(placeholders)
+
+    def _assign(self, catalogue: Catalogue, ties: Ties, ledger: Ledger) -> Assignment:
+        records, settings = catalogue.records, self.config.prepare
         changed = self.store.changed(records)
         shares = (settings.train_fraction, settings.validation_fraction)
-        assignment = assign(records, ties, ledger, changed=changed, left_out=placeholders, shares=shares)
+        assignment = assign(records, ties, ledger, changed=changed, left_out=self.left_out, shares=shares)
         for row in np.flatnonzero(assignment.split == UNDECIDED).tolist():
-            product, reason, detail = about(row), "joins-splits", _JOINS_SPLITS
-            if row in placeholders:
-                image = product["fields"].get(self.config.paths.image_column, "")
-                reason, detail = "placeholder-image", _PLACEHOLDER % (image, placeholders[row])
-            number = int(records["row"][row])
-            self.rejections.append(Rejection(number, product["product_id"], reason, detail))
+            if row not in self.left_out:
+                product_id = self._about(int(records["key"][row]))["product_id"]
+                number = int(records["row"][row])
+                self._leave_out(row, Rejection(number, product_id, "joins-splits", _JOINS_SPLITS))
         self.rejections.sort(key=lambda item: item.row)
+        self.image_rejections.sort(key=lambda item: item.row)
         if not (assignment.split != UNDECIDED).any():
             raise self._nothing_usable()
         return assignment
+
+    def _about(self, key: int) -> dict[str, Any]:
+        """What the JSON of a product says."""
+        value: dict[str, Any] = json.loads(self.store.members(key).json)
+        return value
 
     def _nothing_usable(self) -> InputError:
         """The error for a catalogue without a single usable row."""
         catalogue, folder = catalogue_path(self.config.paths), self.config.paths.shards
         if not self.rejections:
             return no_rows(catalogue, self.config.paths)
-        _write_rejected(folder, self.rejections)
+        reasons = folder / REJECTED_NAME
+        _write_rejected(reasons, self.rejections)
         reason, count = Counter(item.reason for item in self.rejections).most_common(1)[0]
         first = next(item for item in self.rejections if item.reason == reason)
-        reasons = folder / REJECTED_NAME
         return InputError(
             f"no row of `{catalogue}` can be used; {count} of {len(self.rejections)}: {reason}, "
             f"first in row {first.row}: {first.detail}",
@@ -272,13 +342,28 @@ class _Preparation:
         )
 
 
-def _write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
-    """`rejected.csv`: every row that is not in the shards, with its reason."""
+def _as_records(samples: Sequence[Scanned], first: int) -> tuple[Records, Records, np.ndarray]:
+    """Products, their images, and the row of each image, where the first product has row `first`."""
+    rows = np.repeat(np.arange(first, first + len(samples)), [len(sample.images) for sample in samples])
+    images = images_of(image for sample in samples for image in sample.images)
+    return records_of(sample.entry for sample in samples), images, rows
+
+
+def _counted(rejections: Sequence[Rejection]) -> dict[str, int]:
+    return dict(sorted(Counter(item.reason for item in rejections).items()))
+
+
+def _write_rejected(path: Path, rejections: Sequence[Rejection]) -> None:
+    """Every row that is in no split, or every image that is not used, with its reason."""
+    named = ["image"] if path.name == REJECTED_IMAGES_NAME else []
     rows = (
-        (item.row, console.printable(item.product_id), item.reason, console.printable(item.detail))
+        (
+            *(item.row, console.printable(item.product_id)),
+            *(console.printable(item.fields[name]) for name in named),
+            *(item.reason, console.printable(item.detail)),
+        )
         for item in rejections
     )
-    text = sheet_text([("row", "product_id", "reason", "detail"), *rows])
-    path = folder / REJECTED_NAME
+    text = sheet_text([("row", "product_id", *named, "reason", "detail"), *rows])
     if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)

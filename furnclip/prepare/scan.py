@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from furnclip.catalogue import (
+    ATTRIBUTES,
     Product,
     Rejection,
     catalogue_path,
@@ -21,10 +22,20 @@ from furnclip.catalogue import (
     normalized_title,
     read_products,
 )
+from furnclip.catalogue.columns import ColumnTypes
+from furnclip.catalogue.rows import renamed_column
 from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image
 from furnclip.parallel import Workers
 from furnclip.prepare.fingerprint import fingerprint
-from furnclip.prepare.store import VERSION, SampleEntry, SampleStore
+from furnclip.prepare.store import (
+    VERSION,
+    ImageEntry,
+    ImageProblem,
+    Members,
+    SampleEntry,
+    SampleStore,
+    Scanned,
+)
 from furnclip.relevance import default_caption
 from furnclip.shards.tar import Sample, encode_sample, member_bytes
 from furnclip.sources import FoundImage, ShopImages
@@ -32,58 +43,71 @@ from furnclip.sources import FoundImage, ShopImages
 if TYPE_CHECKING:
     from furnclip.config import Config, PrepConfig
 
-Decoders = Workers[tuple[FoundImage, ...], "DecodedImage | BrokenImage"]
+Decoders = Workers[tuple[FoundImage, ...], "DecodedImages"]
 DECODER_MEMORY_MB = 700  # of a process that decodes the largest image allowed
 
 
 @dataclass(frozen=True)
-class DecodedImage:
-    """The square as JPEG, and what identifies the image."""
+class DecodedImages:
+    """The squares of a product as JPEGs, what identifies each, and images that cannot be used."""
 
-    jpeg: bytes
-    source: bytes  # 16 bytes, of the file's bytes
-    hash: bytes
-    colors: bytes
+    jpegs: tuple[bytes, ...]
+    images: tuple[ImageEntry, ...]
+    problems: tuple[ImageProblem, ...]
 
 
 @dataclass(frozen=True)
 class _Undecoded:
-    """A product whose image is new, or has changed. `text`: its JSON and caption in the shard."""
+    """A product of which an image is new, or has changed. `text`: its JSON and caption in the shard."""
 
     product: Product
-    images: tuple[FoundImage, ...]
+    found: tuple[FoundImage, ...]
     text: tuple[bytes, bytes]
-    entry: SampleEntry
+    sample: Scanned
 
 
-def decode_image(
-    images: tuple[FoundImage, ...], *, image_px: int, jpeg_quality: int
-) -> DecodedImage | BrokenImage:
-    """The first of a product's images that can be read, or why none can. Runs in a worker process."""
-    problem: BrokenImage | None = None
-    for found in images:
+def decode_images(
+    found: tuple[FoundImage, ...], *, image_px: int, jpeg_quality: int, max_images: int
+) -> DecodedImages:
+    """The first of a product's images that can be read. Runs in a worker process."""
+    jpegs: list[bytes] = []
+    images: list[ImageEntry] = []
+    problems: list[ImageProblem] = []
+    for number, file in enumerate(found):
+        if len(images) == max_images:
+            detail = f"{len(found) - number} images more than `prepare.max_images`, {max_images}"
+            problems.append(ImageProblem(file.name, "too-many-images", detail))
+            break
         try:
-            data = found.read()
-            image = open_image(data, longest_px=image_px, name=found.short_name)
+            data = file.read()
+            source = hashlib.blake2b(data, digest_size=16).digest()
+            if any(image.source == source for image in images):
+                raise BrokenImage("same-image", f"{file.short_name} has the bytes of an earlier image")
+            image = open_image(data, longest_px=image_px, name=file.short_name)
         except BrokenImage as error:
-            problem = problem or error
+            problems.append(ImageProblem(file.name, error.reason, error.message))
             continue
         signs, colors = fingerprint(image)
-        jpeg = encode_jpeg(letterbox(image, image_px), jpeg_quality)
-        return DecodedImage(jpeg, hashlib.blake2b(data, digest_size=16).digest(), signs, colors)
-    assert problem is not None
-    return problem
+        jpegs.append(encode_jpeg(letterbox(image, image_px), jpeg_quality))
+        look, jpeg_bytes = _number(signs, colors), len(jpegs[-1])
+        images.append(ImageEntry(source=source, hash=signs, colors=colors, look=look, jpeg_bytes=jpeg_bytes))
+    return DecodedImages(tuple(jpegs), tuple(images), tuple(problems))
 
 
 def decoders(settings: PrepConfig) -> Decoders:
     """The processes that decode images."""
-    decode = partial(decode_image, image_px=settings.image_px, jpeg_quality=settings.jpeg_quality)
+    decode = partial(
+        decode_images,
+        image_px=settings.image_px,
+        jpeg_quality=settings.jpeg_quality,
+        max_images=settings.max_images,
+    )
     return Workers(decode, settings.workers, memory_mb=DECODER_MEMORY_MB, setting="prepare.workers")
 
 
 @dataclass
 class Scanner:
-    """Reads the catalogue once; iterating gives a `SampleEntry` or a `Rejection` for every row, in order."""
+    """Reads the catalogue once; iterating gives a `Scanned` or a `Rejection` for every row, in order."""
 
     config: Config
     store: SampleStore | None
@@ -92,51 +116,69 @@ class Scanner:
 
     def __post_init__(self) -> None:
         self.images = ShopImages(self.config)
+        self.types = ColumnTypes()
+        named = self.config.paths.id_column, self.config.paths.title_column, self.config.paths.image_column
+        # These are columns of the vector file as they are.
+        self._stored = {*named, *map(renamed_column, named), "clean_title", *ATTRIBUTES, "clean_source"}
 
-    def __iter__(self) -> Iterator[SampleEntry | Rejection]:
+    def __iter__(self) -> Iterator[Scanned | Rejection]:
         rows = read_products(catalogue_path(self.config.paths), self.config.paths)
         items = (self._judge(row) for row in rows)
-        for item, image in self.decoders.pairs(
-            items, task_of=lambda item: item.images if isinstance(item, _Undecoded) else None, name_of=_name
+        for item, decoded in self.decoders.pairs(
+            items, task_of=lambda item: item.found if isinstance(item, _Undecoded) else None, name_of=_name
         ):
             if not isinstance(item, _Undecoded):
                 yield item
-            elif isinstance(image, DecodedImage):
-                self.decoded += 1
-                yield self._completed(item.entry, item.text, image)
+                continue
+            assert decoded is not None
+            self.decoded += bool(decoded.images)
+            problems = (*item.sample.problems, *decoded.problems)
+            sample = dataclasses.replace(item.sample, images=decoded.images, problems=problems)
+            if sample.images or sample.described:
+                yield self._kept(sample, Members(decoded.jpegs, *item.text))
             else:
-                assert image is not None
-                yield _rejection(item.product, image.reason, image.message)
+                yield _rejection(item.product, "no-text", "neither title nor attributes, and no image")
         self.images.tell_near_matches()
 
-    def _judge(self, product: Product | Rejection) -> _Undecoded | SampleEntry | Rejection:
+    def _judge(self, product: Product | Rejection) -> _Undecoded | Scanned | Rejection:
         if isinstance(product, Rejection):
             return dataclasses.replace(product, fields={})
+        self.types.add({name: cell for name, cell in product.fields.items() if name not in self._stored})
         caption = default_caption(product.fields, title=product.title)
-        if not caption:
-            return _rejection(product, "no-text", "neither title nor attributes")
-        try:
-            images = tuple(self.images.find(product.images))
-        except BrokenImage as error:
-            return _rejection(product, error.reason, error.message)
+        found, problems = self._find(product)
         sample = Sample("", b"", caption, product.product_id, "", product.fields, product.title)
         about, caption_bytes = encode_sample(sample).values()
         text = (about, caption_bytes)
-        entry = self._entry(product, images, text)
-        if self.store is None or (known := self.store.find(entry)) is None:
-            return _Undecoded(product, images, text, entry)
-        if known.text == entry.text:
+        entry = self._entry(product, found, text)
+        new = Scanned(entry, (), problems, described=bool(caption), product_id=product.product_id)
+        known = self.store.find(new.entry) if self.store else None
+        if self.store is None or known is None:
+            return _Undecoded(product, found, text, new)
+        known = dataclasses.replace(known, described=bool(caption), product_id=product.product_id)
+        if known.entry.text == new.entry.text:
             return known
-        image = DecodedImage(self.store.members(known.key)[0], known.source, known.hash, known.colors)
-        return self._completed(entry, text, image)
+        images = self.store.members(known.entry.key).images
+        return self._kept(dataclasses.replace(known, entry=new.entry), Members(images, *text))
+
+    def _find(self, product: Product) -> tuple[tuple[FoundImage, ...], tuple[ImageProblem, ...]]:
+        """The images of a product, and those that are not there."""
+        found: list[FoundImage] = []
+        problems: list[ImageProblem] = []
+        for name in product.images or [""]:
+            try:
+                found += self.images.find([name] if name else [])
+            except BrokenImage as error:
+                problems.append(ImageProblem(name, error.reason, error.message))
+        return tuple(found), tuple(problems)
 
     def _entry(
-        self, product: Product, images: tuple[FoundImage, ...], text: tuple[bytes, bytes]
+        self, product: Product, found: tuple[FoundImage, ...], text: tuple[bytes, bytes]
     ) -> SampleEntry:
-        """What is known of a product before its image is opened."""
+        """What is known of a product before its images are opened."""
         settings = self.config.prepare
-        stat = [str(VERSION), str(settings.image_px), str(settings.jpeg_quality)]
-        for image in images:
+        stat = [str(value) for value in (VERSION, settings.image_px, settings.jpeg_quality)]
+        stat += [str(settings.max_images), *product.images]
+        for image in found:
             stat += [str(image.place), image.name, image.status]
         title = normalized_title(product.title)
         return SampleEntry(
@@ -149,27 +191,27 @@ class Scanner:
             stratum=_number(product.fields.get("object_type", "").strip().lower()),
         )
 
-    def _completed(self, entry: SampleEntry, text: tuple[bytes, bytes], image: DecodedImage) -> SampleEntry:
-        """The entry with what its image says, kept in the store."""
-        members = (image.jpeg, *text)
-        whole = dataclasses.replace(
-            entry,
-            content=_number(*members),
-            source=image.source,
-            hash=image.hash,
-            colors=image.colors,
-            look=_number(image.hash, image.colors),
-            sample_bytes=sum(member_bytes(len(member)) for member in members),
+    def _kept(self, sample: Scanned, members: Members) -> Scanned:
+        """The sample with what its images say, kept in the store."""
+        parts = (*members.images, members.json, members.caption)
+        entry = dataclasses.replace(
+            sample.entry,
+            content=members.content,
+            look=_number(*(image.source + image.hash + image.colors for image in sample.images)),
+            sample_bytes=sum(member_bytes(len(part)) for part in parts),
         )
+        whole = dataclasses.replace(sample, entry=entry)
         if self.store:
             self.store.add(whole, members)
         return whole
 
 
-def _name(item: _Undecoded | SampleEntry | Rejection) -> str:
+def _name(item: _Undecoded | Scanned | Rejection) -> str:
     """What an error calls an item."""
+    if isinstance(item, Scanned):
+        return f"row {item.entry.row}"
     about = item.product if isinstance(item, _Undecoded) else item
-    return f"row {about.row}" + ("" if isinstance(about, SampleEntry) else f", product {about.product_id}")
+    return f"row {about.row}, product {about.product_id}"
 
 
 def _rejection(product: Product, reason: str, detail: str) -> Rejection:

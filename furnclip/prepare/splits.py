@@ -2,7 +2,7 @@
 
 A group's split follows from a hash of its id; what was decided once is kept in
 `work/shards/assignments.parquet` and never changes: a product that leaves the catalogue and comes back is
-in the split that it was in. A row that ties products whose splits were decided differently is rejected:
+in the split that it was in. A row that ties products whose splits were decided differently is in no split:
 moving either of them would be the leak.
 
 Rows are taken in a fixed order (known and unchanged, known and changed, new; then by key), so the
@@ -125,7 +125,7 @@ class _Components:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Per row its group id and split (an index of `SPLITS`), `UNDECIDED` for a rejected row."""
+    """Per row its group id and split (an index of `SPLITS`), `UNDECIDED` for a row in none."""
 
     group: np.ndarray  # (N,) uint64
     split: np.ndarray  # (N,) int8
@@ -140,10 +140,10 @@ def assign(
     left_out: Collection[int] = (),
     shares: tuple[float, float],
 ) -> Assignment:
-    """A group and a split for each row, or none.
+    """A group for each row, and a split or none.
 
     changed: (N,) rows whose ties may differ from those that the ledger decided on.
-    left_out: rows that get no split and tie nothing.
+    left_out: rows that get no split and tie nothing; all others have an image in `ties`.
     shares: of groups for train and validation; the rest is test.
     """
     keys = records["key"]
@@ -151,24 +151,30 @@ def assign(
     rank = np.where(known_split == UNDECIDED, 2, changed.astype(int))
     order = np.lexsort((keys, rank))
     components = _Components(ties.node_count)
-    placed: list[int] = []
+    placed: list[tuple[int, int]] = []  # rows and one of their nodes
     looks: set[int] = set()  # fingerprints of rows that were placed
+    first_image = np.searchsorted(ties.rows, np.arange(len(keys) + 1))  # (N + 1,)
     for row in order[~np.isin(order, list(left_out))].tolist():
-        look, split = int(ties.look[row]), int(known_split[row])
-        nodes = [node for node in ties.nodes[row].tolist() if node != NO_NODE]
-        nodes += [look, *(near for near in ties.neighbors.get(look, ()) if near in looks)]
+        images, split = slice(first_image[row], first_image[row + 1]), int(known_split[row])
+        own = ties.look[images].tolist()
+        nodes = [node for node in (int(ties.label[row]), *ties.file[images].tolist()) if node != NO_NODE]
+        nodes += own + [near for look in own for near in ties.neighbors.get(look, ()) if near in looks]
         group = (1, int(keys[row])) if split == UNDECIDED else (0, int(known_group[row]))
         if components.join(nodes, split, group):
-            looks.add(look)
-            placed.append(row)
+            looks.update(own)
+            placed.append((row, own[0]))
     assignment = Assignment(known_group, np.full(len(keys), UNDECIDED, dtype=np.int8))
-    for row in placed:
-        root = components.root(int(ties.look[row]))
+    for row, node in placed:
+        root = components.root(node)
         _, group_id = components.group[root]
         if known_split[row] == UNDECIDED:
             assignment.group[row] = group_id
         decided = components.split[root]
         assignment.split[row] = drawn(group_id, shares) if decided == UNDECIDED else decided
+    for row in np.flatnonzero(assignment.split == UNDECIDED).tolist():
+        label = int(ties.label[row])
+        among = _NO_GROUP if label == NO_NODE else components.group[components.root(label)]
+        assignment.group[row] = keys[row] if among == _NO_GROUP else among[1]
     _fill_empty_splits(assignment, known_split, shares)
     return assignment
 
@@ -210,8 +216,12 @@ def leak_report(ties: Ties, assignment: Assignment, *, by_column: bool) -> dict[
     groups, sizes = np.unique(assignment.group[kept], return_counts=True)
     largest = kept & (assignment.group == groups[sizes.argmax()])
     joined_by: dict[str, int] = {}  # rows of the largest group that share something with one before them
-    for name, nodes in (("group" if by_column else "title", ties.nodes[:, 0]), ("image", ties.look)):
-        shared = nodes[largest & (nodes != NO_NODE)]
+    everything = np.arange(len(kept))
+    for name, nodes, rows in (
+        ("group" if by_column else "title", ties.label, everything),
+        ("image", ties.look, ties.rows),
+    ):
+        shared = nodes[largest[rows] & (nodes != NO_NODE)]
         joined_by[name] = len(shared) - len(np.unique(shared))
     joined_by["near-duplicates"] = max(0, int(sizes.max()) - 1 - sum(joined_by.values()))
     return {
@@ -230,11 +240,12 @@ def leaks_left(ties: Ties, assignment: Assignment) -> int:
     split = assignment.split
     kept = split != UNDECIDED
     left = 0
-    for nodes in (*ties.nodes.T, ties.look):
-        rows = kept & (nodes != NO_NODE)
-        pairs = np.unique(np.stack([nodes[rows], split[rows]], axis=1), axis=0)  # (node, split)
+    for nodes, rows in ((ties.label, np.arange(len(kept))), (ties.file, ties.rows), (ties.look, ties.rows)):
+        tied = kept[rows] & (nodes != NO_NODE)
+        pairs = np.unique(np.stack([nodes[tied], split[rows[tied]]], axis=1), axis=0)  # (node, split)
         left += len(pairs) - len(np.unique(pairs[:, 0]))
-    split_of = dict(zip(ties.look[kept].tolist(), split[kept].tolist(), strict=True))
+    looks = kept[ties.rows]
+    split_of = dict(zip(ties.look[looks].tolist(), split[ties.rows[looks]].tolist(), strict=True))
     for node, near in ties.neighbors.items():
         others = (split_of[other] for other in near if node < other and other in split_of)
         left += sum(node in split_of and split_of[node] != other for other in others)

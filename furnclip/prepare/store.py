@@ -1,9 +1,9 @@
 """What `prepare` knows about each product between reading it and packing it: one SQLite file.
 
-    work/cache/prepare/samples-4.sqlite
+    work/cache/prepare/samples-5.sqlite
 
-It holds the sample of every product (square image, fields, caption) and what identifies its image, so a
-product whose image file did not change is never decoded again, and shards are written from it. It is a
+It holds the sample of every product (square images, fields, caption) and what identifies its images, so a
+product whose image files did not change is never decoded again, and shards are written from it. It is a
 cache: where it is deleted or damaged, everything is decoded again.
 """
 
@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,42 +27,105 @@ from furnclip.catalogue import content_hash
 from furnclip.errors import StorageError
 from furnclip.prepare.fingerprint import COLOR_BYTES, HASH_BYTES
 
-VERSION = 4  # raise it when an entry has other fields, or the same image file would give other bytes
+VERSION = 5  # raise it when an entry has other fields, or the same image file would give other bytes
 Records = np.ndarray[Any, np.dtype[np.void]]
-Members = tuple[bytes, bytes, bytes]  # image, JSON, caption
 _COMMIT_AFTER_S = 1.0
-_TIES = ["key", "title", "group", "look", "source"]
+_TIES = ["key", "title", "group", "look"]
+
+
+class Members(NamedTuple):
+    """A product as it goes into a shard: JPEGs, JSON and caption."""
+
+    images: tuple[bytes, ...]
+    json: bytes
+    caption: bytes
+
+    @property
+    def content(self) -> int:
+        """A hash of all of it."""
+        return int(content_hash(*self.images, self.json, self.caption), 16)
+
+
+class ImageProblem(NamedTuple):
+    """An image of a product that is not used; `reason` is a short stable word for counting."""
+
+    image: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEntry:
+    """What identifies one image of a product."""
+
+    source: bytes  # of the image file's bytes
+    hash: bytes  # of what the image shows
+    colors: bytes
+    look: int  # of hash and colors
+    jpeg_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleEntry:
-    """One product. Numbers are hashes of 64 bits, 0 for none; defaults stand until the image is decoded."""
+    """One product. Numbers are hashes of 64 bits, 0 for none; defaults stand until its images are decoded."""
 
     row: int  # in the catalogue, from 1
     key: int  # of the product id
     stat: int  # of the image files' names, sizes and times, and of the image settings
     text: int  # of the id, title and fields
-    content: int = 0  # of text and image as they go into the shard
+    content: int = 0  # of text and images as they go into the shard
     group: int  # of the group column
     title: int  # of the normalized title
     stratum: int  # of the object type
-    source: bytes = bytes(16)  # of the image file's bytes
-    hash: bytes = bytes(HASH_BYTES)  # of what the image shows
-    colors: bytes = bytes(COLOR_BYTES)
-    look: int = 0  # of hash and colors
+    look: int = 0  # of all images
     sample_bytes: int = 0  # about what the sample takes in a shard
 
 
+@dataclass(frozen=True)
+class Scanned:
+    """A product's entry, its images and those that cannot be used."""
+
+    entry: SampleEntry
+    images: tuple[ImageEntry, ...] = ()
+    problems: tuple[ImageProblem, ...] = ()
+    described: bool = True  # whether there is anything to say about it
+    product_id: str = ""
+
+    @property
+    def why_in_no_split(self) -> ImageProblem | None:
+        """Why it can be searched for but neither trained nor measured on."""
+        if not self.images:
+            return self.problems[0]
+        return None if self.described else ImageProblem("", "no-text", "neither title nor attributes")
+
+
 _SIZES = {"source": 16, "hash": HASH_BYTES, "colors": COLOR_BYTES}
+
+
+def _packed(names: Iterable[str]) -> np.dtype[np.void]:
+    return np.dtype([(name, f"V{_SIZES[name]}" if name in _SIZES else "<u8") for name in names])
+
+
+def _computable(packed: np.dtype[np.void]) -> np.dtype[np.void]:
+    """The same bytes, for computing with."""
+    names = packed.names or ()
+    return np.dtype([(name, "u1", _SIZES[name]) if name in _SIZES else (name, "<u8") for name in names])
+
+
 _NAMES = [field.name for field in fields(SampleEntry)]
-_PACKED = np.dtype([(name, f"V{_SIZES[name]}" if name in _SIZES else "<u8") for name in _NAMES])
-# the same bytes, for computing with
-RECORD = np.dtype([(name, "u1", _SIZES[name]) if name in _SIZES else (name, "<u8") for name in _NAMES])
+_IMAGE_NAMES = [field.name for field in fields(ImageEntry)]
+_PACKED, _PACKED_IMAGE = _packed(_NAMES), _packed(_IMAGE_NAMES)
+RECORD, IMAGE = _computable(_PACKED), _computable(_PACKED_IMAGE)
 
 
 def records_of(entries: Iterable[SampleEntry]) -> Records:
     """Entries as the rows of one array."""
     return np.array([tuple(vars(entry).values()) for entry in entries], dtype=_PACKED).view(RECORD)
+
+
+def images_of(entries: Iterable[ImageEntry]) -> Records:
+    """Images as the rows of one array."""
+    return np.array([tuple(vars(entry).values()) for entry in entries], dtype=_PACKED_IMAGE).view(IMAGE)
 
 
 class SampleStore:
@@ -86,7 +151,8 @@ class SampleStore:
         self._database.executescript(
             "PRAGMA synchronous = NORMAL;"
             "CREATE TABLE IF NOT EXISTS samples"
-            " (key BLOB PRIMARY KEY, entry BLOB, image BLOB, json BLOB, caption BLOB);"
+            " (key BLOB PRIMARY KEY, entry BLOB, looks BLOB, problems TEXT,"
+            " images BLOB, json BLOB, caption BLOB);"
             "CREATE TABLE IF NOT EXISTS finished (id INTEGER PRIMARY KEY, ties BLOB)"
         )
 
@@ -94,9 +160,9 @@ class SampleStore:
         with closing(self._database):
             self.commit()
 
-    def find(self, wanted: SampleEntry) -> SampleEntry | None:
-        """The product's entry from an earlier run, if its image is the same; row, group and title are new."""
-        query = "SELECT entry FROM samples WHERE key = ?"
+    def find(self, wanted: SampleEntry) -> Scanned | None:
+        """The product from an earlier run, if its image files are the same; row, group and title are new."""
+        query = "SELECT entry, looks, problems FROM samples WHERE key = ?"
         row = self._database.execute(query, (_blob(wanted.key),)).fetchone()
         if row is None:
             return None
@@ -104,12 +170,26 @@ class SampleStore:
         if known.stat != wanted.stat:
             return None
         new = {name: getattr(wanted, name) for name in ("row", "group", "title", "stratum")}
-        return dataclasses.replace(known, **new)
+        images = (dict(zip(_IMAGE_NAMES, image, strict=True)) for image in _looks(row[1]).tolist())
+        return Scanned(
+            dataclasses.replace(known, **new),
+            tuple(ImageEntry(**image) for image in images),
+            tuple(ImageProblem(*problem) for problem in json.loads(row[2])),
+        )
 
-    def add(self, entry: SampleEntry, members: Members) -> None:
+    def add(self, sample: Scanned, members: Members) -> None:
         """Keep a sample and what identifies it."""
-        values = (_blob(entry.key), records_of([entry]).tobytes(), *members)
-        self._database.execute("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)", values)
+        entry = sample.entry
+        values = (
+            _blob(entry.key),
+            records_of([entry]).tobytes(),
+            images_of(sample.images).tobytes(),
+            json.dumps(sample.problems),
+            b"".join(members.images),
+            members.json,
+            members.caption,
+        )
+        self._database.execute("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?)", values)
         if time.monotonic() - self._committed > _COMMIT_AFTER_S:
             self.commit()
 
@@ -148,7 +228,7 @@ def read_samples(path: Path, wanted: Iterable[tuple[int, int]]) -> Iterator[Memb
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         for key, content in wanted:
             members = _members(database, key)
-            if int(content_hash(*members), 16) != content:
+            if members.content != content:
                 raise _damaged(path, f"the sample of {key:016x} has changed")
             yield members
 
@@ -173,9 +253,14 @@ def _damaged(path: Path, detail: str) -> StorageError:
 
 
 def _members(database: sqlite3.Connection, key: int) -> Members:
-    query = "SELECT image, json, caption FROM samples WHERE key = ?"
-    image, json, caption = database.execute(query, (_blob(key),)).fetchone()
-    return image, json, caption
+    query = "SELECT looks, images, json, caption FROM samples WHERE key = ?"
+    looks, images, about, caption = database.execute(query, (_blob(key),)).fetchone()
+    ends = accumulate(_looks(looks)["jpeg_bytes"].tolist(), initial=0)
+    return Members(tuple(images[start:end] for start, end in pairwise(ends)), about, caption)
+
+
+def _looks(blob: bytes) -> np.ndarray:
+    return np.frombuffer(blob, _PACKED_IMAGE)
 
 
 def _ties(records: Records) -> np.ndarray:

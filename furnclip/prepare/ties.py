@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -28,33 +28,44 @@ _FIRST_IDEOGRAPH = "\u2e80"
 
 @dataclass(frozen=True)
 class Ties:
-    """What ties rows together: nodes that rows hang on, and edges between near-duplicate images."""
+    """What ties rows together: nodes that rows and their images hang on, and edges between near-duplicates.
 
-    nodes: np.ndarray  # (N, 2) the numbers of the row's label and image file, `NO_NODE` where not shared
-    look: np.ndarray  # (N,) the number of the row's fingerprint node
+    Images are in the order of their rows.
+    """
+
+    label: np.ndarray  # (N,) the number of the row's group or title, `NO_NODE` where not shared
+    rows: np.ndarray  # (V,) the row of each image
+    file: np.ndarray  # (V,) the number of the image's bytes, `NO_NODE` where not shared
+    look: np.ndarray  # (V,) the number of the image's fingerprint node
     neighbors: dict[int, list[int]]  # fingerprint node -> near-duplicate fingerprint nodes
     node_count: int
-    counts: dict[str, int]  # of tied rows, by what they share
+    counts: dict[str, int]  # of tied rows and images, by what they share
+
+    def without(self, images: Collection[int]) -> Ties:
+        """The same without some of the images."""
+        kept = np.ones(len(self.rows), dtype=bool)
+        kept[list(images)] = False
+        return replace(self, rows=self.rows[kept], file=self.file[kept], look=self.look[kept])
 
 
-def find_ties(records: Records, *, by_column: bool) -> Ties:
-    """Shared group or title, shared image bytes, shared or close fingerprints."""
+def find_ties(records: Records, images: Records, rows: np.ndarray, *, by_column: bool) -> Ties:
+    """Shared group or title, shared image bytes, shared or close fingerprints. rows: (V,) of the images."""
     label = "group" if by_column else "title"
     labels, first_free, same_label = _shared(records[label], 0, ignore_zero=True)
-    sources = np.ascontiguousarray(records["source"]).view("V16").ravel()
-    images, first_free, same_image = _shared(sources, first_free, ignore_zero=False)
-    _, rows, look, products = np.unique(
-        records["look"], return_index=True, return_inverse=True, return_counts=True
+    sources = np.ascontiguousarray(images["source"]).view("V16").ravel()
+    files, first_free, same_image = _shared(sources, first_free, ignore_zero=False)
+    _, first, look, counted = np.unique(
+        images["look"], return_index=True, return_inverse=True, return_counts=True
     )
-    pairs = near_pairs(records["hash"][rows], records["colors"], rows)  # (P, 2)
+    pairs = near_pairs(images["hash"][first], images["colors"], first)  # (P, 2)
     neighbors: dict[int, list[int]] = defaultdict(list)
     for left, right in (pairs + first_free).tolist():
         neighbors[left].append(right)
         neighbors[right].append(left)
-    near = (products * (products - 1) // 2).sum() + (products[pairs[:, 0]] * products[pairs[:, 1]]).sum()
+    near = (counted * (counted - 1) // 2).sum() + (counted[pairs[:, 0]] * counted[pairs[:, 1]]).sum()
     counts = {f"same_{label}": same_label, "same_picture": same_image, "near_duplicate_pairs": int(near)}
-    nodes = np.stack([labels, images], axis=1)
-    return Ties(nodes, look + first_free, dict(neighbors), first_free + len(rows), counts)
+    node_count = first_free + len(first)
+    return Ties(labels, rows, files, look + first_free, dict(neighbors), node_count, counts)
 
 
 def _shared(values: np.ndarray, first_node: int, *, ignore_zero: bool) -> tuple[np.ndarray, int, int]:
@@ -68,15 +79,15 @@ def _shared(values: np.ndarray, first_node: int, *, ignore_zero: bool) -> tuple[
     return numbers[inverse], first_node + int(shared.sum()), int((counts[shared] - 1).sum())
 
 
-def placeholder_rows(
+def placeholder_images(
     records: Records, ties: Ties, titles_of: Callable[[Sequence[int]], list[str]]
 ) -> dict[int, int]:
-    """Row -> number of products that have its image or a near-duplicate, where that is a placeholder.
+    """Image -> number of products that have it or a near-duplicate, where that is a placeholder.
 
     titles_of: the titles of some rows.
     """
     found: dict[int, int] = {}
-    for rows in _sharing_an_image(ties):
+    for images, rows in _sharing_an_image(ties):
         groups = records["group"][rows]
         _, first = np.unique(groups, return_index=True)
         others = np.union1d(first, np.flatnonzero(groups == 0))  # variants of one group count once
@@ -86,14 +97,14 @@ def placeholder_rows(
         words = [present for title in titles if (present := _words(title))]
         common = [len(first & second) / len(first | second) for first, second in combinations(words, 2)]
         if len(words) >= MIN_PRODUCTS and np.median(common) <= _MAX_SHARED_WORDS:
-            found.update(dict.fromkeys(rows.tolist(), len(rows)))
+            found.update(dict.fromkeys(images.tolist(), len(rows)))
     return found
 
 
-def _sharing_an_image(ties: Ties) -> Iterator[np.ndarray]:
-    """Rows with one image or near-duplicates of it, the largest such sets first; none has a row twice."""
+def _sharing_an_image(ties: Ties) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images that are alike and their rows, the largest such sets first; none has an image twice."""
     order = np.argsort(ties.look, kind="stable")
-    first_look = int(ties.look[order[0]])
+    first_look = int(ties.look[order[0]]) if len(order) else 0
     counts = np.bincount(ties.look - first_look)
     ends = np.cumsum(counts)
     shared = {*(np.flatnonzero(counts >= MIN_PRODUCTS) + first_look).tolist(), *ties.neighbors}
@@ -102,10 +113,11 @@ def _sharing_an_image(ties: Ties) -> Iterator[np.ndarray]:
     taken: set[int] = set()
     for look in sorted(shared, key=lambda look: (-sizes[look], look)):
         left = [other - first_look for other in near[look] if other not in taken]
-        rows = np.sort(np.concatenate([order[:0], *(order[ends[n] - counts[n] : ends[n]] for n in left)]))
+        images = np.sort(np.concatenate([order[:0], *(order[ends[n] - counts[n] : ends[n]] for n in left)]))
+        rows = np.unique(ties.rows[images])
         if len(rows) >= MIN_PRODUCTS:
             taken.update(near[look])
-            yield rows
+            yield images, rows
 
 
 def _words(title: str) -> frozenset[str]:

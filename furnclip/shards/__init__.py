@@ -13,7 +13,9 @@ readable by any of its readers.
 
 from furnclip.journal import MANIFEST_NAME
 from furnclip.shards.manifest import (
+    FOLDERS,
     MINI_TRAIN,
+    REST,
     SPLITS,
     Manifest,
     read_assignments,
@@ -24,8 +26,10 @@ from furnclip.shards.reader import ProductImages, ShardDataset, stream_samples
 from furnclip.shards.tar import Sample
 
 __all__ = [
+    "FOLDERS",
     "MANIFEST_NAME",
     "MINI_TRAIN",
+    "REST",
     "SPLITS",
     "Manifest",
     "ProductImages",

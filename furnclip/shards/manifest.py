@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from furnclip.catalogue import content_hash
+from furnclip.catalogue.columns import Column
 from furnclip.errors import InputError, MissingStageError
 from furnclip.journal import MANIFEST_NAME, read_json, write_json
 from furnclip.shards.tar import read_index
 
 SPLITS = ("train", "validation", "test")
 MINI_TRAIN = "mini_train"
+REST = "rest"  # searchable, but in no split: never trained on, never measured on
+FOLDERS = (*SPLITS, REST, MINI_TRAIN)
 FORMAT = 1
 _SHARD_NAME = re.compile(r"(?:\w[\w.-]*/)*\w[\w.-]*\.tar")
 _HINT = "run `furnclip prepare` again, or download the shards again"
@@ -54,6 +57,7 @@ class Manifest:
     settings: dict[str, Any] = field(default_factory=dict)
     leaks: dict[str, Any] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
+    columns: tuple[Column, ...] = ()  # of the catalogue, with their types
     format: int = FORMAT
 
     def with_hash(self) -> Manifest:

@@ -97,7 +97,7 @@ def make_batch(ready: Prepared, indices: Indices, epoch: int) -> Batch:
     own, size = ready.processes.slice_of(len(indices)), ready.micro_batch_size
     parts = [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
     keys: dict[Tower, list[str]] = {
-        "vision": [data.image_keys[index] for index in indices[own]],
+        "vision": [data.image_keys[image] for image in data.drawn_images(indices[own], epoch=epoch)],
         "text": [content_hash(text) for each in texts for text in each[own]],
     }
     return Batch(

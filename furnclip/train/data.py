@@ -1,8 +1,9 @@
 """The samples of a split as training sees them: their order, captions and images.
 
-In: `work/shards/SPLIT/`. Every sample comes once an epoch. Every random choice (order, caption, mirroring,
-shift) is a function of the seed, the epoch and the sample, so a resumed run, a second rank and a second look
-at the same micro-batch all draw the same, and resuming needs nothing but the position.
+In: `work/shards/SPLIT/`. Every sample comes once an epoch, with one of its images. Every choice (order,
+image, caption, mirroring, shift) is a function of the seed, the epoch and the sample, so a resumed run, a
+second rank and a second look at the same micro-batch all draw the same, and resuming needs nothing but the
+position.
 
 Augmentation keeps the product whole: half a chair is not the product, so there is no random crop.
 
@@ -45,7 +46,7 @@ _SMALLEST_SHARE = 0.8
 _LARGEST_TILT_DEGREES = 8.0
 _COLOR_SPREAD = 0.2
 _TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "{}, product photo")
-_CAPTION, _IMAGE, _QUERY = 1, 2, 3  # kinds of random choices, so that their streams differ
+_CAPTION, _IMAGE, _QUERY, _VIEW = 1, 2, 3, 4  # kinds of random choices, so that their streams differ
 
 
 def step_batches(samples: int, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
@@ -134,16 +135,21 @@ class TrainingData:
     preprocessing: Preprocessing
     config: TrainingConfig
     texts: list[Sample] = field(default_factory=list, init=False)  # without their images
-    image_keys: list[str] = field(default_factory=list, init=False)
+    image_keys: list[str] = field(default_factory=list, init=False)  # of V images, sample by sample
+    image_counts: Indices = field(init=False)  # (N,) images of each sample
     queries: list[list[AttributeQuery]] = field(default_factory=list, init=False)
     asks_attributes: bool = field(default=False, init=False)
     _squares: dict[int, Squares] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        counts: list[int] = []
         for sample in self.dataset:
-            self.texts.append(replace(sample, image_bytes=b""))
-            self.image_keys.append(content_hash(sample.image_bytes))
+            self.texts.append(replace(sample, image_bytes=b"", more_images=()))
+            self.image_keys += map(content_hash, sample.images)
+            counts.append(len(sample.images))
             self.queries.append(queries_of(sample.fields))
+        self.image_counts = np.array(counts, dtype=np.int64)
+        self._first_image = np.cumsum(self.image_counts) - self.image_counts
         self.asks_attributes = self.config.attribute_weight > 0 and any(self.queries)
         square_bytes = 3 * self.preprocessing.image_px**2
         self._squares_limit = self.config.image_cache_mb * 2**20 // square_bytes
@@ -184,18 +190,43 @@ class TrainingData:
             drawn.append(queries[int(random.integers(len(queries)))] if queries else None)
         return drawn
 
-    def squares(self, indices: Rows, *, epoch: int | None) -> Squares:
-        """(B, H, W, 3) bytes, changed at random for training; `epoch` None: as prepared."""
-        return np.stack([self._square(int(index), epoch) for index in indices])
+    def drawn_images(self, indices: Rows, *, epoch: int | None) -> list[int]:
+        """The place in `image_keys` of each sample's image in this epoch; `epoch` None: the main image."""
+        return [self._drawn_image(int(index), epoch) for index in indices]
 
-    def _square(self, index: int, epoch: int | None) -> Squares:
-        square = self._squares.get(index)
-        if square is None:
-            with Image.open(io.BytesIO(self.dataset[index].image_bytes)) as image:
-                square = np.asarray(self.preprocessing.square(image.convert("RGB")))
-            if len(self._squares) < self._squares_limit:
-                self._squares[index] = square
+    def _drawn_image(self, index: int, epoch: int | None) -> int:
+        first, count = int(self._first_image[index]), int(self.image_counts[index])
+        if epoch is None or count == 1:
+            return first
+        return first + int(random_stream(self.config.seed, _VIEW, epoch, index).integers(count))
+
+    def squares(self, indices: Rows, *, epoch: int | None) -> Squares:
+        """(B, H, W, 3) bytes, drawn and changed at random for training; `epoch` None: as prepared."""
+        squares = self.image_squares(self.drawn_images(indices, epoch=epoch))
         if epoch is None or self.config.augment == "none":
-            return square
+            return squares
+        return np.stack(
+            [
+                self._augmented(square, int(index), epoch)
+                for square, index in zip(squares, indices, strict=True)
+            ]
+        )
+
+    def _augmented(self, square: Squares, index: int, epoch: int) -> Squares:
         random = random_stream(self.config.seed, _IMAGE, epoch, index)
         return np.asarray(augment(Image.fromarray(square), self.config.augment, random))
+
+    def image_squares(self, images: Rows) -> Squares:
+        """(B, H, W, 3) bytes of images by their places in `image_keys`, as prepared."""
+        return np.stack([self._image_square(int(image)) for image in images])
+
+    def _image_square(self, number: int) -> Squares:
+        square = self._squares.get(number)
+        if square is None:
+            index = int(np.searchsorted(self._first_image, number, side="right")) - 1
+            data = self.dataset[index].images[number - int(self._first_image[index])]
+            with Image.open(io.BytesIO(data)) as image:
+                square = np.asarray(self.preprocessing.square(image.convert("RGB")))
+            if len(self._squares) < self._squares_limit:
+                self._squares[number] = square
+        return square

@@ -26,6 +26,7 @@ from furnclip.runs import PrecisionChoice
 from furnclip.train.data import Rows, Squares, TrainingData
 from furnclip.train.exact import Chunk
 from furnclip.train.scenarios import Scenario
+from furnclip.vectors import unit_mean
 
 Inputs = Squares | Tensor  # images (b, H, W, 3) or tokens (b, T)
 _FILL_CHUNK = 128
@@ -77,33 +78,42 @@ class Encoder:
         return lambda: self._project(tower, pooled)
 
     def fill(self, tower: Tower, data: TrainingData, captions: Sequence[str] | None = None) -> list[str]:
-        """Encode what the frozen tower has not seen; the keys of all samples (or captions)."""
+        """Encode what the frozen tower has not seen; the keys of all images (or captions)."""
         texts = data.fixed_captions() if captions is None else captions
         keys = data.image_keys if tower == "vision" else [content_hash(text) for text in texts]
 
         def encode(rows: list[int]) -> NDArray[np.float32]:
-            inputs = self.inputs(tower, data, rows, [texts[row] for row in rows], epoch=None)
             with torch.no_grad():
-                return self._pooled(tower, inputs).float().cpu().numpy()
+                return self._pooled(tower, self._as_prepared(tower, data, rows, texts)).float().cpu().numpy()
 
         self.stores[tower].fill(keys, encode, chunk_size=_FILL_CHUNK)
         return keys
 
     @torch.no_grad()
     def vectors(self, tower: Tower, data: TrainingData) -> NDArray[np.float32]:
-        """(N, D): the whole split as evaluation sees it, in the order of the split."""
+        """(N, D): the whole split as evaluation sees it, in the order of the split.
+
+        A product's image vector is the unit mean of those of its images.
+        """
         was_training = self.clip.module.training
         self.clip.module.eval()
         if tower in self.stores:
             parts = [self.frozen(tower, self.fill(tower, data))()]
         else:
             captions, parts = data.fixed_captions(), []
-            for start in range(0, len(data), _FILL_CHUNK):
-                rows = range(start, min(start + _FILL_CHUNK, len(data)))
-                inputs = self.inputs(tower, data, rows, captions[start : rows.stop], epoch=None)
-                parts.append(self.live(tower, inputs, seed=0)())
+            count = len(data.image_keys) if tower == "vision" else len(data)
+            for start in range(0, count, _FILL_CHUNK):
+                rows = range(start, min(start + _FILL_CHUNK, count))
+                parts.append(self.live(tower, self._as_prepared(tower, data, rows, captions), seed=0)())
         self.clip.module.train(was_training)
-        return torch.cat(parts).float().cpu().numpy()
+        vectors = torch.cat(parts).float().cpu().numpy()
+        return unit_mean(vectors, data.image_counts) if tower == "vision" else vectors
+
+    def _as_prepared(self, tower: Tower, data: TrainingData, rows: Rows, captions: Sequence[str]) -> Inputs:
+        """What the tower reads of these images, or of these captions."""
+        if tower == "vision":
+            return data.image_squares(rows)
+        return self.clip.tokenize([captions[row] for row in rows])
 
     def _pooled(self, tower: Tower, inputs: Inputs) -> Tensor:
         is_bf16 = self.choice.precision == "bf16"

@@ -14,6 +14,7 @@ from furnclip.vectors.nearest import Floats as Floats
 from furnclip.vectors.nearest import fuse as fuse
 from furnclip.vectors.nearest import top_k as top_k
 from furnclip.vectors.nearest import unit as unit
+from furnclip.vectors.nearest import unit_mean as unit_mean
 from furnclip.vectors.parquet import PRODUCT_COLUMNS as PRODUCT_COLUMNS
 from furnclip.vectors.parquet import ModelProvenance as ModelProvenance
 from furnclip.vectors.parquet import Provenance as Provenance

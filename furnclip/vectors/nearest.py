@@ -26,6 +26,19 @@ def unit(vectors: npt.NDArray[Any]) -> Floats:
     return rows
 
 
+def unit_mean(vectors: Floats, counts: Integers) -> Floats:
+    """The mean direction of each product's views, (N, D); one view stays as it is, none is zero.
+
+    vectors: (V, D) unit vectors, product by product. counts: (N,) views of each product.
+    """
+    there = counts > 0
+    means = np.zeros((len(counts), vectors.shape[1]), dtype=np.float32)
+    if there.any():
+        means[there] = np.add.reduceat(vectors, (np.cumsum(counts) - counts)[there], axis=0)
+    means[counts > 1] = unit(means[counts > 1])
+    return means
+
+
 def fuse(image: Floats, text: Floats, image_weight: float) -> Floats:
     """The late fusion of unit vectors, unit length again: `w * image + (1 - w) * text`, (N, D)."""
     return unit(image_weight * image + (1 - image_weight) * text)

@@ -22,6 +22,8 @@ from furnclip.vectors.nearest import Floats, Mask
 SHOWN = ("product_id", "title", "clean_title", *ATTRIBUTES, "group", "split", "image")  # to people
 PRODUCT_COLUMNS = (*SHOWN, "content_hash")
 _TEXTS = (*PRODUCT_COLUMNS, "missing_reason")
+# names that the catalogue's own columns cannot have here or in the search table
+RESERVED_COLUMNS = (*_TEXTS, "keywords", "details")
 KINDS = ("image", "text", "vec")
 _METADATA_KEY = b"furnclip"
 Dtype = Literal["fp32", "fp16"]
