@@ -39,6 +39,7 @@ class RunCard:
 
     `identity`: everything that decides the result. `tracker_id`: the run's own id in Weights & Biases.
     From `finished_at` on, what is known at the end. `share`: of the trained change that was kept (WiSE-FT);
+    `verdict`: that nothing was learnt, or that more epochs may help, and what to try; empty for other runs;
     `intervals`: figure -> [value, low, high].
     """
 
@@ -68,6 +69,7 @@ class RunCard:
     best_epoch: int = 0
     validation: dict[str, dict[str, float]] = field(default_factory=dict)  # base, finetuned
     share: float = 0.0
+    verdict: str = ""
     wise_ft: dict[str, float] = field(default_factory=dict)
     parity: float = 0.0
     model_fingerprint: str = ""

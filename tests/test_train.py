@@ -25,6 +25,7 @@ from furnclip.model import latest_run, load_clip
 from furnclip.model.clip import quiet
 from furnclip.model.loading import load_float32
 from furnclip.train.checkpoints import Position
+from furnclip.train.run import verdict
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from tests.conftest import Cli
 from tests.training import command, loop_of, losses, run_train, weights_of
@@ -122,6 +123,23 @@ def test_a_finished_run_is_a_plain_model_with_card_adapter_and_figures(ready: Pa
     texts = ["a red chair", "a blue bed"]
     assert np.sum(merged.encode_texts(texts) * adapted.encode_texts(texts), axis=1).min() >= 0.9999
     assert not [path for path in run.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl", ".npy")]
+
+
+def test_a_run_that_learnt_nothing_says_so_and_keeps_the_base(ready: Path) -> None:
+    done = command(ready, "train", "--scenario", "linear_probe", "--lr", "1e-12", "--epochs", "1").ok()
+    assert "nothing was learnt" in " ".join(done.stdout.split("next:")[-1].split())
+    run = ready / "work" / "runs" / "linear_probe"
+    card = json.loads((run / "run.json").read_text())
+    assert card["share"] == 0
+    assert "nothing was learnt" in card["verdict"]
+    assert card["verdict"] in (run / "README.md").read_text()
+    assert run_train(ready, scenario="zero_shot")["verdict"] == ""  # it was not to learn anything
+
+
+def test_a_run_that_was_best_at_its_end_says_that_more_epochs_may_help() -> None:
+    config = TrainingConfig(epochs=20, lr=1e-3)
+    assert "--epochs 40" in verdict(config, Position(epoch=20, best_epoch=20), share=0.8)
+    assert not verdict(config, Position(epoch=20, best_epoch=15), share=0.8)
 
 
 def test_metrics_say_what_happened_in_each_step(ready: Path) -> None:

@@ -88,6 +88,8 @@ def _show(card: Mapping[str, Any]) -> None:
         title=f"{card['run']}: {card['samples']['validation']} products, each searched among all of them",
     )
     console.say(f"next: `furnclip eval --run {card['run']}`, then `furnclip embed`")
+    if card["verdict"]:
+        console.say(f"{card['run']}: {card['verdict']}")
 
 
 def _show_ablation(result: Mapping[str, Any]) -> None:
@@ -106,6 +108,9 @@ def _show_ablation(result: Mapping[str, Any]) -> None:
     ]
     columns = ("scenario", "trainable", "time", "recall@1", "recall@5", "image / text")
     console.show_table(columns, rows, title="text to image on the validation split, 95 % intervals")
+    for row in result["ablation"]:
+        if row["verdict"]:
+            console.say(f"{row['run']}: {row['verdict']}")
 
 
 def _with_interval(values: list[float]) -> str:

@@ -58,6 +58,8 @@ def finish(ready: Prepared) -> None:
         figures[share] = retrieval_figures(plain, validation)
     # Of equal scores the largest share: the data asked for it, the base does not mind.
     best = max(figures, key=lambda share: (figures[share]["score"], share))
+    if 0.0 in figures and figures[best]["score"] <= figures[0.0]["score"]:
+        best = 0.0  # no share is better than the base: nothing was learnt
     kept = shifted(base, changes, best)
     clip.module.load_state_dict(kept, strict=False)
     if trained.scenario.projections and not trained.scenario.everything:

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from furnclip import console
-from furnclip.config import Config, torchrun_launch
+from furnclip.config import Config, TrainingConfig, torchrun_launch
 from furnclip.errors import InputError, ModelError, UsageError
 from furnclip.journal import (
     Journal,
@@ -62,7 +62,10 @@ def train_all(config: Config, *, prefix: str = "", resume: bool = True) -> dict[
     for scenario in ABLATION:
         one = config.model_copy(update={"train": config.train.model_copy(update={"scenario": scenario})})
         card = train(one, run=f"{prefix}-{scenario}" if prefix else scenario, resume=resume)
-        copied = ("run", "scenario", "trainable_parameters", "seconds", "latency_ms", "share", "already_done")
+        copied = (
+            *("run", "scenario", "trainable_parameters", "seconds", "latency_ms"),
+            *("share", "verdict", "already_done"),
+        )
         recalls = {f"recall@{k}": card["intervals"][f"text_to_image_recall@{k}"] for k in (1, 5)}
         rows.append({name: card[name] for name in copied} | recalls)
     result = {"ablation": rows, "already_done": all(row["already_done"] for row in rows)}
@@ -181,12 +184,30 @@ def _run_loop(ready: Prepared, interrupts: Interrupts) -> Position:
     return position
 
 
+def verdict(config: TrainingConfig, position: Position, *, share: float) -> str:
+    """Whether nothing was learnt or the run ended too early, and what to try; empty where neither is so."""
+    if position.best_epoch == 0 or share == 0:
+        other = "full" if config.scenario == "dual_lora" else "dual_lora"
+        return (
+            "nothing was learnt: no epoch is better than the base on validation, so the model is the base; "
+            f"try `--lr {config.lr / 3:.1g}` or `--lr {config.lr * 3:.1g}` instead of {config.lr:.2g}, "
+            f"`--scenario {other}`, or more products"
+        )
+    if position.best_epoch == config.epochs:
+        return (
+            f"validation was still rising at the last epoch: `--epochs {2 * config.epochs}` may give more "
+            "(under another `--run` name)"
+        )
+    return ""
+
+
 def _close(ready: Prepared, position: Position) -> None:
     """Write the model card, and last of all the run card that says `finished`."""
     card = ready.card
     card.status, card.finished_at = "finished", utc_now()
     card.epochs_done, card.best_epoch = position.epoch, position.best_epoch
     card.steps, card.stopped_early = position.step, position.stopped_early
+    card.verdict = verdict(ready.config.train, position, share=card.share) if ready.parameters else ""
     if not card.tells_result:
         raise ModelError(
             f"the checkpoints in `{ready.folder / CHECKPOINTS}` hold other figures than this run makes",
