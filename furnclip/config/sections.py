@@ -240,8 +240,10 @@ class TrainingConfig(_Section):
     """`none`; `simple`: flip; `advanced`: also shift, color and rotation, product kept whole"""
     mini_train: bool = False
     """train on the small `mini_train` split"""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """`muon`: Muon for matrices and AdamW for the rest; `adamw`: AdamW for all"""
     weight_decay: NonNegativeFloat = 0.01
-    """weight decay of AdamW; not applied to scales, biases and norms"""
+    """weight decay; not applied to scales, biases and norms"""
     warmup_fraction: Fraction = 0.1
     """share of the steps with linear warmup of the learning rate; cosine decay follows"""
     max_gradient_norm: PositiveFloat = 1.0

@@ -18,13 +18,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from furnclip.config import TrainingConfig
 from furnclip.model.adapters import add_lora
 from furnclip.model.clip import Clip
 from furnclip.model.towers import TOWERS, Tower
+from furnclip.train.optimizer import Muon
 
 _LARGEST_BATCH = 1024
 _FEW_PRODUCTS, _SOME_PRODUCTS = 1_500, 6_000
@@ -102,10 +102,8 @@ def learning_rate(step: int, total_steps: int, config: TrainingConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(
-    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, clip: Clip
-) -> torch.optim.AdamW:
-    """AdamW over the parameters, one group each, with its `share` of the learning rate."""
+def build_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig, clip: Clip) -> Muon:
+    """The optimizer, one group a parameter, with its `share` of the learning rate."""
     towers = {"vision": clip.module.config.vision_config, "text": clip.module.config.text_config}
     layers = {name: int(tower.num_hidden_layers) for name, tower in towers.items()}
     decay = config.layer_decay if config.scenario == "full" else 1.0
@@ -115,10 +113,12 @@ def build_optimizer(
             "name": name,
             "share": decay ** depth_below_top(name, layers),
             "weight_decay": config.weight_decay if parameter.ndim > 1 else 0.0,
+            # a row of an embedding belongs to a token: there is no direction to share between them
+            "orthogonal": config.optimizer == "muon" and parameter.ndim == 2 and ".embeddings." not in name,
         }
         for name, parameter in parameters.items()
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, foreach=False)
+    return Muon(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, foreach=False)
 
 
 def depth_below_top(name: str, layers: Mapping[str, int]) -> int:
