@@ -35,6 +35,7 @@ from furnclip.train.exact import (
     measured,
 )
 from furnclip.train.memory import storage_addresses
+from furnclip.train.optimizer import Muon, orthogonalized
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 
 SAMPLES = 24
@@ -342,3 +343,39 @@ def test_the_first_twenty_losses_are_the_golden_ones(tiny_clip: Path) -> None:
     found = golden_losses(tiny_clip)
     assert found[-1] < 0.9 * found[0]
     assert np.allclose(found, golden, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(24, 48), (16, 64), (64, 16)])
+def test_an_orthogonalized_matrix_keeps_its_directions_and_loses_their_sizes(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    found = orthogonalized(matrix)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    turned = left.t() @ found @ right.t()  # diagonal where no direction is lost or mixed
+    assert torch.allclose(turned, torch.diag(turned.diagonal()), atol=1e-4)
+    assert 0.6 < turned.diagonal().min() <= turned.diagonal().max() < 1.3
+    assert orthogonalized(torch.zeros(shape)).abs().max() == 0
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_matrices_are_stepped_as_torch_does_and_the_rest_by_adamw() -> None:
+    draw = torch.Generator().manual_seed(5)
+    start = [torch.randn(shape, generator=draw) for shape in [(48, 32), (32,)]]
+    mine, theirs = ([nn.Parameter(each.clone()) for each in start] for _ in range(2))
+    groups = [{"params": [each], "orthogonal": each.ndim == 2} for each in mine]
+    chosen = {"lr": 0.01, "weight_decay": 0.1}
+    optimizer = Muon(groups, **chosen)
+    references = [
+        torch.optim.Muon(theirs[:1], momentum=0.95, adjust_lr_fn="match_rms_adamw", **chosen),
+        torch.optim.AdamW(theirs[1:], **chosen),
+    ]
+    for _ in range(4):
+        for ours, reference in zip(mine, theirs, strict=True):
+            ours.grad = torch.randn(ours.shape, generator=draw)
+            reference.grad = ours.grad.clone()
+        optimizer.step()
+        for reference_optimizer in references:
+            reference_optimizer.step()
+    assert torch.equal(mine[1], theirs[1])
+    moved = [(after[0].detach() - start[0]).flatten() for after in (mine, theirs)]
+    assert torch.cosine_similarity(*moved, dim=0) > 0.999  # torch's own works in bfloat16
+    assert float(moved[0].norm() / moved[1].norm()) == pytest.approx(1, rel=0.02)

@@ -1,26 +1,32 @@
 """What fine-tuning gains on a catalogue, against the loop that people write, and what each technique adds.
 
-    python -m tests.bench.quality [--shop DIR] [--model NAME] [--quick] [--json]
+    python -m tests.bench.quality [--shop DIR] [--model NAME] [--epochs N] [--seeds N] [--only NAME]...
+                                  [--processes N] [--quick] [--json]
 
 `--shop`: a folder with `furnclip.toml` in which `furnclip prepare` is done; without it Sweet Home 3D (820
 products; the Debian package `sweethome3d-furniture`) is cleaned and prepared. `--model`: the base, else
-`furnclip-tiny`. Three seeds (`--quick`: one seed, one epoch, three contestants). All start from the same base
-and see the same samples in batches of one size; every weight trains:
+`furnclip-tiny`. `--epochs`: for all; else what furnclip chooses for this catalogue. `--only`: a contestant,
+several by repeating it. Three seeds (`--quick`: one seed, one epoch, three contestants). All start from the
+same base and see the same samples in batches of one size; every weight trains:
 
     base                    as it is
     plain loop              AdamW, warmup and cosine, mirrored images, the products' captions, symmetric
                             cross-entropy over the batch; the best of three learning rates on validation
+    sentence-transformers   its trainer with `CachedMultipleNegativesSymmetricRankingLoss`, warmup and cosine;
+                            the best of three learning rates on validation
     furnclip                `train --scenario full` with its defaults
-    without ..., with ...   the same with one default changed
+    dual_lora               `train --scenario dual_lora` with its defaults
+    without ..., with ...   `furnclip` with one default changed
 
-Text to image on the test split: titles (each distinct caption once) and short requests of attributes. Mean
-over the seeds; the difference to the plain loop with a 95 % interval by resampling whole groups. One process
-a core, one thread each; runs go to `work/runs/bench-...`. Left out: time.
+Text to image on the test split: captions (each distinct one once; in parentheses each as often as products
+have it) and short requests of attributes. Mean over the seeds; the difference to the plain loop with a 95 %
+interval by resampling whole groups. One thread a process; runs go to `work/runs/bench-...`. Left out: time.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -57,6 +63,8 @@ from tests.training import loop_of
 PLAIN_RATES = (0.5, 1.0, 2.0)  # times furnclip's own
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "furnclip": {},
+    "dual_lora": {"scenario": "dual_lora"},
+    "without Muon": {"optimizer": "adamw"},
     "without word dropout": {"word_dropout": 0.0},
     "without short queries": {"attribute_weight": 0.0},
     "without multi-positive": {"multi_positive": False},
@@ -70,7 +78,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Job:
-    """One training; `rate`: of the plain loop, times furnclip's own; 0: furnclip itself."""
+    """One training; `rate`: of a rival, times furnclip's own; 0: furnclip itself."""
 
     shop: Path
     model: str
@@ -82,12 +90,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """Reciprocal ranks of the titles and the requests of the test split; validation chooses the rate."""
+    """Reciprocal ranks of the captions and the requests of the test split; validation chooses the rate."""
 
     validation_mrr: float
     titles: Floats
+    products: NDArray[np.int64]  # how many have each caption
     requests: Floats
-    groups: list[str]  # of the titles
+    groups: list[str]  # of the captions
 
 
 def prepared_shop(folder: Path) -> Path:
@@ -118,7 +127,7 @@ def run(job: Job) -> Measured:
     if job.contestant == "base":
         return measure(ready, ready.encoder.clip)
     if job.rate:
-        plain_loop(ready, rate=job.rate * ready.config.train.lr)
+        RIVALS[job.contestant](ready, job.rate * ready.config.train.lr)
         return measure(ready, ready.encoder.clip)
     loop.run(Position())
     load_checkpoint(loop.checkpoints / "best", ready.parameters)
@@ -126,7 +135,7 @@ def run(job: Job) -> Measured:
     return measure(ready, load_float32(str(ready.folder / "model"), ready.config.model))
 
 
-def plain_loop(ready: Prepared, *, rate: float) -> None:
+def plain_loop(ready: Prepared, rate: float) -> None:
     """The rival: what a good tutorial does, with the epochs and the batch size of `ready`."""
     module, clip = ready.encoder.clip.module.train(), ready.encoder.clip
     train = ready.config.train.model_copy(update={"lr": rate})
@@ -155,16 +164,56 @@ def plain_loop(ready: Prepared, *, rate: float) -> None:
     module.eval()
 
 
+def sentence_transformers(ready: Prepared, rate: float) -> None:
+    """The other rival: as its documentation trains a CLIP, in both directions, on the same schedule."""
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+    from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
+    from sentence_transformers.sentence_transformer import losses
+
+    clip, train, data = ready.encoder.clip, ready.config.train, ready.train
+    with tempfile.TemporaryDirectory() as folder:
+        clip.save(Path(folder))
+        model = SentenceTransformer(folder, device="cpu")
+        images = [Image.fromarray(data.squares([row], epoch=None)[0]) for row in range(len(data))]
+        arguments = Arguments(
+            output_dir=folder,
+            num_train_epochs=train.epochs,
+            per_device_train_batch_size=ready.batch_size,
+            dataloader_drop_last=True,
+            learning_rate=rate,
+            warmup_ratio=train.warmup_fraction,
+            lr_scheduler_type="cosine",
+            weight_decay=train.weight_decay,
+            seed=train.seed,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_dict({"caption": data.fixed_captions(), "image": images}),
+            loss=losses.CachedMultipleNegativesSymmetricRankingLoss(model),
+        )
+        trainer.train()
+        clip.module.load_state_dict(model[0].auto_model.state_dict())
+    clip.module.eval()
+
+
+RIVALS = {"plain loop": plain_loop, "sentence-transformers": sentence_transformers}
+
+
 def measure(ready: Prepared, clip: Clip) -> Measured:
     """The model on both held-out splits."""
     clip.module.to(ready.encoder.device)
-    validation, _, _ = reciprocal_ranks(ready, clip, "validation")
-    titles, requests, groups = reciprocal_ranks(ready, clip, "test")
-    return Measured(float(validation.mean()), titles, requests, groups)
+    validation = measured_on(ready, clip, "validation").titles
+    return dataclasses.replace(measured_on(ready, clip, "test"), validation_mrr=float(validation.mean()))
 
 
-def reciprocal_ranks(ready: Prepared, clip: Clip, split: str) -> tuple[Floats, Floats, list[str]]:
-    """Of every distinct caption and of every short request among the split's images; the captions' groups."""
+def measured_on(ready: Prepared, clip: Clip, split: str) -> Measured:
+    """Every distinct caption and every short request, searched among the split's images."""
     dataset = ShardDataset(ready.config.paths.shards, split)
     data = TrainingData(dataset, clip.preprocessing, ready.config.train)
     captions, groups = data.fixed_captions(), [text.group for text in data.texts]
@@ -181,14 +230,15 @@ def reciprocal_ranks(ready: Prepared, clip: Clip, split: str) -> tuple[Floats, F
         images,
         [query.answers(attributes) for query in queries],
     )
-    return 1 / first, 1 / asked, [groups[row] for row in rows]
+    products = np.array([captions.count(captions[row]) for row in rows])
+    return Measured(0.0, 1 / first, products, 1 / asked, [groups[row] for row in rows])
 
 
-def results(jobs: Sequence[Job]) -> dict[str, list[Measured]]:
+def results(jobs: Sequence[Job], processes: int) -> dict[str, list[Measured]]:
     """Of every contestant one result a seed; of the plain loop that of its best rate."""
     found: dict[tuple[str, int], list[Measured]] = defaultdict(list)
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
         running = {pool.submit(run, job): job for job in jobs}
         for done in as_completed(running):
             job, measured = running[done], done.result()
@@ -212,8 +262,10 @@ def figures_of(found: dict[str, list[Measured]]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for name, seeds in found.items():
         titles = np.mean([each.titles for each in seeds], axis=0)
-        figures[f"{name} recall@1"] = float(np.mean([each.titles == 1 for each in seeds]))
+        for k in (1, 5, 10):
+            figures[f"{name} recall@{k}"] = float(np.mean([each.titles >= 1 / k for each in seeds]))
         figures[f"{name} mrr"] = float(titles.mean())
+        figures[f"{name} mrr by product"] = float(np.average(titles, weights=seeds[0].products))
         figures[f"{name} requests mrr"] = float(np.mean([each.requests for each in seeds]))
         test = paired_test(plain, titles, seeds[0].groups)
         figures |= {
@@ -226,39 +278,42 @@ def figures_of(found: dict[str, list[Measured]]) -> dict[str, float]:
 
 def show(figures: dict[str, float], names: Sequence[str]) -> None:
     """The table."""
-    print(f"\n{'':<28}{'recall@1':>10}{'MRR':>8}{'requests':>10}   MRR against the plain loop")
+    columns = ("recall@1", "recall@5", "recall@10", "mrr", "mrr by product", "requests mrr")
+    heads = ("@1", "@5", "@10", "MRR", "(prod.)", "requests")
+    print(f"\n{'':<26}" + "".join(f"{head:>9}" for head in heads) + "   MRR against the plain loop")
     for name in names:
-        value = {key: figures[f"{name} {key}"] for key in ("recall@1", "mrr", "requests mrr", "minus plain")}
+        values = "".join(f"{figures[f'{name} {column}']:>9.3f}" for column in columns)
         interval = f"{figures[f'{name} minus plain low']:+.3f} to {figures[f'{name} minus plain high']:+.3f}"
-        print(
-            f"{name:<28}{value['recall@1']:>10.3f}{value['mrr']:>8.3f}{value['requests mrr']:>10.3f}   "
-            f"{value['minus plain']:+.3f} ({interval})"
-        )
+        print(f"{name:<26}{values}   {figures[f'{name} minus plain']:+.3f} ({interval})")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.quality")
     parser.add_argument("--shop", type=Path, help="a folder with furnclip.toml, prepared")
     parser.add_argument("--model", default="furnclip-tiny", help="the base")
+    parser.add_argument("--epochs", type=int, default=0, help="for all contestants")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--only", action="append", help="this contestant, beside base and plain loop")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="trainings at once")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, three contestants")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    names, seeds, epochs = list(CONTESTANTS), [0, 1, 2], 0
+    names = options.only or ["sentence-transformers", *CONTESTANTS]
+    seeds, epochs, rates = range(options.seeds), options.epochs, PLAIN_RATES
     if options.quick:
-        names, seeds, epochs = ["furnclip"], [0], 1
+        names, seeds, epochs, rates = ["furnclip"], range(1), 1, PLAIN_RATES[1:2]
+    order = ["base", "plain loop", *names]
     with tempfile.TemporaryDirectory() as folder:
         shop = options.shop.resolve() if options.shop else prepared_shop(Path(folder))
         jobs = [
-            Job(shop, options.model, name, seed, 0.0, epochs) for seed in seeds for name in ["base", *names]
+            Job(shop, options.model, name, seed, rate, epochs)
+            for seed in seeds
+            for name in order
+            for rate in (rates if name in RIVALS else (0.0,))
         ]
-        rates = PLAIN_RATES[1:2] if options.quick else PLAIN_RATES
-        jobs += [
-            Job(shop, options.model, "plain loop", seed, rate, epochs) for seed in seeds for rate in rates
-        ]
-        found = results(jobs)
-    order = ["base", "plain loop", *names]
+        found = results(jobs, options.processes)
     figures = figures_of({name: found[name] for name in order})
-    ratio = {"plain_loop": figures["furnclip mrr"] / figures["plain loop mrr"]}
+    ratio = {name: figures[f"{name} mrr"] / figures["plain loop mrr"] for name in names}
     if options.json:
         print(json.dumps({"topic": "quality", "ratios": ratio, "figures": figures}))
     else:
