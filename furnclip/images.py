@@ -38,6 +38,8 @@ _MAX_PIXELS_OF = {"WEBP": 40_000_000, "AVIF": 40_000_000}  # their decoders keep
 MIN_SIDE_PX = 8
 _STRIP_PIXELS = 4_000_000  # flattened at a time; a whole image of `MAX_PIXELS` would take four copies
 _REDUCING_GAP = 2.0
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
+_TRIAL_PX = 64
 _LABEL_PX = 16  # the line of text under an image of a contact sheet
 WHITE = (255, 255, 255)
 _REPLACE = "replace the image or drop the row"
@@ -83,10 +85,6 @@ def open_image(
     """
     data = read_bytes(source) if isinstance(source, Path) else source
     name = f"`{source.name}`" if isinstance(source, Path) else name
-    # Damaged metadata makes Pillow warn; what it means is judged here. `warnings.catch_warnings` restores the
-    # filters in the wrong order where there are several threads, so one is put in, and again if taken out.
-    if _QUIET_PILLOW not in warnings.filters:
-        warnings.filterwarnings("ignore", module=_QUIET_PILLOW[3].pattern)
     image = _identify(data, name)
     try:
         return _upright_rgb(image, longest_px)
@@ -95,6 +93,19 @@ def open_image(
         raise BrokenImage("no-memory", detail, hint="use fewer workers or a smaller image") from None
     except _DECODER_ERRORS as error:
         raise BrokenImage("truncated", f"{name} is damaged or cut off ({error})") from None
+
+
+def complete_format(data: bytes) -> str:
+    """The format of a whole image by its content, one of `FORMATS`. Raises `BrokenImage`.
+
+    An image that ends as its format does is not decoded.
+    """
+    name = "what was sent"
+    image = _identify(data, name)
+    end = _ENDS.get(image.format or "")
+    if not end or not data.rstrip(b"\0\r\n ").endswith(end):
+        open_image(data, longest_px=_TRIAL_PX, name=name)
+    return image.format or ""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -114,6 +125,10 @@ def read_bytes(path: Path) -> bytes:
 
 def _identify(data: bytes, name: str) -> ImageFile.ImageFile:
     """The lazily opened image, after looking at nothing but its header."""
+    # Damaged metadata makes Pillow warn; what it means is judged here. `warnings.catch_warnings` restores the
+    # filters in the wrong order where there are several threads, so one is put in, and again if taken out.
+    if _QUIET_PILLOW not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_QUIET_PILLOW[3].pattern)
     if not data:
         raise BrokenImage("empty", f"{name} is empty")
     if len(data) > MAX_BYTES:

@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -25,8 +25,9 @@ from urllib.parse import unquote, urldefrag
 
 from furnclip import console
 from furnclip.catalogue import content_hash
+from furnclip.errors import JournalError
 from furnclip.images import MAX_BYTES, BrokenImage, read_bytes
-from furnclip.journal import read_journal, write_bytes
+from furnclip.journal import Event, read_journal, replacing, sweep, sync_folder, write_bytes
 
 if TYPE_CHECKING:
     from furnclip.config import Config, StorageConfig
@@ -129,6 +130,8 @@ class ShopImages:
                 status = self.place.status(path) if path else ""
         except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a loop of links
             raise BrokenImage("missing", f"`{name}` is not the name of an image ({error})") from None
+        if not status and web_address(name):
+            raise _not_fetched(name)
         if not status and name.startswith("/"):
             raise BrokenImage("outside", f"`{name}` is not in the image folder `{self.place}`")
         if not status:
@@ -161,14 +164,13 @@ class ShopImages:
     def _fetched_name(self, address: str) -> str:
         name = self._fetched.get(int(content_hash(address), 16))
         if name is None:
-            detail, hint = f"`{address}` has not been fetched", "run `furnclip fetch`"
-            raise BrokenImage("not-fetched", detail, hint=hint)
+            raise _not_fetched(address)
         return name
 
     @cached_property
     def _fetched(self) -> dict[int, str]:
         """Where the image of each address is, by the address's hash: a million take 200 MB."""
-        return {int(key, 16): name for key, name in fetched_names(self._journal)}
+        return {key: event["name"] for key, event in fetched_images(self._journal)}
 
     def _respelt(self, name: str) -> str:
         """The one file whose name differs from this one in case, accents' spelling or image ending."""
@@ -182,12 +184,25 @@ class ShopImages:
         return "/".join(found)
 
 
-def fetched_names(journal: Path) -> Iterator[tuple[str, str]]:
-    """(hash of the address, name of its image) as `fetch` wrote them down; later ones count."""
-    for event in read_journal(journal):
-        key, name = event.get("key"), event.get("name")
-        if isinstance(key, str) and isinstance(name, str) and re.fullmatch("[0-9a-f]{16}", key):
-            yield key, name
+def _not_fetched(address: str) -> BrokenImage:
+    detail = f"`{console.redact(address)}` has not been fetched: run `furnclip fetch`"
+    return BrokenImage("not-fetched", detail, hint="run `furnclip fetch`")
+
+
+def fetched_images(journal: Path) -> Iterator[tuple[int, Event]]:
+    """(hash of the address, what `fetch` wrote down of its image); of several the last one counts.
+
+    Raises `JournalError` for a line that is none of `fetch`.
+    """
+    for number, event in enumerate(read_journal(journal), start=1):
+        key, name, size_bytes = (event.get(field) for field in ("key", "name", "size_bytes"))
+        is_named = isinstance(name, str) and name.startswith(FETCHED_FOLDER) and ".." not in name
+        if not is_named or type(size_bytes) is not int or not re.fullmatch("[0-9a-f]{16}", str(key)):
+            raise JournalError(
+                f"line {number} of `{journal}` is damaged",
+                hint="remove the line, or the file: `furnclip fetch` brings what is missing",
+            )
+        yield int(str(key), 16), event
 
 
 class Place(Protocol):
@@ -207,6 +222,18 @@ class Place(Protocol):
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises `BrokenImage`."""
+
+    def write(self, name: str, content: bytes, announce: Callable[[], None]) -> None:
+        """Put a file there, whole or not at all, after `announce` and before anybody can see it."""
+
+    def sync(self, names: Iterable[str]) -> None:
+        """Have these files outlive a power cut."""
+
+    def remove(self, name: str) -> None:
+        """Take a file away."""
+
+    def tidy(self, folder: str) -> None:
+        """Remove what killed processes were writing one level below a folder; nobody may be writing now."""
 
 
 def image_place(config: Config) -> Place:
@@ -264,6 +291,26 @@ class Folder:
     def read(self, name: str) -> bytes:
         return read_bytes(self._root / name)
 
+    def write(self, name: str, content: bytes, announce: Callable[[], None]) -> None:
+        with replacing(self._root / name, durable=False) as file:
+            file.write(content)
+            announce()
+
+    def sync(self, names: Iterable[str]) -> None:
+        paths = [path for name in names if (path := self._root / name).exists()]
+        for path in paths:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        for folder in {path.parent for path in paths}:
+            sync_folder(folder)
+
+    def remove(self, name: str) -> None:
+        (self._root / name).unlink(missing_ok=True)
+
+    def tidy(self, folder: str) -> None:
+        for inner in (self._root / folder).glob("*"):
+            sweep(inner, exclusively=True)
+
 
 class Prefix:
     """A prefix of a bucket, `s3://bucket/prefix`, listed once."""
@@ -292,12 +339,28 @@ class Prefix:
 
     def read(self, name: str) -> bytes:
         short = f"`{PurePosixPath(name).name}`"
-        content = self._bucket.find(f"{self._prefix}/{name}".lstrip("/"), most_bytes=MAX_BYTES)
+        content = self._bucket.find(self._key(name), most_bytes=MAX_BYTES)
         if content is None:
             raise BrokenImage("missing", f"{short} is not in `{self}`")
         if len(content) > MAX_BYTES:
             raise BrokenImage("too-many-bytes", f"{short} has more than {MAX_BYTES:,} bytes")
         return content
+
+    def write(self, name: str, content: bytes, announce: Callable[[], None]) -> None:
+        announce()
+        self._bucket.write(self._key(name), content)
+
+    def sync(self, names: Iterable[str]) -> None:
+        pass  # what a bucket has confirmed, it keeps
+
+    def remove(self, name: str) -> None:
+        self._bucket.remove(self._key(name))
+
+    def tidy(self, folder: str) -> None:
+        pass  # an object is there as a whole or not at all
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}/{name}".lstrip("/")
 
     @property
     def _bucket(self) -> Bucket:

@@ -146,6 +146,31 @@ def test_only_the_owner_does_it(name: str, owners: set[str]) -> None:
     assert users <= owners | terminal
 
 
+# `model` and `vectors` reach the hub and a bucket inside the libraries that load them.
+CONNECTING = (
+    "socket",
+    "ssl",
+    "httpx",
+    "httpcore",
+    "http.client",
+    "urllib.request",
+    "boto3",
+    "openai",
+    "requests",
+)
+
+
+def test_only_some_open_connections() -> None:
+    users: set[str] = set()
+    for path in sources():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        names += [a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
+        if any(name == each or name.startswith(f"{each}.") for name in names for each in CONNECTING):
+            users.add(unit(path))
+    assert users <= {"storage", "fetch", "clean", "doctor", "search"}
+
+
 @pytest.mark.parametrize(
     "word", ["shell=True", "trust_remote_code=True", "weights_only=False", "extractall("]
 )

@@ -11,10 +11,23 @@ from furnclip import __version__, console
 from furnclip.cli import arena, clean, prepare, train
 from furnclip.cli.doctor import doctor
 from furnclip.cli.ending import written_folders
+from furnclip.cli.fetch import fetch
 from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup, JsonOption
 from furnclip.cli.retrieval import embed, evaluate, search
 
-PIPELINE = ("init", "doctor", "clean", "prepare", "train", "eval", "embed", "search", "arena", "demo")
+PIPELINE = (
+    "init",
+    "doctor",
+    "fetch",
+    "clean",
+    "prepare",
+    "train",
+    "eval",
+    "embed",
+    "search",
+    "arena",
+    "demo",
+)
 _PRODUCTS = 700  # in the demo's catalogue; a test compares it
 
 
@@ -37,6 +50,9 @@ app = typer.Typer(
 for module in (clean, prepare, train, arena):
     module.register(app)
 app.command("doctor", epilog="Example: furnclip doctor")(doctor)
+app.command("fetch", epilog="Example: furnclip fetch    or, to get changed images: furnclip fetch --refresh")(
+    fetch
+)
 app.command("eval", epilog="Example: furnclip eval --run first --run second")(evaluate)
 app.command("embed", epilog="Example: furnclip embed --run my-run")(embed)
 app.command(

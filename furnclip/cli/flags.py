@@ -6,6 +6,8 @@ FLAGS: dict[str, tuple[type, str, str]] = {
         "base model: hub id, folder or `furnclip-tiny`; MODEL_NAME in the environment works too"),
     "model.precision": (str, "--precision",
         "precision of the towers: `fp32`, `bf16` or `auto`, which measures which is faster here"),
+    "fetch.concurrency": (int, "--concurrency", "maximum concurrent requests"),
+    "fetch.per_host": (int, "--per-host", "maximum concurrent requests to one server name"),
     "clean.backend": (str, "--backend",
         "`openai`: Batch API; `live`: any chat-completions server; `local`: free offline rules"),
     "clean.model": (str, "--model",

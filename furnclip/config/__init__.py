@@ -29,6 +29,7 @@ from furnclip.config.sections import Config as Config
 from furnclip.config.sections import DataPaths as DataPaths
 from furnclip.config.sections import EmbeddingConfig as EmbeddingConfig
 from furnclip.config.sections import EvaluationConfig as EvaluationConfig
+from furnclip.config.sections import FetchConfig as FetchConfig
 from furnclip.config.sections import ModelConfig as ModelConfig
 from furnclip.config.sections import PrepConfig as PrepConfig
 from furnclip.config.sections import SearchConfig as SearchConfig
@@ -119,7 +120,7 @@ def _permitted(
         settings = merged(values, settings)
     for name, danger in SETTINGS.items():
         file = next((file for file, values in files.items() if _value(values, name) is not None), None)
-        if file is None or _value(own, name) is not None:
+        if file is None or _value(own, name) is not None or _value(settings, name) is False:
             continue
         value = _value(settings, name)
         words = tuple(map(str, value)) if isinstance(value, list) else str(value)

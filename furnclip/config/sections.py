@@ -85,6 +85,33 @@ class ModelConfig(_Section):
     """precision of the towers: `fp32`, `bf16` or `auto`, which measures which is faster here"""
 
 
+def _hosts(value: object) -> object:
+    """A text from the environment as a list, unless it says yes or no."""
+    is_list = isinstance(value, str) and value.lower() not in ("true", "false", "1", "0", "yes", "no")
+    return re.findall(r"[^\s,]+", str(value)) if is_list else value
+
+
+class FetchConfig(_Section):
+    """Fetching images that the catalogue names by web address."""
+
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 64
+    """maximum concurrent requests"""
+    per_host: Annotated[int, Field(ge=1, le=1024)] = 16
+    """maximum concurrent requests to one server name"""
+    attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """maximum attempts for an image in one run; failed ones are tried again by the next run"""
+    connect_timeout_s: PositiveFloat = 10.0
+    """seconds for a connection, name and certificate included"""
+    read_timeout_s: PositiveFloat = 15.0
+    """seconds without data after which an attempt ends"""
+    total_timeout_s: PositiveFloat = 120.0
+    """seconds for one attempt, redirects and all data included"""
+    max_mb: Annotated[float, Field(gt=0, le=100)] = 20
+    """maximum size of an image, in MB; `concurrency` of them may be in memory at once"""
+    allow_private: Annotated[bool | tuple[str, ...], BeforeValidator(_hosts)] = False
+    """fetch from servers inside your own network: true, or a list of their names, addresses or networks"""
+
+
 class CleaningConfig(_Section):
     """Cleaning titles and attributes with a vision model."""
 
@@ -380,6 +407,7 @@ class Config(_Section):
 
     paths: DataPaths = DataPaths()
     model: ModelConfig = ModelConfig()
+    fetch: FetchConfig = FetchConfig()
     clean: CleaningConfig = CleaningConfig()
     prepare: PrepConfig = PrepConfig()
     train: TrainingConfig = TrainingConfig()

@@ -1,7 +1,8 @@
 """Settings of a folder that can do harm when the folder came from somebody else: one rule for all of them.
 
 A setting is sensitive when it starts a program (`arena.viewer`), names a file with credentials
-(`AWS_CONFIG_FILE` ...) or sends a key to an address of its choice (`clean.base_url`, `HF_ENDPOINT` ...).
+(`AWS_CONFIG_FILE` ...), sends a key to an address of its choice (`clean.base_url`, `HF_ENDPOINT` ...) or
+opens the network behind the machine to the catalogue (`fetch.allow_private`).
 Standing in `furnclip.toml` or `.env` it needs the user's permission: asked for once on a terminal and
 remembered in the user's own state folder for this folder and this exact value; without a terminal it is
 refused. Flags and the process environment are the user's own. An address on this machine or of the
@@ -36,7 +37,13 @@ _CREDENTIALS = "decides which credentials are used and can start a program"
 _ADDRESS = "sends your key, or requests signed with it, to that address"
 _ROUTE = "sends every request, with your keys, through that address"
 _CERTIFICATES = "decides which servers get your keys"
-SETTINGS = {"arena.viewer": _PROGRAM, "clean.base_url": _ADDRESS, "storage.endpoint_url": _ADDRESS}
+_INSIDE = "lets the addresses of the catalogue lead to servers inside your own network"
+SETTINGS = {
+    "arena.viewer": _PROGRAM,
+    "clean.base_url": _ADDRESS,
+    "storage.endpoint_url": _ADDRESS,
+    "fetch.allow_private": _INSIDE,
+}
 _VARIABLES = {
     r"AWS_ENDPOINT_URL(_\w+)?|HF_ENDPOINT|WANDB_BASE_URL|RAY_ADDRESS": _ADDRESS,
     r"(HTTPS?|ALL)_PROXY": _ROUTE,

@@ -216,6 +216,11 @@ class Bucket:
             )
         return S3File(len(content), digest)
 
+    def remove(self, key: str) -> None:
+        """Delete an object, if it is there."""
+        with self._explained(key):
+            self._client.delete_object(Bucket=self.name, Key=key)
+
     def send(self, path: Path, key: str, report: Report) -> S3File:
         """Put a file under `key`. Raises `StorageError` when it changes meanwhile."""
         with self._explained(key):
@@ -251,8 +256,7 @@ class Bucket:
         key = key_of(prefix.strip("/"), f".furnclip-probe-{secrets.token_hex(4)}")
         expected = self.write(key, b"written by furnclip doctor, may be deleted")
         self.read(key, expected)
-        with self._explained(key):
-            self._client.delete_object(Bucket=self.name, Key=key)
+        self.remove(key)
 
     def fetch(self, key: str, expected: S3File, target: Path, report: Report) -> None:
         """Write an object to `target`, whole and as `expected` says, or not at all.

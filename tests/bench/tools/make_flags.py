@@ -17,6 +17,7 @@ FLAGS = Path(__file__).parents[3] / "furnclip" / "cli" / "flags.py"
 SETTINGS = {
     "model.name": "--model",
     "model.precision": "",
+    **dict.fromkeys(("fetch.concurrency", "fetch.per_host"), ""),
     **dict.fromkeys(
         ("clean.backend", "clean.model", "clean.max_cost_usd", "clean.fallback", "prepare.workers"), ""
     ),
