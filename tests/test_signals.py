@@ -7,10 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
+
+from furnclip.clean.offline import colors
+from furnclip.images import encode_jpeg, letterbox, open_image
+from furnclip.prepare.fingerprint import fingerprint
 
 FULL = bool(os.environ.get("FURNCLIP_FULL"))
 
@@ -105,3 +111,46 @@ def test_ctrl_c_that_was_switched_off_stays_off(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
     assert (process.returncode, process.communicate()[1]) == (0, "")
+
+
+def read_jpeg(jpeg: bytes) -> None:
+    open_image(jpeg, longest_px=64)
+
+
+def name_colors(jpeg: bytes) -> None:
+    colors.color_shares(colors.read_pixels(open_image(jpeg, longest_px=64), 64))
+
+
+def find_fingerprint(jpeg: bytes) -> None:
+    fingerprint(open_image(jpeg, longest_px=64))
+
+
+def make_square(jpeg: bytes) -> None:
+    encode_jpeg(letterbox(open_image(jpeg, longest_px=64), 64), 90)
+
+
+def interrupted(work: Callable[[bytes], None], jpeg: bytes, after_s: float) -> None:
+    """Work until the timer's signal ends it."""
+    signal.setitimer(signal.ITIMER_REAL, after_s)
+    while True:
+        work(jpeg)
+        if not signal.getitimer(signal.ITIMER_REAL)[0]:
+            pytest.fail("the signal was lost")
+
+
+@pytest.mark.parametrize("work", [read_jpeg, name_colors, find_fingerprint, make_square])
+def test_no_signal_is_lost_in_what_is_done_for_each_image(work: Callable[[bytes], None]) -> None:
+    """If C code of a library clears the exception of a handler, a command runs on."""
+    jpeg = encode_jpeg(Image.effect_noise((96, 96), 60).convert("RGB"), 90)
+    work(jpeg)
+    began = time.perf_counter()
+    work(jpeg)
+    takes_s = time.perf_counter() - began
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for number in range(1, 61):
+            with pytest.raises(KeyboardInterrupt):
+                interrupted(work, jpeg, takes_s * number / 60)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
