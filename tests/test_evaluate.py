@@ -233,7 +233,10 @@ def test_a_perfect_copy_is_no_gain(shop: Path, tiny_clip: Path) -> None:
     report = evaluated(shop, "--run", "copy")
     test = report["paired"]["finetuned"]["text_to_image"]["mrr"]
     assert (test["difference"], test["p_value"]) == (0.0, 1.0)
-    assert "not clearly better or worse" in run_eval(shop, "--run", "copy").stdout
+    said = run_eval(shop, "--run", "copy").stdout
+    assert "copy is not yet known to be better or worse than the base: of 100 searches, 0 more find" in said
+    assert "too alike to tell apart" in said
+    assert "finetuned" not in said  # a run has one name
 
 
 def test_latency_is_measured_when_asked(shop: Path) -> None:

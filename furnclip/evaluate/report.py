@@ -7,6 +7,7 @@ JPEG data URIs, each in the page once. Product titles are shop data: the templat
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,12 +19,14 @@ from furnclip.evaluate.tasks import TASKS, Split
 from furnclip.images import encode_jpeg
 
 _HEADLINE = "mrr"  # decides the verdict: it sees every change of rank, recall@k only those across k
+_UNKNOWN = "not yet known to be better or worse"
+_MOST_TIMES = 100  # as many test products as there are, beyond which no shop will go
 _THUMBNAIL_PX = 160
 
 
 def summary_table(report: ReportJson) -> tuple[list[str], list[list[object]]]:
     """Columns and rows of text to image, one row a model."""
-    columns = ["Model", "Accuracy@1", "Accuracy@5", "MRR", "inference ms"]
+    columns = ["Model", "recall@1", "recall@5", "MRR", "inference ms"]
     rows: list[list[object]] = []
     for label in report["labels"]:
         scores, latency = report["models"][label]["text_to_image"], report["models"][label]["latency"]
@@ -32,18 +35,27 @@ def summary_table(report: ReportJson) -> tuple[list[str], list[list[object]]]:
             low, high = scores["intervals"][metric]
             found.append(f"{scores[metric]:.3f} ({low:.2f}-{high:.2f})")
         text_ms = float(latency["texts"]["1"]["p50_ms"]) if latency else None
-        rows.append([label, *found, scores["mrr"], text_ms])
+        rows.append([shown_name(report, label), *found, scores["mrr"], text_ms])
     return columns, rows
 
 
+def shown_name(report: ReportJson, label: str) -> str:
+    """What tables and sentences call a model: a run has its own name, though the JSON says `finetuned`."""
+    return str(report["models"][label]["name"]) if label == "finetuned" else label
+
+
 def comparison_lines(report: ReportJson) -> Iterator[str]:
-    """One sentence for each run: is it better than the base, and how sure is that."""
+    """One sentence for each run: is it better than the base, by how much, and how sure is that."""
     for label in report["labels"][1:]:
-        test = report["paired"][label]["text_to_image"][_HEADLINE]
+        tests = report["paired"][label]["text_to_image"]
+        test, verdict = tests[_HEADLINE], _verdict(tests[_HEADLINE])
+        found, low, high = (100 * tests["recall@5"][name] for name in ("difference", "low", "high"))
+        unsure = f"{_missing_products(test, report['gallery_size'])}; " if verdict == _UNKNOWN else ""
         yield (
-            f"{label} is {_verdict(test)} than the base: MRR {test['difference']:+.3f} "
-            f"({test['low']:+.3f} to {test['high']:+.3f}), {_p_text(test['p_value'])}, "
-            f"{test['groups']} independent groups"
+            f"{shown_name(report, label)} is {verdict} than the base: of 100 searches, "
+            f"{abs(found):.0f} {'fewer' if round(found) < 0 else 'more'} find their product among the first "
+            f"five ({low:+.0f} to {high:+.0f}); {unsure}MRR {test['difference']:+.3f} ({test['low']:+.3f} to "
+            f"{test['high']:+.3f}), {_p_text(test['p_value'])}, {test['groups']} groups"
         )
 
 
@@ -51,7 +63,20 @@ def _verdict(test: Mapping[str, float]) -> str:
     """By the interval of the paired difference."""
     if test["low"] > 0:
         return "better"
-    return "worse" if test["high"] < 0 else "not clearly better or worse"
+    return "worse" if test["high"] < 0 else _UNKNOWN
+
+
+def _missing_products(test: Mapping[str, float], products: int) -> str:
+    """How many more test products would show a difference as large as this one.
+
+    An interval shrinks with the square root of the number of groups.
+    """
+    half_width, difference = (test["high"] - test["low"]) / 2, abs(test["difference"])
+    if difference * math.sqrt(_MOST_TIMES) <= half_width:
+        return "the two are too alike to tell apart with any usual test split"
+    missing = products * ((half_width / difference) ** 2 - 1)
+    step = 10 ** max(0, math.floor(math.log10(max(1, missing))) - 1)  # two digits: it is an estimate
+    return f"about {max(1, math.ceil(missing / step) * step):,} more test products would tell"
 
 
 def _p_text(p_value: float) -> str:
@@ -67,7 +92,9 @@ def render(report: ReportJson, sections: Sequence[ReportSection], split: Split) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(p_value=_p_text, verdict=_verdict)
+    environment.filters.update(
+        p_value=_p_text, verdict=_verdict, shown=lambda label: shown_name(report, label)
+    )
     labels = report["labels"]
     plots = {
         "How often the first result is relevant": plot_metrics(report, "recall@1"),
