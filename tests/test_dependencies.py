@@ -25,6 +25,7 @@ EXTRAS = {name for name in PROJECT["optional-dependencies"] if name not in ("dev
 HOMES = {
     "faiss": "faiss-cpu",
     "open_clip": "open-clip-torch",
+    "qdrant_client": "qdrant-client",
     "sentence_transformers": "sentence-transformers",
     "tomli": "tomli",
 }

@@ -11,6 +11,7 @@ from furnclip import __version__, console
 from furnclip.cli import arena, clean, prepare, train
 from furnclip.cli.doctor import doctor
 from furnclip.cli.ending import written_folders
+from furnclip.cli.export import export
 from furnclip.cli.fetch import fetch
 from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup, JsonOption
 from furnclip.cli.retrieval import embed, evaluate, search
@@ -25,6 +26,7 @@ PIPELINE = (
     "eval",
     "embed",
     "search",
+    "export",
     "arena",
     "demo",
 )
@@ -59,6 +61,7 @@ app.command(
     "search",
     epilog='Example: furnclip search "walnut sideboard" --where "color = \'brown\'" --not glass -k 5',
 )(search)
+app.command("export", epilog="Example: furnclip export --onnx encoders --int8")(export)
 
 
 def _print_version(wanted: bool) -> None:

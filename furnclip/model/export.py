@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ from PIL import Image
 
 from furnclip import console
 from furnclip.config import Config
-from furnclip.errors import ModelError
+from furnclip.errors import InputError, ModelError
 from furnclip.journal import MANIFEST_NAME, replacing_folder, write_json, write_text
 from furnclip.model.clip import Clip
 from furnclip.model.light import (
@@ -42,7 +41,9 @@ from furnclip.model.light import (
 )
 from furnclip.model.loading import load_float32
 from furnclip.model.onnx import write_tower
+from furnclip.model.towers import TOWERS, Tower
 from furnclip.relevance import default_caption
+from furnclip.runs import latest_run
 from furnclip.vectors import Floats, column_name, top_k
 from furnclip.vectors.parquet import SHOWN, matrix_of, open_parquet
 
@@ -52,6 +53,12 @@ _MOST_CAPTIONS = 300
 _BATCH_ROWS, _MOST_BATCHES = 1024, 20
 _EXACT_CAPTIONS = 32  # compared with torch
 _IMAGES = 4
+_PHRASES = (
+    "a red chair",
+    "walnut mid-century sideboard",
+    "sofa",
+    "a photo of a grey velvet armchair, brass legs",
+)
 _KEEP_OLD_S = 3600.0  # for searchers that opened the table before this one
 _README = """\
 # {name} as ONNX
@@ -81,7 +88,7 @@ def write_onnx(
     config: Config,
     captions: Sequence[str],
     *,
-    int8: Sequence[Literal["text", "vision"]],
+    int8: Sequence[Tower],
 ) -> LightEncoder:
     """Write both towers of `clip`, in float32, into `folder`, and those of `int8` in 8 bits as well.
 
@@ -92,7 +99,7 @@ def write_onnx(
     names = {"text.onnx": False, "vision.onnx": False} | {f"{tower}_int8.onnx": True for tower in int8}
     with replacing_folder(folder) as aside:
         for name, bits_8 in names.items():
-            tower: Literal["text", "vision"] = "text" if name.startswith("text") else "vision"
+            tower: Tower = "text" if name.startswith("text") else "vision"
             write_tower(clip, tower, aside / name, int8=bits_8)
         _write_tokenizer(clip, aside / TOKENIZER)
         write_json(aside / PREPROCESSOR, clip.preprocessing.to_config())
@@ -108,10 +115,33 @@ def write_onnx(
             source=stamp(clip.name, config),
         )
         write_json(aside / MANIFEST_NAME, asdict(about))
-        about = replace(about, cosines=_compared(clip, aside, names, captions[:_EXACT_CAPTIONS]))
+        about = replace(
+            about, cosines=_compared(clip, aside, names, [*_PHRASES, *captions[:_EXACT_CAPTIONS]])
+        )
         write_text(aside / README, _readme(clip, about))
         write_json(aside / MANIFEST_NAME, asdict(about))
     return LightEncoder(folder)
+
+
+def export_onnx(folder: Path, config: Config, *, name: str | None, int8: bool) -> tuple[LightEncoder, bool]:
+    """The model `name` (default: the latest run, else the base) in `folder`; whether it was there before.
+
+    Raises `InputError` for a folder that holds anything but an earlier export.
+    """
+    runs = config.paths.runs
+    try:
+        LightEncoder(folder)
+    except (OSError, InputError):  # what is there now would be replaced
+        if folder.is_file() or any(folder.glob("*")):
+            hint = "give a new folder to `--onnx`"
+            raise InputError(f"`{folder}` is there and is no export", hint=hint) from None
+    clip = load_float32(name or latest_run(runs) or config.model.name, config.model, runs=runs)
+    towers: tuple[Tower, ...] = TOWERS if int8 else ()
+    before = is_whole(folder, clip.fingerprint)
+    if before and {f"{tower}_int8.onnx" for tower in towers} <= before.files.keys():
+        return LightEncoder(folder), True
+    captions = _sample(config.paths.vectors)[0] if config.paths.vectors.is_file() else []
+    return write_onnx(clip, folder, config, captions, int8=towers), False
 
 
 def _compared(
@@ -191,7 +221,7 @@ def write_beside(uri: str, vectors: Path, clips: Mapping[str, Clip], config: Con
             after = replace(before, name=clip.name, source=stamp(clip.name, config))
             write_json(home / MANIFEST_NAME, asdict(after))
         else:
-            captions, gallery = _sample(vectors, column_name("vec", label))
+            captions, (gallery,) = _sample(vectors, column_name("vec", label))
             try:
                 encoder = write_onnx(clip, home, config, captions, int8=("text",))
             except ModelError as error:
@@ -204,13 +234,13 @@ def write_beside(uri: str, vectors: Path, clips: Mapping[str, Clip], config: Con
         _remove_old(home_of(uri, "", config), {clip.fingerprint for clip in clips.values()})
 
 
-def _sample(vectors: Path, column: str) -> tuple[list[str], Floats]:
-    """Captions of the first products and the vectors (N, D) of more of them."""
+def _sample(vectors: Path, *columns: str) -> tuple[list[str], list[Floats]]:
+    """Captions of the first products, and the vectors (N, D) of more of them in each of `columns`."""
     with open_parquet(vectors) as file:
-        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=[*SHOWN, column])
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=[*SHOWN, *columns])
         table = pa.Table.from_batches(islice(batches, _MOST_BATCHES))
     rows = table.slice(0, _MOST_CAPTIONS).select(SHOWN).to_pylist()
-    return list(filter(None, map(default_caption, rows))), matrix_of(table[column])[0]
+    return list(filter(None, map(default_caption, rows))), [matrix_of(table[name])[0] for name in columns]
 
 
 def _choose_text(encoder: LightEncoder, captions: Sequence[str], gallery: Floats) -> None:
