@@ -341,11 +341,13 @@ class SearchConfig(_Section):
     k: PositiveInt = 10
     """number of hits"""
     mode: Literal["vector", "keyword", "hybrid"] = "hybrid"
-    """`vector`: by meaning; `keyword`: by words (BM25); `hybrid`: both, fused by rank"""
+    """`vector`: by meaning; `keyword`: by words (BM25); `hybrid`: both, weighed"""
     image_weight: Fraction = 0.5
     """weight of the image where a search has both an image and a text, 0 to 1"""
     index: str = ""
     """search table: folder or `s3://` address ending in `.lance`; empty: `index.lance` in `paths.work`"""
+    language: Literal["auto", "en", "de", "fr", "es", "it", "nl", "sv"] = "auto"
+    """language of the catalogue's texts, for plurals and compounds; `auto`: found out by `embed`"""
     exact_below: PositiveInt = 5000
     """catalogue size below which every vector is compared; from there on, an approximate index is built"""
     probes: NonNegativeInt = 0

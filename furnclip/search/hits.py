@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -15,7 +15,13 @@ from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, open_image
 from furnclip.journal import write_bytes
 from furnclip.sources import ShopImages
 from furnclip.vectors.parquet import SHOWN
+from furnclip.vectors.words import code_of, name_of, texts_of
 
+if TYPE_CHECKING:
+    from furnclip.search.query import Query
+    from furnclip.search.table import SearchTable
+
+NOTHING = "no product has these words; nearest by meaning:"
 _CELL_PX = 200  # of the contact sheet
 _SHEET_COLUMNS = 5
 
@@ -38,19 +44,19 @@ class Hit:
     variants: int = 1  # products of its group in the table, itself included
     columns: Mapping[str, Any] = field(default_factory=dict)  # the shop's own, by name
     why: Mapping[str, Any] = field(default_factory=dict)
-    """`words`: word of the query -> fields that have it; `cosine`; `exact`: the field that is the query"""
+    """`words`: word of the query -> columns that have it; `exact`: columns that equal the query; `cosine`"""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
     @classmethod
-    def from_details(cls, details: str, score: float, why: Mapping[str, Any]) -> Hit:
+    def from_details(cls, details: str, score: float) -> Hit:
         """The hit stored in `details`; raises `ValueError`, `TypeError` or `KeyError` where it is damaged."""
         product = json.loads(details)
         shown: dict[str, Any] = {name: str(product[name]) for name in SHOWN}
         shown |= {"variants": int(product["variants"]), "columns": dict(product["columns"])}
-        return cls(score=float(score), why=why, **shown)
+        return cls(score=float(score), **shown)
 
 
 class Answer(list[Hit]):
@@ -64,6 +70,21 @@ class Answer(list[Hit]):
         super().__init__(hits)
         self.understood = tuple(understood)
         self.note = note
+
+
+def explain(hit: Hit, query: Query, table: SearchTable) -> dict[str, Any]:
+    """The `why` of a hit, with the words of the query and where it has them."""
+    words, exact, product = dict[str, list[str]](), list[str](), {**vars(hit), **hit.columns}
+    for field_ in table.fields if query.terms else ():
+        texts = texts_of(product.get(field_.column))
+        if any({f"={code_of(text)}", f"@{name_of(text)}"} & set(query.exact) for text in texts):
+            exact += [field_.column] * (field_.kind in ("code", "name"))
+        tokens = {token for text in texts for token in table.vocabulary.tokens(text)}
+        for term in query.terms:
+            if tokens & set(term.stems):
+                words.setdefault(term.word, []).append(field_.column)
+    found = {"words": words, "exact": exact}
+    return {name: value for name, value in found.items() if value} | dict(hit.why)
 
 
 def write_preview(hits: Sequence[Hit], images: ShopImages, target: Path) -> Path:

@@ -5,12 +5,13 @@ However a search is asked for, `_page` alone turns it into hits.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image
 
@@ -19,17 +20,17 @@ from furnclip.config import Config, load_config
 from furnclip.errors import InputError, ModelMismatchError, UsageError
 from furnclip.images import letterbox, load_square
 from furnclip.search.encoder import load_encoder
-from furnclip.search.hits import Answer, Hit
-from furnclip.search.table import Scores, SearchTable
+from furnclip.search.hits import NOTHING, Answer, Hit, explain
+from furnclip.search.query import Query, understand
+from furnclip.search.ranking import Mode, Ranker, Ranking, Request
+from furnclip.search.table import SearchTable
 from furnclip.search.together import Together
 from furnclip.vectors import Floats, Provenance, column_name, unit
 from furnclip.vectors.index import DETAILS, KEYWORDS, explained, index_location, kind_of
+from furnclip.vectors.words import knowledge, words_of
 
-Mode = Literal["vector", "keyword", "hybrid"]
-_Key = TypeVar("_Key", bound=Hashable)
 ImageSource = Path | str | Image.Image
 _CANDIDATES = 100  # of each side, before they are fused
-_RANK_OFFSET = 60  # of reciprocal rank fusion, as in the paper
 # A filter knows only what was written down; of what was not, this keeps half out as well, and of the kind
 # asked for more is left than with a larger share (tests/bench/relevance.py).
 _AVOIDED_SHARE = 0.5
@@ -38,21 +39,11 @@ _LONGEST_EXCLUDED = 200
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What is looked for: words, their vector and that of an image, (D,) each, as far as they count."""
-
-    words: str = ""
-    text: Floats | None = None
-    image: Floats | None = None
-    image_weight: float = 0.5
-
-
-@dataclass(frozen=True)
 class _Wish:
     """Which of the products that match, how many and in which order."""
 
     k: int | None = None
-    where: str | None = None
+    where: str | None = None  # the shopper's SQL; behind `_answer`, the table's own
     avoided: Sequence[str] = ()
     sort: str | None = None
     all_variants: bool = False
@@ -85,6 +76,7 @@ class Searcher:
         """What filters, `sort` and `facets` take: column -> text, number, boolean, date or list."""
         self.label = _label(self.provenance, run=run, model=model, uri=self.uri)
         self.clip = load_encoder(self.config, self.provenance, self.label, uri=self.uri, run=run, model=model)
+        self._ranker = Ranker(self._open, self.label)
         # Not thread-safe by itself: tokenizers change their own settings while they work.
         self._texts, self._images = Together(self.clip.encode_texts), Together(self.clip.encode_images)
 
@@ -112,15 +104,16 @@ class Searcher:
         Raises `UsageError` for a bad filter and `BrokenImage` for an image that cannot be read.
         """
         words = _readable(text or "")
-        chosen = self._mode(mode, words=words, has_image=image is not None)
-        avoided = [word for word in map(_readable, exclude) if word]
-        request = _Request(words)
+        wish = _Wish(k, where, tuple(exclude), sort, all_variants)
+        chosen = self._mode(mode, words=words, has_image=image is not None, lists=bool(where or sort))
+        query, wish = self._understand(words, wish, literal=literal)
+        request = Request(query)
         if image is not None:
             weight = self.config.search.image_weight if image_weight is None else image_weight
             request = replace(request, image=self._encode_image(image), image_weight=weight)
         if words and chosen != "keyword":
-            request = replace(request, text=self._encode_texts([words], avoided)[0])
-        return self._answer(request, chosen, _Wish(k, where, avoided, sort, all_variants))
+            request = replace(request, text=self._encode_texts([query.text], wish.avoided)[0])
+        return self._answer(request, chosen, wish)
 
     def search_many(
         self,
@@ -136,14 +129,19 @@ class Searcher:
     ) -> list[Answer]:
         """The hits of each text, in order; all texts go through the model together."""
         chosen = self._mode(mode, words="several", has_image=False)
-        texts = [_readable(text) for text in texts]
-        avoided = [word for word in map(_readable, exclude) if word]
-        encoded = self._encode_texts(texts, avoided) if texts and chosen != "keyword" else [None] * len(texts)
-        wish = _Wish(k, where, avoided, sort, all_variants)
-        return [
-            self._answer(_Request(words, vector), chosen, wish)
-            for words, vector in zip(texts, encoded, strict=True)
-        ]
+        wish = _Wish(k, where, tuple(exclude), sort, all_variants)
+        asked = [self._understand(_readable(text), wish, literal=literal) for text in texts]
+        requests = [Request(query) for query, _ in asked]
+        if requests and chosen != "keyword":
+            # Each is moved away from what it does not want; most want all.
+            vectors = self._encode_texts([query.text for query, _ in asked], ())
+            requests = [
+                replace(
+                    request, text=self._encode_texts([query.text], own.avoided)[0] if own.avoided else vector
+                )
+                for request, (query, own), vector in zip(requests, asked, vectors, strict=True)
+            ]
+        return [self._answer(request, chosen, own) for request, (_, own) in zip(requests, asked, strict=True)]
 
     def nearest(
         self, vector: Floats, *, k: int | None = None, where: str | None = None, exclude: Sequence[str] = ()
@@ -152,13 +150,12 @@ class Searcher:
 
         `exclude` only filters here: the vector is taken as it is.
         """
-        avoided = [word for word in map(_readable, exclude) if word]
-        return self._answer(_Request(text=vector), "vector", _Wish(k, where, avoided))
+        return self._answer(Request(text=vector), "vector", _Wish(k, where, tuple(exclude)))
 
     def product(self, product_id: str) -> Hit | None:
         """The product with this id, None where there is none."""
         rows = self._rows_of(product_id)
-        return self._open.hits(dict.fromkeys(rows, 1.0), {})[0] if rows else None
+        return self._open.hits({rows[0]: 1.0})[0] if rows else None
 
     def similar(self, product_id: str, k: int | None = None, *, where: str | None = None) -> Answer:
         """The `k` products most like this one, by image and text, without it and its variants.
@@ -168,11 +165,11 @@ class Searcher:
         rows = self._rows_of(product_id)
         if not rows:
             raise InputError(f"there is no product `{product_id}`", hint="ids stand in the hits of a search")
-        itself = self._open.hits({rows[0]: 1.0}, {})[0]
+        itself = self._open.hits({rows[0]: 1.0})[0]
         text, image = (self._open.vector(self._column(kind), rows[0]) for kind in ("vec", "image"))
         if text is None and image is None:
             return Answer()
-        request = _Request(text=text, image=image)
+        request = Request(text=text, image=image)
         others = f"group <> {_quoted(itself.group)}"
         return self._answer(request, "vector", _Wish(k, where), others)
 
@@ -188,11 +185,20 @@ class Searcher:
         with explained(self.uri):
             condition, rows = self._condition(where, ()), None
             if words := _readable(text or ""):
-                rows = list(self._open.words(words, self._open.products, condition, every_word=True))
+                query, wish = self._understand(words, _Wish(where=where), literal=False)
+                condition = self._condition(wish.where, wish.avoided)
+                rows = list(self._open.every_word(query.groups, condition))
             found = self._open.values(columns, condition, rows)
         return {name: _counts(found[name]) for name in columns}
 
-    def _answer(self, request: _Request, mode: Mode, wish: _Wish, condition: str | None = None) -> Answer:
+    def _understand(self, words: str, wish: _Wish, *, literal: bool) -> tuple[Query, _Wish]:
+        """What the text asks for, and the wish with the filters in it."""
+        query = understand(words, self._open.vocabulary, self.columns, literal=literal)
+        where = [f"({part})" for part in (wish.where, *query.where) if part and part.strip()]
+        avoided = [word for word in map(_readable, (*wish.avoided, *query.avoided)) if word]
+        return query, replace(wish, where=" AND ".join(where), avoided=avoided)
+
+    def _answer(self, request: Request, mode: Mode, wish: _Wish, condition: str | None = None) -> Answer:
         """The hits of one request; `condition` is one of ours, in the table's own SQL."""
         wanted = self.config.search.k if wish.k is None else wish.k
         if wanted < 1:
@@ -204,53 +210,64 @@ class Searcher:
             parts = [part for part in (self._condition(wish.where, wish.avoided), condition) if part]
             return self._page(request, mode, replace(wish, k=wanted, where=" AND ".join(parts) or None))
 
-    def _page(self, request: _Request, mode: Mode, wish: _Wish) -> Answer:
+    def _page(self, request: Request, mode: Mode, wish: _Wish) -> Answer:
         """The best `k`; where variants fold, as many candidates as fill the page."""
-        k = wish.k or self.config.search.k
-        count = max(k, _CANDIDATES)
+        k, query, count = wish.k or 1, request.query, max(wish.k or 1, _CANDIDATES)
         while True:
-            scores = self._ranked(request, mode, count, wish.where)
-            if wish.sort:
-                scores = self._open.sorted(scores, wish.sort)
-            hits = self._folded(scores, k, all_variants=wish.all_variants)
-            if len(hits) == k or len(scores) < count or count >= self._open.products:
-                return Answer(hits)
+            ranking = self._ranked(request, mode, count, wish)
+            hits = self._folded(ranking, k, all_variants=wish.all_variants)
+            if len(hits) == k or len(ranking.scores) < count or count >= self._open.products:
+                break
             count *= 4
+        found = [replace(hit, why=explain(hit, query, self._open)) for hit in hits]
+        if found and "exact" in found[0].why:
+            return Answer(found, understood=query.understood)
+        said = [*query.understood, *(f"no product has `{word}`" for word in query.unknown)]
+        is_noise = (
+            mode == "hybrid" and query.is_unknown and self._ranker.surprise(request, ranking) < self._noise
+        )
+        return Answer(found, understood=said, note=NOTHING if is_noise else "")
 
-    def _folded(self, scores: Scores, k: int, *, all_variants: bool) -> list[Hit]:
-        rows, hits = list(scores), dict[str, Hit]()
+    def _ranked(self, request: Request, mode: Mode, count: int, wish: _Wish) -> Ranking:
+        """The rows that may be shown, in order: by relevance, or by a column those with every word."""
+        is_listed = request.text is None and request.image is None and mode != "keyword"
+        if is_listed:
+            ranking = Ranking(dict.fromkeys(self._open.rows(wish.where), 0.0))
+        else:
+            ranking = self._ranker.ranked(request, mode, count, wish.where)
+        if not wish.sort:
+            return ranking
+        scores = ranking.scores
+        if (
+            not is_listed
+            and mode != "vector"
+            and (rows := self._open.every_word(request.query.groups, wish.where))
+        ):
+            scores = {row: scores.get(row, 0.0) for row in rows}
+        return replace(ranking, scores=self._open.sorted(scores, wish.sort))
+
+    def _folded(self, ranking: Ranking, k: int, *, all_variants: bool) -> list[Hit]:
+        """The first `k` products, of each group the first."""
+        rows, hits = list(ranking.scores), dict[str, Hit]()
         for start in range(0, len(rows), k):
-            part = {row: scores[row] for row in rows[start : start + k]}
-            for row, hit in zip(part, self._open.hits(part, {}), strict=True):
-                hits.setdefault(str(row) if all_variants or not hit.group else hit.group, hit)
+            part = {row: ranking.scores[row] for row in rows[start : start + k]}
+            for row, hit in zip(part, self._open.hits(part), strict=True):
+                key = str(row) if all_variants or not hit.group else hit.group
+                hits.setdefault(key, replace(hit, why=ranking.why(row)))
             if len(hits) >= k:
                 break
         return list(hits.values())[:k]
 
-    def _ranked(self, request: _Request, mode: Mode, count: int, where: str | None) -> Scores:
-        """Rows and scores of a request, best first."""
-        if mode == "keyword":
-            return self._open.words(request.words, count, where)
-        meaning = self._meaning(request, count, where)
-        if mode == "vector":
-            return meaning
-        return fuse_ranks(meaning, self._open.words(request.words, count, where))
-
-    def _meaning(self, request: _Request, count: int, where: str | None) -> Scores:
-        """By cosine: a text to fused vectors, an image to image vectors, both by their weights."""
-        weight = request.image_weight if request.text is not None else 1.0
-        sides = [("vec", request.text, 1 - weight), ("image", request.image, weight)]
-        asked = [(self._column(kind), vector, share) for kind, vector, share in sides if vector is not None]
-        asked = [side for side in asked if side[2] > 0] if len(asked) > 1 else asked
-        found = [self._open.nearest(column, vector, count, where) for column, vector, _ in asked]
-        if len(found) == 1:
-            return found[0]
-        rows = list(dict.fromkeys(row for scores in found for row in scores))
-        sums = dict.fromkeys(rows, 0.0)
-        for column, vector, share in asked:
-            for row, cosine in self._open.cosines(column, vector, rows).items():
-                sums[row] += share * cosine
-        return dict(sorted(sums.items(), key=lambda item: -item[1])[:count])
+    @cached_property
+    def _noise(self) -> float:
+        """How near the nearest is to a text about something else, as a rule: the upper quartile."""
+        texts = knowledge()["noise"]["texts"]
+        requests = [Request(text=vector) for vector in self._encode_texts(texts, ())]
+        found = [
+            self._ranker.surprise(request, self._ranker.ranked(request, "vector", 1, None))
+            for request in requests
+        ]
+        return float(np.percentile(found, 75))
 
     def _condition(self, where: str | None, exclude: Sequence[str]) -> str | None:
         """What LanceDB is asked for: the shopper's filter, and that no word begins with an excluded one.
@@ -268,15 +285,15 @@ class Searcher:
                     f"`{words[:40]}...` is too long to exclude: {len(words)} characters",
                     hint=f"give words of at most {_LONGEST_EXCLUDED} characters, one each `--not`",
                 )
-            pattern = r"(^|[^\p{L}\p{N}])" + r"\s+".join(map(re.escape, words.lower().split()))
-            quoted = pattern.replace("'", "''")
-            conditions.append(f"NOT regexp_like(lower({KEYWORDS}), '{quoted}')")
+            # Only in front of the words of descriptions, which also say what goes with a product.
+            pattern = r"\S* ".join(self._open.vocabulary.any_of(forms[0]) for forms in words_of(words))
+            conditions += [f"NOT regexp_like({KEYWORDS}, '^([^|]* )?{pattern}')"] if pattern else []
         return " AND ".join(conditions) or None
 
-    def _mode(self, mode: Mode | None, *, words: str, has_image: bool) -> Mode:
-        if not words and not has_image:
+    def _mode(self, mode: Mode | None, *, words: str, has_image: bool, lists: bool = False) -> Mode:
+        if not words and not has_image and not lists:
             raise UsageError("there is nothing to search for", hint="give a text, or an image with `--image`")
-        if not words and mode == "keyword":
+        if has_image and not words and mode == "keyword":
             raise UsageError("an image has no keywords", hint="search by `vector`, or add a text")
         chosen = mode or self.config.search.mode
         if chosen not in get_args(Mode):
@@ -313,18 +330,6 @@ class Searcher:
             from furnclip.search.where import no_column
 
             raise no_column(name, self.columns)
-
-
-def fuse_ranks(*rankings: Iterable[_Key]) -> dict[_Key, float]:
-    """Reciprocal rank fusion: each ranking gives what it holds 1 / (60 + rank); what -> sum, best first.
-
-    Between equal sums what stood higher in the earlier ranking comes first.
-    """
-    sums: dict[_Key, float] = {}
-    for ranking in rankings:
-        for rank, key in enumerate(ranking, start=1):
-            sums[key] = sums.get(key, 0.0) + 1 / (_RANK_OFFSET + rank)
-    return dict(sorted(sums.items(), key=lambda item: -item[1]))  # stable
 
 
 def _quoted(text: str) -> str:

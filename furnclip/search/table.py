@@ -7,20 +7,34 @@ them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+import operator
+from collections.abc import Sequence
+from functools import cache, lru_cache, reduce
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from lancedb.query import FullTextOperator, MatchQuery
+from lancedb.query import MatchQuery
 
 from furnclip.errors import InputError
 from furnclip.search.hits import Hit
 from furnclip.vectors import Floats, unit
-from furnclip.vectors.index import DETAILS, KEYWORDS, IndexLocation, open_index, partitions_of
+from furnclip.vectors.index import (
+    DETAILS,
+    KEYWORDS,
+    IndexLocation,
+    distance_of,
+    kind_of,
+    open_index,
+    partitions_of,
+    shop_fields,
+    vocabulary_of,
+)
+from furnclip.vectors.parquet import matrix_of
+from furnclip.vectors.words import fields_of
 
 Scores = dict[int, float]  # row -> score, best first
+_SAMPLE = 256  # products that stand for all
 _ROW_ID = "_rowid"
 _LEAST_PROBES = 20
 _EVERY_PARTITION = 1_000_000
@@ -35,24 +49,35 @@ class SearchTable:
         self.products = int(self.lance.count_rows())
         if self.products == 0:
             raise InputError(f"the search table `{self.uri}` is empty", hint="run `furnclip embed` again")
+        shop = {field.name: kind_of(field) or "" for field in shop_fields(self.lance.schema)}
+        self.fields = fields_of(shop)
+        self.vocabulary = vocabulary_of(self.lance, where=self.uri)
         self._wanted_probes = probes or max(_LEAST_PROBES, partitions_of(self.products) // 10)
         # The table does not change, and counting what passes a filter takes as long as a search.
         self._matches = lru_cache(maxsize=1000)(self.lance.count_rows)
+        self.middle = cache(self._middle)
 
     def nearest(self, column: str, vector: Floats, count: int, where: str | None) -> Scores:
         """The `count` rows nearest to a unit vector (D,), by cosine; the best view of a row counts."""
         search = self.lance.search(vector, vector_column_name=column)
-        search = search.distance_type(self._distance(column)).nprobes(self._probes(where))
+        search = search.distance_type(distance_of(self.lance.schema.field(column))).nprobes(
+            self._probes(where)
+        )
         # A distance is 1 - cosine.
         return {row: 1.0 - distance for row, distance in _found(search, "_distance", count, where)}
 
-    def words(self, words: str, count: int, where: str | None, *, every_word: bool = False) -> Scores:
-        """The `count` rows that have some or every one of the words, by BM25."""
-        # Not the bare text: LanceDB would take quotes for a phrase, which the index does not know.
-        match: Any = MatchQuery  # whose defaults mypy cannot see
-        operator = FullTextOperator.AND if every_word else FullTextOperator.OR
-        search = self.lance.search(match(words, KEYWORDS, operator=operator), query_type="fts")
-        return dict(_found(search, "_score", count, where))
+    def words(self, words: str, count: int, where: str | None) -> Scores:
+        """The `count` rows that have some of the words of the index, by BM25."""
+        search = self.lance.search(_match(words), query_type="fts")
+        return dict(_found(search, "_score", count, where)) if words else {}
+
+    def every_word(self, groups: Sequence[str], where: str | None) -> list[int]:
+        """All rows that have one word of each group."""
+        if not groups:
+            return []
+        together = reduce(operator.and_, map(_match, groups))
+        search = self.lance.search(together, query_type="fts")
+        return [row for row, _ in _found(search, "_score", self.products, where)]
 
     def cosines(self, column: str, vector: Floats, rows: Sequence[int]) -> Scores:
         """The cosine of each of these rows to a unit vector (D,); rows that have none are left out."""
@@ -68,7 +93,17 @@ class SearchTable:
         value = self._take([row], column)[column].to_pylist()[0]
         return None if value is None else unit(np.mean(np.atleast_2d(value), axis=0)[None])[0]
 
-    def rows(self, where: str) -> list[int]:
+    def _middle(self, column: str) -> Floats:
+        """The mean vector of a sample, (D,): its product with a query is the cosine of any product to it."""
+        places = np.unique(np.linspace(0, self.products - 1, _SAMPLE).astype(int)).tolist()
+        found = self.lance.take_offsets(places).select([column]).to_arrow()[column].combine_chunks()
+        vectors = found.drop_null()
+        while pa.types.is_list(vectors.type):
+            vectors = vectors.flatten()
+        mean: Floats = matrix_of(vectors)[0].mean(axis=0) if len(vectors) else np.zeros(1, np.float32)
+        return mean
+
+    def rows(self, where: str | None) -> list[int]:
         """The rows that pass a filter of the table's own SQL."""
         found: list[int] = self.values(["product_id"], where)[_ROW_ID].to_pylist()
         return found
@@ -82,12 +117,12 @@ class SearchTable:
         found = found.sort_by([(name, order), ("_rank", "ascending")])
         return {row: scores[row] for row in found[_ROW_ID].to_pylist()}
 
-    def hits(self, scores: Scores, why: Mapping[int, Mapping[str, Any]]) -> list[Hit]:
+    def hits(self, scores: Scores) -> list[Hit]:
         """The products of these rows, in their order."""
         found = self._take(list(scores), DETAILS)
         details = dict(zip(found[_ROW_ID].to_pylist(), found[DETAILS].to_pylist(), strict=True))
         try:
-            return [Hit.from_details(details[row], score, why.get(row, {})) for row, score in scores.items()]
+            return [Hit.from_details(details[row], score) for row, score in scores.items()]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(
                 f"the search table `{self.uri}` has a damaged product in `{DETAILS}`",
@@ -106,15 +141,18 @@ class SearchTable:
     def _take(self, rows: Sequence[int], *columns: str) -> pa.Table:
         return self.lance.take_row_ids(list(rows)).select(list(columns)).with_row_id().to_arrow()
 
-    def _distance(self, column: str) -> str:
-        return "cosine" if pa.types.is_list(self.lance.schema.field(column).type) else "dot"
-
     def _probes(self, where: str | None) -> int:
         """Partitions to probe: more behind a filter, where the nearest that pass lie further apart."""
         if where is None:
             return self._wanted_probes
         share = self._matches(where) / self.products
         return _EVERY_PARTITION if share == 0 else math.ceil(self._wanted_probes / math.sqrt(share))
+
+
+def _match(words: str) -> Any:
+    # Not the bare text: LanceDB would take quotes for a phrase, which the index does not know.
+    match: Any = MatchQuery  # whose defaults mypy cannot see
+    return match(words, KEYWORDS)
 
 
 def _found(search: Any, score: str, count: int, where: str | None) -> list[tuple[int, float]]:

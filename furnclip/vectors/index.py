@@ -2,15 +2,16 @@
 
 In: `work/embeddings/master_vectors.parquet`. Out: `work/index.lance`, or `search.index`.
 
-It holds the product columns, `keywords` (everything one may search by word), `details` (what a search
-shows, as one JSON text: reading ten columns takes twice the time of the search) and the fused vectors,
-with an index on the words, one on each attribute that filters use, and from `search.exact_below` products
-on an IVF index on each vector column; below that LanceDB compares every vector, which is exact. On two
+It holds the product columns, the shop's own, `keywords` (everything one may search by word, see
+`words`), `details` (what a search shows, as one JSON text: reading ten columns takes twice the time of the
+search), the fused vectors and those of the images (all views of a product where some have several), with an
+index on the words, one on each attribute that filters use, and from `search.exact_below` products on an
+IVF index on each vector column; below that LanceDB compares every vector, which is exact. On two
 cores, with 512 numbers a vector, that takes 8 ms for 5,000 products, 12 for 10,000 and 90 for 100,000; the
 index takes 3, 4 and 6 (`tests/bench/search.py`).
 
-The schema metadata carries the provenance of the vector file. A table is replaced by a new version of
-itself, so readers of the old one are never disturbed, on S3 neither.
+The schema metadata carries the provenance of the vector file and the vocabulary. A table is replaced by a
+new version of itself, so readers of the old one are never disturbed, on S3 neither.
 
 The IVF index keeps whole vectors in its partitions: what is returned is ordered by the exact cosine,
 and what is missed lay in a partition that was not probed (`search.probes`). By default LanceDB makes
@@ -23,22 +24,23 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lancedb
 import pyarrow as pa
+import pyarrow.compute as pc
 from lancedb.index import FTS, Bitmap, IvfFlat
 
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.config import Config, SearchConfig
 from furnclip.errors import ConfigError, FurnclipError, InputError, MissingStageError, StorageError
-from furnclip.relevance import known
 from furnclip.vectors.parquet import (
+    AGAIN,
     PRODUCT_COLUMNS,
     SHOWN,
     Provenance,
@@ -48,10 +50,11 @@ from furnclip.vectors.parquet import (
     provenance_of,
     vector_schema,
 )
+from furnclip.vectors.words import Field, Vocabulary, fields_of
 
 KEYWORDS = "keywords"
 DETAILS = "details"
-_SEARCHABLE = ("title", "clean_title", *ATTRIBUTES)
+_VOCABULARY = b"furnclip_words"
 _FILTERABLE = (*ATTRIBUTES, "split")
 _KINDS = {
     pa.string(): "text",
@@ -129,14 +132,19 @@ def index_location(config: Config) -> IndexLocation:
     return IndexLocation(uri, options)
 
 
-def table_schema(provenance: Provenance, shop: Iterable[pa.Field] = ()) -> pa.Schema:
-    """The columns of the table with those of the `shop`; its metadata are the provenance."""
+def table_schema(provenance: Provenance, file: pa.Schema | None = None) -> pa.Schema:
+    """The columns of the table, with those of the shop in the vector `file`; its metadata are the provenance.
+
+    Of products that have several images, the table holds all of them in `image_clip_*`.
+    """
     texts = (*PRODUCT_COLUMNS, "missing_reason", KEYWORDS, DETAILS)
     stored = vector_schema(provenance)
-    vectors = [
-        stored.field(column_name(kind, label)) for label in provenance.models for kind in ("vec", "image")
-    ]
-    fields = [*(pa.field(name, pa.string()) for name in texts), *shop, *vectors]
+    fields = [*(pa.field(name, pa.string()) for name in texts), *(shop_fields(file) if file else ())]
+    for label in provenance.models:
+        fields.append(stored.field(column_name("vec", label)))
+        image = stored.field(column_name("image", label))
+        several = file is not None and file.get_field_index(column_name("views", label)) >= 0
+        fields.append(image.with_type(pa.list_(image.type)) if several else image)
     return pa.schema(fields, stored.metadata)
 
 
@@ -144,6 +152,14 @@ def shop_fields(schema: pa.Schema) -> list[pa.Field]:
     """The shop's own columns in a vector file or table, typed."""
     own = {*PRODUCT_COLUMNS, "missing_reason", KEYWORDS, DETAILS}
     return [field for field in schema if field.name not in own and kind_of(field) is not None]
+
+
+def vocabulary_of(table: Any, *, where: str) -> Vocabulary:
+    """The words of the table's products; raises `InputError` where they are damaged."""
+    try:
+        return Vocabulary.unpack((table.schema.metadata or {})[_VOCABULARY])
+    except (KeyError, ValueError, TypeError):
+        raise InputError(f"`{where}` does not say which words its products have", hint=AGAIN) from None
 
 
 def kind_of(field: pa.Field) -> str | None:
@@ -156,30 +172,26 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
     with open_parquet(vectors) as file, explained(location.uri):
         provenance = provenance_of(file.schema_arrow.metadata, where=vectors)
         provenance = provenance.model_copy(update={"products": file.metadata.num_rows})
-        schema = table_schema(provenance, shop_fields(file.schema_arrow))
+        schema = table_schema(provenance, file.schema_arrow)
+        fields = fields_of({field.name: kind_of(field) or "" for field in shop_fields(file.schema_arrow)})
+        vocabulary = _vocabulary(file, fields, search.language)
+        schema = schema.with_metadata({**schema.metadata, _VOCABULARY: vocabulary.pack()})
         database, name, earlier = location.connect()
         # Overwriting what is not there works too, but LanceDB warns about it.
         mode = "create" if earlier is None else "overwrite"
-        rows = _batches(file, schema, _group_sizes(file))
+        rows = _batches(file, schema, fields, vocabulary)
         table = database.create_table(name, rows, schema=schema, mode=mode, on_bad_vectors="null")
         # Before the indexes: after them it would join the partitions again and copy every vector once more.
         table.optimize(cleanup_older_than=_KEEP_OLD)
         exact = True
         for label in provenance.models:
-            column = column_name("vec", label)
-            products = table.count_rows(f"{column} IS NOT NULL")
-            if products >= search.exact_below:
-                exact = False
-                partitioned = IvfFlat(
-                    distance_type="dot",
-                    num_partitions=partitions_of(products),
-                    sample_rate=_SAMPLE_RATE,
-                    max_iterations=_MOST_ROUNDS,
-                )
-                table.create_index(column, config=partitioned)
+            for kind in ("vec", "image"):
+                exact &= not _partition(table, column_name(kind, label), search.exact_below)
         for name in _FILTERABLE:
             table.create_index(name, config=Bitmap())
-        table.create_index(KEYWORDS, config=FTS())  # last: `is_index_of` takes it as the sign of completion
+        # The words come stemmed. Last: `is_index_of` takes it as the sign of completion.
+        words = FTS(base_tokenizer="whitespace", stem=False, remove_stop_words=False, ascii_folding=False)
+        table.create_index(KEYWORDS, config=words)
     return IndexReport(location.uri, exact)
 
 
@@ -224,29 +236,65 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
     return table, provenance
 
 
-def _group_sizes(file: Any) -> Counter[str | None]:
-    """How many products each group has."""
-    sizes: Counter[str | None] = Counter()
+def _partition(table: Any, column: str, exact_below: int) -> bool:
+    """Make the IVF index of a vector column where it has so many vectors that it pays; whether it does."""
+    products = table.count_rows(f"{column} IS NOT NULL")
+    if products < exact_below:
+        return False
+    config = IvfFlat(
+        distance_type=distance_of(table.schema.field(column)),
+        num_partitions=partitions_of(products),
+        sample_rate=_SAMPLE_RATE,
+        max_iterations=_MOST_ROUNDS,
+    )
+    table.create_index(column, config=config)
+    return True
+
+
+def distance_of(field: pa.Field) -> Literal["cosine", "dot"]:
+    """How LanceDB compares the unit vectors of a column: of several views only by cosine."""
+    return "cosine" if pa.types.is_list(field.type) else "dot"
+
+
+def _vocabulary(file: Any, fields: Sequence[Field], language: str) -> Vocabulary:
+    """The words of the vector file, read once for them."""
+    columns = [field.column for field in fields]
+    batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
+    rows = (row for batch in batches for row in batch.to_pylist())
+    return Vocabulary.gather(rows, fields, "" if language == "auto" else language)
+
+
+def _batches(
+    file: Any, schema: pa.Schema, fields: Sequence[Field], vocabulary: Vocabulary
+) -> Iterator[pa.RecordBatch]:
+    """The rows of the table, from those of the vector file."""
+    sizes: Counter[str | None] = Counter()  # products of each group
     for batch in file.iter_batches(columns=["group"]):
         sizes.update(batch.column(0).to_pylist())
-    return sizes
-
-
-def _batches(file: Any, schema: pa.Schema, sizes: Counter[str | None]) -> Iterator[pa.RecordBatch]:
-    """The rows of the table, from those of the vector file."""
     stored = [name for name in schema.names if name not in (KEYWORDS, DETAILS)]
     own = [field.name for field in shop_fields(schema)]
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=stored):
+    several = {
+        name: name.replace("image", "views", 1) for name in schema.names if name.startswith("image_clip_")
+    }
+    several = {name: views for name, views in several.items() if views in file.schema_arrow.names}
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[*stored, *several.values()]):
         keywords, details = [], []
         for row in batch.select([*SHOWN, *own]).to_pylist():
-            texts = [(row[name] or "").strip() for name in _SEARCHABLE]
-            keywords.append(" ".join(dict.fromkeys(filter(known, texts))))  # each text once
+            keywords.append(vocabulary.keywords(row, fields))
             shown = {name: row[name] or "" for name in SHOWN}
             columns = {name: row[name] for name in own if row[name] is not None}
             shown |= {"variants": sizes[row["group"]], "columns": columns}
             details.append(json.dumps(shown, default=str))  # dates as ISO 8601
         columns = {name: batch.column(name) for name in stored} | {KEYWORDS: keywords, DETAILS: details}
+        for name, views in several.items():
+            columns[name] = _all_views(batch.column(name), batch.column(views), schema.field(name).type)
         yield pa.RecordBatch.from_pydict(columns, schema=schema)
+
+
+def _all_views(image: pa.Array, views: pa.Array, kind: pa.DataType) -> pa.Array:
+    """The views of each product, of one image that alone."""
+    alone = [None if vector is None else [vector] for vector in image.to_pylist()]
+    return pc.coalesce(views.cast(kind), pa.array(alone, kind))
 
 
 def partitions_of(products: int) -> int:

@@ -30,7 +30,7 @@ Dtype = Literal["fp32", "fp16"]
 _ARROW_TYPES = {"fp32": pa.float32(), "fp16": pa.float16()}
 _SMALL_BYTES = 1 << 25
 _MOST_TIMES_LARGER = 1000  # of ours, a file without images whose captions are all the same: some 200
-_AGAIN = "remove it and run `furnclip embed` again"
+AGAIN = "remove it and run `furnclip embed` again"
 
 
 def column_name(kind: str, label: str) -> str:
@@ -135,7 +135,7 @@ def _explained(path: Path, problem: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the content
         first_line = (str(error).splitlines() or [""])[0]
-        raise InputError(f"`{path}` {problem}: {first_line[:200]}", hint=_AGAIN) from None
+        raise InputError(f"`{path}` {problem}: {first_line[:200]}", hint=AGAIN) from None
 
 
 def _check_unpacked(path: Path, size_bytes: int) -> None:
@@ -143,7 +143,7 @@ def _check_unpacked(path: Path, size_bytes: int) -> None:
     packed_bytes = path.stat().st_size
     if size_bytes > _SMALL_BYTES + _MOST_TIMES_LARGER * packed_bytes:
         raise InputError(
-            f"`{path}` has {packed_bytes} bytes and would take {size_bytes >> 20} MB of memory", hint=_AGAIN
+            f"`{path}` has {packed_bytes} bytes and would take {size_bytes >> 20} MB of memory", hint=AGAIN
         )
 
 
@@ -155,7 +155,7 @@ def provenance_of(metadata: Mapping[bytes, bytes] | None, *, where: Path | str) 
         raise InputError(f"`{where}` does not say which model made it", hint=hint)
     provenance = parse_json(stored, Provenance, what=f"the metadata of `{where}`", hint=hint)
     if not provenance.models:
-        raise InputError(f"`{where}` holds no vectors", hint=_AGAIN)
+        raise InputError(f"`{where}` holds no vectors", hint=AGAIN)
     return provenance
 
 
@@ -164,13 +164,13 @@ def check_columns(found: pa.Schema, wanted: pa.Schema, *, where: Path | str) -> 
     for field in wanted:
         number = found.get_field_index(field.name)
         if number < 0:
-            raise InputError(f"`{where}` has no column `{field.name}`", hint=_AGAIN)
+            raise InputError(f"`{where}` has no column `{field.name}`", hint=AGAIN)
         data_type = found.field(number).type
         if pa.types.is_fixed_size_list(data_type):  # whether single numbers may be null does not count
             data_type = pa.list_(data_type.value_type, data_type.list_size)
         if data_type != field.type:
             raise InputError(
-                f"column `{field.name}` of `{where}` holds {data_type}, not {field.type}", hint=_AGAIN
+                f"column `{field.name}` of `{where}` holds {data_type}, not {field.type}", hint=AGAIN
             )
 
 

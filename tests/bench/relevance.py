@@ -1,232 +1,318 @@
-"""Which way of searching finds what was asked for, and which way of avoiding a word avoids it.
+"""What searching finds of what was asked for, against the way furnclip 0.1 searched, in the same run.
 
-    python -m tests.bench.relevance [--quick] [--json]
+    python -m tests.bench.relevance [--catalogue DIR] [--part N] [--quick] [--json]
 
-A drawn shop in a style that furnclip-tiny has not seen: messy titles, cleaned by the offline rules,
-embedded with furnclip-tiny. What a product really is stands in `truth.csv`, which no command reads, so
-an attribute that cleaning missed is missed by keywords too. Requests are "brown leather sofa" and the
-like, every one that at least three products answer (`MOST_REQUESTS` at most), and the same with other
-words for it ("couch").
+`--catalogue`: a folder that `furnclip embed` has been through, with a `truth.csv` beside its settings:
+`product_id` and what the product really is (`type`, `color`), which no command has read; or a tar or folder
+with a `products.csv` of `product_id,title,image,type,color` (`--part`: which 10,000 products of it, of which
+furnclip is given id, title and image; set BENCH_WORK to keep the shop). Without it: a drawn shop in a style
+that furnclip-tiny has not seen.
 
-`vector_ndcg`, `keyword_ndcg`, `hybrid_ndcg`   nDCG@10, a relevant product has every attribute asked for;
-`..._reworded_ndcg`                            the same for requests in other words.
+`own_image`   a product's image at another size and JPEG quality finds it, or a variant, first
+`id`          its id finds it first
+`name`        a word that five titles or more begin with finds one of those first
+`type`        share of the first five that are of the type asked for, of the five that there are; `plural`;
+              `swapped`: with two letters of its longest word exchanged
+`both`        color and type: share of the first four
+`ndcg`        color and type: nDCG@10, of all modes
 
-Avoiding: a kind of product and a material or color that some but not most of its kind have; ten hits
-by meaning with a filter on words (`filter`), with a share of the avoided word's vector subtracted
-(`subtract_0.5` ...), or with both. `..._avoids`: share of hits without it; `..._kept`: share of hits
-that are of the kind asked for and without it; `nothing`: the word is not mentioned.
-
-With BENCH_SHOP naming a folder that `furnclip embed` has been through, that shop is searched
-instead, and its cleaned attributes are taken for the truth: then keywords cannot fail.
-Known bias: a model of four million parameters and drawings; synonyms it was not trained on are noise to it.
+`before_...` is the release: rank fusion of fused vectors and of BM25 over titles and attributes, stemmed
+English. `..._low` and `..._high`: 95 % bootstrap intervals over queries.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, get_args
+from random import Random
+from typing import Any
 
+import lancedb
 import numpy as np
+from lancedb.index import FTS
+from lancedb.query import MatchQuery
+from PIL import Image
 
 from examples.drawn_shop import ShopOrder, write_shop
 from furnclip import Searcher
-from furnclip.config import load_config
-from furnclip.search.searcher import Hit, Mode
-from furnclip.vectors import unit
+from furnclip.config import Config, load_config
+from furnclip.images import open_image
+from furnclip.vectors import VectorTable
+from furnclip.vectors.index import index_location, write_index
 from tests.bench import measure
 
-_Item = TypeVar("_Item")
-K = 10
-MOST_REQUESTS = 150
-LEAST_ANSWERS = 3
-SHARES = (0.25, 0.5, 1.0)
-ASKED = (("color", "object_type"), ("material", "object_type"), ("color", "material", "object_type"))
-AVOIDED = ("material", "color")
-OTHER_WORDS = {
-    "sofa": "couch",
-    "dresser": "chest of drawers",
-    "wardrobe": "armoire",
-    "nightstand": "bedside table",
-    "rug": "carpet",
-    "sideboard": "buffet",
-    "bookcase": "shelves",
-    "ottoman": "pouf",
-    "brown": "chocolate",
-    "beige": "cream",
-    "gray": "charcoal",
-    "fabric": "upholstered",
-    "wood": "wooden",
-}
+QUERIES = 300
+PART = 10_000
 SETTINGS = """[paths]
-group_column = "model"
+images = "{images}"
 [model]
 name = "furnclip-tiny"
 device = "cpu"
+precision = "fp32"
 [clean]
 backend = "local"
 [prepare]
 image_px = 96
 """
+Find = Callable[..., list[str]]  # text, image -> product ids, best first
+Row = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Shop:
-    """An embedded shop and what its products really are: id -> attribute -> value."""
+    """An embedded shop and what its products really are."""
 
-    searcher: Searcher
-    truth: dict[str, dict[str, str]]
+    config: Config
+    truth: dict[str, Row]
 
-    def answers(self, wanted: dict[str, str]) -> set[str]:
-        """Ids of the products that have every value."""
-        return {name for name, truth in self.truth.items() if wanted.items() <= truth.items()}
+    @cached_property
+    def searcher(self) -> Searcher:
+        return Searcher(self.config)
+
+    def now(self, text: str | None = None, image: Any = None, **options: Any) -> list[str]:
+        return [hit.product_id for hit in self.searcher.search(text, image=image, k=10, **options)]
+
+    def matching(self, wanted: Row) -> set[str]:
+        return {name for name, row in self.truth.items() if wanted.items() <= row.items()}
+
+
+class Before:
+    """The search of furnclip 0.1 over the same vectors."""
+
+    def __init__(self, shop: Shop, folder: Path) -> None:
+        self._clip = shop.searcher.clip
+        table = VectorTable(shop.config.paths.vectors)
+        self._ids = [row["product_id"] for row in table.products]
+        self._vectors, self._there = table.matrix("vec_clip_base"), table.present("vec_clip_base")
+        names = ("title", "clean_title", "style", "material", "color", "object_type")
+        words = [
+            " ".join(
+                dict.fromkeys(row[name] for name in names if row[name] not in (None, "", "unknown", "other"))
+            )
+            for row in table.products
+        ]
+        rows = [{"id": name, "keywords": text} for name, text in zip(self._ids, words, strict=True)]
+        self._table = lancedb.connect(folder).create_table("before", rows)
+        self._table.create_index("keywords", config=FTS())
+
+    def __call__(self, text: str | None = None, image: Any = None) -> list[str]:
+        vector = self._clip.encode_texts([text])[0] if text else self._clip.encode_images([image])[0]
+        scores = np.where(self._there, self._vectors @ vector, -np.inf)
+        lists = [[self._ids[row] for row in np.argsort(-scores, kind="stable")[:100]]]
+        if text:
+            found = self._table.search(MatchQuery(text, "keywords"), query_type="fts").limit(100).to_list()
+            lists.append([row["id"] for row in found])
+        sums: Counter[str] = Counter()
+        for ranked in lists:
+            for rank, name in enumerate(ranked, start=1):
+                sums[name] += 1 / (60 + rank)
+        return sorted(sums, key=lambda name: -sums[name])[:10]
 
 
 def main() -> None:
-    arguments = measure.parse("relevance")
-    given = os.environ.get("BENCH_SHOP")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.relevance")
+    parser.add_argument("--catalogue", type=Path)
+    parser.add_argument("--part", type=int, default=1)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        if given:
-            shop = Shop(Searcher(load_config(Path(given) / "furnclip.toml")), cleaned(Path(given)))
-        else:
-            shop = drawn(Path(name), products=150 if arguments.quick else 800)
-        figures: dict[str, object] = {**modes(shop), **avoiding(shop)}
+        work = Path(os.environ.get("BENCH_WORK", name))
+        shop = opened(arguments, work)
+        figures = {**measured(shop, shop.now, ""), **measured(shop, Before(shop, Path(name)), "before_")}
+        for mode in ("keyword", "vector"):
+            scores = [ndcg(shop.now(text, mode=mode), right) for text, right in both(shop)]
+            figures |= interval(f"{mode}_ndcg", scores)
     measure.report("relevance", {}, figures, as_json=arguments.json)
 
 
-def drawn(folder: Path, *, products: int) -> Shop:
-    write_shop(folder, ShopOrder(products, seed=77, drawing_styles=("ink",)))
-    (folder / "furnclip.toml").write_text(SETTINGS)
-    for command in (("clean", "run"), ("prepare",), ("embed",)):
-        argv = [sys.executable, "-m", "furnclip", *command, "--json"]
-        subprocess.run(argv, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    truth = read(folder / "truth.csv", prefix="true_")
-    return Shop(Searcher(load_config(folder / "furnclip.toml")), truth)
-
-
-def cleaned(folder: Path) -> dict[str, dict[str, str]]:
-    return read(folder / "work" / "clean" / "cleaned.csv", prefix="")
-
-
-def read(path: Path, *, prefix: str) -> dict[str, dict[str, str]]:
-    """Product id -> attributes that are known."""
-    with path.open(newline="", encoding="utf-8") as file:
-        names = ("material", "color", "object_type")
-        return {
-            row["product_id"]: {
-                name: row[prefix + name]
-                for name in names
-                if row[prefix + name] not in ("", "unknown", "other")
-            }
-            for row in csv.DictReader(file)
-        }
-
-
-# --- modes
-
-
-def modes(shop: Shop) -> dict[str, float]:
-    """Mean nDCG@10 of each mode, for plain and for reworded requests."""
+def measured(shop: Shop, find: Find, prefix: str) -> dict[str, float]:
+    """Every figure of one way of searching."""
+    asked = {
+        "own_image": [float(name in find(image=image)[:1]) for name, image in pictures(shop)],
+        "id": [float(find(name)[:1] == [name]) for name in evenly(sorted(shop.truth))],
+        "name": [float(find(word)[0] in right) for word, right in names(shop)],
+        "type": [share(find(text), right, 5) for text, right in types(shop, singular)],
+        "plural": [share(find(text), right, 5) for text, right in types(shop, plural)],
+        "swapped": [share(find(text), right, 5) for text, right in types(shop, swapped)],
+        "both": [share(find(text), right, 4) for text, right in both(shop)],
+        "ndcg": [ndcg(find(text), right) for text, right in both(shop)],
+    }
     figures: dict[str, float] = {}
-    plain = requests(shop)
-    reworded = [request for request in plain if set(request.values()) & OTHER_WORDS.keys()]
-    for suffix, asked, said in (("", plain, words), ("_reworded", reworded, other_words)):
-        for mode in get_args(Mode):
-            values = [
-                ndcg(shop.searcher.search(said(request), mode=mode, k=K), shop.answers(request))
-                for request in asked
-            ]
-            figures[f"{mode}{suffix}_ndcg"] = mean(values)
-        figures[f"requests{suffix}"] = len(asked)
+    for name, scores in asked.items():
+        figures |= interval(prefix + name, scores)
     return figures
 
 
-def requests(shop: Shop) -> list[dict[str, str]]:
-    found: dict[str, dict[str, str]] = {}
-    for truth in shop.truth.values():
-        for names in ASKED:
-            request = {name: truth[name] for name in names if name in truth}
-            if len(request) == len(names) and len(shop.answers(request)) >= LEAST_ANSWERS:
-                found[words(request)] = request
-    return evenly([found[key] for key in sorted(found)])
+def interval(name: str, scores: Sequence[float]) -> dict[str, float]:
+    values = np.array(scores or [0.0])
+    means = np.random.default_rng(0).choice(values, (2000, len(values))).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    figures = {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
+    return {key: round(float(value), 4) for key, value in figures.items()} | {f"{name}_queries": len(scores)}
 
 
-def words(request: dict[str, str]) -> str:
-    return " ".join(request.values())
+# --- queries
 
 
-def other_words(request: dict[str, str]) -> str:
-    return " ".join(OTHER_WORDS.get(value, value) for value in request.values())
+def pictures(shop: Shop) -> Iterator[tuple[str, Image.Image]]:
+    """Images at four fifths of their size and JPEG quality 70; of products that share one, the first."""
+    products = [row for row in VectorTable(shop.config.paths.vectors).products if not row["missing_reason"]]
+    folder = shop.config.paths.images
+    for row in evenly(products):
+        image = open_image(folder / str(row["image"]))
+        image = image.resize((max(8, image.width * 4 // 5), max(8, image.height * 4 // 5)))
+        packed = io.BytesIO()
+        image.save(packed, "JPEG", quality=70)
+        yield str(row["product_id"]), Image.open(packed)
 
 
-def ndcg(hits: Sequence[Hit], right: set[str]) -> float:
-    discounts = 1 / np.log2(np.arange(2, K + 2))
-    reached = sum(discount for hit, discount in zip(hits, discounts, strict=False) if hit.product_id in right)
+def names(shop: Shop) -> Iterator[tuple[str, set[str]]]:
+    """First words of titles that are no color and no type, and the products that begin with them."""
+    begins: dict[str, set[str]] = {}
+    taken = {
+        word.lower() for row in shop.truth.values() for key in ("type", "color") for word in row[key].split()
+    }
+    for name, row in shop.truth.items():
+        first = next(iter(row["title"].split()), "").lower()
+        if first.isalpha() and len(first) > 2 and not {first, first + "s"} & taken:
+            begins.setdefault(first, set()).add(name)
+    yield from evenly([item for item in sorted(begins.items()) if len(item[1]) >= 5])
+
+
+def types(shop: Shop, form: Callable[[str], str]) -> list[tuple[str, set[str]]]:
+    counts = Counter(row["type"] for row in shop.truth.values())
+    return [
+        (form(name.lower()), shop.matching({"type": name}))
+        for name, n in sorted(counts.items())
+        if n >= 5 and name
+    ]
+
+
+def both(shop: Shop) -> list[tuple[str, set[str]]]:
+    counts = Counter(
+        (row["color"], row["type"]) for row in shop.truth.values() if row["color"] and row["type"]
+    )
+    found = [(color, kind) for (color, kind), n in sorted(counts.items()) if n >= 4]
+    return [(f"{c} {t}".lower(), shop.matching({"color": c, "type": t})) for c, t in evenly(found)]
+
+
+def singular(text: str) -> str:
+    for end, other in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("ss", "ss"), ("s", "")):
+        if text.endswith(end):
+            return text.removesuffix(end) + other
+    return text
+
+
+def plural(text: str) -> str:
+    one = singular(text)
+    if one.endswith(("s", "sh", "ch", "x")):
+        return one + "es"
+    return one[:-1] + "ies" if one.endswith("y") and one[-2:-1] not in "aeiou" else one + "s"
+
+
+def swapped(text: str) -> str:
+    """Two inner letters of the longest word exchanged."""
+    word = max(singular(text).split(), key=len)
+    places = [at for at in range(1, len(word) - 2) if word[at] != word[at + 1]]
+    if len(word) < 5 or not places:
+        return singular(text)
+    at = Random(word).choice(places)
+    return singular(text).replace(word, word[:at] + word[at + 1] + word[at] + word[at + 2 :])
+
+
+def share(found: Sequence[str], right: set[str], count: int) -> float:
+    return sum(name in right for name in found[:count]) / min(count, len(right))
+
+
+def ndcg(found: Sequence[str], right: set[str]) -> float:
+    discounts = 1 / np.log2(np.arange(2, 12))
+    reached = sum(discount for name, discount in zip(found, discounts, strict=False) if name in right)
     return float(reached / discounts[: len(right)].sum())
 
 
-# --- avoiding
+def evenly(items: Sequence[Any]) -> list[Any]:
+    step = max(1, -(-len(items) // QUERIES))
+    return list(items[::step])
 
 
-def avoiding(shop: Shop) -> dict[str, float]:
-    """How well each way keeps the avoided attribute out and the kind asked for in."""
-    cases = evenly(list(avoidable(shop)))
-    figures: dict[str, float] = {"avoiding_cases": len(cases)}
-    for name, search in ways(shop.searcher).items():
-        avoids, kept = [], []
-        for kind, attribute, value in cases:
-            found = [shop.truth[hit.product_id] for hit in search(kind, value)]
-            without = [truth for truth in found if truth.get(attribute) != value]
-            avoids.append(len(without) / max(1, len(found)))
-            kept.append(sum(truth.get("object_type") == kind for truth in without) / K)
-        figures[f"{name}_avoids"], figures[f"{name}_kept"] = mean(avoids), mean(kept)
-    return figures
+# --- shops
 
 
-def avoidable(shop: Shop) -> Iterable[tuple[str, str, str]]:
-    """A kind, an attribute and its value that 15 to 60 % of the kind have, K of the kind being without."""
-    kinds = sorted({truth["object_type"] for truth in shop.truth.values() if "object_type" in truth})
-    for kind in kinds:
-        of_kind = shop.answers({"object_type": kind})
-        for attribute in AVOIDED:
-            for value in sorted({shop.truth[name].get(attribute, "") for name in of_kind} - {""}):
-                count = len(shop.answers({"object_type": kind, attribute: value}))
-                if 0.15 <= count / len(of_kind) <= 0.6 and len(of_kind) - count >= K:
-                    yield kind, attribute, value
+def opened(arguments: argparse.Namespace, work: Path) -> Shop:
+    given: Path | None = arguments.catalogue
+    if given and (given / "furnclip.toml").is_file():
+        work = given
+    elif not (work / "truth.csv").is_file():
+        make(given, work, 150 if arguments.quick else 800, arguments.part)
+    index = {"search": {"index": str(work / "relevance.lance")}}  # the shop's own stays as it is
+    config = load_config(work / "furnclip.toml", index)
+    write_index(index_location(config), config.paths.vectors, config.search)
+    with (work / "truth.csv").open(newline="", encoding="utf-8") as file:
+        truth = {row["product_id"]: row for row in csv.DictReader(file)}
+    embedded = {row["product_id"] for row in VectorTable(config.paths.vectors).products}
+    return Shop(config, {name: row for name, row in truth.items() if name in embedded})
 
 
-def ways(searcher: Searcher) -> dict[str, Callable[[str, str], list[Hit]]]:
-    def subtracted(share: float, *, filtered: bool = False) -> Callable[[str, str], list[Hit]]:
-        def search(kind: str, value: str) -> list[Hit]:
-            asked, avoided = searcher.clip.encode_texts([kind, value])
-            vector = unit((asked - share * avoided)[None])[0]
-            return searcher.nearest(vector, k=K, exclude=[value] if filtered else [])
+def make(given: Path | None, work: Path, drawn: int, part: int) -> None:
+    """A shop that furnclip has been through, with the truth of its products beside it."""
+    if given is None:
+        write_shop(work, ShopOrder(drawn, seed=77, drawing_styles=("ink",)))
+        rows = [
+            {
+                "product_id": row["product_id"],
+                "title": row["title"],
+                "type": row["true_object_type"],
+                "color": row["true_color"],
+            }
+            for row in table_of(work / "truth.csv", work / "products.csv")
+        ]
+        images = work / "images"
+    else:
+        folder = given
+        if given.is_file():
+            folder = work / "unpacked"
+            with tarfile.open(given) as file:
+                file.extractall(folder, filter="data")
+        rows = table_of(folder / "products.csv")
+        Random(5).shuffle(rows)
+        rows, images = rows[part * PART : (part + 1) * PART], folder
+        write(work / "products.csv", rows, ("product_id", "title", "image"))
+    write(work / "truth.csv", rows, ("product_id", "title", "type", "color"))
+    (work / "furnclip.toml").write_text(SETTINGS.format(images=images))
+    for command in (("clean", "run"), ("prepare",), ("embed",)):
+        argv = [sys.executable, "-m", "furnclip", *command, "--json"]
+        subprocess.run(argv, cwd=work, check=True, stdout=subprocess.DEVNULL)
 
-        return search
 
-    return {
-        "nothing": lambda kind, value: searcher.search(kind, mode="vector", k=K),
-        "filter": subtracted(0, filtered=True),
-        **{f"subtract_{share}": subtracted(share) for share in SHARES},
-        **{f"both_{share}": subtracted(share, filtered=True) for share in SHARES},
-    }
-
-
-def evenly(items: list[_Item]) -> list[_Item]:
-    """At most `MOST_REQUESTS`, spread over all."""
-    step = max(1, -(-len(items) // MOST_REQUESTS))
-    return list(islice(items, 0, None, step))
+def table_of(*paths: Path) -> list[Row]:
+    """The rows of a CSV, with the columns of further ones for the same product."""
+    tables = []
+    for path in paths:
+        with path.open(newline="", encoding="utf-8") as file:
+            tables.append({row["product_id"]: row for row in csv.DictReader(file)})
+    return [
+        {key: value for table in tables for key, value in table.get(name, {}).items()} for name in tables[0]
+    ]
 
 
-def mean(values: Sequence[float]) -> float:
-    return round(float(np.mean(values)), 4) if values else 0.0
+def write(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

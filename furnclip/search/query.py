@@ -1,0 +1,189 @@
+"""What a shopper's text asks for: words with their spellings in this catalogue, filters, and what is unknown.
+
+A word that no product has is, in this order: a word of another language or a synonym (words.toml), two
+words written as one or one written as two, a typing error (optimal string alignment, one letter in four to
+seven, two in longer words), or unknown. "under 100", "between 200 and 300 euros" become filters where there
+is a column `price`; "without glass", "not red" words that are kept out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
+
+from furnclip.vectors.words import Vocabulary, code_of, fold, knowledge, name_of, value_of, words_of
+
+PRICE = "price"
+_TYPOS = ((8, 2), (4, 1))  # from so many letters on: so many errors
+_SPELLINGS = 3  # of a mistyped word, at most
+_MOST_SCORE = 2.2  # k1 + 1 of BM25: what a word weighs at most, times its rarity
+
+
+@dataclass(frozen=True)
+class Term:
+    """A word of the query and the words of the index that stand for it; none where it is unknown."""
+
+    word: str
+    stems: tuple[str, ...]
+    spelled: str = ""
+    """the word of the catalogue that a mistyped one is taken for"""
+
+    def most(self, vocabulary: Vocabulary) -> float:
+        """The most that BM25 can give a product for it."""
+        return _MOST_SCORE * max(vocabulary.rarity(stem) for stem in self.stems or (self.word,))
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text as it is searched. `text`: for the encoder. `where`: filters in the shopper's SQL."""
+
+    text: str
+    terms: tuple[Term, ...] = ()
+    exact: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+    avoided: tuple[str, ...] = ()
+    understood: tuple[str, ...] = ()
+
+    @property
+    def unknown(self) -> list[str]:
+        """Words that no product has, however they are written."""
+        return [term.word for term in self.terms if not term.stems]
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether no product has any of its words."""
+        return bool(self.terms) and not any(term.stems for term in self.terms)
+
+    @property
+    def groups(self) -> list[str]:
+        """For each word that is known, the words of the index that stand for it."""
+        return [" ".join(term.stems) for term in self.terms if term.stems]
+
+    @cached_property
+    def words(self) -> str:
+        """The words of the index, for BM25."""
+        return " ".join(dict.fromkeys(stem for term in self.terms for stem in term.stems))
+
+
+def understand(text: str, vocabulary: Vocabulary, columns: Collection[str], *, literal: bool) -> Query:
+    """What `text` asks of a catalogue with these words and columns."""
+    where, avoided, said = list[str](), list[str](), list[str]()
+    rest = text
+    if not literal:
+        rest, where = _priced(rest) if PRICE in columns else (rest, [])
+        rest, avoided = _negated(rest, vocabulary)
+        said = [*where, *(f"without {word}" for word in avoided)]
+    if not words_of(rest):  # nothing is left to look for
+        rest = text
+    terms = list(_terms(rest, vocabulary))
+    exact = (f"={code_of(text)}", f"@{name_of(text)}") if code_of(text) else ()
+    said += [f"`{term.word}` as `{term.spelled}`" for term in terms if term.spelled]
+    spelled = {term.word: term.spelled for term in terms if term.spelled}
+    corrected = re.sub(r"[^\W_]+", lambda match: spelled.get(fold(match[0]), match[0]), rest)
+    return Query(corrected.strip(), tuple(terms), exact, tuple(where), tuple(avoided), tuple(said))
+
+
+# --- words
+
+
+def _terms(text: str, vocabulary: Vocabulary) -> Iterator[Term]:
+    words = words_of(text)
+    words = [forms for forms in words if not vocabulary.is_stop(forms[0])] or words
+    found = [[stem for form in forms for stem in vocabulary.meanings(form)] for forms in words]
+    place = 0
+    while place < len(words):
+        word, stems = words[place][0], found[place]
+        following = words[place + 1][0] if place + 1 < len(words) else ""
+        joined = vocabulary.meanings(word + following) if following else []
+        if joined and not (stems and found[place + 1]):  # "sun glasses", where no product has "sun"
+            yield Term(word + following, tuple(joined))
+            place += 1
+        elif joined:
+            found[place + 1] += joined
+            yield Term(word, tuple(dict.fromkeys(stems + joined)))
+        elif stems:
+            yield Term(word, tuple(dict.fromkeys(stems)))
+        else:
+            yield from _guessed(word, vocabulary)
+        place += 1
+
+
+def _guessed(word: str, vocabulary: Vocabulary) -> Iterator[Term]:
+    """A word that no product has: as two words, else as those it resembles, else unknown."""
+    for cut in range(3, len(word) - 2):
+        parts = word[:cut], word[cut:]
+        if all(part in vocabulary.frequencies for part in parts):
+            yield from (Term(part, (vocabulary.stem(part),)) for part in parts)
+            return
+    typos = _typos(word, vocabulary)
+    yield Term(word, tuple(dict.fromkeys(map(vocabulary.stem, typos))), typos[0] if typos else "")
+
+
+def _typos(word: str, vocabulary: Vocabulary) -> list[str]:
+    """The words of the catalogue that this one is most likely meant to be, the likeliest first."""
+    most = next((errors for letters, errors in _TYPOS if len(word) >= letters), 0)
+    if not most or not word.isalpha():
+        return []
+    close = process.extract(
+        word, vocabulary.alphabetic, scorer=OSA.distance, score_cutoff=most, limit=20, processor=None
+    )
+    ranked = sorted(
+        (distance, found[0] != word[0], -vocabulary.frequencies[found], found) for found, distance, _ in close
+    )
+    nearest = [found for distance, *_, found in ranked if distance == ranked[0][0]]
+    return nearest[:_SPELLINGS]
+
+
+# --- filters
+
+
+@cache
+def _patterns() -> dict[str, re.Pattern[str]]:
+    says = knowledge()["filters"]
+    units = "|".join(map(re.escape, knowledge()["units"]))
+    phrase = {
+        name: "|".join(map(re.escape, sorted(words, key=len, reverse=True))) for name, words in says.items()
+    }
+    money = f"(?:{phrase['currency']})"
+    amount = rf"(?:{money}\s*)?(\d[\d.,]*)(?!\s*(?:{units})\b)(?:\s*{money}(?!\w))?"
+    words = rf"(?<!\w)(?:{phrase['not']})\s+((?:\w+\s+){{0,2}}?)(\w+)"
+    return {
+        "between": re.compile(rf"(?<!\w)(?:{phrase['between']})\s+{amount}\s*(?:{phrase['and']})\s*{amount}"),
+        "most": re.compile(rf"(?<!\w)(?:{phrase['most']})\s*{amount}"),
+        "least": re.compile(rf"(?<!\w)(?:{phrase['least']})\s*{amount}"),
+        "not": re.compile(words),
+    }
+
+
+def _priced(text: str) -> tuple[str, list[str]]:
+    """The text without what it says about the price, and that as conditions."""
+    rest, where = fold(text), list[str]()
+    shapes = {
+        "between": f"{PRICE} BETWEEN {{0}} AND {{1}}",
+        "most": f"{PRICE} <= {{0}}",
+        "least": f"{PRICE} >= {{0}}",
+    }
+    for name, shape in shapes.items():
+        while match := _patterns()[name].search(rest):
+            where.append(shape.format(*sorted(value_of(number) for number in match.groups())))
+            rest = f"{rest[: match.start()]} {rest[match.end() :]}"
+    return (rest, where) if where else (text, [])
+
+
+def _negated(text: str, vocabulary: Vocabulary) -> tuple[str, list[str]]:
+    """The text without the words it does not want, and these; words that no product has stay."""
+    rest, avoided, start = fold(text), list[str](), 0
+    while match := _patterns()["not"].search(rest, start):
+        between, word = match.groups()
+        start = match.end()
+        if any(not vocabulary.is_stop(each) for each in between.split()) or vocabulary.is_stop(word):
+            start = match.start() + 1
+        elif word.isalpha() and vocabulary.meanings(word):
+            avoided.append(word)
+            rest, start = f"{rest[: match.start()]} {rest[match.end() :]}", match.start()
+    return (rest, avoided) if avoided else (text, [])

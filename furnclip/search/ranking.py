@@ -1,0 +1,153 @@
+"""Rows for a request, best first: words and meaning, each on a scale from 0 to 1, weighed against each other.
+
+    words      BM25, of the most that it could be for this query
+    meaning    cosine, from what any product has (0) to what the nearest has (1)
+
+What is the query exactly, an id, a barcode, a brand, leads. A query none of whose words a product has is one
+of meaning alone, and one of rare words one of words (`trust_in_words`). The weights were chosen on queries
+about other products than those that judged them (tests/bench/relevance.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from furnclip.search.query import Query
+from furnclip.search.table import Scores, SearchTable
+from furnclip.vectors import Floats, column_name
+
+Mode = Literal["vector", "keyword", "hybrid"]
+TRUST = 0.7  # in words, of all whose words are known
+_RARE = 0.002  # share of products that have a word: a name
+_RARE_TRUST = 0.9
+_EXACT = 1.0  # what an id or a brand adds: it leads
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is looked for: words, their vector and that of an image, (D,) each, as far as they count."""
+
+    query: Query = field(default_factory=lambda: Query(""))
+    text: Floats | None = None
+    image: Floats | None = None
+    image_weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The scores of rows, best first, and what they are made of."""
+
+    scores: Scores
+    cosines: Scores = field(default_factory=dict)
+
+    def why(self, row: int) -> dict[str, Any]:
+        """What is known of a row's place, beside its words."""
+        return {"cosine": round(self.cosines[row], 4)} if row in self.cosines else {}
+
+
+class Ranker:
+    """Ranks the rows of a table by the vectors of one model."""
+
+    def __init__(self, table: SearchTable, label: str, trust: float = TRUST) -> None:
+        self._table, self._label, self._trust = table, label, trust
+
+    def ranked(self, request: Request, mode: Mode, count: int, where: str | None) -> Ranking:
+        """The best `count` rows that pass the filter."""
+        if mode == "keyword":
+            return Ranking(self._table.words(request.query.words, count, where))
+        meaning = self._meaning(request, count, where)
+        if mode == "vector":
+            return Ranking(meaning, meaning)
+        words = self._table.words(request.query.words, count, where)
+        exact = self._exact(request.query, count, where)
+        rows = list(dict.fromkeys([*exact, *words, *meaning]))
+        cosines = self._cosines(request, rows, meaning)
+        trust = self.trust_in_words(request.query)
+        if request.text is not None and request.image is not None:
+            trust *= 1 - request.image_weight
+        most = sum(term.most(self._table.vocabulary) for term in request.query.terms) or 1.0
+        near = self._scaled(request, cosines)
+        scores = {
+            row: _EXACT * (row in exact)
+            + trust * min(1.0, words.get(row, 0.0) / most)
+            + (1 - trust) * near.get(row, 0.0)
+            for row in rows
+        }
+        return Ranking(_best(scores, count), cosines)
+
+    def trust_in_words(self, query: Query) -> float:
+        """The weight of words against meaning, 0 to 1, for this query."""
+        vocabulary = self._table.vocabulary
+        weights = {
+            term: vocabulary.rarity(term.stems[0] if term.stems else term.word) for term in query.terms
+        }
+        known = [term for term in query.terms if term.stems]
+        if not known:
+            return 0.0
+        rare = all(
+            vocabulary.stems[stem] <= max(2, _RARE * vocabulary.products)
+            for term in known
+            for stem in term.stems
+        )
+        return (
+            (_RARE_TRUST if rare else self._trust)
+            * sum(weights[term] for term in known)
+            / sum(weights.values())
+        )
+
+    def surprise(self, request: Request, ranking: Ranking) -> float:
+        """How much nearer than any product the nearest is, as a cosine."""
+        best = max(ranking.cosines.values(), default=0.0)
+        return best - self._usual(request)
+
+    def _exact(self, query: Query, count: int, where: str | None) -> frozenset[int]:
+        return (
+            frozenset(self._table.words(" ".join(query.exact), count, where)) if query.exact else frozenset()
+        )
+
+    def _sides(self, request: Request) -> list[tuple[str, Floats, float]]:
+        """What the cosine is made of: text to fused vectors, image to image vectors; each with its weight."""
+        weight = request.image_weight if request.text is not None else 1.0
+        sides = [("vec", request.text, 1 - weight), ("image", request.image, weight)]
+        asked = [
+            (column_name(kind, self._label), vector, share)
+            for kind, vector, share in sides
+            if vector is not None
+        ]
+        if len(asked) == 1:
+            return [(asked[0][0], asked[0][1], 1.0)]
+        return [side for side in asked if side[2] > 0]
+
+    def _meaning(self, request: Request, count: int, where: str | None) -> Scores:
+        sides = self._sides(request)
+        found = [self._table.nearest(column, vector, count, where) for column, vector, _ in sides]
+        if len(found) == 1:
+            return found[0]
+        return _best(self._cosines(request, {row for scores in found for row in scores}, {}), count)
+
+    def _cosines(self, request: Request, rows: Iterable[int], known: Scores) -> Scores:
+        """The cosine of each of these rows that has vectors, those `known` already as they are."""
+        missing = [row for row in rows if row not in known]
+        sums: Scores = {}
+        for column, vector, share in self._sides(request) if missing else ():
+            for row, cosine in self._table.cosines(column, vector, missing).items():
+                sums[row] = sums.get(row, 0.0) + share * cosine
+        return sums | known
+
+    def _usual(self, request: Request) -> float:
+        """The mean cosine of any product."""
+        return sum(
+            share * float(self._table.middle(column) @ vector)
+            for column, vector, share in self._sides(request)
+        )
+
+    def _scaled(self, request: Request, cosines: Scores) -> Scores:
+        best, usual = max(cosines.values(), default=0.0), self._usual(request)
+        span = max(best - usual, 1e-6)
+        return {row: min(1.0, max(0.0, (cosine - usual) / span)) for row, cosine in cosines.items()}
+
+
+def _best(scores: Mapping[int, float], count: int) -> Scores:
+    return dict(sorted(scores.items(), key=lambda item: -item[1])[:count])

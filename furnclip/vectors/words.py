@@ -1,0 +1,304 @@
+"""How texts become words of the search index: the same way for products and for queries.
+
+Lower case without accents; numbers with their units in one form ("1.2 m", "120cm" and "120 x 60 cm" have
+`120cm` in common); stems of one language, the catalogue's (Snowball). In German, Dutch and Swedish a
+compound also counts as its last part ("Esstisch" as "tisch"), where that is a word of the catalogue.
+
+The index takes the words as they come out of here, so that BM25 knows each once. A field's weight is how
+often its words are repeated, which is how BM25F weighs fields: before the saturation, not after it.
+
+    sofa red 120cm      words of the titles, the attributes and the shop's short texts
+    =p00017             an id, SKU, barcode, without signs and leading zeros
+    @billy @mid_century a brand, series or model as a whole
+    |                   behind it, words of long texts, by which nothing is excluded
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import sys
+import threading
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import snowballstemmer
+
+from furnclip.catalogue import ATTRIBUTES
+from furnclip.relevance import known
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Language = Literal["en", "de", "fr", "es", "it", "nl", "sv"]
+_STEMMERS = {
+    "en": "english", "de": "german", "fr": "french", "es": "spanish",
+    "it": "italian", "nl": "dutch", "sv": "swedish",
+}  # fmt: skip
+_COMPOUNDING = ("de", "nl", "sv")
+_LEAST_PART = 4  # letters of the last part of a compound, and three before it
+_LONG_TEXT = 12  # words; a shop's column with longer texts is one of descriptions
+_MOST_WORDS = 200_000  # of the vocabulary: the most frequent
+_MOST_LONG_WORDS = 150  # of a description
+_LETTERS = str.maketrans({"ø": "o", "æ": "ae", "œ": "oe", "ł": "l", "đ": "d"})
+_NUMBER = r"\d+(?:[.,]\d+)?"
+
+
+@cache
+def knowledge() -> dict[str, Any]:
+    """What words.toml says."""
+    return tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    units = "|".join(map(re.escape, sorted(knowledge()["units"], key=len, reverse=True)))
+    size = rf"(?<![^\W_])({_NUMBER}(?:\s*[x\u00d7*]\s*{_NUMBER}){{0,3}})(?:\s*({units}))?(?![^\W_])"
+    return re.compile(size + r"|[^\W_]+(?:-[^\W_]+)*")
+
+
+def fold(text: str) -> str:
+    """Lower case without accents: "Größe" is "grosse"."""
+    folded = text.casefold()
+    if folded.isascii():
+        return folded
+    spread = unicodedata.normalize("NFKD", folded.translate(_LETTERS))
+    return "".join(letter for letter in spread if not unicodedata.combining(letter))
+
+
+def words_of(text: str) -> list[tuple[str, ...]]:
+    """The words of a text, folded, each in all its forms: `120` and `120cm`, `wall` and `wallmounted`."""
+    found: list[tuple[str, ...]] = []
+    for match in _pattern().finditer(fold(text)):
+        size, unit = match.groups()
+        if size is None:
+            first, *others = match[0].split("-")
+            joined = match[0].replace("-", "")
+            # A t-shirt is no shirt.
+            found += [(joined,)] if others and len(first) == 1 else _hyphened(first, joined, others)
+            continue
+        base, times = knowledge()["units"].get(unit, ("", 1))
+        for number in re.findall(_NUMBER, size):
+            value = value_of(number)
+            found.append((f"{value:.10g}", *([f"{value * times:.10g}{base}"] if base else [])))
+    return found
+
+
+def _hyphened(first: str, joined: str, others: list[str]) -> list[tuple[str, ...]]:
+    return [(first, joined), *((other,) for other in others)] if others else [(first,)]
+
+
+def value_of(number: str) -> float:
+    """A number as written, with a point or a comma: 1,200.5 and 1.200,5 alike."""
+    *whole, last = re.split("[.,]", number.strip(".,"))
+    if not whole or (len(last) == 3 and whole != ["0"]):  # three digits behind the sign are thousands
+        return float("".join(whole) + last)
+    return float(f"{''.join(whole)}.{last}")
+
+
+def code_of(text: object) -> str:
+    """An id, SKU or barcode as it is compared: letters and digits, without leading zeros."""
+    if isinstance(text, float):
+        text = f"{text:.0f}"
+    return "".join(filter(str.isalnum, fold(str(text)))).lstrip("0")
+
+
+def name_of(text: str) -> str:
+    """A brand, series or model as it is compared."""
+    return "_".join(word for forms in words_of(text) for word in forms[:1])
+
+
+@cache
+def _stemmer(language: str) -> tuple[Any, threading.Lock]:
+    return snowballstemmer.stemmer(_STEMMERS[language]), threading.Lock()
+
+
+@lru_cache(maxsize=500_000)
+def stem(word: str, language: str) -> str:
+    """The stem of a folded word."""
+    if not word.isalpha():
+        return word
+    stemmer, lock = _stemmer(language)
+    with lock:  # a stemmer works on its own attributes
+        return str(stemmer.stemWord(word))
+
+
+@cache
+def _stop_words(language: str) -> frozenset[str]:
+    return frozenset(knowledge()["stop"][language].split())
+
+
+@cache
+def _same() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Word of another language -> the value of cleaned columns, and all words for it."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for value, names in knowledge()["same"].items():
+        every = tuple(names.split())
+        found |= dict.fromkeys((value, *every), (value, every))
+    return found
+
+
+def detect_language(frequencies: Mapping[str, int]) -> str:
+    """The language most of whose function words a catalogue has; English where none tells."""
+    sums = {
+        language: sum(frequencies.get(word, 0) for word in _stop_words(language)) for language in _STEMMERS
+    }
+    return max(sums, key=lambda language: (sums[language], language == "en"))
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column of texts and how its words count; `kind`: text, long, code or name."""
+
+    column: str
+    kind: Literal["text", "long", "code", "name"]
+    weight: int
+
+
+_OURS = (
+    Field("product_id", "code", 1),
+    Field("title", "text", 2),
+    Field("clean_title", "text", 2),
+    Field("object_type", "text", 2),
+    *(Field(name, "text", 1) for name in ATTRIBUTES if name not in ("clean_title", "object_type")),
+)
+
+
+def fields_of(columns: Mapping[str, str]) -> list[Field]:
+    """The fields that are indexed, of furnclip's own columns and the shop's `columns`, name -> kind."""
+    fields = list(_OURS)
+    for column, kind_of_column in columns.items():
+        parts = {column, *column.split("_")}
+        names = {kind: set(words.split()) for kind, words in knowledge()["columns"].items()}
+        if parts & names["not_text"] or (
+            kind_of_column not in ("text", "list") and not parts & names["code"]
+        ):
+            continue
+        if parts & names["code"]:
+            fields.append(Field(column, "code", 1))
+        elif parts & names["name"]:
+            fields.append(Field(column, "name", 2))
+        else:
+            kind: Literal["long", "text"] = "text" if parts & names["kind"] else "long"
+            fields.append(Field(column, kind, 2 if kind == "text" else 1))
+    return fields
+
+
+class Vocabulary:
+    """The words of a catalogue, how many products have each, and its language."""
+
+    def __init__(self, products: int, frequencies: Mapping[str, int], language: str) -> None:
+        self.products, self.language = products, language
+        self.frequencies = dict(frequencies)
+        self.stems: Counter[str] = Counter()
+        for word, count in self.frequencies.items():
+            self.stems[stem(word, language)] += count
+
+    @classmethod
+    def gather(cls, rows: Iterable[Mapping[str, Any]], fields: Iterable[Field], language: str) -> Vocabulary:
+        """The vocabulary of these rows; an empty `language` is found out."""
+        counts: Counter[str] = Counter()
+        products, texts = 0, [field for field in fields if field.kind != "code"]
+        for row in rows:
+            products += 1
+            values = (words_of(text) for field in texts for text in texts_of(row.get(field.column)))
+            counts.update({form for words in values for forms in words for form in forms})
+        language = language or detect_language(counts)
+        return cls(products, dict(counts.most_common(_MOST_WORDS)), language)
+
+    @cached_property
+    def alphabetic(self) -> list[str]:
+        """The words that are not numbers."""
+        return [word for word in self.frequencies if word.isalpha()]
+
+    def pack(self) -> bytes:
+        """As bytes for the metadata of a table."""
+        text = json.dumps([self.products, self.language, self.frequencies], ensure_ascii=False)
+        return base64.b64encode(zlib.compress(text.encode()))
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Vocabulary:
+        """The vocabulary; raises `ValueError` or `TypeError` where it is damaged."""
+        try:
+            products, language, frequencies = json.loads(zlib.decompress(base64.b64decode(packed)))
+        except zlib.error as error:
+            raise ValueError(str(error)) from None
+        return cls(int(products), frequencies, language)
+
+    def rarity(self, stem: str) -> float:
+        """The inverse document frequency of BM25, as LanceDB counts it."""
+        count = min(self.stems.get(stem, 0), self.products)
+        return math.log(1 + (self.products - count + 0.5) / (count + 0.5))
+
+    def stem(self, word: str) -> str:
+        """The stem of a folded word in the catalogue's language."""
+        return stem(word, self.language)
+
+    def tokens(self, text: str) -> list[str]:
+        """The words of a product's text as the index has them, in order."""
+        found = []
+        for forms in words_of(text):
+            found += [self.stem(form) for form in forms]
+            if self.language in _COMPOUNDING:
+                found += self.last_part(forms[0])
+        return found
+
+    def last_part(self, word: str) -> list[str]:
+        """The stem of a compound's last part, the longest that is a word of the catalogue."""
+        for start in range(3, len(word) - _LEAST_PART + 1):
+            if (part := self.stem(word[start:])) in self.stems and part != self.stem(word):
+                return [part]
+        return []
+
+    def any_of(self, word: str) -> str:
+        """A regular expression of the stems that mean a folded word; they are letters and digits."""
+        return "(" + "|".join(self.meanings(word) or [self.stem(word)]) + ")"
+
+    def meanings(self, word: str) -> list[str]:
+        """The stems in the index that mean a folded word; none where no product has it."""
+        own = self.stem(word)
+        is_known = own in self.stems
+        value, names = _same().get(word, ("", ()))
+        others = map(self.stem, (value,) if is_known else (value, *names))
+        return list(dict.fromkeys([own] * is_known + [other for other in others if other in self.stems]))
+
+    def is_stop(self, word: str) -> bool:
+        """Whether a folded word says nothing about a product."""
+        return word in _stop_words(self.language) or word in _stop_words("en")
+
+    def keywords(self, row: Mapping[str, Any], fields: Iterable[Field]) -> str:
+        """Everything that a product is found by, for the index."""
+        named, long = list[str](), list[str]()
+        for field in fields:
+            for text in texts_of(row.get(field.column)):
+                if field.kind == "code":
+                    named.append("=" + code_of(text))
+                    continue
+                tokens = self.tokens(text)
+                if field.kind == "long" and len(tokens) > _LONG_TEXT:
+                    long += tokens[:_MOST_LONG_WORDS]
+                    continue
+                named += tokens * field.weight
+                named += tokens[:1] * (field.column == "title")  # a brand or series, or the kind
+                named += ["@" + name_of(text)] * (field.kind == "name")
+        return " ".join([*named, "|", *long])
+
+
+def texts_of(value: Any) -> list[str]:
+    """The texts of a cell; none where it is empty or says that nothing is known."""
+    values = value if isinstance(value, list) else [value]
+    return [
+        code if isinstance(each, float) and (code := f"{each:.0f}") else str(each)
+        for each in values
+        if each is not None and not isinstance(each, bool) and known(str(each))
+    ]
