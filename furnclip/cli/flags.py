@@ -48,7 +48,7 @@ FLAGS: dict[str, tuple[type, str, str]] = {
     "eval.split": (str, "--split",
         "split to measure: `test` or `validation`; only `test` is fair, training tunes on `validation`"),
     "search.mode": (str, "--mode",
-        "`vector`: by meaning; `keyword`: by words (BM25); `hybrid`: both, fused by rank"),
+        "`vector`: by meaning; `keyword`: by words (BM25); `hybrid`: both, weighed"),
     "search.image_weight": (float, "--image-weight",
         "weight of the image where a search has both an image and a text, 0 to 1"),
     "search.k": (int, "-k --k", "number of hits"),

@@ -24,7 +24,7 @@ from furnclip.errors import InputError
 
 if TYPE_CHECKING:
     from furnclip.embed import EmbedSummary
-    from furnclip.search import Hit, Searcher
+    from furnclip.search import Answer, Hit, Searcher
 
 _COUNTS = (
     *("products", "rejected", "uncleaned", "missing", "encoded"),
@@ -136,6 +136,18 @@ def search(
     exclude: Annotated[
         list[str] | None, typer.Option("--not", help="word that hits must not have, repeatable")
     ] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", help="order by this column; `-price`: the largest first")
+    ] = None,
+    facets: Annotated[
+        str | None, typer.Option("--facets", help="count the values of these columns, e.g. color,material")
+    ] = None,
+    literal: Annotated[
+        bool, typer.Option("--literal", help='take "under 100" or "not red" as words, not as filters')
+    ] = False,
+    all_variants: Annotated[
+        bool, typer.Option("--all-variants", help="show every product of a group, not the best one")
+    ] = False,
     preview: Annotated[bool, typer.Option("--preview", help="draw the hits as a contact sheet")] = False,
     interactive: Annotated[
         bool, typer.Option("--interactive", "-i", help="ask again and again; the model stays loaded")
@@ -149,16 +161,28 @@ def search(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find products by meaning, by word or by image."""
+    """Find products by words, by meaning or by image."""
     check_address_space()
     from furnclip.search import Searcher
 
     searcher = Searcher(settings(config, flags), run=run, model=model)
     for query in _queries(text, image, interactive=interactive):
         start = time.perf_counter()
-        hits = searcher.search(query, image=image, where=where, exclude=exclude or [])
-        seconds = time.perf_counter() - start
-        _answer(searcher, hits, query, seconds=seconds, preview=preview, as_json=as_json)
+        answer = searcher.search(
+            query,
+            image=image,
+            where=where,
+            exclude=exclude or [],
+            sort=sort,
+            literal=literal,
+            all_variants=all_variants,
+        )
+        extra: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 4)}
+        if facets:
+            extra["facets"] = searcher.facets(facets.split(","), query, where=where)
+        if preview:
+            extra["preview"] = str(_draw(searcher, answer, quiet=as_json))
+        _answer(searcher, answer, query, extra, as_json=as_json)
 
 
 def _queries(text: str | None, image: Path | None, *, interactive: bool) -> Iterator[str | None]:
@@ -175,34 +199,45 @@ def _queries(text: str | None, image: Path | None, *, interactive: bool) -> Iter
 
 
 def _answer(
-    searcher: Searcher, hits: list[Hit], text: str | None, *, seconds: float, preview: bool, as_json: bool
+    searcher: Searcher, answer: Answer, text: str | None, extra: dict[str, Any], *, as_json: bool
 ) -> None:
     payload: dict[str, Any] = {
         "query": text,
         "mode": searcher.config.search.mode if (text or "").strip() else "vector",
         "model": searcher.clip.name,
         "products": searcher.table.count_rows(),
-        "seconds": round(seconds, 4),
-        "hits": [hit.as_dict() for hit in hits],
+        "understood": answer.understood,
+        "note": answer.note,
+        **extra,
+        "hits": [hit.as_dict() for hit in answer],
     }
-    if preview:
-        payload["preview"] = str(_draw(searcher, hits, quiet=as_json))
 
     def show() -> None:
-        if not hits:
+        for line in filter(None, (*answer.understood, answer.note)):
+            console.say(line)
+        for column, counts in extra.get("facets", {}).items():
+            console.say(f"{column}: {', '.join(f'{value} {count}' for value, count in counts.items())}")
+        if not answer:
             console.say("no product matches")
             return
-        rows = []
-        for place, hit in enumerate(hits, start=1):
-            title = hit.clean_title or hit.title
-            rows.append((place, hit.score, hit.product_id, title, hit.color, hit.material, hit.style))
-        columns = ("", "score", "id", "title", "color", "material", "style")
-        console.show_table(columns, rows, title=f"{len(hits)} hits in {seconds * 1000:.0f} ms")
+        rows = [
+            (place, hit.score, hit.product_id, hit.clean_title or hit.title, hit.variants, _why(hit))
+            for place, hit in enumerate(answer, start=1)
+        ]
+        title = f"{len(answer)} hits in {extra['seconds'] * 1000:.0f} ms"
+        console.show_table(("", "score", "id", "title", "variants", "why"), rows, title=title)
 
     console.emit(payload, as_json=as_json, human=show)
 
 
-def _draw(searcher: Searcher, hits: list[Hit], *, quiet: bool) -> Path:
+def _why(hit: Hit) -> str:
+    """Which words were found where, in a line: `red: title; cosine 0.31`."""
+    said = [f"is the {', '.join(hit.why['exact'])}"] if "exact" in hit.why else []
+    said += [f"{word}: {columns[0]}" for word, columns in hit.why.get("words", {}).items()]
+    return "; ".join([*said, *([f"cosine {hit.why['cosine']:.2f}"] if "cosine" in hit.why else [])])
+
+
+def _draw(searcher: Searcher, hits: Answer, *, quiet: bool) -> Path:
     """Write the contact sheet and, on a terminal, draw it; its path."""
     from furnclip.search import write_preview
     from furnclip.sources import ShopImages

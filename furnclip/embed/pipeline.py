@@ -98,7 +98,7 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> EmbedSummary:
             write_beside(location.uri, summary.vectors, work.clips, config)
             work.clips.clear()  # LanceDB takes memory of its own
             release_freed()
-            report = is_index_of(location, work.key)
+            report = is_index_of(location, work.key, config.search)
             summary.index = report or write_index(location, summary.vectors, config.search)
             shutil.rmtree(work.folder.path.parent, ignore_errors=True)  # of every key: the work is complete
             summary.provenance = read_provenance(summary.vectors)

@@ -150,7 +150,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         name: "|".join(map(re.escape, sorted(words, key=len, reverse=True))) for name, words in says.items()
     }
     money = f"(?:{phrase['currency']})"
-    amount = rf"(?:{money}\s*)?(\d[\d.,]*)(?!\s*(?:{units})\b)(?:\s*{money}(?!\w))?"
+    amount = rf"(?:{money}\s*)?(\d[\d.,]*)(?![\d.,]|\s*(?:{units})\b)(?:\s*{money}(?!\w))?"
     words = rf"(?<!\w)(?:{phrase['not']})\s+((?:\w+\s+){{0,2}}?)(\w+)"
     return {
         "between": re.compile(rf"(?<!\w)(?:{phrase['between']})\s+{amount}\s*(?:{phrase['and']})\s*{amount}"),

@@ -19,9 +19,9 @@ from furnclip.search.table import Scores, SearchTable
 from furnclip.vectors import Floats, column_name
 
 Mode = Literal["vector", "keyword", "hybrid"]
-TRUST = 0.7  # in words, of all whose words are known
+TRUST = 0.9  # in words, of all whose words are known
 _RARE = 0.002  # share of products that have a word: a name
-_RARE_TRUST = 0.9
+_RARE_TRUST = 0.95
 _EXACT = 1.0  # what an id or a brand adds: it leads
 
 

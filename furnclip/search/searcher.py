@@ -43,7 +43,8 @@ class _Wish:
     """Which of the products that match, how many and in which order."""
 
     k: int | None = None
-    where: str | None = None  # the shopper's SQL; behind `_answer`, the table's own
+    where: Sequence[str] = ()  # filters in the shopper's SQL
+    condition: str | None = None  # all of them in the table's own
     avoided: Sequence[str] = ()
     sort: str | None = None
     all_variants: bool = False
@@ -104,7 +105,7 @@ class Searcher:
         Raises `UsageError` for a bad filter and `BrokenImage` for an image that cannot be read.
         """
         words = _readable(text or "")
-        wish = _Wish(k, where, tuple(exclude), sort, all_variants)
+        wish = _Wish(k, _given(where), None, tuple(exclude), sort, all_variants)
         chosen = self._mode(mode, words=words, has_image=image is not None, lists=bool(where or sort))
         query, wish = self._understand(words, wish, literal=literal)
         request = Request(query)
@@ -129,7 +130,7 @@ class Searcher:
     ) -> list[Answer]:
         """The hits of each text, in order; all texts go through the model together."""
         chosen = self._mode(mode, words="several", has_image=False)
-        wish = _Wish(k, where, tuple(exclude), sort, all_variants)
+        wish = _Wish(k, _given(where), None, tuple(exclude), sort, all_variants)
         asked = [self._understand(_readable(text), wish, literal=literal) for text in texts]
         requests = [Request(query) for query, _ in asked]
         if requests and chosen != "keyword":
@@ -150,7 +151,7 @@ class Searcher:
 
         `exclude` only filters here: the vector is taken as it is.
         """
-        return self._answer(Request(text=vector), "vector", _Wish(k, where, tuple(exclude)))
+        return self._answer(Request(text=vector), "vector", _Wish(k, _given(where), None, tuple(exclude)))
 
     def product(self, product_id: str) -> Hit | None:
         """The product with this id, None where there is none."""
@@ -171,7 +172,7 @@ class Searcher:
             return Answer()
         request = Request(text=text, image=image)
         others = f"group <> {_quoted(itself.group)}"
-        return self._answer(request, "vector", _Wish(k, where), others)
+        return self._answer(request, "vector", _Wish(k, _given(where)), others)
 
     def facets(
         self, columns: Sequence[str], text: str | None = None, *, where: str | None = None
@@ -183,20 +184,18 @@ class Searcher:
         for name in columns:
             self._check_column(name)
         with explained(self.uri):
-            condition, rows = self._condition(where, ()), None
+            wish, rows = _Wish(where=_given(where)), None
             if words := _readable(text or ""):
-                query, wish = self._understand(words, _Wish(where=where), literal=False)
-                condition = self._condition(wish.where, wish.avoided)
-                rows = list(self._open.every_word(query.groups, condition))
-            found = self._open.values(columns, condition, rows)
+                query, wish = self._understand(words, wish, literal=False)
+                rows = self._open.every_word(query.groups, self._condition(wish))
+            found = self._open.values(columns, self._condition(wish), rows)
         return {name: _counts(found[name]) for name in columns}
 
     def _understand(self, words: str, wish: _Wish, *, literal: bool) -> tuple[Query, _Wish]:
         """What the text asks for, and the wish with the filters in it."""
         query = understand(words, self._open.vocabulary, self.columns, literal=literal)
-        where = [f"({part})" for part in (wish.where, *query.where) if part and part.strip()]
         avoided = [word for word in map(_readable, (*wish.avoided, *query.avoided)) if word]
-        return query, replace(wish, where=" AND ".join(where), avoided=avoided)
+        return query, replace(wish, where=(*wish.where, *query.where), avoided=avoided)
 
     def _answer(self, request: Request, mode: Mode, wish: _Wish, condition: str | None = None) -> Answer:
         """The hits of one request; `condition` is one of ours, in the table's own SQL."""
@@ -207,8 +206,8 @@ class Searcher:
             self._check_column(wish.sort.removeprefix("-"))
         wanted = min(wanted, self._open.products)  # LanceDB counts in 64 bits
         with explained(self.uri):
-            parts = [part for part in (self._condition(wish.where, wish.avoided), condition) if part]
-            return self._page(request, mode, replace(wish, k=wanted, where=" AND ".join(parts) or None))
+            parts = [part for part in (self._condition(wish), condition) if part]
+            return self._page(request, mode, replace(wish, k=wanted, condition=" AND ".join(parts) or None))
 
     def _page(self, request: Request, mode: Mode, wish: _Wish) -> Answer:
         """The best `k`; where variants fold, as many candidates as fill the page."""
@@ -232,16 +231,16 @@ class Searcher:
         """The rows that may be shown, in order: by relevance, or by a column those with every word."""
         is_listed = request.text is None and request.image is None and mode != "keyword"
         if is_listed:
-            ranking = Ranking(dict.fromkeys(self._open.rows(wish.where), 0.0))
+            ranking = Ranking(dict.fromkeys(self._open.rows(wish.condition), 0.0))
         else:
-            ranking = self._ranker.ranked(request, mode, count, wish.where)
+            ranking = self._ranker.ranked(request, mode, count, wish.condition)
         if not wish.sort:
             return ranking
         scores = ranking.scores
         if (
             not is_listed
             and mode != "vector"
-            and (rows := self._open.every_word(request.query.groups, wish.where))
+            and (rows := self._open.every_word(request.query.groups, wish.condition))
         ):
             scores = {row: scores.get(row, 0.0) for row in rows}
         return replace(ranking, scores=self._open.sorted(scores, wish.sort))
@@ -269,17 +268,17 @@ class Searcher:
         ]
         return float(np.percentile(found, 75))
 
-    def _condition(self, where: str | None, exclude: Sequence[str]) -> str | None:
-        """What LanceDB is asked for: the shopper's filter, and that no word begins with an excluded one.
+    def _condition(self, wish: _Wish) -> str | None:
+        """What LanceDB is asked for: the shopper's filters, and that no word begins with an excluded one.
 
         So "leather" also means "leathers".
         """
         conditions = []
-        if where and where.strip():
+        if wish.where:
             from furnclip.search.where import rewritten
 
-            conditions.append(f"({rewritten(where, self.columns)})")
-        for words in exclude:
+            conditions += [f"({rewritten(part, self.columns)})" for part in wish.where]
+        for words in wish.avoided:
             if len(words) > _LONGEST_EXCLUDED:
                 raise UsageError(
                     f"`{words[:40]}...` is too long to exclude: {len(words)} characters",
@@ -330,6 +329,10 @@ class Searcher:
             from furnclip.search.where import no_column
 
             raise no_column(name, self.columns)
+
+
+def _given(where: str | None) -> tuple[str, ...]:
+    return (where,) if where and where.strip() else ()
 
 
 def _quoted(text: str) -> str:

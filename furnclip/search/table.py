@@ -83,7 +83,7 @@ class SearchTable:
         """The cosine of each of these rows to a unit vector (D,); rows that have none are left out."""
         found = self._take(rows, column)
         return {
-            row: float(np.max(np.reshape(value, (-1, len(vector))) @ vector))
+            row: float(np.max(np.vstack(value if value.dtype == object else [value]) @ vector))
             for row, value in zip(found[_ROW_ID].to_pylist(), found[column].to_numpy(), strict=True)
             if value is not None
         }

@@ -61,7 +61,6 @@ _KINDS = {
     pa.float64(): "number",
     pa.bool_(): "boolean",
     pa.date32(): "date",
-    pa.list_(pa.string()): "list",
 }
 _KEEP_OLD = timedelta(hours=1)  # for readers that opened the version before this one
 _BATCH_ROWS = 1024
@@ -143,9 +142,18 @@ def table_schema(provenance: Provenance, file: pa.Schema | None = None) -> pa.Sc
     for label in provenance.models:
         fields.append(stored.field(column_name("vec", label)))
         image = stored.field(column_name("image", label))
-        several = file is not None and file.get_field_index(column_name("views", label)) >= 0
-        fields.append(image.with_type(pa.list_(image.type)) if several else image)
+        fields.append(image.with_type(pa.list_(image.type)) if _has_views(file, label) else image)
     return pa.schema(fields, stored.metadata)
+
+
+def _has_views(schema: pa.Schema | None, label: str) -> bool:
+    """Whether a vector file or a table holds several images of a product."""
+    if schema is None:
+        return False
+    is_table = DETAILS in schema.names and column_name("image", label) in schema.names
+    if is_table:
+        return bool(pa.types.is_list(schema.field(column_name("image", label)).type))
+    return column_name("views", label) in schema.names
 
 
 def shop_fields(schema: pa.Schema) -> list[pa.Field]:
@@ -164,6 +172,8 @@ def vocabulary_of(table: Any, *, where: str) -> Vocabulary:
 
 def kind_of(field: pa.Field) -> str | None:
     """`text`, `number`, `boolean`, `date` or `list`; None for a column that is none of a shop's, a vector."""
+    if pa.types.is_list(field.type):  # whatever its items are called
+        return "list" if field.type.value_type == pa.string() else None
     return _KINDS.get(field.type)
 
 
@@ -195,13 +205,14 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
     return IndexReport(location.uri, exact)
 
 
-def is_index_of(location: IndexLocation, key: str) -> IndexReport | None:
-    """The table, if it was made from the vector file with this key and is complete; else None.
+def is_index_of(location: IndexLocation, key: str, search: SearchConfig) -> IndexReport | None:
+    """The table, if it was made from the vector file with this key, in this language, and is complete.
 
     A damaged local table is none. Raises `StorageError` when the bucket refuses.
     """
     try:
         table, provenance = open_index(location)
+        language = vocabulary_of(table, where=location.uri).language
         with explained(location.uri):
             indexed = {name for index in table.list_indices() for name in index.columns}
     except StorageError:
@@ -210,7 +221,7 @@ def is_index_of(location: IndexLocation, key: str) -> IndexReport | None:
         return None
     except (MissingStageError, InputError):
         return None
-    if provenance.key != key or KEYWORDS not in indexed:
+    if provenance.key != key or KEYWORDS not in indexed or search.language not in ("auto", language):
         return None
     return IndexReport(location.uri, exact=not any(name.startswith("vec_") for name in indexed))
 
@@ -227,7 +238,7 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
             raise MissingStageError(location.uri, command="furnclip embed")
         products = table.count_rows()
     provenance = provenance_of(table.schema.metadata, where=location.uri)
-    check_columns(table.schema, table_schema(provenance), where=location.uri)
+    check_columns(table.schema, table_schema(provenance, table.schema), where=location.uri)
     if provenance.products not in (None, products):
         raise InputError(
             f"the search table `{location.uri}` holds {products} of {provenance.products} products",

@@ -51,6 +51,7 @@ _LONG_TEXT = 12  # words; a shop's column with longer texts is one of descriptio
 _MOST_WORDS = 200_000  # of the vocabulary: the most frequent
 _MOST_LONG_WORDS = 150  # of a description
 _LETTERS = str.maketrans({"ø": "o", "æ": "ae", "œ": "oe", "ł": "l", "đ": "d"})
+_POSSESSIVE = re.compile(r"(?<=\w)['\u2019]s\b")
 _NUMBER = r"\d+(?:[.,]\d+)?"
 
 
@@ -79,7 +80,7 @@ def fold(text: str) -> str:
 def words_of(text: str) -> list[tuple[str, ...]]:
     """The words of a text, folded, each in all its forms: `120` and `120cm`, `wall` and `wallmounted`."""
     found: list[tuple[str, ...]] = []
-    for match in _pattern().finditer(fold(text)):
+    for match in _pattern().finditer(_POSSESSIVE.sub("", fold(text))):
         size, unit = match.groups()
         if size is None:
             first, *others = match[0].split("-")
@@ -128,6 +129,7 @@ def stem(word: str, language: str) -> str:
     """The stem of a folded word."""
     if not word.isalpha():
         return word
+    word = knowledge()["irregular"].get(word, word) if language == "en" else word
     stemmer, lock = _stemmer(language)
     with lock:  # a stemmer works on its own attributes
         return str(stemmer.stemWord(word))
@@ -285,7 +287,7 @@ class Vocabulary:
                     named.append("=" + code_of(text))
                     continue
                 tokens = self.tokens(text)
-                if field.kind == "long" and len(tokens) > _LONG_TEXT:
+                if field.kind == "long" and (field.column == "description" or len(tokens) > _LONG_TEXT):
                     long += tokens[:_MOST_LONG_WORDS]
                     continue
                 named += tokens * field.weight

@@ -209,7 +209,16 @@ def both(shop: Shop) -> list[tuple[str, set[str]]]:
 
 
 def singular(text: str) -> str:
-    for end, other in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("ss", "ss"), ("s", "")):
+    for end, other in (
+        ("scarves", "scarf"),
+        ("ties", "tie"),
+        ("ies", "y"),
+        ("sses", "ss"),
+        ("shes", "sh"),
+        ("ches", "ch"),
+        ("ss", "ss"),
+        ("s", ""),
+    ):
         if text.endswith(end):
             return text.removesuffix(end) + other
     return text

@@ -1,0 +1,291 @@
+"""What a shopper may type: ids, typing errors, sizes, prices, negations; and what a shop's columns allow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from furnclip import Searcher, vectors
+from furnclip.config import load_config
+from furnclip.embed import embed_catalogue
+from furnclip.errors import UsageError
+from furnclip.vectors.index import index_location, write_index
+from furnclip.vectors.words import Vocabulary, words_of
+from tests.drawn_shop import write_shop
+from tests.test_search import clean, run
+
+PRODUCTS = 40
+BRANDS = ("BILLY", "Malm", "Ägget", "St. Moritz")
+
+
+def with_columns(shop: Path) -> None:
+    """The vector file with a shop's own columns and, of some products, several views; and its table."""
+    config = load_config(shop / "furnclip.toml")
+    table = pq.read_table(config.paths.vectors)
+    rows = range(len(table))
+    own: dict[str, pa.Array] = {
+        "description": pa.array([f"Goes well with glass. Measures {80 + row} x 40 cm." for row in rows]),
+        "price": pa.array([None if row == 5 else 10.0 * row for row in rows], pa.float64()),
+        "in_stock": pa.array([row % 2 == 0 for row in rows]),
+        "added": pa.array([date(2026, 1, 1 + row % 28) for row in rows]),
+        "tags": pa.array([["new", "Badetuch"] if row < 3 else ["old"] for row in rows]),
+        "brand": pa.array([BRANDS[row % 4] for row in rows]),
+        "barcode": pa.array([f"{4006381333000 + row}" for row in rows]),
+        "sku": pa.array([f"SKU-{row:03d}/A" for row in rows]),
+    }
+    image, there = (
+        vectors.VectorTable(config.paths.vectors).matrix("image_clip_base"),
+        table["image_clip_base"],
+    )
+    other = vectors.unit(image[::-1] + np.eye(*image.shape, dtype=np.float32))
+    views = [[image[row], other[row]] if row % 10 == 0 and there[row].is_valid else None for row in rows]
+    kind = pa.list_(pa.list_(pa.float32(), image.shape[1]))
+    for name, column in {**own, "views_clip_base": pa.array(views, kind)}.items():
+        table = table.append_column(name, column)
+    pq.write_table(table, config.paths.vectors, row_group_size=16)
+    write_index(index_location(config), config.paths.vectors, config.search)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+    shop = write_shop(tmp_path_factory.mktemp("words") / "shop", products=PRODUCTS, model=tiny_clip)
+    clean(shop)
+    embed_catalogue(load_config(shop / "furnclip.toml"))
+    with_columns(shop)
+    return shop
+
+
+@pytest.fixture(scope="module")
+def searcher(shop: Path) -> Searcher:
+    return Searcher(load_config(shop / "furnclip.toml"))
+
+
+@pytest.mark.parametrize(
+    "text", ["P00007", "p00007", "SKU-007/A", "sku 007 a", "4006381333007", "  4006381333007 "]
+)
+def test_an_id_sku_or_barcode_leads(searcher: Searcher, text: str) -> None:
+    answer = searcher.search(text)
+    assert answer[0].product_id == "P00007"
+    assert answer[0].why["exact"]
+    assert not answer.note
+
+
+@pytest.mark.parametrize("text", ["billy", "BILLY", "agget", "Ägget", "st moritz", "moritz", "bily", "malms"])
+def test_a_brand_is_found_however_it_is_typed(searcher: Searcher, text: str) -> None:
+    brands = {hit.columns["brand"] for hit in searcher.search(text, k=5)}
+    assert len(brands) == 1
+    assert brands.pop()[0].lower() == text[0].lower().replace("a", "ä").replace(
+        "m", "m" if text == "malms" else "s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        *(
+            ("chairs", "chair"),
+            ("chiar", "chair"),
+            ("benchs", "bench"),
+            ("lamsp", "lamp"),
+            ("a lamp for me", "lamp"),
+        ),
+        *(("Stühle", "chair"), ("lampes", "lamp"), ("sänky bed", "bed"), ("la chaise", "chair")),
+    ],
+)
+def test_plurals_typing_errors_and_other_languages(searcher: Searcher, text: str, kind: str) -> None:
+    kinds = {hit.object_type for hit in searcher.search(text, k=3, mode="keyword")}
+    assert kinds == ({kind} if any(hit.object_type == kind for hit in searcher.search(kind)) else set())
+
+
+@pytest.mark.parametrize("text", ["95 cm", "95cm", "950 mm", "0,95 m", "95x40 cm", "95 x 40", "95\u00d740"])
+def test_a_size_is_found_however_it_is_written(searcher: Searcher, text: str) -> None:
+    assert searcher.search(text, k=1)[0].product_id == "P00015"
+
+
+def test_words_of_a_text() -> None:
+    assert words_of('T-Shirt 1.200 mm, 3/4" wall-mounted') == [
+        *[("tshirt",), ("1200", "120cm"), ("3",), ("4", "4in")],
+        *[("wall", "wallmounted"), ("mounted",)],
+    ]
+
+
+def test_a_compound_counts_as_its_last_part_in_german() -> None:
+    titles = ["Esstisch aus Eiche", "Tisch", "der Schreibtisch mit Lampe", "die Tischlampe"]
+    from furnclip.vectors.words import fields_of
+
+    fields = fields_of({})
+    vocabulary = Vocabulary.gather([{"title": title} for title in titles], fields, "")
+    assert vocabulary.language == "de"
+    assert "tisch" in vocabulary.keywords({"title": titles[0]}, fields).split()
+    assert "lamp" in vocabulary.keywords({"title": titles[3]}, fields).split()
+    assert Vocabulary.unpack(vocabulary.pack()).stems == vocabulary.stems
+
+
+# --- what a text says about filters
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        *(
+            ("lamp under 100", 0, 100),
+            ("chair over 250 euros", 250, 1e9),
+            ("bed between 100 and 200 €", 100, 200),
+        ),
+        *(
+            ("Bett unter 150 Euro", 0, 150),
+            ("lampe moins de 120 €", 0, 120),
+            ("Stuhl zwischen 90 und 180", 90, 180),
+        ),
+    ],
+)
+def test_a_price_in_the_text_is_a_filter(searcher: Searcher, text: str, least: float, most: float) -> None:
+    answer = searcher.search(text, k=PRODUCTS)
+    assert answer
+    assert all(least <= hit.columns["price"] <= most for hit in answer)
+    assert "price" in answer.understood[0]
+    literal = searcher.search(text, k=PRODUCTS, literal=True)
+    assert not any("price" in line for line in literal.understood)
+    assert len(literal) > len(answer)
+
+
+@pytest.mark.parametrize(
+    "text", ["chair not red", "chair without red", "Stuhl nicht rot", "chaise pas rouge"]
+)
+def test_a_negation_in_the_text_keeps_out(searcher: Searcher, text: str) -> None:
+    answer = searcher.search(text, k=PRODUCTS)
+    assert answer
+    assert "red" not in {hit.color for hit in answer}
+    assert answer.understood
+    assert "red" in {hit.color for hit in searcher.search(text, k=PRODUCTS, literal=True)}
+
+
+@pytest.mark.parametrize("text", ["table 100 cm", "under 100 cm", "no 7", "not at all", "without", "over"])
+def test_what_is_no_filter_stays_in_the_text(searcher: Searcher, text: str) -> None:
+    said = searcher.search(text).understood
+    assert not any(line.startswith(("price", "without")) for line in said)
+
+
+def test_a_description_does_not_keep_a_product_out(searcher: Searcher) -> None:
+    assert len(searcher.search("chair", k=PRODUCTS, exclude=["glass"], all_variants=True)) > 0
+
+
+def test_nothing_is_an_answer(shop: Path, searcher: Searcher) -> None:
+    answers = [searcher.search(text) for text in ("xylophone", "zzzz qqqq", "income tax form")]
+    assert all(answer.understood for answer in answers)
+    assert any(answer.note for answer in answers)
+    done = run(shop, "xylophone", "-k", "1")
+    assert "no product has `xylophone`" in done.stdout
+    assert not searcher.search("red chair").note
+
+
+# --- columns
+
+
+@pytest.mark.parametrize(
+    ("where", "right"),
+    [
+        ("price < 100 AND price >= 20", lambda hit: 20 <= hit.columns["price"] < 100),
+        ("in_stock", lambda hit: hit.columns["in_stock"]),
+        ("NOT in_stock AND in_stock = FALSE", lambda hit: not hit.columns["in_stock"]),
+        ("added > '2026-01-20'", lambda hit: hit.columns["added"] > "2026-01-20"),
+        (
+            "added BETWEEN '2026-01-03' AND '2026-01-05'",
+            lambda hit: hit.columns["added"][-2:] in ("03", "04", "05"),
+        ),
+        ("tags = 'new'", lambda hit: "new" in hit.columns["tags"]),
+        ("tags IN ('x', 'old') AND tags <> 'new'", lambda hit: hit.columns["tags"] == ["old"]),
+        ("price IS NULL", lambda hit: "price" not in hit.columns),
+    ],
+)
+def test_typed_columns_filter(searcher: Searcher, where: str, right: Any) -> None:
+    hits = searcher.search("chair", k=PRODUCTS, where=where, all_variants=True)
+    assert hits
+    assert all(map(right, hits))
+    assert searcher.facets(["price"], where=where)["price"].keys() <= {
+        str(10.0 * row) for row in range(PRODUCTS)
+    }
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("prise < 3", "did you mean `price`?"),
+        ("color = red", "put text in quotes: color = 'red'"),
+        ("price = 'cheap'", "`price` is a number and `'cheap'` is a text"),
+        ("in_stock = 1", "`in_stock` is a boolean and `1` is a number"),
+        ("added > 'soon'", "soon"),
+        ("tags LIKE 'n%'", "LIKE compares a text column"),
+        ("tags > 'n'", "`tags` is a list"),
+        ("price", "it needs a comparison"),
+    ],
+)
+def test_a_wrong_filter_says_what_to_write(searcher: Searcher, where: str, message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        searcher.search("chair", where=where)
+    assert message in refused.value.message + refused.value.hint
+
+
+def test_sorting_and_counting(shop: Path) -> None:
+    done = run(shop, "chair", "--sort", "-price", "--facets", "brand,tags", "--json", "-k", "5")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    prices = [hit["columns"].get("price", -1) for hit in said["hits"]]
+    assert prices == sorted(prices, reverse=True)
+    assert {hit["object_type"] for hit in said["hits"]} == {"chair"}
+    assert set(said["facets"]) == {"brand", "tags"}
+    listed = json.loads(run(shop, "--where", "price < 50", "--sort", "price", "--json").stdout)["hits"]
+    assert [hit["columns"]["price"] for hit in listed] == [0, 10, 20, 30, 40]
+    assert "did you mean `price`?" in run(shop, "chair", "--sort", "prise").stderr
+
+
+def test_every_view_of_a_product_finds_it_first(shop: Path, searcher: Searcher) -> None:
+    stored = pq.read_table(
+        load_config(shop / "furnclip.toml").paths.vectors, columns=["product_id", "views_clip_base"]
+    )
+    for product_id, views in zip(*stored.to_pydict().values(), strict=True):
+        for view in views or ():
+            column = searcher._column("image")
+            row = next(iter(searcher._open.nearest(column, np.array(view, np.float32), 1, None)))
+            assert searcher._open.hits({row: 1.0})[0].product_id == product_id
+
+
+def test_variants_fold(shop: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shop, tmp_path / "copy"))
+    config = load_config(copy / "furnclip.toml")
+    table = pq.read_table(config.paths.vectors)
+    place = table.schema.get_field_index("group")
+    table = table.set_column(place, "group", pa.array([f"G{row // 4}" for row in range(len(table))]))
+    pq.write_table(table, config.paths.vectors)
+    write_index(index_location(config), config.paths.vectors, config.search)
+    searcher = Searcher(config)
+    folded, unfolded = searcher.search("red chair", k=8), searcher.search("red chair", k=8, all_variants=True)
+    assert len({hit.group for hit in folded}) == 8
+    assert {hit.variants for hit in folded} == {4}
+    assert len({hit.group for hit in unfolded}) < 8
+    assert folded[0] == unfolded[0]
+
+
+def test_a_product_and_its_like(searcher: Searcher) -> None:
+    found = searcher.product("P00003")
+    assert found is not None
+    assert found.columns["sku"] == "SKU-003/A"
+    assert searcher.product("nobody") is None
+    like = searcher.similar("P00003", k=5)
+    assert len(like) == 5
+    assert found.group not in {hit.group for hit in like}
+
+
+def test_image_and_text_together(shop: Path, searcher: Searcher) -> None:
+    with Image.open(shop / "images/00004.jpg") as image:
+        hits = searcher.search("lamp", image=image, k=3, image_weight=0.2)
+    assert {hit.object_type for hit in hits} == {"lamp"}
