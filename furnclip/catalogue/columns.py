@@ -25,7 +25,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
-from furnclip.catalogue.text import plain_text
+from furnclip.catalogue.markup import plain_text
 
 if sys.version_info >= (3, 11):
     import tomllib

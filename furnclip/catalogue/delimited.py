@@ -26,6 +26,7 @@ _PREAMBLE_LINES = 30
 _MOST = 0.6
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _FILE_NAME = re.compile(r"\S*\.[A-Za-z]\w{2,4}|\S*[/\\]\S+")
+_NAMES = re.compile(r"[a-z][a-z0-9_\t,;#.:\[\]=-]*", re.IGNORECASE)
 _CODE = re.compile(r"[\w.\-/#]*\d[\w.\-/#]*")
 
 Row = tuple[list[str], str, str]  # cells; a reason and its detail where they cannot be used
@@ -53,7 +54,8 @@ class Table(Iterator[str]):
         self.header, count = _read_header(sample[start + above :], self._delimiter)
         if not count:
             raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")
-        self._line = start + above + count
+        declared_rows = _declared_header(sample[start:])
+        self._line = start + max(above + count, declared_rows[1] if declared_rows else 0)
         rows = (split_line(line, self._delimiter) for line in sample[self._line :])
         whole = [row for row in rows if len(row) == len(self.header)] or [[""] * len(self.header)]
         # what the cells of a column look like, where nearly all look alike
@@ -168,6 +170,8 @@ def _find_delimiter(lines: Sequence[str], suffix: str) -> str:
 
 def _lines_above_header(lines: Sequence[str], delimiter: str) -> int:
     """Lines above the header that are no row of the table: a title, a date, an address."""
+    if declared := _declared_header(lines):
+        return declared[0]
     widths = Counter(len(split_line(line, delimiter)) for line in lines if line.strip())
     width = max(widths, key=lambda cells: (widths[cells], cells), default=1)
     if width < 2:
@@ -178,6 +182,21 @@ def _lines_above_header(lines: Sequence[str], delimiter: str) -> int:
         if filled > 1 and (filled > width // 3 or len(cells) != width):
             return number
     return 0
+
+
+def _declared_header(lines: Sequence[str]) -> tuple[int, int] | None:
+    """Of an Amazon flat file, told by its first line: the lines above its header, and above its rows.
+
+    The header is the third line, below people's names for the columns, or as the first line says.
+    """
+    first = lines[0] if lines else ""
+    if not (first.lstrip('\ufeff"').startswith("TemplateType=") or "attributeRow=" in first):
+        return None
+    header, rows = (re.search(rf"\b{name}=(\d+)", first) for name in ("attributeRow", "dataRow"))
+    above = (
+        int(header[1]) - 1 if header else 2 if len(lines) > 2 and _NAMES.fullmatch(lines[2].strip()) else 1
+    )
+    return min(above, len(lines) - 1), int(rows[1]) - 1 if rows else 0
 
 
 def split_line(line: str, delimiter: str) -> list[str]:

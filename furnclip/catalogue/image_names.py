@@ -33,3 +33,8 @@ def _names_in(text: str) -> list[str]:
         if len(names) > 1 and all(map(_ENDING.search, names)):
             return names
     return [text]
+
+
+def has_image_ending(name: str) -> bool:
+    """Whether a name or an address ends as those of images do."""
+    return _ENDING.search(name) is not None

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from furnclip.catalogue.columns import known_names, plain_name
+from furnclip.catalogue.families import merged, with_parents
+from furnclip.catalogue.formats import formats
 from furnclip.catalogue.image_names import image_names
+from furnclip.catalogue.markup import plain_text
 from furnclip.catalogue.rows import Record, is_our_sheet, read_records, renamed_column
 from furnclip.catalogue.structured import ImageStore
 from furnclip.errors import ConfigError, InputError, nearest
@@ -22,7 +27,10 @@ _MAX_SHOWN_CHARS = 40
 
 
 class Product(NamedTuple):
-    """One usable row. `row` counts from 1, without the header; `fields` has every column as written."""
+    """One usable row. `row` counts from 1, without the header; `fields` has every column as written.
+
+    `title` is without HTML. Of a product of several rows, `row` is the first, and `fields` has all cells.
+    """
 
     row: int
     product_id: str
@@ -30,6 +38,8 @@ class Product(NamedTuple):
     images: tuple[str, ...]
     group: str
     fields: dict[str, str]
+    file_rows: int = 1
+    """rows of the file that make this product"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Rejection:
     reason: str
     detail: str
     fields: dict[str, str] = field(default_factory=dict)
+    file_rows: int = 1
 
 
 def catalogue_path(paths: DataPaths) -> Path:
@@ -72,29 +83,59 @@ def _remedy(path: Path, paths: DataPaths) -> str:
     return f"delete `{path}` and run `furnclip clean run`: it is written again, and nothing is paid for twice"
 
 
+class _Columns(NamedTuple):
+    """What a file calls the columns that the settings name; empty where there is none."""
+
+    id: str
+    title: str
+    image: str
+    group: str
+    parent: str
+    more_images: tuple[str, ...]
+
+
 def _open(
     path: Path, paths: DataPaths, images: ImageStore | None = None
-) -> tuple[dict[str, str], Iterator[Record]]:
-    """What this file calls the columns that the settings name, by `id` to `group`; and its records."""
+) -> tuple[_Columns, Iterator[Record]]:
+    """The columns that the settings name; and the records, those that belong together as one."""
+
+    def read() -> tuple[list[str], Iterator[Record]]:
+        names, records = read_records(path, images, language=paths.language)
+        if paths.merge_rows and not is_our_sheet(names):
+            texts = [name for name in names if plain_name(name) in known_names()["columns"]["description"]]
+            key, title = paths.id_column, paths.title_column
+            records = merged(records, key, [name for name in (title, *texts) if name in names])
+        return names, records
+
     try:
-        columns, records = read_records(path, images)
+        names, records = read()
     except InputError as error:
         error.hint = _remedy(path, paths) or error.hint
         raise
-    found = {}
-    for name in ("id", "title", "image", "group"):
-        wanted = str(getattr(paths, f"{name}_column"))
-        if is_our_sheet(columns) and (renamed := renamed_column(wanted)) in columns:
-            wanted = renamed
-        if wanted and wanted not in columns:
-            close = nearest(wanted, columns)
-            advice = f"set `paths.{name}_column" + (f' = "{close}"`' if close else "`")
-            shown = ", ".join(column[:_MAX_SHOWN_CHARS] for column in columns[:_MAX_SHOWN_COLUMNS])
-            more = len(columns) - _MAX_SHOWN_COLUMNS
-            shown += f" and {more} more" if more > 0 else ""
-            raise ConfigError(f"`{path}` has no column `{wanted}`", hint=f"{advice}; columns there: {shown}")
-        found[name] = wanted
+    find = partial(_find_column, path, names)
+    one = {name: find(f"{name}_column", getattr(paths, f"{name}_column")) for name in _Columns._fields[:-1]}
+    more = tuple(find("more_image_columns", name) for name in paths.more_image_columns)
+    found = _Columns(**one, more_images=more)
+    if found.parent:
+        numbers = [
+            name for name in names if plain_name(name) in formats()["usual"]["id"] and name != found.id
+        ]
+        records = with_parents(lambda: read()[1], found.parent, [found.id, *numbers])
     return found, records
+
+
+def _find_column(path: Path, columns: list[str], setting: str, wanted: str) -> str:
+    """What the file calls a column of the settings. Raises `ConfigError` where it is not there."""
+    if is_our_sheet(columns) and (renamed := renamed_column(wanted)) in columns:
+        return renamed
+    if wanted and wanted not in columns:
+        close = nearest(wanted, columns)
+        advice = f"set `paths.{setting}" + (f' = "{close}"`' if close else "`")
+        shown = ", ".join(column[:_MAX_SHOWN_CHARS] for column in columns[:_MAX_SHOWN_COLUMNS])
+        more = len(columns) - _MAX_SHOWN_COLUMNS
+        shown += f" and {more} more" if more > 0 else ""
+        raise ConfigError(f"`{path}` has no column `{wanted}`", hint=f"{advice}; columns there: {shown}")
+    return wanted
 
 
 def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]:
@@ -103,14 +144,16 @@ def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]
     Raises `InputError` for a file that cannot be read and `ConfigError` for a column that is not
     there, both before the first row.
     """
-    columns, records = _open(path, paths, ImageStore(paths.image_column, paths.images, path.stem))
+    image_columns = (paths.image_column, *paths.more_image_columns)
+    columns, records = _open(path, paths, ImageStore(image_columns, paths.images, path.stem))
     return _judge(records, columns)
 
 
-def _judge(records: Iterable[Record], columns: dict[str, str]) -> Iterator[Product | Rejection]:
+def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | Rejection]:
     seen: set[int] = set()  # 64-bit hashes: a million ids take 80 MB as strings in a dict, a third as these
     for record in records:
-        product_id = record.fields.get(columns["id"], "").strip()
+        fields = record.fields
+        product_id = fields.get(columns.id, "").strip()
         reason, detail = record.reason, record.detail
         if reason:
             pass
@@ -121,16 +164,19 @@ def _judge(records: Iterable[Record], columns: dict[str, str]) -> Iterator[Produ
         elif hash(product_id) in seen:
             reason, detail = "duplicate-id", f"`{product_id}` is the id of an earlier row"
         if reason:
-            yield Rejection(record.row, product_id[:MAX_ID_CHARS], reason, detail, record.fields)
+            yield Rejection(record.row, product_id[:MAX_ID_CHARS], reason, detail, fields, record.file_rows)
             continue
         seen.add(hash(product_id))
+        cells = [fields[name] for name in (columns.image, *columns.more_images) if name]
+        group = fields[columns.group].strip() if columns.group else ""
         yield Product(
             row=record.row,
             product_id=product_id,
-            title=record.fields[columns["title"]].strip(),
-            images=image_names(record.fields[columns["image"]]),
-            group=record.fields[columns["group"]].strip() if columns["group"] else "",
-            fields=record.fields,
+            title=plain_text(fields[columns.title]),
+            images=tuple(dict.fromkeys(name for cell in cells for name in image_names(cell))),
+            group=group or record.group,
+            fields=fields,
+            file_rows=record.file_rows,
         )
 
 
@@ -149,7 +195,7 @@ def uncleaned_rows(paths: DataPaths) -> int:
         if path.is_file():
             columns, records = _open(path, paths)
             # of every row, damaged ones as well: each row of the catalogue has its counterpart
-            ids = (record.fields.get(columns["id"], "").strip() for record in records)
+            ids = (record.fields.get(columns.id, "").strip() for record in records)
             hashes.append(np.fromiter(map(hash, ids), np.int64))
     known, at = np.unique(np.concatenate(hashes), return_inverse=True)
     settled, there = (

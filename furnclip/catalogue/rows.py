@@ -20,7 +20,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from furnclip.catalogue.columns import known_names, plain_name
 from furnclip.catalogue.delimited import MAX_CELL_CHARS, Table
+from furnclip.catalogue.markup import read_xml
 from furnclip.catalogue.structured import ImageStore, NoText, cell_text, read_json, read_parquet
 from furnclip.catalogue.text import (
     KINDS_HINT,
@@ -64,12 +66,18 @@ class Record(NamedTuple):
     fields: dict[str, str]
     reason: str = ""
     detail: str = ""
+    file_rows: int = 1
+    """rows of the file that make this one"""
+    group: str = ""
+    """id of the product that this one is a variation of; empty where a column tells"""
 
 
-def read_records(path: Path, images: ImageStore | None = None) -> tuple[list[str], Iterator[Record]]:
+def read_records(
+    path: Path, images: ImageStore | None = None, *, language: str = "en"
+) -> tuple[list[str], Iterator[Record]]:
     """Columns and streamed records of any supported format; damaged rows are marked, not dropped.
 
-    `images`: where to put images that are inside the file.
+    `images`: where to put images that are inside the file. `language`: preferred of texts in several.
     """
     if not path.exists():
         hint = "set `paths.products` in furnclip.toml to your file"
@@ -78,7 +86,7 @@ def read_records(path: Path, images: ImageStore | None = None) -> tuple[list[str
         raise InputError(f"the catalogue `{path}` is not a file", hint="set `paths.products` to a file")
     if path.stat().st_size == 0:
         raise InputError(f"`{path}` is empty", hint="export the catalogue again, with a header line")
-    columns, records = _read(path, images)
+    columns, records = _read(path, images, language)
     for name, count in Counter(columns).items():
         if count > 1:
             hint = "rename one of the two columns in the file"
@@ -86,28 +94,33 @@ def read_records(path: Path, images: ImageStore | None = None) -> tuple[list[str
     return columns, records
 
 
-def _read(path: Path, images: ImageStore | None) -> tuple[list[str], Iterator[Record]]:
+def _read(path: Path, images: ImageStore | None, language: str) -> tuple[list[str], Iterator[Record]]:
     head, suffix = first_bytes(path), path.suffix.lower()
     if head.startswith(b"PAR1") or suffix == ".parquet":
         columns, rows = read_parquet(path)
-        return columns, _typed_records(columns, rows, images)
+        return columns, _typed_records(columns, rows, images, language)
     kind = next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), "")
     if kind:
         raise InputError(f"`{path}` is {kind}, not a catalogue", hint=KINDS_HINT)
     encoding, is_clean = find_encoding(path)
     text = head.decode(encoding, "replace").removeprefix("\ufeff")
     if text.lstrip().startswith("<"):
-        raise InputError(f"`{path}` is XML or HTML, not a catalogue", hint=KINDS_HINT)
+        columns, rows = read_xml(path)
+        return columns, _typed_records(columns, rows, images, language)
     is_array = _JSON_ARRAY.match(text) is not None
     if is_array or suffix in (".jsonl", ".ndjson", ".json") or _JSON_OBJECT.match(text):
         if not is_array:
             _check_json_lines(path, suffix)
         columns, rows = read_json(path, is_array=is_array)
-        return columns, _typed_records(columns, rows, images)
+        return columns, _typed_records(columns, rows, images, language)
     table = Table(path)
     names = [unescape(cell).strip() for cell in table.header]
     columns = [name or f"column_{index}" for index, name in enumerate(names, start=1)]
-    return columns, _csv_records(columns, table, is_clean=is_clean)
+    records = _csv_records(columns, table, is_clean=is_clean)
+    again = {name for name, count in Counter(columns).items() if count > 1}
+    if all(plain_name(name) in known_names()["header"]["repeated"] for name in again):
+        columns = list(dict.fromkeys(columns))
+    return columns, records
 
 
 def _check_json_lines(path: Path, suffix: str) -> None:
@@ -135,15 +148,26 @@ def _check_json_lines(path: Path, suffix: str) -> None:
 def _csv_records(columns: list[str], table: Table, *, is_clean: bool) -> Iterator[Record]:
     is_ours = is_our_sheet(columns)
     for number, (cells, reason, detail) in enumerate(table.rows(), start=1):
-        fields = dict(zip(columns, map(unescape, cells) if is_ours else cells, strict=False))
+        texts = list(map(unescape, cells)) if is_ours else cells
+        fields = dict(zip(columns, texts, strict=False))
+        if len(fields) < len(texts) and len(texts) == len(columns):
+            fields = joined(zip(columns, texts, strict=True))
         if reason:
             yield Record(number, _writable(fields), reason, detail)
         else:
-            yield Record(number, fields) if is_clean else _checked_record(number, fields)
+            yield Record(number, fields) if is_clean else checked_record(number, fields)
+
+
+def joined(cells: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The cells by their columns; those of one column that differ are joined by `|`."""
+    found: dict[str, dict[str, None]] = {}
+    for name, cell in cells:
+        found.setdefault(name, {}).update({cell: None} if cell.strip() else {})
+    return {name: "|".join(texts) for name, texts in found.items()}
 
 
 def _typed_records(
-    columns: Sequence[str], rows: Iterator[dict[str, Any] | str], images: ImageStore | None
+    columns: Sequence[str], rows: Iterator[dict[str, Any] | str], images: ImageStore | None, language: str
 ) -> Iterator[Record]:
     empty = dict.fromkeys(columns, "")
     for number, row in enumerate(rows, start=1):
@@ -156,17 +180,17 @@ def _typed_records(
                 continue
             fields[name] = ""
             try:
-                to_text = images.cell if images and name == images.column else cell_text
-                fields[name] = to_text(value)
+                to_text = images.cell if images and name in images.columns else cell_text
+                fields[name] = to_text(value, language)
             except NoText:
                 warn_once(f"column `{name}` holds bytes that are no text; they are left out")
             except ValueError as error:
                 problem = f"column `{name}` {error}"
-        checked = _checked_record(number, fields)
+        checked = checked_record(number, fields)
         yield checked._replace(reason="unreadable-row", detail=problem) if problem else checked
 
 
-def _checked_record(number: int, fields: dict[str, str]) -> Record:
+def checked_record(number: int, fields: dict[str, str]) -> Record:
     """A record whose cells fit a CSV: not too large, and text that can be written again."""
     whole = "".join(fields.values())
     if len(whole) <= MAX_CELL_CHARS and (whole.isascii() or not _NO_TEXT.search(whole)):

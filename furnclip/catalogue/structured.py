@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,36 +44,43 @@ class NoText(ValueError):
 
 
 class ImageStore(NamedTuple):
-    """Where image bytes of the image column go: files in `root / folder`, named in the cells."""
+    """Where image bytes of the image columns go: files in `root / folder`, named in the cells."""
 
-    column: str
+    columns: tuple[str, ...]
     root: Path | str
     folder: str
 
-    def cell(self, value: object, depth: int = 0) -> str:
+    def cell(self, value: object, language: str, depth: int = 0) -> str:
         """As `cell_text`; image bytes are written once, under the hash of their content."""
         if isinstance(value, list | tuple) and depth < _DEEPEST:
-            return "|".join(filter(None, (self.cell(item, depth + 1) for item in value)))
+            return "|".join(filter(None, (self.cell(item, language, depth + 1) for item in value)))
         if isinstance(value, dict):
             image = next((value[key] for key in ("bytes", *_ADDRESS_KEYS) if value.get(key)), None)
-            return cell_text(value) if image is None else self.cell(image, depth + 1)
+            return cell_text(value, language) if image is None else self.cell(image, language, depth + 1)
         if not isinstance(value, bytes):
-            return cell_text(value)
+            return cell_text(value, language)
+        return self.kept(value)
+
+    def kept(self, content: bytes) -> str:
+        """The name of the file in which the content of an image is now."""
         if isinstance(self.root, str):
             raise InputError(
-                f"the images in column `{self.column}` cannot be written to `{self.root}`",
+                f"the images in `{self.columns[0]}` cannot be written to `{self.root}`",
                 hint="set `paths.images` to a folder: furnclip writes the images of this file there",
             )
-        name = f"{self.folder}/{content_hash(value)}.img"
+        name = f"{self.folder}/{content_hash(content)}.img"
         if not (self.root / name).exists():
-            warn_once(f"the images in column `{self.column}` are written to `{self.root / self.folder}`")
+            warn_once(f"the images in column `{self.columns[0]}` are written to `{self.root / self.folder}`")
             with replacing(self.root / name, durable=False) as file:
-                file.write(value)
+                file.write(content)
         return name
 
 
-def cell_text(value: object, depth: int = 0) -> str:
-    """A cell of any type as the text a CSV would have. Raises `ValueError` where there is no such text."""
+def cell_text(value: object, language: str = "en", depth: int = 0) -> str:
+    """A cell of any type as the text a CSV would have, in the preferred `language`.
+
+    Raises `ValueError` where there is no such text.
+    """
     if value is None or value != value:  # NaN, the null of many exporters, is not equal to itself
         return ""
     if isinstance(value, str):
@@ -87,30 +95,42 @@ def cell_text(value: object, depth: int = 0) -> str:
                 return value.decode("utf-8")
         raise NoText
     if isinstance(value, list | tuple):
-        texts = (cell_text(item, depth + 1) for item in _one_language(value))
+        texts = (cell_text(item, language, depth + 1) for item in _one_language(value, language))
         return "|".join(filter(None, texts))
-    return _text_of_object(value, depth) if isinstance(value, dict) else str(value)
+    return _text_of_object(value, language, depth) if isinstance(value, dict) else str(value)
 
 
-def _one_language(items: Sequence[Any]) -> Sequence[Any]:
-    """Of the same text in several languages those in one: the first English one, or else the first."""
+def _one_language(items: Sequence[Any], language: str) -> Sequence[Any]:
+    """Of the same text in several languages those in one: the preferred, English, or the first."""
     tags = []
     for item in items:
         named = [item[key] for key in _LANGUAGE_KEYS if item.get(key)] if isinstance(item, dict) else []
         if not named:
             return items
         tags.append(str(named[0]))
-    wanted = next((tag for tag in tags if tag.lower().startswith("en")), "".join(tags[:1]))
+    wanted = min(tags, key=partial(_distance, language), default="")
     return [item for item, tag in zip(items, tags, strict=True) if tag == wanted]
 
 
-def _text_of_object(value: Mapping[Any, object], depth: int) -> str:
+def _distance(language: str, tag: str) -> int:
+    """How far a language tag is from the preferred one."""
+    wanted, found = (text.lower().replace("-", "_") for text in (language, tag))
+    near = (found == wanted, found.startswith(wanted), found[:2] == wanted[:2], found.startswith("en"))
+    return (*near, True).index(True)
+
+
+def _text_of_object(value: Mapping[Any, object], language: str, depth: int) -> str:
     for key in _VALUE_KEYS:
         if value.get(key) is not None:
-            return cell_text(value[key], depth + 1)
+            return cell_text(value[key], language, depth + 1)
     if value and all(_LANGUAGE.fullmatch(str(key)) for key in value):
-        return cell_text(value[min(value, key=lambda key: not str(key).startswith("en"))], depth + 1)
-    pairs = ((key, cell_text(item, depth + 1)) for key, item in value.items() if not isinstance(item, bytes))
+        nearest = min(value, key=lambda key: _distance(language, str(key)))
+        return cell_text(value[nearest], language, depth + 1)
+    pairs = (
+        (key, cell_text(item, language, depth + 1))
+        for key, item in value.items()
+        if not isinstance(item, bytes)
+    )
     return ", ".join(f"{key}: {text}" for key, text in pairs if text)
 
 

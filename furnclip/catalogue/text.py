@@ -11,13 +11,11 @@ import codecs
 import gzip
 import hashlib
 import io
-import re
 import unicodedata
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, partial
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import IO, cast
 
@@ -38,13 +36,6 @@ _MULTI_BYTE = ("gb18030", "cp932", "euc_jp", "big5", "cp949")
 # What Western text has beside letters: quotes, dashes, the euro, trade marks, degrees, fractions ...
 _WESTERN_SIGNS = frozenset("€…“”•—™\u00a0\u2013\u2018\u2019£§©«®°±²³\u00b4·¹º»¼½¾¿\u00d7".encode("cp1252"))
 _WESTERN_SHARE = 0.7
-_HTML = re.compile(r"</?[A-Za-z][^<>]*>|<!--|&(#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]\w+);")
-# fmt: off
-_INLINE = frozenset((
-    "a", "abbr", "b", "cite", "code", "em", "font", "i", "mark", "q", "s", "small", "span", "strong", "sub",
-    "sup", "u",
-))
-# fmt: on
 _FEWEST_BYTES = 6  # fewer tell too little; several encodings fit
 
 # One character that UTF-8 does not have, for bytes that are no text in the file's encoding.
@@ -71,7 +62,7 @@ def text_chunks(path: Path) -> Iterator[str]:
     if not encoding.startswith("utf"):
         yield from text_lines(path)
         return
-    with _unpacked(path) as file, io.TextIOWrapper(file, encoding, _MARKING, newline="") as text:
+    with unpacked(path) as file, io.TextIOWrapper(file, encoding, _MARKING, newline="") as text:
         while chunk := text.read(_CHUNK_BYTES):
             yield chunk
 
@@ -89,7 +80,7 @@ def _find_encoding(path: Path, _state: tuple[int, ...]) -> tuple[str, bool]:
         return wide, False
     if head.count(0) > len(head) / 20:
         raise InputError(f"`{path}` is not a text file", hint=KINDS_HINT)
-    with _unpacked(path) as file, suppress(UnicodeDecodeError):
+    with unpacked(path) as file, suppress(UnicodeDecodeError):
         for _ in codecs.iterdecode(iter(partial(file.read, _CHUNK_BYTES), b""), "utf-8"):
             pass
         return "utf-8-sig", True
@@ -133,7 +124,7 @@ def warn_once(text: str) -> None:
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+def unpacked(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, unpacked where it is gzipped."""
     try:
         with open_regular(path, what="the catalogue") as file:
@@ -146,7 +137,7 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
 
 def first_bytes(path: Path, count: int = 4096) -> bytes:
     """How a file begins, unpacked."""
-    with _unpacked(path) as file:
+    with unpacked(path) as file:
         return file.read(count)
 
 
@@ -198,45 +189,13 @@ def _decode_line(line: bytes, encoding: str) -> str:
 
 
 def _lines(path: Path, encoding: str) -> Iterator[str]:
-    with _unpacked(path) as file, io.TextIOWrapper(file, encoding, _MARKING, newline="") as text:
+    with unpacked(path) as file, io.TextIOWrapper(file, encoding, _MARKING, newline="") as text:
         while line := text.readline(MAX_LINE_CHARS):
             if len(line) >= MAX_LINE_CHARS:
                 raise InputError(
                     f"`{path}` has a line of over {MAX_LINE_CHARS:,} characters", hint=KINDS_HINT
                 )
             yield line
-
-
-class _Words(HTMLParser):
-    """The text of a piece of HTML; what a browser would not show is left out."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self._hidden = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.parts.append("" if tag in _INLINE else " ")
-        self._hidden = self._hidden or (tag if tag in ("script", "style") else "")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.parts.append("" if tag in _INLINE else " ")
-        self._hidden = "" if tag == self._hidden else self._hidden
-
-    def handle_data(self, data: str) -> None:
-        self.parts.append("" if self._hidden else data)
-
-
-def plain_text(text: str) -> str:
-    """A text without HTML, escaped once or twice, on one line; one without HTML is only stripped."""
-    for _ in range(2):
-        if not _HTML.search(text):
-            break
-        words = _Words()
-        words.feed(text)
-        words.close()
-        text = " ".join("".join(words.parts).split())
-    return text.strip()
 
 
 def normalized_title(title: str) -> str:

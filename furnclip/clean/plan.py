@@ -127,6 +127,7 @@ def _fingerprint(ledger: CleaningLedger, selection: dict[str, int]) -> tuple[str
     rows = 0
     for product in ledger.products():
         rows += 1
+        images.update(json.dumps([product.product_id, getattr(product, "title", "")]).encode())
         for name in product.images if isinstance(product, Product) else ():
             facts = f"{name} -"
             with suppress(BrokenImage):  # cheap to look at, other after every change

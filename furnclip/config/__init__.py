@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -187,8 +188,11 @@ def _explain(error: ValidationError, file: Path) -> ConfigError:
     )
 
 
-def config_template() -> str:
-    """The commented `furnclip.toml`: every key, its default, and its meaning and unit."""
+def config_template(paths: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The commented `furnclip.toml`: every key, its default, and its meaning and unit.
+
+    paths: other values than the defaults in its section `paths`.
+    """
     lines = [
         "# Settings of furnclip. Every key is here with its default; change what you need.",
         "# A flag wins over the environment, that over .env, that over this file.",
@@ -197,17 +201,20 @@ def config_template() -> str:
         lines += ["", f"# {model.__doc__}", f"[{section}]"]
         for name, field in model.model_fields.items():
             # what the defaults are made of is written alike in JSON and in TOML
-            default = json.dumps(field.default, default=str, ensure_ascii=False)
+            value = paths.get(name, field.default) if section == "paths" else field.default
+            default = json.dumps(value, default=str, ensure_ascii=False)
             lines.append(f"{name} = {default}  # {' '.join((field.description or '').split())}")
     return "\n".join(lines) + "\n"
 
 
-def write_templates(folder: Path, *, force: bool = False) -> list[Path]:
-    """Write `furnclip.toml` and `.env.example` into `folder`; the paths written.
+def write_templates(
+    folder: Path, *, force: bool = False, paths: Mapping[str, Any] = MappingProxyType({})
+) -> list[Path]:
+    """Write `furnclip.toml`, with these `paths`, and `.env.example` into `folder`; the paths written.
 
     Raises `ConfigError` when one exists and `force` is off; then nothing is written.
     """
-    contents = {folder / _FILE_NAME: config_template(), folder / ".env.example": _ENV_EXAMPLE}
+    contents = {folder / _FILE_NAME: config_template(paths), folder / ".env.example": _ENV_EXAMPLE}
     existing = [path.name for path in contents if path.exists()]
     if existing and not force:
         raise ConfigError(f"`{existing[0]}` exists already", hint="add `--force` to overwrite it")

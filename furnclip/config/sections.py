@@ -42,7 +42,7 @@ class DataPaths(_Section):
     """Where the catalogue is, what its columns are called, and where furnclip works."""
 
     products: Path = Path("products.csv")
-    """the raw catalogue: .csv, .tsv, .jsonl or .parquet"""
+    """the raw catalogue: CSV, TSV, JSON, JSON lines, Parquet or an XML feed; gzipped as well"""
     images: Annotated[Path | str, BeforeValidator(_place)] = Path("images")
     """the folder, or `s3://bucket/prefix`, that image paths are relative to and `fetch` writes to"""
     work: Path = Path("work")
@@ -52,9 +52,17 @@ class DataPaths(_Section):
     title_column: str = "title"
     """column with the product's title"""
     image_column: str = "image"
-    """column with the image's path; several are separated by `|`"""
+    """column with the image's path or web address; several are separated by `|`; empty: there are none"""
+    more_image_columns: tuple[str, ...] = ()
+    """further columns with images"""
     group_column: str = ""
     """column that groups variants of one product; empty: same id, image or title"""
+    parent_column: str = ""
+    """column with the parent of a variation, whose empty cells are the parent's, and whose group is its"""
+    merge_rows: bool = False
+    """take rows that follow each other and have one id as one product, as Shopify exports them"""
+    language: str = "en"
+    """of texts in several languages, the one that is taken"""
 
     fetched = _InWork("fetch/journal.jsonl")
     clean = _InWork("clean")

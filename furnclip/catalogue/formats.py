@@ -1,0 +1,196 @@
+"""Which export a file is, and which of its columns is what: for `furnclip init`, by `formats.toml`.
+
+A column is taken by its name, in any case, order and of several languages, and only where it is filled; where
+no name is known, by what its cells look like. Every choice has its reason.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from furnclip.catalogue.columns import Column, ColumnTypes, plain_name
+from furnclip.catalogue.families import merged
+from furnclip.catalogue.image_names import has_image_ending, image_names
+from furnclip.catalogue.rows import Record, read_records
+from furnclip.catalogue.structured import ImageStore
+from furnclip.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_SAMPLE_ROWS = 1000
+_MOST = 0.9
+_PLAIN: dict[str, Any] = {"name": "plain table", "why": "each row is a product"}
+
+
+@cache
+def formats() -> dict[str, Any]:
+    """The content of `formats.toml`."""
+    loaded: dict[str, Any] = tomllib.loads(
+        Path(__file__).with_name("formats.toml").read_text(encoding="utf-8")
+    )
+    return loaded
+
+
+class _Peek(ImageStore):
+    """Names images inside a file without writing them."""
+
+    def kept(self, content: bytes) -> str:
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError:
+            return "image.img"
+
+
+@dataclass
+class Recognition:
+    """What was taken for what. `settings`: of the section `paths`; `reasons`: why, by setting."""
+
+    format: str
+    why: str
+    others: list[str]
+    """further formats that the file fits"""
+    rows: int
+    """of the file, that were looked at"""
+    products: int
+    """that they make"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    columns: list[Column] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    """names and addresses of images, as many as were seen"""
+
+
+def recognize(path: Path, *, reserved: Iterable[str] = ()) -> Recognition:
+    """What a file is, told by its header and first rows. Raises `InputError` for what is no catalogue.
+
+    reserved: names that no column can have in the vector file.
+    """
+    names = read_records(path)[0]
+    records = read_records(path, _Peek(tuple(names), path.parent, ""))[1]
+    sample = [record for record in islice(records, _SAMPLE_ROWS) if not record.reason]
+    if not sample:
+        raise InputError(f"`{path}` has no row that can be read", hint="export the catalogue again")
+    known = _short_names(names)
+    fits = [each for each in formats()["format"] if _fits(each, known)]
+    chosen = {**_PLAIN, **(fits[0] if fits else {})}
+    found = Recognition(chosen["name"], chosen["why"], [each["name"] for each in fits[1:]], len(sample), 0)
+    chooser = _Chooser(chosen, known, sample, found)
+    chooser.choose()
+    types = ColumnTypes()
+    for record in chooser.sample:
+        types.add(record.fields)
+    found.columns, found.products = types.columns(list(reserved)), len(chooser.sample)
+    return found
+
+
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """Columns by their plain names; `item_name[language_tag=en_US]#1.value` is called `item_name`."""
+    return {plain_name(re.split(r"[\[#]", name)[0]) or name: name for name in reversed(names)}
+
+
+def _fits(format: dict[str, Any], known: dict[str, str]) -> bool:
+    return all(not known.keys().isdisjoint(alternatives) for alternatives in format["needs"])
+
+
+class _Chooser:
+    """Chooses the columns of one file, and notes the reason of each choice."""
+
+    def __init__(
+        self, format: dict[str, Any], known: dict[str, str], sample: list[Record], found: Recognition
+    ) -> None:
+        self._format, self._known, self.sample, self._found = format, known, sample, found
+
+    def choose(self) -> None:
+        """Fills in the settings and reasons of the recognition."""
+        for name, value in self._format.get("settings", {}).items():
+            self._found.settings[name] = value
+            self._found.reasons[name] = self._format["why"]
+        image = self._take("image") or self._take_looking_like_images()
+        title = self._take("title") or self._take_text()
+        self._take_id(image or title)
+        if self._found.settings.get("merge_rows"):
+            self.sample = list(merged(self.sample, self._found.settings["id_column"], [title]))
+        self._take("parent")
+        if "parent_column" not in self._found.settings:
+            self._take("group")
+        self._take_more_images(image)
+        columns = [name for name in (image, *self._found.settings.get("more_image_columns", ())) if name]
+        self._found.images = [
+            name for column in columns for cell in self._cells(column) for name in image_names(cell)
+        ]
+
+    def _cells(self, column: str) -> list[str]:
+        """What is in the column, without empty cells."""
+        return [cell for record in self.sample if (cell := record.fields.get(column, "").strip())]
+
+    def _candidates(self, role: str) -> list[tuple[str, str]]:
+        """(column, why) of the columns that may have this role by their names, the likeliest first."""
+        own, usual = self._format.get(role, []), formats()["usual"].get(role, [])
+        named = [(name, f"as {self._format['name']} calls it") for name in own]
+        named += [(name, "a usual name for it") for name in usual]
+        return [(self._known[name], why) for name, why in named if name in self._known]
+
+    def _set(self, role: str, column: str, why: str) -> str:
+        self._found.settings[f"{role}_column"], self._found.reasons[f"{role}_column"] = column, why
+        return column
+
+    def _take(self, role: str) -> str:
+        """The first column by name that has a cell; empty where there is none."""
+        for column, why in self._candidates(role):
+            if self._cells(column) and column not in self._found.settings.values():
+                return self._set(role, column, why)
+        return ""
+
+    def _take_looking_like_images(self) -> str:
+        for column in self._known.values():
+            cells = self._cells(column)
+            names = [name for cell in cells for name in image_names(cell)]
+            if cells and sum(map(has_image_ending, names)) >= _MOST * len(names):
+                return self._set("image", column, "its cells are names of images")
+        return self._set("image", "", "no column names images: products are found by their words")
+
+    def _take_text(self) -> str:
+        texts = {column: sum(map(len, self._cells(column))) for column in self._known.values()}
+        longest = max(texts, key=lambda column: texts[column] * (column not in self._found.settings.values()))
+        return self._set("title", longest, "no name for a title is known; it has the longest texts")
+
+    def _take_id(self, fallback: str) -> str:
+        """A column by name that is filled and tells products apart; or what names each row for certain."""
+        merges = self._found.settings.get("merge_rows", False)
+        candidates = self._candidates("id")
+        for column, why in candidates:
+            cells = self._cells(column)
+            is_filled = len(cells) >= _MOST * len(self.sample)
+            if is_filled and (merges or len(set(cells)) >= _MOST * len(cells)):
+                return self._set("id", column, why)
+        for column in (fallback, *self._known.values()):
+            cells = self._cells(column)
+            if len(cells) == len(self.sample) == len(set(cells)):
+                return self._set("id", column, "no column is an id by its name; it tells the rows apart")
+        column = candidates[0][0] if candidates else fallback
+        return self._set(
+            "id", column, "no column tells all rows apart; rows with the id of another are rejected"
+        )
+
+    def _take_more_images(self, image: str) -> None:
+        patterns = [*self._format.get("more_images", []), *formats()["usual"]["more_images"]]
+        wanted = re.compile("|".join(re.escape(pattern).replace(r"\*", r"\w*") for pattern in patterns))
+        taken = [image, *self._found.settings.values()]
+        more = [
+            column
+            for name, column in reversed(self._known.items())
+            if wanted.fullmatch(name) and column not in taken and self._cells(column)
+        ]
+        if more and image:
+            self._found.settings["more_image_columns"] = more
+            self._found.reasons["more_image_columns"] = "further images of the same product"
