@@ -24,6 +24,7 @@ UPPER = (
     "images",
     "shards",
     "sources",
+    "survey",
     "vectors",
     "model",
     "features",

@@ -1,7 +1,8 @@
 """Reading product catalogues as shops write them, a row at a time.
 
-Input: a catalogue as CSV, TSV, JSON, JSON lines (each may be gzipped) or Parquet, told by its content; or
-`work/clean/cleaned.csv`.
+Input: a catalogue as CSV, TSV, JSON, JSON lines, XML (each may be gzipped) or Parquet, told by its content;
+or `work/clean/cleaned.csv`. What an export is, and what its columns are, is told in `formats`; which rows
+make one product, in `families`.
 Output: a stream of `Product` and `Rejection`; no row is dropped without one of the two.
 
 An id has to be there, printable, and new: the first row with an id keeps it, later ones are rejected.
@@ -15,6 +16,8 @@ What kind of value a column holds, and its name in a filter, are told in `column
 
 from furnclip.catalogue.columns import Column as Column
 from furnclip.catalogue.columns import ColumnTypes as ColumnTypes
+from furnclip.catalogue.formats import Recognition as Recognition
+from furnclip.catalogue.formats import recognize as recognize
 from furnclip.catalogue.products import Product as Product
 from furnclip.catalogue.products import Rejection as Rejection
 from furnclip.catalogue.products import catalogue_path as catalogue_path

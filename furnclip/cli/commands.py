@@ -79,24 +79,36 @@ def _root(
     pass
 
 
-@app.command("init", epilog="Example: furnclip init my-shop")
+@app.command(
+    "init", epilog="Example: furnclip init products.csv    or, for a new folder: furnclip init my-shop"
+)
 def init(
-    folder: Annotated[Path, typer.Argument(help="where to write", resolve_path=True)] = Path(),
+    place: Annotated[
+        Path,
+        typer.Argument(metavar="[CATALOGUE|FOLDER]", help="your catalogue; or the folder where to write"),
+    ] = Path(),
     force: Annotated[bool, typer.Option("--force", help="overwrite existing files")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a commented furnclip.toml and .env.example."""
+    """Write a commented furnclip.toml and .env.example, fit for a catalogue."""
+    from furnclip.cli.recognition import as_payload, find_catalogue, settings_for, show
     from furnclip.config import write_templates
 
+    folder, catalogue = find_catalogue(place)
     written_folders.append(folder)
-    written = [str(path) for path in write_templates(folder, force=force)]
+    paths, found = settings_for(catalogue, folder) if catalogue else ({}, None)
+    written = [str(path) for path in write_templates(folder, force=force, paths=paths)]
+    if found:
+        show(found, paths)
 
     def human() -> None:
         for path in written:
             console.say(f"wrote {path}")
-        console.say("next: fill in the [paths] section, then run `furnclip doctor`")
+        todo = "fill in the [paths] section, then run" if not found else "run"
+        console.say(f"next: {todo} `furnclip doctor`")
 
-    console.emit({"written": written}, as_json=as_json, human=human)
+    payload = {"written": written, **({"recognized": as_payload(found, paths)} if found else {})}
+    console.emit(payload, as_json=as_json, human=human)
 
 
 @app.command("demo", epilog="Example: furnclip demo    or: furnclip demo my-tour --products 200 --seed 1")

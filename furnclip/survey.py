@@ -1,0 +1,165 @@
+"""What of a catalogue can be used, counted before anything is done; and what would mend the rest.
+
+`doctor`, `clean estimate`, `clean run` and `prepare --check` tell it. Images are looked for, not opened.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from furnclip.catalogue import Product, read_products, recognize
+from furnclip.errors import FurnclipError
+from furnclip.images import BrokenImage
+from furnclip.sources import ShopImages
+
+if TYPE_CHECKING:
+    from furnclip.config import Config
+
+_NAMES_TRIED = 40
+_FOLDERS_TRIED = 300
+_DEEPEST = 3
+_NO_IMAGE = "no-image"
+
+
+@dataclass
+class Survey:
+    """Counts of a catalogue, or of its first rows. `usable`: products with an image that is there."""
+
+    rows: int = 0
+    """of the file; several can make one product"""
+    products: int = 0
+    usable: int = 0
+    images: int = 0
+    to_fetch: int = 0
+    """web addresses whose image was not fetched yet"""
+    missing: int = 0
+    """images that are named and not there"""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """of what is not usable"""
+    example: str = ""
+    """the first that has the most frequent reason"""
+    advice: str = ""
+    """the folder, column or setting that would mend most of it"""
+
+    def text(self) -> str:
+        """One line for people."""
+        rows = "" if self.rows == self.products else f"{self.rows:,} rows make "
+        parts = [f"{rows}{self.products:,} products, {self.usable:,} with an image"]
+        parts += [f"{self.to_fetch:,} addresses to fetch"] * bool(self.to_fetch)
+        parts += [f"{self.missing:,} images missing"] * bool(self.missing)
+        if self.reasons:
+            reason, count = next(iter(self.reasons.items()))
+            parts.append(f"{count:,} {reason}, first {self.example}")
+        return "; ".join(parts)
+
+
+def survey(config: Config, *, most_rows: int | None = None) -> Survey:
+    """The counts of the raw catalogue. Raises what `read_products` does."""
+    found, reasons, examples = Survey(), Counter[str](), dict[str, str]()
+    images = ShopImages(config)
+    names: list[str] = []
+    for product in islice(read_products(config.paths.products, config.paths), most_rows):
+        found.rows += product.file_rows
+        found.products += 1
+        reason, detail = _NO_IMAGE, "the row names no image"
+        if not isinstance(product, Product):
+            reason, detail = product.reason, product.detail
+        elif product.images:
+            names += product.images[: len(names) < _NAMES_TRIED]
+            reason, detail = _count_images(product.images, images, found)
+        if reason:
+            reasons[reason] += 1
+            examples.setdefault(reason, f"in row {product.row}: {detail}")
+        else:
+            found.usable += 1
+    found.reasons = dict(reasons.most_common())
+    if reasons:
+        reason = next(iter(found.reasons))
+        found.example, found.advice = examples[reason], _advice(config, reason, names)
+    return found
+
+
+def _count_images(names: Sequence[str], images: ShopImages, found: Survey) -> tuple[str, str]:
+    """Count the images of a product that are there; why there is none, in a word and in words."""
+    problems = []
+    for name in names:
+        try:
+            images.find([name])
+            found.images += 1
+        except BrokenImage as error:
+            problems.append(error)
+            found.to_fetch += error.reason == "not-fetched"
+            found.missing += error.reason != "not-fetched"
+    return ("", "") if len(problems) < len(names) else (problems[0].reason, problems[0].message)
+
+
+def _advice(config: Config, reason: str, names: Sequence[str]) -> str:
+    """What would mend the rows with this reason."""
+    paths = config.paths
+    if reason == "not-fetched":
+        return "run `furnclip fetch`"
+    if reason in ("missing", "outside") and (best := likely_folder(config, names)):
+        folder, found = best
+        return f'set `paths.images = "{folder}"`, which has {found} of the {len(names)} images looked for'
+    if reason not in ("no-id", "bad-id", "duplicate-id", _NO_IMAGE, "missing", "outside"):
+        return "export the catalogue again, or correct these rows"
+    try:
+        wanted = recognize(paths.products).settings
+    except FurnclipError:
+        return ""
+    setting = "id_column" if reason.endswith("-id") else "image_column"
+    for name in ("merge_rows", setting) if reason == "duplicate-id" else (setting,):
+        if (value := wanted.get(name)) and value != getattr(paths, name):
+            shown = str(value).lower() if isinstance(value, bool) else f'"{value}"'
+            return f"set `paths.{name} = {shown}`, as `furnclip init {paths.products.name}` would"
+    if reason in ("missing", "outside"):
+        return f"no folder near `{paths.products}` has them; put the images into `{paths.images}`"
+    return f"look at `paths.{setting}`"
+
+
+def likely_folder(config: Config, names: Sequence[str]) -> tuple[Path, int] | None:
+    """The folder near the catalogue that has most of these images, and how many; None where none has one."""
+    best: tuple[Path, int] | None = None
+    for folder in islice(_folders_near(config), _FOLDERS_TRIED):
+        paths = config.paths.model_copy(update={"images": folder})
+        images, found = ShopImages(config.model_copy(update={"paths": paths})), 0
+        for name in names:
+            try:
+                images.find([name])
+            except BrokenImage:
+                continue
+            found += 1
+        if found > (best[1] if best else 0):
+            best = folder, found
+        if found == len(names):
+            break
+    return best
+
+
+def _folders_near(config: Config) -> Iterator[Path]:
+    """The image folder, the catalogue's folder and those in it, the nearest first."""
+    start = config.paths.products.parent
+    level = [
+        folder for folder in (config.paths.images, start) if isinstance(folder, Path) and folder.is_dir()
+    ]
+    yield from level
+    level = [start]
+    for _ in range(_DEEPEST):
+        inside: list[Path] = []
+        for folder in level:
+            try:
+                entries = sorted(folder.iterdir())
+            except OSError:
+                continue
+            inside += [
+                entry
+                for entry in entries
+                if not entry.name.startswith(".") and entry != config.paths.work and entry.is_dir()
+            ]
+        yield from inside
+        level = inside
