@@ -25,7 +25,7 @@ from urllib.request import Request, urlopen
 
 from furnclip.config import Config
 from furnclip.console import redact
-from furnclip.errors import FurnclipError, ModelError, ServiceError, StorageError
+from furnclip.errors import FurnclipError, InputError, ModelError, ServiceError, StorageError
 from furnclip.parallel import cores
 
 LIMIT_S = 30.0  # a slow machine needs half of it to import everything
@@ -33,6 +33,8 @@ NETWORK_S = 5.0
 _ENOUGH_BYTES = 5e9
 _LITTLE_BYTES = 5e8
 _WARN_DAYS = 60
+_MOST_ROWS = 20_000
+_ENOUGH_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def examine(
         "torch": check_torch,
         "device": partial(check_device, config.model.device),
         "base model": partial(check_base_model, config),
+        "catalogue": partial(check_catalogue, config),
         "cleaning": partial(check_cleaning, config, ask_provider),
         "bucket": partial(check_bucket, config, write_probe=write_probe),
         "disk": partial(check_disk, config.paths.work),
@@ -149,6 +152,24 @@ def check_base_model(config: Config) -> str:
         message = f"{name} is not in the cache, and the hub cannot be reached"
         raise ModelError(message, hint=elsewhere) from None
     return f"{name} can be downloaded"
+
+
+def check_catalogue(config: Config) -> str:
+    """What of the catalogue can be used: rows, products, images; of a long one its first rows count."""
+    from furnclip.survey import survey
+
+    products = config.paths.products
+    if not products.is_file():
+        hint = "run `furnclip init YOUR-FILE`, or set `paths.products`"
+        raise Caution(f"there is no catalogue `{products}`", hint=hint)
+    found = survey(config, most_rows=_MOST_ROWS)
+    start = f"the first {_MOST_ROWS:,} of " if found.products == _MOST_ROWS else ""
+    message = f"{start}{products.name}: {found.text()}"
+    if found.is_hopeless:
+        raise InputError(message, hint=found.advice or "export the catalogue again")
+    if found.usable < _ENOUGH_SHARE * found.products:
+        raise Caution(message, hint=found.advice)
+    return message
 
 
 def check_cleaning(config: Config, ask_provider: Callable[[], tuple[date | None, str]]) -> str:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _NAMES_TRIED = 40
 _FOLDERS_TRIED = 300
 _DEEPEST = 3
+_ROWS_TOLD_BY = 1000
 _NO_IMAGE = "no-image"
+_MENDABLE = ("not-fetched", _NO_IMAGE)  # by a command that comes later, or products can do without
 
 
 @dataclass
@@ -45,6 +47,11 @@ class Survey:
     """the first that has the most frequent reason"""
     advice: str = ""
     """the folder, column or setting that would mend most of it"""
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether nothing of it can be used as things are."""
+        return not self.usable and not self.reasons.keys() & set(_MENDABLE)
 
     def text(self) -> str:
         """One line for people."""
@@ -82,6 +89,14 @@ def survey(config: Config, *, most_rows: int | None = None) -> Survey:
         reason = next(iter(found.reasons))
         found.example, found.advice = examples[reason], _advice(config, reason, names)
     return found
+
+
+def advice(config: Config) -> str:
+    """What would mend most of a catalogue's rows, told by the first of them; empty if not known."""
+    try:
+        return survey(config, most_rows=_ROWS_TOLD_BY).advice
+    except FurnclipError:
+        return ""
 
 
 def _count_images(names: Sequence[str], images: ShopImages, found: Survey) -> tuple[str, str]:

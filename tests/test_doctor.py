@@ -17,7 +17,7 @@ from furnclip.errors import ServiceError, StorageError
 from tests.conftest import Cli
 from tests.s3_server import CREDENTIALS, Fault, create_bucket, fault_proxy, s3_server
 
-NAMES = ["python", "torch", "device", "base model", "cleaning", "bucket", "disk", "viewer"]
+NAMES = ["python", "torch", "device", "base model", "catalogue", "cleaning", "bucket", "disk", "viewer"]
 
 
 def settings(tmp_path: Path, **flags: object) -> Config:

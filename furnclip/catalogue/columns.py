@@ -23,7 +23,7 @@ from datetime import date
 from functools import cache, lru_cache
 from itertools import chain, count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from furnclip.catalogue.markup import plain_text
 
@@ -99,7 +99,10 @@ class Column:
     unread: int = 0
 
     def value(self, cell: str) -> Value | None:
-        """The cell as a value of the kind; None where it is empty or holds none."""
+        """The cell as a value of the kind; None where it is empty or holds none.
+
+        Of several, as of a product with variants: the lowest number, the first day, whether any is true.
+        """
         text = cell.strip()
         if not text or text.casefold() in _words("nothing"):
             return None
@@ -107,6 +110,13 @@ class Column:
             return plain_text(text) or None
         if self.kind == "list":
             return _items(text, "|" if "|" in text else ",") or None
+        values: list[Any] = [self._one(part) for part in _items(text, "|")]
+        if not values or None in values:
+            return None
+        lowest: float | bool | date = any(values) if self.kind == "boolean" else min(values)
+        return lowest
+
+    def _one(self, text: str) -> float | bool | date | None:
         if len(text) > _LONGEST_CELL:
             return None
         if self.kind == "boolean":
@@ -203,22 +213,28 @@ class _Counts:
 
     def add(self, text: str) -> None:
         self.cells += 1
-        if "|" in text and all(len(item) <= _LONGEST_ITEM for item in text.split("|")):
-            self.fits["list"] += 1
+        kinds = {self._kind_of(part) for part in _items(text, "|")}
+        kind = kinds.pop() if len(kinds) == 1 else ""
+        if not kind and "|" in text and all(len(item) <= _LONGEST_ITEM for item in text.split("|")):
+            kind = "list"
+        self.fits[kind] += bool(kind)
+
+    def _kind_of(self, text: str) -> str:
+        """What a value could be, noted with what it tells of the others; empty for a text."""
         if len(text) > _LONGEST_CELL:
-            return
+            return ""
         number, sign = _amount(text)
         if number is not None:
-            self.fits["number"] += 1
             self.signs.add(sign)
             self.has_names |= _NAME_DIGITS.fullmatch(text) is not None
             if len(self.numbers) < _NUMBERS_KEPT:
                 self.numbers.add(number)
-        elif _boolean(text) is not None:
-            self.fits["boolean"] += 1
-        elif orders := {order for order in ("day", "month") if _date(text, order)}:
-            self.fits["date"] += 1
-            self.signs |= orders if len(orders) == 1 else set() if _date(text) else {"either"}
+            return "number"
+        if _boolean(text) is not None:
+            return "boolean"
+        orders = {order for order in ("day", "month") if _date(text, order)}
+        self.signs |= orders if len(orders) == 1 else set() if _date(text) or not orders else {"either"}
+        return "date" if orders else ""
 
     @property
     def is_settled(self) -> bool:

@@ -48,7 +48,7 @@ class _Peek(ImageStore):
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError:
-            return "image.img"
+            return self.name_of(content)
 
 
 @dataclass
@@ -76,7 +76,7 @@ def recognize(path: Path, *, reserved: Iterable[str] = ()) -> Recognition:
     reserved: names that no column can have in the vector file.
     """
     names = read_records(path)[0]
-    records = read_records(path, _Peek(tuple(names), path.parent, ""))[1]
+    records = read_records(path, _Peek(tuple(names), path.parent, path.stem))[1]
     sample = [record for record in islice(records, _SAMPLE_ROWS) if not record.reason]
     if not sample:
         raise InputError(f"`{path}` has no row that can be read", hint="export the catalogue again")
@@ -173,7 +173,7 @@ class _Chooser:
             is_filled = len(cells) >= _MOST * len(self.sample)
             if is_filled and (merges or len(set(cells)) >= _MOST * len(cells)):
                 return self._set("id", column, why)
-        for column in (fallback, *self._known.values()):
+        for column in (fallback, self._found.settings["title_column"]):
             cells = self._cells(column)
             if len(cells) == len(self.sample) == len(set(cells)):
                 return self._set("id", column, "no column is an id by its name; it tells the rows apart")

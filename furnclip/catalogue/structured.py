@@ -61,6 +61,10 @@ class ImageStore(NamedTuple):
             return cell_text(value, language)
         return self.kept(value)
 
+    def name_of(self, content: bytes) -> str:
+        """The name that the file with this content has below `root`."""
+        return f"{self.folder}/{content_hash(content)}.img"
+
     def kept(self, content: bytes) -> str:
         """The name of the file in which the content of an image is now."""
         if isinstance(self.root, str):
@@ -68,7 +72,7 @@ class ImageStore(NamedTuple):
                 f"the images in `{self.columns[0]}` cannot be written to `{self.root}`",
                 hint="set `paths.images` to a folder: furnclip writes the images of this file there",
             )
-        name = f"{self.folder}/{content_hash(content)}.img"
+        name = self.name_of(content)
         if not (self.root / name).exists():
             warn_once(f"the images in column `{self.columns[0]}` are written to `{self.root / self.folder}`")
             with replacing(self.root / name, durable=False) as file:

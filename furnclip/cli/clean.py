@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from furnclip.cli.options import (
     settings,
 )
 from furnclip.errors import InputError
+
+if TYPE_CHECKING:
+    from furnclip.config import Config
 
 Report = dict[str, Any]  # of `furnclip.clean`
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="only the first N rows")]
@@ -56,9 +59,10 @@ def prepare(
     as_json: JsonOption = False,
 ) -> None:
     """Turn the catalogue into request files."""
-    from furnclip import clean
+    from furnclip import clean, survey
 
-    with clean.open_ledger(settings(config, flags)) as ledger:
+    options = settings(config, flags)
+    with clean.open_ledger(options) as ledger:
         found = clean.prepare(ledger, limit=limit, sample=sample)
 
     def human() -> None:
@@ -72,6 +76,7 @@ def prepare(
         reasons = Counter(entry.reason for entry in ledger.workspace.read_rows())
         shown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
         hint = f"`furnclip clean finalize` writes `{ledger.workspace.rejected}` with the reason of each row"
+        hint = "; ".join(filter(None, (survey.advice(options), hint)))
         raise InputError(f"not one row can be sent ({reasons.total()} rejected: {shown})", hint=hint)
 
 
@@ -111,9 +116,10 @@ def finalize(
     """Write cleaned.csv and rejected.csv."""
     from furnclip import clean
 
-    with clean.open_ledger(settings(config, flags)) as ledger:
+    options = settings(config, flags)
+    with clean.open_ledger(options) as ledger:
         found = clean.finalize(ledger, partial=partial)
-    _emit_summary(found, as_json=as_json)
+    _emit_summary(found, options, as_json=as_json)
 
 
 @group.command(epilog="Example: furnclip clean run --backend local")
@@ -131,9 +137,10 @@ def run(
     """All four steps in order; run it again after any interruption."""
     from furnclip import clean
 
-    with clean.open_ledger(settings(config, flags)) as ledger:
+    options = settings(config, flags)
+    with clean.open_ledger(options) as ledger:
         found = clean.run(ledger, limit=limit, sample=sample, partial=partial, ignore_errors=ignore_errors)
-    _emit_summary(found, as_json=as_json)
+    _emit_summary(found, options, as_json=as_json)
 
 
 @group.command(epilog="Example: furnclip clean status --json")
@@ -159,15 +166,22 @@ def estimate(
 ) -> None:
     """What the run will cost, before anything is sent."""
     from furnclip import clean
+    from furnclip.survey import survey
 
-    with clean.open_ledger(settings(config, flags)) as ledger:
+    options = settings(config, flags)
+    usable = survey(options)
+    with clean.open_ledger(options) as ledger:
         found = clean.estimate(ledger, limit=limit, sample=sample, calibrated=calibrate)
     text = "nothing to send: no paid request is planned, or all of them were sent"
     if found["requests"]:
         tokens = f"{found['prompt_tokens']:,} + {found['completion_tokens']:,} tokens"
         price = f"about ${found['cost_usd']:.4f} ({_BASES[found['basis']]})"
         text = f"{found['requests']} requests: {tokens}, {price}"
-    console.emit(found, as_json=as_json, human=lambda: console.say(text))
+    text = "\n".join(filter(None, (usable.text(), usable.advice, text)))
+    payload = {**found, "catalogue": vars(usable)}
+    console.emit(payload, as_json=as_json, human=lambda: console.say(text))
+    if usable.is_hopeless:
+        raise InputError(f"no row of `{options.paths.products}` can be used", hint=usable.advice)
 
 
 @group.command(epilog="Example: furnclip clean cancel")
@@ -228,9 +242,10 @@ def _emit_status(found: Report, *, as_json: bool) -> None:
     console.emit(found, as_json=as_json, human=human)
 
 
-def _emit_summary(found: Report, *, as_json: bool) -> None:
+def _emit_summary(found: Report, options: Config, *, as_json: bool) -> None:
     """Print what was written. Raises `InputError` when no row was cleaned and none is pending."""
     from furnclip.catalogue import nothing_cleaned
+    from furnclip.survey import advice
 
     reasons = Counter[str](found["reasons"])
 
@@ -244,7 +259,11 @@ def _emit_summary(found: Report, *, as_json: bool) -> None:
 
     console.emit(found, as_json=as_json, human=human)
     if not found["cleaned"] and not found["pending"]:
-        raise nothing_cleaned(Path(found["rejected_csv"]), reasons)
+        error = nothing_cleaned(Path(found["rejected_csv"]), reasons)
+        error.hint = "; ".join(filter(None, (advice(options), error.hint)))
+        raise error
+    if reasons.total() > found["cleaned"] and (remedy := advice(options)):
+        console.warn(f"most rows are rejected; {remedy}")
 
 
 def _bill(found: Report) -> str:

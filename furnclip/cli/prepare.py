@@ -20,6 +20,7 @@ from furnclip.cli.options import (
 
 if TYPE_CHECKING:
     from furnclip.prepare import CheckReport, PrepareSummary
+    from furnclip.survey import Survey
 
 _LARGE_GROUP_SHARE = 0.1
 _SHOWN_TYPES = 8
@@ -58,17 +59,22 @@ def prepare(
     from furnclip.errors import InputError
     from furnclip.prepare import check as check_catalogue
     from furnclip.prepare import prepare as prepare_shards
+    from furnclip.survey import survey
 
     options = settings(config, flags)
     if options.paths.cleaned.is_file() or not check:
         check_finished(options.paths)
     if check:
-        report = check_catalogue(options)
-        console.emit(report.as_dict(), as_json=as_json, human=lambda: _show_report(report))
+        report, remedy = check_catalogue(options), ""
+        counts = survey(options) if options.paths.products.is_file() else None
+        if counts and report.reasons:
+            remedy = counts.advice
+        payload = {**report.as_dict(), "raw_catalogue": vars(counts) if counts else None}
+        console.emit(payload, as_json=as_json, human=lambda: _show_report(report, counts))
         if not report.usable:
             raise InputError(
                 f"no row of `{report.catalogue}` can be used",
-                hint="the table above counts the reasons; fix the most frequent one first",
+                hint=remedy or "the table above counts the reasons; fix the most frequent one first",
             )
         return
     if upload:
@@ -87,7 +93,9 @@ def prepare(
         console.say(f"uploaded {transfer.sent} files to {to}; {transfer.kept} were there already")
 
 
-def _show_report(report: CheckReport) -> None:
+def _show_report(report: CheckReport, counts: Survey | None) -> None:
+    if counts:
+        console.say("; ".join(filter(None, (counts.text(), counts.advice))))
     console.say(f"{report.usable} of {report.rows} rows of {report.catalogue} can be used")
     if report.reasons:
         shown = {

@@ -14,6 +14,7 @@ from furnclip.errors import InputError
 _CATALOGUE = re.compile(r".*\.(csv|tsv|txt|tab|json|jsonl|ndjson|xml|rss|atom|parquet)(\.gz)?", re.IGNORECASE)
 _USUAL_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "products.csv")
 _SHOWN_COLUMNS = 12
+_NAMES_TRIED = 40
 
 
 def find_catalogue(place: Path) -> tuple[Path, Path | None]:
@@ -36,9 +37,13 @@ def settings_for(catalogue: Path, folder: Path) -> tuple[dict[str, Any], Recogni
     found = recognize(catalogue, reserved=PRODUCT_COLUMNS)
     path = catalogue.resolve()
     images = folder / DataPaths().images
-    named = list(dict.fromkeys(name for name in found.images if not web_address(name)))[:40]
-    addresses = len(set(found.images)) - len(named) if len(named) < 40 else 0
-    reason = f"{addresses:,} web addresses, which `furnclip fetch` brings here" if addresses else ""
+    inside = {
+        name for name in found.images if re.fullmatch(rf"{re.escape(path.stem)}/[0-9a-f]{{16}}\.img", name)
+    }
+    addresses = {name for name in found.images if web_address(name)}
+    named = [name for name in dict.fromkeys(found.images) if name not in inside | addresses][:_NAMES_TRIED]
+    reason = f"{len(addresses):,} web addresses, which `furnclip fetch` brings here" if addresses else ""
+    reason = "the images inside the file are written here" if inside else reason
     config = Config(paths=DataPaths(products=path, images=images, work=folder / "work"))
     if named and (best := likely_folder(config, named)):
         images, count = best
