@@ -129,7 +129,7 @@ def test_empty_catalogue(shop: CleanShop) -> None:
 
 
 NOTHING_USABLE = {
-    "picture-outside": lambda cells: {**cells, "image": "https://example.org/a.jpg"},
+    "picture-not-fetched": lambda cells: {**cells, "image": "https://example.org/a.jpg"},
     "picture-missing": lambda cells: {**cells, "image": "none.jpg"},
     "no-id": lambda cells: {**cells, "product_id": ""},
     "picture-not-a-picture": lambda cells: {**cells, "image": "products.csv"},
