@@ -63,12 +63,17 @@ def test_what_settings_leave_open_follows_from_the_catalogue(
     tiny_clip: Path, scenario: str, samples: int, batch: int, epochs: int, dropout: float
 ) -> None:
     clip = load_float32(str(tiny_clip), ModelConfig())
-    config = settled(TrainingConfig.model_validate({"scenario": scenario}), clip, samples)
+    captions = ["a photo of nordhus oak chair with arms"] * samples
+    config = settled(TrainingConfig.model_validate({"scenario": scenario}), clip, captions)
     assert (config.effective_batch_size, config.epochs, config.word_dropout) == (batch, epochs, dropout)
     assert 0 < config.lr <= 3e-3
     wanted: dict[str, Any] = {"lr": 0.5, "epochs": 3, "word_dropout": 0.0, "effective_batch_size": 7}
-    kept = settled(TrainingConfig.model_validate({"scenario": scenario, **wanted}), clip, samples)
+    kept = settled(TrainingConfig.model_validate({"scenario": scenario, **wanted}), clip, captions)
     assert {name: getattr(kept, name) for name in wanted} == wanted
+    short = settled(
+        TrainingConfig.model_validate({"scenario": scenario}), clip, ["a photo of blue chair"] * 9
+    )
+    assert short.word_dropout == 0
 
 
 @given(st.lists(st.text("abc", min_size=1), min_size=1), st.floats(0, 0.99), st.integers(0, 10_000))

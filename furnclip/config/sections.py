@@ -268,7 +268,7 @@ class TrainingConfig(_Section):
     attribute_dropout: Fraction = 0.3
     """probability that an attribute is left out of a sampled caption"""
     word_dropout: Annotated[float, Field(ge=-1, lt=1, allow_inf_nan=False)] = -1
-    """probability that a word is left out of a training caption; -1: 0.25, or 0.1 for a large catalogue"""
+    """probability that a word is left out of a training caption; -1: 0 to 0.25, by catalogue and captions"""
     attribute_weight: NonNegativeFloat = 0.3
     """weight of a second loss on short captions such as `red velvet armchair`; 0: off"""
     augment: Literal["none", "simple", "advanced"] = "simple"

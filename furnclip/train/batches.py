@@ -149,7 +149,7 @@ def _answers(
     answers = np.zeros((len(indices), len(indices)), dtype=bool)
     found: dict[str, NDArray[np.int64]] = {}
     for column, query in enumerate(queries):
-        if query:
+        if query and query.wanted:
             if query.text not in found:
                 found[query.text] = query.answers(attributes)
             answers[found[query.text], column] = True

@@ -14,8 +14,8 @@ Augmentation keeps the product whole: half a chair is not the product, so there 
 
 A training caption is the product's own, with words left out at random (`train.word_dropout`), or built anew
 from its fields (`train.caption_sampling`, LaCLIP, https://arxiv.org/abs/2305.20088). Beside it each product
-has a short query made of its attributes, as shoppers search: "red velvet armchair". Evaluation takes
-`relevance.default_caption`. `docs/training.md` has what each of these gains.
+has a short query: made of its attributes, "red velvet armchair", or one of its shopper queries. Evaluation
+takes `relevance.default_caption`. `docs/train.md` has what each of these gains.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from PIL import Image, ImageEnhance
 from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import TrainingConfig
 from furnclip.model.pixels import Preprocessing
-from furnclip.relevance import AttributeQuery, known, positives, queries_of
+from furnclip.relevance import AttributeQuery, known, positives, queries_of, shopper_queries
 from furnclip.shards import Sample, ShardDataset
 
 Indices = NDArray[np.int64]
@@ -121,6 +121,15 @@ def without_words(caption: str, dropout: float, random: np.random.Generator) -> 
     return " ".join(kept or words)
 
 
+def _typed_queries(fields: Mapping[str, str]) -> list[AttributeQuery]:
+    """The product's shopper queries; each asks for the attributes whose values it names."""
+    values = {name: known(fields.get(name)) for name in ATTRIBUTES}
+    return [
+        AttributeQuery(text, {name: value for name, value in values.items() if value and value in text})
+        for text in shopper_queries(fields)
+    ]
+
+
 def duplicate_rate(captions: Sequence[str]) -> float:
     """Share of the samples whose caption another sample has too."""
     counts = Counter(captions)
@@ -147,7 +156,7 @@ class TrainingData:
             self.texts.append(replace(sample, image_bytes=b"", more_images=()))
             self.image_keys += map(content_hash, sample.images)
             counts.append(len(sample.images))
-            self.queries.append(queries_of(sample.fields))
+            self.queries.append([*queries_of(sample.fields), *_typed_queries(sample.fields)])
         self.image_counts = np.array(counts, dtype=np.int64)
         self._first_image = np.cumsum(self.image_counts) - self.image_counts
         self.asks_attributes = self.config.attribute_weight > 0 and any(self.queries)

@@ -112,7 +112,8 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
                 hint="change `prepare.train_fraction` and `prepare.validation_fraction`, or add products",
             )
         datasets.append(dataset)
-    train = settled(config.train, clip, len(datasets[0]))
+    train_data = TrainingData(datasets[0], clip.preprocessing, config.train)
+    train = train_data.config = settled(config.train, clip, train_data.fixed_captions())
     config = config.model_copy(update={"train": train})
     card = _card(config, folder, data_hash=manifest.data_hash, fingerprint=clip.fingerprint, earlier=card)
     device = choose_device(config.model.device)
@@ -125,7 +126,6 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
     if train.gradient_checkpointing:
         with quiet():
             clip.module.gradient_checkpointing_enable({"use_reentrant": False})
-    train_data = TrainingData(datasets[0], clip.preprocessing, train)
     batch_size = train.effective_batch_size
     micro_batch_size = min(train.micro_batch_size, batch_size) or card.batch.get("micro")
     texts = 2 if train_data.asks_attributes else 1

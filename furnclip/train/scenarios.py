@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -28,6 +28,7 @@ from furnclip.train.optimizer import Muon
 
 _LARGEST_BATCH = 1024
 _FEW_PRODUCTS, _SOME_PRODUCTS = 1_500, 6_000
+_FEW_WORDS = 6  # of a caption, "a photo of" among them: on average no more than that says nothing twice
 _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.")
 
 
@@ -69,19 +70,21 @@ def unfreeze(clip: Clip, config: TrainingConfig) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in clip.module.named_parameters() if parameter.requires_grad}
 
 
-def settled(config: TrainingConfig, clip: Clip, samples: int) -> TrainingConfig:
-    """The settings with all that they leave open decided, by the size of the catalogue and the base.
+def settled(config: TrainingConfig, clip: Clip, captions: Sequence[str]) -> TrainingConfig:
+    """The settings with all that they leave open decided, by the catalogue's captions and the base.
 
-    Swept on catalogues of 1,000, 4,000 and 14,000 products with a base 320 wide (`docs/training.md`): small
-    catalogues want more epochs and more word dropout. For wider bases the rates are extrapolated, not
-    measured: LoRA's as 1 / width (https://arxiv.org/abs/2203.03466), a whole tower's as its square.
+    Swept on catalogues of 1,000, 4,000 and 14,000 products (`docs/train.md`): small ones want more epochs and
+    more word dropout, but none where captions have few words, "a photo of blue chair". Rates were swept with
+    bases 64 and 320 wide. For wider ones they are extrapolated, not measured: LoRA's as 1 / width
+    (https://arxiv.org/abs/2203.03466), a whole tower's as its square.
     """
-    width = int(clip.module.config.vision_config.hidden_size)
-    rate = min(5e-4, 50 / width**2) if config.scenario == "full" else min(3e-3, 0.5 / width)
+    width, samples = int(clip.module.config.vision_config.hidden_size), len(captions)
+    rate = min(2e-3, 70 / width**2) if config.scenario == "full" else min(3e-3, 0.5 / width)
     epochs = 30 if samples <= _FEW_PRODUCTS else 20 if samples <= _SOME_PRODUCTS else 10
     # A frozen text tower reads each caption once; variants of it would cost it more than they gain.
     is_live = SCENARIOS[config.scenario].is_live("text")
-    dropout = 0.0 if not is_live else 0.25 if samples <= _SOME_PRODUCTS else 0.1
+    are_long = sum(len(caption.split()) for caption in captions) > _FEW_WORDS * samples
+    dropout = 0.0 if not (is_live and are_long) else 0.25 if samples <= _SOME_PRODUCTS else 0.1
     batch_size = min(_LARGEST_BATCH, max(samples // 64, min(128, max(32, samples // 8))))
     return config.model_copy(
         update={
