@@ -140,12 +140,18 @@ def demo(
     def show() -> None:
         if len(tour.skipped) == len(tour.seconds):
             console.say(f"\nthe tour in {tour.folder} is finished already; nothing to do")
-        rows = [tuple(score.values()) for score in tour.scores()]
-        console.show_table(("model", "recall@1", "recall@5", "MRR"), rows, title="text to image, test split")
         console.say(f"{total_seconds:.0f} seconds of work; images and intervals: {tour.report}")
         console.say("next, vote blindly between two models:")
         console.say(f"    cd {tour.folder} && furnclip arena")
         console.say("next, your own products:")
         console.say("    furnclip init my-shop && cd my-shop && furnclip doctor")
+        rows = [tuple(score.values())[:4] for score in tour.scores()]
+        console.show_table(("model", "recall@1", "recall@5", "MRR"), rows, title="text to image, test split")
+        for score in tour.scores()[1:]:
+            gain, low, high = score["mrr_gain"]
+            told = "better" if low > 0 else "worse" if high < 0 else "not clearly better"
+            console.say(
+                f"{score['model']}: {told} than the base, MRR {gain:+.3f} ({low:+.3f} to {high:+.3f})"
+            )
 
     console.emit(payload, as_json=as_json, human=show)

@@ -86,6 +86,9 @@ class Tour:
             name = "zero_shot (base)" if label == "base" else label
             recall = {"recall_at_1": figures["recall@1"], "recall_at_5": figures["recall@5"]}
             found.append({"model": name, **recall, "mrr": figures["mrr"]})
+            if label != "base":
+                test = report["paired"][label]["text_to_image"]["mrr"]
+                found[-1]["mrr_gain"] = [test["difference"], test["low"], test["high"]]
         return found
 
 
@@ -108,7 +111,7 @@ def stages() -> Iterator[Stage]:
     yield Stage("eval", "did it get better?", ("eval", "--run", "linear_probe", "--run", "dual_lora"))
     yield Stage("embed", "vectors and a search table", ("embed", "--run", "dual_lora"))
     for number, query in enumerate(QUERIES, start=1):
-        yield Stage(f"search_{number}", "a shopper's query", ("search", query, "-k", "5", "--preview"))
+        yield Stage(f"search_{number}", "a shopper's query", ("search", query, "-k", "3", "--preview"))
 
 
 def take_tour(folder: Path, *, products: int, seed: int, quietly: bool = False) -> Tour:
