@@ -187,3 +187,20 @@ def test_search_works_where_torch_is_not_installed(embedded: Path, tmp_path: Pat
     found = run_cli("search", "red chair", "--json", cwd=embedded, env=env).ok().json
     assert found["hits"]
     assert run_cli("embed", cwd=embedded, env=env).code != 0
+
+
+IMPORTED = "import json, sys, furnclip.cli.imports as imports\n{}\nimports.import_lancedb()\nimport lancedb\n"
+TRIED = """
+table = lancedb.connect("tables").create_table("{}", [{{"a": 1}}, {{"a": 2}}])
+import lance_namespace
+names = [name for name in sys.modules if isinstance(sys.modules[name], imports._StandIn)]
+print(json.dumps([table.count_rows("a > 1"), names, hasattr(lance_namespace, "__file__")]))
+"""
+
+
+@pytest.mark.parametrize(
+    "before", ["", "imports._StandIn.__getattr__ = None", "imports._LEFT_OUT += ('pydantic',)"]
+)
+def test_lancedb_is_whole_without_its_catalog_client(before: str, tmp_path: Path) -> None:
+    """Also where a later version of it cannot be imported with stand-ins: then it is imported as usual."""
+    assert python(IMPORTED.format(before) + TRIED.format("t"), tmp_path) == [1, [], True]

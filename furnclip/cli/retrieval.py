@@ -163,6 +163,9 @@ def search(
 ) -> None:
     """Find products by words, by meaning or by image."""
     check_address_space()
+    from furnclip.cli.imports import import_lancedb
+
+    import_lancedb()
     from furnclip.search import Searcher
 
     searcher = Searcher(settings(config, flags), run=run, model=model)
