@@ -26,6 +26,17 @@ from furnclip import console
 from furnclip.cli import leave
 from furnclip.errors import FurnclipError, InputError, Interrupted, StorageError, UsageError
 
+# What a machine that only searches may lack (`examples/serve/requirements.py`).
+_NOT_WHERE_SEARCHED = (
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "openai",
+    "webdataset",
+    "onnx",
+    "httpx",
+)
 _LITTLE_MEMORY_BYTES = 1 << 27
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
 _NO_MEMORY = re.compile(
@@ -155,6 +166,11 @@ def explain(error: BaseException) -> FurnclipError | None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "furnclip"
         return UsageError(f"{message[:1].lower()}{message[1:]}", hint=f"see `{command} --help`")
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _NOT_WHERE_SEARCHED:
+        return FurnclipError(
+            f"this command needs `{error.name}`, which is not installed",
+            hint="only searching and serving work without; for all commands: `pip install furnclip`",
+        )
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         hint = "close other programs, raise the limit (`ulimit -v`), or use fewer workers and smaller batches"
         return FurnclipError("there is not enough memory", hint=hint)

@@ -1,8 +1,8 @@
 """LanceDB without what only its catalog services need, for commands that have to answer at once.
 
-Importing LanceDB builds hundreds of pydantic models of a client for catalog services (`lance_namespace`), half
-of the time of the whole import. Tables are opened by their path here, so empty classes stand in for them
-while LanceDB is imported. Only for a process of furnclip's own, where nobody else uses LanceDB.
+Importing LanceDB builds hundreds of models of a client for catalog services (`lance_namespace`), half of the
+time. Tables are opened by their path here, so empty classes stand in for them while LanceDB is
+imported. Only for a process of furnclip's own, where nobody else uses LanceDB.
 """
 
 from __future__ import annotations
