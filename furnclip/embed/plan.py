@@ -178,12 +178,15 @@ def fused_provenance(
     folder: PartFolder, plan: Provenance, clips: Mapping[str, Clip], *, config: EmbeddingConfig
 ) -> Provenance:
     """The plan with the image weight of each model in it."""
-    models = {}
+    models: dict[str, ModelProvenance] = {}
     for label, model in plan.models.items():
         weight, reason = config.image_weight, "set by `embed.image_weight`"
+        validation = _validation(folder, label)
         if weight == "auto":
-            weight, reason = choose_image_weight(*_validation(folder, label), clips[label])
-        models[label] = model.model_copy(update={"image_weight": weight, "image_weight_reason": reason})
+            weight, reason = choose_image_weight(*validation, clips[label])
+        found: dict[str, object] = {"image_weight": weight, "image_weight_reason": reason}
+        found["request_precision"] = request_precision(*validation, clips[label], weight)
+        models[label] = model.model_copy(update=found)
     return plan.model_copy(update={"models": models})
 
 
@@ -224,6 +227,19 @@ def choose_image_weight(
     best = max(WEIGHTS, key=lambda weight: (round(scores[weight], 6), -abs(weight - EVEN)))
     figures = f"{scores[best]:.3f} on {len(products)} validation products ({scores[EVEN]:.3f} at {EVEN})"
     return best, f"mean average precision {figures}"
+
+
+def request_precision(
+    products: Sequence[Mapping[str, str | None]], image: Floats, text: Floats, clip: Clip, weight: float
+) -> float | None:
+    """Mean average precision of short requests by vectors of this weight; None where they are too few."""
+    attributes = known_attributes(products)
+    requests = _evenly(attribute_queries(attributes))
+    if len(requests) < LEAST_QUERIES:
+        return None
+    asked = clip.encode_texts([request.text for request in requests])
+    answers = [request.answers(attributes) for request in requests]
+    return round(float(average_precision(every_rank(asked, fuse(image, text, weight), answers)).mean()), 4)
 
 
 def _evenly(items: list[_Item]) -> list[_Item]:

@@ -4,9 +4,9 @@ In: the search table that `furnclip embed` wrote (`work/index.lance`, or `search
 model that made its vectors; any other model is refused. Out: `Hit`s, nothing on the disk but the
 contact sheet of a preview, `work/cache/search/preview.jpg`.
 
-    vector    by meaning: cosine between the request and the fused product vectors
-    keyword   by words: BM25 over titles and attributes, stemmed English
-    hybrid    both, fused by reciprocal rank (Cormack, Clarke and Buettcher, SIGIR 2009)
+    vector    by meaning: cosine of a text to the fused product vectors, of an image to those of the images
+    keyword   by words: BM25 over every text of a product, weighed by field
+    hybrid    both on one scale, weighed by what they are worth on this catalogue and for this query
 
 Scores of one mode cannot be compared with those of another, nor with those of another model.
 """

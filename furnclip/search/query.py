@@ -81,11 +81,19 @@ def understand(text: str, vocabulary: Vocabulary, columns: Collection[str], *, l
     if not words_of(rest):  # nothing is left to look for
         rest = text
     terms = list(_terms(rest, vocabulary))
-    exact = (f"={code_of(text)}", f"@{name_of(text)}") if code_of(text) else ()
+    exact = _exact(text, vocabulary)
     said += [f"`{term.word}` as `{term.spelled}`" for term in terms if term.spelled]
     spelled = {term.word: term.spelled for term in terms if term.spelled}
     corrected = re.sub(r"[^\W_]+", lambda match: spelled.get(fold(match[0]), match[0]), rest)
     return Query(corrected.strip(), tuple(terms), exact, tuple(where), tuple(avoided), tuple(said))
+
+
+def _exact(text: str, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The words of the index that only a product has whose id, code or name is the text."""
+    code, name = code_of(text), f"@{name_of(text)}"
+    # An id has a digit or is one word; looking for others would take time.
+    is_code = code and (any(map(str.isdigit, code)) or len(text.split()) == 1)
+    return (f"={code}",) * bool(is_code) + (name,) * (name in vocabulary.frequencies)
 
 
 # --- words

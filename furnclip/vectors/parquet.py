@@ -53,6 +53,8 @@ class ModelProvenance(BaseModel):
     """lowest cosine to fp32 on the sample that was checked; null in fp32"""
     image_weight: float = 0.5  # weight of the image in `vec_clip_*`
     image_weight_reason: str = ""  # how the weight was chosen
+    request_precision: float | None = None
+    """mean average precision of short requests by `vec_clip_*` on validation: how far to trust meaning"""
 
 
 class Provenance(BaseModel):

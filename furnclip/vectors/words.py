@@ -24,7 +24,7 @@ import threading
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -207,14 +207,16 @@ class Vocabulary:
             self.stems[stem(word, language)] += count
 
     @classmethod
-    def gather(cls, rows: Iterable[Mapping[str, Any]], fields: Iterable[Field], language: str) -> Vocabulary:
+    def gather(cls, rows: Iterable[Mapping[str, Any]], fields: Sequence[Field], language: str) -> Vocabulary:
         """The vocabulary of these rows; an empty `language` is found out."""
         counts: Counter[str] = Counter()
+        names = [field.column for field in fields if field.kind == "name"]
         products, texts = 0, [field for field in fields if field.kind != "code"]
         for row in rows:
             products += 1
             values = (words_of(text) for field in texts for text in texts_of(row.get(field.column)))
             counts.update({form for words in values for forms in words for form in forms})
+            counts.update({f"@{name_of(text)}" for name in names for text in texts_of(row.get(name))})
         language = language or detect_language(counts)
         return cls(products, dict(counts.most_common(_MOST_WORDS)), language)
 

@@ -8,7 +8,7 @@ with a `products.csv` of `product_id,title,image,type,color` (`--part`: which 10
 furnclip is given id, title and image; set BENCH_WORK to keep the shop). Without it: a drawn shop in a style
 that furnclip-tiny has not seen.
 
-`own_image`   a product's image at another size and JPEG quality finds it, or a variant, first
+`own_image`   a product's image at another size and JPEG quality finds it first
 `id`          its id finds it first
 `name`        a word that five titles or more begin with finds one of those first
 `type`        share of the first five that are of the type asked for, of the five that there are; `plural`;
@@ -81,7 +81,10 @@ class Shop:
         return Searcher(self.config)
 
     def now(self, text: str | None = None, image: Any = None, **options: Any) -> list[str]:
-        return [hit.product_id for hit in self.searcher.search(text, image=image, k=10, **options)]
+        return [
+            hit.product_id
+            for hit in self.searcher.search(text, image=image, k=10, all_variants=True, **options)
+        ]
 
     def matching(self, wanted: Row) -> set[str]:
         return {name for name, row in self.truth.items() if wanted.items() <= row.items()}
