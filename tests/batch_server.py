@@ -471,14 +471,17 @@ def _schema(body: dict[str, Any]) -> dict[str, Any]:
     return dict(body["response_format"]["json_schema"]["schema"])
 
 
-def answer_for(body: dict[str, Any]) -> dict[str, str]:
+def answer_for(body: dict[str, Any]) -> dict[str, Any]:
     """A sensible, always equal answer: the title in lower case, words picked by its hash."""
     title = _title(body)
     seed = int.from_bytes(hashlib.sha256(title.encode()).digest()[:8], "big")
-    answer = {"clean_title": re.sub(r"\s+", " ", title.lower()).strip()[:120] or "product"}
+    answer: dict[str, Any] = {"clean_title": re.sub(r"\s+", " ", title.lower()).strip()[:120] or "product"}
     for place, (name, facts) in enumerate(_schema(body)["properties"].items()):
         if "enum" in facts:
             answer[name] = facts["enum"][(seed >> (8 * place)) % len(facts["enum"])]
+    if "queries" in _schema(body)["properties"]:
+        kind = answer["object_type"]
+        answer["queries"] = [f"{answer['color']} {kind}", f"{answer['style']} {kind}", f"nice {kind} please"]
     return answer
 
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from furnclip.clean.batch.monitor import batch_rows
 from furnclip.clean.batch.service import RemoteBatch
 from furnclip.clean.batch.state import State, apply
+from furnclip.clean.offline import SOURCE
 from furnclip.clean.workspace import open_ledger
 from furnclip.config import load_config
 from furnclip.errors import JournalError
@@ -265,7 +266,7 @@ def test_local_and_back_again_buys_nothing(shop: CleanShop, server: BatchServer)
     shop.run("run", env=server.env).ok()
     paid = shop.table("cleaned.csv")
     shop.run("run", "--backend", "local", env=server.env).ok()
-    assert {row["clean_source"] for row in shop.table("cleaned.csv")} == {"local:rules-2"}
+    assert {row["clean_source"] for row in shop.table("cleaned.csv")} == {SOURCE}
     shop.run("run", env=server.env).ok()
     assert shop.table("cleaned.csv") == paid
     assert len(server.batches) == 1
@@ -416,7 +417,7 @@ def test_columns_formulas_and_names_that_clash(shop: CleanShop, server: BatchSer
     shop.run("run", env={**server.env, "FURNCLIP_PATHS__ID_COLUMN": "sku"}).ok()
     lines = (shop.work / "cleaned.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == (
-        "sku,raw_color,title,image,price,clean_title,style,material,color,object_type,clean_source"
+        "sku,raw_color,title,image,price,clean_title,style,material,color,object_type,queries,clean_source"
     )
     first, second = shop.table("cleaned.csv")
     assert (first["sku"], first["raw_color"], first["price"]) == ("'=1+1", "'@blue", "-5.00")
@@ -440,7 +441,7 @@ def test_fallback_for_rejected_rows(shop: CleanShop, server: BatchServer) -> Non
     assert set(shop.rejected) == {"P00002", "P00003"}
     shop.run("finalize", "--fallback", "local", env=server.env).ok()
     assert set(shop.rejected) == {"P00003"}
-    assert shop.cleaned["P00002"]["clean_source"] == "local:rules-2"
+    assert shop.cleaned["P00002"]["clean_source"] == SOURCE
     assert shop.cleaned["P00001"]["clean_source"] == "openai:gpt-5-nano"
 
 

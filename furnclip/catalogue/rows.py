@@ -52,7 +52,7 @@ _JSON_OBJECT = re.compile(r'\s*\{\s*(["}]|$)')
 
 ATTRIBUTES = ("style", "material", "color", "object_type")
 UNKNOWN = "unknown"  # the value of an attribute that neither title nor image tells
-CLEAN_COLUMNS = ("clean_title", *ATTRIBUTES, "clean_source")
+CLEAN_COLUMNS = ("clean_title", *ATTRIBUTES, "queries", "clean_source")
 REJECT_COLUMNS = ("rejected_reason", "rejected_detail")
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # and the full-width signs
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")

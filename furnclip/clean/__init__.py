@@ -39,9 +39,10 @@ from furnclip.clean import offline
 from furnclip.clean.batch import parts as pricing
 from furnclip.clean.batch.results import Outcome, collect
 from furnclip.clean.batch.state import SENT, UNSENT, State
-from furnclip.clean.offline import find_brands, plain_title
+from furnclip.clean.offline import find_brands, names_of, plain_title
+from furnclip.clean.offline.queries import settled
 from furnclip.clean.plan import prepare
-from furnclip.clean.prompt import Vocabulary
+from furnclip.clean.prompt import FIELDS
 from furnclip.clean.workspace import (
     CleaningLedger,
     Workspace,
@@ -244,21 +245,22 @@ def finalize(ledger: CleaningLedger, *, partial: bool) -> Report:
         )
     # changes when another result file counts or a setting that shapes the output changes
     counted = [part.number for part in state.with_status("downloaded", "merged", "replaced")]
-    facts = (prepared["rows_sha256"], counted, clean.fallback, clean.max_attempts)
+    facts = (prepared["rows_sha256"], counted, clean.fallback, clean.max_attempts, clean.queries)
     fingerprint, done = content_hash(repr(facts)), state.finalized
     are_there = ledger.workspace.cleaned.is_file() and ledger.workspace.rejected.is_file()
     was_done = done is not None and done["fingerprint"] == fingerprint and are_there
     if done is None or not was_done:
         done = _write_files(ledger, partial=partial)
         ledger.record("finalized", fingerprint=fingerprint, **done)
-    counts = {name: done[name] for name in ("rows", "cleaned", "rejected", "pending", "reasons")}
+    told = ("rows", "cleaned", "rejected", "pending", "queries_by_rule", "reasons")
+    counts = {name: done[name] for name in told}
     files = {"cleaned_csv": str(ledger.workspace.cleaned), "rejected_csv": str(ledger.workspace.rejected)}
     return {**counts, **_bill(state), "was_done": was_done, **files}
 
 
 def _write_files(ledger: CleaningLedger, *, partial: bool) -> Event:
     """Both files, or neither: an error in here leaves the old ones as they were; counts of the rows."""
-    counts = dict.fromkeys(("rows", "cleaned", "rejected", "pending"), 0)
+    counts = dict.fromkeys(("rows", "cleaned", "rejected", "pending", "queries_by_rule"), 0)
     reasons: Counter[str] = Counter()
     columns = read_records(ledger.config.paths.products)[0]
     header = [renamed_column(name) for name in columns]
@@ -274,7 +276,9 @@ def _write_files(ledger: CleaningLedger, *, partial: bool) -> Event:
             counts["rows"] += 1
             counts[outcome.kind if outcome else "pending"] += 1
             if outcome and outcome.kind == "cleaned":
-                write_row(cleaned, [*raw, *outcome.values, outcome.source])
+                queries = _queries(product, outcome, ledger.config.clean.queries)
+                counts["queries_by_rule"] += not set(queries).issubset(outcome.queries)
+                write_row(cleaned, [*raw, *outcome.values, " | ".join(queries), outcome.source])
             elif outcome:
                 reasons[outcome.reason] += 1
                 write_row(rejected, [*raw, outcome.reason, outcome.detail])
@@ -286,10 +290,16 @@ def _write_files(ledger: CleaningLedger, *, partial: bool) -> Event:
     return {**counts, "reasons": dict(sorted(reasons.items()))}
 
 
+def _queries(product: Product | Rejection, outcome: Outcome, count: int) -> list[str]:
+    """Shopper queries of a product: those written, and those of rules where they are too few."""
+    names = names_of(product) if count and isinstance(product, Product) else []
+    return settled(outcome.queries, dict(zip(FIELDS, outcome.values, strict=True)), names, count)
+
+
 def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Outcome | None]]:
     """Each selected row with what became of it, None while it is pending, in catalogue order."""
     config = ledger.config
-    vocabulary = Vocabulary.from_config(config.clean)
+    vocabulary = ledger.recipe.vocabulary
     answered = collect(ledger.workspace, ledger.state, vocabulary)
     falls_back = config.clean.fallback == "local"
     brands = find_brands(ledger.products() if falls_back else (), vocabulary)
@@ -302,8 +312,8 @@ def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Out
         if entry.reason:  # rejected before anything was sent
             outcome = Outcome("rejected", reason=entry.reason, detail=entry.detail)
         elif outcome:
-            settled = outcome.settled(config.clean.max_attempts)
-            outcome = None if settled.kind == "again" else settled
+            outcome = outcome.settled(config.clean.max_attempts)
+            outcome = None if outcome.kind == "again" else outcome
         if falls_back and outcome and outcome.kind == "rejected" and isinstance(product, Product):
             image = _first_image(product, ledger.images, offline.IMAGE_PX)
             if image is not None:

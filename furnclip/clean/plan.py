@@ -51,6 +51,9 @@ def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) ->
     """
     clean, paths, workspace = ledger.config.clean, ledger.config.paths, ledger.workspace
     _mention_family(ledger)
+    if ledger.recipe.queries != clean.queries:
+        count = ledger.recipe.queries or "no"
+        console.note(f"this run was begun with {count} shopper queries for a product, and goes on so")
     fingerprint, total = _fingerprint(ledger, {"limit": limit or 0, "sample": sample or 0})
     drop_damaged(ledger)
     repair_indexes(ledger)

@@ -30,8 +30,15 @@ from furnclip.config import CleaningConfig
 PROMPT_VERSION = "1"
 FIELDS = ("clean_title", *ATTRIBUTES)
 MAX_TITLE_CHARACTERS = 200
+MAX_QUERIES = 3
+MAX_QUERY_CHARACTERS = 80
 
 PROMPT = Path(__file__).with_name("prompt.txt").read_text(encoding="utf-8")
+_ABOUT_QUERIES = """
+- queries: {count} short requests that a shopper would type to find this product, in lower case English, each
+  of two to six words, none with a brand: {kinds}.
+"""
+_KINDS = ("first a plain one", "then one with its style or what it is used for", "then one in everyday words")
 
 
 class BadAnswerError(ValueError):
@@ -66,6 +73,7 @@ class Answer(BaseModel):
     material: str
     color: str
     object_type: str
+    queries: tuple[str, ...] = ()  # not worth another payment: what is wrong with them, rules put right
 
     @field_validator("clean_title")
     @classmethod
@@ -82,6 +90,14 @@ class Answer(BaseModel):
             if " ".join(allowed.split()).casefold() == " ".join(word.split()).casefold():
                 return str(allowed)
         raise PydanticCustomError("vocabulary", "`{word}` is not in the list", {"word": word[:60]})
+
+    @field_validator("queries", mode="before")
+    @classmethod
+    def _texts(cls, queries: Any) -> tuple[str, ...]:
+        """Those that are text and short, on one line each; the separator of `cleaned.csv` is taken out."""
+        texts = queries if isinstance(queries, list | tuple) else ()
+        lines = (readable(text.replace("|", " ")).lower() for text in texts if isinstance(text, str))
+        return tuple(line for line in lines if 0 < len(line) <= MAX_QUERY_CHARACTERS)
 
     def values(self) -> tuple[str, ...]:
         return (self.clean_title, self.style, self.material, self.color, self.object_type)
@@ -189,12 +205,24 @@ def readable(text: str) -> str:
     return " ".join(text.split())
 
 
-def answer_schema(vocabulary: Vocabulary) -> dict[str, Any]:
+def instructions(queries: int) -> str:
+    """The prompt that asks for so many shopper queries; for 0 to the letter the one without them."""
+    if not queries:
+        return PROMPT
+    fields, rest = PROMPT.split("\n\nWhen picture", 1)
+    about = _ABOUT_QUERIES.format(count=queries, kinds=", ".join(_KINDS[:queries]))
+    return f"{fields}{about}\nWhen picture{rest}"
+
+
+def answer_schema(vocabulary: Vocabulary, *, queries: int = 0) -> dict[str, Any]:
     """The strict JSON schema of an answer: every property required, nothing else allowed."""
     enums = {field: {"type": "string", "enum": list(getattr(vocabulary, field))} for field in ATTRIBUTES}
+    properties: dict[str, Any] = {"clean_title": {"type": "string"}, **enums}
+    if queries:  # their number stands in the prompt: not every service knows limits of an array
+        properties["queries"] = {"type": "array", "items": {"type": "string"}}
     return {
         "type": "object",
-        "properties": {"clean_title": {"type": "string"}, **enums},
-        "required": list(FIELDS),
+        "properties": properties,
+        "required": list(properties),
         "additionalProperties": False,
     }

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,7 @@ from furnclip import console
 from furnclip.catalogue import Product, Rejection, content_hash, no_rows, read_products
 from furnclip.clean.batch.requests import Recipe
 from furnclip.clean.batch.state import UNSENT, BatchPart, State, apply
+from furnclip.clean.prompt import MAX_QUERIES
 from furnclip.config import Config, DataPaths
 from furnclip.errors import InputError, JournalError, MissingStageError
 from furnclip.journal import (
@@ -205,8 +207,20 @@ class CleaningLedger:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """How requests are made with these settings. Raises `ConfigError` for an unknown model."""
-        return Recipe.from_config(self.config.clean)
+        """How requests are made with these settings. Raises `ConfigError` for an unknown model.
+
+        A run goes on with as many shopper queries as it was begun with: rows that were asked with more or
+        fewer would be bought again.
+        """
+        wanted = Recipe.from_config(self.config.clean)
+        paid = {part.identity for part in self.state.parts.values() if self._was_asked(part)}
+        others = (replace(wanted, queries=count) for count in range(MAX_QUERIES + 1))
+        is_free = wanted.identity in paid or self.config.clean.backend == "local"
+        return wanted if is_free else next((other for other in others if other.identity in paid), wanted)
+
+    def _was_asked(self, part: BatchPart) -> bool:
+        is_sent = part.status not in (*UNSENT, "dropped") or self.workspace.live(part.number).is_file()
+        return part.backend != "local" and is_sent
 
     def record(self, name: str, **facts: object) -> None:
         event = {"event": name, **facts}

@@ -139,6 +139,8 @@ class CleaningConfig(_Section):
     """JPEG quality of the image sent, 1 to 100"""
     max_completion_tokens: PositiveInt = 2000
     """maximum tokens of answer and hidden reasoning together; doubled, up to 8000, when an answer was cut"""
+    queries: Annotated[int, Field(ge=0, le=3)] = 3
+    """shopper queries written for each product, asked for in the same request; 0: none"""
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
     """maximum attempts for a row before it is rejected"""
     part_requests: Annotated[int, Field(ge=1, le=50_000)] = 10_000

@@ -259,7 +259,7 @@ def _ask_canary(ledger: CleaningLedger, service: BatchService, part: BatchPart) 
     refusal = RefusedError(0, "", "")
     for line in ledger.workspace.read_requests(part.number, [requests[place] for place in places]):
         prompt = recipe.overhead_tokens + line.image_tokens + line.text_tokens
-        expected = recipe.model.usage((prompt, recipe.model.answer_tokens), batch=False)
+        expected = recipe.model.usage((prompt, recipe.answer_tokens), batch=False)
         ledger.record("canary_asking", recipe=recipe.identity, **vars(expected))
         try:
             reply = service.ask(recipe.endpoint, json.loads(line.content)["body"])

@@ -117,7 +117,7 @@ class Estimate:
 def calibrate(ledger: CleaningLedger) -> Calibration:
     """The best knowledge so far."""
     state, recipe = ledger.state, ledger.recipe
-    overhead, answer, basis = float(recipe.overhead_tokens), float(recipe.model.answer_tokens), "table"
+    overhead, answer, basis = float(recipe.overhead_tokens), float(recipe.answer_tokens), "table"
     if canary := state.canaries.get(recipe.identity):
         overhead, answer, basis = canary["overhead_tokens"], canary["completion_tokens"], "canary"
     seen = [part for part in state.with_status("merged") if part.identity == recipe.identity]

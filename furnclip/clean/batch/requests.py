@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from furnclip.catalogue import Product, content_hash
 from furnclip.clean.batch.state import Usage
-from furnclip.clean.prompt import PROMPT, PROMPT_VERSION, Vocabulary, answer_schema, user_text
+from furnclip.clean.prompt import PROMPT_VERSION, Vocabulary, answer_schema, instructions, user_text
 from furnclip.config import CleaningConfig
 from furnclip.errors import ConfigError, nearest
 from furnclip.images import WHITE, encode_jpeg, open_image
@@ -39,6 +39,7 @@ else:
     import tomli as tomllib
 
 PATCH_PX = 32
+QUERY_TOKENS = 10  # of one shopper query in an answer
 CHARACTERS_PER_TOKEN = 4.0  # English prose; the first real answer corrects it
 _SCHEMA_NAME = "furniture"
 _ANY = "*"
@@ -162,6 +163,7 @@ class Recipe:
     jpeg_quality: int
     cap_tokens: int
     vocabulary: Vocabulary
+    queries: int  # shopper queries that are asked for
 
     @classmethod
     def from_config(cls, config: CleaningConfig) -> Recipe:
@@ -174,22 +176,32 @@ class Recipe:
             jpeg_quality=config.jpeg_quality,
             cap_tokens=config.max_completion_tokens,
             vocabulary=Vocabulary.from_config(config),
+            queries=config.queries,
         )
 
     @cached_property
+    def prompt(self) -> str:
+        return instructions(self.queries)
+
+    @cached_property
     def schema(self) -> dict[str, Any]:
-        return answer_schema(self.vocabulary)
+        return answer_schema(self.vocabulary, queries=self.queries)
 
     @cached_property
     def identity(self) -> str:
         """Hash of what all requests share; the cap is left out, since a retry may raise it."""
         facts = [self.model.id, self.effort, self.endpoint, self.image_px, self.jpeg_quality]
-        return content_hash(json.dumps([*facts, PROMPT_VERSION, PROMPT, self.schema], sort_keys=True))
+        return content_hash(json.dumps([*facts, PROMPT_VERSION, self.prompt, self.schema], sort_keys=True))
 
     @cached_property
     def overhead_tokens(self) -> int:
         """Estimated tokens of prompt and schema, the same in every request."""
-        return text_tokens(PROMPT) + text_tokens(json.dumps(self.schema))
+        return text_tokens(self.prompt) + text_tokens(json.dumps(self.schema))
+
+    @property
+    def answer_tokens(self) -> int:
+        """Estimated tokens of an answer, hidden reasoning included."""
+        return self.model.answer_tokens + QUERY_TOKENS * self.queries
 
     def custom_id(self, product: Product, image: bytes) -> str:
         readable = re.sub(r"[^A-Za-z0-9._-]+", "_", product.product_id)[:40]
@@ -209,7 +221,7 @@ class Recipe:
             "model": self.model.id,
             self.model.cap_name: self.cap_tokens,
             "messages": [
-                {"role": self.model.instruction_role, "content": PROMPT},
+                {"role": self.model.instruction_role, "content": self.prompt},
                 {"role": "user", "content": content},
             ],
             "response_format": {"type": "json_schema", "json_schema": schema},
@@ -228,7 +240,7 @@ class Recipe:
         body: dict[str, Any] = {
             "model": self.model.id,
             "max_output_tokens": self.cap_tokens,
-            "instructions": PROMPT,
+            "instructions": self.prompt,
             "input": [{"role": "user", "content": content}],
             "text": {"format": form},
             "store": False,

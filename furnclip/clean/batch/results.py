@@ -34,6 +34,7 @@ class Outcome(NamedTuple):
 
     kind: Literal["cleaned", "rejected", "again"]
     values: tuple[str, ...] = ()
+    queries: tuple[str, ...] = ()
     reason: str = ""
     detail: str = ""
     source: str = ""
@@ -137,7 +138,7 @@ def _answer_outcome(text: str, refusal: str, finish: str, vocabulary: Vocabulary
         if not text.strip():
             return Outcome("again", reason="empty-answer", detail="the model answered nothing")
         return Outcome("again", reason="invalid-answer", detail=_short(str(error)))
-    return Outcome("cleaned", values=answer.values())
+    return Outcome("cleaned", values=answer.values(), queries=answer.queries)
 
 
 def _reply(body: dict[str, Any]) -> tuple[str, str, str]:

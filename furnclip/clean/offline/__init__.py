@@ -229,6 +229,14 @@ def plain_title(product: Product, brands: frozenset[BrandName]) -> str:
     return title
 
 
+def names_of(product: Product) -> list[str]:
+    """What in the row's title and columns names a maker, a series or a number, not the thing."""
+    own = (" ".join(name) for name, _ in _own_names(product.fields, product.product_id))
+    listed = _any_of(tuple(lexicon()["brands"]["names"])).findall(product.title)
+    shouted = () if product.title.isupper() else filter(_is_shouted, _WORD.findall(product.title))
+    return [*own, *listed, *(word for word in shouted if not _describes(word))]
+
+
 def _opening(piece: str) -> list[str]:
     """The words at the start that could be a name: capitalized, no numbers, nothing that describes."""
     found: list[str] = []
