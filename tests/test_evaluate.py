@@ -456,11 +456,40 @@ def test_requests_are_answerable_and_not_trivial(tmp_path: Path) -> None:
     assert task.gains(slice(0, 1), slice(0, 5)).tolist() == [[1, 1, 1, 7, 0]]
 
 
+def test_a_shopper_query_asks_for_the_products_it_was_written_for(shop: Path) -> None:
+    rows = [  # group, color, type, queries
+        ("a", "red", "chair", "red chair | comfy seat"),
+        ("b", "red", "chair", "red chair | "),
+        ("b", "blue", "chair", ""),
+        ("d", "red", "lamp", "reading light | Reading  light"),
+    ]
+    samples = [
+        replace(
+            sample, caption=sample.key, group=group,
+            fields={"color": color, "object_type": kind, "queries": queries},
+        )
+        for sample, (group, color, kind, queries) in zip(drawn_samples(len(rows)), rows, strict=True)
+    ]  # fmt: skip
+    write_shards(shop / "work" / "shards", samples)
+    split = read_split(settings_of(shop))
+    assert split.queries == {"comfy seat": [0], "reading light": [3], "red chair": [0, 1]}
+    task = build_tasks(split, [])["query_to_image"]
+    assert [found.tolist() for found in task.relevant] == [[0], [3], [0, 1, 2]]
+    assert task.gains(slice(0, 3), slice(0, 4)).tolist() == [[7, 3, 1, 0], [0, 0, 0, 7], [7, 7, 7, 0]]
+    answered = evaluated(shop, "--run", "first")["models"]["base"]["query_to_image"]
+    assert answered["queries"] == 3
+    assert 0 < answered["ndcg@10"] <= 1
+    validation = read_split(load_config(shop / "furnclip.toml", {"eval": {"split": "validation"}}))
+    assert not validation.queries, "training may have read them"
+
+
 def test_a_split_without_attributes_says_what_is_not_measured(shop: Path) -> None:
     samples = [replace(s, fields={}, group=s.product_id) for s in drawn_samples(6)]
     write_shards(shop / "work" / "shards", samples)
     report = evaluated(shop, "--run", "first")
-    assert set(report["not_measured"]) == {"image_to_image", "image_to_type", "attributes_to_image"}
+    assert set(report["not_measured"]) == {
+        "image_to_image", "image_to_type", "attributes_to_image", "query_to_image",
+    }  # fmt: skip
     page = Path(report["report"]).read_text(encoding="utf-8")
     assert "is not measured: no two products of this split share a group" in page
 

@@ -24,6 +24,7 @@ _SLICED = ("recall@1", "recall@5", "mrr")
 _NOT_MEASURED = {
     "image_to_image": "no two products of this split share a group",
     "image_to_type": "no two products of this split are known to be of one type",
+    "query_to_image": "no shopper queries are known of the test split",
     "attributes_to_image": "no type is known together with a color, material or style",
 }
 

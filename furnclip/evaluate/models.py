@@ -40,15 +40,15 @@ class ModelVectors:
 
     label: str
     clip: Clip
-    vectors: dict[Side, Floats]  # each (N, D); `requests` (R, D)
+    vectors: dict[Side, Floats]  # each (N, D); `requests` (R, D), `queries` (Q, D)
 
 
 def encode_model(
     name: str, split: Split, requests: Sequence[AttributeQuery], *, label: str, config: Config
 ) -> ModelVectors:
-    """Vectors of every image, caption and request; from the cache when they are there."""
+    """Vectors of every image, caption, request and query; from the cache when they are there."""
     clip = load_clip(name, config.model, runs=config.paths.runs)
-    texts = [*split.captions, *(request.text for request in requests)]
+    texts = [*split.captions, *(request.text for request in requests), *split.queries]
 
     def encode_texts(positions: list[int]) -> Floats:
         return clip.encode_texts([texts[position] for position in positions])
@@ -64,8 +64,14 @@ def encode_model(
 
         chunk_size = config.eval.batch_size
         images = _cached("image", clip, split.image_keys, encode_images, chunk_size=chunk_size, config=config)
-    captions, asked = described[: len(split)], described[len(split) :]
-    return ModelVectors(label, clip, {"images": images, "captions": captions, "requests": asked})
+    captions, asked, queries = np.split(described, np.cumsum([len(split), len(requests)]))
+    vectors: dict[Side, Floats] = {
+        "images": images,
+        "captions": captions,
+        "requests": asked,
+        "queries": queries,
+    }
+    return ModelVectors(label, clip, vectors)
 
 
 def _cached(

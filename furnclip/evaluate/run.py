@@ -24,7 +24,7 @@ from furnclip.model import latest_run
 from furnclip.runs import read_card
 from furnclip.shards import read_manifest
 
-_FORMAT = "2"  # raise it when a number means something else or the page says more: reports are made again
+_FORMAT = "3"  # raise it when a number means something else or the page says more: reports are made again
 _FEW_PRODUCTS = 30
 
 

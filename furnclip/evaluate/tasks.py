@@ -2,14 +2,18 @@
 
 What is relevant to a product is every product of the same group or with the same caption: nothing
 tells those apart. nDCG also has grades between: the same type in the same color, material or style is
-worth 3, the same type alone 1, a relevant item 7 (2^grade - 1).
+worth 3, the same type alone 1, a relevant item 7 (2^grade - 1). A shopper query asks for every product that
+it was written for, and for what nothing tells apart from one; it is asked on the test split alone, since
+training may read those of the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,19 +24,28 @@ from furnclip.config import Config
 from furnclip.errors import InputError
 from furnclip.images import open_image
 from furnclip.metrics.retrieval import Gains, Integers
-from furnclip.relevance import AttributeQuery, attribute_queries, known_attributes, positives, tied_units
+from furnclip.relevance import (
+    AttributeQuery,
+    attribute_queries,
+    known_attributes,
+    positives,
+    shopper_queries,
+    tied_units,
+)
 from furnclip.shards import ShardDataset
 
-Side = Literal["images", "captions", "requests"]
+Side = Literal["images", "captions", "requests", "queries"]
 TASKS = {
     "text_to_image": ("Text to image", "a product's caption finds its image"),
     "image_to_text": ("Image to text", "an image finds its product's caption"),
     "image_to_image": ("Image to image", "an image finds the other images of its group"),
     "image_to_type": ("Image to type", "an image finds other images of the same type"),
+    "query_to_image": ("Shopper query to image", "a query in a shopper's words finds its product"),
     "attributes_to_image": ("Request to image", "a short request finds every image of that kind"),
 }
 _RELEVANT, _ALIKE, _SAME_TYPE = 7.0, 3.0, 1.0
 _MOST_REQUESTS = 500
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,7 @@ class Split:
     captions: tuple[str, ...]
     groups: tuple[str, ...]
     attributes: dict[str, list[str]]  # attribute -> its value for each product, "" where not known
+    queries: dict[str, list[int]] = field(default_factory=dict)  # shopper query -> whose it is
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -78,7 +92,18 @@ def read_split(config: Config) -> Split:
         for sample in dataset
     ]
     image_keys, titles, captions, groups, fields = zip(*rows, strict=True)
-    return Split(name, dataset, image_keys, titles, captions, groups, known_attributes(fields))
+    known = known_attributes(fields)
+    queries = _drawn_queries(fields, seed=config.eval.seed) if name == "test" else {}
+    return Split(name, dataset, image_keys, titles, captions, groups, known, queries)
+
+
+def _drawn_queries(fields: Sequence[Mapping[str, str]], *, seed: int) -> dict[str, list[int]]:
+    """The shopper queries of a split in alphabetical order, at most 500, with the products of each."""
+    rows: defaultdict[str, list[int]] = defaultdict(list)
+    for row, product in enumerate(fields):
+        for query in shopper_queries(product):
+            rows[query].append(row)
+    return {query: rows[query] for query in _some(sorted(rows), seed)}
 
 
 @dataclass(frozen=True)
@@ -119,16 +144,36 @@ def build_tasks(split: Split, requests: Sequence[AttributeQuery]) -> dict[str, R
             tasks[name] = RetrievalTask("images", "images", rows, found, row_units, gains, exclude=rows)
     if requests:
         tasks["attributes_to_image"] = _attribute_task(split, requests, codes)
+    if split.queries:
+        tasks["query_to_image"] = _query_task(split, codes, relevant, units)
     return tasks
 
 
 def build_requests(split: Split, *, seed: int) -> list[AttributeQuery]:
     """The short attribute queries of a split in a fixed order, at most 500: drawn evenly from more."""
-    some = attribute_queries(split.attributes)
-    if len(some) <= _MOST_REQUESTS:
-        return some
-    chosen = np.random.default_rng(seed).choice(len(some), size=_MOST_REQUESTS, replace=False)
-    return [some[index] for index in sorted(chosen)]
+    return _some(attribute_queries(split.attributes), seed)
+
+
+def _some(items: list[Item], seed: int) -> list[Item]:
+    """At most `_MOST_REQUESTS` of them, in their order."""
+    if len(items) <= _MOST_REQUESTS:
+        return items
+    chosen = np.random.default_rng(seed).choice(len(items), size=_MOST_REQUESTS, replace=False)
+    return [items[index] for index in sorted(chosen)]
+
+
+def _query_task(
+    split: Split, codes: Integers, relevant: Sequence[Integers], units: Sequence[str]
+) -> RetrievalTask:
+    """What a query's products do not agree on, it does not ask for."""
+    products = list(split.queries.values())
+    found = [reduce(np.union1d, [relevant[row] for row in rows]) for rows in products]
+    codes_of = ((codes[:, rows], codes[:, rows[0]]) for rows in products)  # (A, P) and (A,)
+    wanted = [np.where((every == one[:, None]).all(axis=1), one, -1) for every, one in codes_of]
+    first_units = tuple(units[rows[0]] for rows in products)
+    gains = _graded(np.stack(wanted, axis=1), codes, found)
+    everything = np.arange(len(products), dtype=np.int64)
+    return RetrievalTask("queries", "images", everything, found, first_units, gains)
 
 
 def _attribute_task(split: Split, requests: Sequence[AttributeQuery], codes: Integers) -> RetrievalTask:
