@@ -209,7 +209,8 @@ def beside_torch(config: Config) -> dict[str, Any]:
     queries = [f"{word} {kind}{end}" for word in words for kind in kinds for end in ("", *map(str, range(4)))]
     searcher = Searcher(config)
     towers: Any = searcher.clip
-    exact = load_clip(config.model.name, config.model).encode_texts(queries)
+    float32 = config.model.model_copy(update={"precision": "fp32"})
+    exact = load_clip(config.model.name, float32).encode_texts(queries)
 
     def found(vectors_: np.ndarray) -> list[set[str]]:
         return [{hit.product_id for hit in searcher.nearest(vector, k=10)} for vector in vectors_]
