@@ -25,6 +25,7 @@ from furnclip.config import Config, load_config
 from furnclip.embed import embed_catalogue
 from furnclip.errors import MissingStageError, ModelMismatchError, UsageError
 from furnclip.search.together import Together
+from furnclip.vectors.index import index_location, write_index
 from tests.drawn_shop import captions, write_shop
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server
 
@@ -294,7 +295,13 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Config
     return config
 
 
-def test_an_approximate_index_misses_little(indexed: Config) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_approximate_index_misses_little(
+    indexed: Config, monkeypatch: pytest.MonkeyPatch, *, packed: bool
+) -> None:
+    if packed:
+        monkeypatch.setattr("furnclip.vectors.index.PACKED_FROM", 300)
+        write_index(index_location(indexed), indexed.paths.vectors, indexed.search)
     table = vectors.VectorTable(indexed.paths.vectors)
     searcher = Searcher(indexed)
     texts = captions()

@@ -343,7 +343,8 @@ def rewritten(shop: Path, change: Callable[[pa.Table], pa.Table]) -> None:
 
 def with_metadata(table: pa.Table, **fields: Any) -> pa.Table:
     stored = json.loads(table.schema.metadata[b"furnclip"])
-    return table.replace_schema_metadata({"furnclip": json.dumps({**stored, **fields})})
+    changed = json.dumps({**stored, **fields})
+    return table.replace_schema_metadata({**table.schema.metadata, b"furnclip": changed})
 
 
 DAMAGES: dict[str, Callable[[pa.Table], pa.Table]] = {
@@ -363,6 +364,10 @@ DAMAGES: dict[str, Callable[[pa.Table], pa.Table]] = {
     ),
     "details without a field": lambda table: table.set_column(
         table.schema.get_field_index("details"), "details", pa.array(['{"title": 1}'] * len(table))
+    ),
+    "no words": lambda table: table.replace_schema_metadata({"furnclip": table.schema.metadata[b"furnclip"]}),
+    "words of another kind": lambda table: table.replace_schema_metadata(
+        {**table.schema.metadata, b"furnclip_words": b"eA=="}
     ),
     "no metadata": lambda table: table.replace_schema_metadata(None),
     "metadata of another type": lambda table: table.replace_schema_metadata({"furnclip": "[" * 5000}),

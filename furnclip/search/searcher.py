@@ -263,7 +263,7 @@ class Searcher:
         texts = knowledge()["noise"]["texts"]
         requests = [Request(text=vector) for vector in self._encode_texts(texts, ())]
         found = [
-            self._ranker.surprise(request, self._ranker.ranked(request, "vector", 1, None))
+            self._ranker.surprise(request, self._ranker.ranked(request, "vector", _CANDIDATES, None))
             for request in requests
         ]
         return float(np.percentile(found, 75))

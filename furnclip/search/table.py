@@ -22,6 +22,7 @@ from furnclip.vectors import Floats, unit
 from furnclip.vectors.index import (
     DETAILS,
     KEYWORDS,
+    PACKED_FROM,
     IndexLocation,
     distance_of,
     kind_of,
@@ -34,6 +35,7 @@ from furnclip.vectors.parquet import matrix_of
 from furnclip.vectors.words import fields_of
 
 Scores = dict[int, float]  # row -> score, best first
+_REFINED = 2  # times as many candidates of a packed index have their vectors read
 _SAMPLE = 256  # products that stand for all
 _ROW_ID = "_rowid"
 _LEAST_PROBES = 20
@@ -52,7 +54,12 @@ class SearchTable:
         shop = {field.name: kind_of(field) or "" for field in shop_fields(self.lance.schema)}
         self.fields = fields_of(shop)
         self.vocabulary = vocabulary_of(self.lance, where=self.uri)
-        self._wanted_probes = probes or max(_LEAST_PROBES, partitions_of(self.products) // 10)
+        # A packed index is read fast, and a large one needs it.
+        part = 5 if self.products >= PACKED_FROM else 10
+        self._wanted_probes = probes or max(_LEAST_PROBES, partitions_of(self.products) // part)
+        self._packed = {
+            index.columns[0] for index in self.lance.list_indices() if str(index.index_type).endswith("Rq")
+        }
         # The table does not change, and counting what passes a filter takes as long as a search.
         self._matches = lru_cache(maxsize=1000)(self.lance.count_rows)
         self.middle = cache(self._middle)
@@ -63,6 +70,8 @@ class SearchTable:
         search = search.distance_type(distance_of(self.lance.schema.field(column))).nprobes(
             self._probes(where)
         )
+        if column in self._packed:
+            search = search.refine_factor(_REFINED)
         # A distance is 1 - cosine.
         return {row: 1.0 - distance for row, distance in _found(search, "_distance", count, where)}
 

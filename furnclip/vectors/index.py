@@ -13,9 +13,9 @@ index takes 3, 4 and 6 (`tests/bench/search.py`).
 The schema metadata carries the provenance of the vector file and the vocabulary. A table is replaced by a
 new version of itself, so readers of the old one are never disturbed, on S3 neither.
 
-The IVF index keeps whole vectors in its partitions: what is returned is ordered by the exact cosine,
-and what is missed lay in a partition that was not probed (`search.probes`). By default LanceDB makes
-partitions of some 4,000 products, of which any useful number of probes is nearly all.
+Up to `PACKED_FROM` products the IVF index keeps whole vectors in its partitions: what is returned is ordered
+by the exact cosine, and what is missed lay in a partition that was not probed (`search.probes`). By default
+LanceDB makes partitions of some 4,000 products, of which any useful number of probes is nearly all.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any, Literal
 import lancedb
 import pyarrow as pa
 import pyarrow.compute as pc
-from lancedb.index import FTS, Bitmap, IvfFlat
+from lancedb.index import FTS, Bitmap, IvfFlat, IvfRq
 
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.config import Config, SearchConfig
@@ -67,6 +67,9 @@ _BATCH_ROWS = 1024
 # Products of each partition that its center is found with, and rounds of finding: a tenth of the time of
 # LanceDB's own 256 and 50.
 _SAMPLE_RATE = 64
+# From so many products on the index holds one bit a number (RaBitQ): whole vectors of a million would fill
+# the memory, and reading a fifth of them takes longer than a search may. Candidates are compared by vectors.
+PACKED_FROM = 200_000
 _MOST_ROUNDS = 20
 _TABLE = re.compile(r"(s3://[^/]+(/.*)?|(?!\w+://).*)/[^/]+\.lance", re.DOTALL)
 
@@ -252,8 +255,11 @@ def _partition(table: Any, column: str, exact_below: int) -> bool:
     products = table.count_rows(f"{column} IS NOT NULL")
     if products < exact_below:
         return False
-    config = IvfFlat(
-        distance_type=distance_of(table.schema.field(column)),
+    field = table.schema.field(column)
+    packs = products >= PACKED_FROM and getattr(field.type, "list_size", 1) % 8 == 0
+    make = IvfRq if packs else IvfFlat
+    config = make(
+        distance_type=distance_of(field),
         num_partitions=partitions_of(products),
         sample_rate=_SAMPLE_RATE,
         max_iterations=_MOST_ROUNDS,
