@@ -203,7 +203,13 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
         for name in _FILTERABLE:
             table.create_index(name, config=Bitmap())
         # The words come stemmed. Last: `is_index_of` takes it as the sign of completion.
-        words = FTS(base_tokenizer="whitespace", stem=False, remove_stop_words=False, ascii_folding=False)
+        words = FTS(
+            base_tokenizer="whitespace",
+            max_token_length=None,  # an id may be long
+            stem=False,
+            remove_stop_words=False,
+            ascii_folding=False,
+        )
         table.create_index(KEYWORDS, config=words)
     return IndexReport(location.uri, exact)
 
