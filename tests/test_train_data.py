@@ -67,6 +67,7 @@ def test_what_settings_leave_open_follows_from_the_catalogue(
     config = settled(TrainingConfig.model_validate({"scenario": scenario}), clip, captions)
     assert (config.effective_batch_size, config.epochs, config.word_dropout) == (batch, epochs, dropout)
     assert 0 < config.lr <= 3e-3
+    assert config.optimizer == ("muon" if scenario == "full" else "adamw")
     wanted: dict[str, Any] = {"lr": 0.5, "epochs": 3, "word_dropout": 0.0, "effective_batch_size": 7}
     kept = settled(TrainingConfig.model_validate({"scenario": scenario, **wanted}), clip, captions)
     assert {name: getattr(kept, name) for name in wanted} == wanted

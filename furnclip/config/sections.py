@@ -277,8 +277,8 @@ class TrainingConfig(_Section):
     """`none`; `simple`: flip; `advanced`: also shift, color and rotation, product kept whole"""
     mini_train: bool = False
     """train on the small `mini_train` split"""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """`muon`: Muon for matrices and AdamW for the rest; `adamw`: AdamW for all"""
+    optimizer: Literal["auto", "muon", "adamw"] = "auto"
+    """`muon`: Muon for matrices, else AdamW; `adamw`: AdamW for all; `auto`: `muon` for `full` only"""
     weight_decay: NonNegativeFloat = 0.01
     """weight decay; not applied to scales, biases and norms"""
     warmup_fraction: Fraction = 0.1

@@ -52,7 +52,6 @@ SETTINGS = {
     "prepare.validation_fraction": 0.1,
     "train.patience": 0,
     "train.caption_sampling": True,
-    "train.optimizer": "adamw",  # the rates above were chosen with it
 }
 _BUNDLE = Path(__file__).parent / "catalogue.zip"
 _RECORD = Path("work") / "tour.json"

@@ -80,6 +80,7 @@ def settled(config: TrainingConfig, clip: Clip, captions: Sequence[str]) -> Trai
     """
     width, samples = int(clip.module.config.vision_config.hidden_size), len(captions)
     rate = min(2e-3, 70 / width**2) if config.scenario == "full" else min(3e-3, 0.5 / width)
+    optimizer = "muon" if config.scenario == "full" else "adamw"  # adapters gain nothing from Muon
     epochs = 30 if samples <= _FEW_PRODUCTS else 20 if samples <= _SOME_PRODUCTS else 10
     # A frozen text tower reads each caption once; variants of it would cost it more than they gain.
     is_live = SCENARIOS[config.scenario].is_live("text")
@@ -89,6 +90,7 @@ def settled(config: TrainingConfig, clip: Clip, captions: Sequence[str]) -> Trai
     return config.model_copy(
         update={
             "lr": config.lr or rate,
+            "optimizer": optimizer if config.optimizer == "auto" else config.optimizer,
             "epochs": config.epochs or epochs,
             "word_dropout": dropout if config.word_dropout < 0 else config.word_dropout,
             "effective_batch_size": min(config.effective_batch_size or batch_size, samples),
