@@ -135,6 +135,12 @@ def emit(payload: Mapping[str, Any], *, as_json: bool, human: Callable[[], None]
     sys.stdout.flush()
 
 
+def record(event: Mapping[str, Any]) -> None:
+    """Write a line of a log on stderr, as JSON."""
+    if sys.stderr is not None:
+        sys.stderr.write(redact(json.dumps(event)) + "\n")
+
+
 def say(text: str) -> None:
     """Print a plain line as a result, on stdout."""
     stdout().print(clean_text(text), markup=False, soft_wrap=True)

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from furnclip.catalogue import ATTRIBUTES, UNKNOWN
+from furnclip.journal import parse_json, read_text
 from furnclip.metrics.retrieval import Integers, relevant_by_key
 
 Attributes = Mapping[str, Sequence[str]]  # attribute -> its value for each product, "" where not known
@@ -125,3 +127,23 @@ def attribute_queries(attributes: Attributes) -> list[AttributeQuery]:
                 asked.setdefault(text, AttributeQuery(text, dict(zip(names, values, strict=True))))
     most = len(attributes["object_type"]) / 2
     return [query for _, query in sorted(asked.items()) if len(query.answers(attributes)) <= most]
+
+
+@dataclass(frozen=True)
+class _LoggedQuery:
+    query: str
+
+
+def read_queries(path: Path) -> list[str]:
+    """Queries of a text file with one a line, or of a log of `furnclip serve` (`.jsonl`), each once."""
+    hint = "save it as UTF-8 text, one query a line"
+    lines = read_text(path, what="the queries file", hint=hint).removeprefix("\ufeff").splitlines()
+    texts = [line.strip() for line in lines if line.strip()]
+    if path.suffix == ".jsonl":
+        texts = [
+            parse_json(
+                line, _LoggedQuery, what=f"line {number} of `{path}`", hint="correct or remove it"
+            ).query
+            for number, line in enumerate(texts, start=1)
+        ]
+    return list(dict.fromkeys(text.strip() for text in texts))

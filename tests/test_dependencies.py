@@ -40,6 +40,10 @@ TOOLS = {
 }
 
 
+# Imported by a package of ours when we call it: the file that does.
+FOR_OTHERS = {"python-multipart": ("furnclip/search/service/app.py", "request.form(")}
+
+
 def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -92,7 +96,11 @@ def test_the_package_declares_what_it_imports() -> None:
 
 
 def test_the_package_imports_what_it_declares() -> None:
-    assert (declared() | declared(*EXTRAS)) - imported("furnclip").keys() == set()
+    unused = (declared() | declared(*EXTRAS)) - imported("furnclip").keys()
+    assert unused <= FOR_OTHERS.keys()
+    assert [
+        name for name in unused if FOR_OTHERS[name][1] not in (ROOT / FOR_OTHERS[name][0]).read_text()
+    ] == []
 
 
 def test_tests_and_examples_declare_what_they_import() -> None:

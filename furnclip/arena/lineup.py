@@ -23,8 +23,8 @@ from furnclip.config import Config, DataPaths
 from furnclip.console import note, printable
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
 from furnclip.images import open_image
-from furnclip.journal import read_json, read_text, write_json
-from furnclip.relevance import default_caption, known
+from furnclip.journal import read_json, write_json
+from furnclip.relevance import default_caption, known, read_queries
 from furnclip.runs import read_card
 from furnclip.sources import ShopImages
 from furnclip.vectors import Floats, VectorTable, column_name, read_provenance, top_k
@@ -271,9 +271,7 @@ def _encode_queries(config: Config, contenders: list[_Contender], products: _Pro
             for file in _images(path)[:limit]
         ]
     elif path.is_file():
-        content = read_text(path, what="the queries file", hint="save it as UTF-8 text, one query a line")
-        lines = content.removeprefix("\ufeff").splitlines()
-        texts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))[:limit]
+        texts = read_queries(path)[:limit]
         queries = [Query(f"text:{content_hash(text)}", "text", text, category="text file") for text in texts]
     else:
         raise InputError(

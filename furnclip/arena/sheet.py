@@ -112,7 +112,7 @@ class ContactSheets:
         for row, cards in zip(layout.rows, trial.results, strict=True):
             shown += [(cell, card.image) for cell, card in zip(row, cards, strict=False)]
         sides = [side - 2 * int(side * _MARGIN_SHARE) for (_, _, side), _ in shown]
-        images = self._decoders.map(_thumbnail, [source for _, source in shown], sides)
+        images = self._decoders.map(thumbnail, [source for _, source in shown], sides)
         sheet = Image.new("RGB", layout.size_px, "white")
         for ((left, top, side), _), image in zip(shown, images, strict=True):
             margin = (side - image.width) // 2
@@ -133,7 +133,8 @@ def _version(source: str) -> str:
 
 
 @lru_cache(maxsize=256)  # about 20 MB of thumbnails: results come back in later queries
-def _thumbnail(source: str, side_px: int) -> Image.Image:
+def thumbnail(source: str, side_px: int) -> Image.Image:
+    """The image as a square; one that cannot be read is a square that says so."""
     try:
         return letterbox(open_image(Path(source), longest_px=side_px), side_px)
     except BrokenImage:

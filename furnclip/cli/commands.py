@@ -15,6 +15,7 @@ from furnclip.cli.export import export
 from furnclip.cli.fetch import fetch
 from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup, JsonOption
 from furnclip.cli.retrieval import embed, evaluate, search
+from furnclip.cli.serving import serve
 
 PIPELINE = (
     "init",
@@ -27,6 +28,7 @@ PIPELINE = (
     "embed",
     "search",
     "export",
+    "serve",
     "arena",
     "demo",
 )
@@ -62,6 +64,7 @@ app.command(
     epilog='Example: furnclip search "walnut sideboard" --where "color = \'brown\'" --not glass -k 5',
 )(search)
 app.command("export", epilog="Example: furnclip export --onnx encoders --int8")(export)
+app.command("serve", epilog="Example: furnclip serve --port 8321")(serve)
 
 
 def _print_version(wanted: bool) -> None:

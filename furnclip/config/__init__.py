@@ -34,6 +34,7 @@ from furnclip.config.sections import FetchConfig as FetchConfig
 from furnclip.config.sections import ModelConfig as ModelConfig
 from furnclip.config.sections import PrepConfig as PrepConfig
 from furnclip.config.sections import SearchConfig as SearchConfig
+from furnclip.config.sections import ServeConfig as ServeConfig
 from furnclip.config.sections import StorageConfig as StorageConfig
 from furnclip.config.sections import TrainingConfig as TrainingConfig
 from furnclip.config.sections import sections as sections

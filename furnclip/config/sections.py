@@ -74,6 +74,7 @@ class DataPaths(_Section):
     vectors = _InWork("embeddings/master_vectors.parquet")
     index = _InWork("index.lance")
     eval = _InWork("eval")
+    queries = _InWork("serve/queries.jsonl")
     arena = _InWork("arena")
     votes = _InWork("arena/votes.jsonl")
     cache = _InWork("cache")
@@ -364,6 +365,35 @@ class SearchConfig(_Section):
     """index partitions that one search probes; more: slower, fewer misses; 0: a tenth of them"""
 
 
+class ServeConfig(_Section):
+    """The search service and its page."""
+
+    host: str = "127.0.0.1"
+    """address to listen on; any but this machine's own needs a token"""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8321
+    """port to listen on; 0: any free one"""
+    hosts: tuple[str, ...] = ()
+    """names under which the service is asked for besides `localhost`, such as `search.example.com`"""
+    max_k: PositiveInt = 100
+    """maximum hits of one request"""
+    max_query_chars: PositiveInt = 500
+    """maximum characters of a query"""
+    max_body_mb: PositiveFloat = 20
+    """maximum size of a request's body, in MB: that of an image"""
+    timeout_s: PositiveFloat = 10
+    """seconds after which a request is given up"""
+    concurrency: PositiveInt = 64
+    """maximum requests at a time; further ones are answered with 503 at once"""
+    reload_s: PositiveFloat = 2
+    """seconds between looks for a new search table"""
+    access_log: bool = True
+    """write a JSON line on stderr for each request, without its query"""
+    query_log: bool = False
+    """append each query to `serve/queries.jsonl` in `paths.work`; no addresses"""
+    currency: str = ""
+    """text in front of prices on the page, e.g. `$`"""
+
+
 class ArenaConfig(_Section):
     """Blind voting in the terminal."""
 
@@ -426,6 +456,7 @@ class Config(_Section):
     embed: EmbeddingConfig = EmbeddingConfig()
     eval: EvaluationConfig = EvaluationConfig()
     search: SearchConfig = SearchConfig()
+    serve: ServeConfig = ServeConfig()
     arena: ArenaConfig = ArenaConfig()
     storage: StorageConfig = StorageConfig()
     openai_api_key: SecretStr = SecretStr("")

@@ -29,6 +29,7 @@ SETTINGS = {
         ("embed.batch_size", "embed.dtype", "eval.split", "search.mode", "search.image_weight"), ""
     ),
     "search.k": "-k --k",
+    **dict.fromkeys(("serve.host", "serve.port", "serve.query_log"), ""),
     "arena.queries": "",
     "arena.k": "-k --k",
     "arena.seed": "",

@@ -1,0 +1,253 @@
+"""The REST service: each address to one call of a `Searcher`, and its answer as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from PIL import Image
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from furnclip.config import Config
+from furnclip.errors import FurnclipError, InputError, MissingStageError
+from furnclip.images import BrokenImage, open_image
+from furnclip.journal import encode_event, utc_now
+from furnclip.search.hits import Answer
+from furnclip.search.service import asking
+from furnclip.search.service.guard import Guard, Metrics, Refused, told
+from furnclip.search.service.tables import LiveImages, LiveTable, Served
+
+T = TypeVar("T")
+_DECODERS = 2  # images decoded at a time: one may take hundreds of megabytes
+_KEPT_PX = 512  # longest side of an image that is searched by
+
+
+class Service:
+    """What the addresses share: the table, the images, and how work is done beside the event loop.
+
+    `blind`: people judge here, so nothing may show them what one model finds and the other does not.
+    """
+
+    def __init__(
+        self, config: Config, *, run: str | None = None, model: str | None = None, blind: bool = False
+    ) -> None:
+        self.config, self.limits, self.blind = config, config.serve, blind
+        self.metrics = Metrics()
+        self.table = LiveTable(config, self.metrics, run=run, model=model)
+        self.images = LiveImages(config.paths.shards)
+        self._queries = threading.Lock()
+        self._threads = anyio.CapacityLimiter(self.limits.concurrency)
+        self._decoders = anyio.CapacityLimiter(_DECODERS)
+
+    async def work(self, function: Callable[..., T], *given: Any, decodes: bool = False, **named: Any) -> T:
+        """What the function returns, from a thread; a request that is given up does not wait for it."""
+        limiter = self._decoders if decodes else self._threads
+        return await anyio.to_thread.run_sync(
+            partial(function, *given, **named), abandon_on_cancel=True, limiter=limiter
+        )
+
+    async def uploaded(self, request: Request) -> Image.Image:
+        """The image of a form. Raises `BrokenImage` for one that cannot be read."""
+        async with request.form(max_files=1, max_fields=40, max_part_size=10_000) as form:
+            file = form.get("image")
+            data = await file.read() if isinstance(file, UploadFile) else b""
+        if not data:
+            raise BrokenImage("missing", "there is no image in the form", hint="send it as the file `image`")
+        return await self.work(open_image, data, longest_px=_KEPT_PX, decodes=True)
+
+    def search(
+        self, served: Served, params: asking.SearchParams, image: Image.Image | None = None
+    ) -> tuple[Answer, dict[str, Any]]:
+        """The hits, and the answer as the command prints it with `--json`."""
+        start = time.perf_counter()
+        answer = served.searcher.search(
+            params.q,
+            image=image,
+            k=self.hits_wanted(params.k),
+            where=params.where,
+            exclude=params.exclude,
+            mode=params.mode,
+            image_weight=getattr(params, "image_weight", None),
+            sort=params.sort,
+            literal=params.literal,
+            all_variants=params.all_variants,
+        )
+        payload = self.answer(served, answer, start=start)
+        mode = (params.mode or self.config.search.mode) if params.q.strip() else "vector"
+        self._log_query(params, mode, answer, payload["seconds"])
+        return answer, {"query": params.q, "mode": mode, **payload}
+
+    def hits_wanted(self, k: int | None) -> int:
+        """Without a wish what the settings say."""
+        return k or min(self.config.search.k, self.limits.max_k)
+
+    def answer(self, served: Served, hits: Answer, *, start: float) -> dict[str, Any]:
+        """Hits for JSON, and which model and table gave them."""
+        return {
+            "model": served.searcher.clip.name,
+            "table": served.version,
+            "products": served.searcher.table.count_rows(),
+            "seconds": round(time.perf_counter() - start, 4),
+            "understood": list(hits.understood),
+            "note": hits.note,
+            "hits": [hit.as_dict() for hit in hits],
+        }
+
+    def _log_query(self, params: asking.SearchParams, mode: str, hits: Answer, seconds: float) -> None:
+        if not self.limits.query_log or not params.q.strip():
+            return
+        about: dict[str, Any] = {
+            "at": utc_now(),
+            "query": params.q.strip(),
+            "mode": mode,
+            "where": params.where,
+        }
+        about |= {"hits": [hit.product_id for hit in hits[:10]], "ms": round(seconds * 1000)}
+        path = self.config.paths.queries
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._queries, path.open("ab") as file:
+            file.write(encode_event(about))
+
+
+class Api:
+    """The addresses for programs."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._limits = service.limits
+
+    def routes(self) -> list[BaseRoute]:
+        """Each address and method with what answers it."""
+        by_address: dict[tuple[str, str], Callable[[Request], Any]] = {
+            ("get", "/search"): self.search,
+            ("post", "/search"): self.search_by_image,
+            ("get", "/products/{product_id}/similar"): self.similar,
+            ("get", "/products/{product_id}"): self.product,
+            ("get", "/images/{product_id}"): self.image,
+            ("get", "/facets"): self.facets,
+            ("get", "/health"): self.health,
+            ("get", "/ready"): self.ready,
+            ("get", "/metrics"): self.metrics,
+            ("get", "/openapi.json"): self.openapi,
+        }
+        # an id may have slashes
+        return [
+            Route(path.replace("_id}", "_id:path}"), endpoint, methods=[method.upper()])
+            for (method, path), endpoint in by_address.items()
+        ]
+
+    async def search(self, request: Request) -> Response:
+        params = asking.read(request.query_params, asking.SearchParams, self._limits)
+        service = self._service
+        _, payload = await service.work(service.search, service.table.current, params)
+        return JSONResponse(payload)
+
+    async def search_by_image(self, request: Request) -> Response:
+        service, image = self._service, await self._service.uploaded(request)
+        params = asking.read(await request.form(), asking.ImageParams, self._limits)
+        _, payload = await service.work(service.search, service.table.current, params, image)
+        return JSONResponse(payload)
+
+    async def product(self, request: Request) -> Response:
+        asking.read(request.query_params, asking.ProductParams, self._limits)
+        product_id, searcher = request.path_params["product_id"], self._service.table.current.searcher
+        found = await self._service.work(searcher.product, product_id)
+        if found is None:
+            raise no_product(product_id)
+        return JSONResponse(found.as_dict())
+
+    async def similar(self, request: Request) -> Response:
+        params = asking.read(request.query_params, asking.SimilarParams, self._limits)
+        service, product_id, start = self._service, request.path_params["product_id"], time.perf_counter()
+        served = service.table.current
+        if await service.work(served.searcher.product, product_id) is None:
+            raise no_product(product_id)
+        k = service.hits_wanted(params.k)
+        hits = await service.work(served.searcher.similar, product_id, k, where=params.where)
+        return JSONResponse(service.answer(served, hits, start=start))
+
+    async def image(self, request: Request) -> Response:
+        try:
+            jpeg = await self._service.work(self._service.images.jpeg, request.path_params["product_id"])
+        except (InputError, MissingStageError) as error:
+            raise Refused(404, error.message, hint=error.hint) from None
+        return cached_jpeg(request, jpeg)
+
+    async def facets(self, request: Request) -> Response:
+        params = asking.read(request.query_params, asking.FacetParams, self._limits)
+        served, columns = self._service.table.current, [name.strip() for name in params.columns.split(",")]
+        count = served.searcher.facets
+        counts = await self._service.work(count, columns, params.q or None, where=params.where)
+        return JSONResponse({"table": served.version, "facets": counts})
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        if request.app.state.guard.draining:
+            return JSONResponse({"status": "stopping"}, 503)
+        return JSONResponse({"status": "ready", "table": self._service.table.current.version})
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(generate_latest(self._service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(asking.openapi(self._limits))
+
+
+def no_product(product_id: str) -> Refused:
+    """The error for an id that the table does not have."""
+    return Refused(404, f"there is no product `{product_id[:80]}`", hint="ids stand in the hits of a search")
+
+
+def cached_jpeg(request: Request, jpeg: bytes) -> Response:
+    """An image, sent once: a browser that has it is told so."""
+    tag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
+    headers = {"etag": tag, "cache-control": "private, max-age=3600"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+
+def build(service: Service, routes: list[BaseRoute], *, token: str) -> tuple[Guard, Starlette]:
+    """The whole service as an ASGI application, guarded."""
+
+    async def reload_for_ever() -> None:
+        while True:
+            await asyncio.sleep(service.limits.reload_s)
+            await anyio.to_thread.run_sync(service.table.refresh, abandon_on_cancel=True)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        reloading = asyncio.create_task(reload_for_ever())
+        yield
+        reloading.cancel()
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, FurnclipError):
+            return told(error)
+        if not isinstance(error, HTTPException):  # the guard writes it down
+            return told(Refused(500, "this is a fault of the service", hint="its log has the details"))
+        status = error.status_code
+        what = {404: "there is nothing at this address", 405: "this address is not asked by this method"}
+        return told(Refused(status, what.get(status, error.detail), hint="see /docs for what can be asked"))
+
+    handlers: Any = {FurnclipError: refuse, HTTPException: refuse, Exception: refuse}
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    app.router.redirect_slashes = False
+    app.state.guard = guard = Guard(app, service.limits, service.metrics, token=token)
+    return guard, app

@@ -1,0 +1,286 @@
+"""The page at `/`: what the templates show, made of hits, facets and the address that was asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import partial
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from furnclip.errors import FurnclipError, InputError
+from furnclip.images import encode_jpeg
+from furnclip.relevance import known
+from furnclip.search.hits import Answer, Hit
+from furnclip.search.searcher import Searcher
+from furnclip.search.service import asking
+from furnclip.search.service.app import Service, cached_jpeg, no_product
+from furnclip.search.service.guard import Refused, status_of
+from furnclip.search.service.tables import Served
+
+# Parameter of the page -> the column that it filters, and its heading.
+FACETS = {
+    "type": ("object_type", "Type"),
+    "color": ("color", "Color"),
+    "material": ("material", "Material"),
+    "style": ("style", "Style"),
+}
+_SHOWN_VALUES = 8  # of each facet
+_FIRST_HITS = 24
+_SOME = 6  # products that the start shows
+_KEPT_IMAGES = 200  # that somebody searches by; some 10 MB
+_PRICE_BANDS = 4
+
+
+class PageParams(asking.Params):
+    """What the page is asked for; nothing: the start."""
+
+    q: str = ""
+    type: Annotated[str, Field(max_length=100)] = ""
+    color: Annotated[str, Field(max_length=100)] = ""
+    material: Annotated[str, Field(max_length=100)] = ""
+    style: Annotated[str, Field(max_length=100)] = ""
+    price: Annotated[str, Field(pattern=r"^(\d*-\d*)?$", max_length=30)] = ""
+    like: Annotated[str, Field(max_length=500)] = ""
+    image: Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")] = ""
+    sort: Literal["", "price", "-price"] = ""
+    compare: Literal["", "base"] = ""
+    k: Annotated[int, Field(ge=1)] = _FIRST_HITS
+
+    @property
+    def is_start(self) -> bool:
+        """Whether nothing is asked for."""
+        return not (self.q.strip() or self.like or self.image or self.filters)
+
+    @property
+    def filters(self) -> dict[str, str]:
+        """The facets that are chosen."""
+        chosen = {name: getattr(self, name) for name in (*FACETS, "price")}
+        return {name: value for name, value in chosen.items() if value and value != "-"}
+
+    def href(self, **changes: object) -> str:
+        """The address of this page with other parameters."""
+        values = {**self.model_dump(exclude_defaults=True), "k": None, **changes}
+        return "/?" + urlencode({name: value for name, value in values.items() if value})
+
+
+class Uploads:
+    """Images that were dropped on the page, by the hash of their pixels; the oldest go."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, image: Image.Image) -> str:
+        jpeg = encode_jpeg(image, quality=92)
+        name = hashlib.sha256(jpeg).hexdigest()[:32]
+        with self._lock:
+            self._kept[name] = jpeg
+            while len(self._kept) > _KEPT_IMAGES:
+                self._kept.popitem(last=False)
+        return name
+
+    def jpeg(self, name: str) -> bytes:
+        with self._lock:
+            if name not in self._kept:
+                raise Refused(404, "that image is no longer kept here", hint="drop it on the page once more")
+            self._kept.move_to_end(name)
+            return self._kept[name]
+
+
+class Pages:
+    """Draws pages from `templates/`; whatever comes from a catalogue is escaped."""
+
+    def __init__(self) -> None:
+        loader = PackageLoader("furnclip.search.service")
+        self._templates = Environment(
+            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        self._templates.filters.update(quoted=partial(quote, safe=""), known=known)
+
+    def answer(self, template: str, *, status: int = 200, **shown: Any) -> Response:
+        return HTMLResponse(self._templates.get_template(template).render(shown), status)
+
+
+class Shop:
+    """The catalogue as the page shows it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.uploads = Uploads()
+
+    def view(self, served: Served, params: PageParams) -> dict[str, Any]:
+        """Everything `search.html` needs. Raises what a search raises."""
+        searcher, price = served.searcher, _price_column(served.searcher)
+        where = _where(params, price)
+        view: dict[str, Any] = {**self.empty(served, params), "price": partial(self._price, column=price)}
+        view["facets"] = _facets(searcher, params, where, price)
+        if params.like:
+            view["like"] = searcher.product(params.like)
+            if view["like"] is None:
+                raise no_product(params.like)
+        if params.is_start:
+            some = searcher.search("furniture", k=_SOME, mode="vector")
+            return {**view, "hits": [hit for hit in some if hit.image]}
+        view["hits"] = hits = self._hits(searcher, params, where, price)
+        view["notes"] = [*hits.understood, *([hits.note] if hits.note else [])]
+        view["has_price"] = price is not None
+        if params.compare:
+            if self._service.blind:
+                hint = "compare when `furnclip serve` runs without `--arena`"
+                raise Refused(403, "models are not compared while they are judged blind", hint=hint)
+            view["base_hits"] = self._hits(self._service.table.base(served), params, where, price)
+            view["names"] = [made.name for made in searcher.provenance.models.values()][::-1]
+        return view
+
+    def empty(self, served: Served, params: PageParams) -> dict[str, Any]:
+        """The page without an answer."""
+        chips = [(value, params.href(**{name: ""})) for name, value in params.filters.items()]
+        return {
+            **{"params": params, "chips": chips, "facets": [], "hits": None, "base_hits": None, "like": None},
+            **{"names": [], "notes": [], "has_price": False, "price": str, "error": None},
+            "has_base": served.has_base and not self._service.blind,
+            "products": served.searcher.table.count_rows(),
+            "most": self._service.limits.max_k,
+        }
+
+    def _hits(self, searcher: Searcher, params: PageParams, where: str, price: str | None) -> Answer:
+        k = min(params.k, self._service.limits.max_k)
+        if params.like and not params.q:
+            return searcher.similar(params.like, k, where=where)
+        image = Image.open(io.BytesIO(self.uploads.jpeg(params.image))) if params.image else None
+        # facets alone: what is typical of them comes first
+        text = params.q or (
+            "" if image else " ".join(params.filters[name] for name in FACETS if name in params.filters)
+        )
+        sort = f"-{price}" if params.sort == "-price" else price
+        return searcher.search(
+            text or "furniture", image=image, k=k, where=where, sort=sort if params.sort else None
+        )
+
+    def _price(self, hit: Hit, column: str | None) -> str:
+        value = hit.columns.get(column) if column else None
+        return f"{self._service.limits.currency}{value:,.2f}" if isinstance(value, int | float) else ""
+
+
+def _price_column(searcher: Searcher) -> str | None:
+    numbers = [name for name, kind in searcher.columns.items() if kind == "number" and "price" in name]
+    return min(numbers, key=len, default=None)
+
+
+def _where(params: PageParams, price: str | None) -> str:
+    conditions = []
+    for name, value in params.filters.items():
+        if name in FACETS:
+            quoted = value.replace("'", "''")
+            conditions.append(f"{FACETS[name][0]} = '{quoted}'")
+        elif price:
+            low, _, high = value.partition("-")
+            conditions += [f"{price} >= {low}"] if low else []
+            conditions += [f"{price} < {high}"] if high else []
+    return " AND ".join(conditions)
+
+
+def _facets(searcher: Searcher, params: PageParams, where: str, price: str | None) -> list[dict[str, Any]]:
+    """Each facet with its values, counts and the address of a click on each."""
+    columns = [column for column, _ in FACETS.values()] + ([price] if price else [])
+    counts = searcher.facets(columns, params.q or None, where=where)
+    if params.q and sum(counts["object_type"].values()) < _FIRST_HITS:  # most are found by meaning alone
+        counts = searcher.facets(columns, where=where)
+    facets = []
+    for name, (column, heading) in FACETS.items():
+        values = [(value, count, value) for value, count in counts[column].items() if known(value)]
+        facets.append(_facet(params, name, heading, values[:_SHOWN_VALUES]))
+    if price:
+        facets.append(_facet(params, "price", "Price", _bands(counts[price])))
+    return [facet for facet in facets if facet["values"]]
+
+
+def _facet(params: PageParams, name: str, heading: str, values: list[tuple[str, int, str]]) -> dict[str, Any]:
+    chosen = params.filters.get(name)
+    shown = [
+        {
+            "label": label,
+            "count": count,
+            "chosen": value == chosen,
+            "start": params.href(**{name: value, "q": ""}),
+        }
+        | {"href": params.href(**{name: "" if value == chosen else value})}
+        for label, count, value in values
+    ]
+    return {"name": name, "heading": heading, "values": shown}
+
+
+def _bands(counts: Mapping[Any, int]) -> list[tuple[str, int, str]]:
+    """Ranges of prices with about as many products each, between round numbers: label, products, value."""
+    prices = sorted((float(value), count) for value, count in counts.items() if float(value) >= 0)
+    total, passed, edges = sum(count for _, count in prices), 0, list[int]()
+    for value, count in prices:
+        passed += count
+        if passed >= total * (len(edges) + 1) / _PRICE_BANDS and len(edges) < _PRICE_BANDS - 1:
+            edges.append(_round(value))
+    found = []
+    limits = [0, *sorted(set(edges) - {0}), math.inf]
+    for low, high in pairwise(limits):
+        count = sum(each for value, each in prices if low <= value < high)
+        if count:
+            upper = "" if high == math.inf else f"{high:.0f}"
+            label = f"under {upper}" if not low else f"{low:,} to {high:,}" if upper else f"{low:,} and more"
+            found.append((label, count, f"{low or ''}-{upper}"))
+    return found if len(found) > 1 else []
+
+
+def _round(value: float) -> int:
+    """Up to two digits and zeros: 1,234 is 1,300."""
+    step = 10 ** max(0, math.floor(math.log10(value)) - 1) if value >= 1 else 1
+    return int(-(-value // step) * step)
+
+
+def page_routes(service: Service, pages: Pages) -> list[BaseRoute]:
+    """The addresses for people."""
+    shop, limits = Shop(service), service.limits
+
+    async def page(request: Request) -> Response:
+        served = service.table.current
+        params = PageParams()
+        try:
+            params = asking.read(request.query_params, PageParams, limits)
+            return pages.answer("search.html", **await service.work(shop.view, served, params))
+        except FurnclipError as error:
+            view = {**shop.empty(served, params), "error": error}
+            return pages.answer("search.html", status=status_of(error), **view)
+
+    async def drop_image(request: Request) -> Response:
+        try:
+            name = shop.uploads.keep(await service.uploaded(request))
+        except InputError as error:
+            view = {**shop.empty(service.table.current, PageParams()), "error": error}
+            return pages.answer("search.html", status=status_of(error), **view)
+        return RedirectResponse(PageParams().href(image=name), 303)
+
+    async def uploaded_image(request: Request) -> Response:
+        return cached_jpeg(request, shop.uploads.jpeg(request.path_params["name"]))
+
+    async def docs(request: Request) -> Response:
+        return pages.answer("docs.html", api=asking.openapi(limits))
+
+    return [
+        Route("/", page, methods=["GET"]),
+        Route("/", drop_image, methods=["POST"]),
+        Route("/uploads/{name}", uploaded_image, methods=["GET"]),
+        Route("/docs", docs, methods=["GET"]),
+        Mount("/static", StaticFiles(packages=[("furnclip.search.service", "static")]), name="static"),
+    ]
