@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from furnclip import console
+from furnclip.cli.imports import import_lancedb
 from furnclip.cli.options import ConfigOption, Flags, JsonOption, check_address_space, sets, settings
 from furnclip.errors import InputError, UsageError
 
-_PACKAGES = {"multipart", "prometheus_client", "python_multipart", "setproctitle", "starlette", "uvicorn"}
+_PACKAGES = {"anyio", "prometheus_client", "setproctitle", "starlette", "uvicorn"}
 
 
 @sets("serve.host", "serve.port", "serve.query_log")
@@ -37,6 +38,7 @@ def serve(
     """Serve the search as a REST service and a web page."""
     console.hide(token)
     check_address_space()
+    import_lancedb()
     try:
         from setproctitle import setproctitle
 
