@@ -61,7 +61,7 @@ class Survey:
         parts += [f"{self.missing:,} images missing"] * bool(self.missing)
         if self.reasons:
             reason, count = next(iter(self.reasons.items()))
-            parts.append(f"{count:,} {reason}, first {self.example}")
+            parts.append(f"{count:,} without one that can be used, {reason}: first {self.example}")
         return "; ".join(parts)
 
 

@@ -19,7 +19,7 @@ from furnclip.catalogue.columns import Column, ColumnTypes, plain_name
 from furnclip.catalogue.families import merged
 from furnclip.catalogue.image_names import has_image_ending, image_names
 from furnclip.catalogue.rows import Record, read_records
-from furnclip.catalogue.structured import ImageStore
+from furnclip.catalogue.structured import ImageNames
 from furnclip.errors import InputError
 
 if sys.version_info >= (3, 11):
@@ -39,16 +39,6 @@ def formats() -> dict[str, Any]:
         Path(__file__).with_name("formats.toml").read_text(encoding="utf-8")
     )
     return loaded
-
-
-class _Peek(ImageStore):
-    """Names images inside a file without writing them."""
-
-    def kept(self, content: bytes) -> str:
-        try:
-            return content.decode("utf-8")
-        except UnicodeDecodeError:
-            return self.name_of(content)
 
 
 @dataclass
@@ -76,7 +66,7 @@ def recognize(path: Path, *, reserved: Iterable[str] = ()) -> Recognition:
     reserved: names that no column can have in the vector file.
     """
     names = read_records(path)[0]
-    records = read_records(path, _Peek(tuple(names), path.parent, path.stem))[1]
+    records = read_records(path, ImageNames(tuple(names), path.parent, path.stem))[1]
     sample = [record for record in islice(records, _SAMPLE_ROWS) if not record.reason]
     if not sample:
         raise InputError(f"`{path}` has no row that can be read", hint="export the catalogue again")

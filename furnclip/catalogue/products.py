@@ -15,7 +15,7 @@ from furnclip.catalogue.formats import formats
 from furnclip.catalogue.image_names import image_names
 from furnclip.catalogue.markup import plain_text
 from furnclip.catalogue.rows import Record, is_our_sheet, read_records, renamed_column
-from furnclip.catalogue.structured import ImageStore
+from furnclip.catalogue.structured import ImageNames, ImageStore
 from furnclip.errors import ConfigError, InputError, nearest
 
 if TYPE_CHECKING:
@@ -193,7 +193,8 @@ def uncleaned_rows(paths: DataPaths) -> int:
     hashes = []
     for path in (paths.cleaned, paths.rejected, paths.products):
         if path.is_file():
-            columns, records = _open(path, paths)
+            # an image can be the id, where the file has the images themselves
+            columns, records = _open(path, paths, ImageNames((paths.id_column,), paths.images, path.stem))
             # of every row, damaged ones as well: each row of the catalogue has its counterpart
             ids = (record.fields.get(columns.id, "").strip() for record in records)
             hashes.append(np.fromiter(map(hash, ids), np.int64))

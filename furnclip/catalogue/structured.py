@@ -80,6 +80,16 @@ class ImageStore(NamedTuple):
         return name
 
 
+class ImageNames(ImageStore):
+    """Names images inside a file without writing them."""
+
+    def kept(self, content: bytes) -> str:
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError:
+            return self.name_of(content)
+
+
 def cell_text(value: object, language: str = "en", depth: int = 0) -> str:
     """A cell of any type as the text a CSV would have, in the preferred `language`.
 

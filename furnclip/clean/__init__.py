@@ -316,7 +316,7 @@ def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Out
             outcome = None if outcome.kind == "again" else outcome
         if falls_back and outcome and outcome.kind == "rejected" and isinstance(product, Product):
             image = _first_image(product, ledger.images, offline.IMAGE_PX)
-            if image is not None:
+            if image is not None or not product.images:
                 answer = offline.local_answer(plain_title(product, brands), image, vocabulary)
                 outcome = Outcome("cleaned", values=answer.values(), source=offline.SOURCE)
         yield product, outcome

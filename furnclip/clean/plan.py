@@ -199,13 +199,16 @@ def encode_product(
 ) -> tuple[RowEntry, RequestLine | None]:
     """A row and the line to send for it, None where that is known already: planned, sent or answered.
 
-    item: a product, and its images or why there are none. The first image that can be
-    read decides; without one the row is rejected. brands: of the whole catalogue, for the offline rules; None
-    where a model is asked.
+    item: a product, and its images or why there are none. The first image that can be read decides; without
+    one the row is rejected, unless it names none: then its title alone counts. brands: of the whole
+    catalogue, for the offline rules; None where a model is asked.
     """
     product, found = item
     if isinstance(product, Rejection):
         return RowEntry(product.row, product.product_id, "", product.reason, product.detail), None
+    if not product.images and product.title:
+        custom_id, line = _encode(product, b"", recipe, known, brands)
+        return RowEntry(product.row, product.product_id, custom_id), line
     problem = found if isinstance(found, BrokenImage) else None
     for image in found if isinstance(found, list) else ():
         try:
@@ -231,6 +234,6 @@ def _encode(
     custom_id = recipe.custom_id(product, image)
     if custom_id in known:
         return custom_id, None
-    jpeg, image_tokens = request_image(image, recipe)
+    jpeg, image_tokens = request_image(image, recipe) if image else (b"", 0)
     content = recipe.line(custom_id, recipe.body(product.title, jpeg))
     return custom_id, RequestLine(custom_id, content, image_tokens, text_tokens(user_text(product.title)))

@@ -59,11 +59,15 @@ def prepare(
     from furnclip.errors import InputError
     from furnclip.prepare import check as check_catalogue
     from furnclip.prepare import prepare as prepare_shards
-    from furnclip.survey import survey
+    from furnclip.survey import advice, survey
 
     options = settings(config, flags)
     if options.paths.cleaned.is_file() or not check:
-        check_finished(options.paths)
+        try:
+            check_finished(options.paths)
+        except InputError as error:
+            error.hint = "; ".join(filter(None, (advice(options), error.hint)))
+            raise
     if check:
         report, remedy = check_catalogue(options), ""
         counts = survey(options) if options.paths.products.is_file() else None

@@ -208,8 +208,8 @@ class Recipe:
         return f"{readable}-{content_hash(self.identity, product.product_id, product.title, image)}"
 
     def body(self, title: str, jpeg: bytes) -> dict[str, Any]:
-        """The request for a title and the image from `request_image`."""
-        url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+        """The request for a title and the image from `request_image`, empty for a product without one."""
+        url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii") if jpeg else ""
         schema = {"name": _SCHEMA_NAME, "strict": True, "schema": self.schema}
         if self.endpoint == "/v1/responses":
             return self._responses_body(user_text(title), url, {"type": "json_schema", **schema})
@@ -222,7 +222,7 @@ class Recipe:
             self.model.cap_name: self.cap_tokens,
             "messages": [
                 {"role": self.model.instruction_role, "content": self.prompt},
-                {"role": "user", "content": content},
+                {"role": "user", "content": content if url else content[:1]},
             ],
             "response_format": {"type": "json_schema", "json_schema": schema},
         }
@@ -241,7 +241,7 @@ class Recipe:
             "model": self.model.id,
             "max_output_tokens": self.cap_tokens,
             "instructions": self.prompt,
-            "input": [{"role": "user", "content": content}],
+            "input": [{"role": "user", "content": content if url else content[:1]}],
             "text": {"format": form},
             "store": False,
         }

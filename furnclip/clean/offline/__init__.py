@@ -44,8 +44,11 @@ def rules_identity(vocabulary: Vocabulary) -> str:
 
 
 def answer_line(custom_id: str, title: str, image: bytes, vocabulary: Vocabulary) -> bytes:
-    """The answer as one line of a result file, in the shape of the Batch API. Raises `BrokenImage`."""
-    answer = local_answer(title, open_image(image, longest_px=IMAGE_PX), vocabulary)
+    """The answer as one line of a result file, in the shape of the Batch API; `image` may be empty.
+
+    Raises `BrokenImage`.
+    """
+    answer = local_answer(title, open_image(image, longest_px=IMAGE_PX) if image else None, vocabulary)
     message = {"role": "assistant", "content": answer.model_dump_json()}
     body = {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
     response = {"status_code": 200, "body": body}

@@ -1,0 +1,213 @@
+"""Catalogues as shops export them: recognized, and usable without a hand on the settings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from furnclip.catalogue import Product, read_products, recognize
+from furnclip.catalogue.columns import ColumnTypes
+from furnclip.cli.commands import app
+from furnclip.config import load_config
+from furnclip.errors import InputError
+from tests import feed_files
+from tests.conftest import Outcome
+from tests.drawn_shop import draw, rows
+from tests.feed_files import FEEDS, PRODUCTS, FeedFile, price, title
+
+IS_FULL = os.environ.get("FURNCLIP_FULL") == "1"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _drawn() -> Iterator[None]:
+    for row in rows(3 * PRODUCTS):
+        file = io.BytesIO()
+        draw(row).save(file, "PNG")
+        feed_files.IMAGES.append(file.getvalue())
+    yield
+    feed_files.IMAGES.clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with images in `photos/large`, in which commands run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "large").mkdir(parents=True)
+    for number, content in enumerate(feed_files.IMAGES):
+        (tmp_path / "photos" / "large" / f"{number}.png").write_bytes(content)
+    return tmp_path
+
+
+def run(*words: str) -> Outcome:
+    result = CliRunner().invoke(app, list(words))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def set_up(feed: FeedFile, folder: Path) -> Outcome:
+    """The feed in the folder, and `init` run on it; then only the backend and the model are set by hand."""
+    feed.write(folder, lambda number: f"{number}.png")
+    told = run("init", feed.name, "--json").ok()
+    settings = (folder / "furnclip.toml").read_text().replace('backend = "openai"', 'backend = "local"')
+    settings = settings.replace('name = "openai/clip-vit-base-patch32"', 'name = "furnclip-tiny"')
+    (folder / "furnclip.toml").write_text(settings)
+    return told
+
+
+@pytest.mark.parametrize("feed", FEEDS.values(), ids=FEEDS)
+def test_a_feed_is_usable_as_init_wrote_it(feed: FeedFile, folder: Path) -> None:
+    told = set_up(feed, folder)
+    recognized = told.json["recognized"]
+    assert (recognized["format"], recognized["rows"]) == (feed.format, feed.rows)
+    assert recognized["products"] == PRODUCTS
+    assert f"is read as {feed.format}" in told.stderr
+    assert all(f"paths.{name} = " in told.stderr for name in recognized["reasons"])
+    # Every product, with its title in plain text, its images, and a price that is a number.
+    paths = load_config().paths
+    products = [row for row in read_products(paths.products, paths) if isinstance(row, Product)]
+    assert [product.title for product in products] == [title(n) for n in range(PRODUCTS)]
+    assert sum(product.file_rows for product in products) == feed.rows
+    types = ColumnTypes()
+    for product in products:
+        types.add(product.fields)
+    [column] = [column for column in types.columns() if column.name == "price"]
+    expected = [price(n) + 1000 * (feed.name == "artikel.csv" and n > 8) for n in range(PRODUCTS)]
+    assert [column.value(product.fields[column.source]) for product in products] == expected
+    # No row is lost on the way.
+    counts = run("prepare", "--check", "--json").ok().json
+    assert (counts["usable"], counts["raw_catalogue"]["rows"]) == (PRODUCTS, feed.rows)
+    cleaned = run("clean", "run", "--json").ok().json
+    assert (cleaned["rows"], cleaned["cleaned"], cleaned["rejected"]) == (PRODUCTS, PRODUCTS, 0)
+    assert run("prepare", "--check", "--json").ok().json["not_cleaned"] == 0
+    if IS_FULL:
+        run("prepare").ok()
+        run("embed").ok()
+        hits = run("search", "green chair", "--where", "price < 100", "--json").ok().json["hits"]
+        assert 0 < len(hits) < PRODUCTS
+
+
+def test_rows_and_columns_of_a_product_come_together(folder: Path) -> None:
+    for name, count in {
+        "shopify": 3,
+        "google tsv": 3,
+        "google rss": 3,
+        "magento": 3,
+        "woocommerce": 2,
+    }.items():
+        set_up(FEEDS[name], folder)
+        paths = load_config().paths
+        for number, product in enumerate(read_products(paths.products, paths)):
+            assert isinstance(product, Product)
+            expected = [f"{number + k * PRODUCTS}.png" for k in range(count)]
+            assert list(product.images) == expected, name
+        (folder / "furnclip.toml").unlink()
+        (folder / ".env.example").unlink()
+
+
+@pytest.mark.parametrize("name", ["woocommerce", "amazon"])
+def test_variations_are_in_their_parents_group_and_have_what_it_says(name: str, folder: Path) -> None:
+    set_up(FEEDS[name], folder)
+    paths = load_config().paths
+    products = [row for row in read_products(paths.products, paths) if isinstance(row, Product)]
+    size = 4 if name == "woocommerce" else 3
+    groups = [product.group for product in products]
+    assert groups == [products[n - n % size].product_id for n in range(PRODUCTS)]
+    told_by = "Description" if name == "woocommerce" else "product_description"
+    assert all("fine" in product.fields[told_by] for product in products)
+
+
+def test_a_preferred_language_is_a_setting(folder: Path) -> None:
+    set_up(FEEDS["berkeley"], folder)
+    paths = load_config(None, {"paths": {"language": "de"}}).paths
+    first = next(iter(read_products(paths.products, paths)))
+    assert isinstance(first, Product)
+    assert first.title == f"Deutsch {title(0)}"
+
+
+def test_a_file_that_fits_two_formats_says_so(folder: Path) -> None:
+    table = "handle,title,id,image_src,image_link,variant_price\na,Chair,1,0.png,0.png,5\n"
+    (folder / "both.csv").write_text(table)
+    told = run("init", "both.csv").ok()
+    assert "read as Shopify product export" in told.stderr
+    assert "fits Google Merchant Center feed as well" in told.stderr
+
+
+def test_what_is_no_catalogue_is_told(folder: Path) -> None:
+    (folder / "bomb.xml").write_text('<!DOCTYPE x [<!ENTITY a "b">]><rss><item><id>&a;</id></item></rss>')
+    (folder / "outside.xml").write_text(
+        '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><rss><item><id>&a;</id></item></rss>'
+    )
+    (folder / "page.html").write_text("<html><body>Not found</body></html>")
+    (folder / "torn.xml").write_bytes(FEEDS["google rss"].content(str)[:-300])
+    for name in ("bomb.xml", "outside.xml", "page.html", "torn.xml"):
+        with pytest.raises(InputError):
+            recognize(folder / name)
+    assert run("init", "nowhere.csv").code == 1
+    assert not (folder / "furnclip.toml").exists()
+
+
+@pytest.mark.parametrize("wrong", ["photos", "elsewhere"])
+def test_a_wrong_image_folder_is_told_with_the_likely_right_one(wrong: str, folder: Path) -> None:
+    set_up(FEEDS["shopify"], folder)
+    settings = (folder / "furnclip.toml").read_text()
+    assert 'images = "photos/large"' in settings
+    (folder / "furnclip.toml").write_text(settings.replace("photos/large", wrong))
+    right = f'set `paths.images = "{folder / "photos" / "large"}"`'
+    for command in (
+        *([["doctor"]] if wrong == "elsewhere" else []),  # that has much else to do
+        ["prepare", "--check"],
+        ["clean", "estimate"],
+        ["clean", "run"],
+        ["prepare", "--check"],
+    ):
+        told = run(*command)
+        assert told.code == 1, command
+        text = told.stdout if command == ["doctor"] else told.stderr
+        [line] = [line for line in text.splitlines() if right in line and line.startswith(("hint", "fail"))]
+        assert "12 of the 12" in line
+
+
+def test_a_catalogue_without_images_is_cleaned_by_its_titles(folder: Path) -> None:
+    """WANDS' product.csv has none, nor an empty cell where one product of a shop has none."""
+    for number, header in enumerate(("product_id\tproduct_name\tproduct_class", "product_id\tname\timage")):
+        lines = [header, *(f"{n}\t{title(n)}\t" for n in range(PRODUCTS))]
+        name = f"words{number}.tsv"
+        (folder / name).write_text("\n".join(lines))
+        told = run("init", name, "--force", "--json").ok()
+        assert "no column names images" in told.stderr
+        assert told.json["recognized"]["settings"]["image_column"] == ""
+        cleaned = run("clean", "run", "--backend", "local", "--json").ok().json
+        assert (cleaned["cleaned"], cleaned["rejected"]) == (PRODUCTS, 0)
+
+
+def test_addresses_are_counted_and_fetch_is_told(folder: Path) -> None:
+    FEEDS["google tsv"].write(folder, lambda number: f"https://shop.example/{number}.png")
+    told = run("init", "feed.txt").ok()
+    assert "36 web addresses, which `furnclip fetch` brings here" in told.stderr
+    counts = run("clean", "estimate", "--json", "--backend", "local").json["catalogue"]
+    assert (counts["products"], counts["usable"], counts["to_fetch"]) == (PRODUCTS, 0, 3 * PRODUCTS)
+    assert counts["advice"] == "run `furnclip fetch`"
+
+
+def test_every_row_of_the_file_is_accounted_for(folder: Path) -> None:
+    """Products of several rows, a damaged row and one without an id: all in one of the two files."""
+    feed = FEEDS["shopify"]
+    lines = list(csv.reader(io.StringIO(feed.content(lambda n: f"{n}.png").decode("utf-8-sig"), newline="")))
+    lines[3:3] = [["too", "few"], ["", *["x"] * (len(lines[0]) - 1)]]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(lines)
+    (folder / feed.name).write_text(text.getvalue(), encoding="utf-8", newline="")
+    run("init", feed.name).ok()
+    done = run("clean", "run", "--backend", "local", "--json").ok().json
+    counts = run("prepare", "--check", "--json").ok().json
+    assert done["reasons"]["wrong-number-of-cells"] == done["reasons"]["no-id"] == 1
+    assert counts["raw_catalogue"]["rows"] == len(lines) - 1
+    assert json.loads(json.dumps(done))["cleaned"] + done["rejected"] == done["rows"]
