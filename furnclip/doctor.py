@@ -165,7 +165,7 @@ def check_catalogue(config: Config) -> str:
     found = survey(config, most_rows=_MOST_ROWS)
     start = f"the first {_MOST_ROWS:,} of " if found.products == _MOST_ROWS else ""
     message = f"{start}{products.name}: {found.text()}"
-    if found.is_hopeless:
+    if found.is_hopeless and not found.to_fetch:  # that is the next command
         raise InputError(message, hint=found.advice or "export the catalogue again")
     if found.usable < _ENOUGH_SHARE * found.products:
         raise Caution(message, hint=found.advice)

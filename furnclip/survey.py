@@ -25,7 +25,6 @@ _FOLDERS_TRIED = 300
 _DEEPEST = 3
 _ROWS_TOLD_BY = 1000
 _NO_IMAGE = "no-image"
-_MENDABLE = ("not-fetched", _NO_IMAGE)  # by a command that comes later, or products can do without
 
 
 @dataclass
@@ -50,8 +49,8 @@ class Survey:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether nothing of it can be used as things are."""
-        return not self.usable and not self.reasons.keys() & set(_MENDABLE)
+        """Whether nothing of it can be used as things are; products that name no image have their words."""
+        return not self.usable and _NO_IMAGE not in self.reasons
 
     def text(self) -> str:
         """One line for people."""

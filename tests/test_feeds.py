@@ -192,7 +192,9 @@ def test_addresses_are_counted_and_fetch_is_told(folder: Path) -> None:
     FEEDS["google tsv"].write(folder, lambda number: f"https://shop.example/{number}.png")
     told = run("init", "feed.txt").ok()
     assert "36 web addresses, which `furnclip fetch` brings here" in told.stderr
-    counts = run("clean", "estimate", "--json", "--backend", "local").json["catalogue"]
+    told = run("clean", "estimate", "--json", "--backend", "local")
+    assert (told.code, "hint: run `furnclip fetch`" in told.stderr) == (1, True)
+    counts = told.json["catalogue"]
     assert (counts["products"], counts["usable"], counts["to_fetch"]) == (PRODUCTS, 0, 3 * PRODUCTS)
     assert counts["advice"] == "run `furnclip fetch`"
 
