@@ -213,3 +213,22 @@ print(json.dumps([table.count_rows("a > 1"), names, hasattr(lance_namespace, "__
 def test_lancedb_is_whole_without_its_catalog_client(before: str, tmp_path: Path) -> None:
     """Also where a later version of it cannot be imported with stand-ins: then it is imported as usual."""
     assert python(IMPORTED.format(before) + TRIED.format("t"), tmp_path) == [1, [], True]
+
+
+def test_towers_lie_in_the_bucket_beside_the_table(
+    tmp_path: Path, tiny_clip: Path, server: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = write_shop(tmp_path / "shop", products=12, model=tiny_clip)
+    monkeypatch.setenv("FURNCLIP_STORAGE__ENDPOINT_URL", server)
+    monkeypatch.setenv("FURNCLIP_SEARCH__INDEX", f"s3://{bucket}/shop/index.lance")
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["embed", "--config", str(shop / "furnclip.toml")])
+        assert done.exit_code == 0, done.output
+    config = load_config(shop / "furnclip.toml")
+    assert not (shop / "work" / "index.model").exists()
+    shutil.rmtree(config.paths.cache / "light")  # another machine
+    searcher = Searcher(config)
+    assert isinstance(searcher.clip, LightEncoder)
+    assert searcher.search("red chair", mode="vector")
+    (towers,) = (config.paths.cache / "light").iterdir()
+    assert (towers / "vision.onnx.data").is_file()
