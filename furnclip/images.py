@@ -39,7 +39,6 @@ MIN_SIDE_PX = 8
 _STRIP_PIXELS = 4_000_000  # flattened at a time; a whole image of `MAX_PIXELS` would take four copies
 _REDUCING_GAP = 2.0
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
-_TRIAL_PX = 64
 _LABEL_PX = 16  # the line of text under an image of a contact sheet
 WHITE = (255, 255, 255)
 _REPLACE = "replace the image or drop the row"
@@ -95,17 +94,14 @@ def open_image(
         raise BrokenImage("truncated", f"{name} is damaged or cut off ({error})") from None
 
 
-def complete_format(data: bytes) -> str:
-    """The format of a whole image by its content, one of `FORMATS`. Raises `BrokenImage`.
+def image_format(data: bytes) -> tuple[str, bool]:
+    """The format of an image by its content, one of `FORMATS`, and whether it surely is whole.
 
-    An image that ends as its format does is not decoded.
+    That is told by its last bytes, without decoding it. Raises `BrokenImage`.
     """
-    name = "what was sent"
-    image = _identify(data, name)
-    end = _ENDS.get(image.format or "")
-    if not end or not data.rstrip(b"\0\r\n ").endswith(end):
-        open_image(data, longest_px=_TRIAL_PX, name=name)
-    return image.format or ""
+    kind = _identify(data, "what was sent").format or ""
+    end = _ENDS.get(kind)
+    return kind, end is not None and data.rstrip(b"\0\r\n ").endswith(end)
 
 
 def read_bytes(path: Path) -> bytes:

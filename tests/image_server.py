@@ -1,7 +1,8 @@
 """A local web server with images, in a thread or as a process, that misbehaves as the path says.
 
 `/ok/7.jpg` is image 7. What comes first in the path decides what happens; see the methods. How often each
-path was asked for is counted: `asked` in the thread, `/counts` over HTTP.
+path was asked for is counted: `asked` in the thread; `/counts` says it over HTTP, with the time between the
+first request and the last answer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -58,6 +60,7 @@ class ImageServer:
         self.headers: list[dict[str, str]] = []
         self.editions: Counter[str] = Counter()  # of `/tag/`: raise one to change an image
         self.open = self.most_open = 0  # requests
+        self.first_s = self.last_s = 0.0
 
     @property
     def address(self) -> str:
@@ -85,9 +88,11 @@ class ImageServer:
     async def _answer(self, path: str, headers: dict[str, str], writer: asyncio.StreamWriter) -> bool:
         """Whether the connection stays open."""
         if path == "/counts":
-            writer.write(_response(200, json.dumps(self.asked).encode()))
+            answer = {"asked": self.asked, "seconds": self.last_s - self.first_s}
+            writer.write(_response(200, json.dumps(answer).encode()))
             return True
         self.asked[path] += 1
+        self.first_s = self.first_s or time.monotonic()
         self.headers.append(headers)
         if self.latency_s:
             await asyncio.sleep(self.latency_s)
@@ -100,6 +105,7 @@ class ImageServer:
                 return False
             writer.write(piece)
             await writer.drain()
+        self.last_s = time.monotonic()
         return kind not in ("short", "endless")
 
     # --- what happens, by the first part of the path

@@ -220,8 +220,9 @@ def test_addresses_of_the_internet_are(address: str) -> None:
 
 def download(address: str, **settings: Any) -> bytes:
     async def get() -> bytes:
-        async with Downloader(FetchConfig(attempts=1, **settings)) as downloader:
-            found = await downloader.get(address, Host(), {})
+        config = FetchConfig(attempts=1, **settings)
+        async with Downloader(Host(), config, asyncio.Semaphore(1)) as downloader:
+            found = await downloader.get(address, {})
             assert found
             return found.content
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FAILED_NAME = "failed.csv"
 _COLUMNS = ("row", "product_id", "address", "reason", "detail")
 _KEEPERS = 4  # threads that write images
+_WAITING = 4  # downloaders for each request that may be under way, so that a server may keep some waiting
 
 
 @dataclass
@@ -126,7 +127,7 @@ class _Run:
     def fetch_all(self) -> None:
         todo = self._todo()
         if todo:
-            asyncio.run(self._ask(todo))
+            asyncio.run(self._ask_all(todo))
 
     def _todo(self) -> dict[str, list[str]]:
         """The addresses to ask, by server."""
@@ -143,49 +144,56 @@ class _Run:
         self.summary.addresses = len(seen)
         return todo
 
-    async def _ask(self, todo: dict[str, list[str]]) -> None:
+    async def _ask_all(self, todo: dict[str, list[str]]) -> None:
         settings, total = self.config.fetch, sum(map(len, todo.values()))
         threads = max(_KEEPERS, self.config.storage.concurrency)
         with (
             console.progress("fetching images", total=total) as meter,
             ThreadPoolExecutor(threads) as keepers,
         ):
-            async with Downloader(settings) as downloader:
-                work = []
-                for addresses in todo.values():
-                    host, queue = Host(), iter(addresses)
-                    for _ in range(min(settings.per_host, len(addresses))):
-                        ask = self._ask_host(downloader, host, queue, keepers, meter)
-                        work.append(asyncio.create_task(ask))
-                try:
-                    await asyncio.gather(*work)
-                finally:
-                    for task in work:
-                        task.cancel()
-                    await asyncio.gather(*work, return_exceptions=True)
+            slots, most = asyncio.Semaphore(settings.concurrency), _WAITING * settings.concurrency
+            hosts = asyncio.Semaphore(most)
 
-    async def _ask_host(
-        self,
-        downloader: Downloader,
-        host: Host,
-        queue: Iterator[str],
-        keepers: ThreadPoolExecutor,
-        meter: console.Meter,
+            async def ask_host(addresses: list[str]) -> None:
+                host, queue = Host(), iter(addresses)
+                count = max(1, min(settings.per_host, len(addresses), most // len(todo)))
+                async with hosts:
+                    downloaders = [Downloader(host, settings, slots) for _ in range(count)]
+                    await _all(self._ask(each, queue, keepers, meter) for each in downloaders)
+
+            await _all(map(ask_host, todo.values()))
+
+    async def _ask(
+        self, downloader: Downloader, queue: Iterator[str], keepers: ThreadPoolExecutor, meter: console.Meter
     ) -> None:
         """Take addresses of one server from the queue, which others take from as well, until it is empty."""
-        loop, summary = asyncio.get_running_loop(), self.summary
-        for address in queue:
-            key = key_of(address)
-            kept = self.shelf.find(key)
-            try:
-                found = await downloader.get(address, host, kept.conditions() if kept else {})
-                is_other = False
-                if found:
-                    summary.fetched_bytes += len(found.content)
-                    is_other = await loop.run_in_executor(keepers, self.shelf.keep, key, address, found)
-                summary.fetched += not kept
-                summary.changed += bool(kept) and is_other
-                summary.unchanged += bool(kept) and not is_other
-            except Failure as failure:
-                self.failures[key] = (failure.reason, redact(str(failure)))
-            meter.advance()
+        async with downloader:
+            for address in queue:
+                await self._fetch(downloader, address, keepers)
+                meter.advance()
+
+    async def _fetch(self, downloader: Downloader, address: str, keepers: ThreadPoolExecutor) -> None:
+        loop, summary, key = asyncio.get_running_loop(), self.summary, key_of(address)
+        kept, is_other = self.shelf.find(key), False
+        try:
+            found = await downloader.get(address, kept.conditions() if kept else {})
+        except Failure as failure:
+            self.failures[key] = (failure.reason, redact(str(failure)))
+            return
+        if found:
+            is_other = await loop.run_in_executor(keepers, self.shelf.keep, key, address, found)
+            summary.fetched_bytes += len(found.content)
+        summary.fetched += not kept
+        summary.changed += bool(kept) and is_other
+        summary.unchanged += bool(kept) and not is_other
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Side by side; the first failure ends the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,7 @@ import httpx
 
 from furnclip import __version__
 from furnclip.fetch.guard import GuardedNetwork, InnerAddress
-from furnclip.images import BrokenImage, complete_format
+from furnclip.images import MIN_SIDE_PX, BrokenImage, image_format, open_image
 
 if TYPE_CHECKING:
     from typing import Self
@@ -45,6 +47,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _NO_ANSWER = ("unreachable", "timeout", "cut-off")
 _SILENCES = 4  # requests for each of those that go on at once
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+_MOST_CONNECTIONS = 4  # of one downloader: redirects lead to other servers
 _HEADERS = {
     "User-Agent": f"furnclip/{__version__}",
     "Accept": "image/jpeg, image/png, image/*;q=0.8, */*;q=0.5",
@@ -84,13 +87,17 @@ class Host:
 
 
 class Downloader:
-    """Connections to many servers, used again; HTTP/2 where a server offers it."""
+    """Asks one server for an image at a time; one of several that do, each with connections of its own.
 
-    def __init__(self, settings: FetchConfig) -> None:
-        self._settings = settings
-        self._slots = asyncio.Semaphore(settings.concurrency)
+    httpcore looks at every connection of a pool for each request: one pool for all of them would spend more
+    time on that than on images. slots: shared by all, one for each request that may be under way.
+    """
+
+    def __init__(self, host: Host, settings: FetchConfig, slots: asyncio.Semaphore) -> None:
+        self._host, self._settings, self._slots = host, settings, slots
         self._pool = httpcore.AsyncConnectionPool(
-            max_connections=settings.concurrency,
+            ssl_context=_certificates(),
+            max_connections=_MOST_CONNECTIONS,
             keepalive_expiry=30,
             http2=True,
             network_backend=GuardedNetwork(settings.allow_private),
@@ -107,12 +114,12 @@ class Downloader:
     async def __aexit__(self, *_: object) -> None:
         await self._pool.aclose()
 
-    async def get(self, address: str, host: Host, conditions: Mapping[str, str]) -> Download | None:
+    async def get(self, address: str, conditions: Mapping[str, str]) -> Download | None:
         """The image at an address, tried several times; None where the `conditions` say that it is known.
 
         conditions: headers such as `If-None-Match`. Raises `Failure`.
         """
-        clock, settings = asyncio.get_running_loop().time, self._settings
+        clock, settings, host = asyncio.get_running_loop().time, self._settings, self._host
         for attempt in range(1, settings.attempts + 1):
             while (wait_s := host.free_at - clock()) > 0:
                 await asyncio.sleep(wait_s)
@@ -193,12 +200,19 @@ class Downloader:
             raise Failure("too-many-bytes", f"{size_bytes:,} bytes or more, at most {most_bytes:,}")
         content = b"".join(pieces)
         try:
-            kind = await asyncio.to_thread(complete_format, content)
+            kind, is_whole = image_format(content)
+            if not is_whole:
+                await asyncio.to_thread(open_image, content, longest_px=MIN_SIDE_PX, name="what was sent")
         except BrokenImage as error:
             said = about.get("content-type", "no type")
             is_damaged = error.reason == "truncated"
             raise Failure(error.reason, f"{error.message}; sent as {said}", is_passing=is_damaged) from None
         return Download(content, kind, about.get("etag", ""), about.get("last-modified", ""))
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    return httpx.create_ssl_context()  # takes longer than to fetch an image
 
 
 def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
