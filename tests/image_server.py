@@ -30,7 +30,7 @@ HTML = b"<!doctype html><title>login</title><p>please log in"
 @lru_cache
 def _photo(size_bytes: int) -> bytes:
     """A JPEG of about this size."""
-    side_px = max(16, int((size_bytes / 1.1) ** 0.5))
+    side_px = max(16, int((size_bytes / 0.71) ** 0.5))
     pixels = np.random.default_rng(0).integers(0, 255, (side_px, side_px, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=80)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import ipaddress
 import json
@@ -23,7 +22,7 @@ from typing import Any
 import pytest
 
 from furnclip.config import FetchConfig
-from furnclip.fetch.download import Downloader, Failure, Host
+from furnclip.fetch.download import Downloader, Failure
 from furnclip.fetch.guard import is_public
 from furnclip.sources import ShopImages
 from tests.conftest import Cli, Outcome, run_cli
@@ -219,14 +218,10 @@ def test_addresses_of_the_internet_are(address: str) -> None:
 
 
 def download(address: str, **settings: Any) -> bytes:
-    async def get() -> bytes:
-        config = FetchConfig(attempts=1, **settings)
-        async with Downloader(Host(), config, asyncio.Semaphore(1)) as downloader:
-            found = await downloader.get(address, {})
-            assert found
-            return found.content
-
-    return asyncio.run(get())
+    with Downloader(FetchConfig(attempts=1, **settings)) as downloader:
+        found = downloader.get(address, {})
+        assert found
+        return found.content
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,23 @@ keeps this machine from reaching.
 
 from __future__ import annotations
 
-import asyncio
+import random
 from collections import Counter, defaultdict
-from collections.abc import Coroutine, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Lock, Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from furnclip import console
 from furnclip.catalogue import Rejection, read_products, write_row
 from furnclip.console import redact
 from furnclip.errors import InputError
-from furnclip.fetch.download import Downloader, Failure, Host
+from furnclip.fetch.download import NO_ANSWER, Downloader, Failure
+from furnclip.fetch.schedule import Host, Job, Schedule
 from furnclip.fetch.shelf import Shelf, key_of
 from furnclip.journal import Journal, replacing, told_when_full
 from furnclip.sources import web_address
@@ -36,8 +39,9 @@ if TYPE_CHECKING:
 
 FAILED_NAME = "failed.csv"
 _COLUMNS = ("row", "product_id", "address", "reason", "detail")
-_KEEPERS = 4  # threads that write images
-_WAITING = 4  # downloaders for each request that may be under way, so that a server may keep some waiting
+_FIRST_PAUSE_S = 0.5
+_MOST_PAUSE_S = 60.0  # a server that asks for more is left for the next run
+_SILENCES = 4  # requests for each of those that go on at once, after which a server is not there
 
 
 @dataclass
@@ -114,86 +118,95 @@ def _has_images(config: Config) -> Iterator[bool]:
     return (bool(row.images) for row in rows if not isinstance(row, Rejection))
 
 
-@dataclass
 class _Run:
     """One run: what is left to do, and what became of it."""
 
-    config: Config
-    shelf: Shelf
-    summary: FetchSummary
-    refresh: bool
-    failures: dict[int, tuple[str, str]] = field(default_factory=dict)
+    def __init__(self, config: Config, shelf: Shelf, summary: FetchSummary, *, refresh: bool) -> None:
+        self._config, self._shelf, self._summary, self._refresh = config, shelf, summary, refresh
+        self.failures: dict[int, tuple[str, str]] = {}
+        self._error: list[Exception] = []
+        self._lock = Lock()
 
     def fetch_all(self) -> None:
-        todo = self._todo()
-        if todo:
-            asyncio.run(self._ask_all(todo))
+        todo, settings = self._todo(), self._config.fetch
+        total = sum(map(len, todo.values()))
+        schedule = Schedule(todo, settings.per_host)
+        with console.progress("fetching images", total=total) as meter:
+            work = partial(self._work, schedule, meter)
+            # Of Ctrl-C no thread hears that waits for a server; the process ends without them.
+            threads = [Thread(target=work, daemon=True) for _ in range(min(total, settings.concurrency))]
+            try:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            finally:
+                schedule.stop()
+        if self._error:
+            raise self._error[0]
 
     def _todo(self) -> dict[str, list[str]]:
         """The addresses to ask, by server."""
         seen: set[int] = set()
         todo: dict[str, list[str]] = defaultdict(list)
-        for _, _, address in _named(self.config):
+        for _, _, address in _named(self._config):
             if (key := key_of(address)) in seen:
                 continue
             seen.add(key)
-            if self.shelf.find(key) and not self.refresh:
-                self.summary.kept += 1
+            if self._shelf.find(key) and not self._refresh:
+                self._summary.kept += 1
             else:
                 todo[address.split("/")[2].lower()].append(address)
-        self.summary.addresses = len(seen)
+        self._summary.addresses = len(seen)
         return todo
 
-    async def _ask_all(self, todo: dict[str, list[str]]) -> None:
-        settings, total = self.config.fetch, sum(map(len, todo.values()))
-        threads = max(_KEEPERS, self.config.storage.concurrency)
-        with (
-            console.progress("fetching images", total=total) as meter,
-            ThreadPoolExecutor(threads) as keepers,
-        ):
-            slots, most = asyncio.Semaphore(settings.concurrency), _WAITING * settings.concurrency
-            hosts = asyncio.Semaphore(most)
-
-            async def ask_host(addresses: list[str]) -> None:
-                host, queue = Host(), iter(addresses)
-                count = max(1, min(settings.per_host, len(addresses), most // len(todo)))
-                async with hosts:
-                    downloaders = [Downloader(host, settings, slots) for _ in range(count)]
-                    await _all(self._ask(each, queue, keepers, meter) for each in downloaders)
-
-            await _all(map(ask_host, todo.values()))
-
-    async def _ask(
-        self, downloader: Downloader, queue: Iterator[str], keepers: ThreadPoolExecutor, meter: console.Meter
-    ) -> None:
-        """Take addresses of one server from the queue, which others take from as well, until it is empty."""
-        async with downloader:
-            for address in queue:
-                await self._fetch(downloader, address, keepers)
-                meter.advance()
-
-    async def _fetch(self, downloader: Downloader, address: str, keepers: ThreadPoolExecutor) -> None:
-        loop, summary, key = asyncio.get_running_loop(), self.summary, key_of(address)
-        kept, is_other = self.shelf.find(key), False
+    def _work(self, schedule: Schedule, meter: console.Meter) -> None:
+        """What a thread does."""
         try:
-            found = await downloader.get(address, kept.conditions() if kept else {})
+            with Downloader(self._config.fetch) as downloader:
+                while job := schedule.take():
+                    again_in_s = self._fetch(downloader, job)
+                    schedule.settle(job, again_in_s)
+                    if again_in_s is None:
+                        meter.advance()
+        except Exception as error:  # the disk is full, the bucket refuses
+            self._error.append(error)
+            schedule.stop()
+
+    def _fetch(self, downloader: Downloader, job: Job) -> float | None:
+        """Try an address once; the seconds until it is tried again, or None."""
+        summary, key = self._summary, key_of(job.address)
+        kept, is_other = self._shelf.find(key), False
+        try:
+            self._give_up_silent(job.host)
+            found = downloader.get(job.address, kept.conditions() if kept else {})
         except Failure as failure:
-            self.failures[key] = (failure.reason, redact(str(failure)))
-            return
+            pause_s = self._pause_s(job, failure)
+            if pause_s is None:
+                self.failures[key] = (failure.reason, redact(str(failure)))
+            return pause_s
+        job.host.is_there = True
         if found:
-            is_other = await loop.run_in_executor(keepers, self.shelf.keep, key, address, found)
-            summary.fetched_bytes += len(found.content)
-        summary.fetched += not kept
-        summary.changed += bool(kept) and is_other
-        summary.unchanged += bool(kept) and not is_other
+            is_other = self._shelf.keep(key, job.address, found)
+        with self._lock:
+            summary.fetched_bytes += len(found.content) if found else 0
+            summary.fetched += not kept
+            summary.changed += bool(kept) and is_other
+            summary.unchanged += bool(kept) and not is_other
+        return None
 
+    def _give_up_silent(self, host: Host) -> None:
+        if not host.is_there and host.silences >= _SILENCES * self._config.fetch.per_host:
+            raise Failure("host-down", f"its server did not answer {host.silences} requests")
 
-async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Side by side; the first failure ends the others."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def _pause_s(self, job: Job, failure: Failure) -> float | None:
+        """Seconds until an address is to be tried again; None when it is not, in this run."""
+        job.attempts += 1
+        job.host.silences += failure.reason in NO_ANSWER
+        job.host.is_there |= failure.reason not in (*NO_ANSWER, "host-down")
+        pause_s = failure.pause_s or _FIRST_PAUSE_S * 2**job.attempts * random.uniform(0.5, 1)
+        if not failure.is_passing or job.attempts >= self._config.fetch.attempts or pause_s > _MOST_PAUSE_S:
+            return None
+        if failure.pause_s:  # it was said to all threads
+            job.host.free_at = monotonic() + pause_s
+        return pause_s

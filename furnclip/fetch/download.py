@@ -15,8 +15,6 @@ times over: to connect, between two pieces of an answer, and for all of it, so t
 
 from __future__ import annotations
 
-import asyncio
-import random
 import ssl
 from base64 import b64encode
 from collections.abc import Mapping
@@ -25,6 +23,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import cache
 from http import HTTPStatus
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import httpcore
@@ -40,14 +39,12 @@ if TYPE_CHECKING:
     from furnclip.config import FetchConfig
 
 MOST_REDIRECTS = 5
-MOST_PAUSE_S = 60.0  # a server that asks for more is left for the next run
-_FIRST_PAUSE_S = 0.5
 _SMALL_BYTES = 1 << 14  # of an answer that is read only to keep the connection
 _REDIRECTS = (301, 302, 303, 307, 308)
-_NO_ANSWER = ("unreachable", "timeout", "cut-off")
-_SILENCES = 4  # requests for each of those that go on at once
+NO_ANSWER = ("unreachable", "timeout", "cut-off")
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
-_MOST_CONNECTIONS = 4  # of one downloader: redirects lead to other servers
+_MOST_CONNECTIONS = 4  # of one thread, which changes between servers
+_KEEP_ALIVE_S = 30
 _HEADERS = {
     "User-Agent": f"furnclip/{__version__}",
     "Accept": "image/jpeg, image/png, image/*;q=0.8, */*;q=0.5",
@@ -75,32 +72,20 @@ class Download:
     modified: str
 
 
-@dataclass
-class Host:
-    """What is known of one server name while a run asks it."""
-
-    free_at: float = 0.0
-    """time of the event loop before which the server wants to be left alone"""
-    is_there: bool = False
-    """it has answered once in this run"""
-    silences: int = 0
-
-
 class Downloader:
-    """Asks one server for an image at a time; one of several that do, each with connections of its own.
+    """Asks for an image at a time; for one thread, with connections of its own, which are used again.
 
-    httpcore looks at every connection of a pool for each request: one pool for all of them would spend more
-    time on that than on images. slots: shared by all, one for each request that may be under way.
+    Threads and not asyncio: for an image a thread needs half of the processor time.
     """
 
-    def __init__(self, host: Host, settings: FetchConfig, slots: asyncio.Semaphore) -> None:
-        self._host, self._settings, self._slots = host, settings, slots
-        self._pool = httpcore.AsyncConnectionPool(
+    def __init__(self, settings: FetchConfig) -> None:
+        self._settings, self._network = settings, GuardedNetwork(settings.allow_private)
+        self._pool = httpcore.ConnectionPool(
             ssl_context=_certificates(),
             max_connections=_MOST_CONNECTIONS,
-            keepalive_expiry=30,
+            keepalive_expiry=_KEEP_ALIVE_S,
             http2=True,
-            network_backend=GuardedNetwork(settings.allow_private),
+            network_backend=self._network,
         )
         self._timeouts = {
             "connect": settings.connect_timeout_s,
@@ -108,45 +93,22 @@ class Downloader:
             "write": settings.read_timeout_s,
         }
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._pool.aclose()
+    def __exit__(self, *_: object) -> None:
+        self._pool.close()
 
-    async def get(self, address: str, conditions: Mapping[str, str]) -> Download | None:
-        """The image at an address, tried several times; None where the `conditions` say that it is known.
+    def get(self, address: str, conditions: Mapping[str, str]) -> Download | None:
+        """The image at an address; None where the `conditions` say that it is known.
 
         conditions: headers such as `If-None-Match`. Raises `Failure`.
         """
-        clock, settings, host = asyncio.get_running_loop().time, self._settings, self._host
-        for attempt in range(1, settings.attempts + 1):
-            while (wait_s := host.free_at - clock()) > 0:
-                await asyncio.sleep(wait_s)
-            if not host.is_there and host.silences >= _SILENCES * settings.per_host:
-                raise Failure("host-down", f"its server did not answer {host.silences} requests")
-            try:
-                async with self._slots:
-                    found = await self._attempt(address, conditions)
-                host.is_there = True
-                return found
-            except Failure as failure:
-                host.silences += failure.reason in _NO_ANSWER
-                host.is_there |= failure.reason not in _NO_ANSWER
-                pause_s = failure.pause_s or _FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1)
-                if not failure.is_passing or attempt == settings.attempts or pause_s > MOST_PAUSE_S:
-                    raise
-                if failure.pause_s:  # it was said to all of us
-                    host.free_at = clock() + pause_s
-            await asyncio.sleep(pause_s)
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _attempt(self, address: str, conditions: Mapping[str, str]) -> Download | None:
+        self._network.deadline = monotonic() + self._settings.total_timeout_s
         try:
-            return await asyncio.wait_for(self._follow(address, conditions), self._settings.total_timeout_s)
-        except (asyncio.TimeoutError, httpcore.TimeoutException) as error:
-            detail = str(error) or f"not complete after {self._settings.total_timeout_s:g} s"
-            raise Failure("timeout", detail, is_passing=True) from None
+            return self._follow(address, conditions)
+        except httpcore.TimeoutException as error:
+            raise Failure("timeout", f"{error}", is_passing=True) from None
         except InnerAddress as error:
             raise Failure("private-address", str(error)) from None
         except httpcore.ConnectError as error:
@@ -157,7 +119,7 @@ class Downloader:
         except (httpx.InvalidURL, ValueError) as error:
             raise Failure("bad-address", f"this is no address: {error}") from None
 
-    async def _follow(self, address: str, conditions: Mapping[str, str]) -> Download | None:
+    def _follow(self, address: str, conditions: Mapping[str, str]) -> Download | None:
         url = httpx.URL(address)
         headers = {**_HEADERS, **conditions}
         if url.userinfo:
@@ -169,20 +131,20 @@ class Downloader:
                 scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
             )
             sent, limits = _encoded(headers), {"timeout": self._timeouts}
-            async with self._pool.stream("GET", target, headers=sent, extensions=limits) as answer:
+            with self._pool.stream("GET", target, headers=sent, extensions=limits) as answer:
                 about = {name.decode().lower(): text.decode("latin-1") for name, text in answer.headers}
                 if answer.status == HTTPStatus.NOT_MODIFIED and conditions:
                     return None
                 if answer.status not in _REDIRECTS or "location" not in about:
-                    return await self._read(answer, about)
+                    return self._read(answer, about)
                 url = url.join(about["location"])
                 headers.pop("Authorization", None)  # was meant for the first server
-                await _finish(answer, about)
+                _finish(answer, about)
         raise Failure("redirects", f"more than {MOST_REDIRECTS} redirects")
 
-    async def _read(self, answer: httpcore.Response, about: Mapping[str, str]) -> Download:
+    def _read(self, answer: httpcore.Response, about: Mapping[str, str]) -> Download:
         if answer.status != HTTPStatus.OK:
-            await _finish(answer, about)
+            _finish(answer, about)
             is_passing = answer.status in _TRY_AGAIN
             pause_s = _seconds_to_wait(about.get("retry-after", "")) if is_passing else None
             detail = f"the server answers {answer.status}"
@@ -191,7 +153,7 @@ class Downloader:
         pieces, size_bytes = [], _announced_bytes(about)
         if size_bytes <= most_bytes:
             size_bytes = 0
-            async for piece in answer.aiter_stream():
+            for piece in answer.iter_stream():
                 size_bytes += len(piece)
                 pieces.append(piece)
                 if size_bytes > most_bytes:
@@ -202,7 +164,7 @@ class Downloader:
         try:
             kind, is_whole = image_format(content)
             if not is_whole:
-                await asyncio.to_thread(open_image, content, longest_px=MIN_SIDE_PX, name="what was sent")
+                open_image(content, longest_px=MIN_SIDE_PX, name="what was sent")
         except BrokenImage as error:
             said = about.get("content-type", "no type")
             is_damaged = error.reason == "truncated"
@@ -219,10 +181,10 @@ def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), text.encode("latin-1")) for name, text in headers.items()]
 
 
-async def _finish(answer: httpcore.Response, about: Mapping[str, str]) -> None:
+def _finish(answer: httpcore.Response, about: Mapping[str, str]) -> None:
     """Read the rest of a small answer, so that its connection can be used again."""
     if 0 < _announced_bytes(about) <= _SMALL_BYTES:
-        await answer.aread()
+        answer.read()
 
 
 def _announced_bytes(about: Mapping[str, str]) -> int:

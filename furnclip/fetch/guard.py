@@ -9,10 +9,12 @@ address (decimal, octal, hexadecimal, IPv4 inside IPv6) are the same to the chec
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
+import math
 import socket
+import ssl
 from collections.abc import Iterable
+from time import monotonic
 from typing import Any
 
 import httpcore
@@ -41,11 +43,15 @@ def is_public(address: _Address) -> bool:
     return address in _UNICAST and address.is_global and address.teredo is None
 
 
-class GuardedNetwork(httpcore.AsyncNetworkBackend):
-    """Connections to checked addresses only. `allowed`: True for all, or names, addresses and networks."""
+class GuardedNetwork(httpcore.NetworkBackend):
+    """Connections to checked addresses only, which end at `deadline` whatever goes on.
+
+    allowed: True for all addresses, or names, addresses and networks.
+    """
 
     def __init__(self, allowed: bool | Iterable[str]) -> None:
-        self._network = httpcore.AnyIOBackend()
+        self._network = httpcore.SyncBackend()
+        self.deadline = math.inf
         self._allows_all = allowed is True
         self._names, self._nets = set(), []
         for text in () if isinstance(allowed, bool) else allowed:
@@ -54,32 +60,34 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
             except ValueError:
                 self._names.add(text.lower())
 
-    async def connect_tcp(
+    def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, *options: Any, **more: Any
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> httpcore.NetworkStream:
         """A connection to the first of the host's addresses that answers.
 
         Raises `InnerAddress` where one of them is inside, and httpcore's errors where there is no answer.
         """
         problem: Exception = httpcore.ConnectError(f"`{host}` has no address")
-        for address in await self._resolve(host, port, timeout):
+        for address in self._resolve(host, port):
             try:
-                return await self._network.connect_tcp(str(address), port, timeout, *options, **more)
+                stream = self._network.connect_tcp(str(address), port, self.left_s(timeout), *options, **more)
+                return _TimedStream(stream, self)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 problem = error
         raise problem
 
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+    def left_s(self, timeout: float | None) -> float:
+        """Seconds until `timeout` or the deadline. Raises `ReadTimeout` when that is over."""
+        left_s = self.deadline - monotonic()
+        if left_s <= 0:
+            raise httpcore.ReadTimeout("the answer takes too long as a whole")
+        return left_s if timeout is None else min(timeout, left_s)
 
-    async def _resolve(self, host: str, port: int, timeout: float | None) -> list[_Address]:
-        lookup = asyncio.get_running_loop().getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    def _resolve(self, host: str, port: int) -> list[_Address]:
         try:
-            answers = await asyncio.wait_for(lookup, timeout)
+            answers = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(f"`{host}` has no address: {error}") from None
-        except asyncio.TimeoutError:
-            raise httpcore.ConnectTimeout(f"the name server does not answer for `{host}`") from None
         # a scope such as `%eth0` is a way to write a link-local address
         found = dict.fromkeys(ipaddress.ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers)
         for address in found:
@@ -89,3 +97,28 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
 
     def _is_allowed(self, host: str, address: _Address) -> bool:
         return host.lower() in self._names or any(address in net for net in self._nets)
+
+
+class _TimedStream(httpcore.NetworkStream):
+    """A connection that keeps the deadline of its network."""
+
+    def __init__(self, stream: httpcore.NetworkStream, network: GuardedNetwork) -> None:
+        self._stream, self._network = stream, network
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._network.left_s(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._network.left_s(timeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        left_s = self._network.left_s(timeout)
+        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, left_s), self._network)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)

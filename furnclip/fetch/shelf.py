@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from furnclip.catalogue import content_hash
 from furnclip.console import redact
+from furnclip.errors import Interrupted
 from furnclip.journal import Event, Journal, utc_now
 from furnclip.sources import FETCHED_FOLDER, fetched_images, image_place
 
@@ -55,6 +56,7 @@ class Shelf:
         self._known = {key: kept for key, kept in known.items() if self._is_there(kept)}
         self._uses = Counter(kept.name for kept in self._known.values())
         self._loose: list[str] = []
+        self._is_closed = False
 
     def find(self, key: int) -> Kept | None:
         """What was kept of an address before this run or in it."""
@@ -78,9 +80,9 @@ class Shelf:
             is_new = not self._uses[name]
             self._uses[name] += 1
             self._known[key] = kept
-            if not is_new:
-                self._journal.append(event, durable=False)
-        if is_new:
+        if not is_new:
+            self._announce(event)
+        else:
             self.place.write(name, found.content, lambda: self._announce(event))
         if before:
             self._drop(before)
@@ -89,6 +91,8 @@ class Shelf:
 
     def _announce(self, event: Event) -> None:
         with self._lock:
+            if self._is_closed:  # after Ctrl-C, in a thread that is left over
+                raise Interrupted
             self._journal.append(event, durable=False)
 
     def _drop(self, kept: Kept) -> None:
@@ -110,7 +114,9 @@ class Shelf:
             self._journal.sync()
 
     def close(self) -> None:
-        """Flush what is not on the disk yet."""
+        """Flush what is not on the disk yet, and keep nothing more."""
+        with self._lock:
+            self._is_closed = True
         self._flush(at=1)
 
     def _is_there(self, kept: Kept) -> bool:

@@ -99,7 +99,7 @@ def rivals(folder: Path, addresses: list[str]) -> list[str]:
         "thread_count": AT_ONCE // 2,
         "number_sample_per_shard": -(-len(addresses) // 2),
         "resize_mode": "no",
-        "skip_reencode": True,
+        "disable_all_reencoding": True,
     }
     return [RIVAL, *(f"--{name}={value}" for name, value in settings.items())]
 
