@@ -27,7 +27,7 @@ from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.errors import JournalError
 from furnclip.images import MAX_BYTES, BrokenImage, read_bytes
-from furnclip.journal import Event, read_journal, replacing, sweep, sync_folder, write_bytes
+from furnclip.journal import Event, read_journal, replacing, sweep, write_bytes
 
 if TYPE_CHECKING:
     from furnclip.config import Config, StorageConfig
@@ -226,9 +226,6 @@ class Place(Protocol):
     def write(self, name: str, content: bytes, announce: Callable[[], None]) -> None:
         """Put a file there, whole or not at all, after `announce` and before anybody can see it."""
 
-    def sync(self, names: Iterable[str]) -> None:
-        """Have these files outlive a power cut."""
-
     def remove(self, name: str) -> None:
         """Take a file away."""
 
@@ -296,14 +293,6 @@ class Folder:
             file.write(content)
             announce()
 
-    def sync(self, names: Iterable[str]) -> None:
-        paths = [path for name in names if (path := self._root / name).exists()]
-        for path in paths:
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        for folder in {path.parent for path in paths}:
-            sync_folder(folder)
-
     def remove(self, name: str) -> None:
         (self._root / name).unlink(missing_ok=True)
 
@@ -349,9 +338,6 @@ class Prefix:
     def write(self, name: str, content: bytes, announce: Callable[[], None]) -> None:
         announce()
         self._bucket.write(self._key(name), content)
-
-    def sync(self, names: Iterable[str]) -> None:
-        pass  # what a bucket has confirmed, it keeps
 
     def remove(self, name: str) -> None:
         self._bucket.remove(self._key(name))

@@ -3,7 +3,8 @@
 An image lies at `fetched/HA/HASH.jpg` below `paths.images`, under the hash of its bytes: equal ones lie there
 once, and one that has changed never takes the place of another. The journal's line is written before the
 image gets its name, so an image that is there is known, whenever the process is killed; a line whose image
-is not there, or has another size, counts for nothing. Both are flushed to the disk in batches.
+is not there, or has another size, counts for nothing. So nothing waits for the disk: what a power cut costs,
+the next run finds missing or empty and fetches again.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from furnclip.sources import FETCHED_FOLDER, fetched_images, image_place
 if TYPE_CHECKING:
     from furnclip.config import Config
     from furnclip.fetch.download import Download
-
-_BATCH = 256  # images of which a power cut may cost the last ones
 
 
 class Kept(NamedTuple):
@@ -55,7 +54,6 @@ class Shelf:
         known = {key: _kept(event) for key, event in fetched_images(journal.path)}
         self._known = {key: kept for key, kept in known.items() if self._is_there(kept)}
         self._uses = Counter(kept.name for kept in self._known.values())
-        self._loose: list[str] = []
         self._is_closed = False
 
     def find(self, key: int) -> Kept | None:
@@ -86,7 +84,6 @@ class Shelf:
             self.place.write(name, found.content, lambda: self._announce(event))
         if before:
             self._drop(before)
-        self._flush(name, at=_BATCH)
         return before is None or before.name != name
 
     def _announce(self, event: Event) -> None:
@@ -103,21 +100,11 @@ class Shelf:
         if is_unused:
             self.place.remove(kept.name)
 
-    def _flush(self, *names: str, at: int) -> None:
-        with self._lock:
-            self._loose += names
-            batch = self._loose if len(self._loose) >= at else []
-            if batch:
-                self._loose = []
-        if batch:
-            self.place.sync(batch)
-            self._journal.sync()
-
     def close(self) -> None:
-        """Flush what is not on the disk yet, and keep nothing more."""
+        """Keep nothing more."""
         with self._lock:
             self._is_closed = True
-        self._flush(at=1)
+            self._journal.sync()
 
     def _is_there(self, kept: Kept) -> bool:
         return self.place.status(kept.name).split(" ")[0] == str(kept.size_bytes)
