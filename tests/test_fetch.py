@@ -63,7 +63,9 @@ def failures(shop: Path) -> dict[str, str]:
 
 
 def files(shop: Path) -> Counter[bytes]:
-    return Counter(path.read_bytes() for path in (shop / "images").rglob("*") if path.is_file())
+    """The images that are there; hidden ones are still being written, or their process was killed."""
+    paths = (path for path in (shop / "images").rglob("[!.]*") if path.is_file())
+    return Counter(path.read_bytes() for path in paths)
 
 
 GOOD = ("ok", "plain", "moved", "busy", "tag")
@@ -158,8 +160,9 @@ def test_a_server_that_is_not_there_is_given_up(tmp_path: Path) -> None:
     outcome = fetched(shop, "--per-host", "2")
     assert outcome.code == 1
     reasons = Counter(failures(shop).values())
-    assert set(reasons) == {"unreachable", "host-down"}
-    assert 2 <= reasons["unreachable"] <= 8
+    assert reasons.total() == 50
+    assert 4 <= reasons["unreachable"] <= 12
+    assert reasons["host-down"] == 50 - reasons["unreachable"]
 
 
 def test_one_server_is_not_asked_by_more_than_the_limit(server: ImageServer, tmp_path: Path) -> None:
@@ -286,8 +289,9 @@ def test_killed_at_any_moment_nothing_is_fetched_twice_or_lost(
             process.wait(chance.uniform(0, 1))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for path, count in before.items():  # it was on the disk before this run
-            assert server.asked[path] == count, f"{path} was fetched again"
+        again = {path: (count, server.asked[path]) for path, count in before.items()}
+        # of what was on the disk before this run, nothing was asked in it
+        assert {path: counts for path, counts in again.items() if counts[0] != counts[1]} == {}
     assert fetched(shop, "--json").ok().json["failed"] == {}
     assert files(shop) == Counter(image(number) for number in range(100 * times))
     assert not [path for path in (shop / "images").rglob(".*") if path.is_file()]

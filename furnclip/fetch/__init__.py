@@ -29,7 +29,7 @@ from furnclip.catalogue import Rejection, read_products, write_row
 from furnclip.console import redact
 from furnclip.errors import InputError
 from furnclip.fetch.download import NO_ANSWER, Downloader, Failure
-from furnclip.fetch.schedule import Host, Job, Schedule
+from furnclip.fetch.schedule import Job, Schedule
 from furnclip.fetch.shelf import Shelf, key_of
 from furnclip.journal import Journal, replacing, told_when_full
 from furnclip.sources import web_address
@@ -178,7 +178,7 @@ class _Run:
         summary, key = self._summary, key_of(job.address)
         kept, is_other = self._shelf.find(key), False
         try:
-            self._give_up_silent(job.host)
+            self._give_up_silent(job)
             found = downloader.get(job.address, kept.conditions() if kept else {})
         except Failure as failure:
             pause_s = self._pause_s(job, failure)
@@ -195,9 +195,10 @@ class _Run:
             summary.unchanged += bool(kept) and not is_other
         return None
 
-    def _give_up_silent(self, host: Host) -> None:
-        if not host.is_there and host.silences >= _SILENCES * self._config.fetch.per_host:
-            raise Failure("host-down", f"its server did not answer {host.silences} requests")
+    def _give_up_silent(self, job: Job) -> None:
+        is_silent = not job.host.is_there and job.host.silences >= _SILENCES * self._config.fetch.per_host
+        if is_silent and not job.attempts:
+            raise Failure("host-down", f"its server did not answer {job.host.silences} requests")
 
     def _pause_s(self, job: Job, failure: Failure) -> float | None:
         """Seconds until an address is to be tried again; None when it is not, in this run."""
