@@ -122,4 +122,6 @@ def write_vectors(
         arrays += [vector_array(vectors[label], everywhere, "fp32")] * 3
     arrays.append(pa.nulls(len(rows), pa.string()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_arrays(arrays, schema=vector_schema(provenance)), path)
+    pq.write_table(
+        pa.Table.from_arrays(arrays, schema=vector_schema(provenance, kinds=("image", "text", "vec"))), path
+    )

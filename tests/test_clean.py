@@ -158,7 +158,7 @@ def test_nothing_cleaned_is_a_failure(
         assert f"error: not one row could be cleaned (6 rejected: 6 {reason})" in stopped.stderr
         assert "rejected.csv` has the reason of each row" in stopped.stderr
     assert not server.calls
-    for command in (["prepare"], ["prepare", "--check"], ["embed"], ["clean", "review"]):
+    for command in (["prepare"], ["prepare", "--check"], ["clean", "review"]):
         following = cli(*command, cwd=shop.folder)
         assert following.code == 1
         assert "rejected.csv` has the reason of each row" in following.stderr

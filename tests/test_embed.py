@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
@@ -38,16 +39,41 @@ from tests.drawn_shop import captions, write_shop
 FULL = os.environ.get("FURNCLIP_FULL") == "1"
 
 
+def prepare(shop: Path) -> Path:
+    """Bring the shards in line with the catalogue, run in this process to save the imports."""
+    done = CliRunner().invoke(app, ["prepare", "--config", str(shop / "furnclip.toml")])
+    assert done.exit_code == 0, done.output
+    return shop
+
+
 def embed(shop: Path, *flags: str) -> dict[str, Any]:
-    """The JSON that `furnclip embed` prints, run in this process to save the imports."""
+    """The JSON that `furnclip embed` prints for the catalogue as it is now."""
+    return embed_shards(prepare(shop), *flags)
+
+
+def embed_shards(shop: Path, *flags: str) -> dict[str, Any]:
     done = CliRunner().invoke(app, ["embed", "--json", "--config", str(shop / "furnclip.toml"), *flags])
     assert done.exit_code == 0, done.output
     said: dict[str, Any] = json.loads(done.stdout)
     return said
 
 
-def table_of(shop: Path) -> vectors.VectorTable:
-    return vectors.VectorTable(shop / "work" / "embeddings" / "master_vectors.parquet")
+class ById(vectors.VectorTable):
+    """A vector file in the order of the product ids, which is that of the drawn catalogue."""
+
+    @property
+    def products(self) -> list[dict[str, str | None]]:
+        return sorted(super().products, key=lambda row: str(row["product_id"]))
+
+    def _vectors(self, name: str) -> tuple[Any, Any]:
+        matrix, present = super()._vectors(name)
+        ids = [str(row["product_id"]) for row in super().products]
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        return matrix[order], present[order]
+
+
+def table_of(shop: Path) -> ById:
+    return ById(shop / "work" / "embeddings" / "master_vectors.parquet")
 
 
 def rewrite(shop: Path, change: Mapping[str, str], *, product: int = 0) -> None:
@@ -76,9 +102,8 @@ def test_every_product_gets_unit_vectors_that_the_model_made(shop: Path, tiny_cl
     table = table_of(shop)
     assert table.columns == (
         *vectors.PRODUCT_COLUMNS,
-        "image_clip_base",
-        "text_clip_base",
-        "vec_clip_base",
+        "price",
+        *("image_clip_base", "text_clip_base", "vec_clip_base", "views_clip_base"),
         "missing_reason",
     )
     clip = load_clip(str(tiny_clip), load_config(shop / "furnclip.toml").model)
@@ -121,8 +146,13 @@ def test_a_picture_that_fails_is_a_null_vector_with_its_reason(shop: Path) -> No
     assert said["missing"] == {"missing": 1, "truncated": 1, "not-a-picture": 1}
     table = table_of(shop)
     assert table.present("image_clip_base").tolist() == [row not in (1, 2, 4) for row in range(12)]
-    assert (table.present("vec_clip_base") == table.present("image_clip_base")).all()
     assert table.present("text_clip_base").all()
+    assert table.present("vec_clip_base").all()  # by its text and the mean image, so none comes first
+    image, text = table.matrix("image_clip_base"), table.matrix("text_clip_base")
+    stand_in = vectors.unit(image.sum(axis=0, keepdims=True))
+    np.testing.assert_allclose(
+        table.matrix("vec_clip_base")[1:2], vectors.fuse(stand_in, text[1:2], 0.5), atol=1e-6
+    )
     assert str(table.products[1]["missing_reason"]).startswith("missing: there is no image `00001.jpg`")
     assert table.products[0]["missing_reason"] is None
 
@@ -147,12 +177,13 @@ def test_only_what_changed_is_encoded_again(shop: Path) -> None:
     assert changed == [4, 7]
 
 
-def test_a_new_column_value_is_stored_without_encoding(shop: Path) -> None:
+def test_a_new_column_value_is_stored_with_its_type_and_without_encoding(shop: Path) -> None:
     embed(shop)
-    toml = shop / "furnclip.toml"
-    toml.write_text(toml.read_text() + '\n[paths]\ngroup_column = "price"\n')
+    rewrite(shop, {"price": "$1,234.50"})
     assert embed(shop)["encoded"] == {"base": 0}
-    assert table_of(shop).products[0]["group"] == "99.00"
+    table = pyarrow.parquet.read_table(table_of(shop).path, columns=["product_id", "price"])
+    assert dict(zip(*table.to_pydict().values(), strict=True))["P00000"] == 1234.5
+    assert table.schema.field("price").metadata[b"source"] == b"price"
 
 
 def test_a_new_run_is_encoded_beside_the_base_vectors_that_stay(shop: Path) -> None:
@@ -177,35 +208,61 @@ def test_half_precision_halves_the_vectors_and_keeps_their_direction(shop: Path)
     np.testing.assert_allclose(table_of(shop).matrix("vec_clip_base"), exact, atol=1e-3)
 
 
-def test_rows_that_are_no_products_are_kept_with_their_reason(shop: Path) -> None:
-    rewrite(shop, {"product_id": "P00001"}, product=5)
-    said = embed(shop)
-    assert (said["products"], said["rejected"]) == (11, 1)
-    rejected = (shop / "work/embeddings/rejected.jsonl").read_text().splitlines()
-    assert [json.loads(line)["reason"] for line in rejected] == ["duplicate-id"]
-
-
-@pytest.mark.parametrize(
-    ("content", "code", "words"),
-    [
-        ("product_id,title,image\n", 1, "has no rows"),
-        ("", 1, "is empty"),
-        ("id,title,image\n1,a,b\n", 2, "has no column `product_id`"),
-    ],
-)
-def test_a_catalogue_that_cannot_be_used_is_one_clear_line(
-    shop: Path, content: str, code: int, words: str
-) -> None:
-    (shop / "products.csv").write_text(content)
+def test_without_shards_the_command_that_makes_them_is_told(shop: Path) -> None:
     done = CliRunner().invoke(app, ["embed", "--config", str(shop / "furnclip.toml")])
-    assert done.exit_code == code
-    assert words in done.stderr
-    assert "hint: " in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.exit_code == 2
+    assert "furnclip prepare" in done.stderr
+
+
+def test_a_model_of_larger_squares_than_the_shards_is_refused(shop: Path) -> None:
+    toml = shop / "furnclip.toml"
+    toml.write_text(toml.read_text().replace("[prepare]\n", "[prepare]\nimage_px = 24\n"))
+    prepare(shop)
+    for command in ("embed", "train", "eval"):
+        done = CliRunner().invoke(app, [command, "--config", str(toml)])
+        assert done.exit_code == 2, command
+        assert "reads images of 32 px, and the shards hold squares of 24 px" in done.stderr
+        assert "`prepare.image_px = 32`" in done.stderr
+
+
+def test_no_image_is_opened_after_prepare(shop: Path) -> None:
+    prepare(shop)
+    shutil.rmtree(shop / "images")
+    assert embed_shards(shop)["encoded"] == {"base": 12}
+
+
+def test_the_vector_of_several_images_is_the_unit_mean_of_theirs(shop: Path, tiny_clip: Path) -> None:
+    rewrite(shop, {"image": "00003.jpg|00007.jpg"}, product=3)
+    rewrite(shop, {"image": ""}, product=5)
+    embed(shop)
+    table = pyarrow.parquet.read_table(table_of(shop).path).sort_by("product_id")
+    views = table["views_clip_base"].to_pylist()
+    assert [number for number, each in enumerate(views) if each] == [3]
+    image = table_of(shop).matrix("image_clip_base")
+    np.testing.assert_allclose(views[3][1], image[7], atol=1e-6)
+    np.testing.assert_allclose(image[3], vectors.unit(np.mean([views[3]], axis=1))[0], atol=1e-6)
+    assert embed(shop)["up_to_date"]
+    rewrite(shop, {"title": "a velvet bed"}, product=0)
+    assert embed(shop)["encoded"] == {"base": 1}
+    again = pyarrow.parquet.read_table(table_of(shop).path).sort_by("product_id")
+    assert again["views_clip_base"].to_pylist() == views
+
+
+def test_eval_measures_the_vectors_that_are_served(shop: Path) -> None:
+    embed(shop)
+    said = CliRunner().invoke(app, ["eval", "--json", "--config", str(shop / "furnclip.toml")])
+    report = json.loads(said.stdout)
+    assert report["served_vectors"] == {"base": report["gallery_size"]}
+    (shop / "work/embeddings/master_vectors.parquet").unlink()
+    said = CliRunner().invoke(app, ["eval", "--json", "--config", str(shop / "furnclip.toml")])
+    own = json.loads(said.stdout)
+    assert own["served_vectors"] == {"base": 0}
+    served, encoded = (each["models"]["base"]["text_to_image"]["mrr"] for each in (report, own))
+    assert served == pytest.approx(encoded, abs=1e-4)
 
 
 def test_two_processes_share_the_row_groups(shop: Path, tmp_path: Path) -> None:
-    shutil.copytree(shop, tmp_path / "alone")
+    shutil.copytree(prepare(shop), tmp_path / "alone")
     environment = {**os.environ, "FURNCLIP_EMBED__ROW_GROUP_ROWS": "3"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -219,7 +276,7 @@ def test_two_processes_share_the_row_groups(shop: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert (said["row_groups"], said["row_groups_encoded"]) == (4, 2)
+    assert said["row_groups_encoded"] == (said["row_groups"] + 1) // 2 < said["row_groups"]
     embed(tmp_path / "alone")
     alone, shared = table_of(tmp_path / "alone"), table_of(shop)
     assert alone.products == shared.products
@@ -235,16 +292,17 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("FURNCLIP_EMBED__BATCH_SIZE", "4")
     model = build_tiny_clip(tmp_path / "clip", captions(), image_px=32, width=128, layers=6)
     shop = write_shop(tmp_path / "shop", products=240, model=model)
-    shutil.copytree(shop, tmp_path / "calm")
+    shutil.copytree(prepare(shop), tmp_path / "calm")
     assert embed_in_child(tmp_path / "calm").exitcode == 0
     expected = (tmp_path / "calm/work/embeddings/master_vectors.parquet").read_bytes()
     chance = random.Random(7)
     twice, early = [], 0
     while kills:
-        shutil.rmtree(shop / "work", ignore_errors=True)
+        for made in ("embeddings", "index.lance"):
+            shutil.rmtree(shop / "work" / made, ignore_errors=True)
         here = min(kills, chance.randint(2, 4))
         killed = sum(kill_at_random(shop, chance) for _ in range(here))
-        said = embed(shop)
+        said = embed_shards(shop)
         kills, early = kills - here, early + here - killed
         # Each kill costs at most the row group that was being encoded.
         twice.append(max(0, said["row_groups_begun"] - said["row_groups"]))
@@ -284,7 +342,7 @@ def embed_in_child(
 def embed_as(environment: dict[str, str], shop: Path) -> None:
     """The fork server may be older than this test's settings."""
     os.environ.update(environment)
-    embed(shop)
+    embed_shards(shop)
 
 
 def kill_at_random(shop: Path, chance: random.Random) -> bool:
@@ -296,7 +354,7 @@ def kill_at_random(shop: Path, chance: random.Random) -> bool:
 def test_a_second_process_is_turned_away(shop: Path, cli: Cli) -> None:
     from furnclip.journal import Journal
 
-    with Journal(shop / "work/embeddings/journal-0.jsonl"):
+    with Journal(prepare(shop) / "work/embeddings/journal-0.jsonl"):
         outcome = cli("embed", cwd=shop)
     assert outcome.code == 1
     assert "is in use by another furnclip process" in outcome.stderr
@@ -405,17 +463,18 @@ def test_other_libraries_read_the_file(shop: Path) -> None:
     (shop / "images/00001.jpg").unlink()
     embed(shop)
     path = shop / "work/embeddings/master_vectors.parquet"
-    expected = table_of(shop).matrix("vec_clip_base")
+    expected = vectors.VectorTable(path).matrix("vec_clip_base")
+    missing = vectors.VectorTable(path).products.index(table_of(shop).products[1])
     pandas = pytest.importorskip("pandas")
     frame = pandas.read_parquet(path)
     np.testing.assert_array_equal(frame["vec_clip_base"][0], expected[0])
-    assert frame["vec_clip_base"][1] is None
+    assert frame["image_clip_base"][missing] is None
     lancedb = pytest.importorskip("lancedb")
     import pyarrow.parquet as pq
 
     table = lancedb.connect(shop / "lance").create_table("t", pq.read_table(path), on_bad_vectors="null")
     best = table.search(expected[2], vector_column_name="vec_clip_base").limit(1).to_list()
-    assert best[0]["product_id"] == "P00002"
+    assert best[0]["product_id"] == frame["product_id"][2]
 
 
 def test_duckdb_reads_the_file(shop: Path) -> None:
@@ -434,5 +493,5 @@ def test_polars_reads_the_file(shop: Path, dtype: str) -> None:
     polars = pytest.importorskip("polars")
     embed(shop, "--dtype", dtype)
     frame = polars.read_parquet(shop / "work/embeddings/master_vectors.parquet")
-    found = np.asarray(frame["vec_clip_base"][5].to_list(), dtype=np.float32)
+    found = np.asarray(frame.sort("product_id")["vec_clip_base"][5].to_list(), dtype=np.float32)
     np.testing.assert_array_equal(found, table_of(shop).matrix("vec_clip_base")[5])

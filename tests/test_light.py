@@ -42,8 +42,9 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
 
 
 def embed(shop: Path) -> Path:
-    done = CliRunner().invoke(app, ["embed", "--config", str(shop / "furnclip.toml")])
-    assert done.exit_code == 0, done.output
+    for command in ("prepare", "embed"):
+        done = CliRunner().invoke(app, [command, "--config", str(shop / "furnclip.toml")])
+        assert done.exit_code == 0, done.output
     return shop
 
 

@@ -245,6 +245,7 @@ def test_old_buffers_in_the_file_do_no_harm(folder: Path, tiny_clip: Path) -> No
 
 def test_the_command_refuses_noise(cli: Cli, shop: Path, folder: Path) -> None:
     prefixed("module.")(folder)
+    cli("prepare", cwd=shop).ok()
     outcome = cli("embed", "--model", str(folder), cwd=shop)
     assert outcome.code == 1
     assert "every name begins with `module.`" in outcome.stderr
@@ -254,7 +255,7 @@ def test_the_command_refuses_noise(cli: Cli, shop: Path, folder: Path) -> None:
 # An unknown kind of model is where transformers asks whether to run the folder's code, and `y` runs it.
 @pytest.mark.parametrize("kind", ["clip", "siglip", "stranger", "resnet"])
 def test_code_in_a_model_folder_is_neither_run_nor_asked_about(
-    kind: str, folder: Path, tmp_path: Path
+    kind: str, folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
     ran = tmp_path / "ran"
     (folder / "stranger.py").write_text(f"open({str(ran)!r}, 'w')\n")
@@ -269,6 +270,7 @@ def test_code_in_a_model_folder_is_neither_run_nor_asked_about(
         setting(name, auto_map=code)(folder)
     setting("config.json", model_type=kind)(folder)
     shop = write_shop(tmp_path / "shop", products=4, model=folder)
+    cli("prepare", cwd=shop).ok()
     child = pexpect.spawn(
         sys.executable, ["-m", "furnclip", "embed"], cwd=str(shop), encoding="utf-8", timeout=120
     )

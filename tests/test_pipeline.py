@@ -71,6 +71,7 @@ def snapshot(folder: Path) -> dict[str, int]:
     [
         (("train",), "furnclip prepare"),
         (("eval",), "furnclip prepare"),
+        (("embed",), "furnclip prepare"),
         (("search", "chair"), "furnclip embed"),
         (("arena", "stats"), "furnclip arena"),
     ],
@@ -86,6 +87,7 @@ def test_a_stage_out_of_order_names_the_one_it_needs(
 
 @pytest.mark.parametrize("stage", ["prepare", "embed"])
 def test_raw_titles_are_never_used_in_silence(cli: Cli, shop: Path, stage: str) -> None:
+    cli("prepare", cwd=shop).ok()
     assert "warning: used the raw titles" in cli(stage, cwd=shop).ok().stderr
     cli("clean", "prepare", cwd=shop).ok()  # begun, not finished
     outcome = cli(stage, cwd=shop)

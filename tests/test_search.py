@@ -28,6 +28,7 @@ from furnclip.search.together import Together
 from furnclip.vectors.index import index_location, write_index
 from tests.drawn_shop import captions, write_shop
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server
+from tests.test_embed import embed, prepare
 
 PRODUCTS = 60
 ATTRIBUTES = "clean_title,style,material,color,object_type"
@@ -38,7 +39,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     """A cleaned and embedded shop of 60 products."""
     shop = write_shop(tmp_path_factory.mktemp("search") / "shop", products=PRODUCTS, model=tiny_clip)
     clean(shop)
-    embed_catalogue(load_config(shop / "furnclip.toml"))
+    embed(shop)
     return shop
 
 
@@ -215,13 +216,15 @@ def test_another_model_is_refused(embedded: Path, tmp_path: Path) -> None:
         Searcher(load_config(embedded / "furnclip.toml", flags))
 
 
-def test_a_product_without_a_picture_is_found_by_word_only(embedded: Path, tmp_path: Path) -> None:
+def test_a_product_without_a_picture_is_found_by_word_and_text(embedded: Path, tmp_path: Path) -> None:
     shop = tmp_path / "shop"
     shutil.copytree(embedded, shop)
     (shop / "images/00003.jpg").unlink()
-    embed_catalogue(load_config(shop / "furnclip.toml"))
+    embed(shop)
     searcher = Searcher(load_config(shop / "furnclip.toml"))
-    assert len(searcher.search("lamp", mode="vector", k=100)) == PRODUCTS - 1
+    found = [hit.product_id for hit in searcher.search("lamp", mode="vector", k=100)]
+    assert len(found) == PRODUCTS
+    assert "P00003" in found
     assert "P00003" in {hit.product_id for hit in searcher.search("lamp", mode="keyword", k=100)}
 
 
@@ -289,6 +292,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Config
     clean(shop)
     flags = {"search": {"exact_below": 300, "probes": 8}}
     config = load_config(shop / "furnclip.toml", flags)
+    prepare(shop)
     summary = embed_catalogue(config)
     assert summary.index is not None
     assert not summary.index.exact

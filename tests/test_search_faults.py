@@ -19,11 +19,11 @@ import pytest
 
 from furnclip import Searcher
 from furnclip.config import load_config
-from furnclip.embed import embed_catalogue
 from furnclip.errors import FurnclipError, InputError, ModelMismatchError, StorageError, UsageError
 from tests.conftest import Cli
 from tests.drawn_shop import write_shop
 from tests.s3_server import CREDENTIALS, s3_server
+from tests.test_embed import embed
 from tests.test_search import clean, run
 
 FULL = os.environ.get("FURNCLIP_FULL") == "1"
@@ -34,7 +34,7 @@ MODES = ("vector", "keyword", "hybrid")
 def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     shop = write_shop(tmp_path_factory.mktemp("faults") / "shop", products=30, model=tiny_clip)
     clean(shop)
-    embed_catalogue(load_config(shop / "furnclip.toml"))
+    embed(shop)
     return shop
 
 
@@ -384,7 +384,7 @@ def test_a_damaged_table_is_told_and_made_anew(copy: Path, damage: str) -> None:
     assert "index.lance` " in done.stderr
     assert "furnclip embed" in done.stderr
     if "JSON" not in damage and "field" not in damage:
-        embed_catalogue(load_config(copy / "furnclip.toml"))
+        embed(copy)
         assert run(copy, "chair").exit_code == 0
 
 

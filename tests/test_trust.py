@@ -360,6 +360,7 @@ def test_the_hubs_variables_are_set_before_its_library_looks(
     monkeypatch.delenv("HF_HUB_OFFLINE")
     (shop / ".env").write_text("HF_HUB_OFFLINE=1\n")
     refusing = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    cli("prepare", cwd=shop).ok()
     outcome = cli("embed", "--model", "some/model", cwd=shop, env=refusing)
     assert "the model `some/model` cannot be loaded" in outcome.stderr
     assert "Retrying" not in outcome.stderr  # which is what the library says when it is not offline

@@ -24,7 +24,7 @@ def write_file(
     )
     provenance = vectors.Provenance(dtype=dtype, models={"base": model})
     columns = {name: [f"{name}-{row}" for row in range(len(image))] for name in vectors.PRODUCT_COLUMNS}
-    schema = vectors.vector_schema(provenance)
+    schema = vectors.vector_schema(provenance, kinds=("image", "text", "vec"))
     arrays = [pa.array(column) for column in columns.values()]
     arrays += [vectors.vector_array(image, present, dtype)] * 3
     arrays.append(pa.array([None if there else "missing" for there in present], pa.string()))

@@ -16,6 +16,7 @@ from furnclip.cli.fetch import fetch
 from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup, JsonOption
 from furnclip.cli.retrieval import embed, evaluate, search
 from furnclip.cli.serving import serve
+from furnclip.cli.update import update
 
 PIPELINE = (
     "init",
@@ -26,6 +27,7 @@ PIPELINE = (
     "train",
     "eval",
     "embed",
+    "update",
     "search",
     "export",
     "serve",
@@ -59,6 +61,7 @@ app.command("fetch", epilog="Example: furnclip fetch    or, to get changed image
 )
 app.command("eval", epilog="Example: furnclip eval --run first --run second")(evaluate)
 app.command("embed", epilog="Example: furnclip embed --run my-run")(embed)
+app.command("update", epilog="Example, every night at two: 0 2 * * * cd /shop && furnclip update")(update)
 app.command(
     "search",
     epilog='Example: furnclip search "walnut sideboard" --where "color = \'brown\'" --not glass -k 5',

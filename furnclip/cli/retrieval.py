@@ -16,18 +16,16 @@ from furnclip.cli.options import (
     JsonOption,
     check_address_space,
     mention_raw_titles,
-    mention_uncleaned,
     sets,
     settings,
 )
-from furnclip.errors import InputError
 
 if TYPE_CHECKING:
     from furnclip.embed import EmbedSummary
     from furnclip.search import Answer, Hit, Searcher
 
 _COUNTS = (
-    *("products", "rejected", "uncleaned", "missing", "encoded"),
+    *("products", "missing", "encoded"),
     *("row_groups", "row_groups_encoded", "row_groups_begun"),
 )
 
@@ -89,7 +87,6 @@ def embed(
     mention_raw_titles(chosen)
     if summary.was_there:
         console.note("nothing to do: every product is embedded by these models already")
-    mention_uncleaned(summary.uncleaned)
     payload = {
         "vectors": str(summary.vectors),
         "index": summary.index.uri,
@@ -100,11 +97,6 @@ def embed(
         "models": {label: model.model_dump() for label, model in summary.provenance.models.items()},
     }
     console.emit(payload, as_json=as_json, human=lambda: _show_vectors(summary))
-    if sum(summary.missing.values()) == summary.products:
-        raise InputError(
-            "no product has an image that can be read, so only keywords find anything",
-            hint=f"see `{summary.missing_file}` for the reason of each",
-        )
 
 
 def _show_vectors(summary: EmbedSummary) -> None:
@@ -115,9 +107,7 @@ def _show_vectors(summary: EmbedSummary) -> None:
     title = f"{summary.products} products in {summary.seconds:.1f} s"
     console.show_table(("vectors", "model", "precision", "encoded", "image weight"), rows, title=title)
     for reason, count in sorted(summary.missing.items()):
-        console.say(f"without an image: {count} ({reason}), see {summary.missing_file}")
-    if summary.rejected:
-        console.say(f"rejected rows: {summary.rejected}, see {summary.rejected_file}")
+        console.say(f"found by its text alone: {count} ({reason}), see {summary.missing_file}")
     console.say(f"vectors: {summary.vectors}")
     console.say('next: furnclip search "a red armchair"')
 

@@ -1,12 +1,11 @@
-"""Catalogue in, vectors out: one pass over the images for the base and the fine-tuned model.
+"""Shards in, vectors out: one pass over them for the base and the fine-tuned model.
 
-In: `work/clean/cleaned.csv` (or the raw catalogue), the images, groups and splits from
-`work/shards/` where there are any, the base model and a finished run.
+In: `work/shards/`, the base model and a finished run.
 Out: `work/embeddings/master_vectors.parquet`, and the search table built from it, `work/index.lance`.
 
-    encoding   catalogue rows to an Arrow table of vectors, a row group at a time
+    encoding   samples of the shards to an Arrow table of vectors, a row group at a time
     plan       which models, in which precision, with which image weight
-    parts      one file a row group until the vector file is complete; earlier vectors that are still valid
+    parts      one file a row group until the vector file is complete
     pipeline   all of it in order
     generator  `EmbeddingGenerator`: the same as a class, and for any plain CLIP of Hugging Face
 """

@@ -1,8 +1,7 @@
-"""Catalogue rows in, one Arrow table of vectors a row group out.
+"""Samples of the shards in, one Arrow table of vectors a row group out.
 
-The content hash of a row covers its caption and its image, so a row whose hash is known needs no
-decoding and no model. Only the first image that is there is read for it; of further ones, which
-replace a broken first one, name and size count.
+The content hash of a row covers its caption and its images, so a row whose hash is known needs no
+decoding and no model.
 
 Images are encoded as soon as a batch of them is decoded, while other threads decode the next;
 captions once a row group, equal ones once. A batch never crosses a row group, so a row group that is
@@ -18,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -27,116 +26,78 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from furnclip.catalogue import ATTRIBUTES, Rejection, catalogue_path, content_hash, read_products
+from furnclip.catalogue import ATTRIBUTES, content_hash
+from furnclip.catalogue.image_names import image_names
 from furnclip.config import Config
-from furnclip.embed.parts import PART_KINDS, Found, Known
-from furnclip.errors import MissingStageError, ModelError
-from furnclip.images import BrokenImage, load_square
+from furnclip.errors import ModelError
+from furnclip.features import StoredVectors, seen_hash
+from furnclip.images import open_image
 from furnclip.model import Clip
-from furnclip.relevance import default_caption
-from furnclip.shards import read_assignments
-from furnclip.sources import FoundImage, ShopImages
-from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, vector_array, vector_schema
+from furnclip.shards import REST, SPLITS, Sample, ShardDataset, read_manifest
+from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, unit_mean, vector_array, vector_schema
+from furnclip.vectors.parquet import MODEL_KINDS, column_array, views_array
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _MOST_BATCHES = 16  # encoded at once; each takes some 60 MB beside the weights of a ViT-B/32
+Place = tuple[str, int]  # a split, and which of its samples
 
 
 @dataclass(frozen=True)
 class Row:
-    """One product. `stored` has the product columns of the vector file but the content hash."""
+    """One product. `stored` has the product columns of the vector file; `images` are decoded when needed."""
 
     stored: dict[str, str]
-    caption: str
-    images: list[FoundImage]
-    problem: str  # why there is no image to try; empty where there is one
+    sample: Sample  # without its images
+    image_count: int
+    images: tuple[Image.Image, ...] = ()
 
 
-@dataclass(frozen=True)
-class Content:
-    """A row, what identifies its content and what the models see of it."""
+class ShardReader:
+    """The products of all splits and of `rest`, in the order of the shards, in row groups.
 
-    row: Row
-    content_hash: str
-    first: bytes = b""  # of the first image, until it is decoded
-    reason: str = ""  # why there is no image
-    squares: dict[int, Image.Image] = field(default_factory=dict)  # side in pixels -> decoded image
-
-
-class CatalogueReader:
-    """The catalogue as rows, streamed; read it as often as needed.
-
-    Groups and splits are those of `work/shards`; without shards the split is empty and a product
-    without a group is its own.
+    A row group lies within one shard. Raises `MissingStageError` where there are no shards.
     """
 
     def __init__(self, config: Config) -> None:
-        self.path = catalogue_path(config.paths)
-        self._paths, self._images = config.paths, ShopImages(config)
-        try:
-            self._assignments = read_assignments(config.paths.shards)
-        except MissingStageError:
-            self._assignments = {}
+        folder = config.paths.shards
+        self.manifest = read_manifest(folder)
+        names = [name for name in (*SPLITS, REST) if name in self.manifest.splits]
+        self._datasets = {name: ShardDataset(folder, name) for name in names}
+        self._image_column = config.paths.image_column
+        self.row_groups: list[list[Place]] = []
+        for split, dataset in self._datasets.items():
+            end = 0
+            for shard in dataset.shards:
+                start, end, most = end, end + shard.samples, config.embed.row_group_rows
+                for first in range(start, end, most):
+                    self.row_groups.append([(split, row) for row in range(first, min(first + most, end))])
 
-    def rows(self) -> Iterator[Row]:
-        """Every usable product, in file order."""
-        for product in read_products(self.path, self._paths):
-            if isinstance(product, Rejection):
-                continue
-            product_id, fields, problem = product.product_id, product.fields, ""
-            group, split = self._assignments.get(product_id, (product.group or product_id, ""))
-            stored = {
-                "product_id": product_id,
-                "title": product.title,
-                **{name: fields.get(name, "") for name in ("clean_title", *ATTRIBUTES)},
-                "group": group,
-                "split": split,
-                "image": product.images[0] if product.images else "",
-            }
-            try:
-                images = self._images.find(product.images)
-            except BrokenImage as error:
-                images, problem = [], f"{error.reason}: {error.message}"
-            yield Row(stored, default_caption(fields, title=product.title), images, problem)
+    def __len__(self) -> int:
+        return sum(map(len, self._datasets.values()))
 
-    def rejections(self) -> Iterator[Rejection]:
-        """Every row that is no usable product."""
-        rows = read_products(self.path, self._paths)
-        return (row for row in rows if isinstance(row, Rejection))
+    @property
+    def content(self) -> str:
+        """Changes when anything in the shards does."""
+        hashes = [shard.sha256 for dataset in self._datasets.values() for shard in dataset.shards]
+        return content_hash(*hashes, repr(self.manifest.columns), self._image_column)
 
-
-def read_content(row: Row) -> Content:
-    """The row's content hash and the bytes of its first image; never raises for a bad image."""
-    if not row.images:
-        return Content(row, content_hash(row.caption, row.problem), reason=row.problem)
-    first, reason = b"", ""
-    try:
-        first = row.images[0].read()
-    except BrokenImage as error:
-        reason = f"{error.reason}: {error.message}"
-    others = [f"{image.short_name} {image.status.split()[0]}" for image in row.images[1:]]
-    return Content(row, content_hash(row.caption, first, reason, *others), first, reason)
-
-
-def identity(row: Row) -> str:
-    """A hash of everything that is stored and encoded of a row."""
-    return content_hash(*row.stored.values(), read_content(row).content_hash)
-
-
-def decode(content: Content, sides_px: Collection[int]) -> Content:
-    """The row's first image that can be read, as squares; a reason where there is none."""
-    row, reason = content.row, content.reason
-    for place, image in enumerate(row.images):
-        if not place and not content.first:
-            continue  # it could not be read
-        try:
-            data = image.read() if place else content.first
-            squares = {side_px: load_square(data, side_px, name=image.short_name) for side_px in sides_px}
-            return Content(row, content.content_hash, squares=squares)
-        except BrokenImage as error:
-            reason = reason or f"{error.reason}: {error.message}"
-    return Content(row, content.content_hash, reason=reason or "empty: the image is empty")
+    def read(self, place: Place) -> tuple[Row, Sample]:
+        """A product without its images, and with them as they lie in the shard; for any thread."""
+        split, number = place
+        sample = self._datasets[split][number]
+        names = image_names(sample.fields.get(self._image_column, ""))
+        stored = {
+            "product_id": sample.product_id,
+            "title": sample.title,
+            **{name: sample.fields.get(name, "") for name in ("clean_title", *ATTRIBUTES)},
+            "group": sample.group,
+            "split": split,
+            "image": names[0] if names else "",
+            "content_hash": seen_hash(sample),
+        }
+        bare = replace(sample, image_bytes=b"", more_images=())
+        return Row(stored, bare, len(sample.images)), sample
 
 
 @contextmanager
@@ -157,28 +118,29 @@ def encoding_threads(clips: Collection[Clip]) -> Iterator[tuple[ThreadPoolExecut
 
 @dataclass(frozen=True)
 class RowGroupEncoder:
-    """Turns rows into row groups. `known`: vectors, by label, that need no encoding."""
+    """Turns products into row groups. `known`: vectors, by label, that need no encoding."""
 
+    reader: ShardReader
     clips: Mapping[str, Clip]
-    known: Mapping[str, Known]
+    known: Mapping[str, StoredVectors]
     plan: Provenance
     pool: ThreadPoolExecutor
     threads: int
     batch_size: int
 
-    def decode(self, row: Row) -> Content:
-        """The row, decoded where a model has to see it; safe to call from many threads."""
-        content = read_content(row)
-        if all(content.content_hash in known for known in self.known.values()):
-            return Content(row, content.content_hash)
-        return decode(content, {clip.image_px for clip in self.clips.values()})
+    def decode(self, place: Place) -> Row:
+        """The product, its images decoded where a model has to see them; safe to call from many threads."""
+        row, sample = self.reader.read(place)
+        if all(row.stored["content_hash"] in known for known in self.known.values()):
+            return row
+        return replace(row, images=tuple(map(open_image, sample.images)))
 
-    def encode(self, decoded: Iterable[Content], count: int) -> tuple[pa.Table, dict[str, int]]:
-        """The row group of these `count` rows, and how many images were encoded for it, by label.
+    def encode(self, decoded: Iterable[Row], count: int) -> tuple[pa.Table, dict[str, int]]:
+        """The row group of these `count` rows, and how many products' images were encoded, by label.
 
         Images are freed batch by batch.
         """
-        rows: list[Content] = []
+        rows: list[Row] = []
         images: dict[str, list[Floats]] = {label: [] for label in self.clips}
         # One batch more than are worked on, so that no thread waits for this one.
         ahead = self.threads + 1
@@ -187,55 +149,62 @@ class RowGroupEncoder:
             rows += batch
             for label in self.clips:
                 images[label].append(vectors[label])
-        found = {label: self._vectors(label, rows, np.concatenate(images[label])) for label in self.clips}
-        stored = [{**item.row.stored, "content_hash": item.content_hash} for item in rows]
+        stored = [row.stored for row in rows]
         columns = [pa.array([row[name] for row in stored], pa.string()) for name in PRODUCT_COLUMNS]
-        for one in found.values():
-            columns += [
-                vector_array(one.vectors[kind], one.present[kind], self.plan.dtype) for kind in PART_KINDS
-            ]
-        reasons = next(iter(found.values())).reasons
-        columns.append(pa.array([reason or None for reason in reasons], pa.string()))
-        encoded = {label: int((~one.known & one.present["image"]).sum()) for label, one in found.items()}
-        return pa.Table.from_arrays(columns, schema=vector_schema(self.plan, kinds=PART_KINDS)), encoded
+        for column in self.plan.columns:
+            columns.append(column_array(column, [row.sample.fields.get(column.source, "") for row in rows]))
+        encoded = {}
+        for label in self.clips:
+            table, encoded[label] = self._vectors(label, rows, np.concatenate(images[label]))
+            columns += table.columns
+        columns.append(pa.array([row.sample.missing_reason or None for row in rows], pa.string()))
+        return pa.Table.from_arrays(columns, schema=vector_schema(self.plan, kinds=MODEL_KINDS)), encoded
 
     def _even_size(self, count: int) -> int:
         """The largest size of batches that leaves no thread with one batch less than the others."""
         rounds = -(-count // (self.batch_size * self.threads))
         return -(-count // (rounds * self.threads))
 
-    def _encode_batch(self, batch: list[Content]) -> tuple[list[Content], dict[str, Floats]]:
-        """The rows without their images, and the vectors of these by label: (B, D), zero where not new."""
+    def _encode_batch(self, batch: list[Row]) -> tuple[list[Row], dict[str, Floats]]:
+        """The rows without their images, and the vectors (V, D) of those images that are new, by label."""
         vectors = {}
         for label, clip in self.clips.items():
-            known = self.known[label]
-            rows = [row for row, item in enumerate(batch) if item.squares and item.content_hash not in known]
-            vectors[label] = np.zeros((len(batch), clip.dimension), dtype=np.float32)
-            if rows:
-                squares = [batch[row].squares[clip.image_px] for row in rows]
-                vectors[label][rows] = _finite(clip.encode_images(squares), clip, "image", batch[rows[0]])
-        return [Content(item.row, item.content_hash, reason=item.reason) for item in batch], vectors
+            rows = [row for row in batch if row.stored["content_hash"] not in self.known[label]]
+            images = [image for row in rows for image in row.images]
+            parts = [clip.encode_images(part) for part in in_batches(images, max(1, len(batch)))]
+            vectors[label] = np.concatenate([np.zeros((0, clip.dimension), dtype=np.float32), *parts])
+            _check_finite(vectors[label], clip, "image", batch[0])
+        return [replace(row, images=()) for row in batch], vectors
 
-    def _vectors(self, label: str, rows: list[Content], images: Floats) -> Found:
-        """Everything of one model: known vectors, the `images` (N, D) encoded just now, and texts."""
-        clip = self.clips[label]
-        found = self.known[label].look_up([item.content_hash for item in rows], clip.dimension)
-        new = np.flatnonzero(~found.known)
-        found.vectors["image"][new] = images[new]
-        found.present["image"][new] = [not rows[row].reason for row in new]
-        for row in new:
-            found.reasons[row] = rows[row].reason
-        described = [row for row in new if rows[row].row.caption]
-        if described:
-            captions = [rows[row].row.caption for row in described]
-            # Equal captions are encoded once, those of one length together: no padding.
-            distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
-            batches = in_batches(distinct, self._even_size(len(distinct)))
-            vectors = np.concatenate(list(self.pool.map(clip.encode_texts, batches)))
-            place = {caption: index for index, caption in enumerate(distinct)}
-            vectors = vectors[[place[caption] for caption in captions]]
-            found.vectors["text"][described] = _finite(vectors, clip, "caption", rows[described[0]])
-            found.present["text"][described] = True
+    def _vectors(self, label: str, rows: list[Row], views: Floats) -> tuple[pa.Table, int]:
+        """The columns of one model: known vectors, the `views` (V, D) encoded just now, and texts."""
+        clip, known, dtype = self.clips[label], self.known[label], self.plan.dtype
+        is_known, found = known.look_up([row.stored["content_hash"] for row in rows])
+        new = [row for row, old in zip(rows, is_known, strict=True) if not old]
+        counts = np.array([row.image_count for row in new], dtype=np.int64)
+        texts = self._texts(clip, [row.sample.caption for row in new], new)
+        described = np.array([bool(row.sample.caption) for row in new], dtype=bool)
+        made = [
+            vector_array(unit_mean(views, counts), counts > 0, dtype),
+            vector_array(texts, described, dtype),
+            views_array(views, counts, dtype),
+        ]
+        encoded = pa.table(dict(zip(MODEL_KINDS, made, strict=True)))
+        both = pa.concat_tables([found.cast(encoded.schema), encoded])
+        order = np.argsort(np.concatenate([np.flatnonzero(is_known), np.flatnonzero(~is_known)]))
+        return both.take(order).combine_chunks(), int((counts > 0).sum())
+
+    def _texts(self, clip: Clip, captions: list[str], rows: list[Row]) -> Floats:
+        """(N, D), zero where there is no caption."""
+        # Equal captions are encoded once, those of one length together: no padding.
+        distinct = sorted(set(captions) - {""}, key=lambda caption: (len(caption), caption))
+        batches = in_batches(distinct, self._even_size(len(distinct))) if distinct else iter(())
+        parts = list(self.pool.map(clip.encode_texts, batches))
+        vectors = np.concatenate([*parts, np.zeros((1, clip.dimension), dtype=np.float32)])
+        place = {caption: index for index, caption in enumerate(distinct)}
+        found: Floats = vectors[[place.get(caption, -1) for caption in captions]]
+        if rows:
+            _check_finite(found, clip, "caption", rows[0])
         return found
 
 
@@ -258,11 +227,10 @@ def in_batches(items: Iterable[_In], size: int) -> Iterator[list[_In]]:
         yield batch
 
 
-def _finite(vectors: Floats, clip: Clip, what: str, first: Content) -> Floats:
+def _check_finite(vectors: Floats, clip: Clip, what: str, first: Row) -> None:
     if not np.isfinite(vectors).all():
-        product_id = first.row.stored["product_id"]
         raise ModelError(
-            f"`{clip.name}` gives a {what} vector that is not finite, in the batch from `{product_id}`",
+            f"`{clip.name}` gives a {what} vector that is not finite, "
+            f"in the batch from `{first.stored['product_id']}`",
             hint='set `model.precision = "fp32"`, or train the model again',
         )
-    return vectors

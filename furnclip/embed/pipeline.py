@@ -1,38 +1,48 @@
 """The whole of `furnclip embed`, in order, resumable at every row group.
 
-1. Read the catalogue once for its content hashes; with models and settings they make the key. A
-   vector file with this key is finished, and nothing is done.
+1. The manifest of the shards, models and settings make the key. A vector file with this key is
+   finished, and nothing is done.
 2. Encode the row groups that have no part yet; of vectors made earlier by the same model, those
    whose content hash has not changed are copied.
 3. Choose the image weight on validation, write the vector file, build the search table, and only
    then remove the parts.
 
-Under `torchrun`, process r of w encodes every w-th row group. The parts on the disk are all they
-tell each other, so the folder has to be one that all of them see; process 0 finishes the work.
+Under `torchrun`, process r of w encodes every w-th row group into a folder that all of them see. They
+meet twice, by a collective of torch: to learn the plan, and when all row groups are done; then process 0
+finishes the work.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from datetime import timedelta
+from itertools import chain, islice
 from pathlib import Path
 
+import torch.distributed as dist
+
 from furnclip import console
-from furnclip.catalogue import no_rows, uncleaned_rows
+from furnclip.catalogue import content_hash
 from furnclip.config import Config, torchrun_launch
 from furnclip.config.environment import Launch
-from furnclip.embed.encoding import CatalogueReader, RowGroupEncoder, encoding_threads, identity, map_ahead
-from furnclip.embed.parts import POLL_S, Known, PartFolder, write_row_groups, write_vectors
-from furnclip.embed.plan import PREPROCESSING, fused_provenance, load_models, place, read_or_make_plan
-from furnclip.errors import FurnclipError, InputError
+from furnclip.embed.encoding import RowGroupEncoder, ShardReader, encoding_threads, map_ahead
+from furnclip.embed.parts import PartFolder, write_row_groups, write_vectors
+from furnclip.embed.plan import (
+    PREPROCESSING,
+    fused_provenance,
+    load_models,
+    place,
+    read_or_make_plan,
+    stored_vectors,
+)
+from furnclip.errors import FurnclipError
 from furnclip.journal import Journal, encode_event, keep_copy, read_journal, replacing, sweep
 from furnclip.model import Clip
 from furnclip.model.export import write_beside
@@ -41,6 +51,8 @@ from furnclip.parallel import cores
 from furnclip.vectors import Provenance, VectorTable, read_provenance
 from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
 from furnclip.vectors.parquet import open_parquet
+
+_LONGEST_WAIT = timedelta(days=30)  # for another process; the launcher ends all of them when one fails
 
 
 @dataclass
@@ -56,18 +68,11 @@ class EmbedSummary:
     encoded: Counter[str] = field(default_factory=Counter)  # images encoded by this process, by model label
     missing: dict[str, int] = field(default_factory=dict)
     """rows without an image vector, by the first word of the reason"""
-    rejected: int = 0
-    uncleaned: int = 0  # rows of the raw catalogue that are not here because they were never cleaned
     seconds: float = 0.0
     loading_s: float = 0.0  # of these: loading the models and choosing their precision
     provenance: Provenance = field(default_factory=Provenance)
     index: IndexReport | None = None  # None in the processes of `torchrun` but the first
     was_there: bool = False
-
-    @property
-    def rejected_file(self) -> Path:
-        """Why rows of the catalogue are no products."""
-        return self.vectors.with_name("rejected.jsonl")
 
     @property
     def missing_file(self) -> Path:
@@ -78,8 +83,8 @@ class EmbedSummary:
 def embed_catalogue(config: Config, *, run: str | None = None) -> EmbedSummary:
     """Embed the catalogue with the base model and `run` (default: the run finished last).
 
-    Raises `InputError` for a catalogue without usable products, `ModelError` for a model that cannot
-    be used, `JournalError` when another process is embedding.
+    Raises `MissingStageError` without shards, `ModelError` for a model that cannot be used, `ConfigError`
+    for one that reads larger images than they hold, `JournalError` when another process is embedding.
     """
     start = time.monotonic()
     launch = torchrun_launch()
@@ -87,7 +92,8 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> EmbedSummary:
         console.warn(launch.ignored)
     sweep(config.paths.embeddings)
     location = index_location(config)  # a bucket that refuses is reported now, not when all is encoded
-    with Journal(config.paths.embeddings / f"journal-{launch.rank}.jsonl") as journal:
+    journal_path = config.paths.embeddings / f"journal-{launch.rank}.jsonl"
+    with Journal(journal_path) as journal, _together(launch):
         work = _Work(config, run, launch)
         summary = work.summary
         if not summary.was_there:
@@ -105,10 +111,21 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> EmbedSummary:
             summary.missing = dict(Counter(row["reason"].split(":")[0] for row in _missing(summary.vectors)))
         if not summary.was_there:
             journal.append({"event": "finished", "key": work.key})
-        summary.rejected = sum(1 for _ in work.reader.rejections())
-        summary.uncleaned = uncleaned_rows(config.paths)
         summary.seconds = time.monotonic() - start
         return summary
+
+
+@contextmanager
+def _together(launch: Launch) -> Iterator[None]:
+    """The processes of `torchrun` as one group; one process needs none."""
+    if launch.count == 1:
+        yield
+        return
+    dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 class _Work:
@@ -117,16 +134,14 @@ class _Work:
     def __init__(self, config: Config, run: str | None, launch: Launch) -> None:
         self.config = config
         self.launch = launch
-        self.reader = CatalogueReader(config)
+        self.reader = ShardReader(config)
         start = time.monotonic()
         self.clips = load_models(config, run)
         loading_s = time.monotonic() - start
-        self.key, products = _key(self.reader, self.clips, config)
-        row_groups = -(-products // config.embed.row_group_rows)
+        self.key, products = _key(self.reader, self.clips, config), len(self.reader)
+        row_groups = len(self.reader.row_groups)
         self.summary = EmbedSummary(config.paths.vectors, products, row_groups, loading_s=loading_s)
         self.folder = PartFolder(config.paths.embeddings, self.key, row_groups)
-        if not products:
-            raise _nothing_usable(self.reader, config, self.summary.rejected_file)
         with suppress(FurnclipError):  # damaged or of another version: it is written again
             table = VectorTable(config.paths.vectors)
             self.summary.was_there = len(table) == products and table.provenance.key == self.key
@@ -135,14 +150,14 @@ class _Work:
         """Encode the row groups of this process's share that have no part yet."""
         start = time.monotonic()
         config, summary, folder, launch = self.config, self.summary, self.folder, self.launch
-        plan = self.plan = read_or_make_plan(folder, self.reader, self.clips, config, leads=launch.rank == 0)
+        plan = self.plan = self._agreed_plan()
         for label, model in plan.models.items():
             self.clips[label] = place(self.clips[label], model.precision, config)
         summary.loading_s += time.monotonic() - start
         share = range(launch.rank, summary.row_groups, launch.count)
-        folder.drop_damaged(share, plan, self._rows_in)
+        folder.drop_damaged(share, plan, lambda number: len(self.reader.row_groups[number]))
         known = {
-            label: Known(config.paths.embeddings, label, model.fingerprint, model.precision)
+            label: stored_vectors(config.paths.embeddings, model.fingerprint, model.precision)
             for label, model in plan.models.items()
         }
         todo = [number for number in share if not folder.is_done(number)]
@@ -152,34 +167,41 @@ class _Work:
             _decoding_threads(config) as pool,
             encoding_threads(self.clips.values()) as (encoding_pool, threads),
         ):
-            encoder = RowGroupEncoder(self.clips, known, plan, encoding_pool, threads, batch_size)
-            rows_each, unfinished = config.embed.row_group_rows, set(todo)
-            meter.advance((summary.row_groups - len(todo)) * rows_each)
-            wanted = (row for index, row in enumerate(self.reader.rows()) if index // rows_each in unfinished)
+            row_groups = self.reader.row_groups
+            encoder = RowGroupEncoder(
+                self.reader, self.clips, known, plan, encoding_pool, threads, batch_size
+            )
+            wanted = list(chain.from_iterable(row_groups[number] for number in todo))
+            meter.advance(summary.products - len(wanted))
             decoded = map_ahead(pool, encoder.decode, wanted, ahead=(threads + 1) * batch_size)
             for number in todo:
                 journal.append({"event": "begun", "key": plan.key, "row_group": number})
-                rows = self._rows_in(number)
+                rows = len(row_groups[number])
                 table, encoded = encoder.encode(islice(decoded, rows), rows)
                 with replacing(folder.part(number)) as file:
                     write_row_groups(file, table.schema, [table])
                 summary.encoded.update(encoded)
                 meter.advance(rows)
+        if launch.count > 1:
+            dist.barrier()
         summary.row_groups_encoded = len(todo)
         for event in read_journal(journal.path):
             summary.row_groups_begun = summary.row_groups_begun + 1 if event.get("event") == "begun" else 0
 
-    def _rows_in(self, row_group: int) -> int:
-        rows_each = self.config.embed.row_group_rows
-        return min(rows_each, self.summary.products - row_group * rows_each)
+    def _agreed_plan(self) -> Provenance:
+        """The plan that process 0 has read or made."""
+        plans: list[Provenance | None] = [None]
+        if self.launch.rank == 0:
+            plans = [read_or_make_plan(self.folder, self.reader, self.clips, self.config)]
+        if self.launch.count > 1:
+            dist.broadcast_object_list(plans)
+        assert plans[0] is not None
+        return plans[0]
 
     def finish(self) -> None:
         """Write what is made of all parts together."""
-        while not all(map(self.folder.is_done, range(self.folder.count))):
-            time.sleep(POLL_S)  # other processes are at work
         summary, config = self.summary, self.config
         provenance = fused_provenance(self.folder, self.plan, self.clips, config=config.embed)
-        _write_rejections(self.reader, summary.rejected_file)
         write_vectors(self.folder, provenance, summary.vectors)
         with replacing(summary.missing_file) as file:
             file.writelines(map(encode_event, _missing(summary.vectors)))
@@ -189,43 +211,16 @@ class _Work:
             keep_copy(summary.vectors, config.paths.embeddings / f"{run}.parquet")
 
 
-def _key(reader: CatalogueReader, clips: Mapping[str, Clip], config: Config) -> tuple[str, int]:
-    """A hash of every input and setting that the vector file depends on, and the number of products."""
-    digest = hashlib.blake2b(digest_size=8)
+def _key(reader: ShardReader, clips: Mapping[str, Clip], config: Config) -> str:
+    """A hash of every input and setting that the vector file depends on."""
     models = {label: (clip.name, clip.fingerprint) for label, clip in clips.items()}
     settings = config.embed.model_dump(exclude={"workers"})
-    digest.update(json.dumps([models, settings, config.model.precision, PREPROCESSING], default=str).encode())
-    products = 0
-    with _decoding_threads(config) as pool:
-        for line in map_ahead(pool, identity, reader.rows(), ahead=64):
-            digest.update(line.encode())
-            products += 1
-    return digest.hexdigest(), products
+    parts = [models, settings, config.model.precision, PREPROCESSING]
+    return content_hash(reader.content, json.dumps(parts, default=str))
 
 
 def _decoding_threads(config: Config) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(config.embed.workers or cores())
-
-
-def _nothing_usable(reader: CatalogueReader, config: Config, rejected: Path) -> InputError:
-    """The error for a catalogue without products; its rejected rows stand in a file by now."""
-    reasons = _write_rejections(reader, rejected)
-    if not reasons:
-        return no_rows(reader.path, config.paths)
-    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-    hint = f"see `{rejected}` for each row ({counts})"
-    return InputError(f"`{reader.path}` holds no usable product", hint=hint)
-
-
-def _write_rejections(reader: CatalogueReader, path: Path) -> Counter[str]:
-    """Every rejected row of the catalogue with its reason, in a file; how many of each reason."""
-    reasons: Counter[str] = Counter()
-    with replacing(path) as file:
-        for row in reader.rejections():
-            reasons[row.reason] += 1
-            line = {"row": row.row, "product_id": row.product_id, "reason": row.reason, "detail": row.detail}
-            file.write(encode_event(line))
-    return reasons
 
 
 def _missing(vectors: Path) -> Iterator[dict[str, str]]:

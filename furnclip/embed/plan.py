@@ -14,9 +14,9 @@ towards the text; set `embed.image_weight` where customers search by image. With
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,21 +25,24 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from furnclip import __version__, console
-from furnclip.catalogue import ATTRIBUTES
+from furnclip.catalogue import ATTRIBUTES, catalogue_path
 from furnclip.config import Config, EmbeddingConfig
-from furnclip.embed.encoding import CatalogueReader, decode, read_content
-from furnclip.embed.parts import POLL_S, Known, PartFolder
+from furnclip.embed.encoding import ShardReader
+from furnclip.embed.parts import PartFolder
 from furnclip.errors import InputError, ModelError
+from furnclip.features import StoredVectors
+from furnclip.images import open_image
 from furnclip.journal import read_json, write_text
 from furnclip.metrics.retrieval import average_precision, every_rank
 from furnclip.model import Clip, latest_run, load_clip
 from furnclip.model.precision import can_pack, choose_precision, pack
 from furnclip.relevance import OF_A_KIND, attribute_queries, known_attributes, positives
 from furnclip.runs import PrecisionChoice
+from furnclip.shards import read_manifest
 from furnclip.vectors import Floats, ModelProvenance, Provenance, column_name, fuse
 from furnclip.vectors.parquet import matrix_of
 
-PREPROCESSING = "longest side fitted, letterboxed on white, bicubic, first readable image"
+PREPROCESSING = "squares of the shards, bicubic, unit mean of all images"
 LEAST_COSINE = 0.999
 _SAMPLE_ROWS = 16
 _SAMPLE_SEARCHED = 64
@@ -54,7 +57,11 @@ _Item = TypeVar("_Item")
 def load_models(config: Config, run: str | None) -> dict[str, Clip]:
     """The base, and the run asked for or finished last, where there is one; by label, in float32."""
     names = {"base": config.model.name, "finetuned": run or latest_run(config.paths.runs)}
-    return {label: _load_exact(name, config) for label, name in names.items() if name}
+    clips = {label: _load_exact(name, config) for label, name in names.items() if name}
+    manifest = read_manifest(config.paths.shards)
+    for clip in clips.values():
+        manifest.require_side(clip.image_px, model=clip.name)
+    return clips
 
 
 def _load_exact(name: str, config: Config) -> Clip:
@@ -63,16 +70,13 @@ def _load_exact(name: str, config: Config) -> Clip:
 
 
 def read_or_make_plan(
-    folder: PartFolder, reader: CatalogueReader, clips: Mapping[str, Clip], config: Config, *, leads: bool
+    folder: PartFolder, reader: ShardReader, clips: Mapping[str, Clip], config: Config
 ) -> Provenance:
-    """The plan in `folder`; process 0 makes it where there is none, the others wait."""
+    """The plan in `folder`, made where there is none."""
     plan = _read_plan(folder, clips)
-    if plan is None and leads:
+    if plan is None:
         plan = _make_plan(folder.key, reader, clips, config)
         write_text(folder.plan, plan.model_dump_json(indent=2) + "\n")
-    while plan is None:
-        time.sleep(POLL_S)
-        plan = _read_plan(folder, clips)
     return plan
 
 
@@ -87,12 +91,12 @@ def _read_plan(folder: PartFolder, clips: Mapping[str, Clip]) -> Provenance | No
     return plan if plan.key == folder.key and planned == wanted else None
 
 
-def _make_plan(key: str, reader: CatalogueReader, clips: Mapping[str, Clip], config: Config) -> Provenance:
-    images, captions = _sample(reader, max(clip.image_px for clip in clips.values()))
+def _make_plan(key: str, reader: ShardReader, clips: Mapping[str, Clip], config: Config) -> Provenance:
+    images, captions = _sample(reader)
     wanted = None if config.model.precision == "auto" else config.model.precision
     models = {}
     for label, clip in clips.items():
-        earlier = Known(config.paths.embeddings, label, clip.fingerprint, wanted).precision
+        earlier = stored_vectors(config.paths.embeddings, clip.fingerprint, wanted).precision
         choice, cosine = settle_precision(clip, config, images, captions, earlier=earlier)
         models[label] = ModelProvenance(
             name=clip.name,
@@ -108,20 +112,27 @@ def _make_plan(key: str, reader: CatalogueReader, clips: Mapping[str, Clip], con
         key=key,
         dtype=config.embed.dtype,
         preprocessing=PREPROCESSING,
-        source=reader.path.name,
+        source=catalogue_path(config.paths).name,
+        columns=tuple(sorted(reader.manifest.columns, key=lambda column: column.name != "description")),
         models=models,
     )
 
 
-def _sample(reader: CatalogueReader, side_px: int) -> tuple[list[Image.Image], list[str]]:
-    """Images and captions of the first products of the catalogue whose image can be read."""
+def stored_vectors(embeddings: Path, fingerprint: str, precision: str | None) -> StoredVectors:
+    """Vectors of the vector file, and of parts left by a kill."""
+    files = [embeddings / "master_vectors.parquet", *sorted(embeddings.glob("parts/*/part-*.parquet"))]
+    return StoredVectors(files, fingerprint, precision=precision)
+
+
+def _sample(reader: ShardReader) -> tuple[list[Image.Image], list[str]]:
+    """Images and captions of the first products that have both."""
     images: list[Image.Image] = []
     captions: list[str] = []
-    for row in islice(reader.rows(), _SAMPLE_SEARCHED):
-        decoded = decode(read_content(row), {side_px})
-        if decoded.squares and row.caption:
-            images.append(decoded.squares[side_px])
-            captions.append(row.caption)
+    for place in islice(chain.from_iterable(reader.row_groups), _SAMPLE_SEARCHED):
+        _, sample = reader.read(place)
+        if sample.images and sample.caption:
+            images.append(open_image(sample.image_bytes))
+            captions.append(sample.caption)
         if len(images) == _SAMPLE_ROWS:
             break
     return images, captions

@@ -1,7 +1,7 @@
 """The models that are compared: their vectors of a split, and how long they take.
 
-Vectors come from the cache of features where they were made before, so that a killed evaluation finds
-the models it has finished with.
+Vectors are those that `embed` wrote, so that what is measured is what is served. Where it has not run, they
+come from the cache of features, so that a killed evaluation finds the models it has finished with.
 
 Latency is wall time of the public encode call, warm: tokenizing or resizing, the tower, and the copy
 back, which also waits for a GPU. Decoding the JPEG is not in it. The models take turns, call by call,
@@ -24,11 +24,14 @@ from furnclip.catalogue import content_hash
 from furnclip.config import Config
 from furnclip.errors import ModelError
 from furnclip.evaluate.tasks import Side, Split
-from furnclip.features import Encode, FeatureStore, Floats
+from furnclip.features import Encode, FeatureStore, Floats, StoredVectors
 from furnclip.model import Clip, load_clip
 from furnclip.relevance import AttributeQuery
-from furnclip.vectors import top_k
+from furnclip.shards import read_manifest
+from furnclip.vectors import top_k, unit_mean
+from furnclip.vectors.parquet import matrix_of
 
+_SERVED: dict[Side, str] = {"images": "image", "captions": "text"}  # columns of the vector file
 _TEXTS_AT_ONCE = 4096  # sorted by length inside `Clip`, so that little is padding
 _LATENCY_BATCHES = (1, 32)
 _WARM_UP_CALLS, _FEWEST_CALLS, _MOST_CALLS = 2, 5, 200
@@ -41,37 +44,47 @@ class ModelVectors:
     label: str
     clip: Clip
     vectors: dict[Side, Floats]  # each (N, D); `requests` (R, D), `queries` (Q, D)
+    served: int = 0
+    """products whose vectors are those that `embed` wrote"""
 
 
 def encode_model(
     name: str, split: Split, requests: Sequence[AttributeQuery], *, label: str, config: Config
 ) -> ModelVectors:
-    """Vectors of every image, caption, request and query; from the cache when they are there."""
+    """Vectors of every product and request: those that `embed` wrote, else from the cache, else encoded."""
     clip = load_clip(name, config.model, runs=config.paths.runs)
-    texts = [*split.captions, *(request.text for request in requests), *split.queries]
+    read_manifest(config.paths.shards).require_side(clip.image_px, model=clip.name)
+    files = [config.paths.vectors, *sorted(config.paths.embeddings.glob("*.parquet"))]
+    is_served, served = StoredVectors(files, clip.fingerprint).look_up(split.seen)
+    left = np.flatnonzero(~is_served).tolist()
+    texts = [*(split.captions[row] for row in left), *(request.text for request in requests), *split.queries]
+    owners = [(row, view) for row in left for view in range(len(split.image_keys[row]))]
 
     def encode_texts(positions: list[int]) -> Floats:
         return clip.encode_texts([texts[position] for position in positions])
 
     text_keys = [content_hash(text) for text in texts]
     described = _cached("text", clip, text_keys, encode_texts, chunk_size=_TEXTS_AT_ONCE, config=config)
-    with console.progress(f"{label}: images", total=len(split)) as meter:
+    with console.progress(f"{label}: images", total=len(owners)) as meter:
 
         def encode_images(positions: list[int]) -> Floats:
-            vectors = clip.encode_images([split.image(position) for position in positions])
+            chosen = [owners[position] for position in positions]
+            vectors = clip.encode_images([split.images(row)[view] for row, view in chosen])
             meter.advance(len(positions))
             return vectors
 
-        chunk_size = config.eval.batch_size
-        images = _cached("image", clip, split.image_keys, encode_images, chunk_size=chunk_size, config=config)
-    captions, asked, queries = np.split(described, np.cumsum([len(split), len(requests)]))
-    vectors: dict[Side, Floats] = {
-        "images": images,
-        "captions": captions,
-        "requests": asked,
-        "queries": queries,
-    }
-    return ModelVectors(label, clip, vectors)
+        chunk_size, keys = config.eval.batch_size, [split.image_keys[row][view] for row, view in owners]
+        views = _cached("image", clip, keys, encode_images, chunk_size=chunk_size, config=config)
+    captions, asked, queries = np.split(described, np.cumsum([len(left), len(requests)]))
+    counts = np.array([len(split.image_keys[row]) for row in left], dtype=np.int64)
+    new: dict[Side, Floats] = {"images": unit_mean(views, counts), "captions": captions}
+    vectors: dict[Side, Floats] = {"requests": asked, "queries": queries}
+    for side, column in _SERVED.items():
+        vectors[side] = np.empty((len(split), clip.dimension), dtype=np.float32)
+        vectors[side][left] = new[side]
+        if is_served.any():
+            vectors[side][is_served] = matrix_of(served[column])[0]
+    return ModelVectors(label, clip, vectors, served=int(is_served.sum()))
 
 
 def _cached(
@@ -91,7 +104,7 @@ def _cached(
     folder = config.paths.features
     store = FeatureStore(folder, clip.fingerprint, f"{kind}-vectors", clip.precision.precision)
     store.fill(keys, encode_finite, chunk_size=chunk_size)
-    return store.rows(keys)
+    return store.rows(keys) if keys else np.empty((0, clip.dimension), dtype=np.float32)
 
 
 def measure_latency(models: Sequence[ModelVectors], split: Split, *, seconds: float) -> dict[str, Any]:

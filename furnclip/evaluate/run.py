@@ -56,7 +56,7 @@ def evaluate(config: Config, run_names: Sequence[str] = (), *, force: bool = Fal
     parts = [_FORMAT, furnclip.__version__, split.dataset.data_hash, config.eval.model_dump_json()]
     for model in models:
         clip = model.clip
-        parts += [model.label, clip.name, clip.fingerprint, clip.precision.precision]
+        parts += [model.label, clip.name, clip.fingerprint, clip.precision.precision, str(model.served)]
     identity = content_hash(*parts, *warnings)
     json_path, html_path = config.paths.eval / "report.json", config.paths.eval / "report.html"
     earlier = _read_report(json_path)
@@ -69,6 +69,7 @@ def evaluate(config: Config, run_names: Sequence[str] = (), *, force: bool = Fal
         "warnings": warnings,
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "furnclip": furnclip.__version__,
+        "served_vectors": {model.label: model.served for model in models},
         **numbers(measured, latency),
     }
     report["content_hash"] = _hash_of(report)

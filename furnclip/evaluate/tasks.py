@@ -22,6 +22,7 @@ from PIL import Image
 from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import Config
 from furnclip.errors import InputError
+from furnclip.features import seen_hash
 from furnclip.images import open_image
 from furnclip.metrics.retrieval import Gains, Integers
 from furnclip.relevance import (
@@ -54,7 +55,8 @@ class Split:
 
     name: str
     dataset: ShardDataset
-    image_keys: tuple[str, ...]  # hashes of the images
+    image_keys: tuple[tuple[str, ...], ...]  # hashes of each product's images
+    seen: tuple[str, ...]  # `seen_hash` of each product
     titles: tuple[str, ...]
     captions: tuple[str, ...]
     groups: tuple[str, ...]
@@ -65,7 +67,10 @@ class Split:
         return len(self.captions)
 
     def image(self, index: int) -> Image.Image:
-        return open_image(self.dataset[index].image_bytes)
+        return self.images(index)[0]
+
+    def images(self, index: int) -> list[Image.Image]:
+        return [open_image(data) for data in self.dataset[index].images]
 
 
 def read_split(config: Config) -> Split:
@@ -83,7 +88,8 @@ def read_split(config: Config) -> Split:
     # Row by row, so that the images are not in memory together.
     rows = [
         (
-            content_hash(sample.image_bytes),
+            tuple(map(content_hash, sample.images)),
+            seen_hash(sample),
             sample.fields.get("clean_title") or sample.title,
             sample.caption,
             sample.group,
@@ -91,10 +97,10 @@ def read_split(config: Config) -> Split:
         )
         for sample in dataset
     ]
-    image_keys, titles, captions, groups, fields = zip(*rows, strict=True)
+    image_keys, seen, titles, captions, groups, fields = zip(*rows, strict=True)
     known = known_attributes(fields)
     queries = _drawn_queries(fields, seed=config.eval.seed) if name == "test" else {}
-    return Split(name, dataset, image_keys, titles, captions, groups, known, queries)
+    return Split(name, dataset, image_keys, seen, titles, captions, groups, known, queries)
 
 
 def _drawn_queries(fields: Sequence[Mapping[str, str]], *, seed: int) -> dict[str, list[int]]:

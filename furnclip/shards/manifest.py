@@ -13,7 +13,7 @@ from typing import Any
 
 from furnclip.catalogue import content_hash
 from furnclip.catalogue.columns import Column
-from furnclip.errors import InputError, MissingStageError
+from furnclip.errors import ConfigError, InputError, MissingStageError
 from furnclip.journal import MANIFEST_NAME, read_json, write_json
 from furnclip.shards.tar import read_index
 
@@ -64,6 +64,15 @@ class Manifest:
         """This manifest with the hash of what its shards hold."""
         hashes = [shard.sha256 for name in SPLITS for shard in self.splits[name].shards]
         return replace(self, data_hash=content_hash(*hashes))
+
+    def require_side(self, image_px: int, *, model: str) -> None:
+        """Raise `ConfigError` where the squares are smaller than a model reads them."""
+        side_px = self.settings.get("image_px", image_px)
+        if image_px > side_px:
+            raise ConfigError(
+                f"`{model}` reads images of {image_px} px, and the shards hold squares of {side_px} px",
+                hint=f"set `prepare.image_px = {image_px}` and run `furnclip prepare` again",
+            )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

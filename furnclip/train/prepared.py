@@ -102,6 +102,7 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
     """Load, check and place what the run needs; `card`: of the run that is resumed, if there is one."""
     manifest = read_manifest(config.paths.shards)
     clip = load_float32(config.model.name, config.model, runs=config.paths.runs)
+    manifest.require_side(clip.image_px, model=clip.name)
     loss_name = checked_loss(config.train.loss, clip.family)
     datasets = []
     for name in (MINI_TRAIN if config.train.mini_train else "train", "validation"):

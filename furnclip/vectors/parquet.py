@@ -15,18 +15,27 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from furnclip.catalogue import ATTRIBUTES
+from furnclip.catalogue.columns import Column
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
 from furnclip.journal import open_regular, parse_json
-from furnclip.vectors.nearest import Floats, Mask
+from furnclip.vectors.nearest import Floats, Integers, Mask
 
 SHOWN = ("product_id", "title", "clean_title", *ATTRIBUTES, "group", "split", "image")  # to people
 PRODUCT_COLUMNS = (*SHOWN, "content_hash")
 _TEXTS = (*PRODUCT_COLUMNS, "missing_reason")
 # names that the catalogue's own columns cannot have here or in the search table
 RESERVED_COLUMNS = (*_TEXTS, "keywords", "details")
-KINDS = ("image", "text", "vec")
+KINDS = ("image", "text", "vec", "views")
+MODEL_KINDS = ("image", "text", "views")  # what a model says; `vec` is made of it
 _METADATA_KEY = b"furnclip"
 Dtype = Literal["fp32", "fp16"]
+_COLUMN_TYPES = {
+    "text": pa.string(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+    "date": pa.date32(),
+    "list": pa.list_(pa.string()),
+}
 _ARROW_TYPES = {"fp32": pa.float32(), "fp16": pa.float16()}
 _SMALL_BYTES = 1 << 25
 _MOST_TIMES_LARGER = 1000  # of ours, a file without images whose captions are all the same: some 200
@@ -68,6 +77,7 @@ class Provenance(BaseModel):
     dtype: Dtype = "fp32"  # number format of the stored vectors
     preprocessing: str = ""
     source: str = ""  # name of the catalogue file
+    columns: tuple[Column, ...] = ()  # the shop's own, as they are in the file
     models: dict[Annotated[str, StringConstraints(pattern="^(base|finetuned)$")], ModelProvenance] = {}
     """by label: `base`, `finetuned`"""
     products: int | None = None  # rows of a complete search table; the vector file has its own count
@@ -92,11 +102,21 @@ def vector_schema(provenance: Provenance, *, kinds: Sequence[str] = KINDS) -> pa
     """The Arrow schema of a file with these models; parts in progress leave `vec` out of `kinds`."""
     value_type = _ARROW_TYPES[provenance.dtype]
     fields = [pa.field(name, pa.string()) for name in PRODUCT_COLUMNS]
+    for column in provenance.columns:
+        source = {b"source": column.source.encode()}
+        fields.append(pa.field(column.name, _COLUMN_TYPES[column.kind], metadata=source))
     for label, model in provenance.models.items():
         vector_type = pa.list_(value_type, model.dimension)
-        fields += [pa.field(column_name(kind, label), vector_type) for kind in kinds]
+        for kind in kinds:
+            data_type = pa.list_(vector_type) if kind == "views" else vector_type
+            fields.append(pa.field(column_name(kind, label), data_type))
     fields.append(pa.field("missing_reason", pa.string()))
     return pa.schema(fields, metadata={_METADATA_KEY: provenance.model_dump_json().encode()})
+
+
+def column_array(column: Column, cells: Sequence[str]) -> pa.Array:
+    """The typed values of one of the shop's own columns."""
+    return pa.array([column.value(cell) for cell in cells], _COLUMN_TYPES[column.kind])
 
 
 def vector_array(vectors: Floats, present: Mask, dtype: Dtype) -> pa.FixedSizeListArray:
@@ -105,6 +125,18 @@ def vector_array(vectors: Floats, present: Mask, dtype: Dtype) -> pa.FixedSizeLi
     return pa.FixedSizeListArray.from_arrays(
         pa.array(values.reshape(-1)), list_size=vectors.shape[1], mask=pa.array(~present)
     )
+
+
+def views_array(views: Floats, counts: Integers, dtype: Dtype) -> pa.ListArray:
+    """The views (V, D) of each product as an Arrow column of lists; null for those with one view or none.
+
+    counts: (N,) views of each product.
+    """
+    several = counts > 1
+    kept = vector_array(views[np.repeat(several, counts)], np.ones(int(counts[several].sum()), bool), dtype)
+    ends = np.cumsum(np.where(several, counts, 0))
+    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, kept, mask=pa.array(~several))
 
 
 @contextmanager
@@ -180,7 +212,9 @@ def read_provenance(path: Path, *, kinds: Sequence[str] = KINDS) -> Provenance:
     """Which models made the vectors in `path`, whose columns are checked; the rows are not read."""
     with open_parquet(path) as file:
         provenance = provenance_of(file.schema_arrow.metadata, where=path)
-        check_columns(file.schema_arrow, vector_schema(provenance, kinds=kinds), where=path)
+        needed = provenance.model_copy(update={"columns": ()})  # a file of an earlier release has no others
+        kinds = [kind for kind in kinds if kind != "views"]
+        check_columns(file.schema_arrow, vector_schema(needed, kinds=kinds), where=path)
     return provenance
 
 
@@ -227,8 +261,10 @@ class VectorTable:
     def _vectors(self, name: str) -> tuple[Floats, Mask]:
         if name in self._matrices:
             return self._matrices[name]
-        if name not in self.columns:
-            vectors = [column for column in self.columns if "_clip_" in column]
+        vectors = [
+            column_name(kind, label) for kind in ("image", "text", "vec") for label in self.provenance.models
+        ]
+        if name not in vectors:
             raise InputError(
                 f"`{self.path}` has no column `{name}`", hint=f"vectors there: {', '.join(vectors)}"
             )

@@ -254,7 +254,7 @@ def build(folder: Path, products: int, *, full_size: bool = False, exact_below: 
     centers = vectors.unit(random.normal(size=(max(10, products // 100), dimension)))
     queries = scattered(centers, QUERIES, random)
     best, red = Best(queries), Best(queries)
-    schema = vectors.vector_schema(provenance)
+    schema = vectors.vector_schema(provenance, kinds=("image", "text", "vec"))
     config.paths.embeddings.mkdir(parents=True)
     with config.paths.vectors.open("wb") as file:
         write_row_groups(file, schema, tables(products, centers, schema, random, (best, red)))

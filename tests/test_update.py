@@ -1,0 +1,42 @@
+"""`furnclip update` in a shop that changes overnight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from furnclip.journal import exclusive
+from tests.conftest import Cli
+from tests.test_embed import rewrite, table_of
+
+
+def test_a_night_s_change_reaches_search(cli: Cli, shop: Path) -> None:
+    first = cli("update", "--json", cwd=shop).ok()
+    assert first.json["results"].keys() == {"fetch", "prepare", "embed"}
+    assert "clean run` was never started" in first.stderr
+    rewrite(shop, {"title": "a velvet bed"}, product=4)
+    lines = (shop / "products.csv").read_text().splitlines(keepends=True)
+    (shop / "products.csv").write_text("".join(lines[:-1]))
+    second = cli("update", "--json", cwd=shop).ok().json["results"]
+    assert second["prepare"]["decoded"] == 0
+    assert second["embed"]["encoded"] == {"base": 1}
+    assert [str(row["product_id"]) for row in table_of(shop).products] == [f"P{n:05d}" for n in range(11)]
+    assert cli("update", "--json", cwd=shop).ok().json["results"]["embed"]["up_to_date"]
+    log = (shop / "work/update.log").read_text()
+    assert log.count("furnclip prepare\n") == log.count("furnclip embed\n") == 3
+    assert log.count("exit code 0") == 9
+
+
+def test_a_stage_that_fails_ends_it_and_is_in_the_log(cli: Cli, shop: Path) -> None:
+    for path in (shop / "images").iterdir():
+        path.unlink()
+    outcome = cli("update", cwd=shop)
+    assert outcome.code == 1
+    assert "`furnclip prepare` ended with exit code 1" in outcome.stderr
+    assert "can be used; 12 of 12: missing" in (shop / "work/update.log").read_text()
+
+
+def test_two_do_not_run_at_once(cli: Cli, shop: Path) -> None:
+    with exclusive(shop / "work/update.log"):
+        outcome = cli("update", cwd=shop)
+    assert outcome.code == 1
+    assert "in use by another furnclip process" in outcome.stderr
