@@ -16,11 +16,11 @@ from PIL import Image
 
 from furnclip import Searcher, vectors
 from furnclip.config import load_config
-from furnclip.embed import embed_catalogue
 from furnclip.errors import UsageError
 from furnclip.vectors.index import index_location, write_index
 from furnclip.vectors.words import Vocabulary, words_of
 from tests.drawn_shop import write_shop
+from tests.test_embed import embed
 from tests.test_search import clean, run
 
 PRODUCTS = 40
@@ -30,7 +30,8 @@ BRANDS = ("BILLY", "Malm", "Ägget", "St. Moritz")
 def with_columns(shop: Path) -> None:
     """The vector file with a shop's own columns and, of some products, several views; and its table."""
     config = load_config(shop / "furnclip.toml")
-    table = pq.read_table(config.paths.vectors)
+    table = pq.read_table(config.paths.vectors).sort_by("product_id")
+    pq.write_table(table, config.paths.vectors)
     rows = range(len(table))
     own: dict[str, pa.Array] = {
         "description": pa.array([f"Goes well with glass. Measures {80 + row} x 40 cm." for row in rows]),
@@ -49,7 +50,9 @@ def with_columns(shop: Path) -> None:
     other = vectors.unit(image[::-1] + np.eye(*image.shape, dtype=np.float32))
     views = [[image[row], other[row]] if row % 10 == 0 and there[row].is_valid else None for row in rows]
     kind = pa.list_(pa.list_(pa.float32(), image.shape[1]))
-    for name, column in {**own, "views_clip_base": pa.array(views, kind)}.items():
+    added = {**own, "views_clip_base": pa.array(views, kind)}
+    table = table.drop_columns([name for name in added if name in table.column_names])
+    for name, column in added.items():
         table = table.append_column(name, column)
     pq.write_table(table, config.paths.vectors, row_group_size=16)
     write_index(index_location(config), config.paths.vectors, config.search)
@@ -59,7 +62,7 @@ def with_columns(shop: Path) -> None:
 def shop(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     shop = write_shop(tmp_path_factory.mktemp("words") / "shop", products=PRODUCTS, model=tiny_clip)
     clean(shop)
-    embed_catalogue(load_config(shop / "furnclip.toml"))
+    embed(shop)
     with_columns(shop)
     return shop
 

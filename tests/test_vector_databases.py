@@ -25,8 +25,9 @@ PAGE = ROOT / "examples" / "vector_databases.md"
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     shop = write_shop(tmp_path_factory.mktemp("databases") / "shop", products=12, model=tiny_clip)
-    done = CliRunner().invoke(app, ["embed", "--config", str(shop / "furnclip.toml")])
-    assert done.exit_code == 0, done.output
+    for command in ("prepare", "embed"):
+        done = CliRunner().invoke(app, [command, "--config", str(shop / "furnclip.toml")])
+        assert done.exit_code == 0, done.output
     return shop
 
 
