@@ -85,7 +85,7 @@ def test_vector_search_is_exact_on_a_small_table(searcher: Searcher, config: Con
     table = vectors.VectorTable(config.paths.vectors)
     query = searcher.clip.encode_texts(["a blue velvet bed"])
     scores, rows = vectors.top_k(query, table.matrix("vec_clip_base"), 10)
-    hits = searcher.search("a blue velvet bed", k=10, mode="vector")
+    hits = searcher.search("a blue velvet bed", k=10, mode="vector", all_variants=True)
     assert [hit.product_id for hit in hits] == [table.products[row]["product_id"] for row in rows[0]]
     np.testing.assert_allclose([hit.score for hit in hits], scores[0], atol=1e-5)
 
@@ -129,7 +129,7 @@ def test_a_picture_finds_itself_at_another_quality(embedded: Path, tmp_path: Pat
     for number in (3, 17, 42):
         with Image.open(embedded / f"images/{number:05d}.jpg") as image:
             image.save(changed, quality=90)  # the model has random weights
-        done = run(embedded, "--image", str(changed), "-k", "1", "--json")
+        done = run(embedded, "--image", str(changed), "-k", "1", "--all-variants", "--json")
         assert done.exit_code == 0, done.output
         hit = json.loads(done.stdout)["hits"][0]
         assert hit["product_id"] == f"P{number:05d}"
@@ -222,10 +222,13 @@ def test_a_product_without_a_picture_is_found_by_word_and_text(embedded: Path, t
     (shop / "images/00003.jpg").unlink()
     embed(shop)
     searcher = Searcher(load_config(shop / "furnclip.toml"))
-    found = [hit.product_id for hit in searcher.search("lamp", mode="vector", k=100)]
+    answer = searcher.search("lamp", mode="vector", k=100, all_variants=True)
+    found = [hit.product_id for hit in answer]
     assert len(found) == PRODUCTS
     assert "P00003" in found
-    assert "P00003" in {hit.product_id for hit in searcher.search("lamp", mode="keyword", k=100)}
+    assert "P00003" in {
+        hit.product_id for hit in searcher.search("lamp", mode="keyword", k=100, all_variants=True)
+    }
 
 
 def test_what_arrives_together_is_encoded_together() -> None:
@@ -311,7 +314,9 @@ def test_an_approximate_index_misses_little(
     texts = captions()
     _, rows = vectors.top_k(searcher.clip.encode_texts(texts), table.matrix("vec_clip_base"), 10)
     found = 0
-    for hits, exact in zip(searcher.search_many(texts, k=10, mode="vector"), rows, strict=True):
+    for hits, exact in zip(
+        searcher.search_many(texts, k=10, mode="vector", all_variants=True), rows, strict=True
+    ):
         found += len({hit.product_id for hit in hits} & {table.products[row]["product_id"] for row in exact})
     assert found / (10 * len(texts)) >= 0.95
 

@@ -151,7 +151,7 @@ def test_no_filter_brings_back_what_was_excluded(searcher: Searcher, where: str)
 
 @pytest.mark.parametrize(("k", "hits"), [("1", 1), ("31", 30), ("9223372036854775807", 30), ("9" * 25, 30)])
 def test_a_large_k_is_every_product(embedded: Path, k: str, hits: int) -> None:
-    done = run(embedded, "chair", "--mode", "vector", "-k", k, "--json")
+    done = run(embedded, "chair", "--mode", "vector", "-k", k, "--all-variants", "--json")
     assert done.exit_code == 0, done.output
     assert len(json.loads(done.stdout)["hits"]) == hits
 
