@@ -55,7 +55,7 @@ class SearchTable:
         self.fields = fields_of(shop)
         self.vocabulary = vocabulary_of(self.lance, where=self.uri)
         # A packed index is read fast, and a large one needs it.
-        part = 5 if self.products >= PACKED_FROM else 10
+        part = 3 if self.products >= PACKED_FROM else 10
         self._wanted_probes = probes or max(_LEAST_PROBES, partitions_of(self.products) // part)
         self._packed = {
             index.columns[0] for index in self.lance.list_indices() if str(index.index_type).endswith("Rq")

@@ -68,7 +68,7 @@ _BATCH_ROWS = 1024
 # LanceDB's own 256 and 50.
 _SAMPLE_RATE = 64
 # From so many products on the index holds one bit a number (RaBitQ): whole vectors of a million would fill
-# the memory, and reading a fifth of them takes longer than a search may. Candidates are compared by vectors.
+# the memory, and reading a third of them takes longer than a search may. Candidates are compared by vectors.
 PACKED_FROM = 200_000
 _MOST_ROUNDS = 20
 _TABLE = re.compile(r"(s3://[^/]+(/.*)?|(?!\w+://).*)/[^/]+\.lance", re.DOTALL)
