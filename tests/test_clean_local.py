@@ -64,10 +64,80 @@ def test_titles(raw: str, clean: str) -> None:
         ("shelves", "shelf"),
         ("glass door cabinet", "cabinet"),
         ("quux", "unknown"),
+        ("Wardrobe, light gray, 120x60 cm", "wardrobe"),
+        ("cushion light beige", "cushion"),
+        ("light, brass", "lamp"),
+        ("sliding glass wardrobe", "wardrobe"),
+        ("Glass, clear glass, 35 cl", "kitchenware"),
+        ("wardrobe white glass", "wardrobe"),
+        ("bath sheet", "blanket"),
+        ("TV bench, white", "tv stand"),
+        ("picture frame", "picture"),
+        ("bunk bed frame", "bed"),
+        ("frame, black", "picture"),
+        ("pendant lamp, ball shape", "ceiling light"),
+        ("chair pad", "cushion"),
+        ("sofa cover", "other"),
+        ("cover 3-seat sofa", "other"),
+        ("table mirror", "mirror"),
+        ("kids table and 2 chairs", "table"),
+        ("bookshelf, 5 tier ladder shelf, storage rack for living room", "bookcase"),
+        ("Kleiderschrank weiß", "wardrobe"),
+        ("Esszimmerstühle 4er Set", "chair"),
+        ("Wohnzimmerteppich", "rug"),
+        ("table basse en chêne", "coffee table"),
+        ("lampe de chevet avec abat-jour", "lamp"),
+        ("Leder Natur Couch", "sofa"),
+        ("matte black shelf", "shelf"),
     ],
 )
 def test_object_types(title: str, kind: str) -> None:
     assert object_type(title, VOCABULARY) == kind
+
+
+@pytest.mark.parametrize(
+    ("title", "color", "material"),
+    [
+        ("Table lamp, nickel plated", "silver", "metal"),
+        ("mirror in brass color", "gold", "glass"),
+        ("TV bench, black-brown", "black", "wood"),
+        ("chair, white stained oak", "white", "wood"),
+        ("Pine Ridge bunk bed in dark gray", "gray", "wood"),
+        ("Red Hill brown leather sofa", "brown", "leather"),
+        ("velvet chair with gold legs", "unknown", "velvet"),
+        ("mirror, gold frame", "gold", "glass"),
+        ("glass door cabinet", "unknown", "wood"),
+        ("marble effect side table", "unknown", "wood"),
+        ("slate fabric footstool", "gray", "fabric"),
+        ("tufted velvet sofa", "unknown", "velvet"),
+        ("leg protectors for hardwood floors", "unknown", "unknown"),
+        ("sofa for living room gray", "gray", "fabric"),
+        ("charcoal grill", "unknown", "metal"),
+        ("Sessel, Samt dunkelgrün", "green", "velvet"),
+        ("Holztisch natur", "beige", "wood"),
+        ("fauteuil en cuir marron", "brown", "leather"),
+    ],
+)
+def test_colors_and_materials_of_the_thing_itself(title: str, color: str, material: str) -> None:
+    answer = local_answer(title, None, VOCABULARY)
+    assert (answer.color, answer.material) == (color, material)
+
+
+def test_names_in_capitals_go_wherever_a_title_begins_with_them() -> None:
+    names = ["LOMMA Bookcase", "LOMMA / OXDAL TV bench", "LED mirror", "LOMMA CHAIR", "LOMMA", "Chair LOMMA"]
+    assert [clean_title(name) for name in names] == [
+        "bookcase", "tv bench", "led mirror", "lomma chair", "lomma", "chair lomma",
+    ]  # fmt: skip
+
+
+def test_no_color_is_taken_from_a_room() -> None:
+    room = drawn((40, 70, 180))
+    ImageDraw.Draw(room).rectangle((0, 60, 120, 120), fill=(150, 110, 70))
+    assert local_answer("chair", room, VOCABULARY).color == "unknown"
+    assert local_answer("chair", drawn((40, 70, 180)), VOCABULARY).color == "blue"
+    cropped = Image.new("RGB", (120, 120), (255, 255, 255))
+    ImageDraw.Draw(cropped).rectangle((0, 40, 120, 90), fill=(40, 70, 180))
+    assert local_answer("sofa", cropped, VOCABULARY).color == "blue"
 
 
 @given(st.text(max_size=80))

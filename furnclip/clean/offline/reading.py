@@ -244,7 +244,7 @@ class Reading:
         return (self._nearest(found) if field == "color" else found[0]).value
 
     def _nearest(self, found: list[Found]) -> Found:
-        """Of colors in front of the thing with other words between them the last: "Red Barn brown chair"."""
+        """Of colors in front of the thing with other words between them the last: "Red Hill brown chair"."""
         chosen = found[0]
         for before, following in pairwise(found):
             gap = range(before.end, following.start)
