@@ -22,12 +22,14 @@ from furnclip.errors import FurnclipError, ModelError
 from furnclip.journal import read_json
 from furnclip.model.clip import Clip, quiet
 from furnclip.model.light import BUNDLED
+from furnclip.model.open_clip import CONFIG_NAME, converted, from_hub
 from furnclip.model.pixels import Preprocessing
 from furnclip.model.precision import choose_device, choose_precision, is_out_of_memory
 from furnclip.model.texts import tokenizer_problem
 from furnclip.model.towers import CLIP, SIGLIP
 from furnclip.runs import model_folder
 
+_FAMILIES = {"clip": CLIP, "siglip": SIGLIP}
 _WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
@@ -59,13 +61,15 @@ def load_float32(name: str, config: ModelConfig, *, runs: Path | None = None) ->
     if not Path(source).is_dir():
         hub["revision"] = config.revision
     with quiet(), _explained(name):
-        settings = AutoConfig.from_pretrained(source, **hub)
-        family = {"clip": CLIP, "siglip": SIGLIP}.get(settings.model_type)
+        source, settings = _settings(source, hub)
+        family = _FAMILIES.get(settings.model_type)
         if family is None:
             raise ModelError(
                 f"`{name}` is a `{settings.model_type}` model, not CLIP or SigLIP",
                 hint="choose a CLIP or SigLIP checkpoint, e.g. `openai/clip-vit-base-patch32`",
             )
+        if Path(source).is_dir():  # of a converted model too
+            hub.pop("revision", None)
         module, report = AutoModel.from_pretrained(
             source,
             dtype="float32",
@@ -86,6 +90,30 @@ def load_float32(name: str, config: ModelConfig, *, runs: Path | None = None) ->
                 hint="restore `tokenizer.json` and `tokenizer_config.json` from the model's own repository",
             )
     return clip
+
+
+def _settings(source: str, hub: dict[str, Any]) -> tuple[str, Any]:
+    """Folder or hub id, and its configuration; a model that is in open_clip's format alone is converted.
+
+    Some repositories hold both, with a `config.json` that only their own code can read.
+    """
+    problem: Exception | None = None
+    try:
+        settings = AutoConfig.from_pretrained(source, **hub)
+        if settings.model_type in _FAMILIES:
+            return source, settings
+    except (OSError, ValueError, KeyError) as error:
+        problem = error
+    folder = Path(source)
+    if folder.is_dir():
+        remade = converted(folder) if (folder / CONFIG_NAME).is_file() else None
+    else:
+        remade = from_hub(source, hub["revision"])
+    if remade is not None:
+        return str(remade), AutoConfig.from_pretrained(remade, trust_remote_code=False)
+    if problem is not None:
+        raise problem
+    return source, settings
 
 
 def _check_weights(module: Any, report: Mapping[str, Any], *, name: str) -> None:
@@ -153,7 +181,7 @@ def _checked_folder(folder: Path) -> str:
             f"`{folder}` holds an adapter, not a whole model",
             hint="merge it into its base first (PEFT: `merge_and_unload`), then `save_pretrained`",
         )
-    if not (folder / "config.json").exists():
+    if not any((folder / file).exists() for file in ("config.json", CONFIG_NAME)):
         raise ModelError(f"`{folder}` has no `config.json`, so it is not a model folder", hint=hint)
     for file in folder.iterdir():
         if not file.is_file() and not file.is_dir():

@@ -43,7 +43,12 @@ class TextInput:
         self.length = int(min(positions, tokenizer.model_max_length))
         self.pads_to_longest = family.pads_to_longest
         declared = tokenizer.init_kwargs.get("tokenizer_class") or type(tokenizer).__name__
-        self.punctuation = not str(declared).startswith("SiglipTokenizer")
+        # "canonicalize" is open_clip's word for it, which a converted model keeps
+        drops = (
+            str(declared).startswith("SiglipTokenizer")
+            or tokenizer.init_kwargs.get("clean") == "canonicalize"
+        )
+        self.punctuation = not drops
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(B, T) token ids, cut at `length`."""
