@@ -5,7 +5,7 @@ model as `CLIPModel` or `SiglipModel`, in the cache of the hub (`HF_HOME/furncli
 made from. Two kinds of towers are known: OpenAI's (a ViT and a causal text transformer) and SigLIP's, the
 first and second (a timm ViT pooled by attention, a text tower without a mask). What else a configuration asks
 for is refused with its name, because a weight in the wrong place gives vectors that mean nothing. Code of a
-repository is never run; weights come from safetensors, or by `torch.load(weights_only=True)`.
+repository is never run; weights are read as weights only.
 
 `tests/test_open_clip.py` holds vectors of converted models equal to those of open_clip itself.
 """
@@ -23,9 +23,10 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+from transformers.modeling_utils import load_state_dict
 
 from furnclip.catalogue import content_hash
 from furnclip.errors import ModelError
@@ -216,11 +217,8 @@ def _refuse_others(given: Mapping[str, Any], known: set[str], needed: Mapping[st
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The weights by open_clip's names."""
-    if path.suffix == ".safetensors":
-        weights = load_file(path)
-    else:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        weights = found.get("state_dict", found)
+    found: dict[str, Any] = load_state_dict(path, map_location="cpu", weights_only=True)
+    weights = found.get("state_dict", found)
     names = {name: name.removeprefix("module.").removeprefix("text.") for name in weights}
     return {short: weights[name].float() for name, short in names.items()}
 
