@@ -33,6 +33,7 @@ HOMES = {
 TOOLS = {
     "awscli": ("tests/bench/storage.py", '"aws"'),
     "boto3-stubs": ("furnclip/storage/bucket.py", "boto3.session.Session"),
+    "fastapi": ("tests/bench/serve.py", "from fastapi import"),
     "img2dataset": ("tests/bench/fetch.py", '"img2dataset"'),
     "moto": ("tests/s3_server.py", "moto"),
     "mypy": (".ci/run", "mypy --strict"),
