@@ -222,8 +222,8 @@ def test_towers_lie_in_the_bucket_beside_the_table(
     shop = write_shop(tmp_path / "shop", products=12, model=tiny_clip)
     monkeypatch.setenv("FURNCLIP_STORAGE__ENDPOINT_URL", server)
     monkeypatch.setenv("FURNCLIP_SEARCH__INDEX", f"s3://{bucket}/shop/index.lance")
-    for _ in range(2):
-        done = CliRunner().invoke(app, ["embed", "--config", str(shop / "furnclip.toml")])
+    for command in ("prepare", "embed", "embed"):
+        done = CliRunner().invoke(app, [command, "--config", str(shop / "furnclip.toml")])
         assert done.exit_code == 0, done.output
     config = load_config(shop / "furnclip.toml")
     assert not (shop / "work" / "index.model").exists()

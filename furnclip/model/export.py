@@ -112,7 +112,7 @@ def write_onnx(
             punctuation=clip.tokenize.punctuation,
             files={path.name: path.stat().st_size for path in sorted(aside.iterdir())},
             cosines={},
-            source=stamp(clip.name, config),
+            sources={clip.name: stamp(clip.name, config)},
         )
         write_json(aside / MANIFEST_NAME, asdict(about))
         about = replace(
@@ -218,7 +218,8 @@ def write_beside(uri: str, vectors: Path, clips: Mapping[str, Clip], config: Con
         if before := is_whole(home, clip.fingerprint):
             if is_unchanged(before, clip.name, config):
                 continue
-            after = replace(before, name=clip.name, source=stamp(clip.name, config))
+            known = {**before.sources, clip.name: stamp(clip.name, config)}
+            after = replace(before, sources=known)
             write_json(home / MANIFEST_NAME, asdict(after))
         else:
             captions, (gallery,) = _sample(vectors, column_name("vec", label))

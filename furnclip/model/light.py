@@ -45,7 +45,10 @@ _HINT = "remove that folder and run `furnclip embed` again"
 
 @dataclass(frozen=True)
 class LightModel:
-    """`manifest.json`. `source`: what the model's own files looked like, see `stamp`."""
+    """`manifest.json`. `sources`: each name of the model, and how its own files looked, see `stamp`.
+
+    A run that learnt nothing is the base by another name.
+    """
 
     name: str
     fingerprint: str
@@ -55,7 +58,7 @@ class LightModel:
     punctuation: bool  # whether texts keep theirs
     files: dict[str, int]  # sizes in bytes
     cosines: dict[str, float]  # of each file's vectors to those of torch, the lowest
-    source: dict[str, list[int] | str]
+    sources: dict[str, dict[str, list[int] | str]]
     format: Literal[1] = 1
 
 
@@ -201,5 +204,8 @@ def stamp(name: str, config: Config) -> dict[str, list[int] | str]:
 def is_unchanged(about: LightModel, name: str, config: Config) -> bool:
     """Whether the model called `name` is this one, as far as its files tell, if they are here at all."""
     now = stamp(name, config)
-    gone = "revision" in now and not about.source.keys() & {"revision", "furnclip"}
-    return about.name == name and (gone or now == about.source)
+    then = about.sources.get(name)
+    if then is None:
+        return False
+    gone = "revision" in now and not then.keys() & {"revision", "furnclip"}
+    return gone or now == then
