@@ -26,7 +26,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from furnclip.catalogue import ATTRIBUTES, content_hash
+from furnclip.catalogue import ATTRIBUTES, content_hash, renamed_column
 from furnclip.catalogue.image_names import image_names
 from furnclip.config import Config
 from furnclip.errors import ModelError
@@ -65,6 +65,9 @@ class ShardReader:
         names = [name for name in (*SPLITS, REST) if name in self.manifest.splits]
         self._datasets = {name: ShardDataset(folder, name) for name in names}
         self._image_column = config.paths.image_column
+        # By the shop's own word: groups of the splits hold near-duplicates too, which are other products.
+        named = (config.paths.group_column, config.paths.parent_column)
+        self._group_columns = [column for name in named if name for column in (name, renamed_column(name))]
         self.row_groups: list[list[Place]] = []
         for split, dataset in self._datasets.items():
             end = 0
@@ -80,18 +83,19 @@ class ShardReader:
     def content(self) -> str:
         """Changes when anything in the shards does."""
         hashes = [shard.sha256 for dataset in self._datasets.values() for shard in dataset.shards]
-        return content_hash(*hashes, repr(self.manifest.columns), self._image_column)
+        return content_hash(*hashes, repr(self.manifest.columns), self._image_column, *self._group_columns)
 
     def read(self, place: Place) -> tuple[Row, Sample]:
         """A product without its images, and with them as they lie in the shard; for any thread."""
         split, number = place
         sample = self._datasets[split][number]
         names = image_names(sample.fields.get(self._image_column, ""))
+        groups = (sample.fields.get(name, "").strip() for name in self._group_columns)
         stored = {
             "product_id": sample.product_id,
             "title": sample.title,
             **{name: sample.fields.get(name, "") for name in ("clean_title", *ATTRIBUTES)},
-            "group": sample.group,
+            "group": next(filter(None, groups), ""),
             "split": split,
             "image": names[0] if names else "",
             "content_hash": seen_hash(sample),

@@ -15,13 +15,14 @@ from itertools import combinations
 
 import numpy as np
 
-from furnclip.prepare.fingerprint import near_pairs
+from furnclip.prepare.fingerprint import COLOR_BYTES, THUMB_SIDE_PX, near_pairs
 from furnclip.prepare.store import Records
 
 NO_NODE = -1
 MIN_PRODUCTS = 5  # fewer with one image are a small group, whatever it shows
 _MAX_SHARED_WORDS = 0.34  # of the words of two titles, for half of the pairs
 _TITLES_COMPARED = 64
+_FLAT_LEVELS = 10  # of a thumbnail, whose colors are halved
 _WORD = re.compile(r"[^\W\d_]+")
 _FIRST_IDEOGRAPH = "\u2e80"
 
@@ -37,6 +38,7 @@ class Ties:
     rows: np.ndarray  # (V,) the row of each image
     file: np.ndarray  # (V,) the number of the image's bytes, `NO_NODE` where not shared
     look: np.ndarray  # (V,) the number of the image's fingerprint node
+    flat: np.ndarray  # (V,) whether the fingerprint says no more than its colors: a plain surface
     neighbors: dict[int, list[int]]  # fingerprint node -> near-duplicate fingerprint nodes
     node_count: int
     counts: dict[str, int]  # of tied rows and images, by what they share
@@ -45,7 +47,8 @@ class Ties:
         """The same without some of the images."""
         kept = np.ones(len(self.rows), dtype=bool)
         kept[list(images)] = False
-        return replace(self, rows=self.rows[kept], file=self.file[kept], look=self.look[kept])
+        left = {name: getattr(self, name)[kept] for name in ("rows", "file", "look", "flat")}
+        return replace(self, **left)
 
 
 def find_ties(records: Records, images: Records, rows: np.ndarray, *, by_column: bool) -> Ties:
@@ -65,7 +68,10 @@ def find_ties(records: Records, images: Records, rows: np.ndarray, *, by_column:
     near = (counted * (counted - 1) // 2).sum() + (counted[pairs[:, 0]] * counted[pairs[:, 1]]).sum()
     counts = {f"same_{label}": same_label, "same_picture": same_image, "near_duplicate_pairs": int(near)}
     node_count = first_free + len(first)
-    return Ties(labels, rows, files, look + first_free, dict(neighbors), node_count, counts)
+    colors = np.ascontiguousarray(images["colors"]).view(np.uint8).reshape(len(images), COLOR_BYTES)
+    thumbs = colors[:, :-3].reshape(-1, THUMB_SIDE_PX, THUMB_SIDE_PX, 3)[:, 1:-1, 1:-1]  # without the edge
+    flat = (np.ptp(thumbs, axis=(1, 2)) <= _FLAT_LEVELS).all(axis=1)
+    return Ties(labels, rows, files, look + first_free, flat, dict(neighbors), node_count, counts)
 
 
 def _shared(values: np.ndarray, first_node: int, *, ignore_zero: bool) -> tuple[np.ndarray, int, int]:
@@ -84,10 +90,17 @@ def placeholder_images(
 ) -> dict[int, int]:
     """Image -> number of products that have it or a near-duplicate, where that is a placeholder.
 
-    titles_of: the titles of some rows.
+    titles_of: the titles of some rows. A plain surface looks like many others: it has to be one file.
     """
     found: dict[int, int] = {}
-    for images, rows in _sharing_an_image(ties):
+    for alike, _ in _sharing_an_image(ties):
+        images = alike
+        if ties.flat[alike].mean() > 0.5:
+            files, counts = np.unique(ties.file[alike], return_counts=True)
+            images = alike[ties.file[alike] == files[np.argmax(counts * (files != NO_NODE))]]
+            if (ties.file[images] == NO_NODE).any():
+                continue
+        rows = np.unique(ties.rows[images])
         groups = records["group"][rows]
         _, first = np.unique(groups, return_index=True)
         others = np.union1d(first, np.flatnonzero(groups == 0))  # variants of one group count once

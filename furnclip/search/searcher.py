@@ -171,7 +171,9 @@ class Searcher:
         if text is None and image is None:
             return Answer()
         request = Request(text=text, image=image)
-        others = f"group <> {_quoted(itself.group)}"
+        others = f"product_id <> {_quoted(product_id)}"
+        if itself.group:
+            others += f" AND group <> {_quoted(itself.group)}"
         return self._answer(request, "vector", _Wish(k, _given(where)), others)
 
     def facets(

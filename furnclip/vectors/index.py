@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,7 +195,7 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
         rows = _batches(file, schema, fields, vocabulary)
         table = database.create_table(name, rows, schema=schema, mode=mode, on_bad_vectors="null")
         # Before the indexes: after them it would join the partitions again and copy every vector once more.
-        table.optimize(cleanup_older_than=_KEEP_OLD)
+        table.optimize(cleanup_older_than=_age_to_remove(earlier))
         exact = True
         for label in provenance.models:
             for kind in ("vec", "image"):
@@ -212,6 +212,14 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
         )
         table.create_index(KEYWORDS, config=words)
     return IndexReport(location.uri, exact)
+
+
+def _age_to_remove(earlier: Any | None) -> timedelta:
+    """From which age on versions go: never the one before, however old, because its readers have it open."""
+    if earlier is None:
+        return _KEEP_OLD
+    written: datetime = earlier.list_versions()[-1]["timestamp"].astimezone()  # given as local time
+    return _KEEP_OLD + (datetime.now(timezone.utc) - written)
 
 
 def is_index_of(location: IndexLocation, key: str, search: SearchConfig) -> IndexReport | None:
@@ -306,7 +314,7 @@ def _batches(
             keywords.append(vocabulary.keywords(row, fields))
             shown = {name: row[name] or "" for name in SHOWN}
             columns = {name: row[name] for name in own if row[name] is not None}
-            shown |= {"variants": sizes[row["group"]], "columns": columns}
+            shown |= {"variants": sizes[row["group"]] if row["group"] else 1, "columns": columns}
             details.append(json.dumps(shown, default=str))  # dates as ISO 8601
         columns = {name: batch.column(name) for name in stored} | {KEYWORDS: keywords, DETAILS: details}
         for name, views in several.items():
