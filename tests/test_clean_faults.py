@@ -417,7 +417,7 @@ def test_30_pictures_travel_inside_the_request(shop: CleanShop, server: BatchSer
     text = products.read_text(encoding="utf-8").replace("00001.jpg", "https://example.org/00001.jpg")
     products.write_text(text, encoding="utf-8")
     shop.run("run", env=server.env).ok()
-    shop.check_all_settled(rejected={"P00001": "picture-outside"})
+    shop.check_all_settled(rejected={"P00001": "picture-not-fetched"})
     assert all(b"https://example.org" not in file.content for file in server.files.values())
 
 

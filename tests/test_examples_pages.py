@@ -106,14 +106,14 @@ def write_photo_shop(folder: Path) -> None:
             table.writerow((sku, row["title"], f"chairs/{photo.name}", f"{sku}-family"))
 
 
-STAGES = ("clean", "prepare", "train", "eval", "search")
+STAGES = ("fetch", "clean", "prepare", "train", "eval", "search")
 
 
 def test_readme_and_the_pages_of_the_stages(typist: Typist, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the pipeline, in one folder: each page continues where the one before stopped."""
     (typist.folder / "furnclip.toml").unlink()  # `furnclip init` writes it
     typist.page("README.md")
-    assert typist.typed[0] == "furnclip init"
+    assert typist.typed[0] == "furnclip init products.csv"
     for stage in STAGES:
         typist.page(f"docs/{stage}.md")
     assert (typist.folder / "work" / "eval" / "report.html").is_file()

@@ -75,7 +75,7 @@ def test_a_placeholder_is_called_one_and_ties_nothing(store: Shop, kind: Callabl
     result = store.run()
     assert result.exit_code == 0
     assert store.rejected() == dict.fromkeys(ids, "placeholder-image")
-    assert "rejected: 14 placeholder-image" in result.stdout
+    assert "in no split: 14 placeholder-image" in result.stdout
     assert "0 groups of several products" in result.stdout
     assert "14 products have a placeholder image" in result.stderr
     assert "group_column" not in result.stderr

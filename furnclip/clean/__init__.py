@@ -252,8 +252,8 @@ def finalize(ledger: CleaningLedger, *, partial: bool) -> Report:
     if done is None or not was_done:
         done = _write_files(ledger, partial=partial)
         ledger.record("finalized", fingerprint=fingerprint, **done)
-    told = ("rows", "cleaned", "rejected", "pending", "queries_by_rule", "reasons")
-    counts = {name: done[name] for name in told}
+    counts = {name: done[name] for name in ("rows", "cleaned", "rejected", "pending", "reasons")}
+    counts["queries_by_rule"] = done.get("queries_by_rule", 0)  # not known to earlier versions
     files = {"cleaned_csv": str(ledger.workspace.cleaned), "rejected_csv": str(ledger.workspace.rejected)}
     return {**counts, **_bill(state), "was_done": was_done, **files}
 

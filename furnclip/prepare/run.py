@@ -32,7 +32,6 @@ from furnclip.prepare.splits import (
 from furnclip.prepare.store import Records, SampleStore, Scanned, images_of, records_of, store_errors
 from furnclip.prepare.ties import Ties, find_ties, placeholder_images
 from furnclip.shards import FOLDERS, MANIFEST_NAME, SPLITS, Manifest, read_manifest, write_manifest
-from furnclip.vectors.parquet import RESERVED_COLUMNS
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -260,6 +259,8 @@ class _Preparation:
                     samples.clear()
         self.store.commit()
         records, images, rows = map(np.concatenate, zip(*parts, _as_records(samples, first), strict=True))
+        from furnclip.vectors.parquet import RESERVED_COLUMNS  # with pydantic, which workers do not need
+
         columns = scanner.types.columns(RESERVED_COLUMNS)
         return Catalogue(records, images, rows, tuple(columns), scanner.decoded)
 

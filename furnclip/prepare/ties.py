@@ -22,7 +22,7 @@ NO_NODE = -1
 MIN_PRODUCTS = 5  # fewer with one image are a small group, whatever it shows
 _MAX_SHARED_WORDS = 0.34  # of the words of two titles, for half of the pairs
 _TITLES_COMPARED = 64
-_FLAT_LEVELS = 10  # of a thumbnail, whose colors are halved
+_FLAT_LEVELS = 2  # of a thumbnail, whose colors are halved
 _WORD = re.compile(r"[^\W\d_]+")
 _FIRST_IDEOGRAPH = "\u2e80"
 
