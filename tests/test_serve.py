@@ -388,7 +388,7 @@ def test_a_new_table_under_load(tiny_clip: Path, tmp_path: Path) -> None:
     assert {status for status, _ in crowd.answers} == {200}
     for _, said in crowd.answers:
         mark = said["table"].split("-")[0]
-        assert len(said["hits"]) == len({hit["group"] for hit in said["hits"]}) > 3
+        assert len(said["hits"]) == len({hit["product_id"] for hit in said["hits"]}) > 3
         assert all(hit["title"].startswith(mark) for hit in said["hits"])
     assert {said["table"].split("-")[0] for _, said in crowd.answers} == {"first", "second", "third"}
     assert service.process.returncode is not None
@@ -399,8 +399,11 @@ def test_sigterm_under_load_answers_what_was_taken(shop: Path) -> None:
         with Crowd(service) as crowd:
             crowd.wait_for(lambda: len(crowd.answers) > 20)
             assert service.stop() == 0
-        assert crowd.failed == []
+        # A request on a kept connection can arrive just when the server closes it: it was never taken.
+        assert [error for error in crowd.failed if "Connection" not in error] == []
         assert {status for status, _ in crowd.answers} == {200}
+    answered = [line for line in service.log if line.startswith("{") and "/search" in line]
+    assert len(answered) == len(crowd.answers)
     assert not any("Traceback" in line for line in service.log)
 
 
