@@ -93,12 +93,12 @@ def placeholder_images(
     titles_of: the titles of some rows. A plain surface looks like many others: it has to be one file.
     """
     found: dict[int, int] = {}
-    for alike, _ in _sharing_an_image(ties):
+    for alike in _sharing_an_image(ties):
         images = alike
         if ties.flat[alike].mean() > 0.5:
             files, counts = np.unique(ties.file[alike], return_counts=True)
             images = alike[ties.file[alike] == files[np.argmax(counts * (files != NO_NODE))]]
-            if (ties.file[images] == NO_NODE).any():
+            if ties.file[images[0]] == NO_NODE:  # no two of them are one file
                 continue
         rows = np.unique(ties.rows[images])
         groups = records["group"][rows]
@@ -114,8 +114,8 @@ def placeholder_images(
     return found
 
 
-def _sharing_an_image(ties: Ties) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images that are alike and their rows, the largest such sets first; none has an image twice."""
+def _sharing_an_image(ties: Ties) -> Iterator[np.ndarray]:
+    """Images of several products that are alike, the largest such sets first; none has an image twice."""
     order = np.argsort(ties.look, kind="stable")
     first_look = int(ties.look[order[0]]) if len(order) else 0
     counts = np.bincount(ties.look - first_look)
@@ -127,10 +127,9 @@ def _sharing_an_image(ties: Ties) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for look in sorted(shared, key=lambda look: (-sizes[look], look)):
         left = [other - first_look for other in near[look] if other not in taken]
         images = np.sort(np.concatenate([order[:0], *(order[ends[n] - counts[n] : ends[n]] for n in left)]))
-        rows = np.unique(ties.rows[images])
-        if len(rows) >= MIN_PRODUCTS:
+        if len(np.unique(ties.rows[images])) >= MIN_PRODUCTS:
             taken.update(near[look])
-            yield images, rows
+            yield images
 
 
 def _words(title: str) -> frozenset[str]:
