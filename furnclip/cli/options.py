@@ -50,6 +50,10 @@ ConfigOption = Annotated[
         callback=_prepare_environment,
     ),
 ]
+VectorsOfRun = Annotated[
+    str | None, typer.Option("--run", help="search the vectors of this run; default: those embedded")
+]
+VectorsOfModel = Annotated[str | None, typer.Option("--model", help="search the vectors of this base model")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
 
 

@@ -19,6 +19,7 @@ from furnclip.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from furnclip.config import Config
     from furnclip.prepare import CheckReport, PrepareSummary
     from furnclip.survey import Survey
 
@@ -57,9 +58,8 @@ def prepare(
     """Split products without leaks and pack them into shards."""
     from furnclip.clean.workspace import check_finished
     from furnclip.errors import InputError
-    from furnclip.prepare import check as check_catalogue
     from furnclip.prepare import prepare as prepare_shards
-    from furnclip.survey import advice, survey
+    from furnclip.survey import advice
 
     options = settings(config, flags)
     if options.paths.cleaned.is_file() or not check:
@@ -69,17 +69,7 @@ def prepare(
             error.hint = "; ".join(filter(None, (advice(options), error.hint)))
             raise
     if check:
-        report, remedy = check_catalogue(options), ""
-        counts = survey(options) if options.paths.products.is_file() else None
-        if counts and report.reasons:
-            remedy = counts.advice
-        payload = {**report.as_dict(), "raw_catalogue": vars(counts) if counts else None}
-        console.emit(payload, as_json=as_json, human=lambda: _show_report(report, counts))
-        if not report.usable:
-            raise InputError(
-                f"no row of `{report.catalogue}` can be used",
-                hint=remedy or "the table above counts the reasons; fix the most frequent one first",
-            )
+        _check(options, as_json=as_json)
         return
     if upload:
         with furnclip.S3Manager.from_config(options.storage) as manager:
@@ -95,6 +85,22 @@ def prepare(
     console.emit(payload, as_json=as_json, human=lambda: _show_summary(summary))
     if upload and not as_json:
         console.say(f"uploaded {transfer.sent} files to {to}; {transfer.kept} were there already")
+
+
+def _check(options: Config, *, as_json: bool) -> None:
+    """What would become of each row, by reason. Raises `InputError` where none can be used."""
+    from furnclip.errors import InputError
+    from furnclip.prepare import check
+    from furnclip.survey import survey
+
+    report = check(options)
+    counts = survey(options) if options.paths.products.is_file() else None
+    payload = {**report.as_dict(), "raw_catalogue": vars(counts) if counts else None}
+    console.emit(payload, as_json=as_json, human=lambda: _show_report(report, counts))
+    if not report.usable:
+        usual = "the table above counts the reasons; fix the most frequent one first"
+        advice = counts.advice if counts and report.reasons else ""
+        raise InputError(f"no row of `{report.catalogue}` can be used", hint=advice or usual)
 
 
 def _show_report(report: CheckReport, counts: Survey | None) -> None:

@@ -14,6 +14,8 @@ from furnclip.cli.options import (
     ConfigOption,
     Flags,
     JsonOption,
+    VectorsOfModel,
+    VectorsOfRun,
     check_address_space,
     mention_raw_titles,
     sets,
@@ -112,6 +114,24 @@ def _show_vectors(summary: EmbedSummary) -> None:
     console.say('next: furnclip search "a red armchair"')
 
 
+_Where = Annotated[
+    str | None, typer.Option("--where", help="SQL filter, e.g. \"color = 'brown' AND style <> ''\"")
+]
+_Not = Annotated[list[str] | None, typer.Option("--not", help="word that hits must not have, repeatable")]
+_Sort = Annotated[
+    str | None, typer.Option("--sort", help="order by this column; `-price`: the largest first")
+]
+_Facets = Annotated[
+    str | None, typer.Option("--facets", help="count the values of these columns, e.g. color,material")
+]
+_Literal = Annotated[
+    bool, typer.Option("--literal", help='take "under 100" or "not red" as words, not as filters')
+]
+_AllVariants = Annotated[
+    bool, typer.Option("--all-variants", help="show every product of a group, not the best one")
+]
+
+
 @sets("search.k", "search.mode", "search.image_weight")
 def search(
     *,
@@ -120,34 +140,18 @@ def search(
     image: Annotated[
         Path | None, typer.Option("--image", help="look for products like this image", resolve_path=True)
     ] = None,
-    where: Annotated[
-        str | None, typer.Option("--where", help="SQL filter, e.g. \"color = 'brown' AND style <> ''\"")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option("--not", help="word that hits must not have, repeatable")
-    ] = None,
-    sort: Annotated[
-        str | None, typer.Option("--sort", help="order by this column; `-price`: the largest first")
-    ] = None,
-    facets: Annotated[
-        str | None, typer.Option("--facets", help="count the values of these columns, e.g. color,material")
-    ] = None,
-    literal: Annotated[
-        bool, typer.Option("--literal", help='take "under 100" or "not red" as words, not as filters')
-    ] = False,
-    all_variants: Annotated[
-        bool, typer.Option("--all-variants", help="show every product of a group, not the best one")
-    ] = False,
+    where: _Where = None,
+    exclude: _Not = None,
+    sort: _Sort = None,
+    facets: _Facets = None,
+    literal: _Literal = False,
+    all_variants: _AllVariants = False,
     preview: Annotated[bool, typer.Option("--preview", help="draw the hits as a contact sheet")] = False,
     interactive: Annotated[
         bool, typer.Option("--interactive", "-i", help="ask again and again; the model stays loaded")
     ] = False,
-    run: Annotated[
-        str | None, typer.Option("--run", help="search the vectors of this run; default: those embedded")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="search the vectors of this base model")
-    ] = None,
+    run: VectorsOfRun = None,
+    model: VectorsOfModel = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -9,7 +9,16 @@ import typer
 
 from furnclip import console
 from furnclip.cli.imports import import_lancedb
-from furnclip.cli.options import ConfigOption, Flags, JsonOption, check_address_space, sets, settings
+from furnclip.cli.options import (
+    ConfigOption,
+    Flags,
+    JsonOption,
+    VectorsOfModel,
+    VectorsOfRun,
+    check_address_space,
+    sets,
+    settings,
+)
 from furnclip.errors import InputError, UsageError
 
 _PACKAGES = {"anyio", "prometheus_client", "setproctitle", "starlette", "uvicorn"}
@@ -26,12 +35,8 @@ def serve(
         Path | None, typer.Option("--token-file", help="file that the token is read from", resolve_path=True)
     ] = None,
     arena: Annotated[bool, typer.Option("--arena", help="let raters judge blind at /arena")] = False,
-    run: Annotated[
-        str | None, typer.Option("--run", help="search the vectors of this run; default: those embedded")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="search the vectors of this base model")
-    ] = None,
+    run: VectorsOfRun = None,
+    model: VectorsOfModel = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
