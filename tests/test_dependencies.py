@@ -54,7 +54,7 @@ def declared(*extras: str) -> set[str]:
     """Distributions of the core dependencies, or of these extras."""
     lines = [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
     names = (re.match(r"[\w.-]+", line) for line in (lines if extras else PROJECT["dependencies"]))
-    return {normalized(name[0]) for name in names if name}
+    return {normalized(name[0]) for name in names if name} - {"furnclip"}  # with extras of its own
 
 
 def modules(path: Path) -> Iterator[str]:
@@ -106,8 +106,13 @@ def test_the_package_imports_what_it_declares() -> None:
 
 
 def test_tests_and_examples_declare_what_they_import() -> None:
-    known = declared() | declared("dev", "bench")
+    known = declared() | declared("dev", "bench", *EXTRAS)
     assert {name: path for name, path in imported("tests", "examples").items() if name not in known} == {}
+
+
+def test_development_has_every_extra_that_users_have() -> None:
+    own = next(line for line in PROJECT["optional-dependencies"]["dev"] if line.startswith("furnclip["))
+    assert set(own.removeprefix("furnclip[").removesuffix("]").split(",")) == EXTRAS
 
 
 @pytest.mark.parametrize("extra", ["dev", "bench"])
