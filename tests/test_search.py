@@ -124,16 +124,21 @@ def test_hybrid_keeps_to_the_filter_on_both_sides(searcher: Searcher) -> None:
     assert searcher.search("red bed", mode="hybrid", where="color = 'plaid'") == []
 
 
-def test_a_picture_finds_itself_at_another_quality(embedded: Path, tmp_path: Path) -> None:
-    changed = tmp_path / "changed.jpg"
-    for number in (3, 17, 42):
+def test_a_picture_finds_itself_at_another_quality(
+    embedded: Path, searcher: Searcher, tmp_path: Path
+) -> None:
+    """First of 60 in most cases even by a model of random weights, of which many lie nearly together."""
+    changed, firsts = tmp_path / "changed.jpg", 0
+    for number in range(PRODUCTS):
         with Image.open(embedded / f"images/{number:05d}.jpg") as image:
-            image.save(changed, quality=90)  # the model has random weights
-        done = run(embedded, "--image", str(changed), "-k", "3", "--all-variants", "--json")
-        assert done.exit_code == 0, done.output
-        hits = json.loads(done.stdout)["hits"]  # drawn products have near-duplicates
-        assert f"P{number:05d}" in {hit["product_id"] for hit in hits}
-        assert hits[0]["why"]["cosine"] > 0.9
+            image.save(changed, quality=90)
+        hits = searcher.search(image=changed, k=3)
+        assert hits[0].why["cosine"] > 0.99
+        firsts += hits[0].product_id == f"P{number:05d}"
+    assert firsts > 0.75 * PRODUCTS
+    done = run(embedded, "--image", str(embedded / "images/00003.jpg"), "-k", "1", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["hits"][0]["product_id"] == "P00003"
 
 
 def test_text_and_picture_are_weighted(searcher: Searcher, embedded: Path) -> None:
