@@ -97,6 +97,7 @@ def test_a_brand_is_found_however_it_is_typed(searcher: Searcher, text: str) -> 
         *(
             ("chairs", "chair"),
             ("chiar", "chair"),
+            ("hcair", "chair"),
             ("benchs", "bench"),
             ("lamsp", "lamp"),
             ("a lamp for me", "lamp"),
@@ -107,6 +108,13 @@ def test_a_brand_is_found_however_it_is_typed(searcher: Searcher, text: str) -> 
 def test_plurals_typing_errors_and_other_languages(searcher: Searcher, text: str, kind: str) -> None:
     kinds = {hit.object_type for hit in searcher.search(text, k=3, mode="keyword")}
     assert kinds == ({kind} if any(hit.object_type == kind for hit in searcher.search(kind)) else set())
+
+
+@pytest.mark.parametrize("word", ["hair", "ramp", "damp", "wed"])
+def test_a_short_word_is_no_slip_for_one_that_begins_otherwise(searcher: Searcher, word: str) -> None:
+    answer = searcher.search(f"{word} chair", k=3, mode="keyword")
+    assert f"no product has `{word}`" in answer.understood
+    assert {hit.object_type for hit in answer} == {"chair"}
 
 
 @pytest.mark.parametrize("text", ["95 cm", "95cm", "950 mm", "0,95 m", "95x40 cm", "95 x 40", "95\u00d740"])

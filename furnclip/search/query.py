@@ -20,6 +20,7 @@ from furnclip.vectors.words import Vocabulary, code_of, fold, knowledge, name_of
 
 PRICE = "price"
 _TYPOS = ((8, 2), (4, 1))  # from so many letters on: so many errors
+_SHORT = 5  # letters, up to which hardly anybody misses the first one
 _SPELLINGS = 3  # of a mistyped word, at most
 _MOST_SCORE = 2.2  # k1 + 1 of BM25: what a word weighs at most, times its rarity
 
@@ -141,7 +142,10 @@ def _typos(word: str, vocabulary: Vocabulary) -> list[str]:
         word, vocabulary.alphabetic, scorer=OSA.distance, score_cutoff=most, limit=20, processor=None
     )
     ranked = sorted(
-        (distance, found[0] != word[0], -vocabulary.frequencies[found], found) for found, distance, _ in close
+        (distance, found[0] != word[0], -vocabulary.frequencies[found], found)
+        for found, distance, _ in close
+        # "tall" is a word of its own and no slip for "wall"; "osfa" is one for "sofa"
+        if found[0] == word[0] or len(word) > _SHORT or sorted(found) == sorted(word)
     )
     nearest = [found for distance, *_, found in ranked if distance == ranked[0][0]]
     return nearest[:_SPELLINGS]
