@@ -66,6 +66,7 @@ def test_what_settings_leave_open_follows_from_the_catalogue(
     captions = ["a photo of nordhus oak chair with arms"] * samples
     config = settled(TrainingConfig.model_validate({"scenario": scenario}), clip, captions)
     assert (config.effective_batch_size, config.epochs, config.word_dropout) == (batch, epochs, dropout)
+    assert config.scenario == scenario
     assert 0 < config.lr <= 3e-3
     assert config.optimizer == ("muon" if scenario == "full" else "adamw")
     wanted: dict[str, Any] = {"lr": 0.5, "epochs": 3, "word_dropout": 0.0, "effective_batch_size": 7}
@@ -75,6 +76,16 @@ def test_what_settings_leave_open_follows_from_the_catalogue(
         TrainingConfig.model_validate({"scenario": scenario}), clip, ["a photo of blue chair"] * 9
     )
     assert short.word_dropout == 0
+
+
+@pytest.mark.parametrize(("small", "scenario"), [(20_000_000, "full"), (1_000, "dual_lora")])
+def test_adapters_are_chosen_for_a_large_base_only(
+    tiny_clip: Path, small: int, scenario: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("furnclip.train.scenarios._SMALL_BASE_PARAMETERS", small)
+    clip = load_float32(str(tiny_clip), ModelConfig())
+    config = settled(TrainingConfig(), clip, ["a photo of blue chair"] * 9)
+    assert (config.scenario, config.optimizer) == (scenario, "muon" if scenario == "full" else "adamw")
 
 
 @given(st.lists(st.text("abc", min_size=1), min_size=1), st.floats(0, 0.99), st.integers(0, 10_000))

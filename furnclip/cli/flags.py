@@ -18,7 +18,7 @@ FLAGS: dict[str, tuple[type, str, str]] = {
         "`local`: offline rules for rows that the model could not clean; `none`: reject them"),
     "prepare.workers": (int, "--workers", "worker processes that decode images; 0: one per core"),
     "train.scenario": (str, "--scenario",
-        "what is trained; `zero_shot`: nothing, `full`: all weights, `all`: the first five, compared"),
+        "what is trained; `auto`: `full` for a base of up to 20 million parameters, else `dual_lora`"),
     "train.epochs": (int, "--epochs",
         "passes over the training split; 0: 10, up to 30 for a small catalogue"),
     "train.lr": (float, "--lr", "peak learning rate; 0: by the scenario and the width of the base"),

@@ -23,7 +23,8 @@ _SCENARIOS = """Fine-tune CLIP on the shards.
 [bold]vision_lora[/bold]: LoRA in the vision encoder, and both projections\n
 [bold]text_lora[/bold]: LoRA in the text encoder, and both projections\n
 [bold]full[/bold]: every weight\n
-[bold]all[/bold]: the first five one after another, and a table
+[bold]auto[/bold], the default: full for a base of up to 20 million parameters, else dual_lora\n
+[bold]all[/bold]: all but full, one after another, and a table
 """
 
 

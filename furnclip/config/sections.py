@@ -234,10 +234,10 @@ class PrepConfig(_Section):
 class TrainingConfig(_Section):
     """Fine-tuning."""
 
-    scenario: Literal["zero_shot", "linear_probe", "dual_lora", "vision_lora", "text_lora", "full", "all"] = (
-        "dual_lora"
-    )
-    """what is trained; `zero_shot`: nothing, `full`: all weights, `all`: the first five, compared"""
+    scenario: Literal[
+        "auto", "zero_shot", "linear_probe", "dual_lora", "vision_lora", "text_lora", "full", "all"
+    ] = "auto"
+    """what is trained; `auto`: `full` for a base of up to 20 million parameters, else `dual_lora`"""
     epochs: NonNegativeInt = 0
     """passes over the training split; 0: 10, up to 30 for a small catalogue"""
     lr: NonNegativeFloat = 0

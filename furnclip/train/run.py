@@ -122,6 +122,8 @@ def _train(
         discard_folder(folder)
     processes.wait()  # until an older run is gone, no process looks for its checkpoints
     if processes.first:
+        if config.train.scenario == "auto":
+            console.note(f"`{ready.card.scenario}` by the size of the base; `--scenario` names another")
         _announce(ready)
     started = time.monotonic()
     position = _run_loop(ready, interrupts)

@@ -6,6 +6,7 @@
     vision_lora    LoRA on the vision encoder, both projections; the text encoder stays as it is
     text_lora      LoRA on the text encoder, both projections; the vision encoder stays as it is
     full           every weight
+    auto           `full` where the base is small, else `dual_lora`
 
 The temperature (and SigLIP's bias) trains wherever anything does. What a setting leaves open is decided here
 and nowhere else in training.
@@ -27,6 +28,7 @@ from furnclip.model.towers import TOWERS, Tower
 from furnclip.train.optimizer import Muon
 
 _LARGEST_BATCH = 1024
+_SMALL_BASE_PARAMETERS = 20_000_000  # adapters save it no time or memory, and gain less (`docs/train.md`)
 _FEW_PRODUCTS, _SOME_PRODUCTS = 1_500, 6_000
 _FEW_WORDS = 6  # of a caption, "a photo of" among them: on average no more than that says nothing twice
 _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.")
@@ -79,16 +81,21 @@ def settled(config: TrainingConfig, clip: Clip, captions: Sequence[str]) -> Trai
     (https://arxiv.org/abs/2203.03466), a whole tower's as its square.
     """
     width, samples = int(clip.module.config.vision_config.hidden_size), len(captions)
-    rate = min(2e-3, 70 / width**2) if config.scenario == "full" else min(3e-3, 0.5 / width)
-    optimizer = "muon" if config.scenario == "full" else "adamw"  # adapters gain nothing from Muon
+    scenario = config.scenario
+    if scenario == "auto":
+        size = sum(parameter.numel() for parameter in clip.module.parameters())
+        scenario = "full" if size <= _SMALL_BASE_PARAMETERS else "dual_lora"
+    rate = min(2e-3, 70 / width**2) if scenario == "full" else min(3e-3, 0.5 / width)
+    optimizer = "muon" if scenario == "full" else "adamw"  # adapters gain nothing from Muon
     epochs = 30 if samples <= _FEW_PRODUCTS else 20 if samples <= _SOME_PRODUCTS else 10
     # A frozen text tower reads each caption once; variants of it would cost it more than they gain.
-    is_live = SCENARIOS[config.scenario].is_live("text")
+    is_live = SCENARIOS[scenario].is_live("text")
     are_long = sum(len(caption.split()) for caption in captions) > _FEW_WORDS * samples
     dropout = 0.0 if not (is_live and are_long) else 0.25 if samples <= _SOME_PRODUCTS else 0.1
     batch_size = min(_LARGEST_BATCH, max(samples // 64, min(128, max(32, samples // 8))))
     return config.model_copy(
         update={
+            "scenario": scenario,
             "lr": config.lr or rate,
             "optimizer": optimizer if config.optimizer == "auto" else config.optimizer,
             "epochs": config.epochs or epochs,

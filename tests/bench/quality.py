@@ -5,9 +5,10 @@
 
 `--shop`: a folder with `furnclip.toml` in which `furnclip prepare` is done; without it Sweet Home 3D (820
 products; the Debian package `sweethome3d-furniture`) is cleaned and prepared. `--model`: the base, else
-`furnclip-tiny`. `--epochs`: for all; else what furnclip chooses for this catalogue. `--only`: a contestant,
-several by repeating it. Three seeds (`--quick`: one seed, one epoch, three contestants). All start from the
-same base and see the same samples in batches of one size; every weight trains:
+`furnclip-tiny`. `--random-weights`: like it, but nothing learnt. `--epochs`: for all; else what furnclip
+chooses for this catalogue. `--only`: a contestant, several by repeating it. Three seeds (`--quick`: one seed,
+one epoch, three contestants). All start from the same base and see the same samples in batches of one size;
+every weight trains:
 
     base                    as it is
     plain loop              AdamW, warmup and cosine, mirrored images, the products' captions, symmetric
@@ -47,6 +48,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
+from furnclip.config import ModelConfig
 from furnclip.metrics.bootstrap import paired_test
 from furnclip.metrics.retrieval import ranks
 from furnclip.model.clip import Clip
@@ -234,6 +236,15 @@ def measured_on(ready: Prepared, clip: Clip, split: str) -> Measured:
     return Measured(0.0, 1 / first, products, 1 / asked, [groups[row] for row in rows])
 
 
+def untrained(model: str, folder: Path, seed: int) -> str:
+    """A folder with the base's layout and tokenizer, and random weights."""
+    clip = load_float32(model, ModelConfig())
+    torch.manual_seed(seed)
+    clip.module = type(clip.module)(clip.module.config)
+    clip.save(folder / f"random-weights-{seed}")
+    return str(folder / f"random-weights-{seed}")
+
+
 def results(jobs: Sequence[Job], processes: int) -> dict[str, list[Measured]]:
     """Of every contestant one result a seed; of the plain loop that of its best rate."""
     found: dict[tuple[str, int], list[Measured]] = defaultdict(list)
@@ -291,6 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.quality")
     parser.add_argument("--shop", type=Path, help="a folder with furnclip.toml, prepared")
     parser.add_argument("--model", default="furnclip-tiny", help="the base")
+    parser.add_argument("--random-weights", action="store_true", help="as the base, but nothing learnt")
     parser.add_argument("--epochs", type=int, default=0, help="for all contestants")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--only", action="append", help="this contestant, beside base and plain loop")
@@ -305,9 +317,13 @@ def main() -> None:
     order = ["base", "plain loop", *names]
     with tempfile.TemporaryDirectory() as folder:
         shop = options.shop.resolve() if options.shop else prepared_shop(Path(folder))
-        jobs = [
-            Job(shop, options.model, name, seed, rate, epochs)
+        bases = [
+            untrained(options.model, Path(folder), seed) if options.random_weights else options.model
             for seed in seeds
+        ]
+        jobs = [
+            Job(shop, base, name, seed, rate, epochs)
+            for seed, base in zip(seeds, bases, strict=True)
             for name in order
             for rate in (rates if name in RIVALS else (0.0,))
         ]
