@@ -1,26 +1,30 @@
-"""LanceDB without what only its catalog services need, for commands that have to answer at once.
+"""What a search needs, imported in half the time, for commands that have to answer at once.
 
-Importing LanceDB builds hundreds of models of a client for catalog services (`lance_namespace`), half of the
-time. Tables are opened by their path here, so empty classes stand in for them while LanceDB is
-imported. Only for a process of furnclip's own, where nobody else uses LanceDB.
+LanceDB builds hundreds of models of a client for catalog services (`lance_namespace`), reads the bytecode of its
+own methods (`overrides`), and by way of pyarrow brings pandas where that is installed. Tables are opened by
+their path and read as Arrow here, so while LanceDB is imported empty classes stand in for the client, `override`
+does nothing, and there is no pandas. Only for a process of furnclip's own, where nobody else uses LanceDB.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
-_LEFT_OUT = ("lance_namespace", "lance_namespace_urllib3_client")
+_LEFT_OUT = ("lance_namespace", "lance_namespace_urllib3_client", "overrides")
 
 
 class _StandIn(ModuleType):
     """A module in which every public name is an empty class."""
 
-    def __getattr__(self, name: str) -> type[Exception]:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         made = type(name, (Exception,), {})  # some are caught
@@ -32,13 +36,29 @@ class _Finder(MetaPathFinder, Loader):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        if name == "pandas":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in _LEFT_OUT else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _StandIn(spec.name)
+        module = _StandIn(spec.name)
+        if spec.name == "overrides":
+            vars(module).update(override=lambda method: method, EnforceOverrides=object)
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         pass
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import LanceDB, then what is inside, without stopping to collect garbage."""
+    gc.disable()
+    try:
+        import_lancedb()
+        yield
+    finally:
+        gc.enable()
 
 
 def import_lancedb() -> None:

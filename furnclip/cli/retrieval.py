@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from furnclip import console
+from furnclip.cli.imports import quick_imports
 from furnclip.cli.options import (
     ConfigOption,
     Flags,
@@ -157,10 +158,8 @@ def search(
 ) -> None:
     """Find products by words, by meaning or by image."""
     check_address_space()
-    from furnclip.cli.imports import import_lancedb
-
-    import_lancedb()
-    from furnclip.search import Searcher
+    with quick_imports():
+        from furnclip.search import Searcher
 
     searcher = Searcher(settings(config, flags), run=run, model=model)
     for query in _queries(text, image, interactive=interactive):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from furnclip import console
-from furnclip.cli.imports import import_lancedb
+from furnclip.cli.imports import quick_imports
 from furnclip.cli.options import (
     ConfigOption,
     Flags,
@@ -43,11 +43,11 @@ def serve(
     """Serve the search as a REST service and a web page."""
     console.hide(token)
     check_address_space()
-    import_lancedb()
     try:
-        from setproctitle import setproctitle
+        with quick_imports():
+            from setproctitle import setproctitle
 
-        from furnclip.search.service import serve as serve_search
+            from furnclip.search.service import serve as serve_search
     except ModuleNotFoundError as error:
         if error.name not in _PACKAGES:
             raise
