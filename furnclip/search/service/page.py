@@ -148,11 +148,12 @@ class Shop:
 
     def empty(self, served: Served, params: PageParams) -> dict[str, Any]:
         """The page without an answer."""
-        chips = [(value, params.href(**{name: ""})) for name, value in params.filters.items()]
+        chips = [(name, value, params.href(**{name: ""})) for name, value in params.filters.items()]
         return {
             **{"params": params, "chips": chips, "facets": [], "hits": None, "base_hits": None, "like": None},
             **{"names": [], "notes": [], "has_price": False, "price": str, "error": None},
             "has_base": served.has_base and not self._service.blind,
+            "label": self._label,
             "products": served.searcher.table.count_rows(),
             "most": self._service.limits.max_k,
         }
@@ -170,6 +171,13 @@ class Shop:
         return searcher.search(
             text or "furniture", image=image, k=k, where=where, sort=sort if params.sort else None
         )
+
+    def _label(self, facet: str, value: str) -> str:
+        """A facet's value for people: the price `100-250` is "€100 to €250"."""
+        if facet != "price":
+            return value
+        low, high = (edge and f"{self._service.limits.currency}{int(edge):,}" for edge in value.split("-"))
+        return f"{low} to {high}" if low and high else f"under {high}" if high else f"{low} and more"
 
     def _price(self, hit: Hit, column: str | None) -> str:
         value = hit.columns.get(column) if column else None
@@ -202,30 +210,30 @@ def _facets(searcher: Searcher, params: PageParams, where: str, price: str | Non
         counts = searcher.facets(columns, where=where)
     facets = []
     for name, (column, heading) in FACETS.items():
-        values = [(value, count, value) for value, count in counts[column].items() if known(value)]
+        values = [(value, count) for value, count in counts[column].items() if known(value)]
         facets.append(_facet(params, name, heading, values[:_SHOWN_VALUES]))
     if price:
         facets.append(_facet(params, "price", "Price", _bands(counts[price])))
     return [facet for facet in facets if facet["values"]]
 
 
-def _facet(params: PageParams, name: str, heading: str, values: list[tuple[str, int, str]]) -> dict[str, Any]:
+def _facet(params: PageParams, name: str, heading: str, values: list[tuple[str, int]]) -> dict[str, Any]:
     chosen = params.filters.get(name)
     shown = [
         {
-            "label": label,
+            "value": value,
             "count": count,
             "chosen": value == chosen,
             "start": params.href(**{name: value, "q": ""}),
+            "href": params.href(**{name: "" if value == chosen else value}),
         }
-        | {"href": params.href(**{name: "" if value == chosen else value})}
-        for label, count, value in values
+        for value, count in values
     ]
     return {"name": name, "heading": heading, "values": shown}
 
 
-def _bands(counts: Mapping[Any, int]) -> list[tuple[str, int, str]]:
-    """Ranges of prices with about as many products each, between round numbers: label, products, value."""
+def _bands(counts: Mapping[Any, int]) -> list[tuple[str, int]]:
+    """Ranges of prices with about as many products each, between round numbers, and their products."""
     prices = sorted((float(value), count) for value, count in counts.items() if float(value) >= 0)
     total, passed, edges = sum(count for _, count in prices), 0, list[int]()
     for value, count in prices:
@@ -237,9 +245,7 @@ def _bands(counts: Mapping[Any, int]) -> list[tuple[str, int, str]]:
     for low, high in pairwise(limits):
         count = sum(each for value, each in prices if low <= value < high)
         if count:
-            upper = "" if high == math.inf else f"{high:.0f}"
-            label = f"under {upper}" if not low else f"{low:,} to {high:,}" if upper else f"{low:,} and more"
-            found.append((label, count, f"{low or ''}-{upper}"))
+            found.append((f"{low or ''}-{'' if high == math.inf else high}", count))
     return found if len(found) > 1 else []
 
 

@@ -1,7 +1,7 @@
 """The table that is served now, and how the next one takes its place.
 
 A request takes `current` once and keeps it, so that all of its answer comes from one table. A new table is
-opened and asked once before it takes over; one that cannot be opened leaves the old one in its place.
+opened and asked before it takes over; one that cannot be opened leaves the old one in its place.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from furnclip.search.searcher import Searcher
 from furnclip.search.service.guard import Metrics
 from furnclip.shards import ProductImages
 from furnclip.vectors.index import KEYWORDS, explained, index_location, open_index
+
+_SEARCHES_FIRST = 2  # before shoppers ask: with the second the text tower is opened to stay
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,6 @@ class LiveTable:
             served = self._open()
             if not self._is_complete(served.searcher.table):  # another one was begun meanwhile
                 return
-            served.searcher.search("furniture", k=1)
             self.current = served
             self._metrics.reloads.labels("done").inc()
             console.note(f"serving the new table, {served.version}")
@@ -83,6 +84,8 @@ class LiveTable:
 
     def _open(self) -> Served:
         searcher = Searcher(self._config, run=self._run, model=self._model)
+        for _ in range(_SEARCHES_FIRST):
+            searcher.search("furniture", k=1)
         self._metrics.products.set(searcher.table.count_rows())
         return Served(searcher, _version(searcher.table, searcher.provenance.key))
 
