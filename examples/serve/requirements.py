@@ -2,7 +2,7 @@
 
     pip install --no-deps furnclip
     python examples/serve/requirements.py > requirements.txt
-    pip install -r requirements.txt
+    pip install --no-warn-conflicts -r requirements.txt
 
 Read from the installed furnclip, so it fits. An extra can only add to what `pip install furnclip` brings.
 """
