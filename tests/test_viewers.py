@@ -22,12 +22,12 @@ from furnclip.viewers import (
     TerminalEnvironment,
     Viewer,
     detect,
+    half_blocks,
     open_on_desktop,
     query_terminal,
     show_image,
 )
 from furnclip.viewers.detection import Candidate, Plan, TerminalReply, desktop_command, parse_template
-from furnclip.viewers.running import half_blocks
 
 EVERYTHING = {"chafa", "timg", "viu", "kitten", "wezterm", "imgcat"}
 
