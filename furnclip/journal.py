@@ -11,6 +11,7 @@ complete. What is read back goes through `read_json` and `read_text`: users copy
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -391,6 +392,15 @@ def write_json(path: Path, value: object) -> None:
     """Replace `path` by indented JSON with a stable key order, whole or not at all."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from furnclip.clean.batch.requests import Recipe
-from furnclip.clean.offline.queries import settled
+from furnclip.clean.offline import settled
 from furnclip.clean.prompt import PROMPT
 from furnclip.config import CleaningConfig
 from furnclip.relevance import shopper_queries

@@ -39,8 +39,7 @@ from furnclip.clean import offline
 from furnclip.clean.batch import parts as pricing
 from furnclip.clean.batch.results import Outcome, collect
 from furnclip.clean.batch.state import SENT, UNSENT, State
-from furnclip.clean.offline import find_brands, names_of, plain_title
-from furnclip.clean.offline.queries import settled
+from furnclip.clean.offline import find_brands, names_of, plain_title, settled
 from furnclip.clean.plan import prepare
 from furnclip.clean.prompt import FIELDS
 from furnclip.clean.workspace import (
@@ -49,7 +48,6 @@ from furnclip.clean.workspace import (
     check_finished,
     check_results,
     check_rows,
-    file_digest,
     open_ledger,
     read_state,
     repair_indexes,
@@ -58,7 +56,7 @@ from furnclip.clean.workspace import (
 from furnclip.config import Config
 from furnclip.errors import ConfigError, InputError, MissingStageError, ServiceError, UsageError
 from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, open_image
-from furnclip.journal import Event, replacing, write_bytes
+from furnclip.journal import Event, replacing, sha256_of, write_bytes
 from furnclip.sources import ShopImages
 
 if TYPE_CHECKING:
@@ -238,7 +236,7 @@ def finalize(ledger: CleaningLedger, *, partial: bool) -> Report:
     prepared = check_rows(ledger)
     check_results(ledger)
     repair_indexes(ledger)
-    if prepared["catalogue_sha256"] != file_digest(paths.products):
+    if prepared["catalogue_sha256"] != sha256_of(paths.products):
         raise InputError(
             f"`{paths.products}` was changed after it was prepared",
             hint="run `furnclip clean run`: unchanged rows are not asked again",

@@ -27,7 +27,15 @@ import openai
 
 from furnclip import console
 from furnclip.clean.batch.parts import Calibration, calibrate, plan_retries
-from furnclip.clean.batch.results import classify, is_reply_lost, live_bill, merge, model_of, read_lines
+from furnclip.clean.batch.results import (
+    classify,
+    is_reply_lost,
+    live_bill,
+    merge,
+    model_of,
+    read_lines,
+    stop_if_halted,
+)
 from furnclip.clean.batch.service import OFFICIAL_URL, RefusedError
 from furnclip.clean.batch.state import UNSENT, BatchPart
 from furnclip.clean.workspace import CleaningLedger, RequestLine
@@ -52,16 +60,13 @@ def ask_live(ledger: CleaningLedger) -> None:
     url = ledger.config.clean.base_url or OFFICIAL_URL
     with openai.OpenAI(api_key=key, base_url=url, max_retries=0) as client:
         sender = LiveSender(ledger, client)
-        while not ledger.state.halted:
+        while True:
+            stop_if_halted(ledger)
             for part in ledger.state.with_status(*UNSENT, backend="live"):
                 time.sleep(max(0.0, part.not_before - time.time()))
                 sender.ask_part(part)
             if not ledger.state.halted and not plan_retries(ledger):
                 return
-    raise ServiceError(
-        f"sending stopped: {ledger.state.halted}",
-        hint="fix the cause, then `furnclip clean run --ignore-errors` sends the rest",
-    )
 
 
 class LiveSender:

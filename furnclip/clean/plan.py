@@ -31,13 +31,12 @@ from furnclip.clean.workspace import (
     RequestLine,
     RowEntry,
     drop_damaged,
-    file_digest,
     is_intact,
     repair_indexes,
 )
 from furnclip.errors import InputError
 from furnclip.images import BrokenImage
-from furnclip.journal import Event, encode_event, replacing
+from furnclip.journal import Event, encode_event, replacing, sha256_of
 from furnclip.parallel import Workers
 from furnclip.sources import FoundImage
 
@@ -67,7 +66,7 @@ def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) ->
                 merge(ledger, part)
         ledger.record("preparing", fingerprint=fingerprint)
         for part in ledger.state.with_status("dropped"):
-            workspace.content(part.number, is_local=part.backend == "local").unlink(missing_ok=True)
+            workspace.content(part.number, part.backend).unlink(missing_ok=True)
             workspace.index(part.number).unlink(missing_ok=True)
         products = _selected(ledger, limit, sample)
         counts = _write_parts(ledger, products, total=limit or sample or total)
@@ -77,9 +76,9 @@ def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) ->
             "fingerprint": fingerprint,
             "backend": clean.backend,
             "identity": ledger.recipe.identity,
-            "catalogue_sha256": file_digest(paths.products),
+            "catalogue_sha256": sha256_of(paths.products),
             **counts,
-            "rows_sha256": file_digest(workspace.rows),
+            "rows_sha256": sha256_of(workspace.rows),
         }
         ledger.record("prepared", **facts)
     found = {name: facts[name] for name in ("rows", "requests", "rejected")}
@@ -138,7 +137,7 @@ def _fingerprint(ledger: CleaningLedger, selection: dict[str, int]) -> tuple[str
             images.update(json.dumps(facts).encode())
     ledger.images.tell_near_matches()
     text = json.dumps([settings, selection])
-    return content_hash(text, file_digest(ledger.config.paths.products), images.digest()), rows
+    return content_hash(text, sha256_of(ledger.config.paths.products), images.digest()), rows
 
 
 def _selected(ledger: CleaningLedger, limit: int | None, sample: int | None) -> Iterator[Product | Rejection]:

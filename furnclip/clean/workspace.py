@@ -44,6 +44,7 @@ from furnclip.journal import (
     open_regular,
     read_journal,
     replacing,
+    sha256_of,
     sweep,
     write_bytes,
 )
@@ -110,9 +111,9 @@ class Workspace:
     def live(self, number: int) -> Path:
         return self.results(number)[2]
 
-    def content(self, number: int, *, is_local: bool) -> Path:
+    def content(self, number: int, backend: str) -> Path:
         """What a part holds: its requests, or with the offline backend its answers."""
-        return self.results(number)[0] if is_local else self.part(number)
+        return self.results(number)[0] if backend == "local" else self.part(number)
 
     def read_rows(self) -> Iterator[RowEntry]:
         yield from _read_lines(self.rows, RowEntry)
@@ -146,18 +147,9 @@ def _read_lines(path: Path, kind: type[IndexLine]) -> Iterator[IndexLine]:
                 ) from None
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def is_intact(path: Path, sha256: str) -> bool:
     """Whether a file is there, and is what it was when its checksum was noted; 0.1.0 noted none for some."""
-    return path.is_file() and sha256 in ("", file_digest(path))
+    return path.is_file() and sha256 in ("", sha256_of(path))
 
 
 def check_finished(paths: DataPaths) -> None:
@@ -278,7 +270,7 @@ def drop_damaged(ledger: CleaningLedger) -> None:
     state, workspace = ledger.state, ledger.workspace
     for part in [*state.with_status(*UNSENT), *state.with_status("downloaded", backend="local")]:
         was_asked = workspace.live(part.number).exists()
-        path = workspace.content(part.number, is_local=part.backend == "local")
+        path = workspace.content(part.number, part.backend)
         is_part_intact = is_intact(path, part.sha256)
         is_index_intact = is_intact(workspace.index(part.number), part.index_sha256)
         if is_part_intact and (was_asked or is_index_intact):
@@ -297,7 +289,7 @@ def repair_indexes(ledger: CleaningLedger) -> None:
     for part in ledger.state.current_parts:
         if is_intact(workspace.index(part.number), part.index_sha256):
             continue
-        path = workspace.content(part.number, is_local=part.backend == "local")
+        path = workspace.content(part.number, part.backend)
         if not is_intact(path, part.sha256):
             raise InputError(
                 f"`{path}` and `{workspace.index(part.number)}` are missing or damaged",

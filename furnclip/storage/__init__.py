@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from furnclip import console, journal
 from furnclip.errors import InputError, StorageError
-from furnclip.storage.bucket import Bucket, S3File, Transfer, key_of, sha256_of
+from furnclip.storage.bucket import Bucket, S3File, Transfer, key_of
 from furnclip.storage.failures import explained
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class S3Manager(Bucket):
         inventory = self._inventory(prefix) if INVENTORY_NAME in remote else None
         was_complete, before = inventory or (False, {})
         same = self._same(local, prefix, {name: remote[name] for name in names if name in remote})
-        digests = self.side_by_side(lambda name: sha256_of(local / name), same)
+        digests = self.side_by_side(lambda name: journal.sha256_of(local / name), same)
         kept = {name: S3File(remote[name].size_bytes, digest) for name, digest in digests.items()}
         to_send = [name for name in names if name not in kept]
         if not to_send and was_complete and before == kept:
@@ -281,7 +281,7 @@ def _is_same(path: Path, entry: S3File) -> bool:
     if not path.is_file() or path.stat().st_size != entry.size_bytes:
         return False
     if entry.sha256:
-        return sha256_of(path) == entry.sha256
+        return journal.sha256_of(path) == entry.sha256
     if "-" in entry.etag:  # of several parts
         return False
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == entry.etag

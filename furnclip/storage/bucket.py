@@ -25,7 +25,7 @@ from botocore.config import Config as ClientConfig
 from botocore.exceptions import ClientError
 
 from furnclip.errors import ConfigError, StorageError
-from furnclip.journal import replacing
+from furnclip.journal import replacing, sha256_of
 from furnclip.storage.failures import BROKEN_STREAM, explained
 
 if TYPE_CHECKING:
@@ -295,12 +295,3 @@ def _written(body: StreamingBody, file: IO[bytes]) -> str:
 def key_of(prefix: str, name: str) -> str:
     """The key of a file under a prefix."""
     return f"{prefix}/{name}" if prefix else name
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

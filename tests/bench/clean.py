@@ -33,9 +33,9 @@ from PIL import Image
 
 from furnclip.catalogue import content_hash
 from furnclip.clean.prompt import FIELDS, PROMPT, Vocabulary, answer_schema
-from furnclip.clean.workspace import Request, RowEntry, Workspace, file_digest
+from furnclip.clean.workspace import Request, RowEntry, Workspace
 from furnclip.config import CleaningConfig
-from furnclip.journal import Journal, encode_event
+from furnclip.journal import Journal, encode_event, sha256_of
 from tests.bench.measure import parse, peak_mb, report
 
 PART = 10_000
@@ -124,9 +124,9 @@ def write_prepared(folder: Path, rows: int) -> None:
         journal.append({"event": "started", "run": "bench", "at": 0, "key_print": ""})
         for part, start in enumerate(range(0, rows, PART), start=1):
             journal.append(_answered_part(workspace, part, ids[start : start + PART]))
-        facts = {"rows": rows, "requests": rows, "rejected": 0, "rows_sha256": file_digest(workspace.rows)}
+        facts = {"rows": rows, "requests": rows, "rejected": 0, "rows_sha256": sha256_of(workspace.rows)}
         prepared = {"event": "prepared", "fingerprint": "", "backend": "openai", "identity": "", **facts}
-        journal.append({**prepared, "catalogue_sha256": file_digest(folder / "products.csv")})
+        journal.append({**prepared, "catalogue_sha256": sha256_of(folder / "products.csv")})
 
 
 def _answered_part(workspace: Workspace, part: int, ids: list[str]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _answered_part(workspace: Workspace, part: int, ids: list[str]) -> dict[str,
         for number, custom_id in enumerate(ids):
             file.write(json.dumps(answer_line(custom_id, number)).encode() + b"\n")
     facts = {"part": part, "requests": len(ids), "size_bytes": 1, "tokens": 0, "sha256": "0" * 64}
-    facts["index_sha256"] = file_digest(workspace.index(part))
+    facts["index_sha256"] = sha256_of(workspace.index(part))
     made_for = {"backend": "openai", "source": "openai:gpt-5-nano", "identity": ""}
     return {"event": "planned", **facts, **made_for, "status": "downloaded"}
 

@@ -26,8 +26,9 @@ from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, e
 from furnclip.clean.batch.results import classify, usage_of
 from furnclip.clean.batch.service import TERMINAL, BatchService, RefusedError, RemoteBatch, UnsureError
 from furnclip.clean.batch.state import SENT, UNSENT, BatchPart
-from furnclip.clean.workspace import CleaningLedger, RequestLine, file_digest, key_print
+from furnclip.clean.workspace import CleaningLedger, RequestLine, key_print
 from furnclip.errors import ConfigError, JournalError, ServiceError
+from furnclip.journal import sha256_of
 
 _WARN_DAYS = 30
 _BATCH_DAYS = 2  # a batch may take 24 h; the other day is for clocks and time zones
@@ -147,7 +148,7 @@ class Dispatcher:
 
     def _upload(self, part: BatchPart) -> None:
         ledger, path, filename = self._ledger, self._ledger.workspace.part(part.number), part.filename
-        if file_digest(path) != part.sha256:
+        if sha256_of(path) != part.sha256:
             raise JournalError(
                 f"`{path}` was changed after it was planned",
                 hint="restore the file, or remove the folder `work/clean` to start again",

@@ -18,7 +18,7 @@ from rich.live import Live
 from furnclip import console
 from furnclip.clean.batch.dispatch import Dispatcher
 from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, estimate, plan_retries
-from furnclip.clean.batch.results import halt_on_same_error, merge
+from furnclip.clean.batch.results import halt_on_same_error, merge, stop_if_halted
 from furnclip.clean.batch.service import TERMINAL, BatchService, LineError, OutageError, RemoteBatch
 from furnclip.clean.batch.state import BatchPart
 from furnclip.clean.workspace import CleaningLedger, Request
@@ -80,18 +80,12 @@ class Monitor:
 
     def _stop_if_blocked(self) -> None:
         """Nothing is open and something waits: say so when it waits for the user."""
-        state, waiting = self.ledger.state, self._dispatcher.waiting()
-        rows = sum(part.requests for part in waiting)
-        if state.halted:
+        stop_if_halted(self.ledger)
+        if (waiting := self._dispatcher.waiting()) and self._dispatcher.over_budget:
             raise ServiceError(
-                f"sending stopped: {state.halted}",
-                hint="fix the cause, then `furnclip clean run --ignore-errors` sends the rest "
-                f"({rows} rows wait)",
-            )
-        if waiting and self._dispatcher.over_budget:
-            raise ServiceError(
-                f"the limit of ${self._clean.max_cost_usd:g} is reached: ${state.paid.cost_usd:.4f} paid, "
-                f"{rows} rows not sent",
+                f"the limit of ${self._clean.max_cost_usd:g} is reached: "
+                f"${self.ledger.state.paid.cost_usd:.4f} paid, "
+                f"{sum(part.requests for part in waiting)} rows not sent",
                 hint="raise `clean.max_cost_usd`, or write what is there with "
                 "`furnclip clean finalize --partial`",
             )

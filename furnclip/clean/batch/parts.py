@@ -20,10 +20,10 @@ from typing import NamedTuple
 from furnclip.clean.batch.requests import Recipe, with_cap
 from furnclip.clean.batch.results import Outcome, collect
 from furnclip.clean.batch.state import BatchPart
-from furnclip.clean.workspace import CleaningLedger, Request, RequestLine, Workspace, file_digest, is_intact
+from furnclip.clean.workspace import CleaningLedger, Request, RequestLine, Workspace, is_intact
 from furnclip.config import CleaningConfig
 from furnclip.errors import InputError
-from furnclip.journal import Event, replacing
+from furnclip.journal import Event, replacing, sha256_of
 
 QUEUE_HEADROOM = 0.9  # the service counts tokens in its own way; stay below its limit
 CAP_CEILING_TOKENS = 8000
@@ -64,7 +64,7 @@ def write_parts(
     while pending is not None:
         requests: dict[str, Request] = {}
         size_bytes = tokens = 0
-        path = workspace.content(number, is_local=shared.get("backend") == "local")
+        path = workspace.content(number, str(shared.get("backend")))
         with replacing(path) as file:
             while pending is not None:
                 custom_id, content, *own_tokens = pending
@@ -85,8 +85,8 @@ def write_parts(
             "requests": len(requests),
             "size_bytes": size_bytes,
             "tokens": tokens,
-            "sha256": file_digest(path),
-            "index_sha256": file_digest(workspace.index(number)),
+            "sha256": sha256_of(path),
+            "index_sha256": sha256_of(workspace.index(number)),
             **shared,
         }
         number += 1

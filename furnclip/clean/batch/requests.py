@@ -156,28 +156,23 @@ def _shipped() -> Mapping[str, dict[str, Any]]:
 class Recipe:
     """Everything but the product that decides a request; small enough to hand to another process."""
 
+    config: CleaningConfig
     model: VisionModel
-    effort: str  # of reasoning; empty when the model takes none
-    endpoint: str
-    image_px: int
-    jpeg_quality: int
-    cap_tokens: int
     vocabulary: Vocabulary
     queries: int  # shopper queries that are asked for
 
     @classmethod
     def from_config(cls, config: CleaningConfig) -> Recipe:
-        model = find_model(config)
-        return cls(
-            model=model,
-            effort=config.effort or (model.efforts[0] if model.efforts else ""),
-            endpoint=config.endpoint if config.backend == "openai" else "/v1/chat/completions",
-            image_px=config.image_px,
-            jpeg_quality=config.jpeg_quality,
-            cap_tokens=config.max_completion_tokens,
-            vocabulary=Vocabulary.from_config(config),
-            queries=config.queries,
-        )
+        return cls(config, find_model(config), Vocabulary.from_config(config), config.queries)
+
+    @property
+    def effort(self) -> str:
+        """Of reasoning; empty when the model takes none."""
+        return self.config.effort or (self.model.efforts[0] if self.model.efforts else "")
+
+    @property
+    def endpoint(self) -> str:
+        return self.config.endpoint if self.config.backend == "openai" else "/v1/chat/completions"
 
     @cached_property
     def prompt(self) -> str:
@@ -190,7 +185,8 @@ class Recipe:
     @cached_property
     def identity(self) -> str:
         """Hash of what all requests share; the cap is left out, since a retry may raise it."""
-        facts = [self.model.id, self.effort, self.endpoint, self.image_px, self.jpeg_quality]
+        image = (self.config.image_px, self.config.jpeg_quality)
+        facts = [self.model.id, self.effort, self.endpoint, *image]
         return content_hash(json.dumps([*facts, PROMPT_VERSION, self.prompt, self.schema], sort_keys=True))
 
     @cached_property
@@ -219,7 +215,7 @@ class Recipe:
         ]
         body: dict[str, Any] = {
             "model": self.model.id,
-            self.model.cap_name: self.cap_tokens,
+            self.model.cap_name: self.config.max_completion_tokens,
             "messages": [
                 {"role": self.model.instruction_role, "content": self.prompt},
                 {"role": "user", "content": content if url else content[:1]},
@@ -239,7 +235,7 @@ class Recipe:
         ]
         body: dict[str, Any] = {
             "model": self.model.id,
-            "max_output_tokens": self.cap_tokens,
+            "max_output_tokens": self.config.max_completion_tokens,
             "instructions": self.prompt,
             "input": [{"role": "user", "content": content if url else content[:1]}],
             "text": {"format": form},
@@ -258,13 +254,13 @@ class Recipe:
 
 def request_image(content: bytes, recipe: Recipe) -> tuple[bytes, int]:
     """The JPEG to send and its estimated tokens. Raises `BrokenImage`."""
-    image = open_image(content, longest_px=recipe.image_px)
+    image = open_image(content, longest_px=recipe.config.image_px)
     width_px, height_px = (math.ceil(side / PATCH_PX) * PATCH_PX for side in image.size)
     if (width_px, height_px) != image.size:
         canvas = Image.new("RGB", (width_px, height_px), WHITE)
         canvas.paste(image, ((width_px - image.width) // 2, (height_px - image.height) // 2))
         image = canvas
-    return encode_jpeg(image, recipe.jpeg_quality), image_tokens(image.size, recipe.model)
+    return encode_jpeg(image, recipe.config.jpeg_quality), image_tokens(image.size, recipe.model)
 
 
 def image_tokens(size_px: tuple[int, int], model: VisionModel) -> int:

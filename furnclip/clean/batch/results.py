@@ -16,12 +16,13 @@ from typing import Any, Literal, NamedTuple
 from pydantic_core import from_json
 
 from furnclip.clean.batch.requests import VisionModel, find_model
-from furnclip.clean.batch.state import BatchPart, State, Usage
+from furnclip.clean.batch.state import UNSENT, BatchPart, State, Usage
 from furnclip.clean.prompt import BadAnswerError, Vocabulary, check_answer
-from furnclip.clean.workspace import CleaningLedger, Workspace, file_digest
+from furnclip.clean.workspace import CleaningLedger, Workspace
 from furnclip.config import CleaningConfig
 from furnclip.console import printable, redact
-from furnclip.journal import Event
+from furnclip.errors import ServiceError
+from furnclip.journal import Event, sha256_of
 
 _RETRYABLE_STATUS = frozenset({0, 408, 409, 425, 429})
 _DETAIL_CHARACTERS = 200
@@ -238,7 +239,7 @@ def merge(ledger: CleaningLedger, part: BatchPart) -> None:
     if part.backend == "live":
         path = ledger.workspace.live(part.number)
         usage, unconfirmed_usd = live_bill(path, model)
-        more = {"unconfirmed_usd": unconfirmed_usd, "results": {path.name: file_digest(path)}}
+        more = {"unconfirmed_usd": unconfirmed_usd, "results": {path.name: sha256_of(path)}}
     elif any(part.billed):
         usage = model.usage(part.billed, batch=True)
     else:  # the batch does not report it: the lines are added up
@@ -257,3 +258,14 @@ def halt_on_same_error(ledger: CleaningLedger, part: BatchPart, count: int, what
     """Stop sending where so large a share of a part failed alike that the next would fare no better."""
     if count >= _SAME_ERROR_ROWS and count > _SAME_ERROR_SHARE * part.requests:
         ledger.record("halted", reason=f"{count} of {part.requests} {what}")
+
+
+def stop_if_halted(ledger: CleaningLedger) -> None:
+    """Raises `ServiceError` where sending was stopped and the user has not said to go on."""
+    if ledger.state.halted:
+        rows = sum(part.requests for part in ledger.state.with_status(*UNSENT))
+        raise ServiceError(
+            f"sending stopped: {ledger.state.halted}",
+            hint="fix the cause, then `furnclip clean run --ignore-errors` sends the rest "
+            f"({rows} rows wait)",
+        )

@@ -10,6 +10,9 @@ other word stays. `find_brands` goes by the whole catalogue. A name counts when 
 of at least two kinds of things, hardly ever stands elsewhere, is made of no word that describes furniture,
 and at least once shows that it is a name: set apart ("Nor - oak chair"), in capitals or in CamelCase. Do not
 trust it for a catalogue of a few rows or for names that are plain words ("Habitat chair").
+
+`settled` also writes shopper queries, of attributes and everyday words. Nothing is drawn by lot: the same
+values give the same queries.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import html
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from itertools import chain
@@ -35,6 +38,8 @@ SOURCE = "local:rules-3"
 IMAGE_PX = 64  # enough to judge a color
 _CLEARLY = 0.6  # share of the product's pixels that overrules the title
 _HARDLY = 0.04  # share under which a color named in the title is not on the image
+_TITLE_WORDS = 4  # of a title that stands in for a type in a query
+_VAGUE = frozenset({"", UNKNOWN, "other"})
 
 
 @cache
@@ -290,3 +295,46 @@ def _describing() -> frozenset[str]:
 def _describes(word: str) -> bool:
     """Whether it is one of these words, or each of the words that hyphens make of it is."""
     return _describing().issuperset(words_of(word))
+
+
+def settled(written: Sequence[str], values: Mapping[str, str], names: Sequence[str], count: int) -> list[str]:
+    """The first `count` of what was written, and of what rules make of the values where that is too little.
+
+    names: of makers, series and numbers; a query that has one of them is dropped.
+    """
+    spaced = [f" {' '.join(words_of(name))} " for name in names]
+    kept: dict[str, None] = {}
+    for query in chain(written, made(values)):
+        text = f" {' '.join(words_of(query))} "
+        if len(kept) < count and not any(name in text for name in spaced):
+            kept[query] = None
+    return list(kept)
+
+
+def made(values: Mapping[str, str]) -> Iterator[str]:
+    """A plain query, one with style or use, one in everyday words, and more of the kind."""
+    known = {name: value for name, value in values.items() if value not in _VAGUE}
+    title = known.get("clean_title", "")
+    kind = known.get("object_type") or _without_measures(title)
+    color, material, style = (known.get(name, "") for name in ("color", "material", "style"))
+    everyday = lexicon()["everyday"].get(kind) or [kind]
+    name = everyday[sum(map(ord, title)) % len(everyday)]
+    of_material = lexicon()["made_of"].get(material, material)
+    rooms = (room for room, kinds in lexicon()["rooms"].items() if kind in kinds)
+    room = next(rooms, "")
+    use = f"{color or material} {kind} for the {room}" if room else f"{color} {material} {kind}"
+    asked = (
+        f"{color or material} {kind}",
+        f"{style} {material} {kind}" if style else use,
+        f"{color} {of_material} {name}" if name != kind else f"{kind} {color} {of_material}",
+        f"{color} {material} {kind}",
+        f"{of_material} {name}",
+        kind,
+        _without_measures(title),
+    )
+    yield from dict.fromkeys(" ".join(query.split()) for query in asked if query.split())
+
+
+def _without_measures(title: str) -> str:
+    words = [word for word in title.split() if not any(map(str.isdigit, word))]
+    return " ".join(words[:_TITLE_WORDS])
