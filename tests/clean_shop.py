@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from furnclip.clean.batch.state import State, apply
-from furnclip.cli.commands import app
 from tests.batch_server import BatchServer
-from tests.conftest import Outcome
+from tests.conftest import Outcome, invoke
 from tests.drawn_shop import write_shop
 
 
@@ -29,11 +27,13 @@ class CleanShop:
     products: int
 
     def run(self, *args: str, env: Mapping[str, str] | None = None) -> Outcome:
+        """`furnclip clean ARGS` in the shop's folder."""
+        return self.furnclip("clean", *args, env=env)
+
+    def furnclip(self, *args: str, env: Mapping[str, str] | None = None) -> Outcome:
         with self.monkeypatch.context() as patch:
             patch.chdir(self.folder)
-            for name, value in (env or {}).items():
-                patch.setenv(name, value)
-            result = CliRunner().invoke(app, ["clean", *args])
+            result = invoke(*args, env=env)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Outcome(result.exit_code, result.stdout, result.stderr)
@@ -69,6 +69,18 @@ class CleanShop:
         assert self.rejected == dict(rejected or {})
         assert not self.cleaned.keys() & self.rejected.keys()
         assert len(self.table("cleaned.csv")) + len(self.table("rejected.csv")) == self.products
+
+
+@pytest.fixture
+def server() -> Iterator[BatchServer]:
+    with BatchServer() as running:
+        yield running
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> CleanShop:
+    """A shop with as many products as the module's `PRODUCTS` says."""
+    return make_shop(tmp_path / "shop", monkeypatch, products=getattr(request.module, "PRODUCTS", 6))
 
 
 def make_shop(folder: Path, monkeypatch: pytest.MonkeyPatch, *, products: int) -> CleanShop:

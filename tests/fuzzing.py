@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from typer.testing import CliRunner, Result
+from click.testing import Result
 
-from furnclip.cli.commands import app
+from tests.conftest import invoke as furnclip
 from tests.drawn_shop import rows, write_shop
 
 PRODUCTS = 24
@@ -56,7 +56,7 @@ def write_feeds(folder: Path) -> None:
 
 
 def invoke(folder: Path, words: tuple[str, ...], **variables: str) -> Result:
-    return CliRunner(env=variables).invoke(app, [*words, "--config", str(folder / "furnclip.toml")])
+    return furnclip(*words, "--config", folder / "furnclip.toml", env=variables)
 
 
 def versions() -> range:

@@ -19,7 +19,6 @@ import pytest
 from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from furnclip import ArenaApp
 from furnclip.arena import VoteBook, compute_standings, sheet
@@ -29,7 +28,6 @@ from furnclip.arena.session import View, compose
 from furnclip.arena.sheet import ContactSheets, arrange
 from furnclip.arena.standings import majority
 from furnclip.arena.votes import Agreed, Contest, Vote
-from furnclip.cli.commands import app as command
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, JournalError, MissingStageError, ModelMismatchError, UsageError
 from furnclip.images import load_square
@@ -37,7 +35,7 @@ from furnclip.journal import write_json
 from furnclip.vectors.parquet import ModelProvenance
 from furnclip.viewers import Window
 from tests.arena_contest import product, write_contest, write_vectors
-from tests.conftest import Cli
+from tests.conftest import Cli, invoke
 from tests.drawn_shop import captions
 
 MODELS = ("base", "tuned", "third")
@@ -657,8 +655,8 @@ def test_a_careful_rater_is_consistent() -> None:
 
 
 def run(*args: str) -> Result:
-    """`furnclip arena ARGS` in this process, which saves seconds of starting one."""
-    return CliRunner().invoke(command, ["arena", *args])
+    """`furnclip arena ARGS` in this process."""
+    return invoke("arena", *args)
 
 
 def test_stats_export_and_page_through_the_command(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,21 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from typer.main import get_command
 
 from furnclip import ArenaApp
 from furnclip.arena import VoteBook
 from furnclip.catalogue.rows import unescape
-from furnclip.cli.commands import app
 from furnclip.config import load_config
 from furnclip.errors import InputError
 from furnclip.journal import write_json
 from tests.arena_contest import write_contest
+from tests.conftest import invoke
 
 MUTATIONS = 10_000 if os.environ.get("FURNCLIP_FULL") else 100
 Event = dict[str, Any]
-COMMAND = get_command(app)  # built once: typer takes longer for it than the command runs
 # Lines of the votes file that `voted` makes; the first one is the contest, the last but one an undo.
 FIRST_VOTE, SECOND_VOTE, UNDO = 2, 3, 8
 
@@ -87,7 +84,7 @@ class Damaged:
 
     def run(self, *args: str) -> Said:
         """`furnclip arena ARGS`; fails on a traceback."""
-        result = CliRunner().invoke(COMMAND, ["arena", *args])
+        result = invoke("arena", *args)
         assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
         return Said(result.exit_code, result.stdout, " ".join(result.stderr.split()))
 

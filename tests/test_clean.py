@@ -9,7 +9,6 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from multiprocessing import connection
 from pathlib import Path
 
@@ -28,20 +27,10 @@ from furnclip.errors import JournalError
 from tests import clean_child
 from tests.batch_server import KEY, BatchServer, Fault
 from tests.clean_shop import CleanShop, fold, make_shop, with_parts_of
-from tests.conftest import Cli
+from tests.clean_shop import server as server
+from tests.clean_shop import shop as shop
 
 FULL = os.environ.get("FURNCLIP_FULL") == "1"
-
-
-@pytest.fixture
-def server() -> Iterator[BatchServer]:
-    with BatchServer() as running:
-        yield running
-
-
-@pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CleanShop:
-    return make_shop(tmp_path / "shop", monkeypatch, products=6)
 
 
 # --- the steps
@@ -140,7 +129,7 @@ NOTHING_USABLE = {
 @pytest.mark.parametrize("reason", NOTHING_USABLE)
 @pytest.mark.parametrize("backend", ["local", "openai"])
 def test_nothing_cleaned_is_a_failure(
-    shop: CleanShop, server: BatchServer, cli: Cli, reason: str, backend: str
+    shop: CleanShop, server: BatchServer, reason: str, backend: str
 ) -> None:
     """Exit 1, the reason with its count, the file to open; and the next commands tell the same."""
     products = shop.folder / "products.csv"
@@ -159,7 +148,7 @@ def test_nothing_cleaned_is_a_failure(
         assert "rejected.csv` has the reason of each row" in stopped.stderr
     assert not server.calls
     for command in (["prepare"], ["prepare", "--check"], ["clean", "review"]):
-        following = cli(*command, cwd=shop.folder)
+        following = shop.furnclip(*command)
         assert following.code == 1
         assert "rejected.csv` has the reason of each row" in following.stderr
         assert "export the catalogue" not in following.stderr

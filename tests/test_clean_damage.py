@@ -10,7 +10,7 @@ import copy
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,9 @@ import pytest
 
 from furnclip.journal import aside_name
 from tests.batch_server import BatchServer
-from tests.clean_shop import CleanShop, make_shop, with_parts_of
-
-
-@pytest.fixture
-def server() -> Iterator[BatchServer]:
-    with BatchServer() as running:
-        yield running
-
-
-@pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CleanShop:
-    return make_shop(tmp_path / "shop", monkeypatch, products=6)
+from tests.clean_shop import CleanShop, with_parts_of
+from tests.clean_shop import server as server
+from tests.clean_shop import shop as shop
 
 
 def cut(path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -17,17 +16,8 @@ import pytest
 
 from tests.batch_server import KEY, BatchServer, Fault
 from tests.clean_shop import CleanShop, make_shop, with_parts_of
-
-
-@pytest.fixture
-def server() -> Iterator[BatchServer]:
-    with BatchServer() as running:
-        yield running
-
-
-@pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CleanShop:
-    return make_shop(tmp_path / "shop", monkeypatch, products=6)
+from tests.clean_shop import server as server
+from tests.clean_shop import shop as shop
 
 
 def days_from_now(days: int) -> str:

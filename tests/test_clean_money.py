@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,13 @@ import pytest
 
 from tests import clean_child
 from tests.batch_server import BatchServer, Fault
-from tests.clean_shop import CleanShop, make_shop, with_parts_of
+from tests.clean_shop import CleanShop, with_parts_of
+from tests.clean_shop import server as server
+from tests.clean_shop import shop as shop
 from tests.drawn_shop import write_shop
 from tests.small_disk import small_disk
 
 PRODUCTS = 12
-
-
-@pytest.fixture
-def server() -> Iterator[BatchServer]:
-    with BatchServer() as running:
-        yield running
-
-
-@pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CleanShop:
-    return make_shop(tmp_path / "shop", monkeypatch, products=PRODUCTS)
 
 
 def live(server: BatchServer, **more: object) -> dict[str, str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,20 +13,11 @@ from furnclip.clean.prompt import PROMPT
 from furnclip.config import CleaningConfig
 from furnclip.relevance import shopper_queries
 from tests.batch_server import BatchServer
-from tests.clean_shop import CleanShop, make_shop
+from tests.clean_shop import CleanShop
+from tests.clean_shop import server as server
+from tests.clean_shop import shop as shop
 
 PRODUCTS = 4
-
-
-@pytest.fixture
-def server() -> Iterator[BatchServer]:
-    with BatchServer() as running:
-        yield running
-
-
-@pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CleanShop:
-    return make_shop(tmp_path / "shop", monkeypatch, products=PRODUCTS)
 
 
 def with_queries(count: int, server: BatchServer | None = None) -> dict[str, str]:

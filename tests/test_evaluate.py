@@ -20,11 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
 
 from examples.make_tiny_clip import build_tiny_clip
 from furnclip.catalogue import content_hash
-from furnclip.cli.commands import app
 from furnclip.config import Config, load_config
 from furnclip.evaluate.tasks import Split, build_requests, build_tasks, read_split
 from furnclip.images import encode_jpeg
@@ -34,6 +33,7 @@ from furnclip.shards import Manifest, Sample, ShardDataset, write_manifest
 from furnclip.shards.manifest import ShardInfo, SplitInfo
 from furnclip.shards.tar import write_shard
 from tests import drawn_shop
+from tests.conftest import invoke
 from tests.test_embed_faults import interrupted
 
 PRODUCTS = 40
@@ -111,7 +111,7 @@ def shop(catalogue: Path, tmp_path: Path) -> Path:
 
 
 def run_eval(folder: Path, *args: str) -> Result:
-    return CliRunner().invoke(app, ["eval", "--config", str(folder / "furnclip.toml"), *args])
+    return invoke("eval", "--config", folder / "furnclip.toml", *args)
 
 
 def evaluated(folder: Path, *args: str) -> Any:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from furnclip.cli.commands import app
+from tests.conftest import invoke
 from tests.test_evaluate import CONFIG, add_run, drawn_samples, write_shards
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -30,7 +29,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> str:
     add_run(folder, "first", seed=1)
     add_run(folder, "a-run-with-quite-a-long-name", seed=2)
     runs = ("--run", "first", "--run", "a-run-with-quite-a-long-name")
-    result = CliRunner().invoke(app, ["eval", "--config", str(folder / "furnclip.toml"), *runs])
+    result = invoke("eval", "--config", folder / "furnclip.toml", *runs)
     assert result.exit_code == 0, result.stderr
     return (folder / "work" / "eval" / "report.html").read_text(encoding="utf-8")
 
