@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command("prepare", epilog="Example: furnclip prepare --check && furnclip prepare --upload")(prepare)
 
 
-@sets("prepare.workers", "storage.bucket", "storage.prefix")
+@sets("prepare.workers", "prepare.engine", "storage.bucket", "storage.prefix")
 def prepare(
     *,
     flags: Flags,

@@ -67,7 +67,7 @@ def evaluate(
     console.emit(payload, as_json=as_json, human=show)
 
 
-@sets("model.name", "embed.batch_size", "embed.dtype")
+@sets("model.name", "embed.batch_size", "embed.dtype", "embed.engine")
 def embed(
     *,
     flags: Flags,

@@ -48,6 +48,11 @@ def environment_variables() -> Mapping[str, str]:
     return os.environ
 
 
+def without_ray_telemetry() -> None:
+    """Keep Ray from reporting its use to its makers, unless the user has decided otherwise."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
 @dataclass(frozen=True)
 class Launch:
     """This process among `count`; `ignored` says which variables were set without torchrun, if any."""

@@ -229,6 +229,8 @@ class PrepConfig(_Section):
     """products in `mini_train`, a small stratified sample of the training split for quick trials"""
     workers: NonNegativeInt = 0
     """worker processes that decode images; 0: one per core"""
+    engine: Literal["local", "ray"] = "local"
+    """where images are decoded: `local` or `ray`, on the cluster of RAY_ADDRESS; needs the `ray` extra"""
 
 
 class TrainingConfig(_Section):
@@ -323,6 +325,8 @@ class EmbeddingConfig(_Section):
     """weight of the image in the fused vector, 0 to 1; `auto`: chosen on the validation split"""
     workers: NonNegativeInt = 0
     """threads that decode images; 0: one per core"""
+    engine: Literal["local", "ray"] = "local"
+    """where models run: `local` or `ray`, on the cluster of RAY_ADDRESS; needs the `ray` extra"""
 
 
 class EvaluationConfig(_Section):

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,19 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _MOST_BATCHES = 16  # encoded at once; each takes some 60 MB beside the weights of a ViT-B/32
 Place = tuple[str, int]  # a split, and which of its samples
+Encoded = tuple[pa.Table, dict[str, int]]  # a row group, and how many products' images were encoded, by label
+Encodes = Callable[[Iterable[int]], Iterator[Encoded]]  # numbers of row groups -> each, in order
+
+
+class RowGroup(NamedTuple):
+    """Some of the samples of one shard."""
+
+    split: str
+    rows: range
+
+    def places(self) -> Iterator[Place]:
+        """Each of them."""
+        return ((self.split, row) for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -68,13 +81,13 @@ class ShardReader:
         # By the shop's own word: groups of the splits hold near-duplicates too, which are other products.
         named = (config.paths.group_column, config.paths.parent_column)
         self._group_columns = [column for name in named if name for column in (name, renamed_column(name))]
-        self.row_groups: list[list[Place]] = []
+        self.row_groups: list[RowGroup] = []
         for split, dataset in self._datasets.items():
             end = 0
             for shard in dataset.shards:
                 start, end, most = end, end + shard.samples, config.embed.row_group_rows
                 for first in range(start, end, most):
-                    self.row_groups.append([(split, row) for row in range(first, min(first + most, end))])
+                    self.row_groups.append(RowGroup(split, range(first, min(first + most, end))))
 
     def __len__(self) -> int:
         return sum(map(len, self._datasets.values()))
@@ -139,8 +152,8 @@ class RowGroupEncoder:
             return row
         return replace(row, images=tuple(map(open_image, sample.images)))
 
-    def encode(self, decoded: Iterable[Row], count: int) -> tuple[pa.Table, dict[str, int]]:
-        """The row group of these `count` rows, and how many products' images were encoded, by label.
+    def encode(self, decoded: Iterable[Row], count: int) -> Encoded:
+        """The row group of these `count` rows.
 
         Images are freed batch by batch.
         """

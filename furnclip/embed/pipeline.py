@@ -9,7 +9,7 @@
 
 Under `torchrun`, process r of w encodes every w-th row group into a folder that all of them see. They
 meet twice, by a collective of torch: to learn the plan, and when all row groups are done; then process 0
-finishes the work.
+finishes the work. On Ray (`far`), the cluster encodes and this process writes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import chain, islice
 from pathlib import Path
 
 import torch.distributed as dist
@@ -32,22 +30,23 @@ from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.config import Config, torchrun_launch
 from furnclip.config.environment import Launch
-from furnclip.embed.encoding import RowGroupEncoder, ShardReader, encoding_threads, map_ahead
+from furnclip.embed.encoding import Encodes, ShardReader
+from furnclip.embed.far import cluster
 from furnclip.embed.parts import PartFolder, write_row_groups, write_vectors
 from furnclip.embed.plan import (
     PREPROCESSING,
+    encoding,
     fused_provenance,
     load_models,
+    make_plan,
     place,
     read_or_make_plan,
-    stored_vectors,
 )
-from furnclip.errors import FurnclipError
+from furnclip.errors import FurnclipError, UsageError
 from furnclip.journal import Journal, encode_event, keep_copy, read_journal, replacing, sweep
 from furnclip.model import Clip
 from furnclip.model.export import write_beside
 from furnclip.model.precision import release_freed
-from furnclip.parallel import cores
 from furnclip.vectors import Provenance, VectorTable, read_provenance
 from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
 from furnclip.vectors.parquet import open_parquet
@@ -91,6 +90,9 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> EmbedSummary:
     if launch.ignored:
         console.warn(launch.ignored)
     sweep(config.paths.embeddings)
+    if config.embed.engine == "ray" and launch.count > 1:
+        hint = "start `furnclip embed` without torchrun: the cluster has the processes"
+        raise UsageError("torchrun and `embed.engine` = ray at once", hint=hint)
     location = index_location(config)  # a bucket that refuses is reported now, not when all is encoded
     journal_path = config.paths.embeddings / f"journal-{launch.rank}.jsonl"
     with Journal(journal_path) as journal, _together(launch):
@@ -131,12 +133,16 @@ def _together(launch: Launch) -> Iterator[None]:
 class _Work:
     """The steps of one process, and what they share."""
 
+    plan: Provenance
+
     def __init__(self, config: Config, run: str | None, launch: Launch) -> None:
         self.config = config
         self.launch = launch
+        self.run = run
         self.reader = ShardReader(config)
         start = time.monotonic()
-        self.clips = load_models(config, run)
+        self.here = _without_device(config) if config.embed.engine == "ray" else config
+        self.clips = load_models(self.here, run)
         loading_s = time.monotonic() - start
         self.key, products = _key(self.reader, self.clips, config), len(self.reader)
         row_groups = len(self.reader.row_groups)
@@ -148,55 +154,53 @@ class _Work:
 
     def encode(self, journal: Journal) -> None:
         """Encode the row groups of this process's share that have no part yet."""
+        if self.config.embed.engine == "ray":
+            with cluster(self.config, self.run, self.key) as far:
+                self._settle(far.make_plan)
+                self._encode(journal, far.encodes(self.plan))
+        else:
+            self._settle(lambda: make_plan(self.key, self.reader, self.clips, self.config))
+            with encoding(self.config, self.reader, self.clips, self.plan) as encodes:
+                self._encode(journal, encodes)
+
+    def _settle(self, make: Callable[[], Provenance]) -> None:
+        """Agree on the plan, which process 0 has read or made, and place the models by it."""
         start = time.monotonic()
-        config, summary, folder, launch = self.config, self.summary, self.folder, self.launch
-        plan = self.plan = self._agreed_plan()
-        for label, model in plan.models.items():
-            self.clips[label] = place(self.clips[label], model.precision, config)
-        summary.loading_s += time.monotonic() - start
+        plans: list[Provenance | None] = [None]
+        if self.launch.rank == 0:
+            plans = [read_or_make_plan(self.folder, self.clips, make)]
+        if self.launch.count > 1:
+            dist.broadcast_object_list(plans)
+        assert plans[0] is not None
+        self.plan = plans[0]
+        for label, model in self.plan.models.items():
+            self.clips[label] = place(self.clips[label], model.precision, self.here)
+        self.summary.loading_s += time.monotonic() - start
+
+    def _encode(self, journal: Journal, encodes: Encodes) -> None:
+        summary, folder, launch = self.summary, self.folder, self.launch
         share = range(launch.rank, summary.row_groups, launch.count)
-        folder.drop_damaged(share, plan, lambda number: len(self.reader.row_groups[number]))
-        known = {
-            label: stored_vectors(config.paths.embeddings, model.fingerprint, model.precision)
-            for label, model in plan.models.items()
-        }
+        groups = self.reader.row_groups
+        folder.drop_damaged(share, self.plan, lambda number: len(groups[number].rows))
         todo = [number for number in share if not folder.is_done(number)]
-        batch_size = min(config.embed.batch_size, summary.products)
-        with (
-            console.progress("embedding", total=summary.products, unit="products") as meter,
-            _decoding_threads(config) as pool,
-            encoding_threads(self.clips.values()) as (encoding_pool, threads),
-        ):
-            row_groups = self.reader.row_groups
-            encoder = RowGroupEncoder(
-                self.reader, self.clips, known, plan, encoding_pool, threads, batch_size
-            )
-            wanted = list(chain.from_iterable(row_groups[number] for number in todo))
-            meter.advance(summary.products - len(wanted))
-            decoded = map_ahead(pool, encoder.decode, wanted, ahead=(threads + 1) * batch_size)
+
+        def begun() -> Iterator[int]:
             for number in todo:
-                journal.append({"event": "begun", "key": plan.key, "row_group": number})
-                rows = len(row_groups[number])
-                table, encoded = encoder.encode(islice(decoded, rows), rows)
+                journal.append({"event": "begun", "key": self.key, "row_group": number})
+                yield number
+
+        with console.progress("embedding", total=summary.products, unit="products") as meter:
+            meter.advance(summary.products - sum(len(groups[number].rows) for number in todo))
+            for number, (table, encoded) in zip(todo, encodes(begun()), strict=True):
                 with replacing(folder.part(number)) as file:
                     write_row_groups(file, table.schema, [table])
                 summary.encoded.update(encoded)
-                meter.advance(rows)
+                meter.advance(table.num_rows)
         if launch.count > 1:
             dist.barrier()
         summary.row_groups_encoded = len(todo)
         for event in read_journal(journal.path):
             summary.row_groups_begun = summary.row_groups_begun + 1 if event.get("event") == "begun" else 0
-
-    def _agreed_plan(self) -> Provenance:
-        """The plan that process 0 has read or made."""
-        plans: list[Provenance | None] = [None]
-        if self.launch.rank == 0:
-            plans = [read_or_make_plan(self.folder, self.reader, self.clips, self.config)]
-        if self.launch.count > 1:
-            dist.broadcast_object_list(plans)
-        assert plans[0] is not None
-        return plans[0]
 
     def finish(self) -> None:
         """Write what is made of all parts together."""
@@ -214,13 +218,14 @@ class _Work:
 def _key(reader: ShardReader, clips: Mapping[str, Clip], config: Config) -> str:
     """A hash of every input and setting that the vector file depends on."""
     models = {label: (clip.name, clip.fingerprint) for label, clip in clips.items()}
-    settings = config.embed.model_dump(exclude={"workers"})
+    settings = config.embed.model_dump(exclude={"workers", "engine"})
     parts = [models, settings, config.model.precision, PREPROCESSING]
     return content_hash(reader.content, json.dumps(parts, default=str))
 
 
-def _decoding_threads(config: Config) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(config.embed.workers or cores())
+def _without_device(config: Config) -> Config:
+    """For the driver of a cluster, whose models encode no more than a few requests."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"device": "cpu"})})
 
 
 def _missing(vectors: Path) -> Iterator[dict[str, str]]:

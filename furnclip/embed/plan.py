@@ -14,8 +14,10 @@ towards the text; set `embed.image_weight` where customers search by image. With
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +29,14 @@ from PIL import Image
 from furnclip import __version__, console
 from furnclip.catalogue import ATTRIBUTES, catalogue_path
 from furnclip.config import Config, EmbeddingConfig
-from furnclip.embed.encoding import ShardReader
+from furnclip.embed.encoding import (
+    Encoded,
+    Encodes,
+    RowGroupEncoder,
+    ShardReader,
+    encoding_threads,
+    map_ahead,
+)
 from furnclip.embed.parts import PartFolder
 from furnclip.errors import InputError, ModelError
 from furnclip.features import StoredVectors
@@ -36,6 +45,7 @@ from furnclip.journal import read_json, write_text
 from furnclip.metrics.retrieval import average_precision, every_rank
 from furnclip.model import Clip, latest_run, load_clip
 from furnclip.model.precision import can_pack, choose_precision, pack
+from furnclip.parallel import cores
 from furnclip.relevance import OF_A_KIND, attribute_queries, known_attributes, positives
 from furnclip.runs import PrecisionChoice
 from furnclip.shards import read_manifest
@@ -70,12 +80,12 @@ def _load_exact(name: str, config: Config) -> Clip:
 
 
 def read_or_make_plan(
-    folder: PartFolder, reader: ShardReader, clips: Mapping[str, Clip], config: Config
+    folder: PartFolder, clips: Mapping[str, Clip], make: Callable[[], Provenance]
 ) -> Provenance:
     """The plan in `folder`, made where there is none."""
     plan = _read_plan(folder, clips)
     if plan is None:
-        plan = _make_plan(folder.key, reader, clips, config)
+        plan = make()
         write_text(folder.plan, plan.model_dump_json(indent=2) + "\n")
     return plan
 
@@ -91,7 +101,8 @@ def _read_plan(folder: PartFolder, clips: Mapping[str, Clip]) -> Provenance | No
     return plan if plan.key == folder.key and planned == wanted else None
 
 
-def _make_plan(key: str, reader: ShardReader, clips: Mapping[str, Clip], config: Config) -> Provenance:
+def make_plan(key: str, reader: ShardReader, clips: Mapping[str, Clip], config: Config) -> Provenance:
+    """The plan for these models, where they are now."""
     images, captions = _sample(reader)
     wanted = None if config.model.precision == "auto" else config.model.precision
     models = {}
@@ -124,11 +135,39 @@ def stored_vectors(embeddings: Path, fingerprint: str, precision: str | None) ->
     return StoredVectors(files, fingerprint, precision=precision)
 
 
+@contextmanager
+def encoding(
+    config: Config, reader: ShardReader, clips: Mapping[str, Clip], plan: Provenance
+) -> Iterator[Encodes]:
+    """Threads that encode row groups with these models, which are placed as planned."""
+    known = {
+        label: stored_vectors(config.paths.embeddings, model.fingerprint, model.precision)
+        for label, model in plan.models.items()
+    }
+    batch_size = min(config.embed.batch_size, len(reader))
+    with (
+        ThreadPoolExecutor(config.embed.workers or cores()) as decoding_pool,
+        encoding_threads(clips.values()) as (pool, threads),
+    ):
+        encoder = RowGroupEncoder(reader, clips, known, plan, pool, threads, batch_size)
+
+        def tables(numbers: Iterable[int]) -> Iterator[Encoded]:
+            ahead, wanted = tee(reader.row_groups[number] for number in numbers)
+            places = chain.from_iterable(group.places() for group in ahead)
+            decoded = map_ahead(decoding_pool, encoder.decode, places, ahead=(threads + 1) * batch_size)
+            for group in wanted:
+                rows = len(group.rows)
+                yield encoder.encode(islice(decoded, rows), rows)
+
+        yield tables
+
+
 def _sample(reader: ShardReader) -> tuple[list[Image.Image], list[str]]:
     """Images and captions of the first products that have both."""
     images: list[Image.Image] = []
     captions: list[str] = []
-    for place in islice(chain.from_iterable(reader.row_groups), _SAMPLE_SEARCHED):
+    places = chain.from_iterable(group.places() for group in reader.row_groups)
+    for place in islice(places, _SAMPLE_SEARCHED):
         _, sample = reader.read(place)
         if sample.images and sample.caption:
             images.append(open_image(sample.image_bytes))

@@ -208,7 +208,7 @@ class _Preparation:
                 name: describe_split(folder, [shard for shard in planned if shard.split == name])
                 for name in FOLDERS
             },
-            settings=settings.model_dump(exclude={"workers"}),
+            settings=settings.model_dump(exclude={"workers", "engine"}),
             leaks=leak_report(ties, assignment, by_column=by_column),
             columns=catalogue.columns,
             rejected=_counted(self.rejections),

@@ -102,7 +102,8 @@ def decoders(settings: PrepConfig) -> Decoders:
         jpeg_quality=settings.jpeg_quality,
         max_images=settings.max_images,
     )
-    return Workers(decode, settings.workers, memory_mb=DECODER_MEMORY_MB, setting="prepare.workers")
+    memory_mb, engine = DECODER_MEMORY_MB, settings.engine
+    return Workers(decode, settings.workers, memory_mb=memory_mb, setting="prepare.workers", engine=engine)
 
 
 @dataclass

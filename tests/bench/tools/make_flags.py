@@ -21,6 +21,8 @@ SETTINGS = {
     **dict.fromkeys(
         ("clean.backend", "clean.model", "clean.max_cost_usd", "clean.fallback", "prepare.workers"), ""
     ),
+    "prepare.engine": "",
+    "embed.engine": "",
     **dict.fromkeys(("train.scenario", "train.epochs", "train.lr", "train.effective_batch_size"), ""),
     **dict.fromkeys(("train.micro_batch_size", "train.lora_r", "train.lora_alpha", "train.lora_dropout"), ""),
     **dict.fromkeys(("train.loss", "train.augment", "train.seed", "train.patience", "train.mini_train"), ""),

@@ -1,4 +1,4 @@
-"""The same function over many items, in order: in this process, or on local worker processes.
+"""The same function over many items, in order: in this process, on local worker processes, or on Ray.
 
     with Workers(decode_image, processes=4) as workers:
         for image in workers.map(tasks):
@@ -6,7 +6,8 @@
 
 Results come in the order of the items, and only a bounded number of items is in flight, so memory does
 not grow with their number. Starting processes takes as long as importing furnclip: the first tasks are
-done here, and so is what comes before the first process answers.
+done here, and so is what comes before the first process answers. On Ray (`on_ray`) the results come back to
+this process, which alone writes.
 
 One rule for signals: Ctrl-C is the parent's to handle, workers ignore SIGINT; when the parent ends, by
 whatever signal, they end with it.
@@ -20,15 +21,20 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
-from furnclip.errors import FurnclipError
+from furnclip.errors import FurnclipError, UsageError
+
+if TYPE_CHECKING:
+    from furnclip.parallel.on_ray import RayPool
 
 Item = TypeVar("Item")
 Task = TypeVar("Task")
@@ -49,6 +55,7 @@ class Workers(Generic[Task, Result]):
     processes: 0 for one a core, as far as the free memory allows `memory_mb` for each.
     here_first: tasks that are done in this process before others are started.
     setting: the name of the setting that holds `processes`, for the hint of an error.
+    engine: where the processes are. on_devices: on Ray, one process a GPU; the function holds a model.
     """
 
     def __init__(
@@ -59,8 +66,15 @@ class Workers(Generic[Task, Result]):
         memory_mb: int = 0,
         here_first: int = 64,
         setting: str = "workers",
+        engine: Literal["local", "ray"] = "local",
+        on_devices: bool = False,
     ) -> None:
+        if engine == "ray" and not find_spec("ray"):
+            raise UsageError("Ray is not installed", hint='run `pip install "furnclip[ray]"`')
         self._function = function
+        self._on_ray = engine == "ray"
+        self._on_devices = on_devices
+        self._memory_mb = memory_mb
         possible = cores()
         if memory_mb and (free_mb := _free_memory_mb()) is not None:
             possible = max(1, min(possible, free_mb // memory_mb))
@@ -70,6 +84,7 @@ class Workers(Generic[Task, Result]):
         self._seen = 0
         self._pool: ProcessPoolExecutor | None = None
         self._starter: threading.Thread
+        self._ray: RayPool | None = None
 
     def __enter__(self) -> Workers[Task, Result]:
         return self
@@ -78,6 +93,8 @@ class Workers(Generic[Task, Result]):
         if self._pool is not None:
             self._starter.join()
             self._pool.shutdown(cancel_futures=True)
+        if self._ray is not None:
+            self._ray.close()
 
     def map(
         self, tasks: Iterable[Task], *, name_of: Callable[[Task], str] = str, chunk_items: int = 16
@@ -106,9 +123,10 @@ class Workers(Generic[Task, Result]):
             while (chunk := list(islice(iterator, chunk_items))) or waiting:
                 if chunk:
                     tasks = [task_of(item) for item in chunk]
-                    future = self._submit([task for task in tasks if task is not None])
-                    waiting.append((chunk, [task is not None for task in tasks], future))
-                if not chunk or len(waiting) > self._processes * _CHUNKS_AHEAD:
+                    outcomes = self._submit([task for task in tasks if task is not None])
+                    waiting.append((chunk, [task is not None for task in tasks], outcomes))
+                size = self._ray.size if self._ray else self._processes
+                if not chunk or len(waiting) > size * _CHUNKS_AHEAD:
                     yield from _finished(*waiting[0], name_of)
                     waiting.popleft()
         except BrokenProcessPool:
@@ -121,15 +139,24 @@ class Workers(Generic[Task, Result]):
 
     def _submit(self, tasks: list[Task]) -> _Outcomes[Result]:
         self._seen += len(tasks)
-        worth_a_pool = self._processes > 1 and self._seen > self._here_first
-        if tasks and worth_a_pool and (pool := self._started()):
-            try:
-                return pool.submit(_run_in_worker, tasks)
-            except OSError as error:  # it starts another process just when one was killed
-                raise BrokenProcessPool(str(error)) from error
-        future: _Outcomes[Result] = Future()
-        future.set_result(_run(self._function, tasks))
-        return future
+        if tasks and self._seen > self._here_first:
+            if self._on_ray:
+                return self._cluster().submit(tasks)
+            if self._processes > 1 and (pool := self._started()):
+                try:
+                    return pool.submit(_run_in_worker, tasks).result
+                except OSError as error:  # it starts another process just when one was killed
+                    raise BrokenProcessPool(str(error)) from error
+        outcomes = _run(self._function, tasks)
+        return lambda: outcomes
+
+    def _cluster(self) -> RayPool:
+        if self._ray is None:
+            from furnclip.parallel.on_ray import RayPool  # seconds to import
+
+            run = partial(_run, self._function)
+            self._ray = RayPool(run, self._processes, memory_mb=self._memory_mb, on_devices=self._on_devices)
+        return self._ray
 
     def _started(self) -> ProcessPoolExecutor | None:
         """The pool, or None while its first process is on its way."""
@@ -169,14 +196,14 @@ class _Failure:
         )
 
 
-_Outcomes = Future["list[Result | _Failure]"]  # of a chunk: results up to the first failure
+_Outcomes = Callable[[], "list[Result | _Failure]"]  # of a chunk: results up to the first failure
 
 
 def _finished(
-    items: list[Item], has_task: list[bool], future: _Outcomes[Result], name_of: Callable[[Item], str]
+    items: list[Item], has_task: list[bool], wait: _Outcomes[Result], name_of: Callable[[Item], str]
 ) -> Iterator[tuple[Item, Result | None]]:
     """Each item with its result; raises what the function raised for one, after those before it."""
-    outcomes = iter(future.result())
+    outcomes = iter(wait())
     for item, awaits_result in zip(items, has_task, strict=True):
         outcome = next(outcomes) if awaits_result else None
         if isinstance(outcome, _Failure):
