@@ -148,8 +148,10 @@ class Guard:
         if self._token and scope["path"] not in _OPEN_PATHS:
             given = _given_token(headers.get("authorization", ""))
             if not hmac.compare_digest(given, self._token):
-                hint = "send it as `Authorization: Bearer TOKEN`, or as the password of a browser's login"
+                hint = "send it after `Bearer` in `Authorization`, or as the password of a browser's login"
                 raise Refused(401, "the token is missing or wrong", hint=hint)
+        if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may take the other
+            raise Refused(400, "the request tells two lengths", hint="send `Content-Length` alone")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._most_bytes:
             raise self._too_large()
@@ -214,7 +216,7 @@ class _Answer:
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
             headers.setdefault("cache-control", "no-store")
-            if self._draining or self.status == 413:  # what is left of the body is not read
+            if self._draining or self.status in (400, 413):  # what is left of the body is not read
                 headers["connection"] = "close"
         self.bytes += len(message.get("body", b""))
         await self._send(message)

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 
@@ -21,6 +23,7 @@ from furnclip.search.service.page import Pages, page_routes
 _SHORTEST_TOKEN = 16
 _DRAIN_S = 1.0  # in which clients that keep connections are told, and load balancers ask `/ready`
 _BACKLOG = 2048
+_LOOK_S = 0.5  # between looks for connections on which nothing is asked
 
 
 def serve(
@@ -54,7 +57,7 @@ def serve(
         guard, _ = build(service, routes, token=token)
         port = listening.getsockname()[1]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        _Server(guard, lambda: started(address)).run([listening])
+        _Server(guard, lambda: started(address), config.serve.timeout_s).run([listening])
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -72,9 +75,12 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with our way to stop: first connections are no longer kept, then none is taken."""
+    """uvicorn, with our way to stop: first connections are no longer kept, then none is taken.
 
-    def __init__(self, guard: Guard, started: Callable[[], None]) -> None:
+    And it hangs up where no whole request came for `timeout_s`.
+    """
+
+    def __init__(self, guard: Guard, started: Callable[[], None], timeout_s: float) -> None:
         super().__init__(
             uvicorn.Config(
                 guard, log_config=None, access_log=False, server_header=False, lifespan="on", backlog=_BACKLOG
@@ -82,6 +88,7 @@ class _Server(uvicorn.Server):
         )
         self._guard = guard
         self._started = started
+        self._timeout_s = timeout_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -91,7 +98,7 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
-        draining = loop.create_task(self._drain(stop))
+        tasks = [loop.create_task(work) for work in (self._drain(stop), self._hang_up())]
 
         def end() -> None:
             self.force_exit = stop.is_set()  # the second time: at once
@@ -100,7 +107,8 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end)
         yield
-        draining.cancel()
+        for task in tasks:
+            task.cancel()
 
     async def _drain(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -108,3 +116,16 @@ class _Server(uvicorn.Server):
         self._guard.draining = True
         await asyncio.sleep(_DRAIN_S)
         self.should_exit = True
+
+    async def _hang_up(self) -> None:
+        """uvicorn waits for ever for the end of a request's headers, and the guard begins only there."""
+        waiting: dict[tuple[Any, Any], float] = {}  # connection and its last request -> since when
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            now, connections = time.monotonic(), list(self.server_state.connections)
+            requests: list[tuple[Any, Any]] = [(each, getattr(each, "cycle", None)) for each in connections]
+            idle = [pair for pair in requests if pair[1] is None or pair[1].response_complete]
+            waiting = {pair: waiting.get(pair, now) for pair in idle}
+            for (connection, _), since in waiting.items():
+                if now - since > self._timeout_s:
+                    connection.transport.close()
