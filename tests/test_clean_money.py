@@ -182,7 +182,7 @@ def test_full_disk_loses_no_paid_answer(
         server.on_call = lambda call, moment: None
         if stopped.code:
             assert stopped.code == 1
-            assert "no space left" in stopped.stderr
+            assert f"the disk `{work}` is full" in stopped.stderr
         filler.unlink()
         shop.run("run", env=env).ok()
         assert len(server.bodies) == PRODUCTS

@@ -12,7 +12,8 @@ import pytest
 import typer.main
 
 import furnclip
-from furnclip.cli.commands import PIPELINE, app
+from furnclip.cli.commands import COMMANDS as PIPELINE
+from furnclip.cli.commands import app
 from furnclip.config import load_config
 from tests.pages import PAGES, ROOT, blocks
 
@@ -37,7 +38,7 @@ COMMANDS = dict(commands())
 
 def test_commands_stand_in_pipeline_order() -> None:
     group: Any = typer.main.get_command(app)
-    assert tuple(group.list_commands(typer.Context(group))) == PIPELINE
+    assert group.list_commands(typer.Context(group)) == list(PIPELINE)
     assert set(group.commands) == set(PIPELINE)
 
 

@@ -14,16 +14,10 @@ if TYPE_CHECKING:
     from furnclip.arena import Standings, VoteBook
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command and its sub-commands to the app."""
-    group = typer.Typer(context_settings=CONTEXT_SETTINGS, rich_markup_mode="rich")
-    epilog = "Example: furnclip arena --rater anna --queries texts"
-    group.callback(invoke_without_command=True, epilog=epilog)(arena)
-    group.command("stats", epilog="Example: furnclip arena stats --json")(stats)
-    group.command("export", epilog="Example: furnclip arena export votes.csv")(export)
-    app.add_typer(group, name="arena")
+group = typer.Typer(context_settings=CONTEXT_SETTINGS, rich_markup_mode="rich")
 
 
+@group.callback(invoke_without_command=True)
 @sets("arena.queries", "arena.k", "arena.seed", "arena.viewer")
 def arena(
     context: typer.Context,
@@ -54,6 +48,7 @@ def arena(
         _emit(app.book, app.standings(), as_json=as_json, finished=app.trial is None)
 
 
+@group.command(epilog="Example: furnclip arena stats --json")
 def stats(
     html: Annotated[
         Path | None,
@@ -73,6 +68,7 @@ def stats(
     _emit(book, standings, as_json=as_json, page=page)
 
 
+@group.command(epilog="Example: furnclip arena export votes.csv")
 def export(
     path: Annotated[
         Path | None, typer.Argument(help="where to write; default: arena/votes.csv", resolve_path=True)

@@ -40,12 +40,7 @@ group = typer.Typer(
     context_settings=CONTEXT_SETTINGS,
     no_args_is_help=True,
     help="Clean titles and attributes with a vision model, from image and title.",
-    epilog="Example: furnclip clean run --backend local",
 )
-
-
-def register(app: typer.Typer) -> None:
-    app.add_typer(group, name="clean")
 
 
 @group.command(epilog="Example: furnclip clean prepare --limit 20")

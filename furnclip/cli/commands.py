@@ -1,93 +1,36 @@
-"""The command line app: its commands in pipeline order, and the two of them that need no settings."""
+"""The command line: commands in pipeline order, and the three that need no shop: init, doctor and demo."""
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from furnclip import __version__, console
-from furnclip.cli import arena, clean, prepare, train
-from furnclip.cli.doctor import doctor
+from furnclip.cli.arena import group as arena
+from furnclip.cli.clean import group as clean
 from furnclip.cli.ending import written_folders
 from furnclip.cli.export import export
 from furnclip.cli.fetch import fetch
-from furnclip.cli.options import CONTEXT_SETTINGS, FurnclipGroup, JsonOption
+from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, FurnclipGroup, JsonOption, settings
+from furnclip.cli.prepare import prepare
 from furnclip.cli.retrieval import embed, evaluate, search
 from furnclip.cli.serving import serve
+from furnclip.cli.train import train
 from furnclip.cli.update import update
 
-PIPELINE = (
-    "init",
-    "doctor",
-    "fetch",
-    "clean",
-    "prepare",
-    "train",
-    "eval",
-    "embed",
-    "update",
-    "search",
-    "export",
-    "serve",
-    "arena",
-    "demo",
-)
+if TYPE_CHECKING:
+    from datetime import date
+
+    from furnclip.config import Config
+    from furnclip.doctor import Check
+
 _PRODUCTS = 700  # in the demo's catalogue; a test compares it
 
 
-class PipelineGroup(FurnclipGroup):
-    """Lists the commands in the order in which one needs them; typer would put sub-groups last."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [name for name in PIPELINE if name in self.commands]
-
-
-app = typer.Typer(
-    cls=PipelineGroup,
-    context_settings=CONTEXT_SETTINGS,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
-    help="From a messy product CSV and a folder of images to furniture search that works, and proves it.",
-    epilog="Example: furnclip demo    or, with your own data: furnclip init && furnclip doctor",
-)
-for module in (clean, prepare, train, arena):
-    module.register(app)
-app.command("doctor", epilog="Example: furnclip doctor")(doctor)
-app.command("fetch", epilog="Example: furnclip fetch    or, to get changed images: furnclip fetch --refresh")(
-    fetch
-)
-app.command("eval", epilog="Example: furnclip eval --run first --run second")(evaluate)
-app.command("embed", epilog="Example: furnclip embed --run my-run")(embed)
-app.command("update", epilog="Example, every night at two: 0 2 * * * cd /shop && furnclip update")(update)
-app.command(
-    "search",
-    epilog='Example: furnclip search "walnut sideboard" --where "color = \'brown\'" --not glass -k 5',
-)(search)
-app.command("export", epilog="Example: furnclip export --onnx encoders --int8")(export)
-app.command("serve", epilog="Example: furnclip serve --port 8321")(serve)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        console.say(f"furnclip {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command(
-    "init", epilog="Example: furnclip init products.csv    or, for a new folder: furnclip init my-shop"
-)
 def init(
     place: Annotated[
         Path,
@@ -117,7 +60,6 @@ def init(
     console.emit(payload, as_json=as_json, human=human)
 
 
-@app.command("demo", epilog="Example: furnclip demo    or: furnclip demo my-tour --products 200 --seed 1")
 def demo(
     folder: Annotated[
         Path, typer.Argument(help="an empty or new folder for the tour", resolve_path=True)
@@ -161,3 +103,119 @@ def demo(
             )
 
     console.emit(payload, as_json=as_json, human=show)
+
+
+def doctor(
+    probe: Annotated[
+        bool, typer.Option("--probe", help="ask the terminal which image formats it can draw")
+    ] = False,
+    write_probe: Annotated[
+        bool,
+        typer.Option("--write-probe", help="put a small object into the bucket, read it, delete it again"),
+    ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="allow this folder's settings that start programs or send keys elsewhere",
+            is_eager=True,  # `.env` is read while the options are parsed
+        ),
+    ] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check Python, torch, device, base model, OpenAI key, bucket, disk and viewer."""
+    from furnclip.doctor import check_terminal, examine, outcome
+
+    options = settings(config, trust=trust)
+    checks = examine(options, ask_provider=lambda: _ask_provider(options), write_probe=write_probe)
+    is_ready = all(check.status != "fail" for check in checks)
+    if probe:
+        checks.append(outcome("terminal", check_terminal))
+    payload = {"ready": is_ready, "checks": [asdict(check) for check in checks]}
+    console.emit(payload, as_json=as_json, human=lambda: _show(checks, options.arena.viewer))
+    if not is_ready:
+        raise typer.Exit(1)
+
+
+def _ask_provider(options: Config) -> tuple[date | None, str]:
+    """The shutdown date and the successor of the cleaning model; rooms do not import each other."""
+    from furnclip.clean.batch.requests import find_model
+    from furnclip.clean.batch.service import BatchService
+    from furnclip.doctor import NETWORK_S
+
+    clean = options.clean.model_copy(update={"timeout_s": NETWORK_S})
+    service = BatchService(options.model_copy(update={"clean": clean}))
+    return service.shutdown_date(clean.model), find_model(clean).successor
+
+
+def _show(checks: list[Check], viewer: str | tuple[str, ...]) -> None:
+    """The checks; then a test image: a round circle on a color ramp and gray, or another viewer is needed."""
+    from furnclip.viewers import TEST_CARD, show_image
+
+    for check in checks:
+        hint = f"; {check.hint}" if check.hint else ""
+        console.say(f"{check.status:<5} {check.name:<11} {check.message}{hint}")
+    with tempfile.TemporaryDirectory() as folder:  # a doctor leaves nothing behind
+        card = show_image(TEST_CARD, viewer, cache=Path(folder), cols=36, rows=9)
+        console.show_bytes(card.data)
+
+
+# In the order in which one needs them, with what stands under the help of each.
+COMMANDS: dict[str, tuple[Any, str]] = {
+    "init": (init, "Example: furnclip init products.csv    or, for a new folder: furnclip init my-shop"),
+    "doctor": (doctor, "Example: furnclip doctor"),
+    "fetch": (fetch, "Example: furnclip fetch    or, to get changed images: furnclip fetch --refresh"),
+    "clean": (clean, "Example: furnclip clean run --backend local"),
+    "prepare": (prepare, "Example: furnclip prepare --check && furnclip prepare --upload"),
+    "train": (train, "Example: furnclip train --scenario dual_lora --effective-batch-size 1024"),
+    "eval": (evaluate, "Example: furnclip eval --run first --run second"),
+    "embed": (embed, "Example: furnclip embed --run my-run"),
+    "update": (update, "Example, every night at two: 0 2 * * * cd /shop && furnclip update"),
+    "search": (
+        search,
+        'Example: furnclip search "walnut sideboard" --where "color = \'brown\'" --not glass -k 5',
+    ),
+    "export": (export, "Example: furnclip export --onnx encoders --int8"),
+    "serve": (serve, "Example: furnclip serve --port 8321"),
+    "arena": (arena, "Example: furnclip arena --rater anna --queries texts"),
+    "demo": (demo, "Example: furnclip demo    or: furnclip demo my-tour --products 200 --seed 1"),
+}
+
+
+class PipelineGroup(FurnclipGroup):
+    """Lists the commands in the order of the table; typer would put sub-groups last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+
+app = typer.Typer(
+    cls=PipelineGroup,
+    context_settings=CONTEXT_SETTINGS,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="From a messy product CSV and a folder of images to furniture search that works, and proves it.",
+    epilog="Example: furnclip demo    or, with your own data: furnclip init && furnclip doctor",
+)
+for _name, (_command, _epilog) in COMMANDS.items():
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name, epilog=_epilog)
+    else:
+        app.command(_name, epilog=_epilog)(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.say(f"furnclip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass

@@ -10,7 +10,6 @@ import atexit
 import errno
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import typer
 from furnclip import console
 from furnclip.cli import leave
 from furnclip.errors import FurnclipError, InputError, Interrupted, StorageError, UsageError
+from furnclip.journal import full_disk
 
 # What a machine that only searches may lack (`examples/serve/requirements.py`).
 _NOT_WHERE_SEARCHED = (
@@ -38,7 +38,6 @@ _NOT_WHERE_SEARCHED = (
     "httpx",
 )
 _LITTLE_MEMORY_BYTES = 1 << 27
-_NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
 _NO_MEMORY = re.compile(
     r"(cannot|can't) allocate memory|not enough memory|out of memory|failed to map segment|bad_alloc"
     r"|can't start new thread|os error 12\b",
@@ -174,8 +173,9 @@ def explain(error: BaseException) -> FurnclipError | None:
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         hint = "close other programs, raise the limit (`ulimit -v`), or use fewer workers and smaller batches"
         return FurnclipError("there is not enough memory", hint=hint)
-    if _NO_SPACE.search(str(error)):
-        return _disk_full(error)
+    folders = (*written_folders, Path.cwd(), Path(tempfile.gettempdir()))
+    if told := full_disk(error, folders):
+        return told
     if isinstance(error, RecursionError):
         hint = "check the files that the settings name"
         return InputError("a file is nested too deeply to be read", hint=hint)
@@ -184,17 +184,3 @@ def explain(error: BaseException) -> FurnclipError | None:
         hint = _OS_HINTS.get(error.errno, "check the path and run the same command again")
         return StorageError(f"{error.strerror.lower()}: {thing}", hint=hint)
     return None
-
-
-def _disk_full(error: BaseException) -> StorageError:
-    """Libraries do not name the file, so the disk with the least room is named."""
-    thing = getattr(error, "filename", None)
-    if not thing:
-        candidates = (*written_folders, Path.cwd(), Path(tempfile.gettempdir()))
-        folders = {next(path for path in (folder, *folder.parents) if path.exists()) for folder in candidates}
-        thing = min(folders, key=lambda folder: shutil.disk_usage(folder).free)
-    what = "disk quota exceeded" if "quota" in str(error).lower() else "no space left on device"
-    return StorageError(
-        f"{what}: `{thing}`",
-        hint="free some disk space and run the same command again; nothing half-written was kept",
-    )

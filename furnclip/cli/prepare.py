@@ -33,11 +33,6 @@ _SHARED = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("prepare", epilog="Example: furnclip prepare --check && furnclip prepare --upload")(prepare)
-
-
 @sets("prepare.workers", "prepare.engine", "storage.bucket", "storage.prefix")
 def prepare(
     *,

@@ -15,32 +15,10 @@ if TYPE_CHECKING:
 
     from furnclip.config import Config
 
-_SCENARIOS = """Fine-tune CLIP on the shards.
-
-[bold]zero_shot[/bold]: nothing trains, the base is measured\n
-[bold]linear_probe[/bold]: both projections; the towers run once\n
-[bold]dual_lora[/bold]: LoRA in both encoders, and both projections\n
-[bold]vision_lora[/bold]: LoRA in the vision encoder, and both projections\n
-[bold]text_lora[/bold]: LoRA in the text encoder, and both projections\n
-[bold]full[/bold]: every weight\n
-[bold]auto[/bold], the default: full for a base of up to 20 million parameters, else dual_lora\n
-[bold]all[/bold]: all but full, one after another, and a table
-"""
-
-
 _Run = Annotated[  # torchrun takes `--run` for its own `--run-path`, hence the second spelling
     str, typer.Option("--run", "--run-name", help="name of the run; default: the scenario")
 ]
 _Resume = Annotated[bool, typer.Option(help="continue a run of that name; off: start it again")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command(
-        "train",
-        help=_SCENARIOS,
-        epilog="Example: furnclip train --scenario dual_lora --effective-batch-size 1024",
-    )(train)
 
 
 @sets(
@@ -57,6 +35,17 @@ def train(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
+    """Fine-tune CLIP on the shards.
+
+    [bold]zero_shot[/bold]: nothing trains, the base is measured\n
+    [bold]linear_probe[/bold]: both projections; the towers run once\n
+    [bold]dual_lora[/bold]: LoRA in both encoders, and both projections\n
+    [bold]vision_lora[/bold]: LoRA in the vision encoder, and both projections\n
+    [bold]text_lora[/bold]: LoRA in the text encoder, and both projections\n
+    [bold]full[/bold]: every weight\n
+    [bold]auto[/bold], the default: full for a base of up to 20 million parameters, else dual_lora\n
+    [bold]all[/bold]: all but full, one after another, and a table
+    """
     base = flags.get("model", {})
     if (folder := Path(base.get("name", ""))).is_dir() and folder.name:
         base["name"] = str(folder.resolve())  # findable when the command is repeated from elsewhere
