@@ -9,6 +9,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,10 @@ def unit(path: Path) -> str:
     return relative.parts[0].removesuffix(".py")
 
 
-def sources() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py"))
+@cache
+def sources() -> dict[Path, ast.Module]:
+    """Every file of the package, parsed once for all rules."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported_units(tree: ast.AST) -> Iterator[str]:
@@ -73,11 +76,11 @@ def imported_units(tree: ast.AST) -> Iterator[str]:
         yield from (name for name in units if name != "__version__")
 
 
+@cache
 def edges() -> dict[str, set[str]]:
     """unit -> the other units that it imports."""
     graph: dict[str, set[str]] = {}
-    for path in sources():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for path, tree in sources().items():
         graph.setdefault(unit(path), set()).update(imported_units(tree))
     return {name: targets - {name} for name, targets in graph.items()}
 
@@ -141,9 +144,7 @@ RULES = {
 def test_only_the_owner_does_it(name: str, owners: set[str]) -> None:
     # A terminal program has to hold the terminal itself; viewers and the arena's screen may.
     terminal = {"viewers", "arena"} if name.startswith("sys.std") else set()
-    users = {
-        unit(path) for path in sources() if name in set(calls(ast.parse(path.read_text(encoding="utf-8"))))
-    }
+    users = {unit(path) for path, tree in sources().items() if name in calls(tree)}
     assert users <= owners | terminal
 
 
@@ -163,8 +164,7 @@ CONNECTING = (
 
 def test_only_some_open_connections() -> None:
     users: set[str] = set()
-    for path in sources():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for path, tree in sources().items():
         names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         names += [a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
         if any(name == each or name.startswith(f"{each}.") for name in names for each in CONNECTING):
