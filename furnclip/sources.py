@@ -210,6 +210,8 @@ class Place(Protocol):
 
     name: str
     """of the folder itself, which shops repeat in their cells"""
+    writers: int
+    """threads that are worth while for writing to it"""
 
     def relative(self, name: str) -> str:
         """`name` without the path of the place in front of it."""
@@ -241,6 +243,8 @@ def image_place(config: Config) -> Place:
 
 class Folder:
     """A folder of this machine."""
+
+    writers = 4
 
     def __init__(self, given: Path) -> None:
         self._given, self._root = given, given.resolve()
@@ -303,6 +307,8 @@ class Folder:
 
 class Prefix:
     """A prefix of a bucket, `s3://bucket/prefix`, listed once."""
+
+    writers = 4
 
     def __init__(self, address: str, storage: StorageConfig) -> None:
         self._address, self._storage = address, storage

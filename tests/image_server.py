@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import socket
 import struct
 import sys
@@ -20,6 +21,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -197,6 +199,18 @@ def _response(status: int, content: bytes, *headers: str, length: int | None = N
     length = len(content) if length is None else length
     lines = [f"HTTP/1.1 {status} .", *headers, f"Content-Length: {length}", "", ""]
     return "\r\n".join(lines).encode() + content
+
+
+async def secure_app(scope: Any, receive: Any, send: Any) -> None:
+    """The images as an ASGI app; the HTTP version and the port of each request go into `$REQUESTS`."""
+    if scope["type"] != "http":
+        return
+    with Path(os.environ["REQUESTS"]).open("a") as log:
+        log.write(f"{scope['http_version']} {scope['client'][1]}\n")
+    content = image(Path(scope["path"]).stem)
+    await asyncio.sleep(0.05)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": content})
 
 
 @contextmanager

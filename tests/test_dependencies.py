@@ -34,11 +34,13 @@ TOOLS = {
     "awscli": ("tests/bench/storage.py", '"aws"'),
     "boto3-stubs": ("furnclip/storage/bucket.py", "boto3.session.Session"),
     "fastapi": ("tests/bench/serve.py", "from fastapi import"),
+    "hypercorn": ("tests/test_fetch.py", '"hypercorn"'),
     "img2dataset": ("tests/bench/fetch.py", '"img2dataset"'),
     "moto": ("tests/s3_server.py", "moto"),
     "mypy": (".ci/run", "mypy --strict"),
     "pytest-xdist": ("pyproject.toml", "-n logical"),
     "ruff": (".ci/run", "ruff check"),
+    "types-pycurl": ("furnclip/fetch/download.py", "pycurl.Curl"),
 }
 
 

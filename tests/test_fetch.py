@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import ipaddress
 import json
@@ -14,11 +15,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pycurl
 import pytest
 
 from furnclip.config import FetchConfig
@@ -220,11 +222,29 @@ def test_addresses_of_the_internet_are(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
-def download(address: str, **settings: Any) -> bytes:
-    with Downloader(FetchConfig(attempts=1, **settings)) as downloader:
-        found = downloader.get(address, {})
+class Pinned(Downloader):
+    """Asks no name server: `pins` are what `CURLOPT_RESOLVE` takes."""
+
+    pins: Sequence[str] = ()
+
+    def _new_request(self) -> pycurl.Curl:
+        curl = super()._new_request()
+        curl.setopt(pycurl.RESOLVE, list(self.pins))
+        return curl
+
+
+def download(address: str, *pins: str, **settings: Any) -> bytes:
+    async def get() -> bytes:
+        downloader = Pinned(FetchConfig(attempts=1, **settings))
+        downloader.pins = pins
+        try:
+            found = await downloader.get(address, {})
+        finally:
+            await downloader.close()
         assert found
         return found.content
+
+    return asyncio.run(get())
 
 
 @pytest.mark.parametrize(
@@ -237,29 +257,72 @@ def test_every_way_to_write_an_inner_address_is_refused(server: ImageServer, hos
     assert not server.asked
 
 
-def test_the_connection_goes_to_the_address_that_was_checked(
-    server: ImageServer, monkeypatch: pytest.MonkeyPatch
+def test_the_address_that_is_connected_to_is_the_one_that_is_checked(server: ImageServer) -> None:
+    name = f"shop.example:{server.port}"
+    pinned = f"{name}:127.0.0.1"
+    assert download(f"http://{name}/ok/1.jpg", pinned, allow_private=("127.0.0.1/32",)) == image(1)
+    assert download(f"http://{name}/ok/1.jpg", pinned, allow_private=("shop.example",)) == image(1)
+    assert server.headers[0]["host"] == name
+    asked = server.asked.copy()
+    for addresses in ("10.0.0.1", "127.0.0.1", "127.0.0.2,127.0.0.1"):  # the last but one listens
+        with pytest.raises(Failure, match="inside your own network"):
+            download(
+                f"http://{name}/ok/1.jpg", f"{name}:{addresses}", allow_private=("127.0.0.2", "other.example")
+            )
+    assert server.asked == asked
+
+
+def test_addresses_with_what_no_address_may_have_are_asked(server: ImageServer) -> None:
+    for path in ("/ok/grüner stuhl.jpg", "/ok/gr%C3%BCner%20stuhl.jpg"):
+        download(f"http://localhost:{server.port}{path}?größe=1&v=a b", allow_private=True)
+    assert set(server.asked) == {"/ok/gr%C3%BCner%20stuhl.jpg?gr%C3%B6%C3%9Fe=1&v=a%20b"}
+
+
+# --- TLS and HTTP/2
+
+
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[tuple[str, Path, Path]]:
+    """The address of an HTTPS server, its certificate, and a file with a line a request."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl makes the certificate")
+    certificate, key, log = (tmp_path / name for name in ("server.pem", "server.key", "requests.txt"))
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    made += ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
+    subprocess.run([*made, "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(100)
+        address = f"https://localhost:{listening.getsockname()[1]}"
+        command = [sys.executable, "-m", "hypercorn", "tests.image_server:secure_app"]
+        command += ["--certfile", str(certificate), "--keyfile", str(key), "--bind"]
+        process = subprocess.Popen(
+            [*command, f"fd://{listening.fileno()}"],
+            pass_fds=[listening.fileno()],
+            env={**os.environ, "REQUESTS": str(log)},
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield address, certificate, log
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_http_2_is_spoken_over_one_connection_and_certificates_are_checked(
+    secure: tuple[str, Path, Path], tmp_path: Path
 ) -> None:
-    answers = iter(["127.0.0.1", "10.0.0.1"])  # the second would be another server
-    real = socket.getaddrinfo
-
-    def resolve(host: Any, port: Any, *rest: Any, **more: Any) -> Any:
-        name = next(answers) if host in ("shop.example", b"shop.example") else host
-        return real(name, port, *rest, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    address = f"http://shop.example:{server.port}/ok/1.jpg"
-    assert download(address, allow_private=("127.0.0.1/32",)) == image(1)
-    assert server.headers[0]["host"] == f"shop.example:{server.port}"
-    with pytest.raises(Failure, match=r"10\.0\.0\.1, inside your own network"):
-        download(address, allow_private=("127.0.0.1/32",))
-
-
-def test_a_name_with_one_inner_address_among_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 80)) for ip in ("8.8.8.8", "192.168.0.1")]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    with pytest.raises(Failure, match=r"192\.168\.0\.1, inside your own network"):
-        download("http://shop.example/1.jpg")
+    address, certificate, log = secure
+    shop = write_catalogue(tmp_path / "shop", [f"{address}/ok/{number}.jpg" for number in range(30)])
+    limits = {**QUICK, "FURNCLIP_FETCH__READ_TIMEOUT_S": "30", "FURNCLIP_FETCH__TOTAL_TIMEOUT_S": "60"}
+    outcome = fetched(shop, env=limits)
+    assert (outcome.code, set(failures(shop).values())) == (1, {"unreachable"})
+    assert not log.exists()
+    trusting = {**limits, "SSL_CERT_FILE": str(certificate)}
+    assert fetched(shop, "--json", env=trusting).ok().json["fetched"] == 30
+    assert files(shop) == Counter(image(number) for number in range(30))
+    versions, ports = zip(*map(str.split, log.read_text().splitlines()), strict=True)
+    assert (len(versions), set(versions), len(set(ports))) == (30, {"2"}, 1)
 
 
 # --- killed at any moment

@@ -152,8 +152,7 @@ def test_only_the_owner_does_it(name: str, owners: set[str]) -> None:
 CONNECTING = (
     "socket",
     "ssl",
-    "httpx",
-    "httpcore",
+    "pycurl",
     "http.client",
     "urllib.request",
     "boto3",

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
+from mmap import mmap
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -35,7 +36,7 @@ _NOT_WHERE_SEARCHED = (
     "openai",
     "webdataset",
     "onnx",
-    "httpx",
+    "pycurl",
 )
 _LITTLE_MEMORY_BYTES = 1 << 27
 _NO_MEMORY = re.compile(
@@ -149,9 +150,10 @@ def report(error: BaseException) -> int:
 
 def _is_memory_short() -> bool:
     try:
-        return not bytearray(_LITTLE_MEMORY_BYTES)
-    except MemoryError:
+        mmap(-1, _LITTLE_MEMORY_BYTES).close()  # not filled: that would take a tenth of a second
+    except OSError:
         return True
+    return False
 
 
 def explain(error: BaseException) -> FurnclipError | None:

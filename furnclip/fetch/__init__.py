@@ -13,14 +13,16 @@ keeps this machine from reaching.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +31,7 @@ from furnclip.catalogue import Rejection, read_products, write_row
 from furnclip.console import redact
 from furnclip.errors import InputError
 from furnclip.fetch.download import NO_ANSWER, Downloader, Failure
-from furnclip.fetch.schedule import Job, Schedule
+from furnclip.fetch.schedule import Job, ask_all
 from furnclip.fetch.shelf import Shelf, key_of
 from furnclip.journal import Journal, replacing, told_when_full
 from furnclip.sources import web_address
@@ -124,24 +126,15 @@ class _Run:
     def __init__(self, config: Config, shelf: Shelf, summary: FetchSummary, *, refresh: bool) -> None:
         self._config, self._shelf, self._summary, self._refresh = config, shelf, summary, refresh
         self.failures: dict[int, tuple[str, str]] = {}
-        self._error: list[Exception] = []
-        self._lock = Lock()
+        self._error: list[BaseException] = []
 
     def fetch_all(self) -> None:
-        todo, settings = self._todo(), self._config.fetch
-        total = sum(map(len, todo.values()))
-        schedule = Schedule(todo, settings.per_host)
-        with console.progress("fetching images", total=total) as meter:
-            work = partial(self._work, schedule, meter)
-            # Of Ctrl-C no thread hears that waits for a server; the process ends without them.
-            threads = [Thread(target=work, daemon=True) for _ in range(min(total, settings.concurrency))]
-            try:
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-            finally:
-                schedule.stop()
+        todo = self._todo()
+        with console.progress("fetching images", total=sum(map(len, todo.values()))) as meter:
+            # Ctrl-C ends the main thread alone: nothing of libcurl's is interrupted half done.
+            thread = Thread(target=self._work, args=(todo, meter), daemon=True)
+            thread.start()
+            thread.join()
         if self._error:
             raise self._error[0]
 
@@ -160,26 +153,39 @@ class _Run:
         self._summary.addresses = len(seen)
         return todo
 
-    def _work(self, schedule: Schedule, meter: console.Meter) -> None:
-        """What a thread does."""
+    def _work(self, todo: dict[str, list[str]], meter: console.Meter) -> None:
+        """What the thread does."""
+        loop = asyncio.SelectorEventLoop()  # libcurl wants this one, on Windows as well
         try:
-            with Downloader(self._config.fetch) as downloader:
-                while job := schedule.take():
-                    again_in_s = self._fetch(downloader, job)
-                    schedule.settle(job, again_in_s)
-                    if again_in_s is None:
-                        meter.advance()
-        except Exception as error:  # the disk is full, the bucket refuses
+            loop.run_until_complete(self._ask_all(todo, meter))
+        except BaseException as error:  # the disk is full, the bucket refuses
             self._error.append(error)
-            schedule.stop()
+        finally:
+            loop.close()
 
-    def _fetch(self, downloader: Downloader, job: Job) -> float | None:
+    async def _ask_all(self, todo: dict[str, list[str]], meter: console.Meter) -> None:
+        settings = self._config.fetch
+        downloader = Downloader(settings)
+
+        async def ask(job: Job) -> float | None:
+            again_in_s = await self._fetch(downloader, job, writers)
+            if again_in_s is None:
+                meter.advance()
+            return again_in_s
+
+        with ThreadPoolExecutor(self._shelf.place.writers) as writers:
+            try:
+                await ask_all(todo, ask, per_host=settings.per_host, concurrency=settings.concurrency)
+            finally:
+                await downloader.close()
+
+    async def _fetch(self, downloader: Downloader, job: Job, writers: Executor) -> float | None:
         """Try an address once; the seconds until it is tried again, or None."""
         summary, key = self._summary, key_of(job.address)
         kept, is_other = self._shelf.find(key), False
         try:
             self._give_up_silent(job)
-            found = downloader.get(job.address, kept.conditions() if kept else {})
+            found = await downloader.get(job.address, kept.conditions() if kept else {})
         except Failure as failure:
             pause_s = self._pause_s(job, failure)
             if pause_s is None:
@@ -187,12 +193,12 @@ class _Run:
             return pause_s
         job.host.is_there = True
         if found:
-            is_other = self._shelf.keep(key, job.address, found)
-        with self._lock:
-            summary.fetched_bytes += len(found.content) if found else 0
-            summary.fetched += not kept
-            summary.changed += bool(kept) and is_other
-            summary.unchanged += bool(kept) and not is_other
+            keep = partial(self._shelf.keep, key, job.address, found)
+            is_other = await asyncio.get_running_loop().run_in_executor(writers, keep)
+        summary.fetched_bytes += len(found.content) if found else 0
+        summary.fetched += not kept
+        summary.changed += bool(kept) and is_other
+        summary.unchanged += bool(kept) and not is_other
         return None
 
     def _give_up_silent(self, job: Job) -> None:
@@ -208,6 +214,6 @@ class _Run:
         pause_s = failure.pause_s or _FIRST_PAUSE_S * 2**job.attempts * random.uniform(0.5, 1)
         if not failure.is_passing or job.attempts >= self._config.fetch.attempts or pause_s > _MOST_PAUSE_S:
             return None
-        if failure.pause_s:  # it was said to all threads
+        if failure.pause_s:  # it was said to all requests
             job.host.free_at = monotonic() + pause_s
         return pause_s

@@ -43,10 +43,12 @@ def main() -> None:
     count, repeats = (1000, 1) if options.quick else (5000, 3)
     os.environ.update(ALLOWED)
     found: dict[str, list[tuple[float, float]]] = {"furnclip": [], "img2dataset": []}
-    for number in range(repeats):
-        names = list(found) if number % 2 else list(reversed(found))
-        for name in names:
-            found[name].append(measure(name, count))
+    # All are removed at the end: ext4 is slow to create files for a minute after thousands were removed.
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(repeats):
+            names = list(found) if number % 2 else list(reversed(found))
+            for name in names:
+                found[name].append(measure(name, count, Path(folder, f"{name}-{number}")))
     rates = {name: statistics.median(rate for rate, _ in runs) for name, runs in found.items()}
     memory = {name: statistics.median(peak for _, peak in runs) for name, runs in found.items()}
     figures: dict[str, object] = {f"{name}_images_s": rate for name, rate in rates.items()}
@@ -68,18 +70,17 @@ def server() -> Iterator[str]:
             process.kill()
 
 
-def measure(name: str, count: int) -> tuple[float, float]:
+def measure(name: str, count: int, folder: Path) -> tuple[float, float]:
     """Images a second, and peak memory in MB, of one program and a new server."""
-    with tempfile.TemporaryDirectory() as folder, server() as address:
+    folder.mkdir()
+    with server() as address:
         names = [f"{address}/ok/{number}.jpg" for number in range(count)]
-        command = {"furnclip": ours, "img2dataset": rivals}[name](Path(folder), names)
-        _, memory_mb = peak_mb(command, cwd=Path(folder))
-        kept = [
-            path for path in Path(folder, "images").rglob("*.jpg") if path.stat().st_size > SIZE_BYTES / 2
-        ]
-        if len(kept) != count:
-            sys.exit(f"{name} kept {len(kept)} of {count} images")
+        command = {"furnclip": ours, "img2dataset": rivals}[name](folder, names)
+        _, memory_mb = peak_mb(command, cwd=folder)
         seen = json.loads(urllib.request.urlopen(f"{address}/counts").read())
+    kept = [path for path in (folder / "images").rglob("*.jpg") if path.stat().st_size > SIZE_BYTES / 2]
+    if len(kept) != count:
+        sys.exit(f"{name} kept {len(kept)} of {count} images")
     return count / seen["seconds"], memory_mb
 
 
