@@ -11,6 +11,7 @@ vectors of an evaluation (`image-vectors`, `text-vectors`). A damaged file is re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from furnclip.catalogue import content_hash
 from furnclip.errors import FurnclipError, InputError
 from furnclip.journal import open_regular, write_bytes
 from furnclip.shards import Sample
-from furnclip.vectors.parquet import MODEL_KINDS, column_name, open_parquet, read_provenance
+from furnclip.vectors.parquet import MODEL_KINDS, column_name, open_parquet, part_paths, read_provenance
 
 Floats = NDArray[np.float32]
 Encode = Callable[[list[int]], Floats]  # positions in the sequence asked for -> (n, W)
@@ -78,6 +79,14 @@ class FeatureStore:
             self._rows, self._row_of = list(features), {key: row for row, key in enumerate(keys)}
 
 
+def _parts(path: Path) -> list[Path]:
+    """The files of a vector file that are there; none of a damaged one."""
+    try:
+        return list(filter(Path.is_file, part_paths(path)))
+    except InputError:
+        return []
+
+
 def seen_hash(sample: Sample) -> str:
     """A hash of what models see of a product: its caption and its images."""
     return content_hash(sample.caption, *sample.images)
@@ -98,7 +107,7 @@ class StoredVectors:
         self.precision = precision
         self._groups: list[tuple[Path, int, str]] = []
         hashes, places = [np.empty(0, dtype=np.uint64)], [np.empty((0, 2), dtype=np.int64)]
-        for path in filter(Path.is_file, files):
+        for path in chain.from_iterable(map(_parts, files)):
             for number, label, found in self._read_hashes(path, fingerprint):
                 index = np.full(len(found), len(self._groups))
                 places.append(np.stack([index, np.arange(len(found))], axis=1))

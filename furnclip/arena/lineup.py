@@ -192,7 +192,7 @@ def _find_contenders(config: Config, runs: Sequence[str]) -> list[_Contender]:
 def _find_run(run: str, paths: DataPaths) -> _Contender:
     master, card = paths.vectors, read_card(paths.runs / run)
     for path in (master, master.with_name(f"{run}.parquet")):
-        made_by = read_provenance(path).models.get("finetuned") if path.is_file() else None
+        made_by = read_provenance(path).models.get("finetuned") if path.exists() else None
         if made_by is not None and Path(made_by.name).name == run:
             if card is not None and card.model_fingerprint not in ("", made_by.fingerprint):
                 raise ModelMismatchError(

@@ -46,10 +46,11 @@ Encodes = Callable[[Iterable[int]], Iterator[Encoded]]  # numbers of row groups 
 
 
 class RowGroup(NamedTuple):
-    """Some of the samples of one shard."""
+    """Some of the samples of one shard. `source` names what they hold."""
 
     split: str
     rows: range
+    source: str
 
     def places(self) -> Iterator[Place]:
         """Each of them."""
@@ -87,7 +88,9 @@ class ShardReader:
             for shard in dataset.shards:
                 start, end, most = end, end + shard.samples, config.embed.row_group_rows
                 for first in range(start, end, most):
-                    self.row_groups.append(RowGroup(split, range(first, min(first + most, end))))
+                    rows = range(first, min(first + most, end))
+                    source = f"{split} {shard.sha256} {first - start}"
+                    self.row_groups.append(RowGroup(split, rows, source))
 
     def __len__(self) -> int:
         return sum(map(len, self._datasets.values()))
@@ -95,8 +98,12 @@ class ShardReader:
     @property
     def content(self) -> str:
         """Changes when anything in the shards does."""
-        hashes = [shard.sha256 for dataset in self._datasets.values() for shard in dataset.shards]
-        return content_hash(*hashes, repr(self.manifest.columns), self._image_column, *self._group_columns)
+        return content_hash(self.reading, *(group.source for group in self.row_groups))
+
+    @property
+    def reading(self) -> str:
+        """Changes with how rows are made of samples, whatever these are."""
+        return content_hash(repr(self.manifest.columns), self._image_column, *self._group_columns)
 
     def read(self, place: Place) -> tuple[Row, Sample]:
         """A product without its images, and with them as they lie in the shard; for any thread."""

@@ -3,9 +3,10 @@
 1. The manifest of the shards, models and settings make the key. A vector file with this key is
    finished, and nothing is done.
 2. Encode the row groups that have no part yet; of vectors made earlier by the same model, those
-   whose content hash has not changed are copied.
+   whose content hash has not changed are copied. Parts of shards that did not change are kept.
 3. Choose the image weight on validation, write the vector file, build the search table, and only
-   then remove the parts.
+   then remove the parts. Until `_MOST_CHANGED` of the products changed, the weight stays, with which the
+   other vectors were made, and what changed is merged into the table.
 
 Under `torchrun`, process r of w encodes every w-th row group into a folder that all of them see. They
 meet twice, by a collective of torch: to learn the plan, and when all row groups are done; then process 0
@@ -22,8 +23,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
+import pyarrow.compute as pc
 import torch.distributed as dist
 
 from furnclip import console
@@ -32,7 +35,7 @@ from furnclip.config import Config, torchrun_launch
 from furnclip.config.environment import Launch
 from furnclip.embed.encoding import Encodes, ShardReader
 from furnclip.embed.far import cluster
-from furnclip.embed.parts import PartFolder, write_row_groups, write_vectors
+from furnclip.embed.parts import PartFolder, VectorWriter, copy_vectors, drop_old_parts, write_row_groups
 from furnclip.embed.plan import (
     PREPROCESSING,
     encoding,
@@ -43,14 +46,16 @@ from furnclip.embed.plan import (
     read_or_make_plan,
 )
 from furnclip.errors import FurnclipError, UsageError
-from furnclip.journal import Journal, encode_event, keep_copy, read_journal, replacing, sweep
+from furnclip.journal import Journal, encode_event, read_journal, replacing, sweep
 from furnclip.model import Clip
 from furnclip.model.export import write_beside
 from furnclip.model.precision import release_freed
 from furnclip.vectors import Provenance, VectorTable, read_provenance
 from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
-from furnclip.vectors.parquet import open_parquet
+from furnclip.vectors.parquet import Part, VectorManifest, open_vectors, read_vector_manifest
+from furnclip.vectors.upsert import update_index
 
+_MOST_CHANGED = 0.05  # of the products, before the image weight is chosen anew
 _LONGEST_WAIT = timedelta(days=30)  # for another process; the launcher ends all of them when one fails
 
 
@@ -107,7 +112,9 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> EmbedSummary:
             work.clips.clear()  # LanceDB takes memory of its own
             release_freed()
             report = is_index_of(location, work.key, config.search)
+            report = report or update_index(location, summary.vectors, config.search)
             summary.index = report or write_index(location, summary.vectors, config.search)
+            drop_old_parts(summary.vectors)
             shutil.rmtree(work.folder.path.parent, ignore_errors=True)  # of every key: the work is complete
             summary.provenance = read_provenance(summary.vectors)
             summary.missing = dict(Counter(row["reason"].split(":")[0] for row in _missing(summary.vectors)))
@@ -144,24 +151,42 @@ class _Work:
         self.here = _without_device(config) if config.embed.engine == "ray" else config
         self.clips = load_models(self.here, run)
         loading_s = time.monotonic() - start
-        self.key, products = _key(self.reader, self.clips, config), len(self.reader)
-        row_groups = len(self.reader.row_groups)
-        self.summary = EmbedSummary(config.paths.vectors, products, row_groups, loading_s=loading_s)
-        self.folder = PartFolder(config.paths.embeddings, self.key, row_groups)
+        self.settings = _settings(self.reader, self.clips, config)
+        self.key, products = content_hash(self.reader.content, self.settings), len(self.reader)
+        groups, vectors = self.reader.row_groups, config.paths.vectors
+        self.summary = EmbedSummary(vectors, products, len(groups), loading_s=loading_s)
+        self.earlier, kept = _earlier(vectors, self.settings), dict[int, Path]()
+        if self.earlier:
+            paths = {
+                part.source: vectors / part.name for part in self.earlier.parts if _is_whole(vectors, part)
+            }
+            numbered = ((number, paths.get(group.source)) for number, group in enumerate(groups))
+            kept = {number: path for number, path in numbered if path}
+        self.folder = PartFolder(config.paths.embeddings, self.key, groups, kept)
         with suppress(FurnclipError):  # damaged or of another version: it is written again
-            table = VectorTable(config.paths.vectors)
-            self.summary.was_there = len(table) == products and table.provenance.key == self.key
+            table = VectorTable(vectors)
+            is_ours = len(table) == products and table.provenance.key == self.key
+            self.summary.was_there = is_ours and (self.earlier is None or len(kept) == len(groups))
 
     def encode(self, journal: Journal) -> None:
         """Encode the row groups of this process's share that have no part yet."""
         if self.config.embed.engine == "ray":
             with cluster(self.config, self.run, self.key) as far:
-                self._settle(far.make_plan)
+                self._settle(self._earlier_plan or far.make_plan)
                 self._encode(journal, far.encodes(self.plan))
         else:
-            self._settle(lambda: make_plan(self.key, self.reader, self.clips, self.config))
-            with encoding(self.config, self.reader, self.clips, self.plan) as encodes:
+            make = partial(make_plan, self.key, self.reader, self.clips, self.config)
+            self._settle(self._earlier_plan or make)
+            kept = self.folder.kept.values()
+            with encoding(self.config, self.reader, self.clips, self.plan, kept=kept) as encodes:
                 self._encode(journal, encodes)
+
+    @property
+    def _earlier_plan(self) -> Callable[[], Provenance] | None:
+        """The plan of the vector file whose parts are kept."""
+        if self.earlier is None:
+            return None
+        return partial(self.earlier.provenance.model_copy, update={"key": self.key})
 
     def _settle(self, make: Callable[[], Provenance]) -> None:
         """Agree on the plan, which process 0 has read or made, and place the models by it."""
@@ -181,7 +206,7 @@ class _Work:
         summary, folder, launch = self.summary, self.folder, self.launch
         share = range(launch.rank, summary.row_groups, launch.count)
         groups = self.reader.row_groups
-        folder.drop_damaged(share, self.plan, lambda number: len(groups[number].rows))
+        folder.drop_damaged(share, self.plan)
         todo = [number for number in share if not folder.is_done(number)]
 
         def begun() -> Iterator[int]:
@@ -204,23 +229,45 @@ class _Work:
 
     def finish(self) -> None:
         """Write what is made of all parts together."""
-        summary, config = self.summary, self.config
-        provenance = fused_provenance(self.folder, self.plan, self.clips, config=config.embed)
-        write_vectors(self.folder, provenance, summary.vectors)
+        summary, config, earlier = self.summary, self.config, self.earlier
+        changed = (earlier.changed if earlier else 0) + max(summary.encoded.values(), default=0)
+        if earlier and changed <= _MOST_CHANGED * summary.products:
+            models, stand_ins = earlier.provenance.models, earlier.stand_ins
+            provenance = self.plan.model_copy(update={"models": models})
+        else:
+            provenance = fused_provenance(self.folder, self.plan, self.clips, config=config.embed)
+            changed, stand_ins = 0, {}
+        writer = VectorWriter(self.folder, provenance, self.settings, stand_ins)
+        writer.write(summary.vectors, earlier=earlier.parts if earlier else (), changed=changed)
         with replacing(summary.missing_file) as file:
             file.writelines(map(encode_event, _missing(summary.vectors)))
         if "finetuned" in provenance.models:
             # under the run's name as well, so that `furnclip arena --run a --run b` can compare runs
             run = Path(provenance.models["finetuned"].name).name
-            keep_copy(summary.vectors, config.paths.embeddings / f"{run}.parquet")
+            copy_vectors(summary.vectors, config.paths.embeddings / f"{run}.parquet")
 
 
-def _key(reader: ShardReader, clips: Mapping[str, Clip], config: Config) -> str:
-    """A hash of every input and setting that the vector file depends on."""
+def _earlier(vectors: Path, settings: str) -> VectorManifest | None:
+    """The manifest of a vector file whose parts can be kept."""
+    try:
+        manifest = read_vector_manifest(vectors)
+    except FurnclipError as error:
+        console.warn(error.message)
+        return None
+    return manifest if manifest and manifest.settings == settings else None
+
+
+def _is_whole(vectors: Path, part: Part) -> bool:
+    path = vectors / part.name
+    return path.is_file() and path.stat().st_size == part.bytes
+
+
+def _settings(reader: ShardReader, clips: Mapping[str, Clip], config: Config) -> str:
+    """A hash of everything but the samples that the vector file depends on."""
     models = {label: (clip.name, clip.fingerprint) for label, clip in clips.items()}
     settings = config.embed.model_dump(exclude={"workers", "engine"})
     parts = [models, settings, config.model.precision, PREPROCESSING]
-    return content_hash(reader.content, json.dumps(parts, default=str))
+    return content_hash(reader.reading, json.dumps(parts, default=str))
 
 
 def _without_device(config: Config) -> Config:
@@ -230,8 +277,10 @@ def _without_device(config: Config) -> Config:
 
 def _missing(vectors: Path) -> Iterator[dict[str, str]]:
     """The id and the reason of every product without an image vector."""
-    with open_parquet(vectors) as file:
-        for batch in file.iter_batches(columns=["product_id", "missing_reason"]):
-            for row in batch.to_pylist():
-                if row["missing_reason"]:
+    manifest = read_vector_manifest(vectors)
+    parts = [vectors / part.name for part in manifest.parts if part.missing] if manifest else [vectors]
+    for path in parts:
+        with open_vectors(path) as file:
+            for batch in file.batches(["product_id", "missing_reason"]):
+                for row in batch.filter(pc.is_valid(batch.column(1))).to_pylist():
                     yield {"product_id": row["product_id"], "reason": row["missing_reason"]}

@@ -14,9 +14,9 @@ towards the text; set `embed.image_weight` where customers search by image. With
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice, tee
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,7 +50,7 @@ from furnclip.relevance import OF_A_KIND, attribute_queries, known_attributes, p
 from furnclip.runs import PrecisionChoice
 from furnclip.shards import read_manifest
 from furnclip.vectors import Floats, ModelProvenance, Provenance, column_name, fuse
-from furnclip.vectors.parquet import matrix_of
+from furnclip.vectors.parquet import matrix_of, part_paths
 
 PREPROCESSING = "squares of the shards, bicubic, unit mean of all images"
 LEAST_COSINE = 0.999
@@ -129,19 +129,33 @@ def make_plan(key: str, reader: ShardReader, clips: Mapping[str, Clip], config: 
     )
 
 
-def stored_vectors(embeddings: Path, fingerprint: str, precision: str | None) -> StoredVectors:
-    """Vectors of the vector file, and of parts left by a kill."""
-    files = [embeddings / "master_vectors.parquet", *sorted(embeddings.glob("parts/*/part-*.parquet"))]
+def stored_vectors(
+    embeddings: Path, fingerprint: str, precision: str | None, *, kept: Collection[Path] = ()
+) -> StoredVectors:
+    """Vectors of the vector file, and of parts left by a kill; but those of `kept` parts."""
+    left = set(kept)
+    written = [embeddings / "master_vectors.parquet"]
+    with suppress(InputError):
+        written = [path for path in part_paths(written[0]) if path not in left]
+    files = [*written, *sorted(embeddings.glob("parts/*/part-*.parquet"))]
     return StoredVectors(files, fingerprint, precision=precision)
 
 
 @contextmanager
 def encoding(
-    config: Config, reader: ShardReader, clips: Mapping[str, Clip], plan: Provenance
+    config: Config,
+    reader: ShardReader,
+    clips: Mapping[str, Clip],
+    plan: Provenance,
+    *,
+    kept: Collection[Path] = (),
 ) -> Iterator[Encodes]:
-    """Threads that encode row groups with these models, which are placed as planned."""
+    """Threads that encode row groups with these models, which are placed as planned.
+
+    kept: parts of the vector file in which nothing needs to be looked up.
+    """
     known = {
-        label: stored_vectors(config.paths.embeddings, model.fingerprint, model.precision)
+        label: stored_vectors(config.paths.embeddings, model.fingerprint, model.precision, kept=kept)
         for label, model in plan.models.items()
     }
     batch_size = min(config.embed.batch_size, len(reader))

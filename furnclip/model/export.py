@@ -45,7 +45,7 @@ from furnclip.model.towers import TOWERS, Tower
 from furnclip.relevance import default_caption
 from furnclip.runs import latest_run
 from furnclip.vectors import Floats, column_name, top_k
-from furnclip.vectors.parquet import SHOWN, matrix_of, open_parquet
+from furnclip.vectors.parquet import SHOWN, matrix_of, open_vectors
 
 EXACT_COSINE = 0.9999
 LEAST_COSINE, LEAST_OVERLAP = 0.995, 0.99
@@ -140,7 +140,7 @@ def export_onnx(folder: Path, config: Config, *, name: str | None, int8: bool) -
     before = is_whole(folder, clip.fingerprint)
     if before and {f"{tower}_int8.onnx" for tower in towers} <= before.files.keys():
         return LightEncoder(folder), True
-    captions = _sample(config.paths.vectors)[0] if config.paths.vectors.is_file() else []
+    captions = _sample(config.paths.vectors)[0] if config.paths.vectors.exists() else []
     return write_onnx(clip, folder, config, captions, int8=towers), False
 
 
@@ -237,9 +237,9 @@ def write_beside(uri: str, vectors: Path, clips: Mapping[str, Clip], config: Con
 
 def _sample(vectors: Path, *columns: str) -> tuple[list[str], list[Floats]]:
     """Captions of the first products, and the vectors (N, D) of more of them in each of `columns`."""
-    with open_parquet(vectors) as file:
-        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=[*SHOWN, *columns])
-        table = pa.Table.from_batches(islice(batches, _MOST_BATCHES))
+    with open_vectors(vectors) as file:
+        batches = islice(file.batches([*SHOWN, *columns], rows=_BATCH_ROWS), _MOST_BATCHES)
+        table = pa.Table.from_batches(batches)
     rows = table.slice(0, _MOST_CAPTIONS).select(SHOWN).to_pylist()
     return list(filter(None, map(default_caption, rows))), [matrix_of(table[name])[0] for name in columns]
 

@@ -39,6 +39,7 @@ class ShardDataset:
         self.split = split
         self.shards = manifest.splits[split].shards
         self._ends = list(accumulate(shard.samples for shard in self.shards))
+        self._indexes: dict[int, pyarrow.Table] = {}
 
     @cached_property
     def data_hash(self) -> str:
@@ -54,19 +55,22 @@ class ShardDataset:
             raise IndexError(index)
         shard = bisect_right(self._ends, index)
         row = index - (self._ends[shard - 1] if shard else 0)
-        return read_sample(self.folder / self.shards[shard].name, self._indexes[shard], row)
+        return read_sample(self.folder / self.shards[shard].name, self._index(shard), row)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
     def keys(self) -> Iterator[str]:
         """The key of each sample, in order."""
-        for index in self._indexes:
-            yield from index["key"].to_pylist()
+        for number in range(len(self.shards)):
+            yield from self._index(number)["key"].to_pylist()
 
-    @cached_property
-    def _indexes(self) -> list[pyarrow.Table]:
-        return [read_index(self.folder / shard.name, samples=shard.samples) for shard in self.shards]
+    def _index(self, number: int) -> pyarrow.Table:
+        """The index of a shard, read when a sample of it is wanted."""
+        if number not in self._indexes:
+            shard = self.shards[number]
+            self._indexes[number] = read_index(self.folder / shard.name, samples=shard.samples)
+        return self._indexes[number]
 
 
 class ProductImages:

@@ -44,9 +44,11 @@ from furnclip.vectors.parquet import (
     PRODUCT_COLUMNS,
     SHOWN,
     Provenance,
+    VectorFile,
     check_columns,
     column_name,
-    open_parquet,
+    open_vectors,
+    part_paths,
     provenance_of,
     vector_schema,
 )
@@ -54,7 +56,7 @@ from furnclip.vectors.words import Field, Vocabulary, fields_of
 
 KEYWORDS = "keywords"
 DETAILS = "details"
-_VOCABULARY = b"furnclip_words"
+PROVENANCE, _VOCABULARY, _PARTS = b"furnclip", b"furnclip_words", b"furnclip_parts"
 _FILTERABLE = (*ATTRIBUTES, "split")
 _KINDS = {
     pa.string(): "text",
@@ -62,7 +64,7 @@ _KINDS = {
     pa.bool_(): "boolean",
     pa.date32(): "date",
 }
-_KEEP_OLD = timedelta(hours=1)  # for readers that opened the version before this one
+KEEP_OLD = timedelta(hours=1)  # for readers that opened the version before this one
 _BATCH_ROWS = 1024
 # Products of each partition that its center is found with, and rounds of finding: a tenth of the time of
 # LanceDB's own 256 and 50.
@@ -168,7 +170,7 @@ def shop_fields(schema: pa.Schema) -> list[pa.Field]:
 def vocabulary_of(table: Any, *, where: str) -> Vocabulary:
     """The words of the table's products; raises `InputError` where they are damaged."""
     try:
-        return Vocabulary.unpack((table.schema.metadata or {})[_VOCABULARY])
+        return Vocabulary.unpack(told_by(table.schema)[_VOCABULARY])
     except (KeyError, ValueError, TypeError):
         raise InputError(f"`{where}` does not say which words its products have", hint=AGAIN) from None
 
@@ -182,20 +184,25 @@ def kind_of(field: pa.Field) -> str | None:
 
 def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) -> IndexReport:
     """Make or replace the table from the vector file, then index it."""
-    with open_parquet(vectors) as file, explained(location.uri):
-        provenance = provenance_of(file.schema_arrow.metadata, where=vectors)
-        provenance = provenance.model_copy(update={"products": file.metadata.num_rows})
-        schema = table_schema(provenance, file.schema_arrow)
-        fields = fields_of({field.name: kind_of(field) or "" for field in shop_fields(file.schema_arrow)})
-        vocabulary = _vocabulary(file, fields, search.language)
-        schema = schema.with_metadata({**schema.metadata, _VOCABULARY: vocabulary.pack()})
+    with open_vectors(vectors) as file, explained(location.uri):
+        provenance = provenance_of(file.schema.metadata, where=vectors)
+        provenance = provenance.model_copy(update={"products": file.rows})
+        vocabulary = _vocabulary(file, search.language)
+        schema = table_schema(provenance, file.schema)
+        schema = schema.with_metadata(
+            state_of(provenance, vocabulary, [path.name for path in part_paths(vectors)])
+        )
+        sizes: Counter[str] = Counter()  # products of each group
+        for batch in file.batches(["group"]):
+            sizes.update(batch.column(0).to_pylist())
         database, name, earlier = location.connect()
         # Overwriting what is not there works too, but LanceDB warns about it.
         mode = "create" if earlier is None else "overwrite"
-        rows = _batches(file, schema, fields, vocabulary)
+        maker = TableRows.of(schema, file.schema, vocabulary)
+        rows = (maker.batch(batch, sizes) for batch in file.batches(maker.columns, rows=_BATCH_ROWS))
         table = database.create_table(name, rows, schema=schema, mode=mode, on_bad_vectors="null")
         # Before the indexes: after them it would join the partitions again and copy every vector once more.
-        table.optimize(cleanup_older_than=_age_to_remove(earlier))
+        table.optimize(cleanup_older_than=age_to_remove(earlier and last_written(earlier)))
         exact = True
         for label in provenance.models:
             for kind in ("vec", "image"):
@@ -214,12 +221,39 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
     return IndexReport(location.uri, exact)
 
 
-def _age_to_remove(earlier: Any | None) -> timedelta:
-    """From which age on versions go: never the one before, however old, because its readers have it open."""
-    if earlier is None:
-        return _KEEP_OLD
-    written: datetime = earlier.list_versions()[-1]["timestamp"].astimezone()  # given as local time
-    return _KEEP_OLD + (datetime.now(timezone.utc) - written)
+def state_of(provenance: Provenance, vocabulary: Vocabulary, parts: Sequence[str]) -> dict[bytes, bytes]:
+    """What the metadata of the table say. `parts`: of the vector file that it holds."""
+    return {
+        PROVENANCE: provenance.model_dump_json().encode(),
+        _VOCABULARY: vocabulary.pack(),
+        _PARTS: json.dumps(parts).encode(),
+    }
+
+
+def told_by(schema: pa.Schema) -> dict[bytes, bytes]:
+    """The metadata of a table: those it was made with, and what upserts changed of them since."""
+    place = schema.get_field_index(KEYWORDS)
+    return {**(schema.metadata or {}), **((schema.field(place).metadata or {}) if place >= 0 else {})}
+
+
+def parts_of(table: Any) -> list[str]:
+    """The parts of the vector file that the table was made of."""
+    names: list[str] = json.loads(told_by(table.schema).get(_PARTS, b"[]"))
+    return names
+
+
+def last_written(table: Any) -> datetime:
+    """When the last version of the table was written."""
+    written: datetime = table.list_versions()[-1]["timestamp"]
+    return written.astimezone()  # given as local time
+
+
+def age_to_remove(last: datetime | None) -> timedelta:
+    """From which age on versions go: never the one before, however old, because its readers have it open.
+
+    last: when that one was written.
+    """
+    return KEEP_OLD if last is None else KEEP_OLD + (datetime.now(timezone.utc) - last)
 
 
 def is_index_of(location: IndexLocation, key: str, search: SearchConfig) -> IndexReport | None:
@@ -254,7 +288,7 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
         if table is None:
             raise MissingStageError(location.uri, command="furnclip embed")
         products = table.count_rows()
-    provenance = provenance_of(table.schema.metadata, where=location.uri)
+    provenance = provenance_of(told_by(table.schema), where=location.uri)
     check_columns(table.schema, table_schema(provenance, table.schema), where=location.uri)
     if provenance.products not in (None, products):
         raise InputError(
@@ -267,11 +301,10 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
 def _partition(table: Any, column: str, exact_below: int) -> bool:
     """Make the IVF index of a vector column where it has so many vectors that it pays; whether it does."""
     products = table.count_rows(f"{column} IS NOT NULL")
-    if products < exact_below:
-        return False
     field = table.schema.field(column)
-    packs = products >= PACKED_FROM and getattr(field.type, "list_size", 1) % 8 == 0
-    make = IvfRq if packs else IvfFlat
+    make = vector_index(field, products, exact_below)
+    if make is None:
+        return False
     config = make(
         distance_type=distance_of(field),
         num_partitions=partitions_of(products),
@@ -282,44 +315,73 @@ def _partition(table: Any, column: str, exact_below: int) -> bool:
     return True
 
 
+def vector_index(field: pa.Field, products: int, exact_below: int) -> type[IvfRq] | type[IvfFlat] | None:
+    """The index that a column with so many vectors gets, or None."""
+    if products < exact_below:
+        return None
+    return IvfRq if products >= PACKED_FROM and getattr(field.type, "list_size", 1) % 8 == 0 else IvfFlat
+
+
 def distance_of(field: pa.Field) -> Literal["cosine", "dot"]:
     """How LanceDB compares the unit vectors of a column: of several views only by cosine."""
     return "cosine" if pa.types.is_list(field.type) else "dot"
 
 
-def _vocabulary(file: Any, fields: Sequence[Field], language: str) -> Vocabulary:
+def _vocabulary(file: VectorFile, language: str) -> Vocabulary:
     """The words of the vector file, read once for them."""
-    columns = [field.column for field in fields]
-    batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
+    fields = shop_fields_of(file.schema)
+    batches = file.batches([field.column for field in fields], rows=_BATCH_ROWS)
     rows = (row for batch in batches for row in batch.to_pylist())
     return Vocabulary.gather(rows, fields, "" if language == "auto" else language)
 
 
-def _batches(
-    file: Any, schema: pa.Schema, fields: Sequence[Field], vocabulary: Vocabulary
-) -> Iterator[pa.RecordBatch]:
-    """The rows of the table, from those of the vector file."""
-    sizes: Counter[str | None] = Counter()  # products of each group
-    for batch in file.iter_batches(columns=["group"]):
-        sizes.update(batch.column(0).to_pylist())
-    stored = [name for name in schema.names if name not in (KEYWORDS, DETAILS)]
-    own = [field.name for field in shop_fields(schema)]
-    several = {
-        name: name.replace("image", "views", 1) for name in schema.names if name.startswith("image_clip_")
-    }
-    several = {name: views for name, views in several.items() if views in file.schema_arrow.names}
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[*stored, *several.values()]):
+@dataclass(frozen=True)
+class TableRows:
+    """Makes rows of the table of those of the vector file. schema: of the table."""
+
+    schema: pa.Schema
+    fields: Sequence[Field]
+    vocabulary: Vocabulary
+    views: Mapping[str, str]  # columns with all images -> their names in the vector file
+
+    @classmethod
+    def of(cls, schema: pa.Schema, stored: pa.Schema, vocabulary: Vocabulary) -> TableRows:
+        """For a vector file with the columns of `stored`."""
+        views = {
+            name: name.replace("image", "views", 1) for name in schema.names if name.startswith("image_clip_")
+        }
+        views = {name: found for name, found in views.items() if found in stored.names}
+        return cls(schema, shop_fields_of(stored), vocabulary, views)
+
+    @property
+    def columns(self) -> list[str]:
+        """What is needed of the vector file."""
+        return [
+            *(name for name in self.schema.names if name not in (KEYWORDS, DETAILS)),
+            *self.views.values(),
+        ]
+
+    def batch(self, batch: pa.RecordBatch, sizes: Mapping[str, int]) -> pa.RecordBatch:
+        """The rows. `sizes`: products of each group."""
         keywords, details = [], []
+        own = [field.name for field in shop_fields(self.schema)]
         for row in batch.select([*SHOWN, *own]).to_pylist():
-            keywords.append(vocabulary.keywords(row, fields))
+            keywords.append(self.vocabulary.keywords(row, self.fields))
             shown = {name: row[name] or "" for name in SHOWN}
             columns = {name: row[name] for name in own if row[name] is not None}
             shown |= {"variants": sizes[row["group"]] if row["group"] else 1, "columns": columns}
             details.append(json.dumps(shown, default=str))  # dates as ISO 8601
-        columns = {name: batch.column(name) for name in stored} | {KEYWORDS: keywords, DETAILS: details}
-        for name, views in several.items():
-            columns[name] = _all_views(batch.column(name), batch.column(views), schema.field(name).type)
-        yield pa.RecordBatch.from_pydict(columns, schema=schema)
+        columns = {name: batch.column(name) for name in self.schema.names if name not in (KEYWORDS, DETAILS)}
+        columns |= {KEYWORDS: keywords, DETAILS: details}
+        for name, views in self.views.items():
+            kind = self.schema.field(name).type
+            columns[name] = _all_views(batch.column(name), batch.column(views), kind)
+        return pa.RecordBatch.from_pydict(columns, schema=self.schema)
+
+
+def shop_fields_of(schema: pa.Schema) -> list[Field]:
+    """The fields of texts that are indexed, of a vector file or table."""
+    return fields_of({field.name: kind_of(field) or "" for field in shop_fields(schema)})
 
 
 def _all_views(image: pa.Array, views: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -1,4 +1,10 @@
-"""Reading and writing `master_vectors.parquet`; see the package for what is in it."""
+"""Reading `master_vectors.parquet`, one file or a folder of parts; see the package for what is in it.
+
+    master_vectors.parquet/part-HASH.parquet   the rows of one range of a shard, never written again
+    master_vectors.parquet/_manifest.json      which parts count, in order, and what made them
+
+Libraries that read Parquet take such a folder for one table, and leave out names that begin with `_`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.catalogue.columns import Column
 from furnclip.errors import InputError, MissingStageError, ModelMismatchError
-from furnclip.journal import open_regular, parse_json
+from furnclip.journal import MANIFEST_NAME, open_regular, parse_json, read_json
 from furnclip.vectors.nearest import Floats, Integers, Mask
 
 SHOWN = ("product_id", "title", "clean_title", *ATTRIBUTES, "group", "split", "image")  # to people
@@ -28,6 +34,7 @@ RESERVED_COLUMNS = (*_TEXTS, "keywords", "details")
 KINDS = ("image", "text", "vec", "views")
 MODEL_KINDS = ("image", "text", "views")  # what a model says; `vec` is made of it
 _METADATA_KEY = b"furnclip"
+VECTOR_MANIFEST = f"_{MANIFEST_NAME}"
 Dtype = Literal["fp32", "fp16"]
 _COLUMN_TYPES = {
     "text": pa.string(),
@@ -174,7 +181,7 @@ def _explained(path: Path, problem: str) -> Iterator[None]:
 
 def _check_unpacked(path: Path, size_bytes: int) -> None:
     """Raise `InputError` where a small file would take a lot of memory: that is none of ours."""
-    packed_bytes = path.stat().st_size
+    packed_bytes = sum(part.stat().st_size for part in part_paths(path))
     if size_bytes > _SMALL_BYTES + _MOST_TIMES_LARGER * packed_bytes:
         raise InputError(
             f"`{path}` has {packed_bytes} bytes and would take {size_bytes >> 20} MB of memory", hint=AGAIN
@@ -210,12 +217,93 @@ def check_columns(found: pa.Schema, wanted: pa.Schema, *, where: Path | str) -> 
 
 def read_provenance(path: Path, *, kinds: Sequence[str] = KINDS) -> Provenance:
     """Which models made the vectors in `path`, whose columns are checked; the rows are not read."""
-    with open_parquet(path) as file:
-        provenance = provenance_of(file.schema_arrow.metadata, where=path)
+    with open_vectors(path) as file:
+        provenance = provenance_of(file.schema.metadata, where=path)
         needed = provenance.model_copy(update={"columns": ()})  # a file of an earlier release has no others
         kinds = [kind for kind in kinds if kind != "views"]
-        check_columns(file.schema_arrow, vector_schema(needed, kinds=kinds), where=path)
+        check_columns(file.schema, vector_schema(needed, kinds=kinds), where=path)
     return provenance
+
+
+class Part(BaseModel):
+    """One part of a vector file that is a folder."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: Annotated[str, StringConstraints(pattern=r"^part-[0-9a-f]+\.parquet$")]
+    source: str  # names the rows it was made from
+    rows: int
+    bytes: int
+    missing: int
+    """rows without an image vector"""
+
+
+class VectorManifest(BaseModel):
+    """Which parts are the vector file. It is written last."""
+
+    model_config = ConfigDict(frozen=True)
+
+    settings: str  # hash of models and settings: parts of others cannot be kept
+    provenance: Provenance
+    parts: tuple[Part, ...]
+    stand_ins: dict[str, list[float]] = {}
+    """by label, the mean image vector that stands in for a missing one"""
+    changed: int = 0
+    """products encoded since image weights and stand-ins were chosen"""
+
+
+def read_vector_manifest(path: Path) -> VectorManifest | None:
+    """The manifest of a vector file, None where it is one file. Raises `InputError` for a damaged one."""
+    if not (path / VECTOR_MANIFEST).is_file():
+        return None
+    return read_json(path / VECTOR_MANIFEST, VectorManifest, what="the manifest", hint=AGAIN)
+
+
+def part_paths(path: Path) -> list[Path]:
+    """The Parquet files of a vector file, in order."""
+    manifest = read_vector_manifest(path)
+    return [path / part.name for part in manifest.parts] if manifest else [path]
+
+
+class VectorFile:
+    """A vector file open for reading, whatever the number of its parts."""
+
+    def __init__(
+        self, paths: Sequence[Path], provenance: Provenance | None, rows: int, *, dictionaries: bool
+    ):
+        self._paths, self._dictionaries, self.rows = paths, dictionaries, rows
+        with open_parquet(paths[0]) as first:
+            self.schema: pa.Schema = first.schema_arrow
+        if provenance:
+            self.schema = self.schema.with_metadata({_METADATA_KEY: provenance.model_dump_json().encode()})
+
+    def batches(self, columns: Sequence[str], rows: int = 65536) -> Iterator[pa.RecordBatch]:
+        """The rows in order, at most so many at a time."""
+        for path in self._paths:
+            with open_parquet(path, dictionaries=self._dictionaries) as file:
+                yield from file.iter_batches(batch_size=rows, columns=list(columns))
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """All rows."""
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        tables = []
+        for path in self._paths:
+            with open_parquet(path, dictionaries=self._dictionaries) as file:
+                tables.append(file.read(columns=list(columns)).select(columns))
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+@contextmanager
+def open_vectors(path: Path, *, dictionaries: bool = False) -> Iterator[VectorFile]:
+    """The vector file, open; raises as `open_parquet`, within the block too."""
+    manifest = read_vector_manifest(path)
+    if manifest:
+        paths, rows = [path / part.name for part in manifest.parts], sum(part.rows for part in manifest.parts)
+        yield VectorFile(paths, manifest.provenance, rows, dictionaries=dictionaries)
+        return
+    with open_parquet(path) as file:
+        rows = file.metadata.num_rows
+    yield VectorFile([path], None, rows, dictionaries=dictionaries)
 
 
 class VectorTable:
@@ -229,9 +317,9 @@ class VectorTable:
         self.path = path
         self.provenance = read_provenance(path)
         self._matrices: dict[str, tuple[Floats, Mask]] = {}
-        with open_parquet(path) as file:
-            self.columns: tuple[str, ...] = tuple(file.schema_arrow.names)
-            self._count = int(file.metadata.num_rows)
+        with open_vectors(path) as file:
+            self.columns: tuple[str, ...] = tuple(file.schema.names)
+            self._count = file.rows
 
     def __len__(self) -> int:
         return self._count
@@ -239,8 +327,8 @@ class VectorTable:
     @cached_property
     def products(self) -> list[dict[str, str | None]]:
         """One dict a row with everything but the vectors."""
-        with open_parquet(self.path, dictionaries=True) as file:
-            table = file.read(columns=list(_TEXTS))
+        with open_vectors(self.path, dictionaries=True) as file:
+            table = file.read(_TEXTS)
         for number, field in enumerate(table.schema):
             if pa.types.is_dictionary(field.type):  # each text is stored once, however often it occurs
                 column = table.column(number)
@@ -268,12 +356,12 @@ class VectorTable:
             raise InputError(
                 f"`{self.path}` has no column `{name}`", hint=f"vectors there: {', '.join(vectors)}"
             )
-        with open_parquet(self.path) as file:
-            dimension = file.schema_arrow.field(name).type.list_size
+        with open_vectors(self.path) as file:
+            dimension = file.schema.field(name).type.list_size
             matrix = np.zeros((self._count, dimension), dtype=np.float32)  # (N, D)
             present = np.zeros(self._count, dtype=bool)
             start = 0
-            for batch in file.iter_batches(columns=[name]):
+            for batch in file.batches([name]):
                 stop = start + batch.num_rows
                 matrix[start:stop], present[start:stop] = matrix_of(batch.column(0))
                 start = stop

@@ -209,16 +209,19 @@ class Vocabulary:
     @classmethod
     def gather(cls, rows: Iterable[Mapping[str, Any]], fields: Sequence[Field], language: str) -> Vocabulary:
         """The vocabulary of these rows; an empty `language` is found out."""
-        counts: Counter[str] = Counter()
-        names = [field.column for field in fields if field.kind == "name"]
-        products, texts = 0, [field for field in fields if field.kind != "code"]
-        for row in rows:
-            products += 1
-            values = (words_of(text) for field in texts for text in texts_of(row.get(field.column)))
-            counts.update({form for words in values for forms in words for form in forms})
-            counts.update({f"@{name_of(text)}" for name in names for text in texts_of(row.get(name))})
+        products, counts = _counted(rows, fields)
         language = language or detect_language(counts)
         return cls(products, dict(counts.most_common(_MOST_WORDS)), language)
+
+    def changed(
+        self, gone: Sequence[Mapping[str, Any]], come: Sequence[Mapping[str, Any]], fields: Sequence[Field]
+    ) -> Vocabulary:
+        """This vocabulary without the words of some rows, and with those of others."""
+        counts = Counter(self.frequencies)
+        counts.subtract(_counted(gone, fields)[1])
+        counts.update(_counted(come, fields)[1])
+        left = dict((+counts).most_common(_MOST_WORDS))
+        return Vocabulary(self.products - len(gone) + len(come), left, self.language)
 
     @cached_property
     def alphabetic(self) -> list[str]:
@@ -296,6 +299,19 @@ class Vocabulary:
                 named += tokens[:1] * (field.column == "title")  # a brand or series, or the kind
                 named += ["@" + name_of(text)] * (field.kind == "name")
         return " ".join([*named, "|", *long])
+
+
+def _counted(rows: Iterable[Mapping[str, Any]], fields: Sequence[Field]) -> tuple[int, Counter[str]]:
+    """How many rows there are, and how many of them have each word."""
+    counts: Counter[str] = Counter()
+    names = [field.column for field in fields if field.kind == "name"]
+    products, texts = 0, [field for field in fields if field.kind != "code"]
+    for row in rows:
+        products += 1
+        values = (words_of(text) for field in texts for text in texts_of(row.get(field.column)))
+        counts.update({form for words in values for forms in words for form in forms})
+        counts.update({f"@{name_of(text)}" for name in names for text in texts_of(row.get(name))})
+    return products, counts
 
 
 def texts_of(value: Any) -> list[str]:

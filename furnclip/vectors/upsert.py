@@ -1,0 +1,234 @@
+"""A night's change in the search table: rows that differ are merged into it, those that are gone deleted.
+
+What differs is told by the parts of the vector file: the table names those that it was made of, and a part
+that is in both needs no reading. So the work grows with the change. Every step is a version of the table of
+its own and can be done again; the last one says that the table is in line. Readers keep the version that they
+opened.
+
+LanceDB compares what no index holds yet. To bring indices up to date it writes all of them, so that waits
+until more than one product in `_INDEXED_IN` is outside of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from furnclip.config import SearchConfig
+from furnclip.errors import FurnclipError
+from furnclip.vectors.index import (
+    DETAILS,
+    KEYWORDS,
+    PROVENANCE,
+    IndexLocation,
+    IndexReport,
+    TableRows,
+    age_to_remove,
+    explained,
+    last_written,
+    open_index,
+    parts_of,
+    shop_fields,
+    shop_fields_of,
+    state_of,
+    told_by,
+    vector_index,
+    vocabulary_of,
+)
+from furnclip.vectors.parquet import (
+    PRODUCT_COLUMNS,
+    Provenance,
+    VectorFile,
+    open_vectors,
+    part_paths,
+    provenance_of,
+)
+
+_INDEXED_IN = 200
+_MOST_VERSIONS = 100  # each holds the vocabulary
+_MOST_CHANGED = 0.2  # of the products; with more, the table is made anew
+_IDS_AT_ONCE = 1000
+_TARGET, _SINCE = b"furnclip_target", b"furnclip_since"
+"""of an upsert that was begun: the key that it leads to, and when the version before it was written"""
+Rows = dict[str, dict[str, Any]]  # by product id
+
+
+def update_index(location: IndexLocation, vectors: Path, search: SearchConfig) -> IndexReport | None:
+    """Merge what changed in the vector file into the table; None where it has to be made anew."""
+    try:
+        table, made = open_index(location)
+        vocabulary = vocabulary_of(table, where=location.uri)
+    except FurnclipError:
+        return None
+    with open_vectors(vectors) as file, explained(location.uri):
+        wanted = provenance_of(file.schema.metadata, where=vectors).model_copy(update={"products": file.rows})
+        before, now = parts_of(table), [path.name for path in part_paths(vectors)]
+        gone, come = sorted({*before} - {*now}), sorted({*now} - {*before})
+        can = (
+            _leads_to(table, made, wanted)
+            and search.language in ("auto", vocabulary.language)
+            and not {*before}.isdisjoint(now)
+            and all((vectors / name).is_file() for name in gone)
+            and _has_its_indices(table, file.rows, search.exact_below)
+        )
+        if not can:
+            return None
+        change = _Change(_rows(vectors, gone, file), _rows(vectors, come, file))
+        if len(change.changed) + len(change.deleted) > _MOST_CHANGED * file.rows:
+            return None
+        since = _begin(table, made, wanted)
+        vocabulary = vocabulary.changed(*change.words, shop_fields_of(file.schema))
+        maker = TableRows.of(table.schema, file.schema, vocabulary)
+        sizes, others = _groups(table, change)
+        for batch in _changed_rows(vectors, come, maker.columns, change.changed):
+            _merge(table, maker.batch(batch, sizes))
+        for rows in others:
+            _merge(table, rows)
+        for start in range(0, len(change.deleted), _IDS_AT_ONCE):
+            table.delete(_among("product_id", change.deleted[start : start + _IDS_AT_ONCE]))
+        _tidy(table, file.rows, since)
+        _note(table, state_of(wanted, vocabulary, now))
+    return IndexReport(location.uri, exact=not any(map(_is_vector, table.list_indices())))
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Rows of parts that are gone, and of those that have come."""
+
+    old: Rows
+    new: Rows
+
+    @cached_property
+    def changed(self) -> set[str]:
+        """Products to merge. Of one without an image the vector may differ all the same."""
+        return {key for key, row in self.new.items() if row["missing_reason"] or row != self.old.get(key)}
+
+    @cached_property
+    def deleted(self) -> list[str]:
+        return sorted(self.old.keys() - self.new.keys())
+
+    @cached_property
+    def moved(self) -> set[str]:
+        """All that the table has otherwise, or will have."""
+        return self.changed.union(self.deleted)
+
+    @property
+    def words(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows whose words go, and rows whose words come."""
+        return [self.old[key] for key in self.moved & self.old.keys()], [
+            self.new[key] for key in self.changed
+        ]
+
+
+def _leads_to(table: Any, made: Provenance, wanted: Provenance) -> bool:
+    """Whether the same models made both, and no upsert to something else was begun."""
+    told = {"key": wanted.key, "products": wanted.products, "furnclip_version": wanted.furnclip_version}
+    begun = told_by(table.schema).get(_TARGET, b"").decode() if made.products is None else wanted.key
+    return begun == wanted.key and made.model_copy(update=told) == wanted
+
+
+def _begin(table: Any, made: Provenance, wanted: Provenance) -> str:
+    """Note that an upsert has begun; when the version before it was written.
+
+    Its rows are no longer as many as it says: readers who come now must not take it for damaged.
+    """
+    if made.products is None:  # and goes on
+        return told_by(table.schema)[_SINCE].decode()
+    since = last_written(table).isoformat()
+    unfinished = made.model_copy(update={"products": None}).model_dump_json().encode()
+    _note(table, {PROVENANCE: unfinished, _TARGET: wanted.key.encode(), _SINCE: since.encode()})
+    return since
+
+
+def _is_vector(index: Any) -> bool:
+    return str(index.columns[0]).startswith("vec_")
+
+
+def _has_its_indices(table: Any, products: int, exact_below: int) -> bool:
+    """Whether a table made anew would have an index of the same kind on its vectors."""
+    there = {index.columns[0]: str(index.index_type) for index in table.list_indices()}
+    for name in filter(lambda name: name.startswith("vec_"), table.schema.names):
+        make = vector_index(table.schema.field(name), products, exact_below)
+        if there.get(name) != (make and make.__name__):
+            return False
+    return KEYWORDS in there
+
+
+def _rows(vectors: Path, parts: Iterable[str], file: VectorFile) -> Rows:
+    """What the rows of some parts say, but for their vectors: these follow from the hash of the content."""
+    columns = [*PRODUCT_COLUMNS, "missing_reason", *(field.name for field in shop_fields(file.schema))]
+    found: Rows = {}
+    for name in parts:
+        with open_vectors(vectors / name) as part:
+            for batch in part.batches(columns):
+                found.update((row["product_id"], row) for row in batch.to_pylist())
+    return found
+
+
+def _changed_rows(
+    vectors: Path, parts: Iterable[str], columns: Sequence[str], wanted: Iterable[str]
+) -> Iterator[pa.RecordBatch]:
+    """The wanted products with their vectors."""
+    ids = pa.array(sorted(wanted), pa.string())
+    for name in parts:
+        with open_vectors(vectors / name) as part:
+            for batch in part.batches(columns):
+                yield batch.filter(pc.is_in(batch["product_id"], ids))
+
+
+def _groups(table: Any, change: _Change) -> tuple[Counter[str], list[pa.Table]]:
+    """How many products each group of the changed ones has now, and the rows of others to be told so."""
+    rows = [each[key] for each in (change.old, change.new) for key in change.moved & each.keys()]
+    names = sorted({row["group"] for row in rows} - {""})
+    moved = pa.array(sorted(change.moved), pa.string())
+    sizes = Counter(change.new[key]["group"] for key in change.changed)
+    others = []
+    for start in range(0, len(names), _IDS_AT_ONCE):
+        among = _among("group", names[start : start + _IDS_AT_ONCE])
+        found = table.search().where(among).limit(table.count_rows()).to_arrow()
+        found = found.filter(pc.invert(pc.is_in(found["product_id"], moved)))
+        sizes.update(found["group"].to_pylist())
+        others.append(found)
+    return sizes, [_counted(rows, sizes) for rows in others]
+
+
+def _counted(rows: pa.Table, sizes: Mapping[str, int]) -> pa.Table:
+    """The rows whose details have another number of variants, with the right one."""
+    details = [json.loads(text) for text in rows[DETAILS].to_pylist()]
+    counts = [sizes[group] for group in rows["group"].to_pylist()]
+    differs = [each["variants"] != count for each, count in zip(details, counts, strict=True)]
+    told = [json.dumps({**each, "variants": count}) for each, count in zip(details, counts, strict=True)]
+    place = rows.schema.get_field_index(DETAILS)
+    return rows.set_column(place, rows.schema.field(place), pa.array(told, pa.string())).filter(differs)
+
+
+def _merge(table: Any, rows: pa.Table | pa.RecordBatch) -> None:
+    if len(rows):
+        merge = table.merge_insert("product_id").when_matched_update_all().when_not_matched_insert_all()
+        merge.execute(rows)
+
+
+def _among(column: str, values: Iterable[str]) -> str:
+    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f"`{column}` IN ({quoted})"
+
+
+def _tidy(table: Any, products: int, since: str) -> None:
+    """Take all rows into the indices, and remove versions from before `since`, where it pays."""
+    outside = table.index_stats(f"{KEYWORDS}_idx").num_unindexed_rows
+    if outside * _INDEXED_IN > products or len(table.list_versions()) > _MOST_VERSIONS:
+        table.optimize(cleanup_older_than=age_to_remove(datetime.fromisoformat(since)))
+
+
+def _note(table: Any, state: Mapping[bytes, bytes]) -> None:
+    told = {name.decode(): value.decode() for name, value in state.items()}
+    table.update_field_metadata({"path": KEYWORDS, "metadata": told})
