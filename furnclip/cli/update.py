@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furnclip import console
 from furnclip.cli.options import ConfigOption, JsonOption, settings
-from furnclip.errors import FurnclipError, Interrupted
+from furnclip.errors import FurnclipError
+from furnclip.parallel.stages import run_furnclip
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -59,20 +59,11 @@ def _run(words: tuple[str, ...], config: Path | None, log: Path) -> Any:
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} furnclip {' '.join(words)}\n")
         file.flush()
-        command = [sys.executable, "-m", "furnclip", *words, *options]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True) as process:
-            try:
-                output, _ = process.communicate()
-            except KeyboardInterrupt:
-                process.wait()  # the terminal has sent it SIGINT too; it saves its state
-                raise Interrupted from None
-            except BaseException:  # SIGTERM or SIGHUP
-                process.terminate()
-                raise
-        file.write(f"{output.strip()}\nexit code {process.returncode}\n")
-    if process.returncode:
+        code, output = run_furnclip([*words, *options], stdout=subprocess.PIPE, stderr=file)
+        file.write(f"{output.strip()}\nexit code {code}\n")
+    if code:
         raise FurnclipError(
-            f"`furnclip {' '.join(words)}` ended with exit code {process.returncode}",
+            f"`furnclip {' '.join(words)}` ended with exit code {code}",
             hint=f"`{log}` has its message; fix the cause and run the same command again",
         )
     return json.loads(output)

@@ -17,7 +17,6 @@ import io
 import json
 import shlex
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ from furnclip import console
 from furnclip.config import environment_variables
 from furnclip.errors import FurnclipError, InputError, Interrupted
 from furnclip.journal import read_json, write_json, write_text
+from furnclip.parallel.stages import run_furnclip
 
 SCENARIOS: dict[str, tuple[str, tuple[str, ...]]] = {
     "zero_shot": ("the base as it is, for comparison", ()),
@@ -174,23 +174,14 @@ def unpack(folder: Path, *, products: int, seed: int) -> None:
 def _run(folder: Path, stage: Stage, *, quietly: bool) -> Any:
     """Run the command; its JSON result with `quietly`, else None."""
     console.note(f"\n# {stage.why}\n$ {shlex.join(('furnclip', *stage.words))}")
-    command = [sys.executable, "-m", "furnclip", *stage.words, *(["--json"] if quietly else [])]
-    with subprocess.Popen(
-        command, cwd=folder, env=_offline_environment(folder), stdout=subprocess.PIPE if quietly else None
-    ) as process:
-        try:
-            output, _ = process.communicate()
-        except KeyboardInterrupt:
-            process.wait()  # the terminal has sent it SIGINT too; it saves its state
-            raise Interrupted from None
-        except BaseException:  # SIGTERM or SIGHUP
-            process.terminate()
-            raise
-    if process.returncode == Interrupted.exit_code:
+    captured = subprocess.PIPE if quietly else None
+    words = [*stage.words, *(["--json"] if quietly else [])]
+    code, output = run_furnclip(words, cwd=folder, env=_offline_environment(folder), stdout=captured)
+    if code == Interrupted.exit_code:
         raise Interrupted
-    if process.returncode:
+    if code:
         raise FurnclipError(
-            f"`furnclip {stage.words[0]}` ended with exit code {process.returncode}",
+            f"`furnclip {stage.words[0]}` ended with exit code {code}",
             hint="its own message is above; fix the cause and run the same `furnclip demo` again",
         )
     return json.loads(output) if quietly else None

@@ -9,8 +9,8 @@ A vector is null where there is nothing to encode, and `missing_reason` is why t
 is then made of the text and of the mean image. Which models made the vectors, from what and how is in the
 file's metadata under `furnclip`, as JSON; readers compare fingerprints first.
 
-`parquet` writes and reads the file, `nearest` finds exact neighbors in memory, `index` is the same
-data as a LanceDB table.
+The file of a large catalogue is a folder of parts. `parquet` reads both, `nearest` finds exact neighbors in
+memory, `index` is the same data as a LanceDB table, and `upsert` merges a small change into that.
 """
 
 from furnclip.vectors.nearest import Floats as Floats
