@@ -11,8 +11,8 @@ cores, with 512 numbers a vector, that takes 8 ms for 5,000 products, 12 for 10,
 index takes 3, 4 and 6 (`tests/bench/search.py`).
 
 The schema metadata carries the provenance of the vector file, the names of its parts and the vocabulary. A
-table is replaced by a new version of itself, so readers of the old one are never disturbed, on S3 neither; where
-little changed, `upsert` merges that into it, and says what it is now in the metadata of `keywords`.
+table is replaced by a new version of itself, so readers of the old one are never disturbed, on S3 neither.
+Where little changed, `upsert` merges that into it, and says what it is now in the metadata of `keywords`.
 
 Up to `PACKED_FROM` products the IVF index keeps whole vectors in its partitions: what is returned is ordered
 by the exact cosine, and what is missed lay in a partition that was not probed (`search.probes`). By default
