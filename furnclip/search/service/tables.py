@@ -85,7 +85,7 @@ class LiveTable:
     def _open(self) -> Served:
         searcher = Searcher(self._config, run=self._run, model=self._model)
         for _ in range(_SEARCHES_FIRST):
-            searcher.search("furniture", k=1)
+            searcher.search("furniture", k=1, mode="vector")
         self._metrics.products.set(searcher.table.count_rows())
         return Served(searcher, _version(searcher.table, searcher.provenance.key))
 
