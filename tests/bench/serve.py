@@ -29,14 +29,10 @@ import numpy as np
 import psutil
 
 from furnclip import vectors
-from furnclip.config import load_config
-from furnclip.embed.parts import write_row_groups
 from furnclip.model import load_clip
 from furnclip.model.export import write_beside
-from furnclip.vectors.index import index_location, write_index
-from tests.bench import measure
-from tests.bench.embed import write_model
-from tests.bench.search import Best, scattered, tables
+from furnclip.vectors.index import index_location
+from tests.bench import measure, search
 
 CLIENTS = 16
 WORDS = ("walnut", "oak", "velvet", "red", "small", "round", "modern", "sofa", "table", "lamp", "bed")
@@ -101,29 +97,10 @@ def main() -> None:
 
 def build(folder: Path, products: int) -> None:
     """A table and its towers as `furnclip embed` leaves them, and the same vectors for the rival."""
-    write_model(folder / "clip", image_px=224, stub=False)
-    (folder / "furnclip.toml").write_text(
-        f'[model]\nname = "{folder / "clip"}"\ndevice = "cpu"\nprecision = "fp32"\n\n'
-        "[serve]\naccess_log = false\n"
-    )
-    config = load_config(folder / "furnclip.toml")
+    config = search.build(folder, products, full_size=True).config
+    with (folder / "furnclip.toml").open("a") as file:
+        file.write("[serve]\naccess_log = false\n")
     clip = load_clip(config.model.name, config.model)
-    made_by = vectors.ModelProvenance(
-        name=clip.name,
-        fingerprint=clip.fingerprint,
-        dimension=clip.dimension,
-        image_px=clip.image_px,
-        precision="fp32",
-    )
-    provenance = vectors.Provenance(key="bench", models={"base": made_by})
-    random = np.random.default_rng(0)
-    centers = vectors.unit(random.normal(size=(products // 100, clip.dimension)))
-    best = Best(scattered(centers, 1, random))
-    schema = vectors.vector_schema(provenance)
-    config.paths.embeddings.mkdir(parents=True)
-    with config.paths.vectors.open("wb") as file:
-        write_row_groups(file, schema, tables(products, centers, schema, random, (best, best)))
-    write_index(index_location(config), config.paths.vectors, config.search)
     write_beside(index_location(config).uri, config.paths.vectors, {"base": clip}, config)
     table = vectors.VectorTable(config.paths.vectors)
     np.save(folder / "vectors.npy", table.matrix("vec_clip_base"))
