@@ -63,7 +63,7 @@ def test_the_last_trained_state_differs_precisely_where_the_scenario_trains(
     if scenario == "full":
         assert changed == set(before)
         return
-    targets = ("q_proj", "k_proj", "v_proj", "out_proj")
+    targets = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
     assert all(name.split(".lora_")[0].endswith(targets) for name in adapters)
     assert {_part(name) for name in adapters} == EXPECTED[scenario] - {"projections"}
     projections = {"visual_projection.weight", "text_projection.weight", "logit_scale"}
@@ -78,7 +78,8 @@ def test_the_merged_model_differs_from_its_base_only_there_too(
     before = CLIPModel.from_pretrained(tiny_clip).state_dict()
     after = CLIPModel.from_pretrained(ready / "work" / "runs" / scenario / "model").state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    targets = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight")
+    layers = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    targets = tuple(f"{layer}.weight" for layer in layers)
     wanted = {
         name
         for name in before

@@ -52,7 +52,7 @@ def test_an_epoch_sees_every_sample_once_in_steps_of_like_size(
     [
         ("dual_lora", 10, 10, 30, 0.25),
         ("dual_lora", 200, 32, 30, 0.25),
-        ("full", 1_000, 125, 30, 0.25),
+        ("full", 1_000, 50, 30, 0.25),
         ("full", 4_000, 128, 20, 0.25),
         ("text_lora", 14_000, 218, 10, 0.1),
         ("vision_lora", 4_000, 128, 20, 0.0),

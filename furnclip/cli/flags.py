@@ -39,7 +39,7 @@ FLAGS: dict[str, tuple[type, str, str]] = {
         "`none`; `simple`: flip; `advanced`: also shift, color and rotation, product kept whole"),
     "train.seed": (int, "--seed", "seed of data order, captions, augmentation and adapter weights"),
     "train.patience": (int, "--patience",
-        "epochs without better validation recall before training stops; 0: no early stopping"),
+        "epochs without better validation before training ends at the best; 0: all epochs, keep the last"),
     "train.mini_train": (bool, "--mini-train", "train on the small `mini_train` split"),
     "train.gradient_checkpointing": (bool, "--gradient-checkpointing",
         "recompute each layer in the backward pass: less memory, more time"),

@@ -260,8 +260,8 @@ class TrainingConfig(_Section):
     """scale of the LoRA adapters is lora_alpha / lora_r"""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout probability in front of the adapters"""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
-    """names of the linear layers with adapters; `fc1` and `fc2` are the others"""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    """names of the linear layers with adapters; without `fc1` and `fc2`: attention alone"""
     loss: Literal["auto", "softmax", "sigmoid"] = "auto"
     """`auto`: the loss of the base model; `softmax`, as for CLIP; `sigmoid`, as for SigLIP"""
     multi_positive: bool = True
@@ -292,8 +292,8 @@ class TrainingConfig(_Section):
     """`full` only: learning rate of each layer relative to the one above it; 1: the same for all"""
     max_logit_scale: PositiveFloat = 100.0
     """maximum logit scale (inverse temperature), as in OpenAI's training"""
-    patience: NonNegativeInt = 5
-    """epochs without better validation recall before training stops; 0: no early stopping"""
+    patience: NonNegativeInt = 0
+    """epochs without better validation before training ends at the best; 0: all epochs, keep the last"""
     checkpoint_interval_s: NonNegativeFloat = 60
     """seconds between checkpoints; one is written at the end of every epoch as well"""
     image_cache_mb: NonNegativeInt = 1024

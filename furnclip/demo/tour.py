@@ -50,7 +50,6 @@ SETTINGS = {
     "prepare.image_px": 96,
     "prepare.train_fraction": 0.45,
     "prepare.validation_fraction": 0.1,
-    "train.patience": 0,
     "train.caption_sampling": True,
 }
 _BUNDLE = Path(__file__).parent / "catalogue.zip"

@@ -1,4 +1,4 @@
-"""From the best checkpoint to a model that others can load.
+"""From the trained weights to a model that others can load.
 
 Out: `adapter/` (PEFT), `model/` (merged, a plain Hugging Face folder with tokenizer and preprocessing).
 

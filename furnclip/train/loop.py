@@ -216,7 +216,7 @@ class Loop:
             self._log("validation", position, figures)
             if better:
                 position.best_score, position.best_epoch = figures["score"], position.epoch
-                if self.ready.processes.first:
+                if self.config.patience and self.ready.processes.first:
                     save_checkpoint(self.checkpoints / "best", position, self.ready.parameters, None)
             position.stopped_early = 0 < self.config.patience <= position.stale_epochs
         self._save(position)

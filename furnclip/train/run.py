@@ -163,7 +163,11 @@ def _announce(ready: Prepared) -> None:
 
 
 def _run_loop(ready: Prepared, interrupts: Interrupts) -> Position:
-    """Train from the last checkpoint if anything trains; the model then holds its best weights."""
+    """Train from the last checkpoint if anything trains; the model then holds the weights to keep.
+
+    Those of the last epoch: the rate has come down to 0 there, and which epoch is best by a small validation
+    split is mostly noise. With `patience`, which ends a run before its rate is down, those of the best.
+    """
     loop = Loop(ready, interrupts)
     position, last = Position(), loop.checkpoints / "last"
     if last.exists():  # a damaged one too, so that it is told
@@ -181,14 +185,14 @@ def _run_loop(ready: Prepared, interrupts: Interrupts) -> Position:
                 stack.callback(wandb.close)
                 loop.trackers.append(wandb.log)
         position = loop.run(position)
-    if ready.parameters:
+    if ready.parameters and ready.config.train.patience:
         load_checkpoint(loop.checkpoints / "best", ready.parameters)
     return position
 
 
 def verdict(config: TrainingConfig, position: Position, *, share: float) -> str:
     """Whether nothing was learnt or the run ended too early, and what to try; empty where neither is so."""
-    if position.best_epoch == 0 or share == 0:
+    if share == 0 or (config.patience and position.best_epoch == 0):
         other = "full" if config.scenario == "dual_lora" else "dual_lora"
         return (
             "nothing was learnt: no epoch is better than the base on validation, so the model is the base; "

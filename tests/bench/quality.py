@@ -7,8 +7,8 @@
 products; the Debian package `sweethome3d-furniture`) is cleaned and prepared. `--model`: the base, else
 `furnclip-tiny`. `--random-weights`: like it, but nothing learnt. `--epochs`: for all; else what furnclip
 chooses for this catalogue. `--only`: a contestant, several by repeating it. Three seeds (`--quick`: one seed,
-one epoch, three contestants). All start from the same base and see the same samples in batches of one size;
-every weight trains:
+one epoch, three contestants). All start from the same base and see the same samples, in batches of 128 or, of
+furnclip, as it chooses; every weight trains:
 
     base                    as it is
     plain loop              AdamW, warmup and cosine, mirrored images, the products' captions, symmetric
@@ -55,14 +55,15 @@ from furnclip.model.clip import Clip
 from furnclip.model.loading import load_float32
 from furnclip.relevance import attribute_queries, known_attributes, positives
 from furnclip.shards import ShardDataset
-from furnclip.train.checkpoints import Position, load_checkpoint
+from furnclip.train.checkpoints import Position
 from furnclip.train.data import TrainingData, random_stream
 from furnclip.train.finish import finish
 from furnclip.train.prepared import Prepared
 from furnclip.train.scenarios import learning_rate
 from tests.training import loop_of
 
-PLAIN_RATES = (0.5, 1.0, 2.0)  # times furnclip's own
+PLAIN_RATES = (0.25, 0.5, 1.0)  # times furnclip's own
+PLAIN_BATCH = 128
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "furnclip": {},
     "dual_lora": {"scenario": "dual_lora"},
@@ -120,7 +121,6 @@ def run(job: Job) -> Measured:
         "scenario": "full",
         "seed": job.seed,
         "epochs": job.epochs,
-        "patience": 0,
         "checkpoint_interval_s": 3600,
         **CONTESTANTS.get(job.contestant, {}),
     }
@@ -132,16 +132,16 @@ def run(job: Job) -> Measured:
         RIVALS[job.contestant](ready, job.rate * ready.config.train.lr)
         return measure(ready, ready.encoder.clip)
     loop.run(Position())
-    load_checkpoint(loop.checkpoints / "best", ready.parameters)
     finish(ready)
     return measure(ready, load_float32(str(ready.folder / "model"), ready.config.model))
 
 
 def plain_loop(ready: Prepared, rate: float) -> None:
-    """The rival: what a good tutorial does, with the epochs and the batch size of `ready`."""
+    """The rival: what a good tutorial does, with the epochs of `ready`."""
     module, clip = ready.encoder.clip.module.train(), ready.encoder.clip
     train = ready.config.train.model_copy(update={"lr": rate})
-    captions, size = ready.train.fixed_captions(), ready.batch_size
+    captions = ready.train.fixed_captions()
+    size = min(PLAIN_BATCH, len(captions))
     steps = len(captions) // size
     matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
@@ -181,7 +181,7 @@ def sentence_transformers(ready: Prepared, rate: float) -> None:
         arguments = Arguments(
             output_dir=folder,
             num_train_epochs=train.epochs,
-            per_device_train_batch_size=ready.batch_size,
+            per_device_train_batch_size=PLAIN_BATCH,
             dataloader_drop_last=True,
             learning_rate=rate,
             warmup_ratio=train.warmup_fraction,
