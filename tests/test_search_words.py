@@ -117,6 +117,27 @@ def test_a_short_word_is_no_slip_for_one_that_begins_otherwise(searcher: Searche
     assert {hit.object_type for hit in answer} == {"chair"}
 
 
+@pytest.mark.parametrize("mode", ["hybrid", "keyword"])
+def test_what_it_is_comes_before_how_it_looks(searcher: Searcher, mode: Any) -> None:
+    """No product has all the words: a chair of another color or size is nearer than a red bed."""
+    there = {(hit.color, hit.object_type) for hit in searcher.search(where="price >= 0", k=PRODUCTS)}
+    kinds = {kind for _, kind in there}
+    absent = [(color, kind) for color in ("red", "blue") for kind in kinds if (color, kind) not in there]
+    sizes = [f"{kind} {80 + row} cm" for kind in kinds for row in (3, 8, 21)]
+    foreign = [f"{'rotes' if color == 'red' else 'bleu'} {kind}" for color, kind in absent]
+    asked = [*(f"{color} {kind}" for color, kind in absent), *sizes, *foreign]
+    assert len(asked) > 10
+    for text in asked:
+        answer = searcher.search(text, k=1, mode=mode)
+        assert answer[0].object_type in text, text
+
+
+def test_a_word_the_catalogue_lacks_reaches_the_model_as_what_it_has(searcher: Searcher) -> None:
+    german, english = searcher.search("blauer Stuhl", k=5), searcher.search("blue chair", k=5)
+    assert [hit.product_id for hit in german] == [hit.product_id for hit in english]
+    assert "`stuhl` as `chair`" in german.understood
+
+
 @pytest.mark.parametrize("text", ["95 cm", "95cm", "950 mm", "0,95 m", "95x40 cm", "95 x 40", "95\u00d740"])
 def test_a_size_is_found_however_it_is_written(searcher: Searcher, text: str) -> None:
     assert searcher.search(text, k=1)[0].product_id == "P00015"

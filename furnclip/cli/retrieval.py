@@ -157,7 +157,6 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Find products by words, by meaning or by image."""
-    check_address_space()
     with quick_imports():
         from furnclip.search import Searcher
 
@@ -175,10 +174,16 @@ def search(
         )
         extra: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 4)}
         if facets:
-            extra["facets"] = searcher.facets(facets.split(","), query, where=where)
+            extra["facets"] = searcher.facets(
+                _names(facets), query, where=where, exclude=exclude or [], literal=literal
+            )
         if preview:
             extra["preview"] = str(_draw(searcher, answer, quiet=as_json))
         _answer(searcher, answer, query, extra, as_json=as_json)
+
+
+def _names(columns: str) -> list[str]:
+    return [name for each in columns.split(",") if (name := each.strip())]
 
 
 def _queries(text: str | None, image: Path | None, *, interactive: bool) -> Iterator[str | None]:

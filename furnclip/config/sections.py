@@ -366,7 +366,7 @@ class SearchConfig(_Section):
     exact_below: PositiveInt = 5000
     """catalogue size below which every vector is compared; from there on, an approximate index is built"""
     probes: NonNegativeInt = 0
-    """index partitions a search probes; more: slower, fewer misses; 0: a tenth, of many products a third"""
+    """index partitions a search probes; more: slower, fewer misses; 0: a tenth, of many products 40 %"""
 
 
 class ServeConfig(_Section):

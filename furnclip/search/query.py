@@ -9,8 +9,9 @@ is a column `price`; "without glass", "not red" words that are kept out.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 from rapidfuzz import process
@@ -22,7 +23,9 @@ PRICE = "price"
 _TYPOS = ((8, 2), (4, 1))  # from so many letters on: so many errors
 _SHORT = 5  # letters, up to which hardly anybody misses the first one
 _SPELLINGS = 3  # of a mistyped word, at most
-_MOST_SCORE = 2.2  # k1 + 1 of BM25: what a word weighs at most, times its rarity
+_SATURATION = 1.2  # k1 of BM25: a word that is there as often counts half of what it may
+_SHORTNESS = 0.75  # b of BM25
+_LOOKS = 0.8  # what all other words weigh together at most, against those that say what is looked for
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,11 @@ class Term:
     word: str
     stems: tuple[str, ...]
     spelled: str = ""
-    """the word of the catalogue that a mistyped one is taken for"""
+    """the word of the catalogue that a mistyped or foreign one is taken for"""
+    is_kind: bool = False
+    """whether it says what a product is, and not only how it looks"""
 
-    def most(self, vocabulary: Vocabulary) -> float:
-        """The most that BM25 can give a product for it."""
-        return _MOST_SCORE * max(vocabulary.rarity(stem) for stem in self.stems or (self.word,))
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,35 @@ class Query:
 
     @cached_property
     def words(self) -> str:
-        """The words of the index, for BM25."""
-        return " ".join(dict.fromkeys(stem for term in self.terms for stem in term.stems))
+        """The words of the index, and what the text may be exactly."""
+        return " ".join(dict.fromkeys([*self.exact, *(stem for term in self.terms for stem in term.stems)]))
+
+    @cached_property
+    def kinds(self) -> str:
+        """Those of its words that say what is looked for; none where there are no others."""
+        kinds = [stem for term in self.terms if term.is_kind for stem in term.stems]
+        return " ".join(kinds) if any(term.stems and not term.is_kind for term in self.terms) else ""
+
+    def shares(self, keywords: Mapping[int, str]) -> dict[int, float]:
+        """How much of what is asked for each row's keywords have, from 0 to 1, as by BM25.
+
+        Words that mean the same count as one: a rare one among them is not worth more.
+        """
+        split = {row: text.partition("|") for row, text in keywords.items()}
+        named = {row: parts[0].split() for row, parts in split.items()}
+        terms = [term for term in self.terms if term.stems]
+        most = sum(term.weight for term in terms) or 1.0
+        usual = sum(map(len, named.values())) / max(1, len(named)) or 1.0
+        shares = {}
+        for row, words in named.items():
+            counts, passing = Counter(words), set(split[row][2].split())
+            half = _SATURATION * (1 - _SHORTNESS + _SHORTNESS * len(words) / usual)
+            reached = 0.0
+            for term in terms:
+                there = sum(counts[stem] for stem in term.stems) or not passing.isdisjoint(term.stems)
+                reached += term.weight * there / (there + half)
+            shares[row] = reached / most
+        return shares
 
 
 def understand(text: str, vocabulary: Vocabulary, columns: Collection[str], *, literal: bool) -> Query:
@@ -81,7 +111,7 @@ def understand(text: str, vocabulary: Vocabulary, columns: Collection[str], *, l
         said = [*where, *(f"without {word}" for word in avoided)]
     if not words_of(rest):  # nothing is left to look for
         rest = text
-    terms = list(_terms(rest, vocabulary))
+    terms = _weighed(list(_terms(rest, vocabulary)), vocabulary)
     exact = _exact(text, vocabulary)
     said += [f"`{term.word}` as `{term.spelled}`" for term in terms if term.spelled]
     spelled = {term.word: term.spelled for term in terms if term.spelled}
@@ -100,6 +130,20 @@ def _exact(text: str, vocabulary: Vocabulary) -> tuple[str, ...]:
 # --- words
 
 
+def _weighed(terms: list[Term], vocabulary: Vocabulary) -> list[Term]:
+    """The terms with what each counts: rare ones more, and a sofa that is not red before what is red."""
+    terms = [
+        replace(term, weight=vocabulary.rarity(*term.stems), is_kind=vocabulary.is_kind(term.stems))
+        for term in terms
+    ]
+    kinds = sum(term.weight for term in terms if term.is_kind)
+    others = sum(term.weight for term in terms if term.stems and not term.is_kind)
+    if kinds and others > _LOOKS * kinds:
+        share = _LOOKS * kinds / others
+        terms = [term if term.is_kind else replace(term, weight=share * term.weight) for term in terms]
+    return terms
+
+
 def _terms(text: str, vocabulary: Vocabulary) -> Iterator[Term]:
     words = words_of(text)
     words = [forms for forms in words if not vocabulary.is_stop(forms[0])] or words
@@ -116,7 +160,7 @@ def _terms(text: str, vocabulary: Vocabulary) -> Iterator[Term]:
             found[place + 1] += joined
             yield Term(word, tuple(dict.fromkeys(stems + joined)))
         elif stems:
-            yield Term(word, tuple(dict.fromkeys(stems)))
+            yield Term(word, tuple(dict.fromkeys(stems)), vocabulary.translated(word))
         else:
             yield from _guessed(word, vocabulary)
         place += 1

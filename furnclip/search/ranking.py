@@ -1,13 +1,13 @@
 """Rows for a request, best first: words and meaning, each on a scale from 0 to 1, weighed against each other.
 
-    words      BM25, of the most that it could be for this query
+    words      as by BM25, of the most that it could be for this query
     meaning    cosine, from what any product has (0) to what the nearest has (1)
 
 What is the query exactly, an id, a barcode, a brand, leads. A query none of whose words a product has is
 one of meaning alone, and one word, or rare ones, is looked for as a word. Otherwise words are trusted the
-more the less the model understands of the catalogue: by 1.1 - 0.7 times the precision of short requests that
+more the less the model understands of the catalogue: by 1.16 - 0.8 times the precision of short requests that
 `embed` measured on validation. The two numbers were chosen on a drawn shop and on a part of a catalogue of
-clothes, where 0.65 and 0.98 were best; others judged (tests/bench/relevance.py).
+clothes, where 0.65 and 1 were best; others judged (tests/bench/relevance.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from furnclip.vectors import Floats, column_name
 
 Mode = Literal["vector", "keyword", "hybrid"]
 _UNMEASURED_TRUST = 0.9  # in words
-_LEAST_TRUST, _MOST_TRUST = 0.5, 0.98
+_NAMES_TRUST = 0.98  # at least
+_LEAST_TRUST, _MOST_TRUST = 0.5, 0.999  # between equals meaning decides
 _RARE = 0.002  # share of products that have a word: a name
 _EXACT = 1.0  # what an id or a brand adds: it leads
 
@@ -55,30 +56,28 @@ class Ranker:
     def __init__(self, table: SearchTable, label: str) -> None:
         self._table, self._label = table, label
         precision = table.provenance.models[label].request_precision
-        trust = _UNMEASURED_TRUST if precision is None else 1.1 - 0.7 * precision
+        trust = _UNMEASURED_TRUST if precision is None else 1.16 - 0.8 * precision
         self._trust = min(_MOST_TRUST, max(_LEAST_TRUST, trust))
 
     def ranked(self, request: Request, mode: Mode, count: int, where: str | None) -> Ranking:
         """The best `count` rows that pass the filter."""
-        if mode == "keyword":
-            return Ranking(self._table.words(request.query.words, count, where))
-        meaning = self._meaning(request, count, where)
+        query = request.query
+        meaning = {} if mode == "keyword" else self._meaning(request, count, where)
         if mode == "vector":
             return Ranking(meaning, meaning)
-        words = self._table.words(request.query.words, count, where)
-        exact = self._exact(request.query, count, where)
-        rows = list(dict.fromkeys([*exact, *words, *meaning]))
-        cosines = self._cosines(request, rows, meaning)
-        trust = self.trust_in_words(request.query)
+        rows = self._table.words(query.words, count, where)
+        if len(rows) == count:  # the most frequent words may have been left out
+            rows |= self._table.words(query.kinds, count, where)
+        texts = self._table.keywords([*rows, *(row for row in meaning if row not in rows)])
+        exact = {row for row, text in texts.items() if not set(query.exact).isdisjoint(text.split())}
+        cosines = {} if mode == "keyword" else self._cosines(request, texts, meaning)
+        trust = 1.0 if mode == "keyword" else self.trust_in_words(query)
         if request.text is not None and request.image is not None:
             trust *= 1 - request.image_weight
-        most = sum(term.most(self._table.vocabulary) for term in request.query.terms) or 1.0
-        near = self._scaled(request, cosines)
+        near = self._scaled(request, cosines) if cosines else {}
         scores = {
-            row: _EXACT * (row in exact)
-            + trust * min(1.0, words.get(row, 0.0) / most)
-            + (1 - trust) * near.get(row, 0.0)
-            for row in rows
+            row: _EXACT * (row in exact) + trust * share + (1 - trust) * near.get(row, 0.0)
+            for row, share in query.shares(texts).items()
         }
         return Ranking(_best(scores, count), cosines)
 
@@ -90,21 +89,13 @@ class Ranker:
             return 0.0
         rare = _RARE * vocabulary.products
         names = all(vocabulary.stems[stem] <= rare for term in known for stem in term.stems)
-        weights = [vocabulary.rarity((*term.stems, term.word)[0]) for term in query.terms]
-        share = sum(weight for term, weight in zip(query.terms, weights, strict=True) if term.stems) / sum(
-            weights
-        )
-        return share * (_MOST_TRUST if names or len(query.terms) == 1 else self._trust)
+        share = sum(term.weight for term in known) / sum(term.weight for term in query.terms)
+        return share * max(self._trust, _NAMES_TRUST * (names or len(query.terms) == 1))
 
     def surprise(self, request: Request, ranking: Ranking) -> float:
         """How much nearer than any product the nearest is, as a cosine."""
         best = max(ranking.cosines.values(), default=0.0)
         return best - self._usual(request)
-
-    def _exact(self, query: Query, count: int, where: str | None) -> frozenset[int]:
-        return (
-            frozenset(self._table.words(" ".join(query.exact), count, where)) if query.exact else frozenset()
-        )
 
     def _sides(self, request: Request) -> list[tuple[str, Floats, float]]:
         """What the cosine is made of: text to fused vectors, image to image vectors; each with its weight."""

@@ -177,7 +177,13 @@ class Searcher:
         return self._answer(request, "vector", _Wish(k, _given(where)), others)
 
     def facets(
-        self, columns: Sequence[str], text: str | None = None, *, where: str | None = None
+        self,
+        columns: Sequence[str],
+        text: str | None = None,
+        *,
+        where: str | None = None,
+        exclude: Sequence[str] = (),
+        literal: bool = False,
     ) -> dict[str, dict[str, int]]:
         """For each column its values and how many products have each, most frequent first.
 
@@ -186,9 +192,9 @@ class Searcher:
         for name in columns:
             self._check_column(name)
         with explained(self.uri):
-            wish, rows = _Wish(where=_given(where)), None
+            wish, rows = _Wish(where=_given(where), avoided=tuple(exclude)), None
             if words := _readable(text or ""):
-                query, wish = self._understand(words, wish, literal=False)
+                query, wish = self._understand(words, wish, literal=literal)
                 rows = self._open.every_word(query.groups, self._condition(wish))
             found = self._open.values(columns, self._condition(wish), rows)
         return {name: _counts(found[name]) for name in columns}

@@ -165,13 +165,14 @@ class Field:
     column: str
     kind: Literal["text", "long", "code", "name"]
     weight: int
+    is_type: bool = False  # whether it says what a product is
 
 
 _OURS = (
     Field("product_id", "code", 1),
     Field("title", "text", 2),
     Field("clean_title", "text", 2),
-    Field("object_type", "text", 2),
+    Field("object_type", "text", 2, is_type=True),
     *(Field(name, "text", 1) for name in ATTRIBUTES if name not in ("clean_title", "object_type")),
 )
 
@@ -192,7 +193,8 @@ def fields_of(columns: Mapping[str, str]) -> list[Field]:
             fields.append(Field(column, "name", 2))
         else:
             kind: Literal["long", "text"] = "text" if parts & names["kind"] else "long"
-            fields.append(Field(column, kind, 2 if kind == "text" else 1))
+            is_type = kind == "text" and bool(parts & names["type"])
+            fields.append(Field(column, kind, 2 if kind == "text" else 1, is_type))
     return fields
 
 
@@ -202,6 +204,7 @@ class Vocabulary:
     def __init__(self, products: int, frequencies: Mapping[str, int], language: str) -> None:
         self.products, self.language = products, language
         self.frequencies = dict(frequencies)
+        self._kinds = {stem(word[1:], language) for word in frequencies if word.startswith("+")}
         self.stems: Counter[str] = Counter()
         for word, count in self.frequencies.items():
             self.stems[stem(word, language)] += count
@@ -242,9 +245,9 @@ class Vocabulary:
             raise ValueError(str(error)) from None
         return cls(int(products), frequencies, language)
 
-    def rarity(self, stem: str) -> float:
-        """The inverse document frequency of BM25, as LanceDB counts it."""
-        count = min(self.stems.get(stem, 0), self.products)
+    def rarity(self, *stems: str) -> float:
+        """The inverse document frequency of BM25 of words that mean the same."""
+        count = min(sum(self.stems.get(stem, 0) for stem in stems), self.products)
         return math.log(1 + (self.products - count + 0.5) / (count + 0.5))
 
     def stem(self, word: str) -> str:
@@ -279,6 +282,16 @@ class Vocabulary:
         others = map(self.stem, (value,) if is_known else (value, *names))
         return list(dict.fromkeys([own] * is_known + [other for other in others if other in self.stems]))
 
+    def translated(self, word: str) -> str:
+        """What a foreign word or synonym that no product has is called here; else nothing."""
+        value, names = _same().get(word, ("", ()))
+        there = (name for name in (value, *names) if self.stem(name) in self.stems)
+        return "" if self.stem(word) in self.stems else next(there, "")
+
+    def is_kind(self, stems: Iterable[str]) -> bool:
+        """Whether one of these stems stands in the columns that say what a product is."""
+        return not self._kinds.isdisjoint(stems)
+
     def is_stop(self, word: str) -> bool:
         """Whether a folded word says nothing about a product."""
         return word in _stop_words(self.language) or word in _stop_words("en")
@@ -302,14 +315,20 @@ class Vocabulary:
 
 
 def _counted(rows: Iterable[Mapping[str, Any]], fields: Sequence[Field]) -> tuple[int, Counter[str]]:
-    """How many rows there are, and how many of them have each word."""
+    """How many rows there are, and how many have each word, with `+` where it says what a product is."""
     counts: Counter[str] = Counter()
     names = [field.column for field in fields if field.kind == "name"]
     products, texts = 0, [field for field in fields if field.kind != "code"]
     for row in rows:
         products += 1
-        values = (words_of(text) for field in texts for text in texts_of(row.get(field.column)))
-        counts.update({form for words in values for forms in words for form in forms})
+        values = [
+            (mark, forms)
+            for field in texts
+            for mark in ["", "+"][: 1 + field.is_type]
+            for text in texts_of(row.get(field.column))
+            for forms in words_of(text)
+        ]
+        counts.update({mark + form for mark, forms in values for form in forms})
         counts.update({f"@{name_of(text)}" for name in names for text in texts_of(row.get(name))})
     return products, counts
 
