@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,7 @@ from furnclip.cli.commands import app
 from furnclip.errors import FurnclipError
 from furnclip.parallel import Workers
 from tests.drawn_shop import captions, write_shop
-from tests.prepare_shop import sha256_of
+from tests.prepare_shop import draw, sha256_of
 
 pytest.importorskip("ray")
 FULL = os.environ.get("FURNCLIP_FULL") == "1"
@@ -69,13 +70,18 @@ class TwoNodes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.environment = {"RAY_ADDRESS": self.address, **token}
         port = self.address.rpartition(":")[2]
-        self.head = self._start("--head", f"--port={port}", "--include-dashboard=false")
-        self.other = self.start_other()
+        self.head = self.other = self._start("--head", f"--port={port}", "--include-dashboard=false")
+        try:
+            self.start_other()
+        except BaseException:
+            self.close()
+            raise
 
-    def start_other(self) -> subprocess.Popen[bytes]:
+    def start_other(self) -> None:
         self.other = self._start(f"--address={self.address}")
-        return self.other
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         place = ["--node-ip-address=127.0.0.1", f"--temp-dir={self.folder}"]
@@ -85,7 +91,7 @@ class TwoNodes:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **self.environment, "OMP_NUM_THREADS": "1"},
         )
         deadline = time.monotonic() + 120
         while not any("raylet" in each.name() for each in family(process)):
@@ -106,7 +112,7 @@ class TwoNodes:
                 each.kill()
         node.wait()
 
-    def end(self) -> None:
+    def close(self) -> None:
         for node in (self.other, self.head):
             if node.poll() is None:
                 self.kill(node)
@@ -130,8 +136,8 @@ def nodes() -> Iterator[TwoNodes]:
     if not FULL:
         pytest.skip("set FURNCLIP_FULL=1: minutes")
     both = TwoNodes()
-    yield both
-    both.end()
+    with closing(both):
+        yield both
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +145,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared and embedded without Ray."""
     folder = tmp_path_factory.mktemp("ray")
     shop = write_shop(folder / "shop", products=PRODUCTS, model=build_tiny_clip(folder / "tiny", captions()))
+    for number, image in enumerate(sorted((shop / "images").iterdir())):
+        draw(image, number)  # near-duplicates would be most of the work
     with (shop / "furnclip.toml").open("a") as file:
         file.write("shard_samples = 300\n\n[embed]\nrow_group_rows = 64\n")
     for command in ("prepare", "embed"):
@@ -149,13 +157,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(shop: Path, command: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "furnclip", command, "--json"]
     words += ["--engine", "ray"] if environment else []
-    return subprocess.Popen(
-        words,
-        cwd=shop,
-        stdout=subprocess.DEVNULL,
-        stderr=(shop / "said").open("ab"),
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
+    with (shop / "said").open("ab") as said:
+        settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        return subprocess.Popen(words, cwd=shop, stdout=subprocess.DEVNULL, stderr=said, env=settings)
 
 
 def hashes(shop: Path, command: str) -> dict[str, str]:
@@ -182,7 +186,7 @@ def test_what_is_killed_on_the_way_changes_no_byte(
     shutil.copytree(shop, other, ignore=shutil.ignore_patterns("index.lance", "embeddings"))
     if command == "prepare":
         shutil.rmtree(other / "work")
-    environment = {"RAY_ADDRESS": nodes.address}
+    environment = nodes.environment
     start = time.monotonic()
     process = run(other, command, environment)
     if lost != "nothing":
