@@ -36,12 +36,7 @@ class BrowserContest:
         self._sessions: dict[str, tuple[ArenaApp, float]] = {}
         self._asked: dict[str, str] = {}  # rater -> the ballot whose clock runs
         self._lock = threading.Lock()
-        lineup = make_lineup(config, runs, model=model)
-        if not any(lineup.differing(duel) for duel in lineup.duels()):
-            raise InputError(
-                f"the models gave the same {lineup.k} answers to all {len(lineup.queries)} queries",
-                hint="train longer, raise `arena.k`, or use other queries with `--queries`",
-            )
+        make_lineup(config, runs, model=model).require_difference()
 
     def ballot(self, rater: str) -> dict[str, Any]:
         """What is to be judged now; `rows` is empty where everything has been."""

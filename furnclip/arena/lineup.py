@@ -83,6 +83,14 @@ class Lineup:
         first, second = (self.answers[model] for model in duel)
         return [index for index in range(len(self.queries)) if first[index] != second[index]]
 
+    def require_difference(self) -> None:
+        """Raises `InputError` where all models gave the same answers: there is nothing to judge."""
+        if not any(self.differing(duel) for duel in self.duels()):
+            raise InputError(
+                f"the models gave the same {self.k} answers to all {len(self.queries)} queries",
+                hint="train longer, raise `arena.k`, or use other queries with `--queries`",
+            )
+
     def shown(self, model: str, query: int) -> tuple[Card, ...]:
         """The row of results of one model."""
         return tuple(self._card[product_id] for product_id in self.answers[model][query])

@@ -28,7 +28,6 @@ from furnclip.arena.sheet import AHEAD, DrawingQueue, Drawn
 from furnclip.arena.terminal import CTRL_C, Terminal
 from furnclip.arena.votes import OUTCOMES
 from furnclip.console import printable
-from furnclip.errors import InputError
 from furnclip.viewers import Box, Viewer, ViewerSetting, Window, detect, open_on_desktop
 
 # No judgment takes less than this; a bouncing key or a reply of the terminal comes faster.
@@ -286,12 +285,7 @@ def vote_in_terminal(app: ArenaApp, *, viewer: ViewerSetting = "auto", max_votes
     Where everything was judged the terminal is left alone. Raises `InputError` where the models agreed on
     every query, `UsageError` where there is no terminal, `TerminalGone` when it is closed.
     """
-    lineup = app.lineup
-    if not any(lineup.differing(duel) for duel in lineup.duels()):
-        raise InputError(
-            f"the models gave the same {lineup.k} answers to all {len(lineup.queries)} queries",
-            hint="train longer, raise `arena.k`, or use other queries with `--queries`",
-        )
+    app.lineup.require_difference()
     if app.trial is None:
         return
     plan = detect(viewer)
