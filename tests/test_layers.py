@@ -206,6 +206,21 @@ sys.exit(f"--help loaded {{loaded}}" if loaded else 0)
     assert done.returncode == 0, done.stderr
 
 
+def test_the_first_help_loads_little() -> None:
+    """Help of the whole takes 0.2 s; each of these would add a tenth or more of that."""
+    script = """
+import sys
+from furnclip.cli.commands import app
+try:
+    app(["--help"], prog_name="furnclip")
+finally:
+    loaded = {"pydantic", "filelock", "httpx", "jinja2", "furnclip.journal"}.intersection(sys.modules)
+    sys.exit(f"--help loaded {loaded}" if loaded else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_import_furnclip_does_not_load_torch() -> None:
     script = "import sys, furnclip; furnclip.ArenaConfig; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

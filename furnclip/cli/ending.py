@@ -25,7 +25,6 @@ import typer
 from furnclip import console
 from furnclip.cli import leave
 from furnclip.errors import FurnclipError, InputError, Interrupted, StorageError, UsageError
-from furnclip.journal import full_disk
 
 # What a machine that only searches may lack (`examples/serve/requirements.py`).
 _NOT_WHERE_SEARCHED = (
@@ -175,6 +174,8 @@ def explain(error: BaseException) -> FurnclipError | None:
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         hint = "close other programs, raise the limit (`ulimit -v`), or use fewer workers and smaller batches"
         return FurnclipError("there is not enough memory", hint=hint)
+    from furnclip.journal import full_disk  # here, not above: `--help` comes by this file
+
     folders = (*written_folders, Path.cwd(), Path(tempfile.gettempdir()))
     if told := full_disk(error, folders):
         return told
