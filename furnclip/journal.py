@@ -53,16 +53,17 @@ def utc_now() -> str:
 class Journal:
     """An append-only JSON-lines file, held by one process at a time from `__enter__` to `__exit__`.
 
-    `keep_whole_tail`: see `journal_lines`. Raises `JournalError` on opening when another process holds it,
-    and on replay when a line other than the last cannot be read.
+    `keep_whole_tail`: see `journal_lines`. Raises `JournalError` on opening when another process holds it for
+    `wait_s` seconds and longer, and on replay when a line other than the last cannot be read.
     """
 
-    def __init__(self, path: Path, *, keep_whole_tail: bool = False) -> None:
+    def __init__(self, path: Path, *, keep_whole_tail: bool = False, wait_s: float = 0) -> None:
         self.path = path
         self._keep_whole_tail = keep_whole_tail
+        self._wait_s = wait_s
 
     def __enter__(self) -> Journal:
-        self._lock = _take_lock(self.path, f"{self.path.name}.lock")
+        self._lock = _take_lock(self.path, f"{self.path.name}.lock", wait_s=self._wait_s)
         is_new = not self.path.exists()
         last: deque[bytes] = deque(maxlen=1)
         if not is_new:
@@ -115,10 +116,10 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def _take_lock(path: Path, name: str) -> AcquireReturnProxy[FileLock]:
+def _take_lock(path: Path, name: str, *, wait_s: float = 0) -> AcquireReturnProxy[FileLock]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return FileLock(path.with_name(name)).acquire(timeout=0)
+        return FileLock(path.with_name(name)).acquire(timeout=wait_s, poll_interval=0.01)
     except Timeout:
         raise JournalError(
             f"`{path}` is in use by another furnclip process",

@@ -180,23 +180,20 @@ def _distinguish_retrained(
         for name, fingerprint in vote.models.items():
             known[name].add(fingerprint)
 
-    def labels(models: Mapping[str, str]) -> dict[str, str]:
-        return {
-            name: f"{name} ({fingerprint[:6]})" if len(known[name]) > 1 else name
-            for name, fingerprint in models.items()
-        }
+    def label(name: str, models: Mapping[str, str]) -> str:
+        return f"{name} ({models[name][:6]})" if len(known[name]) > 1 else name
 
-    renamed, relabeled = [], {}
+    def both(names: tuple[str, str], models: Mapping[str, str]) -> tuple[str, str]:
+        return label(names[0], models), label(names[1], models)
+
+    renamed = []
     for vote in votes:
-        label, (first, second), (a, b) = labels(vote.models), vote.duel, vote.sides
-        duel, sides = (label[first], label[second]), (label[a], label[b])
-        models = {label[name]: fingerprint for name, fingerprint in vote.models.items()}
+        models = {label(name, vote.models): fingerprint for name, fingerprint in vote.models.items()}
+        duel, sides = both(vote.duel, vote.models), both(vote.sides, vote.models)
         renamed.append(replace(vote, duel=duel, sides=sides, models=models))
+    relabeled = {}
     for lineup, contest in contests.items():
-        label, agreed = labels(contest.models), []
-        for each in contest.agreed:
-            first, second = each.models
-            agreed.append(replace(each, models=(label[first], label[second])))
+        agreed = (replace(each, models=both(each.models, contest.models)) for each in contest.agreed)
         relabeled[lineup] = replace(contest, agreed=tuple(agreed))
     return renamed, relabeled
 

@@ -8,7 +8,6 @@ several raters can vote at the same time.
 
 from __future__ import annotations
 
-import time
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from pydantic import Field
 from furnclip.arena.lineup import Card, Query
 from furnclip.catalogue import sheet_text
 from furnclip.console import warn
-from furnclip.errors import InputError, JournalError
+from furnclip.errors import InputError
 from furnclip.journal import Journal, journal_lines, parse_json, write_text
 
 T = TypeVar("T")
@@ -110,16 +109,8 @@ class VoteBook:
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Write one line, waiting a little for other raters."""
-        give_up = time.monotonic() + _WAIT_S
-        while True:
-            try:
-                with Journal(self.path, keep_whole_tail=True) as journal:
-                    journal.append(event)
-                return
-            except JournalError:
-                if time.monotonic() > give_up:
-                    raise
-                time.sleep(0.01)
+        with Journal(self.path, keep_whole_tail=True, wait_s=_WAIT_S) as journal:
+            journal.append(event)
 
     def votes(self) -> list[Vote]:
         """Every vote that counts, oldest first."""
