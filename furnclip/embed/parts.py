@@ -192,6 +192,8 @@ def copy_vectors(source: Path, target: Path) -> None:
     """Give a vector file a second name, without a second copy of its parts where the disk can do that."""
     manifest = read_vector_manifest(source)
     if manifest is None:
+        if (target / VECTOR_MANIFEST).is_file():
+            shutil.rmtree(target)
         keep_copy(source, target)
         return
     if target.is_file():

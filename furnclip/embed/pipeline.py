@@ -209,14 +209,12 @@ class _Work:
         folder.drop_damaged(share, self.plan)
         todo = [number for number in share if not folder.is_done(number)]
 
-        def begun() -> Iterator[int]:
-            for number in todo:
-                journal.append({"event": "begun", "key": self.key, "row_group": number})
-                yield number
-
         with console.progress("embedding", total=summary.products, unit="products") as meter:
             meter.advance(summary.products - sum(len(groups[number].rows) for number in todo))
-            for number, (table, encoded) in zip(todo, encodes(begun()), strict=True):
+            tables = encodes(todo)
+            for number in todo:  # what is read ahead has not begun yet
+                journal.append({"event": "begun", "key": self.key, "row_group": number})
+                table, encoded = next(tables)
                 with replacing(folder.part(number)) as file:
                     write_row_groups(file, table.schema, [table])
                 summary.encoded.update(encoded)

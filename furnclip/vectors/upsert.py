@@ -59,7 +59,6 @@ _MOST_CHANGED = 0.2  # of the products; with more, the table is made anew
 _IDS_AT_ONCE = 1000
 _TARGET, _SINCE = b"furnclip_target", b"furnclip_since"
 """of an upsert that was begun: the key that it leads to, and when the version before it was written"""
-Rows = dict[str, dict[str, Any]]  # by product id
 
 
 def update_index(location: IndexLocation, vectors: Path, search: SearchConfig) -> IndexReport | None:
@@ -82,15 +81,15 @@ def update_index(location: IndexLocation, vectors: Path, search: SearchConfig) -
         )
         if not can:
             return None
-        change = _Change(_rows(vectors, gone, file), _rows(vectors, come, file))
+        change = _compare(vectors, gone, come, file)
         if len(change.changed) + len(change.deleted) > _MOST_CHANGED * file.rows:
             return None
         since = _begin(table, made, wanted)
-        vocabulary = vocabulary.changed(*change.words, shop_fields_of(file.schema))
+        vocabulary = vocabulary.changed(change.old, change.new, shop_fields_of(file.schema))
         maker = TableRows.of(table.schema, file.schema, vocabulary)
         sizes, others = _groups(table, change)
-        for batch in _changed_rows(vectors, come, maker.columns, change.changed):
-            _merge(table, maker.batch(batch, sizes))
+        for batch in _batches(vectors, come, maker.columns):
+            _merge(table, maker.batch(batch.filter(pc.is_in(batch["product_id"], change.moved)), sizes))
         for rows in others:
             _merge(table, rows)
         for start in range(0, len(change.deleted), _IDS_AT_ONCE):
@@ -102,31 +101,40 @@ def update_index(location: IndexLocation, vectors: Path, search: SearchConfig) -
 
 @dataclass(frozen=True)
 class _Change:
-    """Rows of parts that are gone, and of those that have come."""
+    """Products that differ, as they were and as they are. `changed` are merged, `deleted` deleted."""
 
-    old: Rows
-    new: Rows
+    old: list[dict[str, Any]]
+    new: list[dict[str, Any]]
 
     @cached_property
-    def changed(self) -> set[str]:
-        """Products to merge. Of one without an image the vector may differ all the same."""
-        return {key for key, row in self.new.items() if row["missing_reason"] or row != self.old.get(key)}
+    def changed(self) -> list[str]:
+        return [row["product_id"] for row in self.new]
 
     @cached_property
     def deleted(self) -> list[str]:
-        return sorted(self.old.keys() - self.new.keys())
+        return sorted({row["product_id"] for row in self.old}.difference(self.changed))
 
     @cached_property
-    def moved(self) -> set[str]:
+    def moved(self) -> pa.Array:
         """All that the table has otherwise, or will have."""
-        return self.changed.union(self.deleted)
+        return pa.array(sorted({*self.changed, *self.deleted}), pa.string())
 
-    @property
-    def words(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Rows whose words go, and rows whose words come."""
-        return [self.old[key] for key in self.moved & self.old.keys()], [
-            self.new[key] for key in self.changed
-        ]
+
+def _compare(vectors: Path, gone: Sequence[str], come: Sequence[str], file: VectorFile) -> _Change:
+    """How the rows of some parts differ from those of others. Vectors follow from the hash of the content.
+
+    Of a product without an image the vector may differ all the same. Holds a number a row.
+    """
+    columns = [*PRODUCT_COLUMNS, "missing_reason", *(field.name for field in shop_fields(file.schema))]
+
+    def rows(names: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for batch in _batches(vectors, names, columns):
+            yield from batch.to_pylist()
+
+    old = {row["product_id"]: hash(repr(row)) for row in rows(gone)}
+    new = {row["product_id"]: hash(repr(row)) for row in rows(come) if not row["missing_reason"]}
+    same = {key for key, told in new.items() if old.get(key) == told}
+    return _Change(*([row for row in rows(names) if row["product_id"] not in same] for names in (gone, come)))
 
 
 def _leads_to(table: Any, made: Provenance, wanted: Provenance) -> bool:
@@ -163,39 +171,22 @@ def _has_its_indices(table: Any, products: int, exact_below: int) -> bool:
     return KEYWORDS in there
 
 
-def _rows(vectors: Path, parts: Iterable[str], file: VectorFile) -> Rows:
-    """What the rows of some parts say, but for their vectors: these follow from the hash of the content."""
-    columns = [*PRODUCT_COLUMNS, "missing_reason", *(field.name for field in shop_fields(file.schema))]
-    found: Rows = {}
+def _batches(vectors: Path, parts: Iterable[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of some parts."""
     for name in parts:
         with open_vectors(vectors / name) as part:
-            for batch in part.batches(columns):
-                found.update((row["product_id"], row) for row in batch.to_pylist())
-    return found
-
-
-def _changed_rows(
-    vectors: Path, parts: Iterable[str], columns: Sequence[str], wanted: Iterable[str]
-) -> Iterator[pa.RecordBatch]:
-    """The wanted products with their vectors."""
-    ids = pa.array(sorted(wanted), pa.string())
-    for name in parts:
-        with open_vectors(vectors / name) as part:
-            for batch in part.batches(columns):
-                yield batch.filter(pc.is_in(batch["product_id"], ids))
+            yield from part.batches(columns)
 
 
 def _groups(table: Any, change: _Change) -> tuple[Counter[str], list[pa.Table]]:
     """How many products each group of the changed ones has now, and the rows of others to be told so."""
-    rows = [each[key] for each in (change.old, change.new) for key in change.moved & each.keys()]
-    names = sorted({row["group"] for row in rows} - {""})
-    moved = pa.array(sorted(change.moved), pa.string())
-    sizes = Counter(change.new[key]["group"] for key in change.changed)
+    names = sorted({row["group"] for row in (*change.old, *change.new)} - {""})
+    sizes = Counter(row["group"] for row in change.new)
     others = []
     for start in range(0, len(names), _IDS_AT_ONCE):
         among = _among("group", names[start : start + _IDS_AT_ONCE])
         found = table.search().where(among).limit(table.count_rows()).to_arrow()
-        found = found.filter(pc.invert(pc.is_in(found["product_id"], moved)))
+        found = found.filter(pc.invert(pc.is_in(found["product_id"], change.moved)))
         sizes.update(found["group"].to_pylist())
         others.append(found)
     return sizes, [_counted(rows, sizes) for rows in others]
