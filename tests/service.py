@@ -26,6 +26,7 @@ from tests.conftest import run_cli
 from tests.drawn_shop import write_shop
 from tests.test_embed import add_run
 
+FRACTIONS = {"FURNCLIP_PREPARE__TRAIN_FRACTION": "0.2", "FURNCLIP_PREPARE__VALIDATION_FRACTION": "0.1"}
 NASTY = """<script>document.title="ran"</script><img src=x onerror="document.title='ran'"> "quoted' & chair"""
 
 
@@ -41,8 +42,7 @@ def make_shop(folder: Path, model: Path, *, run: bool = False) -> Path:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)
-    fractions = {"FURNCLIP_PREPARE__TRAIN_FRACTION": "0.2", "FURNCLIP_PREPARE__VALIDATION_FRACTION": "0.1"}
-    run_cli("prepare", cwd=shop, env=fractions).ok()
+    run_cli("prepare", cwd=shop, env=FRACTIONS).ok()
     if run:
         add_run(shop, "tuned", seed=1)
     run_cli("embed", cwd=shop).ok()

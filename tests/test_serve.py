@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import threading
@@ -28,7 +29,8 @@ from PIL import Image
 from furnclip import Searcher
 from furnclip.config import load_config
 from furnclip.relevance import read_queries
-from tests.service import Service, answer_of, form, make_shop, replace_table, serving
+from tests.conftest import run_cli
+from tests.service import FRACTIONS, Service, answer_of, form, make_shop, replace_table, serving
 from tests.training import command
 
 FULL = bool(os.environ.get("FURNCLIP_FULL"))
@@ -87,6 +89,17 @@ def test_images_come_from_the_shards_and_once(service: Service) -> None:
     with Image.open(io.BytesIO(jpeg)) as image:
         assert image.size == (224, 224)
     assert service.ask("/images/P00005", headers={"If-None-Match": headers["etag"]})[0] == 304
+
+
+def test_images_are_those_of_the_newest_shards(shop: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shop, tmp_path / "shop"))
+    with serving(copy) as service:
+        before = service.ask("/images/P00005")[1]
+        shutil.copy(copy / "images/00006.jpg", copy / "images/00005.jpg")
+        run_cli("prepare", cwd=copy, env=FRACTIONS).ok()
+        status, after, _ = service.ask("/images/P00005")
+        assert status == 200
+        assert before != after == service.ask("/images/P00006")[1]
 
 
 def test_states_metrics_and_documentation(service: Service) -> None:
