@@ -83,6 +83,18 @@ def test_hits_are_those_of_a_searcher(service: Service, shop: Path) -> None:
     assert counts == {"color": searcher.facets(["color"])["color"]}
 
 
+def test_the_page_finds_what_the_service_finds(service: Service, shop: Path) -> None:
+    """By an image without a word of ours, by facets alone without a remark about one."""
+    body, headers = form({"k": "24"}, photo(shop))
+    said = service.ask("/search", method="POST", body=body, headers=headers)[1]
+    sent = service.ask("/", method="POST", body=body, headers=headers)[2]
+    page = service.ask(sent["location"])[1].decode()
+    assert re.findall(r"like=(P\d+)", page)[:3] == [hit["product_id"] for hit in said["hits"]][:3]
+    for shown in (page, service.ask("/?price=1-")[1].decode(), service.ask("/?color=red")[1].decode()):
+        assert 'class="card"' in shown
+        assert 'class="note"' not in shown
+
+
 def test_images_come_from_the_shards_and_once(service: Service) -> None:
     status, jpeg, headers = service.ask("/images/P00005")
     assert (status, headers["content-type"]) == (200, "image/jpeg")

@@ -136,7 +136,7 @@ class Shop:
             some = searcher.search("furniture", k=_SOME, mode="vector")
             return {**view, "hits": [hit for hit in some if hit.image]}
         view["hits"] = hits = self._hits(searcher, params, where, price)
-        view["notes"] = [*hits.understood, *([hits.note] if hits.note else [])]
+        view["notes"] = [*hits.understood, *([hits.note] if hits.note else [])] if params.q else []
         view["has_price"] = price is not None
         if params.compare:
             if self._service.blind:
@@ -163,14 +163,12 @@ class Shop:
         if params.like and not params.q:
             return searcher.similar(params.like, k, where=where)
         image = Image.open(io.BytesIO(self.uploads.jpeg(params.image))) if params.image else None
+        sort = f"-{price}" if params.sort == "-price" else price if params.sort else None
+        if params.q or image:
+            return searcher.search(params.q, image=image, k=k, where=where, sort=sort)
         # facets alone: what is typical of them comes first
-        text = params.q or (
-            "" if image else " ".join(params.filters[name] for name in FACETS if name in params.filters)
-        )
-        sort = f"-{price}" if params.sort == "-price" else price
-        return searcher.search(
-            text or "furniture", image=image, k=k, where=where, sort=sort if params.sort else None
-        )
+        chosen = " ".join(params.filters[name] for name in FACETS if name in params.filters)
+        return searcher.search(chosen or "furniture", mode="vector", k=k, where=where, sort=sort)
 
     def _label(self, facet: str, value: str) -> str:
         """A facet's value for people: the price `100-250` is "€100 to €250"."""
