@@ -63,18 +63,15 @@ def contest_routes(service: Service, pages: Pages, contest: Contest) -> list[Bas
     """The addresses for raters."""
 
     async def arena(request: Request) -> Response:
+        shown: dict[str, Any] = {"rater": "", "over": False, "ballot": None, "error": None, "keys": KEYS}
         try:
             params = asking.read(request.query_params, RaterParams, service.limits)
-            rater = " ".join(params.rater.split())
-            if not rater or params.over:
-                return pages.answer(
-                    "arena.html", rater=rater, over=params.over, ballot=None, error=None, keys=KEYS
-                )
-            ballot = await service.work(contest.ballot, rater)
-            return pages.answer("arena.html", rater=rater, over=False, ballot=ballot, error=None, keys=KEYS)
+            shown |= {"rater": " ".join(params.rater.split()), "over": params.over}
+            if shown["rater"] and not params.over:
+                shown["ballot"] = await service.work(contest.ballot, shown["rater"])
+            return pages.answer("arena.html", **shown)
         except FurnclipError as error:
-            shown = {"rater": "", "over": False, "ballot": None, "error": error, "keys": KEYS}
-            return pages.answer("arena.html", status=status_of(error), **shown)
+            return pages.answer("arena.html", status=status_of(error), **{**shown, "error": error})
 
     async def press(request: Request) -> Response:
         params = asking.read(await request.form(max_files=0, max_fields=10), KeyParams, service.limits)
