@@ -25,6 +25,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -205,7 +206,7 @@ class Question:
     b: tuple[Card, ...]
 
 
-class ArenaApp:
+class ArenaApp(AbstractContextManager["ArenaApp"]):
     """One rater's voting on one contest.
 
     `config`: None reads `furnclip.toml`. `rater`: the name votes are written under; empty is the
@@ -243,9 +244,6 @@ class ArenaApp:
         )
         self._asked = False
         self._asked_at = time.monotonic()
-
-    def __enter__(self) -> ArenaApp:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

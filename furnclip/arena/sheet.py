@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -149,7 +149,7 @@ def _font(height_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(max(6, height_px))
 
 
-class DrawingQueue:
+class DrawingQueue(AbstractContextManager["DrawingQueue"]):
     """Draws sheets in the background, one at a time; keeps those shown last and those prepared."""
 
     def __init__(self, folder: Path, viewer: Viewer) -> None:
@@ -157,9 +157,6 @@ class DrawingQueue:
         self._sheets = ContactSheets(folder)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._started: dict[tuple[Trial, Box], Future[Drawn]] = {}
-
-    def __enter__(self) -> DrawingQueue:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.viewer.stopped.set()

@@ -156,8 +156,8 @@ def cancel(ledger: CleaningLedger) -> list[int]:
 
 def status(config: Config) -> Report:
     """Where things stand, read without touching anything, also while another process works."""
-    if not Workspace(config.paths.clean).journal.is_file():
-        raise MissingStageError(Workspace(config.paths.clean).journal, command="furnclip clean prepare")
+    if not (journal := Workspace(config.paths.clean).journal).is_file():
+        raise MissingStageError(journal, command="furnclip clean prepare")
     return _status(read_state(config))
 
 

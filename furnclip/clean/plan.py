@@ -203,21 +203,21 @@ def encode_product(
     catalogue, for the offline rules; None where a model is asked.
     """
     product, found = item
+    entry = RowEntry(product.row, product.product_id)
     if isinstance(product, Rejection):
-        return RowEntry(product.row, product.product_id, "", product.reason, product.detail), None
+        return entry._replace(reason=product.reason, detail=product.detail), None
     if not product.images and product.title:
         custom_id, line = _encode(product, b"", recipe, known, brands)
-        return RowEntry(product.row, product.product_id, custom_id), line
+        return entry._replace(custom_id=custom_id), line
     problem = found if isinstance(found, BrokenImage) else None
     for image in found if isinstance(found, list) else ():
         try:
             custom_id, line = _encode(product, image.read(), recipe, known, brands)
-            return RowEntry(product.row, product.product_id, custom_id), line
+            return entry._replace(custom_id=custom_id), line
         except BrokenImage as error:
             problem = problem or error
     assert problem is not None
-    reason = f"picture-{problem.reason}"
-    return RowEntry(product.row, product.product_id, "", reason, problem.message), None
+    return entry._replace(reason=f"picture-{problem.reason}", detail=problem.message), None
 
 
 def _encode(
