@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from furnclip.errors import InputError
 from tests import feed_files
 from tests.conftest import Outcome
 from tests.drawn_shop import draw, rows
-from tests.feed_files import FEEDS, PRODUCTS, FeedFile, Names, price, title
+from tests.feed_files import FEEDS, PRODUCTS, FeedFile, Names, price, table, title
 from tests.image_server import ImageServer, image_server
 
 # Exports of these name their images by web address.
@@ -110,6 +110,64 @@ def test_a_feed_becomes_search_as_init_wrote_it(
     assert run("embed", "--json").ok().json["products"] == PRODUCTS
     found = run("search", "green chair", "-k", "50", "--where", "price < 100", "--json").ok().json["hits"]
     assert 0 < len(found) <= sum(cost < 100 for cost in expected) < PRODUCTS  # groups are one hit each
+
+
+LOCALE = "[marketplace_id=A1][language_tag=en_US]#1"
+PLAIN, WOO, SHOPIFY = "plain table", "WooCommerce product export", "Shopify product export"
+# format; the columns with id, title, image, price, stock; further ones with images
+OTHERS = {
+    "woocommerce french": (WOO, "ID,Nom,Images,Tarif régulier,En stock ?", "Type,UGS"),
+    "woocommerce spanish": (WOO, "ID,Nombre,Imágenes,Precio normal,¿En inventario?", "Tipo,SKU"),
+    "woocommerce italian": (WOO, "ID,Nome,Immagine,Prezzo di listino,In stock?", "Tipo,SKU"),
+    "woocommerce dutch": (WOO, "ID,Naam,Afbeeldingen,Reguliere prijs,Op voorraad?", "Type,SKU"),
+    "woocommerce polish": (WOO, "ID,Nazwa,Obrazki,Cena,Na stanie?", "Rodzaj,SKU"),
+    "shopify of today": (SHOPIFY, "URL handle,Title,Product image URL,Price,Inventory quantity", ""),
+    "prestashop": (
+        PLAIN,
+        "Product ID,Name *,Image URLs (x;y;z...),Price tax excluded,Quantity",
+        "Image alt texts",
+    ),
+    "prestashop list": (PLAIN, "Product ID,Name,Image,Price (tax excl.),Quantity", "Price (tax incl.)"),
+    "bigcommerce": (
+        PLAIN,
+        "Product ID,Product Name,Product Image File - 1,Price,Current Stock Level",
+        "Product Image File - 2,Product Image File - 12",
+    ),
+    "etsy": (PLAIN, "SKU,TITLE,IMAGE1,PRICE,QUANTITY", "IMAGE2,IMAGE10"),
+    "amazon of today": (
+        "Amazon flat file",
+        f"contribution_sku#1.value,item_name{LOCALE}.value,main_product_image_locator{LOCALE}.media_location,"
+        "purchasable_offer[audience=ALL]#1.our_price#1.value_with_tax,fulfillment_availability#1.quantity",
+        f"other_product_image_locator_1{LOCALE}.media_location",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_headers_of_other_shops_and_languages_are_understood(name: str, folder: Path) -> None:
+    format, header, more = OTHERS[name]
+    columns, others = header.split(","), more.split(",") if more else []
+    cells = [
+        [f"x{n}", title(n), f"{n}.png", f"{price(n)}", n % 2, *(f"{n}-{other}.png" for other in others)]
+        for n in range(PRODUCTS)
+    ]
+    rows = [dict(zip([*columns, *others], row, strict=True)) for row in cells]
+    (folder / "export.csv").write_text(table(reversed_columns(row) for row in rows), encoding="utf-8")
+    found = recognize(folder / "export.csv")
+    roles = [found.settings[f"{role}_column"] for role in ("id", "title", "image")]
+    assert (found.format, roles) == (format, columns[:3])
+    assert {
+        column.name: column.source for column in found.columns if column.name in ("price", "in_stock")
+    } == {
+        "price": columns[3],
+        "in_stock": columns[4],
+    }
+    images = [other for other in others if "mage" in other.lower() and "alt" not in other]
+    assert sorted(found.settings.get("more_image_columns", [])) == sorted(images)
+
+
+def reversed_columns(row: Mapping[str, object]) -> dict[str, object]:
+    return dict(reversed(row.items()))
 
 
 def test_rows_and_columns_of_a_product_come_together(folder: Path) -> None:

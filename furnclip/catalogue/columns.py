@@ -79,6 +79,15 @@ def plain_name(name: str) -> str:
     return re.sub("[^a-z0-9]+", "_", text).strip("_")
 
 
+def short_name(name: str) -> str:
+    """The plain name without what some exports add to it: units, examples, languages, positions.
+
+    >>> short_name("item_name[language_tag=en_US]#1.value"), short_name("Price (tax excl.)")
+    ('item_name', 'price')
+    """
+    return plain_name(re.split(r"[\[#(]", name)[0]) or plain_name(name)
+
+
 @cache
 def _words(name: str) -> frozenset[str]:
     return frozenset(word.casefold() for word in known_names()["words"][name])
@@ -245,11 +254,11 @@ class _Counts:
         """The kind of the column that the catalogue calls `source`."""
         name, names = plain_name(source), known_names()
         kinds, last, first = names["kinds"], name.rpartition("_")[2], name.partition("_")[0]
-        if name in names["columns"]["description"]:
+        if short_name(source) in names["columns"]["description"]:
             return "text"
         if name in kinds["list"]:
             return "list"
-        asks = source.rstrip().endswith("?") or name in names["columns"]["in_stock"]
+        asks = source.rstrip().endswith("?") or short_name(source) in names["columns"]["in_stock"]
         asks = asks or name in kinds["boolean"] or first in kinds["boolean"]
         is_binary = asks and self.numbers <= {-1, 0, 1} and self._are_most("boolean", "number")
         if is_binary or self.fits["boolean"] == self.cells:
@@ -314,7 +323,7 @@ class ColumnTypes:
 
 def _find(name: str, kind: Kind, kinds: Mapping[str, Kind]) -> str | None:
     """The column that has this usual name; None where none of its kind has."""
-    by_name = {plain_name(source): source for source in reversed(list(kinds)) if kinds[source] == kind}
+    by_name = {short_name(source): source for source in reversed(list(kinds)) if kinds[source] == kind}
     return next((by_name[known] for known in known_names()["columns"][name] if known in by_name), None)
 
 

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from furnclip.catalogue.columns import Column, ColumnTypes, plain_name
+from furnclip.catalogue.columns import Column, ColumnTypes, short_name
 from furnclip.catalogue.families import merged
 from furnclip.catalogue.image_names import has_image_ending, image_names
 from furnclip.catalogue.rows import Record, read_records
@@ -84,8 +84,8 @@ def recognize(path: Path, *, reserved: Iterable[str] = ()) -> Recognition:
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:
-    """Columns by their plain names; `item_name[language_tag=en_US]#1.value` is called `item_name`."""
-    return {plain_name(re.split(r"[\[#]", name)[0]) or name: name for name in reversed(names)}
+    """Columns by their short names; of two with one name, the first."""
+    return {short_name(name) or name: name for name in reversed(names)}
 
 
 def _fits(format: dict[str, Any], known: dict[str, str]) -> bool:
@@ -174,7 +174,8 @@ class _Chooser:
 
     def _take_more_images(self, image: str) -> None:
         patterns = [*self._format.get("more_images", []), *formats()["usual"]["more_images"]]
-        wanted = re.compile("|".join(re.escape(pattern).replace(r"\*", r"\w*") for pattern in patterns))
+        escaped = (re.escape(pattern).replace(r"\*", r"\w*").replace(r"\#", r"\d+") for pattern in patterns)
+        wanted = re.compile("|".join(escaped))
         taken = [image, *self._found.settings.values()]
         more = [
             column
