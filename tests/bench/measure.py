@@ -18,8 +18,11 @@ from pathlib import Path
 import psutil
 
 
-def parse(topic: str, *, catalogue: str = "") -> argparse.Namespace:
-    """The two options every benchmark has; `catalogue` says what a catalogue of one's own has to hold."""
+def parse(topic: str, *, catalogue: str = "", products: int = 0) -> argparse.Namespace:
+    """The two options every benchmark has; `catalogue` says what a catalogue of one's own has to hold.
+
+    `products`: how many are measured, where one may ask for others.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m tests.bench.{topic}")
     parser.add_argument("--quick", action="store_true", help="end within a minute on two cores")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -27,6 +30,8 @@ def parse(topic: str, *, catalogue: str = "") -> argparse.Namespace:
         parser.add_argument(
             "--catalogue", type=Path, metavar="DIR", help=f"a catalogue of yours: {catalogue}"
         )
+    if products:
+        parser.add_argument("--products", type=int, default=products, help="how many products, made up")
     return parser.parse_args()
 
 

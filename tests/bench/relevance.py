@@ -1,11 +1,12 @@
 """What searching finds of what was asked for, against the way furnclip 0.1 searched, in the same run.
 
-    python -m tests.bench.relevance [--catalogue DIR] [--part N] [--quick] [--json]
+    python -m tests.bench.relevance [--catalogue DIR] [--part N] [--columns] [--quick] [--json]
 
 `--catalogue`: a folder that `furnclip embed` has been through, with a `truth.csv` beside its settings:
 `product_id` and what the product really is (`type`, `color`), which no command has read; or a tar or folder
 with a `products.csv` of `product_id,title,image,type,color` (`--part`: which 10,000 products of it, of which
-furnclip is given id, title and image; set BENCH_WORK to keep the shop). Without it: a drawn shop in a style
+furnclip is given id, title and image; with `--columns` also its other columns, as a shop's export has them, and so
+the words of the truth; set BENCH_WORK to keep the shop). Without it: a drawn shop in a style
 that furnclip-tiny has not seen.
 
 `own_image`   a product's image at another size and JPEG quality finds it first
@@ -14,7 +15,8 @@ that furnclip-tiny has not seen.
 `type`        share of the first five that are of the type asked for, of the five that there are; `plural`;
               `swapped`: with two letters of its longest word exchanged
 `both`        color and type: share of the first four
-`ndcg`        color and type: nDCG@10, of all modes
+`ndcg`        color and type: nDCG@10, of all modes; `over_keyword`, `over_vector`: what hybrid adds to one of
+              them, of each query; `singular_over_...` the same for types as they are, plural and swapped
 
 `before_...` is the release: rank fusion of fused vectors and of BM25 over titles and attributes, stemmed
 English. `..._low` and `..._high`: 95 % bootstrap intervals over queries.
@@ -127,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.relevance")
     parser.add_argument("--catalogue", type=Path)
     parser.add_argument("--part", type=int, default=1)
+    parser.add_argument("--columns", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -135,8 +138,7 @@ def main() -> None:
         shop = opened(arguments, work)
         figures = {**measured(shop, shop.now, ""), **measured(shop, Before(shop, Path(name)), "before_")}
         for mode in ("keyword", "vector"):
-            scores = [ndcg(shop.now(text, mode=mode), right) for text, right in both(shop)]
-            figures |= interval(f"{mode}_ndcg", scores)
+            figures |= against(shop, mode)
     measure.report("relevance", {}, figures, as_json=arguments.json)
 
 
@@ -155,6 +157,21 @@ def measured(shop: Shop, find: Find, prefix: str) -> dict[str, float]:
     figures: dict[str, float] = {}
     for name, scores in asked.items():
         figures |= interval(prefix + name, scores)
+    return figures
+
+
+def against(shop: Shop, mode: str) -> dict[str, float]:
+    """nDCG@10 of one mode, and what hybrid has more, query by query, of each kind."""
+    asked = {"": both(shop)} | {
+        f"{form.__name__}_": types(shop, form) for form in (singular, plural, swapped)
+    }
+    figures: dict[str, float] = {}
+    for kind, queries in asked.items():
+        scores = [ndcg(shop.now(text, mode=mode), right) for text, right in queries]
+        ours = [ndcg(shop.now(text), right) for text, right in queries]
+        figures |= interval(f"{kind}{mode}_ndcg", scores)
+        more = [our - score for our, score in zip(ours, scores, strict=True)]
+        figures |= interval(f"{kind}over_{mode}", more)
     return figures
 
 
@@ -267,7 +284,7 @@ def opened(arguments: argparse.Namespace, work: Path) -> Shop:
     if given and (given / "furnclip.toml").is_file():
         work = given
     elif not (work / "truth.csv").is_file():
-        make(given, work, 150 if arguments.quick else 800, arguments.part)
+        make(given, work, 150 if arguments.quick else 800, arguments.part, own=arguments.columns)
     index = {"search": {"index": str(work / "relevance.lance")}}  # the shop's own stays as it is
     config = load_config(work / "furnclip.toml", index)
     write_index(index_location(config), config.paths.vectors, config.search)
@@ -277,7 +294,7 @@ def opened(arguments: argparse.Namespace, work: Path) -> Shop:
     return Shop(config, {name: row for name, row in truth.items() if name in embedded})
 
 
-def make(given: Path | None, work: Path, drawn: int, part: int) -> None:
+def make(given: Path | None, work: Path, drawn: int, part: int, *, own: bool = False) -> None:
     """A shop that furnclip has been through, with the truth of its products beside it."""
     if given is None:
         write_shop(work, ShopOrder(drawn, seed=77, drawing_styles=("ink",)))
@@ -300,7 +317,7 @@ def make(given: Path | None, work: Path, drawn: int, part: int) -> None:
         rows = table_of(folder / "products.csv")
         Random(5).shuffle(rows)
         rows, images = rows[part * PART : (part + 1) * PART], folder
-        write(work / "products.csv", rows, ("product_id", "title", "image"))
+        write(work / "products.csv", rows, tuple(rows[0]) if own else ("product_id", "title", "image"))
     write(work / "truth.csv", rows, ("product_id", "title", "type", "color"))
     (work / "furnclip.toml").write_text(SETTINGS.format(images=images))
     for command in (("clean", "run"), ("prepare",), ("embed",)):
