@@ -161,6 +161,14 @@ def test_same_title_same_bytes_and_near_duplicates_are_one_group(store: Shop) ->
     assert leaks["near_duplicate_pairs"] == 3  # p0, near and copy with one another
     assert (leaks["groups"], leaks["groups_joined"], leaks["largest_group"]) == (60, 1, 4)
     assert leaks["left_across_splits"] == 0
+    lines = (store.shards / "near_duplicates.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[:5] for line in lines[1:]] == [
+        ["1", "3", "1", "3", one] for one in ("p0", "near", "copy")
+    ]
+    assert (
+        "1 groups of near-duplicate images, the largest of 3 products; 0 mix object types"
+        in store.run().stdout
+    )
 
 
 def test_with_a_group_column_titles_do_not_count_but_pictures_do(store: Shop) -> None:

@@ -130,7 +130,7 @@ def test_a_giant_group_is_told_with_what_it_shares(store: Shop) -> None:
     store.write()
     (store.folder / "furnclip.toml").write_text('[paths]\ngroup_column = "model"\n[prepare]\nimage_px = 32\n')
     shown = store.run().stderr
-    assert "one group holds 30 of 50 products" in shown
+    assert "30 of 50 products are kept together" in shown
     assert "share one image" in shown
 
 

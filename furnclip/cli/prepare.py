@@ -130,6 +130,14 @@ def _show_summary(summary: PrepareSummary) -> None:
         f"several products, the largest has {leaks['largest_group']}; "
         f"{leaks['left_across_splits']} near-duplicates shared between splits"
     )
+    if alike := leaks["near_duplicate_groups"]:
+        console.say(
+            f"{alike} groups of near-duplicate images, the largest of "
+            f"{leaks['largest_near_duplicate_group']} products; "
+            f"{leaks['near_duplicate_groups_of_several_types']} mix object types, "
+            f"{leaks['near_duplicate_groups_of_several_titles']} mix titles; "
+            f"see {summary.folder / 'near_duplicates.csv'}"
+        )
     for reason, count in summary.rejected.items():
         console.say(f"in no split: {count} {reason}")
     if summary.rejected:
@@ -143,9 +151,9 @@ def _show_summary(summary: PrepareSummary) -> None:
             f"{placeholders} products have a placeholder image, one for products that have nothing else in "
             "common; give them images of their own to train on them"
         )
-    if leaks["largest_group"] > max(_LARGE_GROUP_SHARE * summary.products, 10):
+    if leaks["kept_together"] > max(_LARGE_GROUP_SHARE * summary.products, 10):
         console.warn(
-            f"one group holds {leaks['largest_group']} of {summary.products} products, all in one split; "
-            f"most of them share {_SHARED[leaks['largest_group_shares']]}"
+            f"{leaks['kept_together']} of {summary.products} products are kept together, all in one split; "
+            f"most of them share {_SHARED[leaks['kept_together_by']]}"
         )
     mention_uncleaned(summary.not_cleaned)

@@ -1,83 +1,86 @@
-"""Near-duplicate images: a fingerprint of what an image shows, and the search for close ones.
+"""Near-duplicate images: a fingerprint of what an image shows, and how far two of them are apart.
 
-Input: an opened image. Output: 16 bytes of gradient signs, and 195 bytes of colors: a thumbnail
-against the background, and the background. Two images are near-duplicates when at most `MAX_BITS`
-signs differ, the thumbnails differ by at most `MAX_DIFFERENCE` of what is on them, and the backgrounds
-by at most `MAX_LEVELS`.
+Input: an opened image. Output: 177 bytes: brightness on a grid of 12 x 12, two color differences on 4 x 4,
+and the proportions of the frame. Images are near-duplicates up to a distance of `NEAR`, and show the same
+photograph up to `SAME`.
 
-A shop photographs everything on white, so a fingerprint of the whole frame calls all of it alike, and
-one of the tight frame jumps with every speck. Two measures against that: the frame is where 96 % of
-the ink is, not where the first pixel is; and colors are taken against the background, their difference
-in proportion to the ink, so that a fork is not a knife because both are mostly white. Another size,
-another quality (JPEG 30), a wider white border, a crop of 2 % are found in 99 of 100 cases; a mirror, a
-crop into the product and a recolored variant are not.
+A shop photographs everything on white, so the frame is what matters: where 96 % of the ink is, not where
+the first pixel is, which jumps with every speck. A photograph in a border is framed by the border.
 
-Search: multi-index hashing (Norouzi et al., "Fast search in Hamming space", 2012), exact for the
-definition above: of ten bands of the signs, eight differing bits leave two untouched, so rows are
-compared that agree in two bands. Among a million fingerprints of chance that is half a million pairs.
+The distance asks what a small shift, stretch does not explain (the tangent distance
+of Simard et al., 1993): what is left is measured against noise and, at an edge, against a quarter of a
+cell. So a flat place has to agree, while the same outline alone, a dark rectangle, makes no pair. Another
+size or quality, a border, a crop of a few percent and a mirror image are near; a recolored variant is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import combinations, pairwise
-
 import numpy as np
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image
 
-HASH_BYTES = 16
-THUMB_SIDE_PX = 8
-COLOR_BYTES = THUMB_SIDE_PX * THUMB_SIDE_PX * 3 + 3
-MAX_BITS = 8
-MAX_DIFFERENCE = 0.15
-MAX_LEVELS = 24
+NEAR = 1.35
+SAME = 0.8
 
-_ENOUGH_PX = 72  # for a frame to within a pixel and a grid of 9
-_GRID_PX = 9  # 8 gradients each way
-_FLAT_LEVELS = 2  # a gradient of JPEG noise is none
-_PLAIN_LEVELS = 24  # corners closer than this are one background
+LIGHT_PX = 12
+COLOR_PX = 4
+PRINT_BYTES = LIGHT_PX**2 + 2 * COLOR_PX**2 + 1
+
+_ENOUGH_PX = 72  # for a frame to within a pixel
+_PLAIN_LEVELS = 24  # closer to the background than this is background, along the edge of an image
+_CONTENT_LEVELS = 20  # further from the background than this is no shadow
 _INK_LEVELS = 8  # closer to the background than this is no ink
+_PLAIN_SHARE = 0.5  # of the edge, which is of one color where there is a background
+_FULL_SHARE = 0.65  # of the content's edge, above which the content is a rectangle
+_SPECKS = 0.02  # share of a line of pixels that is not content yet
+_LEAST_PX = 4
 _OUTER_INK = 0.02  # share of the ink outside the frame on each side
-_LEAST_INK = 2  # mean ink of a thumbnail under which difference is not put in proportion
-_NEUTRAL = 128
-_BANDS = MAX_BITS + 2
-_CHUNK_PAIRS = 2**18
-_ONES = np.array([number.bit_count() for number in range(2**16)], dtype=np.uint8)
+_ASPECT_STEPS = 40  # of the fingerprint's last byte, in one step of the logarithm
+
+_NOISE = 0.4  # of the contrast
+_NOISE_LEVELS = (3, 14)  # at least and at most: where there is next to no contrast, little has to agree well
+_EDGE_CELLS = 0.2  # by how much of a cell an edge may be off
+_STIFFNESS = 0.02  # against explaining everything by shifts
+_EXPOSURE_NOISE = 3  # times the noise of a cell
+_COLOR_LEVELS, _ASPECT_LOG = 3.2, 0.2  # apart by as much as noise
 
 
-def fingerprint(image: Image.Image) -> tuple[bytes, bytes]:
-    """(gradient signs, colors) of an RGB image."""
+def fingerprint(image: Image.Image) -> bytes:
+    """What an RGB image shows: `PRINT_BYTES` bytes."""
     if min(image.size) >= _ENOUGH_PX:
         image = image.reduce(min(image.size) // _ENOUGH_PX)
-    background, box = _framed(image)
-    grid_image = image.resize((_GRID_PX, _GRID_PX), Image.Resampling.BILINEAR, box=box)
-    grid = np.asarray(grid_image.convert("L"), dtype=np.int16)  # (9, 9)
-    across = grid[:8, 1:] > grid[:8, :-1] + _FLAT_LEVELS  # (8, 8)
-    down = grid[1:, :8] > grid[:-1, :8] + _FLAT_LEVELS  # (8, 8)
-    signs = np.packbits(np.concatenate([across.ravel(), down.ravel()]))  # (16,)
-    small = image.resize((THUMB_SIDE_PX, THUMB_SIDE_PX), Image.Resampling.BILINEAR, box=box)
-    against = (np.asarray(small, dtype=np.float32) - background) / 2 + _NEUTRAL  # (8, 8, 3)
-    colors = np.concatenate([against.ravel(), background])  # (195,)
-    return signs.tobytes(), np.clip(np.rint(colors), 0, 255).astype(np.uint8).tobytes()
+    left, top, right, bottom = box = _frame(np.asarray(image, dtype=np.int16))
+    small = image.resize((LIGHT_PX, LIGHT_PX), Image.Resampling.BOX, box=box)
+    light, blue, red = small.convert("YCbCr").split()
+    colors = [band.reduce(LIGHT_PX // COLOR_PX).tobytes() for band in (blue, red)]
+    aspect = 128 + _ASPECT_STEPS * np.log((right - left) / (bottom - top))
+    return light.tobytes() + b"".join(colors) + bytes([int(np.clip(np.rint(aspect), 0, 255))])
 
 
-def _framed(image: Image.Image) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """(background color (3,), box around nearly all ink) of an image."""
-    corner_px = [image.getpixel((x, y)) for x in (0, image.width - 1) for y in (0, image.height - 1)]
-    corners = np.array(corner_px, dtype=np.int16)  # (4, 3)
-    background = np.median(corners, axis=0)
-    whole = (0.0, 0.0, float(image.width), float(image.height))
-    if np.abs(corners - background).max() > _PLAIN_LEVELS:  # a photograph of a room
-        return np.array(ImageStat.Stat(image).mean), whole
-    plain = Image.new("RGB", image.size, tuple(background.astype(int).tolist()))
-    red, green, blue = ImageChops.difference(image, plain).split()
-    away = ImageChops.lighter(ImageChops.lighter(red, green), blue)
-    ink = np.maximum(np.asarray(away, dtype=np.int16) - _INK_LEVELS, 0)  # (H, W)
-    if not ink.any():
-        return background, whole
-    left, right = _range(ink.sum(axis=0))
-    top, bottom = _range(ink.sum(axis=1))
-    return background, (left, top, right, bottom)
+def _frame(pixels: np.ndarray) -> tuple[float, float, float, float]:
+    """The box around nearly all ink of an image (H, W, 3), or around the photograph in a border."""
+    left = top = 0
+    for _ in range(2):  # the photograph in a border may be on white itself
+        edge = _edge(pixels)
+        background = np.median(edge, axis=0)
+        if (np.abs(edge - background).max(axis=1) <= _PLAIN_LEVELS).mean() < _PLAIN_SHARE:
+            break
+        away = np.abs(pixels - background).max(axis=2)  # (H, W)
+        content = away > _CONTENT_LEVELS
+        columns, lines = (np.flatnonzero(content.mean(axis=axis) > _SPECKS) for axis in (0, 1))
+        if min(len(columns), len(lines)) < _LEAST_PX:
+            break
+        inside = slice(lines[0], lines[-1] + 1), slice(columns[0], columns[-1] + 1)
+        if _edge(content[inside][1:-1, 1:-1]).mean() <= _FULL_SHARE:
+            ink = np.maximum(away - _INK_LEVELS, 0)
+            (x, right), (y, bottom) = _range(ink.sum(axis=0)), _range(ink.sum(axis=1))
+            return left + x, top + y, left + right, top + bottom
+        pixels, left, top = pixels[inside], left + int(columns[0]), top + int(lines[0])
+    return left, top, left + pixels.shape[1], top + pixels.shape[0]
+
+
+def _edge(pixels: np.ndarray) -> np.ndarray:
+    """The outermost pixels of (H, W) or (H, W, 3)."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
 def _range(ink: np.ndarray) -> tuple[float, float]:
@@ -89,61 +92,43 @@ def _range(ink: np.ndarray) -> tuple[float, float]:
     return (first, last) if last - first >= 1 else (0.0, float(len(ink)))
 
 
-def near_pairs(hashes: np.ndarray, colors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Pairs (i, j), i < j, of near-duplicates among distinct fingerprints: (P, 2).
-
-    hashes: (N, 16) uint8. colors: (M, 195) uint8, perhaps on disk; rows: (N,) which are of which hash.
-    """
-    found = [np.empty((0, 2), dtype=np.int64)]
-    words = np.ascontiguousarray(hashes).view(np.uint16)  # (N, 8)
-    for first, second in combinations(_bands(hashes), 2):
-        for left, right in _pairs_of_equals(first << np.uint32(16) | second):
-            close = _ONES[words[left] ^ words[right]].sum(axis=1) <= MAX_BITS
-            left, right = left[close], right[close]
-            same = colors_agree(colors[rows[left]], colors[rows[right]])
-            found.append(np.sort(np.stack([left[same], right[same]], axis=1), axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+def parts(prints: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Light (P, 12, 12), colors (P, 2, 4, 4) and the logarithm of width / height (P,) of (P, 177)."""
+    light, colors, aspect = np.split(prints.astype(np.float32), [LIGHT_PX**2, PRINT_BYTES - 1], axis=1)
+    shape = len(prints), 2, COLOR_PX, COLOR_PX
+    return light.reshape(-1, LIGHT_PX, LIGHT_PX), colors.reshape(shape), (aspect[:, 0] - 128) / _ASPECT_STEPS
 
 
-def _bands(hashes: np.ndarray) -> list[np.ndarray]:
-    """The 128 bits cut into `_BANDS` runs of 12 or 13, each as numbers: (N,) uint32."""
-    padded = np.pad(hashes, ((0, 0), (0, 2))).astype(np.uint32)  # (N, 18)
-    edges = np.linspace(0, 8 * HASH_BYTES, _BANDS + 1).round().astype(int).tolist()
-    bands = []
-    for start, end in pairwise(edges):
-        byte = start // 8
-        three = padded[:, byte] << 16 | padded[:, byte + 1] << 8 | padded[:, byte + 2]
-        bands.append(three >> np.uint32(24 - (end - 8 * byte)) & np.uint32(2 ** (end - start) - 1))
-    return bands
+def distances(first: np.ndarray, second: np.ndarray, mirrored: np.ndarray, *, most: float) -> np.ndarray:
+    """How far fingerprints (P, 177) are apart: (P,); infinite beyond `most`. mirrored: (P,) compare so."""
+    (light, colors, aspect), (light_2, colors_2, aspect_2) = parts(first), parts(second)
+    light_2 = np.where(mirrored[:, None, None], light_2[:, :, ::-1], light_2)
+    colors_2 = np.where(mirrored[:, None, None, None], colors_2[..., ::-1], colors_2)
+    exposure, exposure_2 = (image.mean(axis=(1, 2)) for image in (light, light_2))
+    light -= exposure[:, None, None]
+    light_2 -= exposure_2[:, None, None]
+    contrast = np.sqrt(((light + light_2) ** 2).mean(axis=(1, 2))) / 2
+    noise = np.clip(_NOISE * contrast, *_NOISE_LEVELS)  # (P,)
+    total = ((colors - colors_2) ** 2).mean(axis=(1, 2, 3)) / _COLOR_LEVELS**2
+    total += ((exposure - exposure_2) / (_EXPOSURE_NOISE * noise)) ** 2
+    total += ((aspect - aspect_2) / _ASPECT_LOG) ** 2
+    close = total <= most**2
+    total[close] += _unexplained(light[close], light_2[close], noise[close])
+    return np.where(total <= most**2, np.sqrt(total), np.inf)
 
 
-def _pairs_of_equals(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All pairs of positions with the same value, in blocks of about `_CHUNK_PAIRS`."""
-    if not len(values):
-        return
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    ends = np.r_[starts[1:], len(ordered)]
-    end_of = np.repeat(ends, ends - starts)  # (N,) where the run of each position ends
-    partners = end_of - np.arange(len(ordered)) - 1  # (N,) later positions in the same run
-    totals = np.cumsum(partners)
-    first = 0
-    while first < len(ordered):
-        done = totals[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(totals, done + _CHUNK_PAIRS, side="right")))
-        counts = partners[first:last]
-        left = np.repeat(np.arange(first, last), counts)
-        offsets = np.arange(len(left)) - np.repeat(np.cumsum(counts) - counts, counts)
-        yield order[left], order[left + 1 + offsets]
-        first = last
-
-
-def colors_agree(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whether thumbnails and backgrounds (P, 195) are close enough: (P,)."""
-    first, second = first.astype(np.int16), second.astype(np.int16)
-    apart = np.abs(first - second)
-    ink = np.abs(first[:, :-3] - _NEUTRAL).mean(axis=1) + np.abs(second[:, :-3] - _NEUTRAL).mean(axis=1)
-    thumbnails = apart[:, :-3].mean(axis=1) <= MAX_DIFFERENCE * np.maximum(ink / 2, _LEAST_INK)
-    backgrounds = apart[:, -3:].max(axis=1, initial=0) <= MAX_LEVELS
-    return np.asarray(thumbnails & backgrounds)
+def _unexplained(first: np.ndarray, second: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Mean square of what shifting and stretching leave between images (P, 12, 12), over noise: (P,)."""
+    middle, apart = (first + second) / 2, (first - second).reshape(len(first), LIGHT_PX**2)
+    down, across = np.gradient(middle, axis=(1, 2))
+    place = np.linspace(-1, 1, LIGHT_PX, dtype=np.float32)
+    ways = [across, across * place, down, down * place[:, None]]
+    tangents = np.stack(ways, axis=1).reshape(len(first), len(ways), LIGHT_PX**2)  # (P, 4, 144)
+    tangents -= tangents.mean(axis=2, keepdims=True)
+    stiffness = 1 + _STIFFNESS * (middle**2).sum(axis=(1, 2))  # (P,)
+    products = tangents @ tangents.transpose(0, 2, 1)  # (P, 4, 4)
+    products += stiffness[:, None, None] * np.eye(len(ways), dtype=np.float32)
+    amounts = np.linalg.solve(products, tangents @ apart[:, :, None])  # (P, 4, 1)
+    left = apart - (amounts.transpose(0, 2, 1) @ tangents)[:, 0]  # (P, 144)
+    steep = (down**2 + across**2).reshape(len(first), LIGHT_PX**2)
+    return np.asarray((left**2 / (noise[:, None] ** 2 + _EDGE_CELLS**2 * steep)).mean(axis=1))

@@ -30,7 +30,7 @@ from furnclip.prepare.splits import (
     read_ledger,
 )
 from furnclip.prepare.store import Records, SampleStore, Scanned, images_of, records_of, store_errors
-from furnclip.prepare.ties import Ties, find_ties, placeholder_images
+from furnclip.prepare.ties import NearGroup, Ties, find_ties, near_groups, placeholder_images
 from furnclip.shards import FOLDERS, MANIFEST_NAME, SPLITS, Manifest, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 REJECTED_NAME = "rejected.csv"
 REJECTED_IMAGES_NAME = "rejected_images.csv"
+NEAR_NAME = "near_duplicates.csv"
+_LISTED_GROUPS, _LISTED_PRODUCTS = 200, 20  # of each group
 _EXAMPLES = 3
 _CHUNK_ROWS = 4096
 _PLACEHOLDER = "`%s` is the image of %d products that have nothing else in common: a placeholder"
@@ -202,6 +204,7 @@ class _Preparation:
         changed = write_shards(
             planned, folder, staged=staged, store=self.store.path, ledger=ledger, processes=settings.workers
         )
+        alike = near_groups(records, ties)
         manifest = Manifest(
             data_hash="",
             splits={
@@ -209,10 +212,11 @@ class _Preparation:
                 for name in FOLDERS
             },
             settings=settings.model_dump(exclude={"workers", "engine"}),
-            leaks=leak_report(ties, assignment, by_column=by_column),
+            leaks=leak_report(ties, assignment, by_column=by_column) | _about_groups(alike),
             columns=catalogue.columns,
             rejected=_counted(self.rejections),
         ).with_hash()
+        self._write_near_groups(folder / NEAR_NAME, records, alike)
         _write_rejected(folder / REJECTED_NAME, self.rejections)
         _write_rejected(folder / REJECTED_IMAGES_NAME, self.image_rejections)
         published = None
@@ -322,6 +326,19 @@ class _Preparation:
             raise self._nothing_usable()
         return assignment
 
+    def _write_near_groups(self, path: Path, records: Records, groups: Sequence[NearGroup]) -> None:
+        """Near-duplicate groups for a look: those that mix types, and the largest."""
+        lines: list[tuple[object, ...]] = [
+            ("group", "products", "types", "titles", "product_id", "object_type", "title")
+        ]
+        for number, group in enumerate(groups[:_LISTED_GROUPS], start=1):
+            for row in group.rows[:_LISTED_PRODUCTS].tolist():
+                product = self._about(int(records["key"][row]))
+                shown = product["product_id"], product["fields"].get("object_type", ""), product["title"]
+                counts = len(group.rows), group.types, group.titles
+                lines.append((number, *counts, *map(console.printable, shown)))
+        _write_changed(path, sheet_text(lines))
+
     def _about(self, key: int) -> dict[str, Any]:
         """What the JSON of a product says."""
         value: dict[str, Any] = json.loads(self.store.members(key).json)
@@ -350,6 +367,16 @@ def _as_records(samples: Sequence[Scanned], first: int) -> tuple[Records, Record
     return records_of(sample.entry for sample in samples), images, rows
 
 
+def _about_groups(groups: Sequence[NearGroup]) -> dict[str, int]:
+    """What the manifest says of near-duplicate groups."""
+    return {
+        "near_duplicate_groups": len(groups),
+        "largest_near_duplicate_group": max((len(group.rows) for group in groups), default=0),
+        "near_duplicate_groups_of_several_types": sum(group.types > 1 for group in groups),
+        "near_duplicate_groups_of_several_titles": sum(group.titles > 1 for group in groups),
+    }
+
+
 def _counted(rejections: Sequence[Rejection]) -> dict[str, int]:
     return dict(sorted(Counter(item.reason for item in rejections).items()))
 
@@ -365,6 +392,9 @@ def _write_rejected(path: Path, rejections: Sequence[Rejection]) -> None:
         )
         for item in rejections
     )
-    text = sheet_text([("row", "product_id", *named, "reason", "detail"), *rows])
+    _write_changed(path, sheet_text([("row", "product_id", *named, "reason", "detail"), *rows]))
+
+
+def _write_changed(path: Path, text: str) -> None:
     if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)

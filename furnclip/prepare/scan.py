@@ -87,10 +87,10 @@ def decode_images(
         except BrokenImage as error:
             problems.append(ImageProblem(file.name, error.reason, error.message))
             continue
-        signs, colors = fingerprint(image)
+        shown = fingerprint(image)
         jpegs.append(encode_jpeg(letterbox(image, image_px), jpeg_quality))
-        look, jpeg_bytes = _number(signs, colors), len(jpegs[-1])
-        images.append(ImageEntry(source=source, hash=signs, colors=colors, look=look, jpeg_bytes=jpeg_bytes))
+        look, jpeg_bytes = _number(shown), len(jpegs[-1])
+        images.append(ImageEntry(source=source, fingerprint=shown, look=look, jpeg_bytes=jpeg_bytes))
     return DecodedImages(tuple(jpegs), tuple(images), tuple(problems))
 
 
@@ -198,7 +198,7 @@ class Scanner:
         entry = dataclasses.replace(
             sample.entry,
             content=members.content,
-            look=_number(*(image.source + image.hash + image.colors for image in sample.images)),
+            look=_number(*(image.source + image.fingerprint for image in sample.images)),
             sample_bytes=sum(member_bytes(len(part)) for part in parts),
         )
         whole = dataclasses.replace(sample, entry=entry)

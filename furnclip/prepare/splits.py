@@ -1,6 +1,8 @@
-"""Which split each group of products is in. Nothing that belongs together is ever parted.
+"""Which group each product is in, and which split. Nothing that belongs together is ever parted.
 
-A group's split follows from a hash of its id; what was decided once is kept in
+Products of one group share the shop's group or title, a file, or a photograph: each image is close to the
+middle one. More is kept in one split: whatever is near to what is near, chains and all, even if it is
+several groups. The split follows from a hash of it; what was decided once is kept in
 `work/shards/assignments.parquet` and never changes: a product that leaves the catalogue and comes back is
 in the split that it was in. A row that ties products whose splits were decided differently is in no split:
 moving either of them would be the leak.
@@ -128,6 +130,7 @@ class Assignment:
     """Per row its group id and split (an index of `SPLITS`), `UNDECIDED` for a row in none."""
 
     group: np.ndarray  # (N,) uint64
+    together: np.ndarray  # (N,) uint64, what is kept in one split: of one or more groups
     split: np.ndarray  # (N,) int8
 
 
@@ -150,30 +153,33 @@ def assign(
     known_split, known_group = ledger.lookup(keys)
     rank = np.where(known_split == UNDECIDED, 2, changed.astype(int))
     order = np.lexsort((keys, rank))
-    components = _Components(ties.node_count)
+    together, groups = _Components(ties.node_count), _Components(ties.node_count)
     placed: list[tuple[int, int]] = []  # rows and one of their nodes
     looks: set[int] = set()  # fingerprints of rows that were placed
     first_image = np.searchsorted(ties.rows, np.arange(len(keys) + 1))  # (N + 1,)
     for row in order[~np.isin(order, list(left_out))].tolist():
         images, split = slice(first_image[row], first_image[row + 1]), int(known_split[row])
         own = ties.look[images].tolist()
-        nodes = [node for node in (int(ties.label[row]), *ties.file[images].tolist()) if node != NO_NODE]
-        nodes += own + [near for look in own for near in ties.neighbors.get(look, ()) if near in looks]
+        shared = [node for node in (int(ties.label[row]), *ties.file[images].tolist()) if node != NO_NODE]
+        near = [near for look in own for near in ties.neighbors.get(look, ()) if near in looks]
         group = (1, int(keys[row])) if split == UNDECIDED else (0, int(known_group[row]))
-        if components.join(nodes, split, group):
+        if together.join([*shared, *own, *near], split, group):
+            groups.join([*shared, *ties.middle[images].tolist()], UNDECIDED, group)
             looks.update(own)
-            placed.append((row, own[0]))
-    assignment = Assignment(known_group, np.full(len(keys), UNDECIDED, dtype=np.int8))
-    for row, node in placed:
-        root = components.root(node)
-        _, group_id = components.group[root]
+            placed.append((row, first_image[row]))
+    undecided = np.full(len(keys), UNDECIDED, dtype=np.int8)
+    assignment = Assignment(known_group, known_group.copy(), undecided)
+    for row, image in placed:
+        root = together.root(int(ties.look[image]))
+        _, assignment.together[row] = together.group[root]
         if known_split[row] == UNDECIDED:
-            assignment.group[row] = group_id
-        decided = components.split[root]
-        assignment.split[row] = drawn(group_id, shares) if decided == UNDECIDED else decided
+            _, assignment.group[row] = groups.group[groups.root(int(ties.middle[image]))]
+        decided = together.split[root]
+        share = drawn(int(assignment.together[row]), shares) if decided == UNDECIDED else decided
+        assignment.split[row] = share
     for row in np.flatnonzero(assignment.split == UNDECIDED).tolist():
         label = int(ties.label[row])
-        among = _NO_GROUP if label == NO_NODE else components.group[components.root(label)]
+        among = _NO_GROUP if label == NO_NODE else groups.group[groups.root(label)]
         assignment.group[row] = keys[row] if among == _NO_GROUP else among[1]
     _fill_empty_splits(assignment, known_split, shares)
     return assignment
@@ -196,7 +202,7 @@ def _fill_empty_splits(assignment: Assignment, known_split: np.ndarray, shares: 
 
     Groups that an earlier run decided on stay, and so do those that are alone in their split.
     """
-    group, split = assignment.group, assignment.split
+    group, split = assignment.together, assignment.split
     ranges = ((0.0, shares[0]), (shares[0], sum(shares)), (sum(shares), 1.0))
     for wanted, (low, high) in enumerate(ranges):
         if high - low < _NO_SHARE or (split == wanted).any():
@@ -213,9 +219,10 @@ def _fill_empty_splits(assignment: Assignment, known_split: np.ndarray, shares: 
 def leak_report(ties: Ties, assignment: Assignment, *, by_column: bool) -> dict[str, Any]:
     """Duplicates found, groups joined, and what is left across splits, counted anew: zero."""
     kept = assignment.split != UNDECIDED
-    groups, sizes = np.unique(assignment.group[kept], return_counts=True)
-    largest = kept & (assignment.group == groups[sizes.argmax()])
-    joined_by: dict[str, int] = {}  # rows of the largest group that share something with one before them
+    _, sizes = np.unique(assignment.group[kept], return_counts=True)
+    parts, shared_sizes = np.unique(assignment.together[kept], return_counts=True)
+    largest = kept & (assignment.together == parts[shared_sizes.argmax()])
+    joined_by: dict[str, int] = {}  # rows of the largest part that share something with one before them
     everything = np.arange(len(kept))
     for name, nodes, rows in (
         ("group" if by_column else "title", ties.label, everything),
@@ -223,13 +230,14 @@ def leak_report(ties: Ties, assignment: Assignment, *, by_column: bool) -> dict[
     ):
         shared = nodes[largest[rows] & (nodes != NO_NODE)]
         joined_by[name] = len(shared) - len(np.unique(shared))
-    joined_by["near-duplicates"] = max(0, int(sizes.max()) - 1 - sum(joined_by.values()))
+    joined_by["near-duplicates"] = max(0, int(largest.sum()) - 1 - sum(joined_by.values()))
     return {
         **ties.counts,
         "groups": len(sizes),
         "groups_joined": int((sizes > 1).sum()),
         "largest_group": int(sizes.max()),
-        "largest_group_shares": max(joined_by, key=joined_by.__getitem__) if sizes.max() > 1 else "",
+        "kept_together": int(largest.sum()),
+        "kept_together_by": max(joined_by, key=joined_by.__getitem__) if largest.sum() > 1 else "",
         "rows_rejected": int((~kept).sum()),
         "left_across_splits": leaks_left(ties, assignment),
     }

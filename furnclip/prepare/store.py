@@ -1,6 +1,6 @@
 """What `prepare` knows about each product between reading it and packing it: one SQLite file.
 
-    work/cache/prepare/samples-5.sqlite
+    work/cache/prepare/samples-6.sqlite
 
 It holds the sample of every product (square images, fields, caption) and what identifies its images, so a
 product whose image files did not change is never decoded again, and shards are written from it. It is a
@@ -25,9 +25,9 @@ import numpy as np
 
 from furnclip.catalogue import content_hash
 from furnclip.errors import StorageError
-from furnclip.prepare.fingerprint import COLOR_BYTES, HASH_BYTES
+from furnclip.prepare.fingerprint import PRINT_BYTES
 
-VERSION = 5  # raise it when an entry has other fields, or the same image file would give other bytes
+VERSION = 6  # raise it when an entry has other fields, or the same image file would give other bytes
 Records = np.ndarray[Any, np.dtype[np.void]]
 _COMMIT_AFTER_S = 1.0
 _TIES = ["key", "title", "group", "look"]
@@ -59,9 +59,8 @@ class ImageEntry:
     """What identifies one image of a product."""
 
     source: bytes  # of the image file's bytes
-    hash: bytes  # of what the image shows
-    colors: bytes
-    look: int  # of hash and colors
+    fingerprint: bytes  # of what the image shows
+    look: int  # a hash of the fingerprint
     jpeg_bytes: int
 
 
@@ -99,7 +98,7 @@ class Scanned:
         return None if self.described else ImageProblem("", "no-text", "neither title nor attributes")
 
 
-_SIZES = {"source": 16, "hash": HASH_BYTES, "colors": COLOR_BYTES}
+_SIZES = {"source": 16, "fingerprint": PRINT_BYTES}
 
 
 def _packed(names: Iterable[str]) -> np.dtype[np.void]:

@@ -15,14 +15,15 @@ from itertools import combinations
 
 import numpy as np
 
-from furnclip.prepare.fingerprint import COLOR_BYTES, THUMB_SIDE_PX, near_pairs
+from furnclip.prepare.fingerprint import SAME, parts
+from furnclip.prepare.nearby import near_pairs
 from furnclip.prepare.store import Records
 
 NO_NODE = -1
 MIN_PRODUCTS = 5  # fewer with one image are a small group, whatever it shows
 _MAX_SHARED_WORDS = 0.34  # of the words of two titles, for half of the pairs
 _TITLES_COMPARED = 64
-_FLAT_LEVELS = 2  # of a thumbnail, whose colors are halved
+_FLAT_LEVELS = 4
 _WORD = re.compile(r"[^\W\d_]+")
 _FIRST_IDEOGRAPH = "\u2e80"
 
@@ -38,6 +39,7 @@ class Ties:
     rows: np.ndarray  # (V,) the row of each image
     file: np.ndarray  # (V,) the number of the image's bytes, `NO_NODE` where not shared
     look: np.ndarray  # (V,) the number of the image's fingerprint node
+    middle: np.ndarray  # (V,) the fingerprint node in the middle of the image's near-duplicate group
     flat: np.ndarray  # (V,) whether the fingerprint says no more than its colors: a plain surface
     neighbors: dict[int, list[int]]  # fingerprint node -> near-duplicate fingerprint nodes
     node_count: int
@@ -47,7 +49,7 @@ class Ties:
         """The same without some of the images."""
         kept = np.ones(len(self.rows), dtype=bool)
         kept[list(images)] = False
-        left = {name: getattr(self, name)[kept] for name in ("rows", "file", "look", "flat")}
+        left = {name: getattr(self, name)[kept] for name in ("rows", "file", "look", "middle", "flat")}
         return replace(self, **left)
 
 
@@ -60,18 +62,48 @@ def find_ties(records: Records, images: Records, rows: np.ndarray, *, by_column:
     _, first, look, counted = np.unique(
         images["look"], return_index=True, return_inverse=True, return_counts=True
     )
-    pairs = near_pairs(images["hash"][first], images["colors"], first)  # (P, 2)
+    prints = np.ascontiguousarray(images["fingerprint"][first])
+    pairs, apart = near_pairs(prints)  # (P, 2), (P,)
+    middle = middles(pairs[apart <= SAME], len(first))
     neighbors: dict[int, list[int]] = defaultdict(list)
     for left, right in (pairs + first_free).tolist():
         neighbors[left].append(right)
         neighbors[right].append(left)
     near = (counted * (counted - 1) // 2).sum() + (counted[pairs[:, 0]] * counted[pairs[:, 1]]).sum()
     counts = {f"same_{label}": same_label, "same_picture": same_image, "near_duplicate_pairs": int(near)}
-    node_count = first_free + len(first)
-    colors = np.ascontiguousarray(images["colors"]).view(np.uint8).reshape(len(images), COLOR_BYTES)
-    thumbs = colors[:, :-3].reshape(-1, THUMB_SIDE_PX, THUMB_SIDE_PX, 3)[:, 1:-1, 1:-1]  # without the edge
-    flat = (np.ptp(thumbs, axis=(1, 2)) <= _FLAT_LEVELS).all(axis=1)
-    return Ties(labels, rows, files, look + first_free, flat, dict(neighbors), node_count, counts)
+    light, colors, _ = parts(prints)  # without the edge:
+    flat = (np.ptp(light[:, 1:-1, 1:-1], axis=(1, 2)) <= _FLAT_LEVELS) & (
+        np.ptp(colors[:, :, 1:-1, 1:-1], axis=(2, 3)).max(axis=1) <= _FLAT_LEVELS
+    )
+    return Ties(
+        labels,
+        rows,
+        files,
+        look + first_free,
+        middle[look] + first_free,
+        flat[look],
+        dict(neighbors),
+        first_free + len(first),
+        counts,
+    )
+
+
+def middles(pairs: np.ndarray, count: int) -> np.ndarray:
+    """The middle of each fingerprint's group: (N,). Whatever has most neighbors takes those still free.
+
+    So all of a group are close to its middle: a chain falls into several groups.
+    """
+    ends = np.concatenate([pairs, pairs[:, ::-1]])
+    ends = ends[np.argsort(ends[:, 0], kind="stable")]
+    degrees = np.bincount(ends[:, 0], minlength=count)
+    starts = np.cumsum(degrees) - degrees
+    middles = np.full(count, NO_NODE)
+    for look in np.argsort(-degrees, kind="stable").tolist():
+        if middles[look] == NO_NODE:
+            near = ends[starts[look] : starts[look] + degrees[look], 1]
+            middles[near[middles[near] == NO_NODE]] = look
+            middles[look] = look
+    return middles
 
 
 def _shared(values: np.ndarray, first_node: int, *, ignore_zero: bool) -> tuple[np.ndarray, int, int]:
@@ -83,6 +115,31 @@ def _shared(values: np.ndarray, first_node: int, *, ignore_zero: bool) -> tuple[
     numbers = np.full(len(counts), NO_NODE)
     numbers[shared] = first_node + np.arange(shared.sum())
     return numbers[inverse], first_node + int(shared.sum()), int((counts[shared] - 1).sum())
+
+
+@dataclass(frozen=True)
+class NearGroup:
+    """Products that show one photograph, and how many object types and titles they have."""
+
+    rows: np.ndarray
+    types: int
+    titles: int
+
+
+def near_groups(records: Records, ties: Ties) -> list[NearGroup]:
+    """Groups of two products or more by their images alone: those that mix types first, then the largest."""
+    order = np.lexsort((ties.rows, ties.middle))
+    middle, rows = ties.middle[order], ties.rows[order]
+    once = np.ones(len(rows), dtype=bool)
+    once[1:] = (middle[1:] != middle[:-1]) | (rows[1:] != rows[:-1])
+    middle, rows = middle[once], rows[once]
+    several = np.bincount(middle, minlength=1)[middle] > 1
+    middle, rows = middle[several], rows[several]
+    found = []
+    for group in np.split(rows, np.flatnonzero(np.diff(middle)) + 1) if len(rows) else ():
+        types, titles = (len(np.unique(records[name][group])) for name in ("stratum", "title"))
+        found.append(NearGroup(group, types, titles))
+    return sorted(found, key=lambda group: (group.types == 1, -len(group.rows), int(group.rows[0])))
 
 
 def placeholder_images(

@@ -1,0 +1,117 @@
+"""The search for near-duplicates among millions of fingerprints, in time and memory that grow as n log n.
+
+A forest of random projection trees (Dasgupta and Freund, 2008): each tree halves the fingerprints along the
+line between two of them, again and again, so that a leaf is small whatever the images look like; only what
+shares a leaf is compared. Near-duplicates part company in some trees, hardly ever in all of them.
+
+An image and its mirror image are in the same half: their even parts (the image with its mirror image added)
+agree, their odd parts differ in sign alone, so the size of the odd part's projection counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from furnclip.prepare.fingerprint import LIGHT_PX, NEAR, distances, parts
+
+_TREES = 10
+_LEAF = 256
+_CELLS = 6  # each way, of the light that trees look at
+_EVEN = _CELLS * _CELLS // 2 + 4
+_LEAST_CONTRAST = 10  # levels
+_FAR = 1.05  # between vectors of a leaf: next to nothing beyond it is near
+_PROPOSED = 16  # neighbors of one fingerprint in a leaf
+_ENOUGH = 48  # near-duplicates of a fingerprint; two that have as many are not compared
+_CHUNK = 2**14
+
+
+def near_pairs(prints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (i, j), i < j, and distances of near-duplicates among distinct fingerprints: (P, 2), (P,)."""
+    count, chance = len(prints), np.random.default_rng(0)
+    vectors = np.concatenate([_vectors(prints[:0]), *map(_vectors, _chunks(prints))])
+    compared = near = np.empty(0, dtype=np.int64)  # i * N + j
+    apart = np.empty(0, dtype=np.float32)
+    for _ in range(_TREES if count > _LEAF else 1):
+        degree = np.bincount(np.concatenate([near // count, near % count]), minlength=count)
+        proposals = [compared[:0]]
+        for leaf in _leaves(vectors, chance):
+            left, right = leaf[_close(vectors[leaf].astype(np.float32))]  # (2, P)
+            wanted = (degree[left] < _ENOUGH) | (degree[right] < _ENOUGH)
+            proposals.append((np.minimum(left, right) * count + np.maximum(left, right))[wanted])
+        fresh = _distinct(np.concatenate(proposals))
+        fresh = fresh[~_among(fresh, compared)]
+        compared = np.sort(np.concatenate([compared, fresh]), kind="stable")  # two sorted runs: merged
+        measured = [_measured(prints, vectors, pairs // count, pairs % count) for pairs in _chunks(fresh)]
+        found = np.concatenate([apart[:0], *measured])
+        near = np.concatenate([near, fresh[found <= NEAR]])
+        apart = np.concatenate([apart, found[found <= NEAR]])
+    order = np.argsort(near)
+    return np.stack(np.divmod(near[order], max(1, count)), axis=1), apart[order]
+
+
+def _chunks(values: np.ndarray) -> Iterator[np.ndarray]:
+    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """Sorted, each once: what `np.unique` does with tables of hashes, here in the memory of the values."""
+    values.sort()
+    first = np.ones(len(values), dtype=bool)
+    first[1:] = values[1:] != values[:-1]
+    return np.asarray(values[first])
+
+
+def _among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Whether each value is in a sorted array: (N,)."""
+    if not len(known):
+        return np.zeros(len(values), dtype=bool)
+    return np.asarray(known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values)
+
+
+def _vectors(prints: np.ndarray) -> np.ndarray:
+    """Even parts (P, 22) and odd parts (P, 18) of what trees look at."""
+    light, colors, aspect = parts(prints)
+    cell = LIGHT_PX // _CELLS
+    light = light.reshape(-1, _CELLS, cell, _CELLS, cell).mean(axis=(2, 4))
+    exposure = light.mean(axis=(1, 2))
+    light -= exposure[:, None, None]
+    contrast = np.sqrt((light**2).mean(axis=(1, 2), keepdims=True))
+    light /= np.maximum(contrast, _LEAST_CONTRAST) * _CELLS * 2**0.5
+    left, right = light[:, :, : _CELLS // 2], light[:, :, : _CELLS // 2 - 1 : -1]
+    whole = [(exposure / 60)[:, None], colors.mean(axis=(2, 3)) / 8, (aspect / 0.4)[:, None]]
+    sides = [side.reshape(len(prints), _CELLS * _CELLS // 2) for side in (left + right, left - right)]
+    return np.concatenate([sides[0], *whole, sides[1]], axis=1).astype(np.float16)
+
+
+def _leaves(vectors: np.ndarray, chance: np.random.Generator) -> Iterator[np.ndarray]:
+    """The rows of vectors (N, 40) in sets of at most `_LEAF` that lie close together."""
+    left = [np.arange(len(vectors))]
+    while left:
+        rows = left.pop()
+        if len(rows) <= _LEAF:
+            yield rows
+            continue
+        first, second = vectors[chance.choice(rows, 2, replace=False)].astype(np.float32)
+        direction, some = first - second, vectors[rows].astype(np.float32)
+        places = some[:, :_EVEN] @ direction[:_EVEN] + np.abs(some[:, _EVEN:] @ direction[_EVEN:])
+        left += np.split(rows[np.argpartition(places, len(rows) // 2)], [len(rows) // 2])
+
+
+def _close(vectors: np.ndarray) -> np.ndarray:
+    """Pairs of vectors (M, 40) closest to each other, as they are or mirrored: (2, P)."""
+    even, odd = vectors[:, :_EVEN], vectors[:, _EVEN:]
+    square = (vectors**2).sum(axis=1)
+    apart = square + square[:, None] - 2 * (even @ even.T + np.abs(odd @ odd.T))  # (M, M)
+    np.fill_diagonal(apart, np.inf)
+    most = min(_PROPOSED, len(vectors) - 1)
+    nearest = np.argpartition(apart, most - 1 if most else 0, axis=1)[:, :most]  # (M, most)
+    rows, numbers = np.nonzero(np.take_along_axis(apart, nearest, axis=1) <= _FAR**2)
+    return np.stack([rows, nearest[rows, numbers]])
+
+
+def _measured(prints: np.ndarray, vectors: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The distances of pairs: (P,)."""
+    mirrored = np.einsum("pd,pd->p", vectors[left, _EVEN:], vectors[right, _EVEN:], dtype=np.float32) < 0
+    return distances(prints[left], prints[right], mirrored, most=NEAR)
