@@ -22,6 +22,7 @@ import numpy as np
 import webdataset
 from PIL import Image
 
+from tests.bench.duplicates import pairs_growth
 from tests.bench.measure import interleaved_s, parse, peak_mb, report
 
 _BASES = 12
@@ -154,6 +155,7 @@ def main() -> None:
             figures |= measured
         figures |= large_catalogue(root / "large", products)
         figures |= million_rows(root, rows)
+    figures |= pairs_growth()
     report("prepare", ratios, figures, as_json=options.json)
 
 
