@@ -21,6 +21,7 @@ takes `relevance.default_caption`. `docs/train.md` has what each of these gains.
 from __future__ import annotations
 
 import io
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ _WHITE = (255, 255, 255)
 _SMALLEST_SHARE = 0.8
 _LARGEST_TILT_DEGREES = 8.0
 _COLOR_SPREAD = 0.2
+_TEXTS = ("title", "clean_title", "queries")  # of the columns
 _TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "{}, product photo")
 _CAPTION, _IMAGE, _QUERY, _VIEW = 1, 2, 3, 4  # kinds of random choices, so that their streams differ
 
@@ -121,6 +123,16 @@ def without_words(caption: str, dropout: float, random: np.random.Generator) -> 
     return " ".join(kept or words)
 
 
+def _used(fields: Mapping[str, str]) -> dict[str, str]:
+    """What training reads of a product; words that many products share are kept once."""
+    attributes = {name: sys.intern(fields[name]) for name in ATTRIBUTES if name in fields}
+    return attributes | {name: fields[name] for name in _TEXTS if name in fields}
+
+
+def _short_queries(fields: Mapping[str, str]) -> list[AttributeQuery]:
+    return [*queries_of(fields), *_typed_queries(fields)]
+
+
 def _typed_queries(fields: Mapping[str, str]) -> list[AttributeQuery]:
     """The product's shopper queries; each asks for the attributes whose values it names."""
     values = {name: known(fields.get(name)) for name in ATTRIBUTES}
@@ -146,20 +158,21 @@ class TrainingData:
     texts: list[Sample] = field(default_factory=list, init=False)  # without their images
     image_keys: list[str] = field(default_factory=list, init=False)  # of V images, sample by sample
     image_counts: Indices = field(init=False)  # (N,) images of each sample
-    queries: list[list[AttributeQuery]] = field(default_factory=list, init=False)
     asks_attributes: bool = field(default=False, init=False)
     _squares: dict[int, Squares] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         counts: list[int] = []
+        has_queries = False
         for sample in self.dataset:
-            self.texts.append(replace(sample, image_bytes=b"", more_images=()))
+            fields = _used(sample.fields)
+            self.texts.append(replace(sample, image_bytes=b"", more_images=(), fields=fields))
             self.image_keys += map(content_hash, sample.images)
             counts.append(len(sample.images))
-            self.queries.append([*queries_of(sample.fields), *_typed_queries(sample.fields)])
+            has_queries = has_queries or bool(_short_queries(fields))
         self.image_counts = np.array(counts, dtype=np.int64)
         self._first_image = np.cumsum(self.image_counts) - self.image_counts
-        self.asks_attributes = self.config.attribute_weight > 0 and any(self.queries)
+        self.asks_attributes = self.config.attribute_weight > 0 and has_queries
         square_bytes = 3 * self.preprocessing.image_px**2
         self._squares_limit = self.config.image_cache_mb * 2**20 // square_bytes
 
@@ -194,7 +207,7 @@ class TrainingData:
         """One attribute query of each product, drawn each epoch; None where too little is known."""
         drawn: list[AttributeQuery | None] = []
         for index in indices:
-            queries = self.queries[index]
+            queries = _short_queries(self.texts[index].fields)
             random = random_stream(self.config.seed, _QUERY, epoch, int(index))
             drawn.append(queries[int(random.integers(len(queries)))] if queries else None)
         return drawn
