@@ -7,7 +7,7 @@ photograph up to `SAME`.
 A shop photographs everything on white, so the frame is what matters: where 96 % of the ink is, not where
 the first pixel is, which jumps with every speck. A photograph in a border is framed by the border.
 
-The distance asks what a small shift, stretch does not explain (the tangent distance
+The distance asks what a small shift or stretch does not explain (the tangent distance
 of Simard et al., 1993): what is left is measured against noise and, at an edge, against a quarter of a
 cell. So a flat place has to agree, while the same outline alone, a dark rectangle, makes no pair. Another
 size or quality, a border, a crop of a few percent and a mirror image are near; a recolored variant is not.

@@ -28,7 +28,7 @@ _SHEET_COLUMNS = 5
 
 @dataclass(frozen=True)
 class Hit:
-    """One product. `score`: cosine, BM25 or both weighed, by mode; higher is better."""
+    """One product. `score`: cosine, share of what is asked that its words have, or both weighed, by mode."""
 
     product_id: str
     title: str
