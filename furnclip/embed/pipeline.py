@@ -188,8 +188,13 @@ class _Work:
             return None
         return partial(self.earlier.provenance.model_copy, update={"key": self.key})
 
+    @property
+    def _share(self) -> range:
+        """The row groups of this process."""
+        return range(self.launch.rank, self.summary.row_groups, self.launch.count)
+
     def _settle(self, make: Callable[[], Provenance]) -> None:
-        """Agree on the plan, which process 0 has read or made, and place the models by it."""
+        """Agree on the plan, which process 0 has read or made, and bring models and parts in line with it."""
         start = time.monotonic()
         plans: list[Provenance | None] = [None]
         if self.launch.rank == 0:
@@ -200,14 +205,15 @@ class _Work:
         self.plan = plans[0]
         for label, model in self.plan.models.items():
             self.clips[label] = place(self.clips[label], model.precision, self.here)
+        self.folder.drop_damaged(self._share, self.plan)  # before anybody looks vectors up in them
+        if self.launch.count > 1:
+            dist.barrier()
         self.summary.loading_s += time.monotonic() - start
 
     def _encode(self, journal: Journal, encodes: Encodes) -> None:
         summary, folder, launch = self.summary, self.folder, self.launch
-        share = range(launch.rank, summary.row_groups, launch.count)
         groups = self.reader.row_groups
-        folder.drop_damaged(share, self.plan)
-        todo = [number for number in share if not folder.is_done(number)]
+        todo = [number for number in self._share if not folder.is_done(number)]
 
         with console.progress("embedding", total=summary.products, unit="products") as meter:
             meter.advance(summary.products - sum(len(groups[number].rows) for number in todo))

@@ -2,7 +2,8 @@
 
 Input: an opened image. Output: 177 bytes: brightness on a grid of 12 x 12, two color differences on 4 x 4,
 and the proportions of the frame. Images are near-duplicates up to a distance of `NEAR`, and show the same
-photograph up to `SAME`.
+photograph up to `SAME`. Up to `COPIED` one is the other in another quality: products of one design, drawn
+or photographed from one place, are further apart.
 
 A shop photographs everything on white, so the frame is what matters: where 96 % of the ink is, not where
 the first pixel is, which jumps with every speck. A photograph in a border is framed by the border.
@@ -20,6 +21,7 @@ from PIL import Image
 
 NEAR = 1.35
 SAME = 0.8
+COPIED = 0.25
 
 LIGHT_PX = 12
 COLOR_PX = 4

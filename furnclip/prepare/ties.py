@@ -15,7 +15,7 @@ from itertools import combinations
 
 import numpy as np
 
-from furnclip.prepare.fingerprint import SAME, parts
+from furnclip.prepare.fingerprint import COPIED, SAME, parts
 from furnclip.prepare.nearby import near_pairs
 from furnclip.prepare.store import Records
 
@@ -42,6 +42,7 @@ class Ties:
     middle: np.ndarray  # (V,) the fingerprint node in the middle of the image's near-duplicate group
     flat: np.ndarray  # (V,) whether the fingerprint says no more than its colors: a plain surface
     neighbors: dict[int, list[int]]  # fingerprint node -> near-duplicate fingerprint nodes
+    copies: dict[int, list[int]]  # fingerprint node -> those of the same image in another quality
     node_count: int
     counts: dict[str, int]  # of tied rows and images, by what they share
 
@@ -65,10 +66,6 @@ def find_ties(records: Records, images: Records, rows: np.ndarray, *, by_column:
     prints = np.ascontiguousarray(images["fingerprint"][first])
     pairs, apart = near_pairs(prints)  # (P, 2), (P,)
     middle = middles(pairs[apart <= SAME], len(first))
-    neighbors: dict[int, list[int]] = defaultdict(list)
-    for left, right in (pairs + first_free).tolist():
-        neighbors[left].append(right)
-        neighbors[right].append(left)
     near = (counted * (counted - 1) // 2).sum() + (counted[pairs[:, 0]] * counted[pairs[:, 1]]).sum()
     counts = {f"same_{label}": same_label, "same_picture": same_image, "near_duplicate_pairs": int(near)}
     light, colors, _ = parts(prints)  # without the edge:
@@ -82,10 +79,20 @@ def find_ties(records: Records, images: Records, rows: np.ndarray, *, by_column:
         look + first_free,
         middle[look] + first_free,
         flat[look],
-        dict(neighbors),
+        _neighbors(pairs + first_free),
+        _neighbors(pairs[apart <= COPIED] + first_free),
         first_free + len(first),
         counts,
     )
+
+
+def _neighbors(pairs: np.ndarray) -> dict[int, list[int]]:
+    """The other ends of the pairs (P, 2) of each node."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for left, right in pairs.tolist():
+        found[left].append(right)
+        found[right].append(left)
+    return dict(found)
 
 
 def middles(pairs: np.ndarray, count: int) -> np.ndarray:
@@ -145,7 +152,7 @@ def near_groups(records: Records, ties: Ties) -> list[NearGroup]:
 def placeholder_images(
     records: Records, ties: Ties, titles_of: Callable[[Sequence[int]], list[str]]
 ) -> dict[int, int]:
-    """Image -> number of products that have it or a near-duplicate, where that is a placeholder.
+    """Image -> number of products that have it or a copy of it, where that is a placeholder.
 
     titles_of: the titles of some rows. A plain surface looks like many others: it has to be one file.
     """
@@ -172,13 +179,13 @@ def placeholder_images(
 
 
 def _sharing_an_image(ties: Ties) -> Iterator[np.ndarray]:
-    """Images of several products that are alike, the largest such sets first; none has an image twice."""
+    """Images of several products that are copies of one, the largest sets first; none has an image twice."""
     order = np.argsort(ties.look, kind="stable")
     first_look = int(ties.look[order[0]]) if len(order) else 0
     counts = np.bincount(ties.look - first_look)
     ends = np.cumsum(counts)
-    shared = {*(np.flatnonzero(counts >= MIN_PRODUCTS) + first_look).tolist(), *ties.neighbors}
-    near = {look: [look, *ties.neighbors.get(look, ())] for look in shared}
+    shared = {*(np.flatnonzero(counts >= MIN_PRODUCTS) + first_look).tolist(), *ties.copies}
+    near = {look: [look, *ties.copies.get(look, ())] for look in shared}
     sizes = {look: int(counts[np.array(looks) - first_look].sum()) for look, looks in near.items()}
     taken: set[int] = set()
     for look in sorted(shared, key=lambda look: (-sizes[look], look)):
