@@ -13,6 +13,7 @@ clothes, where 0.65 and 1 were best; others judged (tests/bench/relevance.py).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,6 +56,7 @@ class Ranker:
 
     def __init__(self, table: SearchTable, label: str) -> None:
         self._table, self._label = table, label
+        self._beside = ThreadPoolExecutor()  # LanceDB looks up meaning while it looks up words
         precision = table.provenance.models[label].request_precision
         trust = _UNMEASURED_TRUST if precision is None else 1.16 - 0.8 * precision
         self._trust = min(_MOST_TRUST, max(_LEAST_TRUST, trust))
@@ -62,15 +64,20 @@ class Ranker:
     def ranked(self, request: Request, mode: Mode, count: int, where: str | None) -> Ranking:
         """The best `count` rows that pass the filter."""
         query = request.query
-        meaning = {} if mode == "keyword" else self._meaning(request, count, where)
         if mode == "vector":
+            meaning = self._meaning(request, count, where)
             return Ranking(meaning, meaning)
+        has_meaning = mode == "hybrid"
+        found = self._beside.submit(self._meaning, request, count, where) if has_meaning else None
         rows = self._table.words(query.words, count, where)
         if len(rows) == count:  # the most frequent words may have been left out
             rows |= self._table.words(query.kinds, count, where)
-        texts = self._table.keywords([*rows, *(row for row in meaning if row not in rows)])
+        meaning = found.result() if found else {}
+        together = [*rows, *(row for row in meaning if row not in rows)]
+        compared = self._beside.submit(self._cosines, request, together, meaning) if has_meaning else None
+        texts = self._table.keywords(together)
         exact = {row for row, text in texts.items() if not set(query.exact).isdisjoint(text.split())}
-        cosines = {} if mode == "keyword" else self._cosines(request, texts, meaning)
+        cosines = compared.result() if compared else {}
         trust = 1.0 if mode == "keyword" else self.trust_in_words(query)
         if request.text is not None and request.image is not None:
             trust *= 1 - request.image_weight
