@@ -9,7 +9,6 @@ is a column `price`; "without glass", "not red" words that are kept out.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -84,18 +83,18 @@ class Query:
 
         Words that mean the same count as one: a rare one among them is not worth more.
         """
-        split = {row: text.partition("|") for row, text in keywords.items()}
-        named = {row: parts[0].split() for row, parts in split.items()}
         terms = [term for term in self.terms if term.stems]
         most = sum(term.weight for term in terms) or 1.0
+        named = {row: text.partition("|")[0].split() for row, text in keywords.items()}
         usual = sum(map(len, named.values())) / max(1, len(named)) or 1.0
         shares = {}
         for row, words in named.items():
-            counts, passing = Counter(words), set(split[row][2].split())
             half = _SATURATION * (1 - _SHORTNESS + _SHORTNESS * len(words) / usual)
+            passing = f" {keywords[row].partition('|')[2]} "
             reached = 0.0
             for term in terms:
-                there = sum(counts[stem] for stem in term.stems) or not passing.isdisjoint(term.stems)
+                there = sum(map(words.count, term.stems))
+                there = there or any(f" {stem} " in passing for stem in term.stems)
                 reached += term.weight * there / (there + half)
             shares[row] = reached / most
         return shares

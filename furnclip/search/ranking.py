@@ -12,7 +12,7 @@ clothes, where 0.65 and 1 were best; others judged (tests/bench/relevance.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -74,10 +74,8 @@ class Ranker:
             rows |= self._table.words(query.kinds, count, where)
         meaning = found.result() if found else {}
         together = [*rows, *(row for row in meaning if row not in rows)]
-        compared = self._beside.submit(self._cosines, request, together, meaning) if has_meaning else None
-        texts = self._table.keywords(together)
+        texts, cosines = self._compared(request if has_meaning else Request(), together, meaning)
         exact = {row for row, text in texts.items() if not set(query.exact).isdisjoint(text.split())}
-        cosines = compared.result() if compared else {}
         trust = 1.0 if mode == "keyword" else self.trust_in_words(query)
         if request.text is not None and request.image is not None:
             trust *= 1 - request.image_weight
@@ -122,16 +120,20 @@ class Ranker:
         found = [self._table.nearest(column, vector, count, where) for column, vector, _ in sides]
         if len(found) == 1:
             return found[0]
-        return _best(self._cosines(request, {row for scores in found for row in scores}, {}), count)
+        _, cosines = self._compared(request, list({row for scores in found for row in scores}), {})
+        return _best(cosines, count)
 
-    def _cosines(self, request: Request, rows: Iterable[int], known: Scores) -> Scores:
-        """The cosine of each of these rows that has vectors, those `known` already as they are."""
-        missing = [row for row in rows if row not in known]
+    def _compared(
+        self, request: Request, rows: Sequence[int], known: Scores
+    ) -> tuple[dict[int, str], Scores]:
+        """The words of each of these rows, and the cosine of each that has vectors; those `known` stay."""
+        sides = self._sides(request)
+        texts, cosines = self._table.compared(rows, {column: vector for column, vector, _ in sides})
         sums: Scores = {}
-        for column, vector, share in self._sides(request) if missing else ():
-            for row, cosine in self._table.cosines(column, vector, missing).items():
+        for scores, (_, _, share) in zip(cosines, sides, strict=True):
+            for row, cosine in scores.items():
                 sums[row] = sums.get(row, 0.0) + share * cosine
-        return sums | known
+        return texts, sums | known
 
     def _usual(self, request: Request) -> float:
         """The mean cosine of any product."""

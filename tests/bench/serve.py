@@ -29,9 +29,6 @@ import numpy as np
 import psutil
 
 from furnclip import vectors
-from furnclip.model import load_clip
-from furnclip.model.export import write_beside
-from furnclip.vectors.index import index_location
 from tests.bench import measure, search
 
 CLIENTS = 16
@@ -100,8 +97,6 @@ def build(folder: Path, products: int) -> None:
     config = search.build(folder, products, full_size=True).config
     with (folder / "furnclip.toml").open("a") as file:
         file.write("[serve]\naccess_log = false\n")
-    clip = load_clip(config.model.name, config.model)
-    write_beside(index_location(config).uri, config.paths.vectors, {"base": clip}, config)
     table = vectors.VectorTable(config.paths.vectors)
     np.save(folder / "vectors.npy", table.matrix("vec_clip_base"))
     (folder / "products.json").write_text(json.dumps(table.products))
