@@ -268,6 +268,15 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def _created(path: Path) -> IO[bytes]:
+    """A new file, in a folder that is made where it is not there."""
+    try:
+        return path.open("wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
+
+
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well, and not before.
@@ -275,10 +284,9 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     On an error or a kill the old file stays as it was and no half-written file has its name. Without
     `durable` nothing waits for the disk, and a power cut may leave the file empty: for caches.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = aside_name(path)
     try:
-        with aside.open("wb") as file:
+        with _created(aside) as file:
             yield file
             if durable:
                 file.flush()
