@@ -39,7 +39,7 @@ SCENARIOS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "dual_lora": (
         "train adapters in both encoders",
-        ("--epochs", "20", "--lr", "4e-3", "--effective-batch-size", "80"),
+        ("--epochs", "12", "--lr", "4e-3", "--effective-batch-size", "80"),
     ),
 }
 QUERIES = ("red leather armchair", "round glass coffee table", "tall bookcase full of books")
