@@ -101,6 +101,27 @@ def test_an_image_that_is_shared_by_right_is_a_group(store: Shop, case: str) -> 
     assert len({read_assignments(store.shards)[product_id] for product_id in ids}) == 1
 
 
+def in_one_frame(path: Path, number: int) -> None:
+    """Wall sockets, as a maker draws them: all in one frame, each with something else in it."""
+    image = Image.new("RGB", (300, 300), "white")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((20, 20, 280, 280), fill=(222, 222, 222), outline=(120, 120, 120), width=3)
+    draw.rectangle((80, 80, 220, 220), fill=(170, 170, 170))
+    across, down = 105 + 30 * (number % 4), 105 + 40 * (number // 4)
+    draw.ellipse((across - 20, down - 20, across + 20, down + 20), fill=(70, 70, 70))
+    image.save(path)
+
+
+def test_products_of_one_design_are_no_placeholder(store: Shop) -> None:
+    def socket(folder: Path, number: int) -> str:
+        in_one_frame(folder / f"socket-{number}.png", number)
+        return f"socket-{number}.png"
+
+    add_placeholders(store, 12, socket, unrelated_title)
+    store.prepared()
+    assert store.rejected() == {}
+
+
 def test_variants_by_the_group_column_count_once(store: Shop) -> None:
     ids = add_placeholders(store, 12, one_file, unrelated_title)
     for number, row in enumerate(store.rows):

@@ -55,7 +55,7 @@ class SearchTable:
         shop = {field.name: kind_of(field) or "" for field in shop_fields(self._schema)}
         self.fields = fields_of(shop)
         self.vocabulary = vocabulary_of(self.lance, where=self.uri)
-        # A packed index is read fast, and a large one needs it: of a million, 0.997 of the nearest are found.
+        # A packed index is read fast, and a large one needs it: of a million, 0.998 of the nearest are found.
         part = 2.5 if self.products >= PACKED_FROM else 10
         self._wanted_probes = probes or max(_LEAST_PROBES, int(partitions_of(self.products) / part))
         self._packed = {
