@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from furnclip import console
 from furnclip.cli.options import ConfigOption, JsonOption, settings
 from furnclip.errors import FurnclipError
-from furnclip.parallel.stages import run_furnclip
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -55,6 +54,8 @@ def _stages(config: Config) -> list[tuple[str, ...]]:
 
 def _run(words: tuple[str, ...], config: Path | None, log: Path) -> Any:
     """The JSON result of a command, whose messages go to the log."""
+    from furnclip.parallel.stages import run_furnclip
+
     options = ["--json", *(["--config", str(config)] if config else [])]
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} furnclip {' '.join(words)}\n")
