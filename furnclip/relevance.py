@@ -129,6 +129,34 @@ def attribute_queries(attributes: Attributes) -> list[AttributeQuery]:
     return [query for _, query in sorted(asked.items()) if len(query.answers(attributes)) <= most]
 
 
+def asked_queries(texts: Sequence[str], attributes: Attributes) -> list[AttributeQuery]:
+    """Those texts that name a type and, if anything else, other attributes, and so say what is right.
+
+    "red velvet sofas" is one of them, "sofa for small rooms" is not: whether a product is right for it, only
+    people can tell. As in `attribute_queries`, some but at most half of the products answer.
+    """
+    names = {value: name for name in ATTRIBUTES for value in attributes[name] if value}
+    names |= {f"{value}s": name for value, name in names.items() if name == "object_type"}
+    longest = max((len(value.split()) for value in names), default=0)
+    asked: dict[str, AttributeQuery] = {}
+    for text in texts:
+        words, wanted = known(text).split(), dict[str, str]()
+        while words:
+            ends = range(min(longest, len(words)), 0, -1)
+            end = next((end for end in ends if " ".join(words[:end]) in names), 0)
+            if not end:
+                break
+            value = " ".join(words[:end])
+            name = names[value]
+            wanted[name] = value if value in attributes[name] else value.removesuffix("s")
+            words = words[end:]
+        query = AttributeQuery(known(text), wanted)
+        if not words and "object_type" in wanted:
+            asked[query.text] = query
+    most = len(attributes["object_type"]) / 2
+    return [query for _, query in sorted(asked.items()) if 0 < len(query.answers(attributes)) <= most]
+
+
 @dataclass(frozen=True)
 class _LoggedQuery:
     query: str

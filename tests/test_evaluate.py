@@ -24,7 +24,7 @@ from click.testing import Result
 
 from examples.make_tiny_clip import build_tiny_clip
 from furnclip.catalogue import content_hash
-from furnclip.config import Config, load_config
+from furnclip.config import Config, EvaluationConfig, load_config
 from furnclip.evaluate.tasks import Split, build_requests, build_tasks, read_split
 from furnclip.images import encode_jpeg
 from furnclip.journal import write_json
@@ -403,7 +403,7 @@ def test_a_shared_caption_or_group_is_a_right_answer(tmp_path: Path) -> None:
             ("a lamp", "c", "", "lamp"),
         ],
     )
-    tasks = build_tasks(split, build_requests(split, seed=0))
+    tasks = build_tasks(split, build_requests(split, EvaluationConfig()))
     relevant = [found.tolist() for found in tasks["text_to_image"].relevant]
     assert relevant == [[0, 1], [0, 1, 2], [1, 2], [3]]
     # products 0 to 2 hang together by caption and group, so they are one unit of the bootstrap
@@ -449,7 +449,7 @@ def test_requests_are_answerable_and_not_trivial(tmp_path: Path) -> None:
             ("5", "e", "unknown", "lamp"),
         ],
     )
-    requests = build_requests(split, seed=0)
+    requests = build_requests(split, EvaluationConfig())
     assert [request.text for request in requests] == ["blue chair"]  # "red chair" fits most products
     assert requests[0].answers(split.attributes).tolist() == [3]
     task = build_tasks(split, requests)["attributes_to_image"]
@@ -481,6 +481,45 @@ def test_a_shopper_query_asks_for_the_products_it_was_written_for(shop: Path) ->
     assert 0 < answered["ndcg@10"] <= 1
     validation = read_split(load_config(shop / "furnclip.toml", {"eval": {"split": "validation"}}))
     assert not validation.queries, "training may have read them"
+
+
+def test_queries_of_shoppers_are_measured_where_they_say_what_is_right(shop: Path) -> None:
+    kinds = [("red", "chair"), ("blue", "chair"), ("red", "floor lamp"), ("unknown", "floor lamp")]
+    samples = [
+        replace(sample, group=sample.key, fields={"color": color, "object_type": kind})
+        for sample, (color, kind) in zip(drawn_samples(len(kinds)), kinds, strict=True)
+    ]
+    write_shards(shop / "work" / "shards", samples)
+    asked = ["Red floor lamps", "chair blue", "red", "chair for reading", "green chair", "floor lamp", ""]
+    log = shop / "queries.jsonl"  # as `furnclip serve` writes it
+    log.write_text("".join(f"{json.dumps({'at': 'now', 'query': text, 'hits': 3})}\n" for text in asked))
+    plain = shop / "queries.txt"
+    plain.write_text("\n".join(asked), encoding="utf-8")
+    for path in (log, plain):
+        settings = EvaluationConfig(queries=str(path))
+        found = {each.text: each.wanted for each in build_requests(read_split(settings_of(shop)), settings)}
+        assert found == {
+            "chair blue": {"color": "blue", "object_type": "chair"},
+            "floor lamp": {"object_type": "floor lamp"},
+            "red floor lamps": {"color": "red", "object_type": "floor lamp"},
+        }
+    done = evaluated(shop, "--run", "first", "--queries", str(log))["models"]["base"]["attributes_to_image"]
+    assert done["queries"] == 3
+    log.write_text('{"query": "chair blue"}\n')  # another log at the same place is measured anew
+    done = evaluated(shop, "--run", "first", "--queries", str(log))["models"]["base"]["attributes_to_image"]
+    assert done["queries"] == 1
+
+
+@pytest.mark.parametrize("content", [None, "", "a seat for grandma\n", '{"query": 5}\n'])
+def test_queries_that_cannot_be_measured_are_told(shop: Path, content: str | None) -> None:
+    path = shop / "asked.jsonl" if content and content.startswith("{") else shop / "asked.txt"
+    if content is not None:
+        path.write_text(content)
+    result = run_eval(shop, "--queries", str(path))
+    assert result.exit_code in (1, 2)
+    assert "error: " in result.stderr
+    assert path.name in result.stderr.replace("\n", "")
+    assert "Traceback" not in result.stderr
 
 
 def test_a_split_without_attributes_says_what_is_not_measured(shop: Path) -> None:

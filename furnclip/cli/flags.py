@@ -21,6 +21,8 @@ FLAGS: dict[str, tuple[type, str, str]] = {
         "where images are decoded: `local` or `ray`, on the cluster of RAY_ADDRESS; needs the `ray` extra"),
     "embed.engine": (str, "--engine",
         "where models run: `local` or `ray`, on the cluster of RAY_ADDRESS; needs the `ray` extra"),
+    "eval.queries": (str, "--queries",
+        "file of queries, one a line, or the log of `serve`; those made of attributes alone are measured"),
     "train.scenario": (str, "--scenario",
         "what is trained; `auto`: `full` for a base of up to 20 million parameters, else `dual_lora`"),
     "train.epochs": (int, "--epochs",

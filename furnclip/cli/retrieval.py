@@ -33,7 +33,7 @@ _COUNTS = (
 )
 
 
-@sets("model.name", "eval.split")
+@sets("model.name", "eval.split", "eval.queries")
 def evaluate(
     *,
     flags: Flags,

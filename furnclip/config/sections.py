@@ -334,6 +334,8 @@ class EvaluationConfig(_Section):
 
     split: Literal["test", "validation"] = "test"
     """split to measure: `test` or `validation`; only `test` is fair, training tunes on `validation`"""
+    queries: str = ""
+    """file of queries, one a line, or the log of `serve`; those made of attributes alone are measured"""
     batch_size: PositiveInt = 64
     """images per forward pass"""
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2000

@@ -54,7 +54,7 @@ def evaluate(config: Config, run_names: Sequence[str] = (), *, force: bool = Fal
     again. Raises `MissingStageError` without shards, `ModelError` for a run that cannot be used.
     """
     split = read_split(config)
-    requests = build_requests(split, seed=config.eval.seed)
+    requests = build_requests(split, config.eval)
     names = _labels(run_names, config)
     models = [
         encode_model(name, split, requests, label=label, config=config) for label, name in names.items()
@@ -63,6 +63,7 @@ def evaluate(config: Config, run_names: Sequence[str] = (), *, force: bool = Fal
     for warning in warnings:
         console.warn(warning)
     parts = [_FORMAT, furnclip.__version__, split.dataset.data_hash, config.eval.model_dump_json()]
+    parts += [request.text for request in requests]
     for model in models:
         clip = model.clip
         parts += [model.label, clip.name, clip.fingerprint, clip.precision.precision, str(model.served)]

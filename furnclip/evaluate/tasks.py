@@ -13,23 +13,27 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from furnclip import console
 from furnclip.catalogue import ATTRIBUTES, content_hash
-from furnclip.config import Config
+from furnclip.config import Config, EvaluationConfig
 from furnclip.errors import InputError
 from furnclip.features import seen_hash
 from furnclip.images import open_image
 from furnclip.metrics.retrieval import Gains, Integers
 from furnclip.relevance import (
     AttributeQuery,
+    asked_queries,
     attribute_queries,
     known_attributes,
     positives,
+    read_queries,
     shopper_queries,
     tied_units,
 )
@@ -155,9 +159,25 @@ def build_tasks(split: Split, requests: Sequence[AttributeQuery]) -> dict[str, R
     return tasks
 
 
-def build_requests(split: Split, *, seed: int) -> list[AttributeQuery]:
-    """The short attribute queries of a split in a fixed order, at most 500: drawn evenly from more."""
-    return _some(attribute_queries(split.attributes), seed)
+def build_requests(split: Split, settings: EvaluationConfig) -> list[AttributeQuery]:
+    """The short attribute queries of a split in a fixed order, at most 500: drawn evenly from more.
+
+    With `settings.queries` those in that file; raises `InputError` where none of them can be measured.
+    """
+    if not settings.queries:
+        return _some(attribute_queries(split.attributes), settings.seed)
+    path = Path(settings.queries).expanduser()
+    if not path.is_file():
+        hint = "give a text file with a query a line, or the log of `furnclip serve --query-log`"
+        raise InputError(f"`eval.queries` is `{path}`, which is no file", hint=hint)
+    texts = read_queries(path)
+    asked = asked_queries(texts, split.attributes)
+    judge = f"people can judge the others: `furnclip arena --queries {path}`"
+    if not asked:
+        found = f"none of {len(texts)} queries in `{path}` is made of attributes of the split alone"
+        raise InputError(found, hint=judge)
+    console.note(f"{len(asked)} of {len(texts)} queries name attributes alone and are measured; {judge}")
+    return _some(asked, settings.seed)
 
 
 def _some(items: list[Item], seed: int) -> list[Item]:

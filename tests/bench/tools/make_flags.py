@@ -23,6 +23,7 @@ SETTINGS = {
     ),
     "prepare.engine": "",
     "embed.engine": "",
+    "eval.queries": "",
     **dict.fromkeys(("train.scenario", "train.epochs", "train.lr", "train.effective_batch_size"), ""),
     **dict.fromkeys(("train.micro_batch_size", "train.lora_r", "train.lora_alpha", "train.lora_dropout"), ""),
     **dict.fromkeys(("train.loss", "train.augment", "train.seed", "train.patience", "train.mini_train"), ""),
