@@ -17,8 +17,9 @@ from PIL import Image
 from furnclip import Searcher, vectors
 from furnclip.config import load_config
 from furnclip.errors import UsageError
+from furnclip.search.query import understand
 from furnclip.vectors.index import index_location, write_index
-from furnclip.vectors.words import Vocabulary, words_of
+from furnclip.vectors.words import Vocabulary, fields_of, words_of
 from tests.drawn_shop import write_shop
 from tests.test_embed import embed
 from tests.test_search import clean, run
@@ -108,6 +109,77 @@ def test_a_brand_is_found_however_it_is_typed(searcher: Searcher, text: str) -> 
 def test_plurals_typing_errors_and_other_languages(searcher: Searcher, text: str, kind: str) -> None:
     kinds = {hit.object_type for hit in searcher.search(text, k=3, mode="keyword")}
     assert kinds == ({kind} if any(hit.object_type == kind for hit in searcher.search(kind)) else set())
+
+
+def vocabulary(*titles: str, language: str = "en") -> Vocabulary:
+    """Of a catalogue of these titles, whose last words say what each is."""
+    names = ("product_id", "title", "object_type", "color")
+    rows = [
+        dict(zip(names, (f"P{row}", title, title.split()[-1], title.split()[0]), strict=True))
+        for row, title in enumerate(titles)
+    ]
+    return Vocabulary.gather(rows, fields_of({}), language)
+
+
+@pytest.mark.parametrize(
+    ("text", "stems"),
+    [
+        *(
+            ("bookshelfs", "bookcas"),
+            ("bookshelves", "bookcas"),
+            ("wall-shelfs", "shelf"),
+            ("couches", "sofa"),
+        ),
+        *(("couches", "sofa"), ("nighstand", "nightstand")),
+        *(("sillones", "armchair"), ("boekenkasten", "bookcas"), ("canapés", "sofa"), ("étagères", "shelf")),
+        *(("golve", "glove"), ("eeyshadow", "eye shadow"), ("eyeshadows", "eye shadow")),
+        *(
+            ("Bürostuhl", "offic chair"),
+            ("bowlchair", "chair"),
+            ("Küchensofa", "sofa"),
+            ("nattduksbord", "tabl"),
+            ("nighstand", "nightstand"),
+        ),
+    ],
+)
+def test_words_that_a_catalogue_writes_otherwise(text: str, stems: str) -> None:
+    titles = (
+        "bookcase",
+        "wall shelf",
+        "red sofa",
+        "armchair",
+        "gloves",
+        "eye shadow",
+        "office chair",
+        "oak table",
+    )
+    known = vocabulary(*titles, "nightstand", "wool rug")
+    found = [stem for term in understand(text, known, (), literal=False).terms for stem in term.stems]
+    assert set(found) >= set(stems.split())
+
+
+def test_what_a_title_says_a_product_is_without() -> None:
+    known = vocabulary("red sofa", "desk chair without armrests chair", "desk chair", "non-slip rug")
+    asked = understand("chair without armrest", known, (), literal=False)
+    row = {"product_id": "P1", "title": "Desk chair without armrests"}
+    shares = asked.shares({0: known.keywords(row, fields_of({})), 1: "desk chair desk chair |"})
+    assert shares[0] > shares[1]
+    unknown = understand("sofa without wheels", known, (), literal=False)
+    assert [term.word for term in unknown.terms] == ["sofa"]
+    assert "no product has `wheels`" in unknown.understood
+    assert understand("rug non slip", known, (), literal=False).understood == ("without slip",)
+
+
+@pytest.mark.parametrize("text", ["lamp and clock", "Lampe oder Uhr", "black and white lamp"])
+def test_one_of_two_things_is_enough_but_not_one_of_two_colors(text: str) -> None:
+    known = vocabulary("black lamp", "white clock", "gray lamp")
+    rows = {0: "lamp", 1: "clock", 2: "black lamp", 3: "black clock"}
+    shares = understand(text, known, (), literal=False).shares(rows)
+    if "black" in text:
+        assert shares[2] > shares[0] > shares[3]
+    else:
+        assert shares[0] == pytest.approx(shares[1], abs=0.1)
+        assert shares[1] > 0.4
 
 
 @pytest.mark.parametrize("word", ["hair", "ramp", "damp", "wed"])

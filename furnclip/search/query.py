@@ -9,9 +9,10 @@ is a column `price`; "without glass", "not red" words that are kept out.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import pairwise
 
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
@@ -24,6 +25,7 @@ _SHORT = 5  # letters, up to which hardly anybody misses the first one
 _SPELLINGS = 3  # of a mistyped word, at most
 _SATURATION = 1.2  # k1 of BM25: a word that is there as often counts half of what it may
 _SHORTNESS = 0.75  # b of BM25
+_EITHER = 0.7  # what one of several things counts that are asked for
 _LOOKS = 0.8  # what all other words weigh together at most, against those that say what is looked for
 
 
@@ -39,6 +41,8 @@ class Term:
     """whether it says what a product is, and not only how it looks"""
 
     weight: float = 1.0
+    either: int = 0
+    """which of the things that the query names: "perfume and body mist" are two"""
 
 
 @dataclass(frozen=True)
@@ -81,22 +85,28 @@ class Query:
     def shares(self, keywords: Mapping[int, str]) -> dict[int, float]:
         """How much of what is asked for each row's keywords have, from 0 to 1, as by BM25.
 
-        Words that mean the same count as one: a rare one among them is not worth more.
+        Words that mean the same count as one: a rare one among them is not worth more. Of several things
+        that are asked for, the one that it has most of counts more than all together.
         """
         terms = [term for term in self.terms if term.stems]
-        most = sum(term.weight for term in terms) or 1.0
+        most, wholes = sum(term.weight for term in terms) or 1.0, dict[int, float]()
+        for term in terms:
+            wholes[term.either] = wholes.get(term.either, 0.0) + term.weight
         named = {row: text.partition("|")[0].split() for row, text in keywords.items()}
         usual = sum(map(len, named.values())) / max(1, len(named)) or 1.0
         shares = {}
         for row, words in named.items():
             half = _SATURATION * (1 - _SHORTNESS + _SHORTNESS * len(words) / usual)
             passing = f" {keywords[row].partition('|')[2]} "
-            reached = 0.0
+            reached = dict.fromkeys(wholes, 0.0)
             for term in terms:
                 there = sum(map(words.count, term.stems))
                 there = there or any(f" {stem} " in passing for stem in term.stems)
-                reached += term.weight * there / (there + half)
-            shares[row] = reached / most
+                reached[term.either] += term.weight * there / (there + half)
+            shares[row] = sum(reached.values()) / most
+            if len(wholes) > 1:
+                best = max(reached[thing] / whole for thing, whole in wholes.items() if whole)
+                shares[row] += _EITHER * (best - shares[row])
         return shares
 
 
@@ -108,12 +118,17 @@ def understand(text: str, vocabulary: Vocabulary, columns: Collection[str], *, l
         rest, where = _priced(rest) if PRICE in columns else (rest, [])
         rest, avoided = _negated(rest, vocabulary)
         said = [*where, *(f"without {word}" for word in avoided)]
+        said += [f"no product has `{word}`" for word in avoided if not _said(word, vocabulary)]
     if not words_of(rest):  # nothing is left to look for
         rest = text
-    terms = _weighed(list(_terms(rest, vocabulary)), vocabulary)
+    without = [(word, vocabulary.meanings(f"!{word}")) for word in avoided]
+    said_so = [Term(f"without {word}", tuple(stems)) for word, stems in without if stems]
+    terms = _weighed([*_things(rest, vocabulary), *said_so], vocabulary)
     exact = _exact(text, vocabulary)
     said += [f"`{term.word}` as `{term.spelled}`" for term in terms if term.spelled]
     spelled = {term.word: term.spelled for term in terms if term.spelled}
+    for first, second in pairwise(terms):  # of a compound
+        spelled[first.word + second.word] = " ".join(term.spelled or term.word for term in (first, second))
     corrected = re.sub(r"[^\W_]+", lambda match: spelled.get(fold(match[0]), match[0]), rest)
     return Query(corrected.strip(), tuple(terms), exact, tuple(where), tuple(avoided), tuple(said))
 
@@ -143,6 +158,19 @@ def _weighed(terms: list[Term], vocabulary: Vocabulary) -> list[Term]:
     return terms
 
 
+def _things(text: str, vocabulary: Vocabulary) -> list[Term]:
+    """The words of a text; of "lamp and clock" those of two things, not so of "black and white lamp"."""
+    joints = "|".join(map(re.escape, knowledge()["filters"]["either"]))
+    things = [list(_terms(part, vocabulary)) for part in re.split(rf"\s(?:{joints})\s", fold(text))]
+    heads = [next((term for term in reversed(thing) if term.stems), None) for thing in things]
+    has_kinds = any(vocabulary.is_kind(term.stems) for thing in things for term in thing)
+    are_things = all(
+        head and (vocabulary.is_kind(head.stems) if has_kinds else not vocabulary.is_look(head.stems))
+        for head in heads
+    )
+    return [replace(term, either=are_things * place) for place, thing in enumerate(things) for term in thing]
+
+
 def _terms(text: str, vocabulary: Vocabulary) -> Iterator[Term]:
     words = words_of(text)
     words = [forms for forms in words if not vocabulary.is_stop(forms[0])] or words
@@ -167,13 +195,29 @@ def _terms(text: str, vocabulary: Vocabulary) -> Iterator[Term]:
 
 def _guessed(word: str, vocabulary: Vocabulary) -> Iterator[Term]:
     """A word that no product has: as two words, else as those it resembles, else unknown."""
-    for cut in range(3, len(word) - 2):
-        parts = word[:cut], word[cut:]
-        if all(part in vocabulary.frequencies for part in parts):
-            yield from (Term(part, (vocabulary.stem(part),)) for part in parts)
-            return
-    typos = _typos(word, vocabulary)
-    yield Term(word, tuple(dict.fromkeys(map(vocabulary.stem, typos))), typos[0] if typos else "")
+
+    def known(part: str) -> list[str]:
+        return [stem] if (stem := vocabulary.stem(part)) in vocabulary.stems else []
+
+    def kinds(part: str) -> list[str]:
+        return stems if len(part) > 3 and vocabulary.is_kind(stems := vocabulary.meanings(part)) else []
+
+    slips = [word[:at] + word[at + 1] + word[at] + word[at + 2 :] for at in range(len(word) - 1)]
+    if not (found := _parts([word], known, known)) and (typos := _typos(word, vocabulary)):
+        yield Term(word, tuple(dict.fromkeys(map(vocabulary.stem, typos))), typos[0])
+        return
+    found = found or _parts(slips, known, known) or _parts([word], vocabulary.meanings, kinds)
+    if not found and (ends := _parts([word], lambda part: [part], kinds)):
+        found = [(word, ends[1][1])]
+    for part, stems in found or [(word, [])]:
+        yield Term(part, tuple(stems), vocabulary.translated(ends[1][0] if part == word and found else part))
+
+
+def _parts(words: Sequence[str], *known: Callable[[str], list[str]]) -> list[tuple[str, list[str]]]:
+    """Two words that one of these is made of, as far as what is `known` of both goes, and their stems."""
+    cuts = ((word[:cut], word[cut:]) for word in words for cut in range(3, len(word) - 2))
+    pairs = ([(part, look(part)) for part, look in zip(cut, known, strict=True)] for cut in cuts)
+    return next((pair for pair in pairs if all(stems for _, stems in pair)), [])
 
 
 def _typos(word: str, vocabulary: Vocabulary) -> list[str]:
@@ -185,7 +229,7 @@ def _typos(word: str, vocabulary: Vocabulary) -> list[str]:
         word, vocabulary.alphabetic, scorer=OSA.distance, score_cutoff=most, limit=20, processor=None
     )
     ranked = sorted(
-        (distance, found[0] != word[0], -vocabulary.frequencies[found], found)
+        (distance, found[0] != word[0], -vocabulary.frequencies.get(found, 0), found)
         for found, distance, _ in close
         # "tall" is a word of its own and no slip for "wall"; "osfa" is one for "sofa"
         if found[0] == word[0] or len(word) > _SHORT or sorted(found) == sorted(word)
@@ -206,7 +250,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     }
     money = f"(?:{phrase['currency']})"
     amount = rf"(?:{money}\s*)?(\d[\d.,]*)(?![\d.,]|\s*(?:{units})\b)(?:\s*{money}(?!\w))?"
-    words = rf"(?<!\w)(?:{phrase['not']})\s+((?:\w+\s+){{0,2}}?)(\w+)"
+    words = rf"(?<!\w)(?:{phrase['not']})[\s-]+((?:\w+\s+){{0,2}}?)(\w+)"
     return {
         "between": re.compile(rf"(?<!\w)(?:{phrase['between']})\s+{amount}\s*(?:{phrase['and']})\s*{amount}"),
         "most": re.compile(rf"(?<!\w)(?:{phrase['most']})\s*{amount}"),
@@ -231,14 +275,20 @@ def _priced(text: str) -> tuple[str, list[str]]:
 
 
 def _negated(text: str, vocabulary: Vocabulary) -> tuple[str, list[str]]:
-    """The text without the words it does not want, and these; words that no product has stay."""
+    """The text without the words it does not want, and these."""
     rest, avoided, start = fold(text), list[str](), 0
     while match := _patterns()["not"].search(rest, start):
         between, word = match.groups()
         start = match.end()
         if any(not vocabulary.is_stop(each) for each in between.split()) or vocabulary.is_stop(word):
             start = match.start() + 1
-        elif word.isalpha() and vocabulary.meanings(word):
-            avoided.append(word)
+        elif word.isalpha():
+            typos = [] if _said(word, vocabulary) else _typos(word, vocabulary)
+            avoided.append(next(iter(typos), word))
             rest, start = f"{rest[: match.start()]} {rest[match.end() :]}", match.start()
     return (rest, avoided) if avoided else (text, [])
+
+
+def _said(word: str, vocabulary: Vocabulary) -> list[str]:
+    """The stems of products that have this, or say they have not."""
+    return vocabulary.meanings(word) + vocabulary.meanings(f"!{word}")

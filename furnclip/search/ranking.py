@@ -95,6 +95,7 @@ class Ranker:
         rare = _RARE * vocabulary.products
         names = all(vocabulary.stems[stem] <= rare for term in known for stem in term.stems)
         share = sum(term.weight for term in known) / sum(term.weight for term in query.terms)
+        share = 1.0 if any(term.is_kind for term in known) else share  # other sofas before what is near
         return share * max(self._trust, _NAMES_TRUST * (names or len(query.terms) == 1))
 
     def surprise(self, request: Request, ranking: Ranking) -> float:

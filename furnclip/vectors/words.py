@@ -10,6 +10,7 @@ often its words are repeated, which is how BM25F weighs fields: before the satur
     sofa red 120cm      words of the titles, the attributes and the shop's short texts
     =p00017             an id, SKU, barcode, without signs and leading zeros
     @billy @mid_century a brand, series or model as a whole
+    !slip               a word that the text says the product is without: "non-slip"
     |                   behind it, words of long texts, by which nothing is excluded
 """
 
@@ -95,6 +96,17 @@ def words_of(text: str) -> list[tuple[str, ...]]:
     return found
 
 
+def said_of(text: str) -> list[tuple[str, ...]]:
+    """The words of a product's text, with `!` in front of those that it says it is without."""
+    found, is_without = [], False
+    for forms in words_of(text):
+        if is_without and not any(forms[0] in _stop_words(language) for language in _STEMMERS):
+            forms, is_without = tuple(f"!{form}" for form in forms if form.isalpha()) or forms, False
+        found.append(forms)
+        is_without = is_without or forms[0] in knowledge()["filters"]["not"]
+    return found
+
+
 def _hyphened(first: str, joined: str, others: list[str]) -> list[tuple[str, ...]]:
     return [(first, joined), *((other,) for other in others)] if others else [(first,)]
 
@@ -124,12 +136,20 @@ def _stemmer(language: str) -> tuple[Any, threading.Lock]:
     return snowballstemmer.stemmer(_STEMMERS[language]), threading.Lock()
 
 
+def _regular(word: str) -> str:
+    """An English plural without -s in the singular, of a compound too: "bookshelves"."""
+    ends = ((end, one) for end, one in knowledge()["irregular"].items() if word.endswith(end))
+    return next((word.removesuffix(end) + one for end, one in ends), word)
+
+
 @lru_cache(maxsize=500_000)
 def stem(word: str, language: str) -> str:
     """The stem of a folded word."""
+    if word[:1] == "!":
+        return "!" + stem(word[1:], language)
     if not word.isalpha():
         return word
-    word = knowledge()["irregular"].get(word, word) if language == "en" else word
+    word = _regular(word) if language == "en" else word
     stemmer, lock = _stemmer(language)
     with lock:  # a stemmer works on its own attributes
         return str(stemmer.stemWord(word))
@@ -150,6 +170,24 @@ def _same() -> dict[str, tuple[str, tuple[str, ...]]]:
     return found
 
 
+@cache
+def _same_stems() -> dict[tuple[str, str], tuple[str, tuple[str, ...]]]:
+    """The same by language and stem, for inflections that words.toml does not list."""
+    return {
+        (language, stem(word, language)): names
+        for language in _STEMMERS
+        for word, names in reversed(_same().items())
+    }
+
+
+@lru_cache(maxsize=10_000)
+def _names_of(word: str, language: str) -> tuple[str, tuple[str, ...]]:
+    """What words.toml knows for a word however it is inflected, in this language first."""
+    stems = ((each, stem(word, each)) for each in (language, *_STEMMERS))
+    found = (_same_stems()[key] for key in stems if key in _same_stems())
+    return _same().get(word) or next(found, ("", ()))
+
+
 def detect_language(frequencies: Mapping[str, int]) -> str:
     """The language most of whose function words a catalogue has; English where none tells."""
     sums = {
@@ -166,6 +204,7 @@ class Field:
     kind: Literal["text", "long", "code", "name"]
     weight: int
     is_type: bool = False  # whether it says what a product is
+    is_look: bool = False  # or how it looks
 
 
 _OURS = (
@@ -173,7 +212,7 @@ _OURS = (
     Field("title", "text", 2),
     Field("clean_title", "text", 2),
     Field("object_type", "text", 2, is_type=True),
-    *(Field(name, "text", 1) for name in ATTRIBUTES if name not in ("clean_title", "object_type")),
+    *(Field(name, "text", 1, is_look=True) for name in ATTRIBUTES if name != "object_type"),
 )
 
 
@@ -204,7 +243,9 @@ class Vocabulary:
     def __init__(self, products: int, frequencies: Mapping[str, int], language: str) -> None:
         self.products, self.language = products, language
         self.frequencies = dict(frequencies)
-        self._kinds = {stem(word[1:], language) for word in frequencies if word.startswith("+")}
+        self._kinds, self._looks = (
+            {stem(word[1:], language) for word in frequencies if word[:1] == mark} for mark in "+~"
+        )
         self.stems: Counter[str] = Counter()
         for word, count in self.frequencies.items():
             self.stems[stem(word, language)] += count
@@ -228,8 +269,10 @@ class Vocabulary:
 
     @cached_property
     def alphabetic(self) -> list[str]:
-        """The words that are not numbers."""
-        return [word for word in self.frequencies if word.isalpha()]
+        """The words that are not numbers, and the singular of those that are only there in the plural."""
+        ones = (word[:-1] for word in self.frequencies if word[-1:] == "s")
+        ones = (one for one in ones if self.stem(one) == self.stem(f"{one}s"))
+        return list(dict.fromkeys(filter(str.isalpha, (*self.frequencies, *ones))))
 
     def pack(self) -> bytes:
         """As bytes for the metadata of a table."""
@@ -257,7 +300,7 @@ class Vocabulary:
     def tokens(self, text: str) -> list[str]:
         """The words of a product's text as the index has them, in order."""
         found = []
-        for forms in words_of(text):
+        for forms in said_of(text):
             found += [self.stem(form) for form in forms]
             if self.language in _COMPOUNDING:
                 found += self.last_part(forms[0])
@@ -278,19 +321,23 @@ class Vocabulary:
         """The stems in the index that mean a folded word; none where no product has it."""
         own = self.stem(word)
         is_known = own in self.stems
-        value, names = _same().get(word, ("", ()))
+        value, names = _names_of(word, self.language)
         others = map(self.stem, (value,) if is_known else (value, *names))
         return list(dict.fromkeys([own] * is_known + [other for other in others if other in self.stems]))
 
     def translated(self, word: str) -> str:
         """What a foreign word or synonym that no product has is called here; else nothing."""
-        value, names = _same().get(word, ("", ()))
+        value, names = _names_of(word, self.language)
         there = (name for name in (value, *names) if self.stem(name) in self.stems)
         return "" if self.stem(word) in self.stems else next(there, "")
 
     def is_kind(self, stems: Iterable[str]) -> bool:
         """Whether one of these stems stands in the columns that say what a product is."""
         return not self._kinds.isdisjoint(stems)
+
+    def is_look(self, stems: Iterable[str]) -> bool:
+        """Whether one of these stems stands in the columns of color, material and style."""
+        return not self._looks.isdisjoint(stems)
 
     def is_stop(self, word: str) -> bool:
         """Whether a folded word says nothing about a product."""
@@ -315,7 +362,7 @@ class Vocabulary:
 
 
 def _counted(rows: Iterable[Mapping[str, Any]], fields: Sequence[Field]) -> tuple[int, Counter[str]]:
-    """How many rows there are, and how many have each word, with `+` where it says what a product is."""
+    """How many rows there are, and how many have each word; `+`: a word for what it is, `~`: how it looks."""
     counts: Counter[str] = Counter()
     names = [field.column for field in fields if field.kind == "name"]
     products, texts = 0, [field for field in fields if field.kind != "code"]
@@ -324,9 +371,9 @@ def _counted(rows: Iterable[Mapping[str, Any]], fields: Sequence[Field]) -> tupl
         values = [
             (mark, forms)
             for field in texts
-            for mark in ["", "+"][: 1 + field.is_type]
+            for mark in ("", *"+"[: field.is_type], *"~"[: field.is_look])
             for text in texts_of(row.get(field.column))
-            for forms in words_of(text)
+            for forms in said_of(text)
         ]
         counts.update({mark + form for mark, forms in values for form in forms})
         counts.update({f"@{name_of(text)}" for name in names for text in texts_of(row.get(name))})
