@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from furnclip import console
-from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, Flags, JsonOption, sets, settings
+from furnclip.cli.options import CONTEXT_SETTINGS, Call, takes
 
 if TYPE_CHECKING:
     from furnclip.arena import Standings, VoteBook
@@ -18,11 +18,10 @@ group = typer.Typer(context_settings=CONTEXT_SETTINGS, rich_markup_mode="rich")
 
 
 @group.callback(invoke_without_command=True)
-@sets("arena.queries", "arena.k", "arena.seed", "arena.viewer")
+@takes("arena.queries", "arena.k", "arena.seed", "arena.viewer")
 def arena(
+    call: Call,
     context: typer.Context,
-    *,
-    flags: Flags,
     rater: Annotated[
         str, typer.Option("--rater", help="name your votes are kept under; default: login")
     ] = "",
@@ -34,57 +33,55 @@ def arena(
         str | None, typer.Option("--model", help="base model that the vectors must have been made with")
     ] = None,
     votes: Annotated[int | None, typer.Option("--votes", min=1, help="stop after N votes")] = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Judge two models blind: A, B, T tie, X both bad, N next, U undo, Q quit with statistics."""
     if context.invoked_subcommand is not None:
         return
     from furnclip.arena import ArenaApp, vote_in_terminal
 
-    chosen = settings(config, flags)
+    chosen = call.settings()
     with ArenaApp(chosen, rater=rater, runs=run or (), model=model) as app:
         vote_in_terminal(app, viewer=chosen.arena.viewer, max_votes=votes)
-        _emit(app.book, app.standings(), as_json=as_json, finished=app.trial is None)
+        _emit(call, app.book, app.standings(), finished=app.trial is None)
 
 
 @group.command(epilog="Example: furnclip arena stats --json")
+@takes()
 def stats(
+    call: Call,
     html: Annotated[
         Path | None,
         typer.Option("--html", help="where to write the page; default: arena/report.html", resolve_path=True),
     ] = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Show the results of all votes with their uncertainty; writes an HTML page with the images."""
     from furnclip.arena import compute_standings, write_page
 
-    book = _book(settings(config).paths.votes)
+    book = _book(call.settings().paths.votes)
     votes = book.votes()
     standings = compute_standings(votes, book.contests())
     page = html or book.path.with_name("report.html")
     write_page(page, standings, votes)
-    _emit(book, standings, as_json=as_json, page=page)
+    _emit(call, book, standings, page=page)
 
 
 @group.command(epilog="Example: furnclip arena export votes.csv")
+@takes()
 def export(
+    call: Call,
     path: Annotated[
         Path | None, typer.Argument(help="where to write; default: arena/votes.csv", resolve_path=True)
     ] = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Write every vote that stands to a CSV file."""
     from furnclip.arena import export_csv
 
-    book = _book(settings(config).paths.votes)
+    book = _book(call.settings().paths.votes)
     votes = book.votes()
     target = path or book.path.with_name("votes.csv")
     export_csv(votes, target)
     payload = {"written": str(target), "votes": len(votes)}
-    console.emit(payload, as_json=as_json, human=lambda: console.say(f"wrote {len(votes)} votes to {target}"))
+    call.emit(payload, lambda: console.say(f"wrote {len(votes)} votes to {target}"))
 
 
 def _book(votes: Path) -> VoteBook:
@@ -98,7 +95,7 @@ def _book(votes: Path) -> VoteBook:
 
 
 def _emit(
-    book: VoteBook, standings: Standings, *, as_json: bool, page: Path | None = None, finished: bool = False
+    call: Call, book: VoteBook, standings: Standings, *, page: Path | None = None, finished: bool = False
 ) -> None:
     from furnclip.arena import duel_lines, tables
 
@@ -118,4 +115,4 @@ def _emit(
             console.say(f"page: {page}")
 
     payload = {**standings.payload(), "votes_file": str(book.path), "page": str(page) if page else None}
-    console.emit(payload, as_json=as_json, human=human)
+    call.emit(payload, human)

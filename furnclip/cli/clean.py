@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from furnclip import console
-from furnclip.cli.options import (
-    CONTEXT_SETTINGS,
-    ConfigOption,
-    Flags,
-    FurnclipGroup,
-    JsonOption,
-    sets,
-    settings,
-)
+from furnclip.cli.options import CONTEXT_SETTINGS, Call, FurnclipGroup, takes
 from furnclip.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,19 +36,12 @@ group = typer.Typer(
 
 
 @group.command(epilog="Example: furnclip clean prepare --limit 20")
-@sets("clean.backend", "clean.model")
-def prepare(
-    *,
-    flags: Flags,
-    config: ConfigOption = None,
-    limit: LimitOption = None,
-    sample: SampleOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@takes("clean.backend", "clean.model")
+def prepare(call: Call, limit: LimitOption = None, sample: SampleOption = None) -> None:
     """Turn the catalogue into request files."""
     from furnclip import clean, survey
 
-    options = settings(config, flags)
+    options = call.settings()
     with clean.open_ledger(options) as ledger:
         found = clean.prepare(ledger, limit=limit, sample=sample)
 
@@ -66,7 +51,7 @@ def prepare(
         made = f"{found['requests']} requests in {found['parts']} parts"
         console.say(f"{found['rows']} rows: {made}, {found['rejected']} rejected")
 
-    console.emit(found, as_json=as_json, human=human)
+    call.emit(found, human)
     if not found["requests"]:
         reasons = Counter(entry.reason for entry in ledger.workspace.read_rows())
         shown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
@@ -76,94 +61,81 @@ def prepare(
 
 
 @group.command(epilog="Example: furnclip clean dispatch --max-cost-usd 5")
-@sets("clean.model", "clean.max_cost_usd")
-def dispatch(
-    *,
-    flags: Flags,
-    config: ConfigOption = None,
-    ignore_errors: IgnoreOption = False,
-    as_json: JsonOption = False,
-) -> None:
+@takes("clean.model", "clean.max_cost_usd")
+def dispatch(call: Call, ignore_errors: IgnoreOption = False) -> None:
     """Upload and start the batches."""
     from furnclip import clean
 
-    with clean.open_ledger(settings(config, flags)) as ledger:
+    with clean.open_ledger(call.settings()) as ledger:
         found = clean.dispatch(ledger, ignore_errors=ignore_errors)
-    _emit_status(found, as_json=as_json)
+    _emit_status(call, found)
 
 
 @group.command(epilog="Example: furnclip clean monitor")
-@sets("clean.model", "clean.max_cost_usd")
-def monitor(*, flags: Flags, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+@takes("clean.model", "clean.max_cost_usd")
+def monitor(call: Call) -> None:
     """Watch the batches, fetch what they give, send what waits."""
     from furnclip import clean
 
-    with clean.open_ledger(settings(config, flags)) as ledger:
+    with clean.open_ledger(call.settings()) as ledger:
         found = clean.monitor(ledger)
-    _emit_status(found, as_json=as_json)
+    _emit_status(call, found)
 
 
 @group.command(epilog="Example: furnclip clean finalize --partial")
-@sets("clean.fallback")
-def finalize(
-    *, flags: Flags, config: ConfigOption = None, partial: PartialOption = False, as_json: JsonOption = False
-) -> None:
+@takes("clean.fallback")
+def finalize(call: Call, partial: PartialOption = False) -> None:
     """Write cleaned.csv and rejected.csv."""
     from furnclip import clean
 
-    options = settings(config, flags)
+    options = call.settings()
     with clean.open_ledger(options) as ledger:
         found = clean.finalize(ledger, partial=partial)
-    _emit_summary(found, options, as_json=as_json)
+    _emit_summary(call, found, options)
 
 
 @group.command(epilog="Example: furnclip clean run --backend local")
-@sets("clean.backend", "clean.model", "clean.max_cost_usd", "clean.fallback")
+@takes("clean.backend", "clean.model", "clean.max_cost_usd", "clean.fallback")
 def run(
-    *,
-    flags: Flags,
-    config: ConfigOption = None,
+    call: Call,
     limit: LimitOption = None,
     sample: SampleOption = None,
     partial: PartialOption = False,
     ignore_errors: IgnoreOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """All four steps in order; run it again after any interruption."""
     from furnclip import clean
 
-    options = settings(config, flags)
+    options = call.settings()
     with clean.open_ledger(options) as ledger:
         found = clean.run(ledger, limit=limit, sample=sample, partial=partial, ignore_errors=ignore_errors)
-    _emit_summary(found, options, as_json=as_json)
+    _emit_summary(call, found, options)
 
 
 @group.command(epilog="Example: furnclip clean status --json")
-def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+@takes()
+def status(call: Call) -> None:
     """Where things stand."""
     from furnclip import clean
 
-    _emit_status(clean.status(settings(config)), as_json=as_json)
+    _emit_status(call, clean.status(call.settings()))
 
 
 @group.command(epilog="Example: furnclip clean estimate --sample 200")
-@sets("clean.backend", "clean.model")
+@takes("clean.backend", "clean.model")
 def estimate(
-    *,
-    flags: Flags,
-    config: ConfigOption = None,
+    call: Call,
     limit: LimitOption = None,
     sample: SampleOption = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="send one real request to know the price better")
     ] = False,
-    as_json: JsonOption = False,
 ) -> None:
     """What the run will cost, before anything is sent."""
     from furnclip import clean
     from furnclip.survey import survey
 
-    options = settings(config, flags)
+    options = call.settings()
     usable = survey(options)
     with clean.open_ledger(options) as ledger:
         found = clean.estimate(ledger, limit=limit, sample=sample, calibrated=calibrate)
@@ -174,33 +146,34 @@ def estimate(
         text = f"{found['requests']} requests: {tokens}, {price}"
     text = "\n".join(filter(None, (usable.text(), usable.advice, text)))
     payload = {**found, "catalogue": vars(usable)}
-    console.emit(payload, as_json=as_json, human=lambda: console.say(text))
+    call.emit(payload, lambda: console.say(text))
     if usable.is_hopeless:
         raise InputError(f"no row of `{options.paths.products}` can be used", hint=usable.advice)
 
 
 @group.command(epilog="Example: furnclip clean cancel")
-def cancel(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+@takes()
+def cancel(call: Call) -> None:
     """Stop all open batches; what they have finished is kept and billed."""
     from furnclip import clean
 
-    with clean.open_ledger(settings(config)) as ledger:
+    with clean.open_ledger(call.settings()) as ledger:
         parts = clean.cancel(ledger)
     text = f"cancelled parts: {', '.join(map(str, parts)) or 'none was open'}"
-    console.emit({"cancelled": parts}, as_json=as_json, human=lambda: console.say(text))
+    call.emit({"cancelled": parts}, lambda: console.say(text))
 
 
 @group.command(epilog="Example: furnclip clean review --rows 8")
+@takes()
 def review(
-    config: ConfigOption = None,
+    call: Call,
     rows: Annotated[int, typer.Option("--rows", min=1, max=100, help="how many rows")] = 8,
     seed: Annotated[int, typer.Option("--seed", help="another seed shows other rows")] = 0,
-    as_json: JsonOption = False,
 ) -> None:
     """Show some rows side by side, raw and cleaned, with their images."""
     from furnclip import clean
 
-    found = clean.review(settings(config), rows=rows, seed=seed)
+    found = clean.review(call.settings(), rows=rows, seed=seed)
 
     def human() -> None:
         names = ("product_id", "title", "clean_title")
@@ -210,7 +183,7 @@ def review(
         console.show_table(["product", "raw title", "clean title", "style, material, color, type"], table)
         console.say(f"images in the same order: {found['sheet']}")
 
-    console.emit(found, as_json=as_json, human=human)
+    call.emit(found, human)
 
 
 _BASES = {
@@ -220,7 +193,7 @@ _BASES = {
 }
 
 
-def _emit_status(found: Report, *, as_json: bool) -> None:
+def _emit_status(call: Call, found: Report) -> None:
     def human() -> None:
         names = ("part", "attempt", "status", "done", "requests", "batch_id")
         rows = [(*(part[name] for name in names), f"${part['cost_usd']:.4f}") for part in found["parts"]]
@@ -234,10 +207,10 @@ def _emit_status(found: Report, *, as_json: bool) -> None:
         if found["halted"]:
             console.say(f"sending stopped: {found['halted']}")
 
-    console.emit(found, as_json=as_json, human=human)
+    call.emit(found, human)
 
 
-def _emit_summary(found: Report, options: Config, *, as_json: bool) -> None:
+def _emit_summary(call: Call, found: Report, options: Config) -> None:
     """Print what was written. Raises `InputError` when no row was cleaned and none is pending."""
     from furnclip.catalogue import nothing_cleaned
     from furnclip.survey import advice
@@ -252,7 +225,7 @@ def _emit_summary(found: Report, options: Config, *, as_json: bool) -> None:
         console.show_table(["rows", "count"], [row for row in rows if row[1]])
         console.say(f"paid: {_bill(found)}; wrote {found['cleaned_csv']}")
 
-    console.emit(found, as_json=as_json, human=human)
+    call.emit(found, human)
     if not found["cleaned"] and not found["pending"]:
         error = nothing_cleaned(Path(found["rejected_csv"]), reasons)
         error.hint = "; ".join(filter(None, (advice(options), error.hint)))

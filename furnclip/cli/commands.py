@@ -13,11 +13,9 @@ from furnclip import __version__, console
 from furnclip.cli.arena import group as arena
 from furnclip.cli.clean import group as clean
 from furnclip.cli.ending import written_folders
-from furnclip.cli.export import export
-from furnclip.cli.fetch import fetch
-from furnclip.cli.options import CONTEXT_SETTINGS, ConfigOption, FurnclipGroup, JsonOption, settings
-from furnclip.cli.prepare import prepare
-from furnclip.cli.retrieval import embed, evaluate, search
+from furnclip.cli.options import CONTEXT_SETTINGS, Call, FurnclipGroup, takes
+from furnclip.cli.prepare import fetch, prepare
+from furnclip.cli.retrieval import embed, evaluate, export, search
 from furnclip.cli.serving import serve
 from furnclip.cli.train import train
 from furnclip.cli.update import update
@@ -31,13 +29,14 @@ if TYPE_CHECKING:
 _PRODUCTS = 700  # in the demo's catalogue; a test compares it
 
 
+@takes(config=False)
 def init(
+    call: Call,
     place: Annotated[
         Path,
         typer.Argument(metavar="[CATALOGUE|FOLDER]", help="your catalogue; or the folder where to write"),
     ] = Path(),
     force: Annotated[bool, typer.Option("--force", help="overwrite existing files")] = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Write a commented furnclip.toml and .env.example, fit for a catalogue."""
     from furnclip.cli.recognition import as_payload, find_catalogue, settings_for, show
@@ -57,10 +56,12 @@ def init(
         console.say(f"next: {todo} `furnclip doctor`")
 
     payload = {"written": written, **({"recognized": as_payload(found, paths)} if found else {})}
-    console.emit(payload, as_json=as_json, human=human)
+    call.emit(payload, human)
 
 
+@takes(config=False)
 def demo(
+    call: Call,
     folder: Annotated[
         Path, typer.Argument(help="an empty or new folder for the tour", resolve_path=True)
     ] = Path("furnclip-demo"),
@@ -69,12 +70,11 @@ def demo(
         typer.Option("--products", min=20, max=_PRODUCTS, help="number of products of the bundled catalogue"),
     ] = _PRODUCTS,
     seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the splits and of training")] = 0,
-    as_json: JsonOption = False,
 ) -> None:
     """Run every command on a bundled catalogue of drawings: offline, on any machine, in minutes."""
     from furnclip.demo import take_tour
 
-    tour = take_tour(folder, products=products, seed=seed, quietly=as_json)
+    tour = take_tour(folder, products=products, seed=seed, quietly=call.as_json)
     total_seconds = sum(tour.seconds.values())
     payload = {
         "folder": str(tour.folder),
@@ -102,10 +102,12 @@ def demo(
                 f"{score['model']}: {told} than the base, MRR {gain:+.3f} ({low:+.3f} to {high:+.3f})"
             )
 
-    console.emit(payload, as_json=as_json, human=show)
+    call.emit(payload, show)
 
 
+@takes()
 def doctor(
+    call: Call,
     probe: Annotated[
         bool, typer.Option("--probe", help="ask the terminal which image formats it can draw")
     ] = False,
@@ -121,19 +123,17 @@ def doctor(
             is_eager=True,  # `.env` is read while the options are parsed
         ),
     ] = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Check Python, torch, device, base model, OpenAI key, bucket, disk and viewer."""
     from furnclip.doctor import check_terminal, examine, outcome
 
-    options = settings(config, trust=trust)
+    options = call.settings(trust=trust)
     checks = examine(options, ask_provider=lambda: _ask_provider(options), write_probe=write_probe)
     is_ready = all(check.status != "fail" for check in checks)
     if probe:
         checks.append(outcome("terminal", check_terminal))
     payload = {"ready": is_ready, "checks": [asdict(check) for check in checks]}
-    console.emit(payload, as_json=as_json, human=lambda: _show(checks, options.arena.viewer))
+    call.emit(payload, lambda: _show(checks, options.arena.viewer))
     if not is_ready:
         raise typer.Exit(1)
 

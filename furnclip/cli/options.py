@@ -6,7 +6,9 @@ Only typer is imported here; everything heavier waits until a command runs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,21 +17,21 @@ from typer.core import TyperGroup
 
 from furnclip import console
 from furnclip.cli.ending import report, written_folders
-from furnclip.cli.flags import FLAGS
 from furnclip.errors import FurnclipError
 
 if TYPE_CHECKING:
     from furnclip.config import Config
 
 _LEAST_ADDRESS_SPACE_MB = 1536
+# Type, names and help of settings that are flags, by `python -m tests.bench.tools.make_flags`.
+_FLAGS = json.loads(Path(__file__).with_name("flags.json").read_text(encoding="utf-8"))
+_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 
 # `--s3_bucket` is the same as `--s3-bucket`.
 CONTEXT_SETTINGS = {
     "token_normalize_func": lambda token: token.replace("_", "-"),
     "help_option_names": ["-h", "--help"],
 }
-
-Flags = dict[str, dict[str, Any]]
 
 
 def _prepare_environment(context: typer.Context, path: Path | None) -> Path | None:
@@ -40,66 +42,79 @@ def _prepare_environment(context: typer.Context, path: Path | None) -> Path | No
     return path
 
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="settings file; without it ./furnclip.toml, if there is one",
-        resolve_path=True,
-        # before the command's own imports: libraries read their variables when they are imported
-        callback=_prepare_environment,
-    ),
-]
+def _parameter(name: str, annotation: Any, default: object) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+_CONFIG_OPTION = typer.Option(
+    "--config",
+    help="settings file; without it ./furnclip.toml, if there is one",
+    resolve_path=True,
+    # before the command's own imports: libraries read their variables when they are imported
+    callback=_prepare_environment,
+)
+_JSON_OPTION = typer.Option("--json", help="print one JSON object on stdout, nothing else")
+_CONFIG = _parameter("config", Annotated[Path | None, _CONFIG_OPTION], None)
+_JSON = _parameter("as_json", Annotated[bool, _JSON_OPTION], False)
 VectorsOfRun = Annotated[
     str | None, typer.Option("--run", help="search the vectors of this run; default: those embedded")
 ]
 VectorsOfModel = Annotated[str | None, typer.Option("--model", help="search the vectors of this base model")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, nothing else")]
 
 
-def sets(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the options of these settings: what was given arrives in its parameter `flags`.
+@dataclass(frozen=True)
+class Call:
+    """What was typed besides a command's own options."""
 
-    `@sets("train.epochs")` makes `--epochs 3` arrive as `{"train": {"epochs": 3}}`, ready for `settings`.
+    config: Path | None
+    flags: dict[str, dict[str, Any]]  # settings that were given, nested like the file
+    as_json: bool
+
+    def settings(self, *, trust: bool = False) -> Config:
+        """The settings of this call, checked."""
+        from furnclip.config import load_config
+
+        chosen = load_config(self.config, self.flags, trust=trust)
+        written_folders.append(chosen.paths.work)
+        return chosen
+
+    def emit(self, payload: Mapping[str, Any], human: Callable[[], None]) -> None:
+        """Print the result: as JSON, or as `human` does."""
+        console.emit(payload, as_json=self.as_json, human=human)
+
+
+def takes(*names: str, config: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function a command with the options of these settings, `--config` and `--json`.
+
+    `@takes("train.epochs")` makes `--epochs 3` arrive in its first parameter, a `Call`, whose `flags` are
+    then `{"train": {"epochs": 3}}`.
     """
-    parameters = {}
+    options = {}
     for name in names:
-        kind, declared, meaning = FLAGS[name]
+        kind, declared, meaning = _FLAGS[name]
         option = typer.Option(*declared.split(), help=meaning.replace("[", r"\["))  # Rich: `[` is a style
-        parameters[name] = inspect.Parameter(
-            declared.split()[-1].lstrip("-").replace("-", "_"),
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[kind | None, option],
-        )
+        key = declared.split()[-1].lstrip("-").replace("-", "_")
+        options[name] = _parameter(key, Annotated[_TYPES[kind] | None, option], None)
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        def with_flags(**given: Any) -> None:
-            flags: Flags = {}
-            for name, parameter in parameters.items():
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def command(*, config: Path | None = None, as_json: bool, **given: Any) -> None:
+            flags: dict[str, dict[str, Any]] = {}
+            for name, parameter in options.items():
                 section, _, key = name.partition(".")
                 if (value := given.pop(parameter.name)) is not None:
                     flags.setdefault(section, {})[key] = value
-            command(flags=flags, **given)
+            function(Call(config, flags, as_json), **given)
 
-        together: list[inspect.Parameter] = []
-        for parameter in inspect.signature(command, eval_str=True).parameters.values():
-            together += parameters.values() if parameter.name == "flags" else [parameter]
-        with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
-        with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in together}
-        vars(with_flags)["__signature__"] = inspect.Signature(together)
-        return with_flags
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+        own = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+        together = [*options.values(), *own, *([_CONFIG] if config else []), _JSON]
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in together}
+        vars(command)["__signature__"] = inspect.Signature(together)
+        return command
 
     return decorate
-
-
-def settings(config: Path | None, flags: Flags | None = None, *, trust: bool = False) -> Config:
-    """The settings; `flags` are those that were given, nested like the file."""
-    from furnclip.config import load_config
-
-    chosen = load_config(config, flags, trust=trust)
-    written_folders.append(chosen.paths.work)
-    return chosen
 
 
 def check_address_space() -> None:

@@ -1,4 +1,4 @@
-"""`furnclip prepare`: rows and images to shards without leaks."""
+"""`furnclip fetch` and `prepare`: images from the web, and with the rows to shards without leaks."""
 
 from __future__ import annotations
 
@@ -8,18 +8,11 @@ import typer
 
 import furnclip
 from furnclip import console
-from furnclip.cli.options import (
-    ConfigOption,
-    Flags,
-    JsonOption,
-    mention_raw_titles,
-    mention_uncleaned,
-    sets,
-    settings,
-)
+from furnclip.cli.options import Call, mention_raw_titles, mention_uncleaned, takes
 
 if TYPE_CHECKING:
     from furnclip.config import Config
+    from furnclip.fetch import FetchSummary
     from furnclip.prepare import CheckReport, PrepareSummary
     from furnclip.survey import Survey
 
@@ -33,11 +26,44 @@ _SHARED = {
 }
 
 
-@sets("prepare.workers", "prepare.engine", "storage.bucket", "storage.prefix")
+@takes("fetch.concurrency", "fetch.per_host")
+def fetch(
+    call: Call,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="ask again for images that are there, and get changed ones")
+    ] = False,
+) -> None:
+    """Bring the images that the catalogue names by web address."""
+    from furnclip.fetch import fetch as fetch_images
+
+    summary = fetch_images(call.settings(), refresh=refresh)
+    call.emit(summary.as_dict(), lambda: _show_fetched(summary))
+    if summary.failed:
+        console.warn(
+            f"{sum(summary.failed.values()):,} images could not be fetched; `{summary.failed_csv}` has the "
+            "reason of each, and the same command tries them again"
+        )
+
+
+def _show_fetched(summary: FetchSummary) -> None:
+    if not summary.addresses:
+        console.say(
+            f"nothing to fetch: the catalogue names no web address; images are read from {summary.images}"
+        )
+        return
+    if summary.kept == summary.addresses:
+        console.say(f"nothing to do: all {summary.kept:,} images are in {summary.images}")
+        return
+    counts = ("fetched", "changed", "unchanged", "kept")
+    rows = [[name, getattr(summary, name)] for name in counts if getattr(summary, name)]
+    rows += [[f"failed: {reason}", count] for reason, count in summary.failed.items()]
+    console.show_table(["", "images"], rows)
+    console.say(f"{summary.fetched_bytes / 1e6:,.1f} MB fetched into {summary.images}")
+
+
+@takes("prepare.workers", "prepare.engine", "storage.bucket", "storage.prefix")
 def prepare(
-    *,
-    flags: Flags,
-    config: ConfigOption = None,
+    call: Call,
     check: Annotated[
         bool, typer.Option("--check", help="report unusable rows by reason; write nothing")
     ] = False,
@@ -48,7 +74,6 @@ def prepare(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="draw new splits too: never compare with models trained before")
     ] = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Split products without leaks and pack them into shards."""
     from furnclip.clean.workspace import check_finished
@@ -56,7 +81,7 @@ def prepare(
     from furnclip.prepare import prepare as prepare_shards
     from furnclip.survey import advice
 
-    options = settings(config, flags)
+    options = call.settings()
     if options.paths.cleaned.is_file() or not check:
         try:
             check_finished(options.paths)
@@ -64,7 +89,7 @@ def prepare(
             error.hint = "; ".join(filter(None, (advice(options), error.hint)))
             raise
     if check:
-        _check(options, as_json=as_json)
+        _check(call, options)
         return
     if upload:
         with furnclip.S3Manager.from_config(options.storage) as manager:
@@ -77,12 +102,12 @@ def prepare(
             transfer = manager.upload_dataset(summary.folder, options.storage.shards)
         to = f"s3://{options.storage.bucket}/{options.storage.shards}"
         payload["upload"] = {"to": to, **vars(transfer)}
-    console.emit(payload, as_json=as_json, human=lambda: _show_summary(summary))
-    if upload and not as_json:
+    call.emit(payload, lambda: _show_summary(summary))
+    if upload and not call.as_json:
         console.say(f"uploaded {transfer.sent} files to {to}; {transfer.kept} were there already")
 
 
-def _check(options: Config, *, as_json: bool) -> None:
+def _check(call: Call, options: Config) -> None:
     """What would become of each row, by reason. Raises `InputError` where none can be used."""
     from furnclip.errors import InputError
     from furnclip.prepare import check
@@ -91,7 +116,7 @@ def _check(options: Config, *, as_json: bool) -> None:
     report = check(options)
     counts = survey(options) if options.paths.products.is_file() else None
     payload = {**report.as_dict(), "raw_catalogue": vars(counts) if counts else None}
-    console.emit(payload, as_json=as_json, human=lambda: _show_report(report, counts))
+    call.emit(payload, lambda: _show_report(report, counts))
     if not report.usable:
         usual = "the table above counts the reasons; fix the most frequent one first"
         advice = counts.advice if counts and report.reasons else ""

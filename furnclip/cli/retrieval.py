@@ -1,4 +1,4 @@
-"""`furnclip eval`, `embed` and `search`: measure models, encode the catalogue with one, and search it."""
+"""`furnclip eval`, `embed`, `export` and `search`: measure, encode, hand on, and search."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ import typer
 from furnclip import console
 from furnclip.cli.imports import quick_imports
 from furnclip.cli.options import (
-    ConfigOption,
-    Flags,
-    JsonOption,
+    Call,
     VectorsOfModel,
     VectorsOfRun,
     check_address_space,
     mention_raw_titles,
-    sets,
-    settings,
+    takes,
 )
 
 if TYPE_CHECKING:
@@ -33,23 +30,20 @@ _COUNTS = (
 )
 
 
-@sets("model.name", "eval.split", "eval.queries")
+@takes("model.name", "eval.split", "eval.queries")
 def evaluate(
-    *,
-    flags: Flags,
-    config: ConfigOption = None,
+    call: Call,
     run: Annotated[
         list[str] | None, typer.Option("--run", help="run to measure, repeatable; without it the latest")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="measure again although nothing changed")] = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Compare models: recall, intervals, tests, images; writes report.html and report.json."""
     check_address_space()
     from furnclip.evaluate import comparison_lines, summary_table
     from furnclip.evaluate import evaluate as run_evaluation
 
-    result = run_evaluation(settings(config, flags), run or (), force=force)
+    result = run_evaluation(call.settings(), run or (), force=force)
     if result.was_there:
         console.note(
             "nothing to do: the same models, data and settings were measured before (`--force` repeats it)"
@@ -64,25 +58,22 @@ def evaluate(
         for line in (*comparison_lines(report), f"report: {result.html_path}"):
             console.say(line)
 
-    console.emit(payload, as_json=as_json, human=show)
+    call.emit(payload, show)
 
 
-@sets("model.name", "embed.batch_size", "embed.dtype", "embed.engine")
+@takes("model.name", "embed.batch_size", "embed.dtype", "embed.engine")
 def embed(
-    *,
-    flags: Flags,
-    config: ConfigOption = None,
+    call: Call,
     run: Annotated[
         str | None, typer.Option("--run", help="fine-tuned run; default: the latest finished one")
     ] = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Encode every product once and build the search table; only what changed is encoded again."""
     check_address_space()
     from furnclip.clean.workspace import check_finished
     from furnclip.embed import embed_catalogue
 
-    chosen = settings(config, flags)
+    chosen = call.settings()
     check_finished(chosen.paths)
     summary = embed_catalogue(chosen, run=run)
     if summary.index is None:
@@ -99,7 +90,7 @@ def embed(
         "up_to_date": summary.was_there,
         "models": {label: model.model_dump() for label, model in summary.provenance.models.items()},
     }
-    console.emit(payload, as_json=as_json, human=lambda: _show_vectors(summary))
+    call.emit(payload, lambda: _show_vectors(summary))
 
 
 def _show_vectors(summary: EmbedSummary) -> None:
@@ -113,6 +104,50 @@ def _show_vectors(summary: EmbedSummary) -> None:
         console.say(f"found by its text alone: {count} ({reason}), see {summary.missing_file}")
     console.say(f"vectors: {summary.vectors}")
     console.say('next: furnclip search "a red armchair"')
+
+
+@takes()
+def export(
+    call: Call,
+    onnx: Annotated[
+        Path,
+        typer.Option("--onnx", help="folder for the ONNX files; replaced if it is one", resolve_path=True),
+    ],
+    int8: Annotated[bool, typer.Option("--int8", help="also write both encoders in 8 bits")] = False,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", help="fine-tuned run; default: the latest finished one, else the base"),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="base model instead of a run")] = None,
+) -> None:
+    """Write both encoders as ONNX, checked against torch, with all that other programs need."""
+    from furnclip.errors import UsageError
+
+    if run and model:
+        raise UsageError("`--run` and `--model` ask for two models", hint="give one of them")
+    check_address_space()
+    from furnclip.model.export import export_onnx
+
+    encoder, was_there = export_onnx(onnx, call.settings(), name=run or model, int8=int8)
+    about = encoder.about
+    if was_there:
+        console.note("nothing to do: these files were written from this model already")
+    payload = {
+        "folder": str(onnx),
+        "model": about.name,
+        "fingerprint": about.fingerprint,
+        "dimension": about.dimension,
+        "cosines": about.cosines,
+        "up_to_date": was_there,
+    }
+
+    def show() -> None:
+        sizes = {file: about.files[file] + about.files[f"{file}.data"] for file in about.cosines}
+        rows = [(file, sizes[file] / 1e6, f"{cosine:.6f}") for file, cosine in about.cosines.items()]
+        console.show_table(("file", "MB", "lowest cosine to torch"), rows, title=f"`{about.name}` as ONNX")
+        console.say(f"how to use them: {onnx / 'README.md'}")
+
+    call.emit(payload, show)
 
 
 _Where = Annotated[
@@ -133,10 +168,9 @@ _AllVariants = Annotated[
 ]
 
 
-@sets("search.k", "search.mode", "search.image_weight")
+@takes("search.k", "search.mode", "search.image_weight")
 def search(
-    *,
-    flags: Flags,
+    call: Call,
     text: Annotated[str | None, typer.Argument(help="what to look for")] = None,
     image: Annotated[
         Path | None, typer.Option("--image", help="look for products like this image", resolve_path=True)
@@ -153,14 +187,12 @@ def search(
     ] = False,
     run: VectorsOfRun = None,
     model: VectorsOfModel = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Find products by words, by meaning or by image."""
     with quick_imports():
         from furnclip.search import Searcher
 
-    searcher = Searcher(settings(config, flags), run=run, model=model)
+    searcher = Searcher(call.settings(), run=run, model=model)
     for query in _queries(text, image, interactive=interactive):
         start = time.perf_counter()
         answer = searcher.search(
@@ -178,8 +210,8 @@ def search(
                 _names(facets), query, where=where, exclude=exclude or [], literal=literal
             )
         if preview:
-            extra["preview"] = str(_draw(searcher, answer, quiet=as_json))
-        _answer(searcher, answer, query, extra, as_json=as_json)
+            extra["preview"] = str(_draw(searcher, answer, quiet=call.as_json))
+        _answer(call, searcher, answer, query, extra)
 
 
 def _names(columns: str) -> list[str]:
@@ -199,9 +231,7 @@ def _queries(text: str | None, image: Path | None, *, interactive: bool) -> Iter
         yield line
 
 
-def _answer(
-    searcher: Searcher, answer: Answer, text: str | None, extra: dict[str, Any], *, as_json: bool
-) -> None:
+def _answer(call: Call, searcher: Searcher, answer: Answer, text: str | None, extra: dict[str, Any]) -> None:
     payload: dict[str, Any] = {
         "query": text,
         "mode": searcher.config.search.mode if (text or "").strip() else "vector",
@@ -228,7 +258,7 @@ def _answer(
         title = f"{len(answer)} hits in {extra['seconds'] * 1000:.0f} ms"
         console.show_table(("", "score", "id", "title", "variants", "why"), rows, title=title)
 
-    console.emit(payload, as_json=as_json, human=show)
+    call.emit(payload, show)
 
 
 def _why(hit: Hit) -> str:

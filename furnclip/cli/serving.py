@@ -10,24 +10,20 @@ import typer
 from furnclip import console
 from furnclip.cli.imports import quick_imports
 from furnclip.cli.options import (
-    ConfigOption,
-    Flags,
-    JsonOption,
+    Call,
     VectorsOfModel,
     VectorsOfRun,
     check_address_space,
-    sets,
-    settings,
+    takes,
 )
 from furnclip.errors import InputError, UsageError
 
 _PACKAGES = {"anyio", "prometheus_client", "setproctitle", "starlette", "uvicorn"}
 
 
-@sets("serve.host", "serve.port", "serve.query_log")
+@takes("serve.host", "serve.port", "serve.query_log")
 def serve(
-    *,
-    flags: Flags,
+    call: Call,
     token: Annotated[
         str, typer.Option("--token", help="whoever asks has to give it; needed for any other `--host`")
     ] = "",
@@ -37,8 +33,6 @@ def serve(
     arena: Annotated[bool, typer.Option("--arena", help="let raters judge blind at /arena")] = False,
     run: VectorsOfRun = None,
     model: VectorsOfModel = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Serve the search as a REST service and a web page."""
     console.hide(token)
@@ -56,13 +50,11 @@ def serve(
     setproctitle("furnclip serve")  # without the token, which every user of this machine could read
     if token_file:
         token = _read_token(token_file)
-    chosen = settings(config, flags)
+    chosen = call.settings()
 
     def started(address: str) -> None:
         payload = {"address": address}
-        console.emit(
-            payload, as_json=as_json, human=lambda: console.say(f"serving at {address} (Ctrl-C stops)")
-        )
+        call.emit(payload, lambda: console.say(f"serving at {address} (Ctrl-C stops)"))
         console.flush()
 
     contest = None

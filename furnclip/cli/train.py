@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from furnclip import console
-from furnclip.cli.options import ConfigOption, Flags, JsonOption, check_address_space, sets, settings
+from furnclip.cli.options import Call, check_address_space, takes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from furnclip.config import Config
 
 _Run = Annotated[  # torchrun takes `--run` for its own `--run-path`, hence the second spelling
     str, typer.Option("--run", "--run-name", help="name of the run; default: the scenario")
@@ -21,19 +19,16 @@ _Run = Annotated[  # torchrun takes `--run` for its own `--run-path`, hence the 
 _Resume = Annotated[bool, typer.Option(help="continue a run of that name; off: start it again")]
 
 
-@sets(
+@takes(
     *("train.scenario", "model.name", "train.epochs", "train.lr", "train.effective_batch_size"),
     *("train.micro_batch_size", "train.lora_r", "train.lora_alpha", "train.lora_dropout", "train.loss"),
     *("train.augment", "model.precision", "train.seed", "train.patience", "train.mini_train"),
     *("train.gradient_checkpointing", "train.upload", "train.wandb", "storage.bucket", "storage.prefix"),
 )
 def train(
-    *,
-    flags: Flags,
+    call: Call,
     run: _Run = "",
     resume: _Resume = True,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Fine-tune CLIP on the shards.
 
@@ -46,25 +41,22 @@ def train(
     [bold]auto[/bold], the default: full for a base of up to 20 million parameters, else dual_lora\n
     [bold]all[/bold]: all but full, one after another, and a table
     """
-    base = flags.get("model", {})
+    base = call.flags.get("model", {})
     if (folder := Path(base.get("name", ""))).is_dir() and folder.name:
         base["name"] = str(folder.resolve())  # findable when the command is repeated from elsewhere
-    _train_and_show(settings(config, flags), run, resume=resume, as_json=as_json)
-
-
-def _train_and_show(checked: Config, run: str, *, resume: bool, as_json: bool) -> None:
+    checked = call.settings()
     check_address_space()
     from furnclip.train import train as train_run
     from furnclip.train import train_all
 
     if checked.train.scenario == "all":
         result = train_all(checked, prefix=run, resume=resume)
-        console.emit(result, as_json=as_json, human=lambda: _show_ablation(result))
+        call.emit(result, lambda: _show_ablation(result))
         return
     card = train_run(checked, run=run, resume=resume)
     if not card:  # one of several processes, and not the one that talks
         return
-    console.emit(card, as_json=as_json, human=lambda: _show(card))
+    call.emit(card, lambda: _show(card))
 
 
 def _show(card: Mapping[str, Any]) -> None:

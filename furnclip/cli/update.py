@@ -13,25 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furnclip import console
-from furnclip.cli.options import ConfigOption, JsonOption, settings
+from furnclip.cli.options import Call, takes
 from furnclip.errors import FurnclipError
 
 if TYPE_CHECKING:
     from furnclip.config import Config
 
 
-def update(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+@takes()
+def update(call: Call) -> None:
     """Bring search up to date with the catalogue: fetch, clean, prepare and embed what changed."""
     from furnclip.journal import exclusive
 
-    chosen = settings(config)
+    chosen = call.settings()
     log = chosen.paths.work / "update.log"
     results: dict[str, Any] = {}
     start = time.monotonic()
     with exclusive(log):  # cron starts the next one even where this one is still at work
         for words in _stages(chosen):
             console.note(f"furnclip {' '.join(words)}")
-            results[words[0]] = _run(words, config, log)
+            results[words[0]] = _run(words, call.config, log)
     payload = {"seconds": round(time.monotonic() - start, 1), "log": str(log), "results": results}
     embedded = results["embed"]
 
@@ -39,7 +40,7 @@ def update(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
         console.say(f"{embedded['products']:,} products can be searched, {payload['seconds']} s")
         console.say(f"what was done: {log}")
 
-    console.emit(payload, as_json=as_json, human=show)
+    call.emit(payload, show)
 
 
 def _stages(config: Config) -> list[tuple[str, ...]]:

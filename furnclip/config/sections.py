@@ -1,7 +1,7 @@
 """The settings of each command: type, default, unit and meaning.
 
 The docstring under a field is its documentation: `config_template` prints it into the commented
-`furnclip.toml` that `furnclip init` writes, and `cli/flags.py` is generated from it.
+`furnclip.toml` that `furnclip init` writes, and `cli/flags.json` is generated from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes `furnclip/cli/flags.py`: `python -m tests.bench.tools.make_flags`.
+"""Writes `furnclip/cli/flags.json`: `python -m tests.bench.tools.make_flags`.
 
 A flag's help is the docstring of its setting. The settings are pydantic models, which take longer to import
 than the rest of `furnclip --help`, so the command line reads this generated copy. A test compares the two.
@@ -12,7 +12,7 @@ from typing import Any
 
 from furnclip.config import sections
 
-FLAGS = Path(__file__).parents[3] / "furnclip" / "cli" / "flags.py"
+FLAGS = Path(__file__).parents[3] / "furnclip" / "cli" / "flags.json"
 # Settings that are flags of a command, under another name than their own where one is given.
 SETTINGS = {
     "model.name": "--model",
@@ -40,27 +40,17 @@ SETTINGS = {
     "storage.bucket": "--s3-bucket",
     "storage.prefix": "--s3-prefix",
 }
-_LINE_WIDTH = 110
-HEADER = '''"""Settings as flags: type, names, help; by `python -m tests.bench.tools.make_flags`."""
-
-# fmt: off
-FLAGS: dict[str, tuple[type, str, str]] = {
-'''
 
 
 def flags_source() -> str:
-    """The text of the generated module."""
-    return HEADER + "".join(_entry(name, names) for name, names in SETTINGS.items()) + "}\n"
-
-
-def _entry(name: str, declared: str) -> str:
-    section, key = name.split(".")
-    field = sections()[section].model_fields[key]
-    declared = declared or f"--{key.replace('_', '-')}"
-    start = f'    "{name}": ({_plain_type(field.annotation)}, "{declared}",'
-    meaning = f"{json.dumps(' '.join((field.description or '').split()))}),"
-    separator = " " if len(f"{start} {meaning}") <= _LINE_WIDTH else "\n        "
-    return f"{start}{separator}{meaning}\n"
+    """The generated file: of each setting type, names and help."""
+    flags = {}
+    for name, declared in SETTINGS.items():
+        section, key = name.split(".")
+        field = sections()[section].model_fields[key]
+        meaning = " ".join((field.description or "").split())
+        flags[name] = [_plain_type(field.annotation), declared or f"--{key.replace('_', '-')}", meaning]
+    return json.dumps(flags, indent=1, ensure_ascii=False) + "\n"
 
 
 def _plain_type(annotation: Any) -> str:
