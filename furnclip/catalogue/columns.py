@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -25,12 +24,9 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
-from furnclip.catalogue.markup import plain_text
+import tomli
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from furnclip.catalogue.markup import plain_text
 
 Kind = Literal["text", "number", "boolean", "date", "list"]
 Written = Literal["", ",", ".", "day", "month"]
@@ -64,7 +60,7 @@ _KINDS: dict[str, Kind] = {
 @cache
 def known_names() -> dict[str, dict[str, list[str]]]:
     """The tables of `names.toml`."""
-    return tomllib.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))
+    return tomli.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=4096)

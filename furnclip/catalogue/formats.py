@@ -7,7 +7,6 @@ no name is known, by what its cells look like. Every choice has its reason.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,17 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import tomli
+
 from furnclip.catalogue.columns import Column, ColumnTypes, short_name
 from furnclip.catalogue.families import merged
 from furnclip.catalogue.image_names import has_image_ending, image_names
 from furnclip.catalogue.rows import Record, read_records
 from furnclip.catalogue.structured import ImageNames
 from furnclip.errors import InputError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _SAMPLE_ROWS = 1000
 _MOST = 0.9
@@ -35,9 +31,7 @@ _PLAIN: dict[str, Any] = {"name": "plain table", "why": "each row is a product"}
 @cache
 def formats() -> dict[str, Any]:
     """The content of `formats.toml`."""
-    loaded: dict[str, Any] = tomllib.loads(
-        Path(__file__).with_name("formats.toml").read_text(encoding="utf-8")
-    )
+    loaded: dict[str, Any] = tomli.loads(Path(__file__).with_name("formats.toml").read_text(encoding="utf-8"))
     return loaded
 
 

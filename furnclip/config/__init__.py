@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import tomli
 from pydantic import ValidationError
 
 from furnclip import console
@@ -42,11 +42,6 @@ from furnclip.config.trust import SETTINGS, FolderSetting, require_encryption, r
 from furnclip.config.trust import VIEWER_WORDS as VIEWER_WORDS
 from furnclip.errors import ConfigError, nearest
 from furnclip.journal import write_text
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _FILE_NAME = "furnclip.toml"
 _KEYS = (
@@ -80,8 +75,8 @@ def load_config(
     from_toml: dict[str, Any] = {}
     if file.exists():
         try:
-            from_toml = tomllib.loads(read_text(file))
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            from_toml = tomli.loads(read_text(file))
+        except (tomli.TOMLDecodeError, RecursionError) as error:
             hint = "fix that line, or run `furnclip init --force`"
             raise ConfigError(f"`{file}` is not valid TOML: {error}", hint=hint) from None
     from_dotenv = adopt_dotenv(file.parent, trust=trust)

@@ -60,26 +60,6 @@ _PHRASES = (
     "a photo of a grey velvet armchair, brass legs",
 )
 _KEEP_OLD_S = 3600.0  # for searchers that opened the table before this one
-_README = """\
-# {name} as ONNX
-
-Both towers of a {family} model, written by furnclip {version}. Vectors have {dimension} numbers and length 1,
-so that the dot product of two is their cosine. `examples/onnx_search.py` of furnclip uses these files alone.
-
-| file | input | output |
-| --- | --- | --- |
-| `text.onnx` | `token_ids`, int64 (batch, length) | `vectors`, float32 (batch, {dimension}) |
-| `vision.onnx` | `pixels`, uint8 (batch, {side}, {side}, 3), RGB | `vectors`, float32 (batch, {dimension}) |
-
-Beside each lie its weights, `NAME.onnx.data`. The `_int8` towers take and give the same.
-
-* Texts: NFC, lower case, single spaces{punctuation}; then `tokenizer.json` (`tokenizers` library, with
-  `encode_special_tokens = True`), which also cuts and pads.
-* Images: RGB, fitted into a white square of {side} px, resampled with Pillow's filter {resample}. Mean and
-  deviation are inside the graph; `preprocessor_config.json` has them as well.
-
-Lowest cosine to torch: {cosines}.
-"""
 
 
 def write_onnx(
@@ -193,15 +173,20 @@ def _write_tokenizer(clip: Clip, path: Path) -> None:
 def _readme(clip: Clip, about: LightModel) -> str:
     from furnclip import __version__
 
-    return _README.format(
-        name=clip.name,
-        version=__version__,
-        family=clip.family.name.upper(),
-        dimension=clip.dimension,
-        side=clip.image_px,
-        resample=int(clip.preprocessing.resample),
-        punctuation="" if about.punctuation else ", no punctuation",
-        cosines=", ".join(f"`{name}` {cosine:.6f}" for name, cosine in about.cosines.items()),
+    return (
+        Path(__file__)
+        .with_name("onnx_readme.md")
+        .read_text(encoding="utf-8")
+        .format(
+            name=clip.name,
+            version=__version__,
+            family=clip.family.name.upper(),
+            dimension=clip.dimension,
+            side=clip.image_px,
+            resample=int(clip.preprocessing.resample),
+            punctuation="" if about.punctuation else ", no punctuation",
+            cosines=", ".join(f"`{name}` {cosine:.6f}" for name, cosine in about.cosines.items()),
+        )
     )
 
 

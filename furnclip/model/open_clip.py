@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import tomli
 import torch
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from PIL import Image
@@ -51,33 +52,7 @@ _SIGLIP_TEXT = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
 _LAYER = re.compile(
     r"(visual\.transformer\.resblocks|visual\.trunk\.blocks|transformer\.resblocks)\.(\d+)\.(.+)"
 )
-_IN_LAYER = {
-    **{"ln_1": "layer_norm1", "norm1": "layer_norm1", "ln_2": "layer_norm2", "norm2": "layer_norm2"},
-    **{"attn.out_proj": "self_attn.out_proj", "attn.proj": "self_attn.out_proj"},
-    **{"mlp.c_fc": "mlp.fc1", "mlp.fc1": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "mlp.fc2": "mlp.fc2"},
-}
-_BESIDE_LAYERS = {
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.conv1": "vision_model.embeddings.patch_embedding",
-    "visual.ln_pre": "vision_model.pre_layrnorm",
-    "visual.ln_post": "vision_model.post_layernorm",
-    "visual.trunk.pos_embed": "vision_model.embeddings.position_embedding.weight",
-    "visual.trunk.patch_embed.proj": "vision_model.embeddings.patch_embedding",
-    "visual.trunk.norm": "vision_model.post_layernorm",
-    "visual.trunk.attn_pool.latent": "vision_model.head.probe",
-    "visual.trunk.attn_pool.proj": "vision_model.head.attention.out_proj",
-    "visual.trunk.attn_pool.norm": "vision_model.head.layernorm",
-    "visual.trunk.attn_pool.mlp.fc1": "vision_model.head.mlp.fc1",
-    "visual.trunk.attn_pool.mlp.fc2": "vision_model.head.mlp.fc2",
-    "token_embedding": "text_model.embeddings.token_embedding",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "text_projection": "text_model.head",
-    "ln_final": "text_model.final_layer_norm",
-    "logit_scale": "logit_scale",
-    "logit_bias": "logit_bias",
-}
-_TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+_NAMES = tomli.loads(Path(__file__).with_name("open_clip_names.toml").read_text(encoding="utf-8"))
 _POOL_INPUTS = ("visual.trunk.attn_pool.q", "visual.trunk.attn_pool.kv")
 
 
@@ -226,16 +201,17 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _renamed(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Hugging Face's name and shape for each weight."""
     pool: dict[str, Tensor] = {}
+    beside = _NAMES["beside_layers"]
     for name, value in weights.items():
         stem, _, kind = name.rpartition(".")
         if layer := _LAYER.fullmatch(name):
             yield from _layer_weights(layer, value)
         elif stem in _POOL_INPUTS:
             pool[name] = value
-        elif name in _TRANSPOSED:
-            yield _TRANSPOSED[name], value.T.contiguous()
+        elif name in _NAMES["transposed"]:
+            yield _NAMES["transposed"][name], value.T.contiguous()
         elif kind != "attn_mask":  # a constant that old checkpoints hold
-            known = _BESIDE_LAYERS.get(name) or f"{_BESIDE_LAYERS.get(stem, stem)}.{kind}"
+            known = beside.get(name) or f"{beside.get(stem, stem)}.{kind}"
             yield known, value[0] if name == "visual.trunk.pos_embed" else value
     for kind in ("weight", "bias") if pool else ():
         joined = torch.cat([pool[f"{stem}.{kind}"] for stem in _POOL_INPUTS])
@@ -251,7 +227,7 @@ def _layer_weights(layer: re.Match[str], value: Tensor) -> Iterator[tuple[str, T
             yield f"{prefix}.self_attn.{part}_proj.{joined[1]}", rows.contiguous()
     else:
         stem, _, kind = layer[3].rpartition(".")
-        yield f"{prefix}.{_IN_LAYER.get(stem, stem)}.{kind}", value
+        yield f"{prefix}.{_NAMES['in_layer'].get(stem, stem)}.{kind}", value
 
 
 def _save(folder: Path, config: Any, weights: dict[str, Tensor], *, name: str) -> None:

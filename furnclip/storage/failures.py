@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import tomli
 from botocore import exceptions as boto
 from s3transfer.exceptions import RetriesExceededError
 from s3transfer.exceptions import S3DownloadFailedError as ChangedDuringDownload
@@ -29,41 +31,16 @@ BROKEN_STREAM = (
 )
 _GO_ON = "run the same command again; what has arrived is kept"
 _KEYS = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE"
-_GRANT = "let these credentials use s3:ListBucket, s3:GetObject and s3:PutObject on this bucket"
-_CLOCK = "set this machine's clock (`timedatectl set-ntp true`) and run the same command again"
-_REGION = "set `storage.region` (or AWS_DEFAULT_REGION) to the bucket's region"
 _VIRTUAL = "put `addressing_style = virtual` under `s3 =` in the AWS configuration (`~/.aws/config`)"
 _REFUSED = "check the [storage] section, the credentials and their rights; the vendor's manual has the code"
 _LONGEST_MESSAGE = 300
-_MAKE = "create it with `aws s3 mb`, or correct `storage.bucket` and `storage.endpoint_url`"
-
+_TABLE = tomli.loads(Path(__file__).with_name("failures.toml").read_text(encoding="utf-8"))
 # Code: (what is wrong, what to do).
 _BY_CODE: dict[str, tuple[str, str]] = {
-    "NoSuchBucket": ("there is no bucket `{bucket}`", _MAKE),
-    "InvalidBucketName": ("`{bucket}` cannot be the name of a bucket", _MAKE),
-    "NoSuchKey": ("there is no object `{where}`", "check `storage.prefix`, or upload it first"),
-    "AccessDenied": ("no permission for {operation} on `{where}`", _GRANT),
-    "InvalidAccessKeyId": ("the server does not know this access key", _KEYS),
-    "SignatureDoesNotMatch": ("the server refused the secret access key", _KEYS),
-    "ExpiredToken": ("the credentials have expired", "get new ones, e.g. with `aws sso login`"),
-    "InvalidToken": ("the server refused the session token", _KEYS),
-    "RequestTimeTooSkewed": ("this machine's clock is too far from the server's", _CLOCK),
-    "PermanentRedirect": ("bucket `{bucket}` is in another region", _REGION),
-    "PreconditionFailed": ("`{where}` was changed while it was being downloaded", _GO_ON),
-    "BadDigest": ("`{where}` was damaged on its way to the server", _GO_ON),
-    "SlowDown": ("the server asks to slow down, and kept asking", "lower `storage.concurrency`; " + _GO_ON),
-    "InternalError": ("the server kept failing on `{where}`", _GO_ON),
+    code: (row["problem"], row["hint"])
+    for name, row in _TABLE.items()
+    for code in (name, *row.get("also", ()))
 }
-_SAME_AS = {
-    "AccessDenied": ("AllAccessDisabled", "403"),
-    "NoSuchKey": ("404",),
-    "RequestTimeTooSkewed": ("RequestExpired",),
-    "PermanentRedirect": ("AuthorizationHeaderMalformed",),
-    "PreconditionFailed": ("412",),
-    "BadDigest": ("XAmzContentChecksumMismatch",),
-    "InternalError": ("ServiceUnavailable", "500", "502", "503", "504"),
-}
-_BY_CODE |= {other: _BY_CODE[code] for code, others in _SAME_AS.items() for other in others}
 # There was no answer, or it broke off: (errors, what is wrong, what to do); the first that fits counts.
 _WITHOUT_ANSWER: tuple[tuple[tuple[type[BaseException], ...], str, str], ...] = (
     ((ChangedDuringDownload,), *_BY_CODE["PreconditionFailed"]),

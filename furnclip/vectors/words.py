@@ -20,7 +20,6 @@ import base64
 import json
 import math
 import re
-import sys
 import threading
 import unicodedata
 import zlib
@@ -32,14 +31,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import snowballstemmer
+import tomli
 
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.relevance import known
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Language = Literal["en", "de", "fr", "es", "it", "nl", "sv"]
 _STEMMERS = {
@@ -59,7 +54,7 @@ _NUMBER = r"\d+(?:[.,]\d+)?"
 @cache
 def knowledge() -> dict[str, Any]:
     """What words.toml says."""
-    return tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+    return tomli.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 
 
 @cache

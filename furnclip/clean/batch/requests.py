@@ -15,13 +15,13 @@ import base64
 import json
 import math
 import re
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import tomli
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
@@ -32,11 +32,6 @@ from furnclip.config import CleaningConfig
 from furnclip.errors import ConfigError, nearest
 from furnclip.images import WHITE, encode_jpeg, open_image
 from furnclip.journal import encode_event
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PATCH_PX = 32
 QUERY_TOKENS = 5  # more in an answer for each shopper query; the table is generous to the rest
@@ -149,7 +144,7 @@ def is_openai(config: CleaningConfig) -> bool:
 
 @cache
 def _shipped() -> Mapping[str, dict[str, Any]]:
-    return tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
+    return tomli.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

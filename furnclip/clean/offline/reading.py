@@ -10,7 +10,6 @@ where nothing else does. Follows no paper.
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -18,13 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tomli
+
 from furnclip.catalogue import UNKNOWN
 from furnclip.clean.prompt import Vocabulary
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _LONGEST = 5  # words of a known phrase
 _TOKEN = re.compile(r"[^\W_]+|[,(|;]")
@@ -74,7 +70,7 @@ class Words(NamedTuple):
 
 @cache
 def lexicon() -> Mapping[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("lexicon.toml").read_text(encoding="utf-8"))
+    return tomli.loads(Path(__file__).with_name("lexicon.toml").read_text(encoding="utf-8"))
 
 
 def folded(text: str) -> str:
