@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
-    from rich.table import Table
 
     from furnclip.errors import FurnclipError
 
@@ -158,8 +157,8 @@ def show_bytes(data: bytes) -> None:
         buffer.flush()
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> Table:
-    """A table to show or to redraw; numbers are set flush right."""
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
+    """Print a table as a result, on stdout; numbers are set flush right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -170,12 +169,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
         made.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         made.add_row(*(Text(format_cell(cell)) for cell in row))
-    return made
-
-
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
-    """Print a table as a result, on stdout."""
-    stdout().print(table(columns, rows, title=title))
+    stdout().print(made)
 
 
 def format_cell(cell: object) -> str:
@@ -200,6 +194,10 @@ class Meter(NamedTuple):
 
     def advance(self, amount: float = 1) -> None:
         self.bar.advance(self.task, amount)
+
+    def show(self, done: float, total: float) -> None:
+        """So much of the work is done."""
+        self.bar.update(self.task, completed=done, total=total)
 
 
 @contextmanager

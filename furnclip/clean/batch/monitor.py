@@ -11,9 +11,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-
-from rich.live import Live
 
 from furnclip import console
 from furnclip.clean.batch.dispatch import Dispatcher
@@ -31,7 +28,6 @@ _SURPRISE = 0.25  # share of the estimate
 _MAX_FAILED_POLLS = 20  # failed polls in a row
 _MAX_INTERVALS = 10  # times the poll interval
 _KNOWN = TERMINAL | {"validating", "in_progress", "finalizing", "cancelling"}
-_COLUMNS = ("part", "status", "done", "tokens", "cost", "age", "left")
 
 
 class Monitor:
@@ -49,7 +45,7 @@ class Monitor:
         """Send, poll, fetch and retry until every part is merged or something has to be decided."""
         self._dispatcher.reconcile()
         interval_s = self._clean.poll_interval_s
-        with Live(console=console.stderr(), auto_refresh=False, transient=True) as live:
+        with console.progress("rows answered", total=None) as meter:
             while True:
                 before = self.ledger.state
                 self._fetch_ended()
@@ -67,8 +63,7 @@ class Monitor:
                 interval_s = self._clean.poll_interval_s if has_moved else interval_s * 1.5
                 interval_s = min(interval_s, self._clean.poll_interval_s * _MAX_INTERVALS)
                 if not has_moved:
-                    table = console.table(_COLUMNS, batch_rows(self.ledger, self._polled))
-                    live.update(table, refresh=True)
+                    meter.show(*rows_answered(self.ledger, self._polled))
                     time.sleep(self._pause_s(interval_s))
 
     def _pause_s(self, interval_s: float) -> float:
@@ -103,7 +98,7 @@ class Monitor:
         self._outages = 0
         before = self._polled.get(part.number)
         self._polled[part.number] = batch
-        if not console.stderr().is_terminal and (before is None or before.status != batch.status):
+        if before is None or before.status != batch.status:
             total, completed, failed = batch.counts
             console.note(f"part {part.number}: {batch.status}, {completed + failed} of {total} done")
         if batch.status not in _KNOWN and batch.status not in self._unknown:
@@ -203,28 +198,8 @@ class Monitor:
             self.ledger.record("results_lost", part=part.number)
 
 
-def batch_rows(ledger: CleaningLedger, polled: Mapping[int, RemoteBatch]) -> list[tuple[object, ...]]:
-    """Where the parts stand, for the table that is redrawn while a terminal shows it."""
-    rows: list[tuple[object, ...]] = []
-    for part in ledger.state.current_parts:
-        if part.backend == "local":
-            continue
-        batch, now = polled.get(part.number), time.time()
-        total, completed, failed = batch.counts if batch else part.counts
-        done = completed + failed
-        expected = estimate([part], ledger)
-        cost_usd = part.usage.cost_usd if part.status == "merged" else expected.cost_usd
-        age = left = "-"
-        if batch and part.status == "open":
-            if batch.created_at:
-                age = _duration(now - batch.created_at)
-            if done and batch.in_progress_at:  # a guess, from the rate so far
-                left = _duration((now - batch.in_progress_at) / done * (total - done))
-        tokens = part.usage.prompt_tokens or expected.prompt_tokens
-        progress = f"{done}/{total or part.requests}"
-        rows.append((part.number, part.shown_status, progress, f"{tokens:,}", f"${cost_usd:.4f}", age, left))
-    return rows
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=max(0, int(seconds))))
+def rows_answered(ledger: CleaningLedger, polled: Mapping[int, RemoteBatch]) -> tuple[int, int]:
+    """How many rows are answered, by the batches as they were seen last, and how many were planned."""
+    parts = [part for part in ledger.state.current_parts if part.backend != "local"]
+    counts = [polled[part.number].counts if part.number in polled else part.counts for part in parts]
+    return sum(completed + failed for _, completed, failed in counts), sum(part.requests for part in parts)

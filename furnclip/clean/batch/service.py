@@ -92,7 +92,6 @@ class RemoteBatch(NamedTuple):
     errors: tuple[LineError, ...]
     usage: tuple[int, int]  # prompt, completion tokens
     created_at: float
-    in_progress_at: float
     metadata: Mapping[str, str]
     input_file_id: str = ""
 
@@ -262,6 +261,5 @@ def _view(batch: openai.types.Batch) -> RemoteBatch:
         usage=(usage.input_tokens, usage.output_tokens) if usage else (0, 0),
         input_file_id=batch.input_file_id or "",
         created_at=float(batch.created_at),
-        in_progress_at=float(batch.in_progress_at or 0),
         metadata=dict(batch.metadata or {}),
     )
