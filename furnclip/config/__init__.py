@@ -24,10 +24,10 @@ from furnclip.config.environment import adopt_dotenv as adopt_dotenv
 from furnclip.config.environment import environment_variables as environment_variables
 from furnclip.config.environment import merged, nested, read_text
 from furnclip.config.environment import torchrun_launch as torchrun_launch
+from furnclip.config.paths import DataPaths as DataPaths
 from furnclip.config.sections import ArenaConfig as ArenaConfig
 from furnclip.config.sections import CleaningConfig as CleaningConfig
 from furnclip.config.sections import Config as Config
-from furnclip.config.sections import DataPaths as DataPaths
 from furnclip.config.sections import EmbeddingConfig as EmbeddingConfig
 from furnclip.config.sections import EvaluationConfig as EvaluationConfig
 from furnclip.config.sections import FetchConfig as FetchConfig

@@ -10,78 +10,22 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+import tomli
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 
+from furnclip.config.paths import DataPaths, Section
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
+_VOCABULARY = {
+    name: tuple(words)
+    for name, words in tomli.loads(
+        Path(__file__).with_name("vocabulary.toml").read_text(encoding="utf-8")
+    ).items()
+}
 
 
-class _InWork:
-    """A place inside the folder `work`, as an attribute of the paths."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, paths: DataPaths, owner: type) -> Path:
-        return paths.work / self._name
-
-
-class _Section(BaseModel, ignored_types=(_InWork,)):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-def _place(value: object) -> object:
-    """A folder as a path; the address of a bucket as a text, because a path would lose a slash of it."""
-    is_bucket = isinstance(value, str) and value.startswith("s3://")
-    if is_bucket and not re.match(r"s3://[^/]+(/|\Z)", str(value)):
-        raise ValueError("write it like `s3://bucket/prefix`")
-    return Path(value) if isinstance(value, str) and not is_bucket else value
-
-
-class DataPaths(_Section):
-    """Where the catalogue is, what its columns are called, and where furnclip works."""
-
-    products: Path = Path("products.csv")
-    """the raw catalogue: CSV, TSV, JSON, JSON lines, Parquet or an XML feed; gzipped as well"""
-    images: Annotated[Path | str, BeforeValidator(_place)] = Path("images")
-    """the folder, or `s3://bucket/prefix`, that image paths are relative to and `fetch` writes to"""
-    work: Path = Path("work")
-    """the folder for everything that furnclip writes"""
-    id_column: str = "product_id"
-    """column with the unique product id"""
-    title_column: str = "title"
-    """column with the product's title"""
-    image_column: str = "image"
-    """column with the image's path or web address; several are separated by `|`; empty: there are none"""
-    more_image_columns: tuple[str, ...] = ()
-    """further columns with images"""
-    group_column: str = ""
-    """column that groups variants of one product; empty: same id, image or title"""
-    parent_column: str = ""
-    """column with the parent of a variation, whose empty cells are the parent's, and whose group is its"""
-    merge_rows: bool = False
-    """take rows that follow each other and have one id as one product, as Shopify exports them"""
-    language: str = "en"
-    """of texts in several languages, the one that is taken"""
-
-    fetched = _InWork("fetch/journal.jsonl")
-    clean = _InWork("clean")
-    cleaned = _InWork("clean/cleaned.csv")
-    rejected = _InWork("clean/rejected.csv")
-    shards = _InWork("shards")
-    runs = _InWork("runs")
-    embeddings = _InWork("embeddings")
-    vectors = _InWork("embeddings/master_vectors.parquet")
-    index = _InWork("index.lance")
-    eval = _InWork("eval")
-    queries = _InWork("serve/queries.jsonl")
-    arena = _InWork("arena")
-    votes = _InWork("arena/votes.jsonl")
-    cache = _InWork("cache")
-    features = _InWork("cache/features")
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The base model."""
 
     name: str = "openai/clip-vit-base-patch32"
@@ -100,7 +44,7 @@ def _hosts(value: object) -> object:
     return re.findall(r"[^\s,]+", str(value)) if is_list else value
 
 
-class FetchConfig(_Section):
+class FetchConfig(Section):
     """Fetching images that the catalogue names by web address."""
 
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 64
@@ -121,7 +65,7 @@ class FetchConfig(_Section):
     """fetch from servers inside your own network: true, or a list of their names, addresses or networks"""
 
 
-class CleaningConfig(_Section):
+class CleaningConfig(Section):
     """Cleaning titles and attributes with a vision model."""
 
     backend: Literal["openai", "live", "local"] = "openai"
@@ -174,41 +118,19 @@ class CleaningConfig(_Section):
     """`local`: offline rules for rows that the model could not clean; `none`: reject them"""
     workers: NonNegativeInt = 0
     """worker processes that decode images; 0: one per core"""
-    # Short lists keep the request cheap and the answers comparable.
-    # fmt: off
-    styles: tuple[str, ...] = (
-        "modern", "contemporary", "mid-century modern", "scandinavian", "industrial", "traditional", "rustic",
-        "farmhouse", "bohemian", "art deco", "coastal", "minimalist", "vintage", "asian",
-    )
+    styles: tuple[str, ...] = _VOCABULARY["styles"]
     """allowed styles; `unknown` is always allowed"""
-    materials: tuple[str, ...] = (
-        "wood", "metal", "glass", "fabric", "leather", "velvet", "rattan", "bamboo", "plastic", "marble",
-        "stone", "ceramic", "concrete", "paper", "wool", "plant",
-    )
+    materials: tuple[str, ...] = _VOCABULARY["materials"]
     """allowed materials; `unknown` is always allowed"""
-    colors: tuple[str, ...] = (
-        "white", "black", "gray", "brown", "beige", "red", "orange", "yellow", "green", "blue", "purple",
-        "pink", "gold", "silver", "clear", "multicolor",
-    )
+    colors: tuple[str, ...] = _VOCABULARY["colors"]
     """allowed colors; `unknown` is always allowed"""
-    object_types: tuple[str, ...] = (
-        "sofa", "armchair", "chair", "office chair", "stool", "bench", "ottoman", "table", "coffee table",
-        "side table", "dining table", "console table", "desk", "bed", "crib", "mattress", "nightstand",
-        "dresser", "wardrobe", "cabinet", "sideboard", "tv stand", "bookcase", "shelf", "vanity", "rack",
-        "lamp", "ceiling light", "wall light", "rug", "curtain", "mirror", "picture", "clock", "vase",
-        "plant", "candle", "cushion", "blanket", "fireplace", "sink", "toilet", "bathtub", "shower",
-        "refrigerator", "oven", "dishwasher", "washing machine", "range hood", "microwave", "radiator",
-        "television", "electronics", "kitchenware", "storage box", "trash can", "door", "window", "stairs",
-        "fence", "swing", "umbrella", "pool", "grill", "toy", "sports equipment", "musical instrument",
-        "tool", "clothing", "electrical fitting", "other",
-    )
+    object_types: tuple[str, ...] = _VOCABULARY["object_types"]
     """allowed object types; `unknown` is always allowed"""
-    # fmt: on
-    models: dict[str, dict[str, Any]] = {}
+    models: dict[str, dict[str, Any]] = Field({})
     """additional or changed rows of the model table, as `[clean.models.NAME]`; keys as in models.toml"""
 
 
-class PrepConfig(_Section):
+class PrepConfig(Section):
     """Splits, images and shards."""
 
     max_images: Annotated[int, Field(ge=1, le=64)] = 4
@@ -233,7 +155,7 @@ class PrepConfig(_Section):
     """where images are decoded: `local` or `ray`, on the cluster of RAY_ADDRESS; needs the `ray` extra"""
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """Fine-tuning."""
 
     scenario: Literal[
@@ -312,7 +234,7 @@ class TrainingConfig(_Section):
     """copy checkpoints and the finished run to the bucket"""
 
 
-class EmbeddingConfig(_Section):
+class EmbeddingConfig(Section):
     """Turning the catalogue into vectors."""
 
     batch_size: PositiveInt = 64
@@ -329,7 +251,7 @@ class EmbeddingConfig(_Section):
     """where models run: `local` or `ray`, on the cluster of RAY_ADDRESS; needs the `ray` extra"""
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Measuring retrieval."""
 
     split: Literal["test", "validation"] = "test"
@@ -352,7 +274,7 @@ class EvaluationConfig(_Section):
     """seed of the bootstrap and of the queries drawn for the report"""
 
 
-class SearchConfig(_Section):
+class SearchConfig(Section):
     """Searching the catalogue."""
 
     k: PositiveInt = 10
@@ -371,7 +293,7 @@ class SearchConfig(_Section):
     """index partitions a search probes; more: slower, fewer misses; 0: a tenth, of many products 40 %"""
 
 
-class ServeConfig(_Section):
+class ServeConfig(Section):
     """The search service and its page."""
 
     host: str = "127.0.0.1"
@@ -400,7 +322,7 @@ class ServeConfig(_Section):
     """text in front of prices on the page, e.g. `$`"""
 
 
-class ArenaConfig(_Section):
+class ArenaConfig(Section):
     """Blind voting in the terminal."""
 
     k: Annotated[int, Field(ge=1, le=10)] = 5
@@ -423,7 +345,7 @@ class ArenaConfig(_Section):
     """viewer timeout in seconds"""
 
 
-class StorageConfig(_Section):
+class StorageConfig(Section):
     """The S3 bucket; credentials come from boto3's own chain."""
 
     bucket: str = ""
@@ -450,7 +372,7 @@ class StorageConfig(_Section):
         return f"{self.prefix.strip('/')}/runs".lstrip("/")
 
 
-class Config(_Section):
+class Config(Section):
     """All settings. Build it with `load_config`; it cannot be changed afterwards."""
 
     paths: DataPaths = DataPaths()
@@ -473,6 +395,6 @@ class Config(_Section):
         return SecretStr(key.get_secret_value().strip())
 
 
-def sections() -> dict[str, type[_Section]]:
+def sections() -> dict[str, type[Section]]:
     """Section name -> its model, in pipeline order."""
-    return {name: type(section) for name, section in Config() if isinstance(section, _Section)}
+    return {name: type(section) for name, section in Config() if isinstance(section, Section)}

@@ -1,0 +1,76 @@
+"""Where the catalogue is, and where everything lies that furnclip writes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+class _InWork:
+    """A place inside the folder `work`, as an attribute of the paths."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, paths: DataPaths, owner: type) -> Path:
+        return paths.work / self._name
+
+
+class Section(BaseModel, ignored_types=(_InWork,)):
+    """Settings of one command; the docstring under a field is its documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _place(value: object) -> object:
+    """A folder as a path; the address of a bucket as a text, because a path would lose a slash of it."""
+    is_bucket = isinstance(value, str) and value.startswith("s3://")
+    if is_bucket and not re.match(r"s3://[^/]+(/|\Z)", str(value)):
+        raise ValueError("write it like `s3://bucket/prefix`")
+    return Path(value) if isinstance(value, str) and not is_bucket else value
+
+
+class DataPaths(Section):
+    """Where the catalogue is, what its columns are called, and where furnclip works."""
+
+    products: Path = Path("products.csv")
+    """the raw catalogue: CSV, TSV, JSON, JSON lines, Parquet or an XML feed; gzipped as well"""
+    images: Annotated[Path | str, BeforeValidator(_place)] = Path("images")
+    """the folder, or `s3://bucket/prefix`, that image paths are relative to and `fetch` writes to"""
+    work: Path = Path("work")
+    """the folder for everything that furnclip writes"""
+    id_column: str = "product_id"
+    """column with the unique product id"""
+    title_column: str = "title"
+    """column with the product's title"""
+    image_column: str = "image"
+    """column with the image's path or web address; several are separated by `|`; empty: there are none"""
+    more_image_columns: tuple[str, ...] = ()
+    """further columns with images"""
+    group_column: str = ""
+    """column that groups variants of one product; empty: same id, image or title"""
+    parent_column: str = ""
+    """column with the parent of a variation, whose empty cells are the parent's, and whose group is its"""
+    merge_rows: bool = False
+    """take rows that follow each other and have one id as one product, as Shopify exports them"""
+    language: str = "en"
+    """of texts in several languages, the one that is taken"""
+
+    fetched = _InWork("fetch/journal.jsonl")
+    clean = _InWork("clean")
+    cleaned = _InWork("clean/cleaned.csv")
+    rejected = _InWork("clean/rejected.csv")
+    shards = _InWork("shards")
+    runs = _InWork("runs")
+    embeddings = _InWork("embeddings")
+    vectors = _InWork("embeddings/master_vectors.parquet")
+    index = _InWork("index.lance")
+    eval = _InWork("eval")
+    queries = _InWork("serve/queries.jsonl")
+    arena = _InWork("arena")
+    votes = _InWork("arena/votes.jsonl")
+    cache = _InWork("cache")
+    features = _InWork("cache/features")
