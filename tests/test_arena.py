@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import json
-import os
 import pwd
 import re
 import shutil
@@ -21,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from furnclip import ArenaApp
-from furnclip.arena import VoteBook, compute_standings, sheet
+from furnclip.arena import VoteBook, compute_standings
 from furnclip.arena.app import Judging, query_order
 from furnclip.arena.lineup import Card, Lineup, Query
 from furnclip.arena.session import View, compose
@@ -466,43 +465,13 @@ def test_three_models_are_ranked(tmp_path: Path) -> None:
     }
 
 
-def test_a_sheet_is_cached_under_a_name_that_tells_nothing(contest: Path) -> None:
+def test_a_sheet_tells_nothing(contest: Path) -> None:
     with app_in(contest) as app:
-        trial = app.trial
-        assert trial is not None
-        sheets = ContactSheets(contest / "cache")
-        path = sheets.path(trial, width_px=640, height_px=208)
-        file = path.stat().st_ino
-        assert sheets.path(trial, width_px=640, height_px=208).stat().st_ino == file
-    assert re.fullmatch(r"[0-9a-f]{16}\.jpg", path.name)
+        assert app.trial is not None
+        path = ContactSheets(contest).draw(app.trial, width_px=640, height_px=208)
+    assert path.name == "0001.jpg"
     assert b"tuned" not in path.read_bytes()
     assert b"Exif" not in path.read_bytes()
-
-
-def test_old_sheets_make_room_when_a_session_starts(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sheet, "MAX_SHEETS", 3)
-    drawn = []
-    with app_in(contest) as app:
-        sheets = ContactSheets(contest / "cache")
-        for number, trial in enumerate([app.trial, *app.judging.expected(6)]):
-            assert trial is not None
-            drawn.append(sheets.path(trial, width_px=320, height_px=104))
-            os.utime(drawn[-1], (number, number))
-        assert app.trial is not None
-        assert sheets.path(app.trial, width_px=320, height_px=104) == drawn[0]  # shown again
-    assert all(path.is_file() for path in drawn)  # nothing that may be in use is removed
-    ContactSheets(contest / "cache")
-    assert {*(contest / "cache").iterdir()} == {drawn[0], *drawn[-2:]}
-
-
-def test_a_sheet_cut_off_by_a_power_cut_is_drawn_again(contest: Path) -> None:
-    with app_in(contest) as app:
-        assert app.trial is not None
-        path = ContactSheets(contest / "cache").path(app.trial, width_px=320, height_px=104)
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-100])
-        assert ContactSheets(contest / "cache").path(app.trial, width_px=320, height_px=104) == path
-    assert path.read_bytes() == whole
 
 
 def test_screen_and_sheet_depend_on_nothing_but_what_is_shown(contest: Path) -> None:
@@ -512,11 +481,8 @@ def test_screen_and_sheet_depend_on_nothing_but_what_is_shown(contest: Path) -> 
         assert trial is not None
     other = replace(trial, sides=(trial.sides[1], trial.sides[0]), duel=("x", "y"), repeat=not trial.repeat)
     window = Window(80, 24, 8, 16)
-    sheets = [
-        ContactSheets(contest / folder).path(which, width_px=640, height_px=208)
-        for folder, which in (("one", trial), ("two", other))
-    ]
-    assert sheets[0].name == sheets[1].name
+    drawn = ContactSheets(contest)
+    sheets = [drawn.draw(which, width_px=640, height_px=208) for which in (trial, other)]
     assert sheets[0].read_bytes() == sheets[1].read_bytes()
     frames = [
         compose(View(which.query, which.results, "anna", 1, 2), window, color=True)
@@ -543,7 +509,7 @@ def test_a_missing_picture_is_said_on_the_sheet(contest: Path) -> None:
         picture.unlink()
     with app_in(contest) as app:
         assert app.trial is not None
-        assert ContactSheets(contest / "cache").path(app.trial, width_px=640, height_px=208).is_file()
+        assert ContactSheets(contest).draw(app.trial, width_px=640, height_px=208).is_file()
 
 
 @given(st.integers(40, 1600), st.integers(40, 900), st.integers(1, 10), st.booleans())

@@ -1,36 +1,30 @@
 """The image of one trial: the query, row A and row B, in the shape of the place it is shown in.
 
-Sheets are kept in `work/cache/arena/` as `HASH.jpg`; when a session starts, all but the few hundred that were
-used last go. The hash is over what is on the sheet, so that neither name nor image tells the models apart.
-A product whose image cannot be read gets a cell that says so.
+Sheets lie in a temporary folder as long as the session lasts. Neither name nor image tells the models apart. A
+product whose image cannot be read gets a cell that says so.
 
 A rater waits for what happens here: that is why it is JPEG (encoded in a twentieth of the time of PNG,
-and every viewer reads it), why nothing is flushed to the disk, and why the next sheets are drawn while the
-rater looks at this one.
+and every viewer reads it), and why the next sheets are drawn while the rater looks at this one.
 """
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageDraw, ImageFont
 
 from furnclip.arena.app import Trial
-from furnclip.catalogue import content_hash
 from furnclip.images import BrokenImage, letterbox, open_image
-from furnclip.journal import replacing
 from furnclip.viewers import Box, Drawing, Viewer
 
-_FORMAT = "2"
 _QUALITY = 92
-_JPEG_END = b"\xff\xd9"
 _DECODERS = 4
-MAX_SHEETS = 300  # about 30 MB
 _LABEL_SHARE = 0.35  # width of the column with A and B, in cells
 _MARGIN_SHARE = 0.04  # white around every image, in cells
 _MAX_PX = 1600  # a sheet's longest side; more would only slow a viewer down
@@ -77,32 +71,19 @@ def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> Sheet
 
 
 class ContactSheets:
-    """Draws sheets and keeps them."""
+    """Draws sheets into a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with suppress(FileNotFoundError):  # no sheets yet, or another rater's session removes them now
-            for old in sorted(folder.iterdir(), key=os.path.getmtime)[:-MAX_SHEETS]:
-                old.unlink()
+        self._paths = (folder / f"{number:04d}.jpg" for number in count(1))
         # Pillow lets other threads run while it decodes
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="thumbnails")
 
-    def path(self, trial: Trial, *, width_px: int, height_px: int) -> Path:
-        """The sheet of a trial that fits into this many pixels, drawn if it was not yet."""
+    def draw(self, trial: Trial, *, width_px: int, height_px: int) -> Path:
+        """The sheet of a trial that fits into this many pixels."""
         scale = min(1.0, _MAX_PX / max(width_px, height_px))
-        width_px, height_px = int(width_px * scale), int(height_px * scale)
-        shown = [trial.query.image, *(card.image for row in trial.results for card in row)]
-        lengths = [str(len(row)) for row in trial.results]
-        name = content_hash(_FORMAT, f"{width_px}x{height_px}", *lengths, *map(_version, shown))
-        path = self._folder / f"{name}.jpg"
-        with suppress(FileNotFoundError):
-            if path.read_bytes().endswith(_JPEG_END):  # after a power cut it may be shorter
-                path.touch()
-                return path
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with replacing(path, durable=False) as file:
-            sheet = self._draw(trial, width_px, height_px)
-            sheet.save(file, format="JPEG", quality=_QUALITY, subsampling=0)
+        sheet = self._draw(trial, int(width_px * scale), int(height_px * scale))
+        path = next(self._paths)
+        sheet.save(path, format="JPEG", quality=_QUALITY, subsampling=0)
         return path
 
     def _draw(self, trial: Trial, width_px: int, height_px: int) -> Image.Image:
@@ -121,15 +102,6 @@ class ContactSheets:
             center, font = (left - _LABEL_SHARE * side / 2, top + side / 2), _font(int(side * 0.45))
             ImageDraw.Draw(sheet).text(center, label, fill="black", anchor="mm", font=font)
         return sheet
-
-
-def _version(source: str) -> str:
-    """Changes when an image file is replaced."""
-    try:
-        status = Path(source).stat()
-    except (OSError, ValueError):
-        return source
-    return f"{source} {status.st_mtime_ns} {status.st_size}"
 
 
 @lru_cache(maxsize=256)  # about 20 MB of thumbnails: results come back in later queries
@@ -152,15 +124,17 @@ def _font(height_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 class DrawingQueue(AbstractContextManager["DrawingQueue"]):
     """Draws sheets in the background, one at a time; keeps those shown last and those prepared."""
 
-    def __init__(self, folder: Path, viewer: Viewer) -> None:
+    def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
-        self._sheets = ContactSheets(folder)
+        self._folder = TemporaryDirectory(prefix="furnclip-arena-")
+        self._sheets = ContactSheets(Path(self._folder.name))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._started: dict[tuple[Trial, Box], Future[Drawn]] = {}
 
     def __exit__(self, *exception: object) -> None:
         self.viewer.stopped.set()
         self._worker.shutdown(wait=True, cancel_futures=True)
+        self._folder.cleanup()
 
     def start(self, trial: Trial, box: Box, *, ahead: bool = False) -> Future[Drawn]:
         """The drawing of a trial and its sheet, begun earlier, or now before all that were begun `ahead`."""
@@ -175,5 +149,5 @@ class DrawingQueue(AbstractContextManager["DrawingQueue"]):
 
     def _draw(self, trial: Trial, box: Box) -> Drawn:
         width_px, height_px = box.size_px
-        sheet = self._sheets.path(trial, width_px=width_px, height_px=height_px)
+        sheet = self._sheets.draw(trial, width_px=width_px, height_px=height_px)
         return self.viewer.draw(sheet, box), sheet

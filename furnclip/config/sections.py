@@ -126,7 +126,7 @@ class CleaningConfig(Section):
     """allowed colors; `unknown` is always allowed"""
     object_types: tuple[str, ...] = _VOCABULARY["object_types"]
     """allowed object types; `unknown` is always allowed"""
-    models: dict[str, dict[str, Any]] = Field({})
+    models: dict[str, dict[str, Any]] = Field(default={})
     """additional or changed rows of the model table, as `[clean.models.NAME]`; keys as in models.toml"""
 
 

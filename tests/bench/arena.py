@@ -106,7 +106,7 @@ def _cold(folder: Path, votes: int) -> list[float]:
         platform="linux",
     )
     viewer = Viewer(detect("auto", around))
-    sheets = ContactSheets(folder / "cold-cache")
+    sheets = ContactSheets(Path(tempfile.mkdtemp(dir=folder)))
     box = Box(cols=120, rows=28, left=0, top=2)
     seconds = []
     with ArenaApp(load_config(folder / "furnclip.toml"), rater="second") as app:
@@ -118,7 +118,7 @@ def _cold(folder: Path, votes: int) -> list[float]:
             if app.trial is None:
                 break
             width_px, height_px = box.size_px
-            viewer.draw(sheets.path(app.trial, width_px=width_px, height_px=height_px), box)
+            viewer.draw(sheets.draw(app.trial, width_px=width_px, height_px=height_px), box)
             seconds.append(time.perf_counter() - start)
     return seconds
 
