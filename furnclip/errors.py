@@ -19,8 +19,17 @@ case, one sentence, no full stop, and name the thing that is wrong; the hint say
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_MEMORY = re.compile(
+    r"(cannot|can't) allocate memory|not enough memory|out of memory|failed to map segment|bad_alloc"
+    r"|can't start new thread|os error 12\b",
+    re.IGNORECASE,
+)
 
 
 class FurnclipError(Exception):
@@ -90,6 +99,11 @@ class Interrupted(FurnclipError):
         hint: str = "run the same command again to continue from here",
     ) -> None:
         super().__init__(message, hint=hint)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, the system or a library means that memory ran out."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

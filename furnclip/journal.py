@@ -20,7 +20,7 @@ import shutil
 import stat
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import cache
@@ -29,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from furnclip.errors import InputError, JournalError, StorageError
+from furnclip.errors import InputError, JournalError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Event = dict[str, Any]
 MANIFEST_NAME, CARD_NAME = "manifest.json", "run.json"  # written last: their folder is complete
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# as libraries say it in words of their own
-_NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
 _LARGEST_TEXT_BYTES = 1 << 30
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"  # process numbers mean something on one machine
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)\.(?:part|old)")
@@ -312,35 +309,6 @@ def move_file(source: Path, target: Path) -> None:
         with source.open("rb") as content, replacing(target) as file:
             shutil.copyfileobj(content, file)
         source.unlink()
-
-
-@contextmanager
-def told_when_full(*folders: Path) -> Iterator[None]:
-    """Within the block, which writes to `folders`, a full disk is the error of `full_disk`."""
-    try:
-        yield
-    except Exception as error:
-        raise full_disk(error, folders) or error from None
-
-
-def full_disk(error: BaseException, folders: Sequence[Path]) -> StorageError | None:
-    """The error that names the disk, where `error` says that one is full: the system does not say which.
-
-    folders: where it may have been; without a file name the one with the least room left is meant.
-    """
-    if getattr(error, "errno", None) not in FULL_DISK and not _NO_SPACE.search(str(error)):
-        return None
-    there = [folder for folder in folders if folder.exists()]
-    folder = min(there, key=lambda path: shutil.disk_usage(path).free, default=folders[0])
-    if filename := getattr(error, "filename", None):
-        folder = Path(os.fsdecode(filename)).parent
-    disk = folder.resolve()
-    while not os.path.ismount(disk) and disk != disk.parent:
-        disk = disk.parent
-    return StorageError(
-        f"the disk `{disk}` is full: no room in `{folder}`",
-        hint="free some space, or set `paths.work` to another disk; the same command continues from here",
-    )
 
 
 @contextmanager

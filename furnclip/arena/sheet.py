@@ -1,7 +1,7 @@
 """The image of one trial: the query, row A and row B, in the shape of the place it is shown in.
 
-Sheets lie in a temporary folder as long as the session lasts. Neither name nor image tells the models apart. A
-product whose image cannot be read gets a cell that says so.
+Sheets lie in a temporary folder as long as the session lasts. Neither name nor image tells the models apart.
+A product whose image cannot be read gets a cell that says so.
 
 A rater waits for what happens here: that is why it is JPEG (encoded in a twentieth of the time of PNG,
 and every viewer reads it), and why the next sheets are drawn while the rater looks at this one.

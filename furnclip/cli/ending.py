@@ -10,6 +10,7 @@ import atexit
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -24,7 +25,15 @@ import typer
 
 from furnclip import console
 from furnclip.cli import leave
-from furnclip.errors import FurnclipError, InputError, Interrupted, StorageError, UsageError
+from furnclip.errors import (
+    FULL_DISK,
+    FurnclipError,
+    InputError,
+    Interrupted,
+    StorageError,
+    UsageError,
+    is_out_of_memory,
+)
 
 # What a machine that only searches may lack (`examples/serve/requirements.py`).
 _NOT_WHERE_SEARCHED = (
@@ -38,11 +47,8 @@ _NOT_WHERE_SEARCHED = (
     "pycurl",
 )
 _LITTLE_MEMORY_BYTES = 1 << 27
-_NO_MEMORY = re.compile(
-    r"(cannot|can't) allocate memory|not enough memory|out of memory|failed to map segment|bad_alloc"
-    r"|can't start new thread|os error 12\b",
-    re.IGNORECASE,
-)
+# A full disk, as libraries say it in words of their own.
+_NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)
 _OS_HINTS = {
     errno.EACCES: "check who owns the file or folder and its permissions",
     errno.EROFS: "the disk is read-only; choose another folder with `paths.work`",
@@ -171,13 +177,10 @@ def explain(error: BaseException) -> FurnclipError | None:
             f"this command needs `{error.name}`, which is not installed",
             hint="only searching and serving work without; for all commands: `pip install furnclip`",
         )
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+    if is_out_of_memory(error):
         hint = "close other programs, raise the limit (`ulimit -v`), or use fewer workers and smaller batches"
         return FurnclipError("there is not enough memory", hint=hint)
-    from furnclip.journal import full_disk  # here, not above: `--help` comes by this file
-
-    folders = (*written_folders, Path.cwd(), Path(tempfile.gettempdir()))
-    if told := full_disk(error, folders):
+    if told := _full_disk(error):
         return told
     if isinstance(error, RecursionError):
         hint = "check the files that the settings name"
@@ -187,3 +190,26 @@ def explain(error: BaseException) -> FurnclipError | None:
         hint = _OS_HINTS.get(error.errno, "check the path and run the same command again")
         return StorageError(f"{error.strerror.lower()}: {thing}", hint=hint)
     return None
+
+
+def _full_disk(error: BaseException) -> StorageError | None:
+    """The error that names the disk, where `error` says that one is full: the system does not say which.
+
+    Without a file name the one with the least room left is meant, of those that the command writes to.
+    """
+    if getattr(error, "errno", None) not in FULL_DISK and not _NO_SPACE.search(str(error)):
+        return None
+    folders = [
+        path for folder in written_folders for path in (folder, *folder.glob("*/"), *folder.glob("*/*/"))
+    ]
+    folders = [path for path in (*folders, Path.cwd(), Path(tempfile.gettempdir())) if path.exists()]
+    folder = min(folders, key=lambda path: shutil.disk_usage(path).free)
+    if filename := getattr(error, "filename", None):
+        folder = Path(os.fsdecode(filename)).parent
+    disk = folder.resolve()
+    while not os.path.ismount(disk) and disk != disk.parent:
+        disk = disk.parent
+    return StorageError(
+        f"the disk `{disk}` is full: no room in `{folder}`",
+        hint="free some space, or set `paths.work` to another disk; the same command continues from here",
+    )

@@ -76,7 +76,8 @@ class Call:
         from furnclip.config import load_config
 
         chosen = load_config(self.config, self.flags, trust=trust)
-        written_folders.append(chosen.paths.work)
+        images = chosen.paths.images
+        written_folders.extend([chosen.paths.work, *([images] if isinstance(images, Path) else [])])
         return chosen
 
     def emit(self, payload: Mapping[str, Any], human: Callable[[], None]) -> None:

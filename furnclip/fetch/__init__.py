@@ -33,7 +33,7 @@ from furnclip.errors import InputError
 from furnclip.fetch.download import NO_ANSWER, Downloader, Failure
 from furnclip.fetch.schedule import Job, ask_all
 from furnclip.fetch.shelf import Shelf, key_of
-from furnclip.journal import Journal, replacing, told_when_full
+from furnclip.journal import Journal, replacing
 from furnclip.sources import web_address
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def fetch(config: Config, *, refresh: bool = False) -> FetchSummary:
     paths = config.paths
     failed = paths.fetched.with_name(FAILED_NAME)
     summary = FetchSummary(str(paths.images), str(failed))
-    with Journal(paths.fetched) as journal, told_when_full(Path(paths.images), failed.parent):
+    with Journal(paths.fetched) as journal:
         with closing(Shelf(config, journal)) as shelf:
             run = _Run(config, shelf, summary, refresh=refresh)
             run.fetch_all()

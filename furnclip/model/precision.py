@@ -14,7 +14,6 @@ before rounding. A packed model can only encode: its weights can be neither trai
 from __future__ import annotations
 
 import ctypes
-import re
 import sys
 import timeit
 from contextlib import suppress
@@ -33,9 +32,6 @@ from furnclip.runs import PrecisionChoice
 _MARGIN = 1.2
 _NARROW_WIDTH = 256  # below this the overhead of each call decides, not the precision
 _ROWS_EXPECTED = 64 * 50  # a batch of images; other sizes work with the same packing
-_OUT_OF_MEMORY = re.compile(
-    r"(cannot|can't) allocate memory|bad_alloc|os error 12\b|failed to map segment", re.IGNORECASE
-)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -145,13 +141,6 @@ def pack(clip: Clip, choice: PrecisionChoice) -> Clip:
             if isinstance(child, nn.Linear) and parent is not clip.module:
                 setattr(parent, name, PackedLinear(child.weight, child.bias))
     return clip.place(clip.device, choice)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch, safetensors, Python or the system means that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def release_freed() -> None:

@@ -17,7 +17,7 @@ from furnclip import console
 from furnclip.catalogue import ATTRIBUTES, Rejection, catalogue_path, no_rows, sheet_text, uncleaned_rows
 from furnclip.catalogue.columns import Column
 from furnclip.errors import ConfigError, InputError, MissingStageError
-from furnclip.journal import exclusive, sweep, told_when_full, write_text
+from furnclip.journal import exclusive, sweep, write_text
 from furnclip.prepare.pack import MOST_VALUES, SampleChange, describe_split, plan_shards, write_shards
 from furnclip.prepare.scan import Scanner, decoders
 from furnclip.prepare.splits import (
@@ -146,7 +146,7 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Pr
         )
     folder, cache = config.paths.shards, config.paths.cache / "prepare"
     store = SampleStore(cache)
-    with exclusive(cache), told_when_full(folder, cache), store_errors(store.path):
+    with exclusive(cache), store_errors(store.path):
         for written in (cache, folder):
             sweep(written, exclusively=True)
         for path in cache.glob("*.bin"):

@@ -16,8 +16,7 @@ from s3transfer.exceptions import RetriesExceededError
 from s3transfer.exceptions import S3DownloadFailedError as ChangedDuringDownload
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
-from furnclip.errors import ConfigError, FurnclipError, StorageError
-from furnclip.journal import FULL_DISK
+from furnclip.errors import FULL_DISK, ConfigError, FurnclipError, StorageError
 
 # The stream of a GET broke after its headers: botocore itself does not try these again.
 BROKEN_STREAM = (

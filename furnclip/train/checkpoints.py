@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from furnclip.errors import ModelError
+from furnclip.errors import ModelError, is_out_of_memory
 from furnclip.journal import open_regular, read_json, replacing_folder, write_json
-from furnclip.model.precision import is_out_of_memory
 
 _STATE, _POSITION = "state.safetensors", "position.json"
 _OPTIMIZER_KEYS = ("exp_avg", "exp_avg_sq", "step")

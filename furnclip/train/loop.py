@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from furnclip import console
-from furnclip.errors import InputError, Interrupted, ModelError
-from furnclip.model.precision import is_out_of_memory
+from furnclip.errors import InputError, Interrupted, ModelError, is_out_of_memory
 from furnclip.model.towers import TOWERS
 from furnclip.runs import CHECKPOINTS
 from furnclip.train.batches import Batch, batches, make_batch, texts_of

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from furnclip.model.precision import is_out_of_memory
+from furnclip.errors import is_out_of_memory
 from furnclip.model.towers import TOWERS, Tower
 from furnclip.train.encoder import Encoder, Inputs
 from furnclip.train.exact import measured

@@ -25,7 +25,6 @@ from furnclip.journal import (
     discard_folder,
     exclusive,
     sweep,
-    told_when_full,
     utc_now,
     write_json,
     write_text,
@@ -89,7 +88,6 @@ def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, An
     with (
         interrupts.handled(),
         joined() as processes,
-        told_when_full(folder, config.paths.cache),
         exclusive(folder) if processes.first else nullcontext(),
     ):
         if processes.first:
