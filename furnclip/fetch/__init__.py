@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -42,6 +42,8 @@ FAILED_NAME = "failed.csv"
 _COLUMNS = ("row", "product_id", "address", "reason", "detail")
 _FIRST_PAUSE_S = 0.5
 _MOST_PAUSE_S = 60.0  # a server that asks for more is left for the next run
+_WRITERS = 4  # threads, where a write takes longer than this, as the mean of the first ones at least:
+_SLOW_WRITE_S, _FIRST_WRITES = 0.005, 8
 _SILENCES = 4  # requests for each of those that go on at once, after which a server is not there
 
 
@@ -126,6 +128,7 @@ class _Run:
         self._config, self._shelf, self._summary, self._refresh = config, shelf, summary, refresh
         self.failures: dict[int, tuple[str, str]] = {}
         self._error: list[BaseException] = []
+        self._writing_s, self._written = 0.0, 0
 
     def fetch_all(self) -> None:
         todo = self._todo()
@@ -172,7 +175,7 @@ class _Run:
                 meter.advance()
             return again_in_s
 
-        with ThreadPoolExecutor(self._shelf.place.writers) as writers:
+        with ThreadPoolExecutor(_WRITERS) as writers:
             try:
                 await ask_all(todo, ask, per_host=settings.per_host, concurrency=settings.concurrency)
             finally:
@@ -192,13 +195,24 @@ class _Run:
             return pause_s
         job.host.is_there = True
         if found:
-            keep = partial(self._shelf.keep, key, job.address, found)
-            is_other = await asyncio.get_running_loop().run_in_executor(writers, keep)
+            is_other = await self._keep(partial(self._shelf.keep, key, job.address, found), writers)
         summary.fetched_bytes += len(found.content) if found else 0
         summary.fetched += not kept
         summary.changed += bool(kept) and is_other
         summary.unchanged += bool(kept) and not is_other
         return None
+
+    async def _keep(self, keep: Callable[[], bool], writers: Executor) -> bool:
+        """Keep an image: here, or in another thread where the place lets its writers wait.
+
+        On a disk threads would halve the rate: they wait for the interpreter more than for the disk.
+        """
+        if self._written >= _FIRST_WRITES and self._writing_s / self._written > _SLOW_WRITE_S:
+            return await asyncio.get_running_loop().run_in_executor(writers, keep)
+        start = monotonic()
+        is_other = keep()
+        self._writing_s, self._written = self._writing_s + monotonic() - start, self._written + 1
+        return is_other
 
     def _give_up_silent(self, job: Job) -> None:
         is_silent = not job.host.is_there and job.host.silences >= _SILENCES * self._config.fetch.per_host
