@@ -94,12 +94,12 @@ def open_image(
         raise BrokenImage("truncated", f"{name} is damaged or cut off ({error})") from None
 
 
-def image_format(data: bytes) -> tuple[str, bool]:
+def image_format(data: bytes, *, name: str = "what was sent") -> tuple[str, bool]:
     """The format of an image by its content, one of `FORMATS`, and whether it surely is whole.
 
     That is told by its last bytes, without decoding it. Raises `BrokenImage`.
     """
-    kind = _identify(data, "what was sent").format or ""
+    kind = _identify(data, name).format or ""
     end = _ENDS.get(kind)
     return kind, end is not None and data.rstrip(b"\0\r\n ").endswith(end)
 

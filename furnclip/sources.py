@@ -6,7 +6,7 @@ A name is relative to `paths.images`. Where there is no such file, the one that 
 counted: without a leading slash, `?v=1` or `%20`, below or without a folder that is named twice, in another
 letter case, or with another image ending. Names that lead out of the folder are refused; links in it that
 lead out are the user's own, unless the folder belongs to somebody else. A bucket is listed once, when the
-first image is looked for. A web address is what the journal of `fetch` says was brought from it.
+first image is looked for. `fetch`'s journal says what a web address is, `paths.image_table` what an id is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urldefrag
 
 from furnclip import console
-from furnclip.catalogue import content_hash
+from furnclip.catalogue import content_hash, image_table
 from furnclip.errors import JournalError
 from furnclip.images import MAX_BYTES, BrokenImage, read_bytes
 from furnclip.journal import Event, read_journal, replacing, sweep, write_bytes
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from furnclip.storage.bucket import Bucket, S3File
 
 FETCHED_FOLDER = "fetched"  # below `paths.images`
-_ENDING = re.compile(r"(?<=.)\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|img)\Z", re.IGNORECASE | re.DOTALL)
+_ENDING = re.compile(
+    r"(?<=.)\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|hei[cf]|img)\Z", re.IGNORECASE | re.DOTALL
+)
 _AFTER_NAME = re.compile(r"[?#].*")
 _ADDRESS = re.compile(r"(https?:)?//[^/\s]+\.[^/\s]+/|https?://", re.IGNORECASE)
 
@@ -71,6 +73,8 @@ class ShopImages:
     def __init__(self, config: Config) -> None:
         self.place = image_place(config)
         self._journal, self._copies = config.paths.fetched, config.paths.cache / "images"
+        table = config.paths.image_table
+        self._by_id = image_table(Path(table)) if table else {}
         self._near: set[int] = set()  # hashes of the names
         self._example = ("", "")
 
@@ -143,6 +147,7 @@ class ShopImages:
 
     def _candidates(self, name: str) -> list[str]:
         """The names that this one may stand for, as it is first, then the likeliest; or raises."""
+        name = self._by_id.get(name, name)
         if address := web_address(name):
             return [self._fetched_name(address)]
         if "://" in name:
@@ -210,8 +215,6 @@ class Place(Protocol):
 
     name: str
     """of the folder itself, which shops repeat in their cells"""
-    writers: int
-    """threads that are worth while for writing to it"""
 
     def relative(self, name: str) -> str:
         """`name` without the path of the place in front of it."""
@@ -243,8 +246,6 @@ def image_place(config: Config) -> Place:
 
 class Folder:
     """A folder of this machine."""
-
-    writers = 4
 
     def __init__(self, given: Path) -> None:
         self._given, self._root = given, given.resolve()
@@ -307,8 +308,6 @@ class Folder:
 
 class Prefix:
     """A prefix of a bucket, `s3://bucket/prefix`, listed once."""
-
-    writers = 4
 
     def __init__(self, address: str, storage: StorageConfig) -> None:
         self._address, self._storage = address, storage

@@ -1,20 +1,24 @@
 """What of a catalogue can be used, counted before anything is done; and what would mend the rest.
 
-`doctor`, `clean estimate`, `clean run` and `prepare --check` tell it. Images are looked for, not opened.
+`doctor`, `clean estimate`, `clean run` and `prepare --check` tell it. Images are looked for; few are opened.
 """
 
 from __future__ import annotations
 
+import os
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from furnclip.catalogue import Product, read_products, recognize
 from furnclip.errors import FurnclipError
-from furnclip.images import BrokenImage
+from furnclip.images import BrokenImage, image_format
 from furnclip.sources import ShopImages
 
 if TYPE_CHECKING:
@@ -24,7 +28,9 @@ _NAMES_TRIED = 40
 _FOLDERS_TRIED = 300
 _DEEPEST = 3
 _ROWS_TOLD_BY = 1000
+_OPENED = 12
 _NO_IMAGE = "no-image"
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 
 
 @dataclass
@@ -46,11 +52,13 @@ class Survey:
     """the first that has the most frequent reason"""
     advice: str = ""
     """the folder, column or setting that would mend most of it"""
+    unreadable: str = ""
+    """what is wrong with images that were drawn by lot, where not one of them can be read"""
 
     @property
     def is_hopeless(self) -> bool:
         """Whether nothing of it can be used as things are; products that name no image have their words."""
-        return not self.usable and _NO_IMAGE not in self.reasons
+        return bool(self.unreadable) or (not self.usable and _NO_IMAGE not in self.reasons)
 
     def text(self) -> str:
         """One line for people."""
@@ -61,6 +69,7 @@ class Survey:
         if self.reasons:
             reason, count = next(iter(self.reasons.items()))
             parts.append(f"{count:,} without one that can be used, {reason}: first {self.example}")
+        parts += [f"of those drawn by lot not one can be read: {self.unreadable}"] * bool(self.unreadable)
         return "; ".join(parts)
 
 
@@ -69,15 +78,22 @@ def survey(config: Config, *, most_rows: int | None = None) -> Survey:
     found, reasons, examples = Survey(), Counter[str](), dict[str, str]()
     images = ShopImages(config)
     names: list[str] = []
+    ids: list[str] = []
+    opened, chance = list[tuple[str, ...]](), random.Random(0)
     for product in islice(read_products(config.paths.products, config.paths), most_rows):
         found.rows += product.file_rows
         found.products += 1
+        ids += [product.product_id] * (len(ids) < _NAMES_TRIED)
         reason, detail = _NO_IMAGE, "the row names no image"
         if not isinstance(product, Product):
             reason, detail = product.reason, product.detail
         elif product.images:
             names += product.images[: len(names) < _NAMES_TRIED]
             reason, detail = _count_images(product.images, images, found)
+            if not reason and len(opened) < _OPENED:
+                opened.append(product.images)
+            elif not reason and (place := chance.randrange(found.usable + 1)) < _OPENED:
+                opened[place] = product.images
         if reason:
             reasons[reason] += 1
             examples.setdefault(reason, f"in row {product.row}: {detail}")
@@ -87,7 +103,36 @@ def survey(config: Config, *, most_rows: int | None = None) -> Survey:
     if reasons:
         reason = next(iter(found.reasons))
         found.example, found.advice = examples[reason], _advice(config, reason, names)
+        if reason in (_NO_IMAGE, "missing") and _are_there(images, ids):
+            found.advice = f'set `paths.image_column = "{config.paths.id_column}"`: it names the images'
+    found.unreadable = _unreadable(images, opened)
+    found.advice = "export the images again, as JPEG or PNG" if found.unreadable else found.advice
     return found
+
+
+def _are_there(images: ShopImages, names: Sequence[str]) -> bool:
+    """Whether most of these are images of the shop."""
+    return 2 * sum(map(partial(_is_there, images), names)) > len(names)
+
+
+def _is_there(images: ShopImages, name: str) -> bool:
+    try:
+        return bool(images.find([name]))
+    except BrokenImage:
+        return False
+
+
+def _unreadable(images: ShopImages, drawn: Sequence[tuple[str, ...]]) -> str:
+    """What is wrong with images of these products; empty where any can be read, or there are none."""
+    problem = ""
+    for names in drawn:
+        try:
+            image = images.find(names)[0]
+            image_format(image.read(), name=image.short_name)
+            return ""
+        except BrokenImage as error:
+            problem = problem or error.message
+    return problem
 
 
 def advice(config: Config) -> str:
@@ -123,17 +168,29 @@ def _advice(config: Config, reason: str, names: Sequence[str]) -> str:
     if reason not in ("no-id", "bad-id", "duplicate-id", _NO_IMAGE, "missing", "outside"):
         return "export the catalogue again, or correct these rows"
     try:
-        wanted = recognize(paths.products).settings
+        wanted = recognize(paths.products)
     except FurnclipError:
         return ""
     setting = "id_column" if reason.endswith("-id") else "image_column"
-    for name in ("merge_rows", setting) if reason == "duplicate-id" else (setting,):
-        if (value := wanted.get(name)) and value != getattr(paths, name):
+    others = ("merge_rows", "merge_untitled_rows") if setting == "id_column" else ("image_table",)
+    for name in (*others, setting):
+        if (value := wanted.settings.get(name)) and value != getattr(paths, name):
             shown = str(value).lower() if isinstance(value, bool) else f'"{value}"'
             return f"set `paths.{name} = {shown}`, as `furnclip init {paths.products.name}` would"
+    if "image_table" in wanted.settings and not paths.image_table:
+        return wanted.reasons["image_table"]
+    if archive := next(_archives(config), None):
+        return f"unpack `{archive}` into `{paths.images}`"
     if reason in ("missing", "outside"):
         return f"no folder near `{paths.products}` has them; put the images into `{paths.images}`"
     return f"look at `paths.{setting}`"
+
+
+def _archives(config: Config) -> Iterator[Path]:
+    for folder in (config.paths.images, config.paths.products.parent):
+        if isinstance(folder, Path) and folder.is_dir():
+            files = (path for path in folder.iterdir() if path.suffix.lower() in _ARCHIVES)
+            yield from (path for path in files if path.resolve() != config.paths.products.resolve())
 
 
 def likely_folder(config: Config, names: Sequence[str]) -> tuple[Path, int] | None:
@@ -141,13 +198,8 @@ def likely_folder(config: Config, names: Sequence[str]) -> tuple[Path, int] | No
     best: tuple[Path, int] | None = None
     for folder in islice(_folders_near(config), _FOLDERS_TRIED):
         paths = config.paths.model_copy(update={"images": folder})
-        images, found = ShopImages(config.model_copy(update={"paths": paths})), 0
-        for name in names:
-            try:
-                images.find([name])
-            except BrokenImage:
-                continue
-            found += 1
+        images = ShopImages(config.model_copy(update={"paths": paths}))
+        found = sum(map(partial(_is_there, images), names))
         if found > (best[1] if best else 0):
             best = folder, found
         if found == len(names):
@@ -156,24 +208,18 @@ def likely_folder(config: Config, names: Sequence[str]) -> tuple[Path, int] | No
 
 
 def _folders_near(config: Config) -> Iterator[Path]:
-    """The image folder, the catalogue's folder and those in it, the nearest first."""
-    start = config.paths.products.parent
-    level = [
-        folder for folder in (config.paths.images, start) if isinstance(folder, Path) and folder.is_dir()
-    ]
-    yield from level
-    level = [start]
-    for _ in range(_DEEPEST):
-        inside: list[Path] = []
-        for folder in level:
-            try:
-                entries = sorted(folder.iterdir())
-            except OSError:
-                continue
-            inside += [
-                entry
-                for entry in entries
-                if not entry.name.startswith(".") and entry != config.paths.work and entry.is_dir()
-            ]
-        yield from inside
-        level = inside
+    """The image folder, those of the catalogue and of the project, and those in them, the nearest first."""
+    paths = config.paths
+    roots = (paths.images, paths.products.parent, paths.work.parent)
+    level, seen = [folder for folder in roots if isinstance(folder, Path) and folder.is_dir()], {paths.work}
+    for _ in range(_DEEPEST + 1):
+        level = [folder for folder in dict.fromkeys(level) if folder not in seen]
+        yield from level
+        seen.update(level)
+        level = [inner for folder in level for inner in _folders_in(folder)]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return sorted(Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return []

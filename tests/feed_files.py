@@ -274,6 +274,41 @@ def berkeley(names: Names) -> bytes:
     return gzip.compress("\n".join(map(json.dumps, lines)).encode())
 
 
+def bigcommerce(names: Names) -> bytes:
+    """Images and variants in rows of their own, with ids of their own."""
+    columns = "Item,ID,Name,SKU,Options,Current Stock,Price,Description,Internal Image URL (Export)"
+    rows = []
+    for n in range(PRODUCTS):
+        product = {
+            "Item": "Product",
+            "ID": 70 + n,
+            "Name": title(n),
+            "Price": price(n),
+            "Description": body(n),
+        }
+        variant = {"Item": "Variant", "ID": 500 + n, "SKU": f"L-{n}", "Current Stock": n}
+        images = [
+            {"Item": "Image", "ID": 900 + n + k, "Internal Image URL (Export)": names(n + k * PRODUCTS)}
+            for k in range(2)
+        ]
+        rows += [{**dict.fromkeys(columns.split(","), ""), **row} for row in (product, variant, *images)]
+    return table(rows, end="\r\n").encode()
+
+
+def nested_json(names: Names) -> bytes:
+    rows = [
+        {
+            "offerId": f"n{n}",
+            "productTitle": title(n),
+            "grossPrice": {"amount": price(n), "currency": "EUR"},
+            "media": [{"url": names(n), "alt": "in front"}, {"url": names(n + PRODUCTS)}],
+        }
+        for n in range(PRODUCTS)
+    ]
+    answer = {"meta": {"pages": [1], "of": 1}, "data": {"products": rows}, "links": {"next": None}}
+    return json.dumps(answer, indent=1).encode()
+
+
 def wands(names: Names) -> bytes:
     rows = [
         {
@@ -375,5 +410,7 @@ FEEDS = {
     "plain": FeedFile("artikel.csv", plain, "plain table"),
     "json": FeedFile("produits.json", french_json, "plain table"),
     "image folder": FeedFile("metadata.jsonl", image_folder, "Hugging Face image folder"),
+    "bigcommerce": FeedFile("products-export.csv", bigcommerce, "BigCommerce product export", 4 * PRODUCTS),
+    "nested json": FeedFile("products.json", nested_json, "plain table"),
     "parquet": FeedFile("train.parquet", parquet, "plain table"),
 }

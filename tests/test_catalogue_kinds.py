@@ -517,8 +517,9 @@ OTHER_KINDS = {
     "packed.csv.bz2": (b"BZh91AY&SY" + bytes(range(200)), "bzip2"),
     "noise.csv": (bytes(range(256)) * 9, "not a text file"),
     "cut.csv.gz": (gzip.compress(CSV_TEXT.encode() * 99)[:-30], "damaged"),
-    "nested.json": (json.dumps({"products": PRODUCTS}).encode(), "its rows are in `products`"),
-    "indented.json": (json.dumps({"products": PRODUCTS}, indent=1).encode(), "one JSON object"),
+    "nested.json": (json.dumps({"chairs": PRODUCTS}).encode(), "its rows are in `chairs`"),
+    "indented.json": (json.dumps({"chairs": PRODUCTS}, indent=1).encode(), "one JSON object"),
+    "cut-in-object.json": (json.dumps({"data": {"products": PRODUCTS}}).encode()[:-9], "item 3"),
     "cut.json": (json.dumps(PRODUCTS).encode()[:-9], "item 3"),
     "fake.parquet": (CSV_TEXT.encode(), "not a Parquet file"),
 }

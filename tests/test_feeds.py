@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,7 +25,17 @@ from tests.feed_files import FEEDS, PRODUCTS, FeedFile, Names, price, table, tit
 from tests.image_server import ImageServer, image_server
 
 # Exports of these name their images by web address.
-ON_THE_WEB = ("shopify", "woocommerce", "woocommerce german", "google", "magento", "amazon", "json")
+ON_THE_WEB = (
+    "bigcommerce",
+    "nested json",
+    "shopify",
+    "woocommerce",
+    "woocommerce german",
+    "google",
+    "magento",
+    "amazon",
+    "json",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -133,6 +145,38 @@ OTHERS = {
         "Product ID,Product Name,Product Image File - 1,Price,Current Stock Level",
         "Product Image File - 2,Product Image File - 12",
     ),
+    "wix": ("Wix product export", "handleId,name,productImageUrl,price,inventory", "fieldType,sku"),
+    "squarespace": (
+        "Squarespace product export",
+        "Product ID [Non Editable],Title,Hosted Image URLs,Price,Stock",
+        "Variant ID [Non Editable],SKU,Sale Price",
+    ),
+    "ecwid": (
+        "Ecwid product export",
+        "product_internal_id,product_name,product_media_main_image_url,product_price,product_quantity",
+        "type,product_media_main_image_alt,product_media_gallery_image_url_1",
+    ),
+    "lightspeed": (
+        "Lightspeed eCom product export",
+        "Internal_ID,US_Title_Short,Images,Price,Stock_Level",
+        "Internal_Variant_ID,NL_Title_Short,Price_Cost,Stock_Min,Article_Code",
+    ),
+    "akeneo": (PLAIN, "sku,name-en_US,image,price-EUR,in_stock", "name-de_DE,family,price_cost-EUR"),
+    "awin": (
+        PLAIN,
+        "merchant_product_id,product_name,merchant_image_url,search_price,in_stock",
+        "merchant_name,alternate_image,delivery_cost,category_name",
+    ),
+    "an erp": (
+        PLAIN,
+        "Art.-Nr.,Bezeichnung 1,Bilddatei 1,VK brutto €,Lagerbestand",
+        "Bezeichnung 2,EK netto,Bilddatei 2,Warengruppe",
+    ),
+    "idealo": (
+        PLAIN,
+        "Artikelnummer im Shop,Produktname,Bild-URL(s),Preis (Brutto),Lagerbestand",
+        "Hersteller / Markenname,Versandkosten",
+    ),
     "etsy": (PLAIN, "SKU,TITLE,IMAGE1,PRICE,QUANTITY", "IMAGE2,IMAGE10"),
     "amazon of today": (
         "Amazon flat file",
@@ -162,7 +206,7 @@ def test_headers_of_other_shops_and_languages_are_understood(name: str, folder: 
         "price": columns[3],
         "in_stock": columns[4],
     }
-    images = [other for other in others if "mage" in other.lower() and "alt" not in other]
+    images = [other for other in others if re.search("(?i)image(?!.*alt)|bild", other)]
     assert sorted(found.settings.get("more_image_columns", [])) == sorted(images)
 
 
@@ -228,6 +272,30 @@ def test_what_is_no_catalogue_is_told(folder: Path) -> None:
             recognize(folder / name)
     assert run("init", "nowhere.csv").code == 1
     assert not (folder / "furnclip.toml").exists()
+
+
+def test_image_ids_are_found_by_the_table_of_the_shop(folder: Path) -> None:
+    """In the layout of the public data set: `listings/metadata`, `images/metadata`, `images/small/00/...`."""
+    (folder / "listings" / "metadata").mkdir(parents=True)
+    catalogue = FEEDS["berkeley"].write(folder / "listings" / "metadata", "id{}".format)
+    told = run("init", str(catalogue)).ok()
+    assert "put `images.csv.gz`, which names the file of each image id, beside it" in told.stderr
+    for number, content in enumerate(feed_files.IMAGES):
+        path = folder / "images" / "small" / f"{number % 3:02x}" / f"{number + 7:08x}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    lines = [f"id{n},9,9,{n % 3:02x}/{n + 7:08x}.png" for n in range(len(feed_files.IMAGES))]
+    (folder / "images" / "metadata").mkdir()
+    content = gzip.compress("\n".join(["image_id,height,width,path", *lines]).encode())
+    (folder / "images" / "metadata" / "images.csv.gz").write_bytes(content)
+    settings = run("init", str(catalogue), "--force", "--json").ok().json["recognized"]["settings"]
+    assert settings["image_table"] == "images/metadata/images.csv.gz"
+    assert settings["images"] == "images/small"
+    counts = run("prepare", "--check", "--json").ok().json["raw_catalogue"]
+    assert (counts["usable"], counts["images"]) == (PRODUCTS, 2 * PRODUCTS)
+    (folder / "images" / "metadata" / "images.csv.gz").unlink()
+    told = run("prepare", "--check")
+    assert (told.code, "images.csv.gz` is no table of images" in told.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("wrong", ["photos", "elsewhere"])

@@ -18,6 +18,7 @@ from furnclip.catalogue.columns import Column as Column
 from furnclip.catalogue.columns import ColumnTypes as ColumnTypes
 from furnclip.catalogue.formats import Recognition as Recognition
 from furnclip.catalogue.formats import recognize as recognize
+from furnclip.catalogue.image_names import image_table as image_table
 from furnclip.catalogue.products import Product as Product
 from furnclip.catalogue.products import Rejection as Rejection
 from furnclip.catalogue.products import catalogue_path as catalogue_path

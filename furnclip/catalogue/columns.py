@@ -16,7 +16,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache, lru_cache
@@ -47,6 +47,7 @@ _NAME_DIGITS = re.compile(r"[+-]?0\d.*|\d{16,}")  # an article number, not a num
 _TIME = r"(?:[T ]\d\d:\d\d[\d:.]* ?(?:Z|UTC|[+-]\d\d:?\d\d)?)?"
 _YEAR_FIRST = re.compile(rf"(\d{{4}})-(\d\d?)-(\d\d?){_TIME}", re.ASCII)
 _YEAR_LAST = re.compile(rf"(\d\d?)([./-])(\d\d?)\2(\d{{4}}){_TIME}", re.ASCII)
+_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SCHEMA_ORG = re.compile(r"https?://schema\.org/")
 _PLAIN_SIGNS = {ord(blank): " " for blank in "\u00a0\u202f\u2009\t"} | {0x2019: "'", 0x2212: "-"}
 _KINDS: dict[str, Kind] = {
@@ -81,7 +82,25 @@ def short_name(name: str) -> str:
     >>> short_name("item_name[language_tag=en_US]#1.value"), short_name("Price (tax excl.)")
     ('item_name', 'price')
     """
-    return plain_name(re.split(r"[\[#(]", name)[0]) or plain_name(name)
+    apart = _CAMEL_CASE.sub("_", name)
+    return plain_name(re.split(r"[\[#(]", apart)[0]) or plain_name(apart)
+
+
+def known_as(wanted: Sequence[str], names: Collection[str], role: str) -> list[str]:
+    """Short names that are one of the wanted; then those that have one in them as whole words.
+
+    These are names such as `merchant_product_id`; not `image_alt`, by the words of the role in `names.toml`.
+    Those in English come first, then the one with the lowest number, others in the order of the file.
+    """
+    unlike, english = set(known_names()["unlike"][role]), set(known_names()["words"]["english"])
+    words = {name: set(name.split("_")) for name in names}
+    found = [name for name in wanted if name in words]
+    longer = [name for name in names if not words[name] & unlike]
+    longer.sort(
+        key=lambda name: (not words[name] & english, int("0" + name[len(name.rstrip("0123456789")) :][:9]))
+    )
+    found += [name for known in wanted for name in longer if f"_{known}_" in f"_{name}_"]
+    return list(dict.fromkeys(found))
 
 
 @cache
@@ -320,7 +339,8 @@ class ColumnTypes:
 def _find(name: str, kind: Kind, kinds: Mapping[str, Kind]) -> str | None:
     """The column that has this usual name; None where none of its kind has."""
     by_name = {short_name(source): source for source in reversed(list(kinds)) if kinds[source] == kind}
-    return next((by_name[known] for known in known_names()["columns"][name] if known in by_name), None)
+    found = known_as(known_names()["columns"][name], list(reversed(by_name)), name)
+    return by_name[found[0]] if found else None
 
 
 def _free_name(name: str, taken: set[str]) -> str:

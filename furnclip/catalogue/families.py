@@ -11,18 +11,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from furnclip.catalogue.rows import Record, checked_record, joined
 
 
-def merged(records: Iterable[Record], key: str, first: Collection[str]) -> Iterator[Record]:
+def merged(records: Iterable[Record], key: str, first: Collection[str], title: str = "") -> Iterator[Record]:
     """Records that follow each other and have the same `key` as one; what differs is joined by `|`.
 
+    title: a column; where it is empty, a record belongs to the one above whatever its key is.
     In the columns `first` the first text counts. Damaged records, and those without a key, stay alone.
     """
     together: list[Record] = []
     for record in records:
         name = "" if record.reason else record.fields.get(key, "").strip()
-        if together and name != together[0].fields[key].strip():
+        is_more = title and not record.reason and not record.fields.get(title, "").strip()
+        if together and not is_more and name != together[0].fields[key].strip():
             yield _as_one(together, first)
             together = []
-        if name:
+        if name or (together and is_more):
             together.append(record)
         else:
             yield record

@@ -16,7 +16,7 @@ from typing import Any
 
 import tomli
 
-from furnclip.catalogue.columns import Column, ColumnTypes, short_name
+from furnclip.catalogue.columns import Column, ColumnTypes, known_as, known_names, short_name
 from furnclip.catalogue.families import merged
 from furnclip.catalogue.image_names import has_image_ending, image_names
 from furnclip.catalogue.rows import Record, read_records
@@ -25,6 +25,7 @@ from furnclip.errors import InputError
 
 _SAMPLE_ROWS = 1000
 _MOST = 0.9
+_LONGER = "a usual name for it is a part of its name"
 _PLAIN: dict[str, Any] = {"name": "plain table", "why": "each row is a product"}
 
 
@@ -68,7 +69,7 @@ def recognize(path: Path, *, reserved: Iterable[str] = ()) -> Recognition:
     fits = [each for each in formats()["format"] if _fits(each, known)]
     chosen = {**_PLAIN, **(fits[0] if fits else {})}
     found = Recognition(chosen["name"], chosen["why"], [each["name"] for each in fits[1:]], len(sample), 0)
-    chooser = _Chooser(chosen, known, sample, found)
+    chooser = _Chooser(chosen, known, sample, found, path.parent)
     chooser.choose()
     types = ColumnTypes()
     for record in chooser.sample:
@@ -79,20 +80,35 @@ def recognize(path: Path, *, reserved: Iterable[str] = ()) -> Recognition:
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:
     """Columns by their short names; of two with one name, the first."""
-    return {short_name(name) or name: name for name in reversed(names)}
+    known: dict[str, str] = {}
+    for name in names:
+        known.setdefault(short_name(name) or name, name)
+    return known
 
 
 def _fits(format: dict[str, Any], known: dict[str, str]) -> bool:
     return all(not known.keys().isdisjoint(alternatives) for alternatives in format["needs"])
 
 
+def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    """Matches the names of `more_images`, with any words before them."""
+    escaped = (re.escape(pattern).replace(r"\*", r"\w*").replace(r"\#", r"\d+") for pattern in patterns)
+    return re.compile(rf"(\w+_)?({'|'.join(escaped)})")
+
+
 class _Chooser:
     """Chooses the columns of one file, and notes the reason of each choice."""
 
     def __init__(
-        self, format: dict[str, Any], known: dict[str, str], sample: list[Record], found: Recognition
+        self,
+        format: dict[str, Any],
+        known: dict[str, str],
+        sample: list[Record],
+        found: Recognition,
+        folder: Path,
     ) -> None:
         self._format, self._known, self.sample, self._found = format, known, sample, found
+        self._folder = folder
 
     def choose(self) -> None:
         """Fills in the settings and reasons of the recognition."""
@@ -102,16 +118,29 @@ class _Chooser:
         image = self._take("image") or self._take_looking_like_images()
         title = self._take("title") or self._take_text()
         self._take_id(image or title)
-        if self._found.settings.get("merge_rows"):
-            self.sample = list(merged(self.sample, self._found.settings["id_column"], [title]))
+        settings = self._found.settings
+        if settings.get("merge_rows") or settings.get("merge_untitled_rows"):
+            key, told_by = settings["id_column"], title if settings.get("merge_untitled_rows") else ""
+            self.sample = list(merged(self.sample, key, [key, title], told_by))
         self._take("parent")
         if "parent_column" not in self._found.settings:
             self._take("group")
         self._take_more_images(image)
+        self._find_table()
         columns = [name for name in (image, *self._found.settings.get("more_image_columns", ())) if name]
         self._found.images = [
             name for column in columns for cell in self._cells(column) for name in image_names(cell)
         ]
+
+    def _find_table(self) -> None:
+        """The table that says which files image ids are; where there is none, what to do about it."""
+        if not (names := self._format.get("image_tables")):
+            return
+        table = next((path for name in names if (path := self._folder / name).is_file()), "")
+        why = "it names the file of each image id"
+        if not table:
+            why = f"put `{names[0]}`, which names the file of each image id, beside it and run `init` again"
+        self._found.settings["image_table"], self._found.reasons["image_table"] = str(table), why
 
     def _cells(self, column: str) -> list[str]:
         """What is in the column, without empty cells."""
@@ -120,61 +149,72 @@ class _Chooser:
     def _candidates(self, role: str) -> list[tuple[str, str]]:
         """(column, why) of the columns that may have this role by their names, the likeliest first."""
         own, usual = self._format.get(role, []), formats()["usual"].get(role, [])
-        named = [(name, f"as {self._format['name']} calls it") for name in own]
-        named += [(name, "a usual name for it") for name in usual]
-        return [(self._known[name], why) for name, why in named if name in self._known]
+        named = [(name, f"as {self._format['name']} calls it") for name in own if name in self._known]
+        longer = known_as(usual, self._known, role) if role in known_names()["unlike"] else []
+        named += [(name, "a usual name for it") for name in usual if name in self._known]
+        named += [(name, _LONGER) for name in longer if name not in usual]
+        return [(self._known[name], why) for name, why in named]
 
     def _set(self, role: str, column: str, why: str) -> str:
         self._found.settings[f"{role}_column"], self._found.reasons[f"{role}_column"] = column, why
         return column
 
     def _take(self, role: str) -> str:
-        """The first column by name that has a cell; empty where there is none."""
+        """The first column by name that has a cell of the right looks; empty where there is none."""
         for column, why in self._candidates(role):
-            if self._cells(column) and column not in self._found.settings.values():
+            cells = self._cells(column)
+            is_image = any("://" in cell for cell in cells) or self._are_images(cells)
+            is_wrong = is_image if role == "title" else role == "image" and why == _LONGER and not is_image
+            if cells and not is_wrong and column not in self._found.settings.values():
                 return self._set(role, column, why)
         return ""
 
     def _take_looking_like_images(self) -> str:
         for column in self._known.values():
-            cells = self._cells(column)
-            names = [name for cell in cells for name in image_names(cell)]
-            if cells and sum(map(has_image_ending, names)) >= _MOST * len(names):
+            if self._are_images(self._cells(column)):
                 return self._set("image", column, "its cells are names of images")
         return self._set("image", "", "no column names images: products are found by their words")
 
+    def _are_images(self, cells: Sequence[str]) -> bool:
+        names = [name for cell in cells for name in image_names(cell)]
+        return bool(names) and sum(map(has_image_ending, names)) >= _MOST * len(names)
+
     def _take_text(self) -> str:
+        taken = self._found.settings.values()
         texts = {column: sum(map(len, self._cells(column))) for column in self._known.values()}
-        longest = max(texts, key=lambda column: texts[column] * (column not in self._found.settings.values()))
+        texts = {name: 0 if self._are_images(self._cells(name)) else size for name, size in texts.items()}
+        longest = max(texts, key=lambda column: texts[column] * (column not in taken))
         return self._set("title", longest, "no name for a title is known; it has the longest texts")
 
     def _take_id(self, fallback: str) -> str:
         """A column by name that is filled and tells products apart; or what names each row for certain."""
-        merges = self._found.settings.get("merge_rows", False)
+        merges = any(name.startswith("merge") for name in self._found.settings)
         candidates = self._candidates("id")
         for column, why in candidates:
             cells = self._cells(column)
             is_filled = len(cells) >= _MOST * len(self.sample)
-            if is_filled and (merges or len(set(cells)) >= _MOST * len(cells)):
+            if (merges and cells) or (is_filled and len(set(cells)) >= _MOST * len(cells)):
                 return self._set("id", column, why)
         for column in (fallback, self._found.settings["title_column"]):
             cells = self._cells(column)
             if len(cells) == len(self.sample) == len(set(cells)):
                 return self._set("id", column, "no column is an id by its name; it tells the rows apart")
-        column = candidates[0][0] if candidates else fallback
+        columns = [column for column, _ in candidates] or [fallback]
+        column = max(columns, key=lambda column: len(self._cells(column)))
         return self._set(
             "id", column, "no column tells all rows apart; rows with the id of another are rejected"
         )
 
     def _take_more_images(self, image: str) -> None:
-        patterns = [*self._format.get("more_images", []), *formats()["usual"]["more_images"]]
-        escaped = (re.escape(pattern).replace(r"\*", r"\w*").replace(r"\#", r"\d+") for pattern in patterns)
-        wanted = re.compile("|".join(escaped))
+        own, usual = map(_any_of, (self._format.get("more_images", []), formats()["usual"]["more_images"]))
+        main = next((name for name, column in self._known.items() if column == image), "")
+        if stem := re.fullmatch(r"(.*\D)_?\d+", main):  # `bild_2` beside `bild_1`
+            usual = _any_of([f"{stem[1].rstrip('_')}_#", f"{stem[1]}#", *formats()["usual"]["more_images"]])
         taken = [image, *self._found.settings.values()]
         more = [
             column
-            for name, column in reversed(self._known.items())
-            if wanted.fullmatch(name) and column not in taken and self._cells(column)
+            for name, column in self._known.items()
+            if column not in taken and self._cells(column) and (own.fullmatch(name) or usual.fullmatch(name))
         ]
         if more and image:
             self._found.settings["more_image_columns"] = more

@@ -111,11 +111,12 @@ class _Feed:
             return
         if len(self._open) > _DEEPEST:
             raise ValueError("it is nested too deeply")
-        is_address = self._open and "href" in attributes and attributes.get("rel", "alternate") == "alternate"
+        address = next((attributes[key] for key in ("href", "url", "src") if key in attributes), "")
+        is_address = self._open and address and attributes.get("rel", "alternate") == "alternate"
         children: dict[str, list[Any]] = (
             {} if self._open else {key: [value] for key, value in attributes.items()}
         )
-        self._open.append((name, children, [attributes["href"]] if is_address else []))
+        self._open.append((name, children, [address] if is_address else []))
 
     def text(self, data: str) -> None:
         if self._open:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from furnclip.catalogue.columns import known_names, plain_name
+from furnclip.catalogue.columns import known_as, known_names, plain_name, short_name
 from furnclip.catalogue.families import merged, with_parents
 from furnclip.catalogue.formats import formats
 from furnclip.catalogue.image_names import image_names
@@ -101,10 +101,11 @@ def _open(
 
     def read() -> tuple[list[str], Iterator[Record]]:
         names, records = read_records(path, images, language=paths.language)
-        if paths.merge_rows and not is_our_sheet(names):
+        if (paths.merge_rows or paths.merge_untitled_rows) and not is_our_sheet(names):
             texts = [name for name in names if plain_name(name) in known_names()["columns"]["description"]]
-            key, title = paths.id_column, paths.title_column
-            records = merged(records, key, [name for name in (title, *texts) if name in names])
+            first = [name for name in (paths.id_column, paths.title_column, *texts) if name in names]
+            told_by = paths.title_column if paths.merge_untitled_rows else ""
+            records = merged(records, paths.id_column, first, told_by)
         return names, records
 
     try:
@@ -130,6 +131,9 @@ def _find_column(path: Path, columns: list[str], setting: str, wanted: str) -> s
         return renamed
     if wanted and wanted not in columns:
         close = nearest(wanted, columns)
+        if not close and (role := setting.removesuffix("_column")) in known_names()["unlike"]:
+            shorts = {short_name(name): name for name in columns}
+            close = shorts.get(next(iter(known_as(formats()["usual"][role], shorts, role)), ""))
         advice = f"set `paths.{setting}" + (f' = "{close}"`' if close else "`")
         shown = ", ".join(column[:_MAX_SHOWN_CHARS] for column in columns[:_MAX_SHOWN_COLUMNS])
         more = len(columns) - _MAX_SHOWN_COLUMNS

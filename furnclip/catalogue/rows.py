@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from furnclip.catalogue.columns import known_names, plain_name
 from furnclip.catalogue.delimited import MAX_CELL_CHARS, Table
 from furnclip.catalogue.markup import read_xml
-from furnclip.catalogue.structured import ImageStore, NoText, cell_text, read_json, read_parquet
+from furnclip.catalogue.structured import ImageStore, NoText, cell_text, has_table, read_json, read_parquet
 from furnclip.catalogue.text import (
     KINDS_HINT,
     find_encoding,
@@ -109,9 +109,7 @@ def _read(path: Path, images: ImageStore | None, language: str) -> tuple[list[st
         return columns, _typed_records(columns, rows, images, language)
     is_array = _JSON_ARRAY.match(text) is not None
     if is_array or suffix in (".jsonl", ".ndjson", ".json") or _JSON_OBJECT.match(text):
-        if not is_array:
-            _check_json_lines(path, suffix)
-        columns, rows = read_json(path, is_array=is_array)
+        columns, rows = read_json(path, "array" if is_array else _json_kind(path, suffix))
         return columns, _typed_records(columns, rows, images, language)
     table = Table(path)
     names = [unescape(cell).strip() for cell in table.header]
@@ -123,8 +121,8 @@ def _read(path: Path, images: ImageStore | None, language: str) -> tuple[list[st
     return columns, records
 
 
-def _check_json_lines(path: Path, suffix: str) -> None:
-    """Refuses one object that is spread over lines, or that holds the rows in one of its fields."""
+def _json_kind(path: Path, suffix: str) -> Literal["lines", "object"]:
+    """Whether JSON is an object a line, or one that has the rows in a list; refuses one without."""
     with closing(text_lines(path)) as lines:
         first = next((line for line in lines if line.strip()), "")
         is_alone = not any(line.strip() for line in lines)
@@ -133,16 +131,21 @@ def _check_json_lines(path: Path, suffix: str) -> None:
     except (ValueError, RecursionError):
         value = None
         if suffix in (".jsonl", ".ndjson"):
-            return  # its broken lines are reported one by one
+            return "lines"  # its broken ones are reported one by one
     fields = value if isinstance(value, dict) and is_alone else {}
+    while len(fields) == 1 and isinstance(inner := next(iter(fields.values())), dict):
+        fields = inner
     lists = [name for name, field in fields.items() if isinstance(field, list) and field]
     table = next((name for name in lists if all(isinstance(item, dict) for item in fields[name])), None)
     is_inside = table is not None and (len(fields) == 1 or table in _TABLES)
-    if value is None or is_inside:
+    if value is not None and not is_inside:
+        return "lines"
+    if not has_table(path):
+        hint = "save its rows as a JSON array, or as one object a line"
         raise InputError(
-            f"`{path}` is one JSON object" + (f"; its rows are in `{table}`" if is_inside else ""),
-            hint="save its rows as a JSON array, or as one object a line",
+            f"`{path}` is one JSON object" + (f"; its rows are in `{table}`" if table else ""), hint=hint
         )
+    return "object"
 
 
 def _csv_records(columns: list[str], table: Table, *, is_clean: bool) -> Iterator[Record]:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from furnclip.catalogue.text import MAX_LINE_CHARS, content_hash, text_chunks, text_lines, warn_once
 from furnclip.errors import InputError
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 _LANGUAGE = re.compile("[a-z]{2}([-_][A-Za-z]{2})?")
 _LANGUAGE_KEYS = ("language_tag", "language", "lang", "locale")
 _ADDRESS_KEYS = ("src", "url", "href", "path", "file", "filename")
-_VALUE_KEYS = ("value", "text", "name", "title", "label", *_ADDRESS_KEYS)
+_VALUE_KEYS = ("value", "amount", "text", "name", "title", "label", *_ADDRESS_KEYS)
+# The list of rows in one object, such as `{"data": {"products": [{`.
+_TABLE = re.compile(
+    r'(?<!\\)"(products|items|rows|data|results|offers|entries|articles|records|docs|nodes)"\s*:\s*(?=\[\s*\{)'
+)
+_TABLE_CHARS = 2**12  # of a name, its colon and its bracket, however they are spaced
 _FIRST_ITEM = re.compile(r"[ \t\r\n]*\[(?![ \t\r\n]*\])[ \t\r\n]*")
 _NEXT_ITEM = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
@@ -140,6 +145,8 @@ def _text_of_object(value: Mapping[Any, object], language: str, depth: int) -> s
     if value and all(_LANGUAGE.fullmatch(str(key)) for key in value):
         nearest = min(value, key=lambda key: _distance(language, str(key)))
         return cell_text(value[nearest], language, depth + 1)
+    if len(value) == 1:
+        return cell_text(next(iter(value.values())), language, depth + 1)
     pairs = (
         (key, cell_text(item, language, depth + 1))
         for key, item in value.items()
@@ -148,9 +155,14 @@ def _text_of_object(value: Mapping[Any, object], language: str, depth: int) -> s
     return ", ".join(f"{key}: {text}" for key, text in pairs if text)
 
 
-def read_json(path: Path, *, is_array: bool) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
-    """Columns, in the order in which they first occur, and every object; a message where there is none."""
-    read = _array_items if is_array else _json_lines
+def read_json(
+    path: Path, kind: Literal["array", "lines", "object"]
+) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
+    """Columns, in the order in which they first occur, and every object; a message where there is none.
+
+    kind: what the file is: one array, an object a line, or one object that has the array in it.
+    """
+    read = _json_lines if kind == "lines" else partial(_array_items, is_inside=kind == "object")
     columns: dict[str, None] = {}
     for item in read(path):
         if isinstance(item, dict):
@@ -169,10 +181,27 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any] | str]:
             yield str(error)
 
 
-def _array_items(path: Path) -> Iterator[dict[str, Any] | str]:
+def has_table(path: Path) -> bool:
+    """Whether one JSON object has the list of the rows in it."""
+    return any(True for _ in _from_table(path))
+
+
+def _from_table(path: Path) -> Iterator[str]:
+    """The text of one JSON object from the list of its rows on."""
+    text, is_there = "", False
+    for chunk in text_chunks(path):
+        text += chunk
+        if match := None if is_there else _TABLE.search(text):
+            text, is_there = text[match.end() :], True
+        if is_there:
+            yield text
+        text = "" if is_there else text[-_TABLE_CHARS:]
+
+
+def _array_items(path: Path, *, is_inside: bool = False) -> Iterator[dict[str, Any] | str]:
     """The items of one large array. For a value that is half there, the text is doubled until it is whole."""
     text, at, number, wanted_chars = "", 0, 0, _CHUNK_CHARS
-    for chunk in chain(text_chunks(path), ("",)):
+    for chunk in chain(_from_table(path) if is_inside else text_chunks(path), ("",)):
         text, at = text[at:] + chunk, 0
         if chunk and len(text) < wanted_chars:
             continue

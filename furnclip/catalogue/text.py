@@ -11,6 +11,7 @@ import codecs
 import gzip
 import hashlib
 import io
+import re
 import unicodedata
 import zlib
 from collections.abc import Generator, Iterator
@@ -36,6 +37,7 @@ _MULTI_BYTE = ("gb18030", "cp932", "euc_jp", "big5", "cp949")
 # What Western text has beside letters: quotes, dashes, the euro, trade marks, degrees, fractions ...
 _WESTERN_SIGNS = frozenset("€…“”•—™\u00a0\u2013\u2018\u2019£§©«®°±²³\u00b4·¹º»¼½¾¿\u00d7".encode("cp1252"))
 _WESTERN_SHARE = 0.7
+_WITH_SHARP_S = re.compile(b"([\xe4\xf6\xfc])\xdf")  # two letters that stand together in German words
 _FEWEST_BYTES = 6  # fewer tell too little; several encodings fit
 
 # One character that UTF-8 does not have, for bytes that are no text in the file's encoding.
@@ -161,6 +163,7 @@ def _legacy_encoding(sample: bytes) -> str:
 
     Western is told by the bytes beyond ASCII that stand alone, as accented letters and signs do.
     """
+    sample = _WITH_SHARP_S.sub(rb"\1s", sample)
     alone = total = 0
     for before, byte, after in zip(b"\n" + sample, sample, sample[1:] + b"\n", strict=False):
         if byte < 0x80:

@@ -44,15 +44,19 @@ def settings_for(catalogue: Path, folder: Path) -> tuple[dict[str, Any], Recogni
     named = [name for name in dict.fromkeys(found.images) if name not in inside | addresses][:_NAMES_TRIED]
     reason = f"{len(addresses):,} web addresses, which `furnclip fetch` brings here" if addresses else ""
     reason = "the images inside the file are written here" if inside else reason
-    config = Config(paths=DataPaths(products=path, images=images, work=folder / "work"))
+    table = found.settings.get("image_table", "")
+    if table:
+        found.settings["image_table"] = _shown(Path(table).resolve(), folder)
+    paths = DataPaths(products=path, images=images, work=folder / "work", image_table=table)
+    config = Config(paths=paths)
     if named and (best := likely_folder(config, named)):
         images, count = best
         reason = f"it has {count} of the {len(named)} images looked for"
     elif named:
         reason = "no folder near the catalogue has the images; put them here, or set it to where they are"
-    paths = {"products": _shown(path, folder), "images": _shown(images, folder), **found.settings}
+    settings = {"products": _shown(path, folder), "images": _shown(images, folder), **found.settings}
     found.reasons.update({"images": reason} if reason else {})
-    return paths, found
+    return settings, found
 
 
 def _shown(path: Path, folder: Path) -> str:

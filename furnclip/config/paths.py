@@ -30,7 +30,7 @@ def _place(value: object) -> object:
     is_bucket = isinstance(value, str) and value.startswith("s3://")
     if is_bucket and not re.match(r"s3://[^/]+(/|\Z)", str(value)):
         raise ValueError("write it like `s3://bucket/prefix`")
-    return Path(value) if isinstance(value, str) and not is_bucket else value
+    return Path(value) if value and isinstance(value, str) and not is_bucket else value
 
 
 class DataPaths(Section):
@@ -50,12 +50,16 @@ class DataPaths(Section):
     """column with the image's path or web address; several are separated by `|`; empty: there are none"""
     more_image_columns: tuple[str, ...] = ()
     """further columns with images"""
+    image_table: Annotated[Path | str, BeforeValidator(_place)] = ""
+    """table with the file (`path`) of each image (`image_id`), where the catalogue names images by ids"""
     group_column: str = ""
     """column that groups variants of one product; empty: same id, image or title"""
     parent_column: str = ""
     """column with the parent of a variation, whose empty cells are the parent's, and whose group is its"""
     merge_rows: bool = False
     """take rows that follow each other and have one id as one product, as Shopify exports them"""
+    merge_untitled_rows: bool = False
+    """take rows without a title as a part of the product above them, as Squarespace exports them"""
     language: str = "en"
     """of texts in several languages, the one that is taken"""
 
