@@ -89,6 +89,9 @@ def test_titles(raw: str, clean: str) -> None:
         ("lampe de chevet avec abat-jour", "lamp"),
         ("Leder Natur Couch", "sofa"),
         ("matte black shelf", "shelf"),
+        ("EKTORP 3er-Sofa, Hallarp beige", "sofa"),
+        ("MALM Bettgestell hoch, weiß", "bed"),
+        ("Waschbeckenunterschrank 60 cm grau", "cabinet"),
     ],
 )
 def test_object_types(title: str, kind: str) -> None:

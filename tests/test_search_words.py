@@ -112,11 +112,13 @@ def test_plurals_typing_errors_and_other_languages(searcher: Searcher, text: str
 
 
 def vocabulary(*titles: str, language: str = "en") -> Vocabulary:
-    """Of a catalogue of these titles, whose last words say what each is."""
+    """Of a catalogue of these titles, whose last words say what each is, and colors their first."""
+    colors = ("red", "black", "white", "gray")
     names = ("product_id", "title", "object_type", "color")
     rows = [
-        dict(zip(names, (f"P{row}", title, title.split()[-1], title.split()[0]), strict=True))
+        dict(zip(names, (f"P{row}", title, words[-1], words[0] * (words[0] in colors)), strict=True))
         for row, title in enumerate(titles)
+        for words in [title.split()]
     ]
     return Vocabulary.gather(rows, fields_of({}), language)
 
@@ -168,6 +170,16 @@ def test_what_a_title_says_a_product_is_without() -> None:
     assert [term.word for term in unknown.terms] == ["sofa"]
     assert "no product has `wheels`" in unknown.understood
     assert understand("rug non slip", known, (), literal=False).understood == ("without slip",)
+
+
+def test_a_title_that_opens_with_the_name_as_written_comes_first() -> None:
+    titles = ("Van Heusen wool rug for halls", "Vans rug", "Rug of van der Rohe")
+    known = vocabulary(*titles)
+    rows = [{"product_id": f"P{place}", "title": title} for place, title in enumerate(titles)]
+    words = {place: known.keywords(row, fields_of({})) for place, row in enumerate(rows)}
+    for text, first in (("van", 0), ("vans", 1)):
+        shares = understand(text, known, (), literal=False).shares(words)
+        assert max(shares, key=lambda place: shares[place]) == first
 
 
 @pytest.mark.parametrize("text", ["lamp and clock", "Lampe oder Uhr", "black and white lamp"])

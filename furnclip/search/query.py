@@ -44,6 +44,20 @@ class Term:
     either: int = 0
     """which of the things that the query names: "perfume and body mist" are two"""
 
+    opening: str = ""
+    """what a title has in the index that opens with the word as it is written, where it may be a name"""
+
+    def reached(self, words: Sequence[str], passing: str, length: float) -> float:
+        """How much of it these words have, from 0 to 1; `length`: of usual texts.
+
+        Of a text that opens with a name the length does not matter: it is about that.
+        """
+        there = sum(map(words.count, self.stems))
+        there = there or any(f" {stem} " in passing for stem in self.stems)
+        is_opened = bool(there and self.opening) and self.opening in words
+        half = _SATURATION * (1 - _SHORTNESS + _SHORTNESS * length * (not is_opened))
+        return there / (there + half)
+
 
 @dataclass(frozen=True)
 class Query:
@@ -74,7 +88,8 @@ class Query:
     @cached_property
     def words(self) -> str:
         """The words of the index, and what the text may be exactly."""
-        return " ".join(dict.fromkeys([*self.exact, *(stem for term in self.terms for stem in term.stems)]))
+        asked = (word for term in self.terms for word in (*term.stems, term.opening))
+        return " ".join(dict.fromkeys(filter(None, [*self.exact, *asked])))
 
     @cached_property
     def kinds(self) -> str:
@@ -96,13 +111,10 @@ class Query:
         usual = sum(map(len, named.values())) / max(1, len(named)) or 1.0
         shares = {}
         for row, words in named.items():
-            half = _SATURATION * (1 - _SHORTNESS + _SHORTNESS * len(words) / usual)
             passing = f" {keywords[row].partition('|')[2]} "
             reached = dict.fromkeys(wholes, 0.0)
             for term in terms:
-                there = sum(map(words.count, term.stems))
-                there = there or any(f" {stem} " in passing for stem in term.stems)
-                reached[term.either] += term.weight * there / (there + half)
+                reached[term.either] += term.weight * term.reached(words, passing, len(words) / usual)
             shares[row] = sum(reached.values()) / most
             if len(wholes) > 1:
                 best = max(reached[thing] / whole for thing, whole in wholes.items() if whole)
@@ -148,6 +160,12 @@ def _weighed(terms: list[Term], vocabulary: Vocabulary) -> list[Term]:
     """The terms with what each counts: rare ones more, and a sofa that is not red before what is red."""
     terms = [
         replace(term, weight=vocabulary.rarity(*term.stems), is_kind=vocabulary.is_kind(term.stems))
+        for term in terms
+    ]
+    terms = [
+        term
+        if term.is_kind or vocabulary.is_look(term.stems) or not term.stems
+        else replace(term, opening=f"^{term.spelled or term.word}")
         for term in terms
     ]
     kinds = sum(term.weight for term in terms if term.is_kind)

@@ -95,7 +95,8 @@ class Ranker:
         rare = _RARE * vocabulary.products
         names = all(vocabulary.stems[stem] <= rare for term in known for stem in term.stems)
         share = sum(term.weight for term in known) / sum(term.weight for term in query.terms)
-        share = 1.0 if any(term.is_kind for term in known) else share  # other sofas before what is near
+        # What words miss is left to meaning as far as the model understands the catalogue.
+        share += (1 - share) * (self._trust - _LEAST_TRUST) / (1 - _LEAST_TRUST)
         return share * max(self._trust, _NAMES_TRUST * (names or len(query.terms) == 1))
 
     def surprise(self, request: Request, ranking: Ranking) -> float:

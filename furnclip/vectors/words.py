@@ -11,6 +11,7 @@ often its words are repeated, which is how BM25F weighs fields: before the satur
     =p00017             an id, SKU, barcode, without signs and leading zeros
     @billy @mid_century a brand, series or model as a whole
     !slip               a word that the text says the product is without: "non-slip"
+    ^vans               the word that opens the title, as it is written
     |                   behind it, words of long texts, by which nothing is excluded
 """
 
@@ -351,7 +352,8 @@ class Vocabulary:
                     long += tokens[:_MOST_LONG_WORDS]
                     continue
                 named += tokens * field.weight
-                named += tokens[:1] * (field.column == "title")  # a brand or series, or the kind
+                if field.column == "title":  # it opens with a brand or series, or the kind
+                    named += [*tokens[:1], *(f"^{forms[0]}" for forms in words_of(text)[:1])]
                 named += ["@" + name_of(text)] * (field.kind == "name")
         return " ".join([*named, "|", *long])
 
