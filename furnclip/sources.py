@@ -59,7 +59,9 @@ class FoundImage:
 
     def read(self) -> bytes:
         """Its bytes, at most `MAX_BYTES`. Raises `BrokenImage`."""
-        return self.place.read(self.name)
+        if not (content := self.place.read(self.name)):
+            raise BrokenImage("empty", f"{self.short_name} is empty")
+        return content
 
     @property
     def short_name(self) -> str:
@@ -92,10 +94,7 @@ class ShopImages:
         return found[::-1]
 
     def read(self, name: str) -> bytes:
-        """The bytes of one of the few images that are shown; a bucket is not listed for it.
-
-        Raises `BrokenImage`.
-        """
+        """The bytes of one of the few that are shown; a bucket is not listed. Raises `BrokenImage`."""
         if isinstance(self.place, Prefix):
             for candidate in self._candidates(name):
                 with suppress(BrokenImage):

@@ -319,6 +319,44 @@ def test_a_wrong_image_folder_is_told_with_the_likely_right_one(wrong: str, fold
         assert "12 of the 12" in line
 
 
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(3000)
+# what lies in the image folder, by its name from a number; what the cells say; a word of the one line
+UNUSABLE = {
+    "zipped": ({"photos.zip": b"PK\x03\x04"}, "{}.jpg", "unpack `"),
+    "empty": ({f"{n}.jpg": b"" for n in range(PRODUCTS)}, "{}.jpg", "as JPEG or PNG"),
+    "a page": ({f"{n}.jpg": b"<html>" for n in range(PRODUCTS)}, "{}.jpg", "as JPEG or PNG"),
+    "heic": ({f"{n}.heic": HEIC for n in range(PRODUCTS)}, "{}.jpg", "as JPEG or PNG"),
+    "by id": (
+        {f"p{n}.webp": b"RIFF" for n in range(PRODUCTS)},
+        "photo {}",
+        'paths.image_column = "product_id"`',
+    ),
+    "nowhere": ({}, "{}.jpg", "no folder near"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_images_that_cannot_be_used_are_told_before_anything_is_done(name: str, tmp_path: Path) -> None:
+    files, cells, words = UNUSABLE[name]
+    (tmp_path / "images").mkdir()
+    for file, content in files.items():
+        (tmp_path / "images" / file).write_bytes(content)
+    rows = [{"product_id": f"p{n}", "title": title(n), "image": cells.format(n)} for n in range(PRODUCTS)]
+    (tmp_path / "products.csv").write_text(table(rows))
+    (tmp_path / "furnclip.toml").write_text('[clean]\nbackend = "local"\n')
+    for command in (["prepare", "--check"], ["clean", "estimate"], ["clean", "run"]):
+        told = run(*command, "--config", str(tmp_path / "furnclip.toml"))
+        assert (told.code, words in told.stdout + told.stderr) == (1, True), command
+        assert told.stderr.count("hint: ") == 1
+
+
+def test_a_column_that_is_not_there_is_told_with_the_likely_one(tmp_path: Path) -> None:
+    (tmp_path / "products.csv").write_text("product_id,title,photo\np1,Sofa,1.jpg\n")
+    (tmp_path / "furnclip.toml").touch()
+    told = run("clean", "estimate", "--config", str(tmp_path / "furnclip.toml"))
+    assert (told.code, 'hint: set `paths.image_column = "photo"`' in told.stderr) == (2, True)
+
+
 def test_a_catalogue_without_images_is_cleaned_by_its_titles(folder: Path) -> None:
     """WANDS' product.csv has none, nor an empty cell where one product of a shop has none."""
     for number, header in enumerate(("product_id\tproduct_name\tproduct_class", "product_id\tname\timage")):
