@@ -27,7 +27,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from furnclip.catalogue import read_records
 from furnclip.journal import replacing_folder, write_json
 from furnclip.model.clip import quiet
-from furnclip.model.pixels import Preprocessing
+from furnclip.model.inputs import Preprocessing
 from furnclip.relevance import default_caption
 
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"

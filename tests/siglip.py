@@ -10,7 +10,7 @@ from transformers import SiglipConfig, SiglipModel
 from examples.make_tiny_clip import learn_tokenizer
 from furnclip.journal import write_json
 from furnclip.model.clip import quiet
-from furnclip.model.pixels import Preprocessing
+from furnclip.model.inputs import Preprocessing
 from tests.drawn_shop import captions
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from furnclip.config import TrainingConfig
-from furnclip.model.pixels import Preprocessing
+from furnclip.model.inputs import Preprocessing
 from furnclip.shards import REST, SPLITS, Sample, ShardDataset, read_assignments, read_manifest
 from furnclip.train.data import TrainingData
 from tests.prepare_shop import Shop, draw

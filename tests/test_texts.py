@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from furnclip.config import ModelConfig
 from furnclip.model import Clip, load_clip
-from furnclip.model.texts import normalize_text
+from furnclip.model.inputs import normalize_text
 from tests.drawn_shop import captions
 from tests.siglip import build_tiny_siglip
 

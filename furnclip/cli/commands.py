@@ -15,8 +15,7 @@ from furnclip.cli.clean import group as clean
 from furnclip.cli.ending import written_folders
 from furnclip.cli.options import CONTEXT_SETTINGS, Call, FurnclipGroup, takes
 from furnclip.cli.prepare import fetch, prepare
-from furnclip.cli.retrieval import embed, evaluate, export, search
-from furnclip.cli.serving import serve
+from furnclip.cli.retrieval import embed, evaluate, export, search, serve
 from furnclip.cli.train import train
 from furnclip.cli.update import update
 

@@ -1,4 +1,4 @@
-"""`furnclip eval`, `embed`, `export` and `search`: measure, encode, hand on, and search."""
+"""`furnclip eval`, `embed`, `export`, `search` and `serve`: measure, encode, hand on, search."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from furnclip.cli.options import (
     mention_raw_titles,
     takes,
 )
+from furnclip.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from furnclip.embed import EmbedSummary
     from furnclip.search import Answer, Hit, Searcher
 
+_SERVING = {"anyio", "prometheus_client", "setproctitle", "starlette", "uvicorn"}
 _COUNTS = (
     *("products", "missing", "encoded"),
     *("row_groups", "row_groups_encoded", "row_groups_begun"),
@@ -121,8 +123,6 @@ def export(
     model: Annotated[str | None, typer.Option("--model", help="base model instead of a run")] = None,
 ) -> None:
     """Write both encoders as ONNX, checked against torch, with all that other programs need."""
-    from furnclip.errors import UsageError
-
     if run and model:
         raise UsageError("`--run` and `--model` ask for two models", hint="give one of them")
     check_address_space()
@@ -281,3 +281,60 @@ def _draw(searcher: Searcher, hits: Answer, *, quiet: bool) -> Path:
         console.show_bytes(drawing.data)
         console.say(f"preview: {sheet}")
     return sheet
+
+
+@takes("serve.host", "serve.port", "serve.query_log")
+def serve(
+    call: Call,
+    token: Annotated[
+        str, typer.Option("--token", help="whoever asks has to give it; needed for any other `--host`")
+    ] = "",
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="file that the token is read from", resolve_path=True)
+    ] = None,
+    arena: Annotated[bool, typer.Option("--arena", help="let raters judge blind at /arena")] = False,
+    run: VectorsOfRun = None,
+    model: VectorsOfModel = None,
+) -> None:
+    """Serve the search as a REST service and a web page."""
+    console.hide(token)
+    check_address_space()
+    try:
+        with quick_imports():
+            from setproctitle import setproctitle
+
+            from furnclip.search.service import serve as serve_search
+    except ModuleNotFoundError as error:
+        if error.name not in _SERVING:
+            raise
+        hint = "install them with `pip install 'furnclip[serve]'`"
+        raise UsageError(f"`{error.name}` is not installed, which serving needs", hint=hint) from None
+    setproctitle("furnclip serve")  # without the token, which every user of this machine could read
+    if token_file:
+        token = _read_token(token_file)
+    chosen = call.settings()
+
+    def started(address: str) -> None:
+        payload = {"address": address}
+        call.emit(payload, lambda: console.say(f"serving at {address} (Ctrl-C stops)"))
+        console.flush()
+
+    contest = None
+    if arena:
+        from furnclip.arena import BrowserContest
+
+        contest = BrowserContest(chosen, runs=[run] if run else (), model=model)
+    serve_search(chosen, run=run, model=model, token=token, contest=contest, started=started)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        raise InputError(
+            f"the token file `{path}` cannot be read", hint="check the path and its owner"
+        ) from None
+    if not token:
+        raise InputError(f"the token file `{path}` is empty", hint="write the token into it")
+    console.hide(token)
+    return token

@@ -17,8 +17,7 @@ from PIL import Image
 from torch import nn
 
 from furnclip.journal import write_json
-from furnclip.model.pixels import Preprocessing
-from furnclip.model.texts import TextInput
+from furnclip.model.inputs import Preprocessing, TextInput
 from furnclip.model.towers import Family, Tower, pooled_images, pooled_texts, project
 from furnclip.runs import PrecisionChoice
 

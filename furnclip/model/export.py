@@ -149,7 +149,7 @@ def _compared(
 
 
 def _write_tokenizer(clip: Clip, path: Path) -> None:
-    """The tokenizer with the length and padding of `texts.TextInput` in it."""
+    """The tokenizer with the length and padding of `inputs.TextInput` in it."""
     from tokenizers import Tokenizer
 
     theirs, rule = clip.tokenizer, clip.tokenize

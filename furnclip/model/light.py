@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 import furnclip
 from furnclip.errors import InputError, ModelError
 from furnclip.journal import MANIFEST_NAME, read_json
-from furnclip.model.pixels import Preprocessing
-from furnclip.model.texts import normalize_text
+from furnclip.model.inputs import Preprocessing, normalize_text
 from furnclip.runs import MODEL
 
 if TYPE_CHECKING:

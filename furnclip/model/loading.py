@@ -21,11 +21,10 @@ from furnclip.config import ModelConfig
 from furnclip.errors import FurnclipError, ModelError, is_out_of_memory
 from furnclip.journal import read_json
 from furnclip.model.clip import Clip, quiet
+from furnclip.model.inputs import Preprocessing, tokenizer_problem
 from furnclip.model.light import BUNDLED
 from furnclip.model.open_clip import CONFIG_NAME, converted, from_hub
-from furnclip.model.pixels import Preprocessing
 from furnclip.model.precision import choose_device, choose_precision
-from furnclip.model.texts import tokenizer_problem
 from furnclip.model.towers import CLIP, SIGLIP
 from furnclip.runs import model_folder
 

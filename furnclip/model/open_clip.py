@@ -32,7 +32,7 @@ from transformers.modeling_utils import load_state_dict
 from furnclip.catalogue import content_hash
 from furnclip.errors import ModelError
 from furnclip.journal import read_json, replacing_folder, write_json
-from furnclip.model.pixels import Preprocessing
+from furnclip.model.inputs import Preprocessing
 
 CONFIG_NAME = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")

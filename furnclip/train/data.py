@@ -33,7 +33,7 @@ from PIL import Image, ImageEnhance
 
 from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import TrainingConfig
-from furnclip.model.pixels import Preprocessing
+from furnclip.model.inputs import Preprocessing
 from furnclip.relevance import AttributeQuery, known, positives, queries_of, shopper_queries
 from furnclip.shards import Sample, ShardDataset
 
