@@ -125,7 +125,8 @@ def check_base_model(config: Config) -> str:
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    from furnclip.model import BUNDLED, load_clip
+    from furnclip.model.light import BUNDLED
+    from furnclip.model.loading import load_clip
 
     name, revision = config.model.name, config.model.revision
     if name == BUNDLED or Path(name).expanduser().is_dir():

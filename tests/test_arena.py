@@ -382,7 +382,7 @@ def test_text_queries_come_from_the_test_split(tmp_path: Path) -> None:
 def real_models(tmp_path: Path, tiny_clip: Path) -> Path:
     """A contest between two tiny CLIPs that can be loaded; the second one is a run's model folder."""
     from examples.make_tiny_clip import build_tiny_clip
-    from furnclip.model import load_clip
+    from furnclip.model.loading import load_clip
 
     folder = write_contest(tmp_path / "real", products=12)
     config = load_config(folder / "furnclip.toml")

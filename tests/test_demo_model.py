@@ -11,7 +11,8 @@ import furnclip
 from examples.drawn_shop.drawing import draw, new_design
 from examples.drawn_shop.pieces import KINDS
 from furnclip.config import ModelConfig
-from furnclip.model import Clip, load_clip
+from furnclip.model.clip import Clip
+from furnclip.model.loading import load_clip
 
 FOLDER = Path(furnclip.__file__).parent / "demo" / "furnclip_tiny"
 

@@ -30,7 +30,8 @@ from furnclip.embed.plan import LEAST_COSINE, choose_image_weight, settle_precis
 from furnclip.errors import InputError
 from furnclip.images import BrokenImage, open_image
 from furnclip.journal import aside_name
-from furnclip.model import Clip, load_clip
+from furnclip.model.clip import Clip
+from furnclip.model.loading import load_clip
 from furnclip.model.precision import can_pack, pack
 from furnclip.runs import PrecisionChoice as Choice
 from tests.conftest import Cli

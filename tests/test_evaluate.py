@@ -28,7 +28,7 @@ from furnclip.config import Config, EvaluationConfig, load_config
 from furnclip.evaluate.tasks import Split, build_requests, build_tasks, read_split
 from furnclip.images import encode_jpeg
 from furnclip.journal import write_json
-from furnclip.model import load_clip
+from furnclip.model.loading import load_clip
 from furnclip.shards import Manifest, Sample, ShardDataset, write_manifest
 from furnclip.shards.manifest import ShardInfo, SplitInfo
 from furnclip.shards.tar import write_shard

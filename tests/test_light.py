@@ -21,9 +21,9 @@ from furnclip.cli.commands import app
 from furnclip.config import Config, load_config
 from furnclip.errors import ModelMismatchError
 from furnclip.journal import read_json
-from furnclip.model import load_clip
 from furnclip.model.export import write_onnx
 from furnclip.model.light import LightEncoder
+from furnclip.model.loading import load_clip
 from tests.conftest import run_cli
 from tests.drawn_shop import captions, write_shop
 from tests.pages import ROOT

@@ -20,11 +20,12 @@ from examples.make_tiny_clip import build_tiny_clip
 from furnclip.config import ModelConfig, TrainingConfig
 from furnclip.errors import ConfigError, FurnclipError, ModelError
 from furnclip.journal import write_json
-from furnclip.model import Clip, latest_run, load_clip
 from furnclip.model.adapters import LeanLora, add_lora, shifted, weight_changes
-from furnclip.model.loading import load_float32
+from furnclip.model.clip import Clip
+from furnclip.model.loading import load_clip, load_float32
 from furnclip.model.precision import can_pack, choose_precision
 from furnclip.model.towers import Grid, pooled_images, pooled_texts
+from furnclip.runs import latest_run
 
 CPU = ModelConfig(device="cpu", precision="fp32")
 CAPTIONS = ["a red oak chair", "Ørsted lamp, 日本製 & more", "", "a photo of a green velvet sofa " * 12]

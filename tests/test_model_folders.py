@@ -20,7 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from furnclip.config import ModelConfig
 from furnclip.errors import FurnclipError
-from furnclip.model import load_clip
+from furnclip.model.loading import load_clip
 from tests.conftest import Cli
 from tests.drawn_shop import write_shop
 from tests.siglip import build_tiny_siglip

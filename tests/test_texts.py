@@ -19,8 +19,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from furnclip.config import ModelConfig
-from furnclip.model import Clip, load_clip
+from furnclip.model.clip import Clip
 from furnclip.model.inputs import normalize_text
+from furnclip.model.loading import load_clip
 from tests.drawn_shop import captions
 from tests.siglip import build_tiny_siglip
 

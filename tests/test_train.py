@@ -21,9 +21,9 @@ from transformers import CLIPModel, CLIPProcessor
 from furnclip.config import ModelConfig, TrainingConfig
 from furnclip.errors import ConfigError, InputError, ModelError
 from furnclip.journal import read_journal
-from furnclip.model import latest_run, load_clip
 from furnclip.model.clip import quiet
-from furnclip.model.loading import load_float32
+from furnclip.model.loading import load_clip, load_float32
+from furnclip.runs import latest_run
 from furnclip.train.checkpoints import Position
 from furnclip.train.run import verdict
 from furnclip.train.scenarios import SCENARIOS, unfreeze

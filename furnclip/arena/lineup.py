@@ -172,7 +172,9 @@ class _Contender:
 
     def encode(self, queries: list[Query], config: Config) -> Floats:
         """Queries of one kind as vectors, (Q, D), by the model that made the file's."""
-        from furnclip.model import load_clip  # torch takes seconds to import, and most contests need no model
+        from furnclip.model.loading import (
+            load_clip,  # torch takes seconds to import, and most contests need no model
+        )
 
         note(f"encoding the queries with `{self.made_by.name}`")
         clip = load_clip(self.made_by.name, config.model, runs=config.paths.runs)

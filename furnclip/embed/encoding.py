@@ -32,7 +32,7 @@ from furnclip.config import Config
 from furnclip.errors import ModelError
 from furnclip.features import StoredVectors, seen_hash
 from furnclip.images import open_image
-from furnclip.model import Clip
+from furnclip.model.clip import Clip
 from furnclip.shards import REST, SPLITS, Sample, ShardDataset, read_manifest
 from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, unit_mean, vector_array, vector_schema
 from furnclip.vectors.parquet import MODEL_KINDS, column_array, views_array

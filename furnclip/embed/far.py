@@ -17,7 +17,7 @@ from furnclip.config import Config
 from furnclip.embed.encoding import Encoded, Encodes, ShardReader
 from furnclip.embed.plan import encoding, load_models, make_plan, place
 from furnclip.errors import ModelError
-from furnclip.model import Clip
+from furnclip.model.clip import Clip
 from furnclip.parallel import Workers
 from furnclip.vectors import Provenance
 

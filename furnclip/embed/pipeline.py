@@ -47,7 +47,7 @@ from furnclip.embed.plan import (
 )
 from furnclip.errors import FurnclipError, UsageError
 from furnclip.journal import Journal, encode_event, read_journal, replacing, sweep
-from furnclip.model import Clip
+from furnclip.model.clip import Clip
 from furnclip.model.export import write_beside
 from furnclip.model.precision import release_freed
 from furnclip.vectors import Provenance, VectorTable, read_provenance

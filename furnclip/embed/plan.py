@@ -43,11 +43,12 @@ from furnclip.features import StoredVectors
 from furnclip.images import open_image
 from furnclip.journal import read_json, write_text
 from furnclip.metrics.retrieval import average_precision, every_rank
-from furnclip.model import Clip, latest_run, load_clip
+from furnclip.model.clip import Clip
+from furnclip.model.loading import load_clip
 from furnclip.model.precision import can_pack, choose_precision, pack
 from furnclip.parallel import cores
 from furnclip.relevance import OF_A_KIND, attribute_queries, known_attributes, positives
-from furnclip.runs import PrecisionChoice
+from furnclip.runs import PrecisionChoice, latest_run
 from furnclip.shards import read_manifest
 from furnclip.vectors import Floats, ModelProvenance, Provenance, column_name, fuse
 from furnclip.vectors.parquet import matrix_of, part_paths

@@ -27,8 +27,7 @@ from furnclip.evaluate.models import ModelVectors, encode_model, measure_latency
 from furnclip.evaluate.report import choose, comparison_lines, render, summary_table
 from furnclip.evaluate.tasks import Split, build_requests, read_split
 from furnclip.journal import read_json, write_json, write_text
-from furnclip.model import latest_run
-from furnclip.runs import read_card
+from furnclip.runs import latest_run, read_card
 from furnclip.shards import read_manifest
 
 __all__ = ["Evaluation", "comparison_lines", "evaluate", "summary_table"]

@@ -25,7 +25,8 @@ from furnclip.config import Config
 from furnclip.errors import ModelError
 from furnclip.evaluate.tasks import Side, Split
 from furnclip.features import Encode, FeatureStore, Floats, StoredVectors
-from furnclip.model import Clip, load_clip
+from furnclip.model.clip import Clip
+from furnclip.model.loading import load_clip
 from furnclip.relevance import AttributeQuery
 from furnclip.shards import read_manifest
 from furnclip.vectors import top_k, unit_mean

@@ -63,7 +63,7 @@ def load_encoder(
 def _by_torch(
     config: Config, made_by: ModelProvenance, label: str, asked: str, *, uri: str, trusted: bool
 ) -> Encoder:
-    from furnclip.model import load_clip
+    from furnclip.model.loading import load_clip
 
     wanted, runs = config.model, config.paths.runs
     if wanted.precision == "auto":  # measuring which is faster takes longer than one request

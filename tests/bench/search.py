@@ -37,8 +37,8 @@ from examples.make_tiny_clip import build_tiny_clip
 from furnclip import Searcher, vectors
 from furnclip.config import Config, load_config
 from furnclip.embed.parts import write_row_groups
-from furnclip.model import load_clip
 from furnclip.model.export import write_beside
+from furnclip.model.loading import load_clip
 from furnclip.vectors.index import index_location, write_index
 from tests.bench import measure
 from tests.bench.embed import write_model

@@ -29,7 +29,7 @@ from PIL import Image
 from furnclip.config import Config, load_config
 from furnclip.metrics.bootstrap import Floats, PairedTest, bootstrap_interval, paired_test
 from furnclip.metrics.retrieval import chance_recall_at_k, ranks
-from furnclip.model import load_clip
+from furnclip.model.loading import load_clip
 from furnclip.relevance import positives
 from furnclip.shards import ShardDataset
 from furnclip.train.data import TrainingData

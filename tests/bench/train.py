@@ -37,7 +37,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from examples.make_tiny_clip import learn_tokenizer
 from furnclip.config import CleaningConfig, TrainingConfig
-from furnclip.model import Clip
+from furnclip.model.clip import Clip
 from furnclip.model.inputs import Preprocessing
 from furnclip.model.precision import choose_precision
 from furnclip.model.towers import CLIP

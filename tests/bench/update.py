@@ -132,7 +132,7 @@ def command(words: list[str]) -> None:
 
     if words[0] == "embed":
         from furnclip.embed import pipeline
-        from furnclip.model import Clip
+        from furnclip.model.clip import Clip
 
         pipeline.write_beside = lambda *_: None  # it would not find drawn vectors in an ONNX file
         Clip.encode_images = lambda self, images: drawn([image.tobytes() for image in images])

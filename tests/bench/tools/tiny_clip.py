@@ -31,7 +31,7 @@ from furnclip.config import load_config
 from furnclip.images import load_square
 from furnclip.journal import write_text
 from furnclip.metrics.retrieval import ranks, recall_at_k
-from furnclip.model import load_clip
+from furnclip.model.loading import load_clip
 from furnclip.relevance import default_caption
 from furnclip.shards import ShardDataset, read_assignments
 
