@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import sys
-import time
 from multiprocessing import connection
 from pathlib import Path
 
@@ -16,9 +15,9 @@ import pexpect
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai.types import Batch, BatchRequestCounts
 
 from furnclip.clean.batch.monitor import rows_answered
-from furnclip.clean.batch.service import RemoteBatch
 from furnclip.clean.batch.state import State, apply
 from furnclip.clean.offline import SOURCE
 from furnclip.clean.workspace import open_ledger
@@ -203,7 +202,8 @@ def test_progress_counts_answered_rows(shop: CleanShop, server: BatchServer) -> 
     config = load_config(shop.folder / "furnclip.toml", {"clean": {"backend": "openai"}})
     with open_ledger(config) as ledger:
         before = rows_answered(ledger, {})
-        batch = RemoteBatch("b", "in_progress", (2, 1, 1), "", "", (), (0, 0), time.time(), {})
+        counts = BatchRequestCounts(total=2, completed=1, failed=1)
+        batch = Batch.model_construct(id="b", status="in_progress", request_counts=counts)
         after = rows_answered(ledger, {1: batch})
     assert before[0] == 0
     assert after == (2, before[1])

@@ -144,13 +144,14 @@ def cancel(ledger: CleaningLedger) -> list[int]:
     """Ask the service to stop every open batch; numbers of their parts."""
     with _service(ledger.config) as service:
         from furnclip.clean.batch.dispatch import Dispatcher
+        from furnclip.clean.batch.service import counts_of
 
         Dispatcher(ledger, service).reconcile()
         parts = ledger.state.with_status("open")
         for part in parts:
             batch = service.cancel(part.batch_id)
             if batch.status != part.batch_status:
-                ledger.record("seen", part=part.number, status=batch.status, counts=list(batch.counts))
+                ledger.record("seen", part=part.number, status=batch.status, counts=list(counts_of(batch)))
     return [part.number for part in parts]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from furnclip import console
 from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, estimate, queue_limit
 from furnclip.clean.batch.results import classify, usage_of
-from furnclip.clean.batch.service import TERMINAL, BatchService, RefusedError, RemoteBatch, UnsureError
+from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, RefusedError, UnsureError, marks_of
 from furnclip.clean.batch.state import SENT, UNSENT, BatchPart
 from furnclip.clean.workspace import CleaningLedger, RequestLine, key_print
 from furnclip.errors import ConfigError, JournalError, ServiceError
@@ -164,7 +164,7 @@ class Dispatcher:
             file_id = self._service.upload(path, filename)
         ledger.record("uploaded", part=part.number, file_id=file_id)
 
-    def _create(self, part: BatchPart) -> RemoteBatch:
+    def _create(self, part: BatchPart) -> Batch:
         """Ask for the batch; a file that was just uploaded may take a moment to be found."""
         metadata = {**self._mark(part), "try": str(part.creations), "n": str(part.requests)}
         wait_s = min(1.0, self._clean.poll_interval_s)
@@ -177,8 +177,13 @@ class Dispatcher:
             time.sleep(wait_s * 2**tries)
         raise AssertionError("unreachable")
 
-    def _record_created(self, part: BatchPart, batch: RemoteBatch, *, adopted: bool) -> None:
-        facts = {"batch_id": batch.id, "status": batch.status, "at": batch.created_at, "adopted": adopted}
+    def _record_created(self, part: BatchPart, batch: Batch, *, adopted: bool) -> None:
+        facts = {
+            "batch_id": batch.id,
+            "status": batch.status,
+            "at": float(batch.created_at),
+            "adopted": adopted,
+        }
         self._ledger.record("created", part=part.number, **facts)
 
     def _find_created(self, part: BatchPart) -> None:
@@ -197,7 +202,7 @@ class Dispatcher:
         whose requests are in another batch already."""
         state = self._ledger.state
         known = {batch_id for part in state.parts.values() for batch_id in part.batches}
-        ours = (b for b in self._service.list_batches() if b.metadata.get("furnclip_run") == state.run)
+        ours = (b for b in self._service.list_batches() if marks_of(b).get("furnclip_run") == state.run)
         unknown = [batch for batch in ours if batch.id not in known and batch.status != "failed"]
         for part in state.parts.values():
             found = [batch for batch in unknown if self._is_of(batch, part)]
@@ -206,19 +211,19 @@ class Dispatcher:
             elif part.batch_id:
                 self._stop_others(part, found)
 
-    def _is_of(self, batch: RemoteBatch, part: BatchPart) -> bool:
+    def _is_of(self, batch: Batch, part: BatchPart) -> bool:
         """Whether a batch runs this part's requests, by what it is marked with or by its very file."""
-        is_marked = self._mark(part).items() <= batch.metadata.items()
+        is_marked = self._mark(part).items() <= marks_of(batch).items()
         return is_marked or bool(part.file_id and batch.input_file_id == part.file_id)
 
-    def _adopt(self, part: BatchPart, found: Sequence[RemoteBatch]) -> None:
+    def _adopt(self, part: BatchPart, found: Sequence[Batch]) -> None:
         """Keep the batch that is furthest along, of equals the earliest; stop the others."""
         ranks = {status: rank for rank, status in enumerate(_FURTHEST)}
         ranked = sorted(found, key=lambda batch: (ranks.get(batch.status, len(ranks)), batch.created_at))
         self._stop_others(part, ranked[1:])
         self._record_created(part, ranked[0], adopted=True)
 
-    def _stop_others(self, part: BatchPart, others: Sequence[RemoteBatch]) -> None:
+    def _stop_others(self, part: BatchPart, others: Sequence[Batch]) -> None:
         for other in others:
             if other.status not in (*TERMINAL, "cancelling"):
                 console.warn(f"part {part.number} has a second batch `{other.id}`; it is cancelled")

@@ -12,11 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from openai.types import Batch, BatchError
+
 from furnclip import console
 from furnclip.clean.batch.dispatch import Dispatcher
 from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, estimate, plan_retries
 from furnclip.clean.batch.results import halt_on_same_error, merge, stop_if_halted
-from furnclip.clean.batch.service import TERMINAL, BatchService, LineError, OutageError, RemoteBatch
+from furnclip.clean.batch.service import TERMINAL, BatchService, OutageError, counts_of
 from furnclip.clean.batch.state import BatchPart
 from furnclip.clean.workspace import CleaningLedger, Request
 from furnclip.errors import ServiceError
@@ -36,7 +38,7 @@ class Monitor:
     def __init__(self, ledger: CleaningLedger, service: BatchService) -> None:
         self.ledger, self.service, self._clean = ledger, service, ledger.config.clean
         self._dispatcher = Dispatcher(ledger, service)
-        self._polled: dict[int, RemoteBatch] = {}  # part number -> its batch as it was seen last
+        self._polled: dict[int, Batch] = {}  # part number -> its batch as it was seen last
         self._late: Counter[int] = Counter()  # polls of a part whose file ids are not there yet
         self._unknown: set[str] = set()
         self._outages = 0  # failed polls in a row
@@ -99,7 +101,7 @@ class Monitor:
         before = self._polled.get(part.number)
         self._polled[part.number] = batch
         if before is None or before.status != batch.status:
-            total, completed, failed = batch.counts
+            total, completed, failed = counts_of(batch)
             console.note(f"part {part.number}: {batch.status}, {completed + failed} of {total} done")
         if batch.status not in _KNOWN and batch.status not in self._unknown:
             self._unknown.add(batch.status)
@@ -109,10 +111,10 @@ class Monitor:
         elif batch.status in TERMINAL:
             self._ended(part, batch)
         elif batch.status != part.batch_status:
-            self.ledger.record("seen", part=part.number, status=batch.status, counts=list(batch.counts))
+            self.ledger.record("seen", part=part.number, status=batch.status, counts=list(counts_of(batch)))
 
-    def _ended(self, part: BatchPart, batch: RemoteBatch) -> None:
-        _, completed, failed = batch.counts
+    def _ended(self, part: BatchPart, batch: Batch) -> None:
+        _, completed, failed = counts_of(batch)
         missing = (completed and not batch.output_file_id) or (failed and not batch.error_file_id)
         if missing and self._late[part.number] < _LATE_ID_POLLS:
             self._late[part.number] += 1  # the file ids may come in a little after the status
@@ -121,26 +123,30 @@ class Monitor:
             "ended",
             part=part.number,
             status=batch.status,
-            output_file_id=batch.output_file_id,
-            error_file_id=batch.error_file_id,
-            counts=list(batch.counts),
-            billed=list(batch.usage),
+            output_file_id=batch.output_file_id or "",
+            error_file_id=batch.error_file_id or "",
+            counts=list(counts_of(batch)),
+            billed=[batch.usage.input_tokens, batch.usage.output_tokens] if batch.usage else [0, 0],
         )
 
-    def _failed(self, part: BatchPart, batch: RemoteBatch) -> None:
+    def _failed(self, part: BatchPart, batch: Batch) -> None:
         """Validation failed: nothing ran and nothing is billed. What next depends on why."""
-        text = "; ".join(f"{error.code}: {error.message}" for error in batch.errors[:3]) or "no reason given"
-        codes = {error.code for error in batch.errors}
-        bad_lines = {error.line for error in batch.errors if error.line}
+        errors = (batch.errors.data if batch.errors else None) or []
+        text = (
+            "; ".join(f"{error.code or ''}: {error.message or ''}" for error in errors[:3])
+            or "no reason given"
+        )
+        codes = {error.code for error in errors}
+        bad_lines = {error.line for error in errors if error.line}
         wait_s = backoff_s(self._clean.retry_wait_s, part.refusals + 1)
-        says_full = any("enqueued token limit" in error.message.lower() for error in batch.errors)
+        says_full = any("enqueued token limit" in (error.message or "").lower() for error in errors)
         if says_full or "token_limit_exceeded" in codes:
             if limit := re.search(r"limit:\s*([\d,]+)", text, re.IGNORECASE):
                 self.ledger.record("queue_limit", limit=int(limit.group(1).replace(",", "")))
             self.ledger.record("not_created", part=part.number, not_before=time.time() + wait_s)
             console.note(f"part {part.number} waits: the queue for `{self._clean.model}` is full")
         elif bad_lines and "model_not_found" not in codes:
-            self._drop_bad_lines(part, batch.errors)
+            self._drop_bad_lines(part, errors)
             halt_on_same_error(self.ledger, part, len(bad_lines), f"requests are invalid ({text})")
         elif part.creations < _MAX_CREATIONS and "model_not_found" not in codes:
             # the first time the file may just not have been found; then it is uploaded again
@@ -152,14 +158,14 @@ class Monitor:
             self.ledger.record("not_created", part=part.number, not_before=0.0)
             self.ledger.record("halted", reason=f"the batch of part {part.number} failed ({text})")
 
-    def _drop_bad_lines(self, part: BatchPart, errors: Sequence[LineError]) -> None:
-        bad = {error.line - 1: error for error in reversed(errors) if error.line > 0}
+    def _drop_bad_lines(self, part: BatchPart, errors: Sequence[BatchError]) -> None:
+        bad = {error.line - 1: error for error in reversed(errors) if error.line and error.line > 0}
         good: list[Request] = []
         rejected: list[Event] = []
         for place, request in enumerate(self.ledger.workspace.read_index(part.number)):
             if error := bad.get(place):
-                facts = {"custom_id": request.custom_id, "code": error.code, "message": error.message}
-                rejected.append(facts)
+                why = {"code": error.code or "", "message": error.message or ""}
+                rejected.append({"custom_id": request.custom_id, **why})
             else:
                 good.append(request)
         limits = Limits(part.requests, part.size_bytes + 1, part.tokens + 1, 0)
@@ -198,8 +204,8 @@ class Monitor:
             self.ledger.record("results_lost", part=part.number)
 
 
-def rows_answered(ledger: CleaningLedger, polled: Mapping[int, RemoteBatch]) -> tuple[int, int]:
+def rows_answered(ledger: CleaningLedger, polled: Mapping[int, Batch]) -> tuple[int, int]:
     """How many rows are answered, by the batches as they were seen last, and how many were planned."""
     parts = [part for part in ledger.state.current_parts if part.backend != "local"]
-    counts = [polled[part.number].counts if part.number in polled else part.counts for part in parts]
+    counts = [counts_of(polled[part.number]) if part.number in polled else part.counts for part in parts]
     return sum(completed + failed for _, completed, failed in counts), sum(part.requests for part in parts)

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import openai
+from openai.types import Batch
 
 from furnclip.config import Config
 from furnclip.console import redact
@@ -73,27 +74,15 @@ class RefusedError(Exception):
         return None
 
 
-class LineError(NamedTuple):
-    """Why a batch failed validation; `line` counts from 1, 0 where none is named."""
-
-    code: str
-    message: str
-    line: int
+def counts_of(batch: Batch) -> tuple[int, int, int]:
+    """Requests of a batch: total, completed, failed; 0 where the service does not say."""
+    counts = batch.request_counts
+    return (counts.total, counts.completed, counts.failed) if counts else (0, 0, 0)
 
 
-class RemoteBatch(NamedTuple):
-    """A batch as the service shows it; only `id` and `status` are always there."""
-
-    id: str
-    status: str
-    counts: tuple[int, int, int]  # total, completed, failed
-    output_file_id: str
-    error_file_id: str
-    errors: tuple[LineError, ...]
-    usage: tuple[int, int]  # prompt, completion tokens
-    created_at: float
-    metadata: Mapping[str, str]
-    input_file_id: str = ""
+def marks_of(batch: Batch) -> Mapping[str, str]:
+    """Its metadata."""
+    return batch.metadata or {}
 
 
 class BatchService:
@@ -148,26 +137,25 @@ class BatchService:
                     return file.id
         return None
 
-    def create(self, file_id: str, endpoint: str, metadata: Mapping[str, str]) -> RemoteBatch:
+    def create(self, file_id: str, endpoint: str, metadata: Mapping[str, str]) -> Batch:
         """A new batch. Raises `RefusedError` for a definite no and `UnsureError` for anything else."""
         with _sure():
-            created = self._once.batches.create(
+            return self._once.batches.create(
                 input_file_id=file_id,
                 endpoint=endpoint,  # type: ignore[arg-type]
                 completion_window="24h",
                 metadata=dict(metadata),
             )
-        return _view(created)
 
-    def list_batches(self) -> list[RemoteBatch]:
+    def list_batches(self) -> list[Batch]:
         """Every batch of the project, of any age: clocks differ."""
         with self._explained():
-            return [_view(batch) for batch in self._client.batches.list(limit=100)]
+            return list(self._client.batches.list(limit=100))
 
-    def get(self, batch_id: str) -> RemoteBatch:
+    def get(self, batch_id: str) -> Batch:
         try:
             with self._explained(404):
-                return _view(self._client.batches.retrieve(batch_id))
+                return self._client.batches.retrieve(batch_id)
         except RefusedError:
             raise ServiceError(
                 f"the service does not know the batch `{batch_id}`",
@@ -175,11 +163,11 @@ class BatchService:
                 "nothing was sent again",
             ) from None
 
-    def cancel(self, batch_id: str) -> RemoteBatch:
+    def cancel(self, batch_id: str) -> Batch:
         """Ask for a stop; a batch that has ended already stays as it is."""
         try:
             with self._explained(409):
-                return _view(self._once.batches.cancel(batch_id))
+                return self._once.batches.cancel(batch_id)
         except RefusedError:
             return self.get(batch_id)
 
@@ -246,20 +234,3 @@ def _sure() -> Iterator[None]:
         raise UnsureError from None
     except (openai.APIConnectionError, openai.APIResponseValidationError, ValueError):
         raise UnsureError from None
-
-
-def _view(batch: openai.types.Batch) -> RemoteBatch:
-    counts, usage = batch.request_counts, batch.usage
-    data = batch.errors.data if batch.errors and batch.errors.data else []
-    return RemoteBatch(
-        id=batch.id,
-        status=batch.status,
-        counts=(counts.total, counts.completed, counts.failed) if counts else (0, 0, 0),
-        output_file_id=batch.output_file_id or "",  # seen as null and as ""
-        error_file_id=batch.error_file_id or "",
-        errors=tuple(LineError(error.code or "", error.message or "", error.line or 0) for error in data),
-        usage=(usage.input_tokens, usage.output_tokens) if usage else (0, 0),
-        input_file_id=batch.input_file_id or "",
-        created_at=float(batch.created_at),
-        metadata=dict(batch.metadata or {}),
-    )
