@@ -21,10 +21,12 @@ from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from openai.types import Batch
+
 from furnclip import console
 from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, estimate, queue_limit
 from furnclip.clean.batch.results import classify, usage_of
-from furnclip.clean.batch.service import TERMINAL, Batch, BatchService, RefusedError, UnsureError, marks_of
+from furnclip.clean.batch.service import TERMINAL, BatchService, RefusedError, UnsureError, marks_of
 from furnclip.clean.batch.state import SENT, UNSENT, BatchPart
 from furnclip.clean.workspace import CleaningLedger, RequestLine, key_print
 from furnclip.errors import ConfigError, JournalError, ServiceError
@@ -178,13 +180,8 @@ class Dispatcher:
         raise AssertionError("unreachable")
 
     def _record_created(self, part: BatchPart, batch: Batch, *, adopted: bool) -> None:
-        facts = {
-            "batch_id": batch.id,
-            "status": batch.status,
-            "at": float(batch.created_at),
-            "adopted": adopted,
-        }
-        self._ledger.record("created", part=part.number, **facts)
+        facts = {"batch_id": batch.id, "status": batch.status, "at": float(batch.created_at)}
+        self._ledger.record("created", part=part.number, **facts, adopted=adopted)
 
     def _find_created(self, part: BatchPart) -> None:
         """Look for the batch of a part whose creation was not confirmed; adopt it if there is one."""

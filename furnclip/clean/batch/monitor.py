@@ -139,7 +139,7 @@ class Monitor:
         codes = {error.code for error in errors}
         bad_lines = {error.line for error in errors if error.line}
         wait_s = backoff_s(self._clean.retry_wait_s, part.refusals + 1)
-        says_full = any("enqueued token limit" in (error.message or "").lower() for error in errors)
+        says_full = any("enqueued token limit" in reason.lower() for reason in reasons)
         if says_full or "token_limit_exceeded" in codes:
             if limit := re.search(r"limit:\s*([\d,]+)", text, re.IGNORECASE):
                 self.ledger.record("queue_limit", limit=int(limit.group(1).replace(",", "")))
