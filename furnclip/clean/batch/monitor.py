@@ -132,10 +132,8 @@ class Monitor:
     def _failed(self, part: BatchPart, batch: Batch) -> None:
         """Validation failed: nothing ran and nothing is billed. What next depends on why."""
         errors = (batch.errors.data if batch.errors else None) or []
-        text = (
-            "; ".join(f"{error.code or ''}: {error.message or ''}" for error in errors[:3])
-            or "no reason given"
-        )
+        reasons = [f"{error.code or ''}: {error.message or ''}" for error in errors]
+        text = "; ".join(reasons[:3]) or "no reason given"
         codes = {error.code for error in errors}
         bad_lines = {error.line for error in errors if error.line}
         wait_s = backoff_s(self._clean.retry_wait_s, part.refusals + 1)
