@@ -25,7 +25,7 @@ from urllib.request import Request, urlopen
 
 from furnclip.config import Config
 from furnclip.console import redact
-from furnclip.errors import FurnclipError, InputError, ModelError, ServiceError, StorageError
+from furnclip.errors import FurnclipError, InputError, ModelError, ServiceError, StorageError, first_line
 from furnclip.parallel import cores
 
 LIMIT_S = 30.0  # a slow machine needs half of it to import everything
@@ -93,9 +93,8 @@ def outcome(name: str, check: Callable[[], str]) -> Check:
         status: Literal["warn", "fail"] = "warn" if isinstance(error, Caution) else "fail"
         return Check(name, status, redact(error.message), redact(error.hint))
     except Exception as error:  # a broken installation can fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = "install furnclip again: `pip install --force-reinstall furnclip`"
-        return Check(name, "fail", redact(reason), hint)
+        return Check(name, "fail", redact(first_line(error)), hint)
 
 
 def check_torch() -> str:

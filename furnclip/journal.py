@@ -29,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from furnclip.errors import InputError, JournalError
+from furnclip.errors import InputError, JournalError, first_problem
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -214,9 +214,8 @@ def parse_json(content: str | bytes, shape: type[T], *, what: str, hint: str) ->
         checked: T = _adapter(cast(Any, shape)).validate_json(content, strict=True)
         return checked
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        reason = f"`{field}`: {first['msg']}" if field else first["msg"]
+        field, problem = first_problem(error)
+        reason = f"`{field}`: {problem}" if field else problem
         raise InputError(f"{what} is damaged: {reason}", hint=hint) from None
 
 

@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from furnclip.catalogue import ATTRIBUTES, UNKNOWN
 from furnclip.config import CleaningConfig
+from furnclip.errors import first_problem
 
 PROMPT_VERSION = "1"
 FIELDS = ("clean_title", *ATTRIBUTES)
@@ -125,9 +126,7 @@ def check_answer(text: str, vocabulary: Vocabulary, *, in_thoughts: bool = True)
                 problem = error
         if candidates:
             break
-    first = problem.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    raise BadAnswerError(f"{where}: {first['msg']}" if where else first["msg"])
+    raise BadAnswerError(": ".join(filter(None, first_problem(problem))))
 
 
 _THOUGHT = r"(?:[\w:]*think\w*|thoughts?|reasoning|reflection|scratchpad|analysis)"

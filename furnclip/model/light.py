@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import furnclip
-from furnclip.errors import InputError, ModelError
+from furnclip.errors import InputError, ModelError, first_line
 from furnclip.journal import MANIFEST_NAME, read_json
 from furnclip.model.inputs import Preprocessing, normalize_text
 from furnclip.runs import MODEL
@@ -144,8 +144,7 @@ class LightEncoder:
             raise self._broken(name, error) from None
 
     def _broken(self, name: str, error: Exception) -> ModelError:
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return ModelError(f"`{self.folder / name}` cannot be used: {said[:200]}", hint=_HINT)
+        return ModelError(f"`{self.folder / name}` cannot be used: {first_line(error)[:200]}", hint=_HINT)
 
 
 def is_whole(folder: Path, fingerprint: str) -> LightModel | None:

@@ -18,7 +18,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 import furnclip
 from furnclip.config import ModelConfig
-from furnclip.errors import FurnclipError, ModelError, is_out_of_memory
+from furnclip.errors import FurnclipError, ModelError, first_line, is_out_of_memory
 from furnclip.journal import read_json
 from furnclip.model.clip import Clip, quiet
 from furnclip.model.inputs import Preprocessing, tokenizer_problem
@@ -215,10 +215,9 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as error:  # transformers answers a damaged file with nearly anything
         if is_out_of_memory(error):
             raise
-        first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         hint = "check the name and the network, or download it once and give its folder to `--model`"
         if isinstance(error, ImportError):  # SigLIP's own tokenizer
             hint = "install what is missing, e.g. `pip install sentencepiece protobuf`"
         raise ModelError(
-            f"the model `{name}` cannot be loaded: {first_line.strip().rstrip('.')}", hint=hint
+            f"the model `{name}` cannot be loaded: {first_line(error).rstrip('.')}", hint=hint
         ) from None

@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, SiglipConfig, Sig
 from transformers.modeling_utils import load_state_dict
 
 from furnclip.catalogue import content_hash
-from furnclip.errors import ModelError
+from furnclip.errors import ModelError, first_line
 from furnclip.journal import read_json, replacing_folder, write_json
 from furnclip.model.inputs import Preprocessing
 
@@ -259,9 +259,8 @@ def _save_tokenizer(folder: Path, target: Path, text: Mapping[str, Any]) -> None
     try:
         tokenizer = AutoTokenizer.from_pretrained(target if files else name, trust_remote_code=False)
     except Exception as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"there is no tokenizer in `{folder}`, and `{name}` cannot be loaded: {said}",
+            f"there is no tokenizer in `{folder}`, and `{name}` cannot be loaded: {first_line(error)}",
             hint=f"put `tokenizer.json` and `tokenizer_config.json` of `{name}` into the folder",
         ) from None
     clean = text.get("tokenizer_kwargs", {}).get("clean", "")

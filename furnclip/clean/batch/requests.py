@@ -29,7 +29,7 @@ from furnclip.catalogue import Product, content_hash
 from furnclip.clean.batch.state import Usage
 from furnclip.clean.prompt import PROMPT_VERSION, Vocabulary, answer_schema, instructions, user_text
 from furnclip.config import CleaningConfig
-from furnclip.errors import ConfigError, nearest
+from furnclip.errors import ConfigError, first_problem, nearest
 from furnclip.images import WHITE, encode_jpeg, open_image
 from furnclip.journal import encode_event
 
@@ -100,10 +100,9 @@ def find_model(config: CleaningConfig) -> VisionModel:
     try:
         model = VisionModel(id=name, family="" if name in shipped else family, **row)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key, problem = first_problem(error)
         raise ConfigError(
-            f'`clean.models."{name}".{key}`: {first["msg"].lower()}',
+            f'`clean.models."{name}".{key}`: {problem.lower()}',
             hint=f"keys of the table: {', '.join(VisionModel.model_fields)}",
         ) from None
     if config.effort and config.effort not in model.efforts:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from furnclip.errors import JournalError
+from furnclip.errors import JournalError, first_problem
 from furnclip.journal import Event
 
 Status = Literal[
@@ -338,7 +338,6 @@ def _check_shape(name: str, event: Event) -> None:
     try:
         (BatchPart if name == "planned" else _shape(name)).model_validate(event, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        problem = f"`{where}` of the event `{name}`: {first['msg'].lower()}"
-        raise JournalError(problem, hint=DAMAGED_HINT) from None
+        where, problem = first_problem(error)
+        message = f"`{where}` of the event `{name}`: {problem.lower()}"
+        raise JournalError(message, hint=DAMAGED_HINT) from None
