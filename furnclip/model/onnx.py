@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from transformers.activations import GELUTanh, QuickGELUActivation
 
 from furnclip import __version__
@@ -34,8 +34,6 @@ from furnclip.model.towers import CLIP, QUICK_GELU, Tower
 
 _OPSET = 17
 _IR_VERSION = 8  # the first for this opset
-_PAGE_BYTES = 4096  # where weights begin, so that a runtime can map them
-_IN_FILE_BYTES = 1024  # larger ones lie beside the graph
 _ZERO = 128  # of unsigned bytes
 _Array = npt.NDArray[Any]
 INPUTS: dict[Tower, str] = {"text": "token_ids", "vision": "pixels"}
@@ -44,17 +42,15 @@ OUTPUT = "vectors"
 
 def write_tower(clip: Clip, tower: Tower, path: Path, *, int8: bool = False) -> None:
     """Write `path` and, beside it, its weights, `NAME.onnx.data`. The towers have to be in float32."""
-    data = path.with_name(f"{path.name}.data")
     shape: list[str | int]
-    with data.open("wb") as file:
-        graph = _Graph(file, data.name, int8=int8)
-        if tower == "text":
-            vectors = _text(graph, clip)
-            shape, dtype = ["batch", "length"], TensorProto.INT64
-        else:
-            vectors = _vision(graph, clip)
-            shape, dtype = ["batch", clip.image_px, clip.image_px, 3], TensorProto.UINT8
-        graph.op("Identity", vectors, name=OUTPUT)
+    graph = _Graph(int8=int8)
+    if tower == "text":
+        vectors = _text(graph, clip)
+        shape, dtype = ["batch", "length"], TensorProto.INT64
+    else:
+        vectors = _vision(graph, clip)
+        shape, dtype = ["batch", clip.image_px, clip.image_px, 3], TensorProto.UINT8
+    graph.op("Identity", vectors, name=OUTPUT)
     given = helper.make_tensor_value_info(INPUTS[tower], dtype, shape)
     made = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", clip.dimension])
     model = helper.make_model(
@@ -64,17 +60,16 @@ def write_tower(clip: Clip, tower: Tower, path: Path, *, int8: bool = False) -> 
         producer_version=__version__,
         ir_version=_IR_VERSION,
     )
-    path.write_bytes(model.SerializeToString())
+    onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
 
 
 class _Graph:
     """Nodes and weights so far; values are called by name."""
 
-    def __init__(self, data: Any, location: str, *, int8: bool) -> None:
+    def __init__(self, *, int8: bool) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
         self.int8 = int8
-        self._data, self._location = data, location
 
     def op(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """One operator; the name of what it gives."""
@@ -83,22 +78,9 @@ class _Graph:
         return made
 
     def weight(self, value: Any, dtype: Any = np.float32) -> str:
-        """A constant, the name of which is returned; a large one goes into the file of weights."""
-        array: _Array = np.ascontiguousarray(value, dtype=dtype)
+        """A constant, the name of which is returned."""
         name = f"weight_{len(self.tensors)}"
-        tensor = onnx.TensorProto(
-            name=name, dims=np.shape(value), data_type=helper.np_dtype_to_tensor_dtype(array.dtype)
-        )
-        if array.nbytes < _IN_FILE_BYTES:
-            tensor.raw_data = array.tobytes()
-        else:
-            self._data.write(bytes(-self._data.tell() % _PAGE_BYTES))
-            place = {"location": self._location, "offset": self._data.tell(), "length": array.nbytes}
-            for key, entry in place.items():
-                tensor.external_data.add(key=key, value=str(entry))
-            tensor.data_location = TensorProto.EXTERNAL
-            self._data.write(array.data)
-        self.tensors.append(tensor)
+        self.tensors.append(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
         return name
 
     def integers(self, *values: int) -> str:
