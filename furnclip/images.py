@@ -233,9 +233,9 @@ def letterbox(image: Image.Image, side_px: int) -> Image.Image:
     return square
 
 
-def load_square(source: Path | bytes, side_px: int, *, name: str = "the image") -> Image.Image:
+def load_square(source: Path | bytes, side_px: int) -> Image.Image:
     """Open and letterbox: what every model of furnclip gets to see. Raises `BrokenImage`."""
-    return letterbox(open_image(source, longest_px=side_px, name=name), side_px)
+    return letterbox(open_image(source, longest_px=side_px), side_px)
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:

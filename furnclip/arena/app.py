@@ -290,13 +290,12 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
         trial = self.trial
         return None if trial is None else Question(trial.query, *trial.results)
 
-    def vote(self, choice: str, *, seconds: float | None = None) -> int:
+    def vote(self, choice: str) -> int:
         """Record A, B, T (tie), X (both bad) or N (skip); the number of votes cast so far.
 
-        When this returns, the vote is on the disk. `seconds`: time taken; None measures it from the
-        moment the question was asked.
+        When this returns, the vote is on the disk, with the time since the question was asked.
         """
-        taken_s = round(time.monotonic() - self._asked_at if seconds is None else seconds, 3)
+        taken_s = round(time.monotonic() - self._asked_at, 3)
         vote = self.judging.cast(choice.upper(), vote_id=uuid.uuid4().hex, at=utc_now(), seconds=taken_s)
         if not self.judging.own:
             lineup, queries = self.lineup, len(self.lineup.queries)

@@ -43,7 +43,6 @@ from furnclip.metrics.standings import (
     wilson_interval,
 )
 
-_POWER = 0.8
 _PLANNING_RATES = (0.55, 0.60, 0.65, 0.70)
 _CATEGORIES_SHOWN = 20
 _THUMBNAIL_PX = 96
@@ -135,7 +134,7 @@ class Standings:
 
 def planner() -> dict[str, int | None]:
     """Decisive votes needed at 80 % power for some true win rates."""
-    return {f"{rate:.2f}": votes_needed(rate, power=_POWER) for rate in _PLANNING_RATES}
+    return {f"{rate:.2f}": votes_needed(rate) for rate in _PLANNING_RATES}
 
 
 def compute_standings(votes: Sequence[Vote], contests: Mapping[str, Contest]) -> Standings:
@@ -215,7 +214,7 @@ def _duel(
     score = _score([winners[vote.subject] for vote in judged], first=challenger, second=baseline)
     always_valid = confidence_sequence(score.wins, score.decisive)
     decided = challenger if always_valid[0] > 0.5 else baseline if always_valid[1] < 0.5 else ""
-    needed = votes_needed(score.win_rate, power=_POWER) if score.win_rate is not None else None
+    needed = votes_needed(score.win_rate) if score.win_rate is not None else None
     if decided:
         needed = 0
     elif needed is not None:

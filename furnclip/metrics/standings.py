@@ -24,18 +24,18 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float]
-_NORMAL = NormalDist()
+CONFIDENCE, POWER = 0.95, 0.8
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
-def wilson_interval(wins: int, trials: int, *, confidence: float = 0.95) -> Interval:
+def wilson_interval(wins: int, trials: int) -> Interval:
     """Wilson's score interval for a proportion; (0, 1) without trials."""
     if trials == 0:
         return 0.0, 1.0
-    z = _NORMAL.inv_cdf((1 + confidence) / 2)
     rate = wins / trials
-    center = rate + z * z / (2 * trials)
-    spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
+    center = rate + _Z**2 / (2 * trials)
+    spread = _Z * math.sqrt(rate * (1 - rate) / trials + _Z**2 / (4 * trials * trials))
+    scale = 1 + _Z**2 / trials
     # At 0 and at `trials` wins the bound is 0 or 1 exactly; rounding would miss it.
     lower = 0.0 if wins == 0 else (center - spread) / scale
     upper = 1.0 if wins == trials else (center + spread) / scale
@@ -52,18 +52,18 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / (1 << trials))
 
 
-def confidence_sequence(wins: int, trials: int, *, confidence: float = 0.95) -> Interval:
+def confidence_sequence(wins: int, trials: int) -> Interval:
     """An interval for a win rate that holds at all times at once, so that peeking is allowed.
 
     The mixture of all likelihoods under a uniform prior, divided by the likelihood at p, is a
-    martingale if p is the truth; by Ville's inequality it ever exceeds 1 / (1 - confidence) with
-    probability 1 - confidence at most. The interval is every p where it has not.
+    martingale if p is the truth; by Ville's inequality it ever exceeds 1 / (1 - CONFIDENCE) with
+    probability 1 - CONFIDENCE at most. The interval is every p where it has not.
     """
     if trials == 0:
         return 0.0, 1.0
     losses = trials - wins
     log_mixture = math.lgamma(wins + 1) + math.lgamma(losses + 1) - math.lgamma(trials + 2)
-    threshold = log_mixture + math.log(1 - confidence)
+    threshold = log_mixture + math.log(1 - CONFIDENCE)
 
     def boundary(outside: float) -> float:
         inside = wins / trials
@@ -76,8 +76,8 @@ def confidence_sequence(wins: int, trials: int, *, confidence: float = 0.95) -> 
     return boundary(0.0) if wins else 0.0, boundary(1.0) if losses else 1.0
 
 
-def votes_needed(win_rate: float, *, power: float = 0.8, confidence: float = 0.95) -> int | None:
-    """Decisive votes after which a true `win_rate` is told from a coin with this power.
+def votes_needed(win_rate: float) -> int | None:
+    """Decisive votes after which a true `win_rate` is told from a coin with `POWER`.
 
     None for 0.5, which no number of votes can tell. The usual two-sided normal planning formula:
     783, 194, 85 and 47 votes for 55, 60, 65 and 70 %.
@@ -85,9 +85,7 @@ def votes_needed(win_rate: float, *, power: float = 0.8, confidence: float = 0.9
     distance = abs(win_rate - 0.5)
     if distance == 0:
         return None
-    z_error = _NORMAL.inv_cdf((1 + confidence) / 2)
-    z_power = _NORMAL.inv_cdf(power)
-    spread = z_error * 0.5 + z_power * math.sqrt(win_rate * (1 - win_rate))
+    spread = _Z * 0.5 + NormalDist().inv_cdf(POWER) * math.sqrt(win_rate * (1 - win_rate))
     return math.ceil((spread / distance) ** 2)
 
 
@@ -120,7 +118,7 @@ class Strengths:
     """half a win each way was added: a model never won or never lost, which has no finite fit"""
 
 
-def bradley_terry(wins: npt.ArrayLike, models: Sequence[str], *, confidence: float = 0.95) -> Strengths:
+def bradley_terry(wins: npt.ArrayLike, models: Sequence[str]) -> Strengths:
     """Strengths of models from who beat whom.
 
     `wins` (M, M): row beat column so often; a tie is half a win for both. The intervals are Wald's,
@@ -135,7 +133,7 @@ def bradley_terry(wins: npt.ArrayLike, models: Sequence[str], *, confidence: flo
         counts = counts + 0.5 * (np.ones_like(counts) - np.eye(len(counts)) if alone else met)
     scores = _most_likely_scores(counts)
     covariance: Floats = np.asarray(np.linalg.pinv(_derivatives(counts, scores)[1]), dtype=np.float64)
-    reach = _NORMAL.inv_cdf((1 + confidence) / 2) * np.sqrt(np.diag(covariance))
+    reach = _Z * np.sqrt(np.diag(covariance))
     intervals = zip((scores - reach).tolist(), (scores + reach).tolist(), strict=True)
     return Strengths(tuple(models), tuple(scores.tolist()), tuple(intervals), covariance, regularized)
 
