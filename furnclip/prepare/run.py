@@ -30,7 +30,7 @@ from furnclip.prepare.splits import (
     read_ledger,
 )
 from furnclip.prepare.store import Records, SampleStore, Scanned, images_of, records_of, store_errors
-from furnclip.prepare.ties import NearGroup, Ties, find_ties, near_groups, placeholder_images
+from furnclip.prepare.ties import NearGroups, Ties, find_ties, near_groups, placeholder_images
 from furnclip.shards import FOLDERS, MANIFEST_NAME, SPLITS, Manifest, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -326,16 +326,16 @@ class _Preparation:
             raise self._nothing_usable()
         return assignment
 
-    def _write_near_groups(self, path: Path, records: Records, groups: Sequence[NearGroup]) -> None:
+    def _write_near_groups(self, path: Path, records: Records, groups: NearGroups) -> None:
         """Near-duplicate groups for a look: those that mix types, and the largest."""
         lines: list[tuple[object, ...]] = [
             ("group", "products", "types", "titles", "product_id", "object_type", "title")
         ]
-        for number, group in enumerate(groups[:_LISTED_GROUPS], start=1):
-            for row in group.rows[:_LISTED_PRODUCTS].tolist():
+        listed = zip(*(values[:_LISTED_GROUPS].tolist() for values in groups[1:]), strict=True)
+        for number, (start, *counts) in enumerate(listed, start=1):
+            for row in groups.members[start : start + min(counts[0], _LISTED_PRODUCTS)].tolist():
                 product = self._about(int(records["key"][row]))
                 shown = product["product_id"], product["fields"].get("object_type", ""), product["title"]
-                counts = len(group.rows), group.types, group.titles
                 lines.append((number, *counts, *map(console.printable, shown)))
         _write_changed(path, sheet_text(lines))
 
@@ -367,13 +367,13 @@ def _as_records(samples: Sequence[Scanned], first: int) -> tuple[Records, Record
     return records_of(sample.entry for sample in samples), images, rows
 
 
-def _about_groups(groups: Sequence[NearGroup]) -> dict[str, int]:
+def _about_groups(groups: NearGroups) -> dict[str, int]:
     """What the manifest says of near-duplicate groups."""
     return {
-        "near_duplicate_groups": len(groups),
-        "largest_near_duplicate_group": max((len(group.rows) for group in groups), default=0),
-        "near_duplicate_groups_of_several_types": sum(group.types > 1 for group in groups),
-        "near_duplicate_groups_of_several_titles": sum(group.titles > 1 for group in groups),
+        "near_duplicate_groups": len(groups.sizes),
+        "largest_near_duplicate_group": int(groups.sizes.max(initial=0)),
+        "near_duplicate_groups_of_several_types": int((groups.types > 1).sum()),
+        "near_duplicate_groups_of_several_titles": int((groups.titles > 1).sum()),
     }
 
 

@@ -13,6 +13,7 @@ outcome depends on the rows and the ledger, not on the order of the catalogue or
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,6 @@ UNDECIDED = -1
 _NUMBER, _TEXT = pyarrow.uint64(), pyarrow.string()
 _SCHEMA = pyarrow.schema({"key": _NUMBER, "product_id": _TEXT, "group": _NUMBER, "split": _TEXT})
 _NO_SHARE = 1e-9
-_NO_GROUP = (2, 0)
 
 
 class Ledger:
@@ -96,33 +96,20 @@ def read_ledger(path: Path) -> Ledger:
         ) from None
 
 
-class _Components:
-    """Union-find over nodes; each component knows its split and its group."""
+def _components(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The smallest node that each of `count` nodes is connected to by edges (E,), (E,).
 
-    def __init__(self, node_count: int) -> None:
-        self._parent = list(range(node_count))
-        self.split = [UNDECIDED] * node_count
-        self.group = [_NO_GROUP] * node_count  # (0, group of the ledger) before (1, smallest key)
-
-    def root(self, node: int) -> int:
-        parent = self._parent
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    def join(self, nodes: list[int], split: int, group: tuple[int, int]) -> bool:
-        """Make nodes and a row one component; False, and nothing done, where their splits differ."""
-        roots = {self.root(node) for node in nodes}
-        splits = {split, *(self.split[root] for root in roots)}
-        if len(splits - {UNDECIDED}) > 1:
-            return False
-        into = min(roots)
-        self.group[into] = min(group, *(self.group[root] for root in roots))
-        self.split[into] = max(splits)
-        for root in roots:
-            self._parent[root] = into
-        return True
+    Hooking and pointer jumping (Shiloach and Vishkin, 1982): rounds grow with the logarithm of the nodes.
+    """
+    roots = np.arange(count)
+    while len(left):
+        left, right = roots[left], roots[right]
+        apart = left != right
+        left, right = left[apart], right[apart]
+        np.minimum.at(roots, np.maximum(left, right), np.minimum(left, right))
+        while (roots[roots] != roots).any():
+            roots = roots[roots]
+    return roots
 
 
 @dataclass(frozen=True)
@@ -151,38 +138,116 @@ def assign(
     """
     keys = records["key"]
     known_split, known_group = ledger.lookup(keys)
-    rank = np.where(known_split == UNDECIDED, 2, changed.astype(int))
-    order = np.lexsort((keys, rank))
-    together, groups = _Components(ties.node_count), _Components(ties.node_count)
-    placed: list[tuple[int, int]] = []  # rows and one of their nodes
-    looks: set[int] = set()  # fingerprints of rows that were placed
-    first_image = np.searchsorted(ties.rows, np.arange(len(keys) + 1))  # (N + 1,)
-    for row in order[~np.isin(order, list(left_out))].tolist():
-        images, split = slice(first_image[row], first_image[row + 1]), int(known_split[row])
-        own = ties.look[images].tolist()
-        shared = [node for node in (int(ties.label[row]), *ties.file[images].tolist()) if node != NO_NODE]
-        near = [near for look in own for near in ties.neighbors.get(look, ()) if near in looks]
-        group = (1, int(keys[row])) if split == UNDECIDED else (0, int(known_group[row]))
-        if together.join([*shared, *own, *near], split, group):
-            groups.join([*shared, *ties.middle[images].tolist()], UNDECIDED, group)
-            looks.update(own)
-            placed.append((row, first_image[row]))
-    undecided = np.full(len(keys), UNDECIDED, dtype=np.int8)
-    assignment = Assignment(known_group, known_group.copy(), undecided)
-    for row, image in placed:
-        root = together.root(int(ties.look[image]))
-        _, assignment.together[row] = together.group[root]
-        if known_split[row] == UNDECIDED:
-            _, assignment.group[row] = groups.group[groups.root(int(ties.middle[image]))]
-        decided = together.split[root]
-        share = drawn(int(assignment.together[row]), shares) if decided == UNDECIDED else decided
-        assignment.split[row] = share
+    placed = np.ones(len(keys), dtype=bool)
+    placed[list(left_out)] = False
+    # The smallest group of the ledger, else the smallest key, names what belongs together.
+    is_new = known_split == UNDECIDED
+    names = np.where(is_new, keys, known_group)
+    by_name = np.lexsort((names, is_new))[::-1]  # the best one last, which stays
+
+    part = _kept_together(ties, placed)  # (N,)
+    low, high = (np.full(ties.node_count, UNDECIDED, dtype=np.int8) for _ in range(2))
+    for number in range(len(SPLITS)):
+        high[part[placed & (known_split == number)]] = number
+        low[part[placed & (known_split == len(SPLITS) - 1 - number)]] = len(SPLITS) - 1 - number
+    contested = np.flatnonzero(placed & (low != high)[part])
+    rank = np.where(is_new, 2, changed.astype(int))[contested]
+    ordered = contested[np.lexsort((keys[contested], rank))]
+    for row, root in _placed_in_turn(ordered, ties, known_split).items():
+        part[row], placed[row] = root, root != NO_NODE
+    settled = placed & ~is_new
+    high[:] = UNDECIDED
+    high[part[settled]] = known_split[settled]
+
+    named, ranked = np.zeros(ties.node_count, dtype=np.uint64), by_name[placed[by_name]]
+    named[part[ranked]] = names[ranked]
+    assignment = Assignment(known_group, known_group.copy(), np.full(len(keys), UNDECIDED, dtype=np.int8))
+    assignment.together[placed] = named[part[placed]]
+    assignment.split[placed] = high[part[placed]]
+    open_rows = np.flatnonzero(placed & (assignment.split == UNDECIDED))
+    drawn_for, where = np.unique(assignment.together[open_rows], return_inverse=True)
+    shared = np.array([drawn(group, shares) for group in drawn_for.tolist()], dtype=np.int8)
+    assignment.split[open_rows] = shared[where]
+
+    groups = _connected(ties, placed, ties.middle)  # (nodes,)
+    named[:] = 0
+    named[groups[_first_of(ties, ties.middle)[ranked]]] = names[ranked]
+    new = np.flatnonzero(placed & is_new)
+    assignment.group[new] = named[groups[_first_of(ties, ties.middle)[new]]]
     for row in np.flatnonzero(assignment.split == UNDECIDED).tolist():
         label = int(ties.label[row])
-        among = _NO_GROUP if label == NO_NODE else groups.group[groups.root(label)]
-        assignment.group[row] = keys[row] if among == _NO_GROUP else among[1]
+        among = 0 if label == NO_NODE else int(named[groups[label]])
+        assignment.group[row] = among or keys[row]
     _fill_empty_splits(assignment, known_split, shares)
     return assignment
+
+
+def _first_of(ties: Ties, nodes: np.ndarray) -> np.ndarray:
+    """The node (of `nodes`, one an image) of each row's first image; any node where it has none: (N,)."""
+    first = np.searchsorted(ties.rows, np.arange(len(ties.label)))
+    return nodes[np.minimum(first, len(nodes) - 1)] if len(nodes) else np.zeros(len(first), dtype=np.int64)
+
+
+def _connected(
+    ties: Ties, placed: np.ndarray, nodes: np.ndarray, more: np.ndarray | None = None
+) -> np.ndarray:
+    """The component of each node: rows tie label, files and `nodes` of their images; `more` (E, 2) edges."""
+    first, used = _first_of(ties, nodes), placed[ties.rows]
+    labelled = placed & (ties.label != NO_NODE)
+    filed = used & (ties.file != NO_NODE)
+    edges = [
+        (first[labelled], ties.label[labelled]),
+        (nodes[filed], ties.file[filed]),
+        (first[ties.rows[used]], nodes[used]),
+        *([] if more is None else [more.T]),
+    ]
+    left, right = (np.concatenate(ends) for ends in zip(*edges, strict=True))
+    return _components(ties.node_count, left, right)
+
+
+def _kept_together(ties: Ties, placed: np.ndarray) -> np.ndarray:
+    """The component of each row, were it for all ties: (N,)."""
+    there = np.zeros(ties.node_count, dtype=bool)
+    there[ties.look[placed[ties.rows]]] = True
+    near = ties.pairs[there[ties.pairs].all(axis=1)]
+    return _connected(ties, placed, ties.look, near)[_first_of(ties, ties.look)]
+
+
+def _placed_in_turn(ordered: np.ndarray, ties: Ties, known_split: np.ndarray) -> dict[int, int]:
+    """The component of rows whose ties join splits, taken in this order; `NO_NODE` for who would join two."""
+    parent: dict[int, int] = {}
+    splits: dict[int, int] = {}
+
+    def root(node: int) -> int:
+        while (above := parent.setdefault(node, node)) != node:
+            parent[node] = node = parent.setdefault(above, above)
+        return node
+
+    first_image = np.searchsorted(ties.rows, [ordered, ordered + 1]).T.tolist()
+    images = [range(*ends) for ends in first_image]
+    own = np.zeros(ties.node_count, dtype=bool)
+    own[ties.look[[image for each in images for image in each]]] = True
+    neighbors: dict[int, list[int]] = defaultdict(list)
+    for left, right in ties.pairs[own[ties.pairs].all(axis=1)].tolist():
+        neighbors[left].append(right)
+        neighbors[right].append(left)
+    looks: set[int] = set()  # of rows that were placed
+    found: dict[int, int] = {}
+    for row, numbers in zip(ordered.tolist(), images, strict=True):
+        mine = ties.look[numbers].tolist()
+        shared = [node for node in (int(ties.label[row]), *ties.file[numbers].tolist()) if node != NO_NODE]
+        near = [near for look in mine for near in neighbors[look] if near in looks]
+        roots = {root(node) for node in (*shared, *mine, *near)}
+        known = {int(known_split[row]), *(splits.get(each, UNDECIDED) for each in roots)} - {UNDECIDED}
+        if len(known) > 1:
+            found[row] = NO_NODE
+            continue
+        into = min(roots)
+        parent.update(dict.fromkeys(roots, into))
+        splits[into] = max(known, default=UNDECIDED)
+        looks.update(mine)
+        found[row] = mine[0]
+    return {row: look if look == NO_NODE else root(look) for row, look in found.items()}
 
 
 def drawn(group: int, shares: tuple[float, float]) -> int:
@@ -250,11 +315,11 @@ def leaks_left(ties: Ties, assignment: Assignment) -> int:
     left = 0
     for nodes, rows in ((ties.label, np.arange(len(kept))), (ties.file, ties.rows), (ties.look, ties.rows)):
         tied = kept[rows] & (nodes != NO_NODE)
-        pairs = np.unique(np.stack([nodes[tied], split[rows[tied]]], axis=1), axis=0)  # (node, split)
-        left += len(pairs) - len(np.unique(pairs[:, 0]))
+        there = np.zeros((len(SPLITS), ties.node_count), dtype=bool)
+        there[split[rows[tied]], nodes[tied]] = True
+        left += int((there.sum(axis=0) - there.any(axis=0)).sum())
+    of_look = np.full(ties.node_count, UNDECIDED, dtype=np.int8)
     looks = kept[ties.rows]
-    split_of = dict(zip(ties.look[looks].tolist(), split[ties.rows[looks]].tolist(), strict=True))
-    for node, near in ties.neighbors.items():
-        others = (split_of[other] for other in near if node < other and other in split_of)
-        left += sum(node in split_of and split_of[node] != other for other in others)
-    return left
+    of_look[ties.look[looks]] = split[ties.rows[looks]]
+    first, second = of_look[ties.pairs].T
+    return left + int(((first != second) & (first != UNDECIDED) & (second != UNDECIDED)).sum())

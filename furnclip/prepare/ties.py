@@ -8,10 +8,10 @@ Variants share an image as well, but the words of their titles too: "Oslo sofa r
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,8 +41,8 @@ class Ties:
     look: np.ndarray  # (V,) the number of the image's fingerprint node
     middle: np.ndarray  # (V,) the fingerprint node in the middle of the image's near-duplicate group
     flat: np.ndarray  # (V,) whether the fingerprint says no more than its colors: a plain surface
-    neighbors: dict[int, list[int]]  # fingerprint node -> near-duplicate fingerprint nodes
-    copies: dict[int, list[int]]  # fingerprint node -> those of the same image in another quality
+    pairs: np.ndarray  # (P, 2) fingerprint nodes that are near-duplicates of each other
+    apart: np.ndarray  # (P,) by how much
     node_count: int
     counts: dict[str, int]  # of tied rows and images, by what they share
 
@@ -58,7 +58,7 @@ def find_ties(records: Records, images: Records, rows: np.ndarray, *, by_column:
     """Shared group or title, shared image bytes, shared or close fingerprints. rows: (V,) of the images."""
     label = "group" if by_column else "title"
     labels, first_free, same_label = _shared(records[label], 0, ignore_zero=True)
-    sources = np.ascontiguousarray(images["source"]).view("V16").ravel()
+    sources = np.ascontiguousarray(images["source"][:, :8]).view("<u8").ravel()
     files, first_free, same_image = _shared(sources, first_free, ignore_zero=False)
     _, first, look, counted = np.unique(
         images["look"], return_index=True, return_inverse=True, return_counts=True
@@ -72,27 +72,9 @@ def find_ties(records: Records, images: Records, rows: np.ndarray, *, by_column:
     flat = (np.ptp(light[:, 1:-1, 1:-1], axis=(1, 2)) <= _FLAT_LEVELS) & (
         np.ptp(colors[:, :, 1:-1, 1:-1], axis=(2, 3)).max(axis=1) <= _FLAT_LEVELS
     )
-    return Ties(
-        labels,
-        rows,
-        files,
-        look + first_free,
-        middle[look] + first_free,
-        flat[look],
-        _neighbors(pairs + first_free),
-        _neighbors(pairs[apart <= COPIED] + first_free),
-        first_free + len(first),
-        counts,
-    )
-
-
-def _neighbors(pairs: np.ndarray) -> dict[int, list[int]]:
-    """The other ends of the pairs (P, 2) of each node."""
-    found: dict[int, list[int]] = defaultdict(list)
-    for left, right in pairs.tolist():
-        found[left].append(right)
-        found[right].append(left)
-    return dict(found)
+    look += first_free
+    nodes = labels, rows, files, look, middle[look - first_free] + first_free, flat[look - first_free]
+    return Ties(*nodes, pairs + first_free, apart, max(1, first_free + len(first)), counts)
 
 
 def middles(pairs: np.ndarray, count: int) -> np.ndarray:
@@ -104,8 +86,9 @@ def middles(pairs: np.ndarray, count: int) -> np.ndarray:
     ends = ends[np.argsort(ends[:, 0], kind="stable")]
     degrees = np.bincount(ends[:, 0], minlength=count)
     starts = np.cumsum(degrees) - degrees
-    middles = np.full(count, NO_NODE)
-    for look in np.argsort(-degrees, kind="stable").tolist():
+    middles = np.where(degrees, NO_NODE, np.arange(count))
+    near_any = np.flatnonzero(degrees)
+    for look in near_any[np.argsort(-degrees[near_any], kind="stable")].tolist():
         if middles[look] == NO_NODE:
             near = ends[starts[look] : starts[look] + degrees[look], 1]
             middles[near[middles[near] == NO_NODE]] = look
@@ -124,17 +107,18 @@ def _shared(values: np.ndarray, first_node: int, *, ignore_zero: bool) -> tuple[
     return numbers[inverse], first_node + int(shared.sum()), int((counts[shared] - 1).sum())
 
 
-@dataclass(frozen=True)
-class NearGroup:
-    """Products that show one photograph, and how many object types and titles they have."""
+class NearGroups(NamedTuple):
+    """Two or more products that show one photograph: those that mix types first, then the largest."""
 
-    rows: np.ndarray
-    types: int
-    titles: int
+    members: np.ndarray  # (M,) rows, group by group
+    starts: np.ndarray  # (G,) where each group begins among the members
+    sizes: np.ndarray  # (G,)
+    types: np.ndarray  # (G,) how many object types are in each
+    titles: np.ndarray  # (G,) and how many titles
 
 
-def near_groups(records: Records, ties: Ties) -> list[NearGroup]:
-    """Groups of two products or more by their images alone: those that mix types first, then the largest."""
+def near_groups(records: Records, ties: Ties) -> NearGroups:
+    """The groups, told by the images alone."""
     order = np.lexsort((ties.rows, ties.middle))
     middle, rows = ties.middle[order], ties.rows[order]
     once = np.ones(len(rows), dtype=bool)
@@ -142,11 +126,19 @@ def near_groups(records: Records, ties: Ties) -> list[NearGroup]:
     middle, rows = middle[once], rows[once]
     several = np.bincount(middle, minlength=1)[middle] > 1
     middle, rows = middle[several], rows[several]
-    found = []
-    for group in np.split(rows, np.flatnonzero(np.diff(middle)) + 1) if len(rows) else ():
-        types, titles = (len(np.unique(records[name][group])) for name in ("stratum", "title"))
-        found.append(NearGroup(group, types, titles))
-    return sorted(found, key=lambda group: (group.types == 1, -len(group.rows), int(group.rows[0])))
+    _, starts, sizes = np.unique(middle, return_index=True, return_counts=True)
+    types, titles = (_distinct(records[name][rows], middle, starts) for name in ("stratum", "title"))
+    ranks = np.lexsort((rows[starts], -sizes, types == 1))
+    return NearGroups(rows, *(values[ranks] for values in (starts, sizes, types, titles)))
+
+
+def _distinct(values: np.ndarray, groups: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """How many values differ in each group of the sorted `groups` (M,), which begin at `starts`: (G,)."""
+    values = values[np.lexsort((values, groups))]
+    is_new = np.ones(len(values), dtype=np.int64)
+    is_new[1:] = values[1:] != values[:-1]
+    is_new[starts] = 1
+    return np.add.reduceat(is_new, starts) if len(starts) else starts
 
 
 def placeholder_images(
@@ -157,7 +149,7 @@ def placeholder_images(
     titles_of: the titles of some rows. A plain surface looks like many others: it has to be one file.
     """
     found: dict[int, int] = {}
-    for alike in _sharing_an_image(ties):
+    for alike in _sharing_an_image(records, ties):
         images = alike
         if ties.flat[alike].mean() > 0.5:
             files, counts = np.unique(ties.file[alike], return_counts=True)
@@ -178,21 +170,31 @@ def placeholder_images(
     return found
 
 
-def _sharing_an_image(ties: Ties) -> Iterator[np.ndarray]:
+def _sharing_an_image(records: Records, ties: Ties) -> Iterator[np.ndarray]:
     """Images of several products that are copies of one, the largest sets first; none has an image twice."""
     order = np.argsort(ties.look, kind="stable")
-    first_look = int(ties.look[order[0]]) if len(order) else 0
-    counts = np.bincount(ties.look - first_look)
+    counts = np.bincount(ties.look, minlength=ties.node_count)
     ends = np.cumsum(counts)
-    shared = {*(np.flatnonzero(counts >= MIN_PRODUCTS) + first_look).tolist(), *ties.copies}
-    near = {look: [look, *ties.copies.get(look, ())] for look in shared}
-    sizes = {look: int(counts[np.array(looks) - first_look].sum()) for look, looks in near.items()}
-    taken: set[int] = set()
-    for look in sorted(shared, key=lambda look: (-sizes[look], look)):
-        left = [other - first_look for other in near[look] if other not in taken]
+    group = records["group"][ties.rows[order]]  # variants of one group count once
+    owners = np.where(group > 0, group, ties.rows[order].astype(np.uint64))
+    starts = np.flatnonzero(np.diff(ties.look[order], prepend=NO_NODE))
+    products = np.zeros(ties.node_count, dtype=np.int64)
+    products[ties.look[order[starts]]] = _distinct(owners, ties.look[order], starts)
+    copies = ties.pairs[ties.apart <= COPIED]
+    copies = np.concatenate([copies, copies[:, ::-1]])
+    sizes, most = counts.copy(), products.copy()
+    np.add.at(sizes, copies[:, 0], counts[copies[:, 1]])
+    np.add.at(most, copies[:, 0], products[copies[:, 1]])
+    copies = copies[np.argsort(copies[:, 0], kind="stable")]
+    shared = np.flatnonzero(most >= MIN_PRODUCTS)
+    taken = np.zeros(ties.node_count, dtype=bool)
+    for look in shared[np.argsort(-sizes[shared], kind="stable")].tolist():
+        first, last = np.searchsorted(copies[:, 0], [look, look + 1])
+        near = np.append(copies[first:last, 1], look)
+        left = near[~taken[near]]
         images = np.sort(np.concatenate([order[:0], *(order[ends[n] - counts[n] : ends[n]] for n in left)]))
         if len(np.unique(ties.rows[images])) >= MIN_PRODUCTS:
-            taken.update(near[look])
+            taken[near] = True
             yield images
 
 
