@@ -56,6 +56,7 @@ class FoundImage:
     """below `paths.images`, with slashes"""
     status: str
     place: Place
+    is_as_named: bool = True
 
     def read(self) -> bytes:
         """Its bytes, at most `MAX_BYTES`. Raises `BrokenImage`."""
@@ -142,7 +143,7 @@ class ShopImages:
         if path != candidates[0]:
             self._near.add(hash(name))
             self._example = self._example if self._example[0] else (name, path)
-        return FoundImage(path, status, self.place)
+        return FoundImage(path, status, self.place, path == candidates[0])
 
     def _candidates(self, name: str) -> list[str]:
         """The names that this one may stand for, as it is first, then the likeliest; or raises."""
@@ -250,7 +251,7 @@ class Folder:
         self._given, self._root = given, given.resolve()
         self.name = self._root.name
         # Links in it are the user's own; for the administrator, those in all folders are.
-        self._links_may_lead_out = (
+        self.links_may_lead_out = (
             os.name == "nt"
             or os.getuid() == 0
             or not self._root.exists()
@@ -274,12 +275,11 @@ class Folder:
         return self._root / name
 
     def status(self, name: str) -> str:
-        path = self._root / name
         try:
-            status = path.stat()
+            status = self.path(name).stat()
         except (FileNotFoundError, NotADirectoryError):
             return ""
-        if not self._links_may_lead_out and not path.resolve().is_relative_to(self._root):
+        if not self.links_may_lead_out and not self.path(name).resolve().is_relative_to(self._root):
             place = f"the image folder `{self._given}`, which is another user's"
             raise BrokenImage("outside", f"`{name}` leads out of {place}")
         if not stat.S_ISREG(status.st_mode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from furnclip.prepare.fingerprint import LIGHT_PX, NEAR, PRINT_BYTES, SAME, dist
 from furnclip.prepare.nearby import near_pairs
 from furnclip.prepare.splits import UNDECIDED, Assignment, Ledger, assign, drawn, leaks_left, read_ledger
 from furnclip.prepare.store import IMAGE, RECORD, Records
-from furnclip.prepare.ties import Ties, find_ties, middles
+from furnclip.prepare.ties import Ties, find_ties, looks_of, middles
 
 SHARES = (0.5, 0.25)
 
@@ -67,11 +67,16 @@ def ties_of(rows: list[Made], *, by_column: bool = False) -> Ties:
     made = [(number, *image) for number, row in enumerate(rows) for image in row.images]
     images = np.zeros(len(made), dtype=IMAGE)
     for image, (_, source, look) in zip(images, made, strict=True):
-        image["source"] = source
+        image["source"][0] = source
         image["fingerprint"] = print_of(look)
         image["look"] = look
     owners = np.array([number for number, _, _ in made], dtype=np.int64)
-    return find_ties(records_of(rows), images, owners, by_column=by_column)
+    near = partial(_near, images)
+    return find_ties(records_of(rows), looks_of(images), owners, near, by_column=by_column)
+
+
+def _near(images: Records, _: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return near_pairs(np.ascontiguousarray(images["fingerprint"][first]))
 
 
 def print_of(look: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from datetime import date
 from functools import cache, lru_cache
 from itertools import chain, count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import tomli
@@ -36,7 +37,6 @@ _CERTAIN_CELLS = 200  # so many misfits settle a column that is mostly text
 _LISTED = 0.1  # of a column's cells have a `|` in them, where it holds lists
 _LONGEST_ITEM = 100
 _LONGEST_CELL = 80  # of a number, boolean or date
-_NUMBERS_KEPT = 4
 _AMOUNT = re.compile(
     r"(?P<before>[^\d,+-]*?)(?P<sign>[+-]?) ?(?P<unit>[^\d.,+-]*)"
     r"(?P<digits>\d[\d.,' ]*?|[.,]\d+)([.,]-{1,2})? ?(?P<after>[^\d,+-]*)",
@@ -228,36 +228,43 @@ class _Counts:
 
     cells: int = 0
     fits: Counter[str] = field(default_factory=Counter)
-    signs: set[str] = field(default_factory=set)
+    signs: Counter[str] = field(default_factory=Counter)
     """decimal signs that are certain, and `day` and `month` where such a one comes first for certain"""
-    numbers: set[float] = field(default_factory=set)
-    """the first few that differ"""
-    has_names: bool = False
-    """whether some of its digits are no number"""
+    amounts: int = 0
+    """numbers that are not -1, 0 or 1"""
+    names: int = 0
+    """numbers whose digits are a name"""
 
-    def add(self, text: str) -> None:
-        self.cells += 1
-        kinds = {self._kind_of(part) for part in _items(text, "|")}
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> _Counts:
+        return cls(**{**told, "fits": Counter(told["fits"]), "signs": Counter(told["signs"])})
+
+    def __add__(self, other: _Counts) -> _Counts:
+        return _Counts(**{name: value + vars(other)[name] for name, value in vars(self).items()})
+
+    def add(self, text: str, times: int) -> None:
+        self.cells += times
+        kinds = {self._kind_of(part, times) for part in _items(text, "|")}
         kind = kinds.pop() if len(kinds) == 1 else ""
         if not kind and "|" in text and all(len(item) <= _LONGEST_ITEM for item in text.split("|")):
             kind = "list"
-        self.fits[kind] += bool(kind)
+        self.fits[kind] += times * bool(kind)
 
-    def _kind_of(self, text: str) -> str:
+    def _kind_of(self, text: str, times: int) -> str:
         """What a value could be, noted with what it tells of the others; empty for a text."""
         if len(text) > _LONGEST_CELL:
             return ""
         number, sign = _amount(text)
         if number is not None:
-            self.signs.add(sign)
-            self.has_names |= _NAME_DIGITS.fullmatch(text) is not None
-            if len(self.numbers) < _NUMBERS_KEPT:
-                self.numbers.add(number)
+            self.signs[sign] += times
+            self.names += times * (_NAME_DIGITS.fullmatch(text) is not None)
+            self.amounts += times * (number not in (-1, 0, 1))
             return "number"
         if _boolean(text) is not None:
             return "boolean"
         orders = {order for order in ("day", "month") if _date(text, order)}
-        self.signs |= orders if len(orders) == 1 else set() if _date(text) or not orders else {"either"}
+        certain = orders if len(orders) == 1 else set() if _date(text) or not orders else {"either"}
+        self.signs.update(dict.fromkeys(certain, times))
         return "date" if orders else ""
 
     @property
@@ -275,13 +282,13 @@ class _Counts:
             return "list"
         asks = source.rstrip().endswith("?") or short_name(source) in names["columns"]["in_stock"]
         asks = asks or name in kinds["boolean"] or first in kinds["boolean"]
-        is_binary = asks and self.numbers <= {-1, 0, 1} and self._are_most("boolean", "number")
+        is_binary = asks and not self.amounts and self._are_most("boolean", "number")
         if is_binary or self.fits["boolean"] == self.cells:
             return "boolean"
-        if self._are_most("number") and not self.has_names and last not in kinds["text"]:
+        if self._are_most("number") and not self.names and last not in kinds["text"]:
             return "number"
-        orders = self.signs & {"day", "month"}
-        if self._are_most("date") and len(orders) == (1 if "either" in self.signs else len(orders) > 0):
+        orders = [order for order in ("day", "month") if self.signs[order]]
+        if self._are_most("date") and len(orders) == (1 if self.signs["either"] else len(orders) > 0):
             return "date"
         return "list" if self.fits["list"] >= _LISTED * self.cells else "text"
 
@@ -291,25 +298,37 @@ class _Counts:
     def written(self, kind: Kind) -> Written:
         """How the column writes what its cells alone do not tell."""
         signs: list[Written] = [",", "."] if kind == "number" else ["day", "month"] if kind == "date" else []
-        found = [sign for sign in signs if sign in self.signs]
+        found = [sign for sign in signs if self.signs[sign]]
         return found[0] if len(found) == 1 else ""
 
 
 class ColumnTypes:
     """The kinds of a catalogue's columns, told by its rows; memory does not grow with them."""
 
-    def __init__(self) -> None:
-        self._counts: dict[str, _Counts] = {}
+    def __init__(self, told: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
+        """`told`: what `as_dict` has said of other rows."""
+        self._counts = {source: _Counts.of(counts) for source, counts in told.items()}
 
-    def add(self, fields: Mapping[str, str]) -> None:
-        """One row, as its cells are written."""
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """For JSON."""
+        return {source: vars(counts) for source, counts in self._counts.items()}
+
+    def __add__(self, other: ColumnTypes) -> ColumnTypes:
+        """The types of the rows of both."""
+        both = ColumnTypes(self.as_dict())
+        for source, counts in other._counts.items():
+            both._counts[source] = both._counts.get(source, _Counts()) + counts
+        return both
+
+    def add(self, fields: Mapping[str, str], times: int = 1) -> None:
+        """One row, as its cells are written; -1 times takes it away again."""
         for source, cell in fields.items():
             counts = self._counts.setdefault(source, _Counts())
             if counts.is_settled:
                 continue
             text = cell.strip()
             if text and text.casefold() not in _words("nothing"):
-                counts.add(text)
+                counts.add(text, times)
 
     def columns(self, reserved: Collection[str] = ()) -> list[Column]:
         """Every column that has a value, in the catalogue's order; no name is one of `reserved`.

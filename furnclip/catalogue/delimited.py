@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
@@ -47,16 +47,16 @@ class Table(Iterator[str]):
                     break
         declared = _SEPARATOR_LINE.fullmatch(sample[0].removeprefix("\ufeff")) if sample else None
         start = 1 if declared else 0
-        self._delimiter = declared[1] if declared else _find_delimiter(sample, path.suffix)
-        above = _lines_above_header(sample[start:], self._delimiter)
+        self.delimiter = declared[1] if declared else _find_delimiter(sample, path.suffix)
+        above = _lines_above_header(sample[start:], self.delimiter)
         if above:
             warn_once(f"the header of `{path}` is line {start + above + 1}; the lines above it are skipped")
-        self.header, count = _read_header(sample[start + above :], self._delimiter)
+        self.header, count = _read_header(sample[start + above :], self.delimiter)
         if not count:
             raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")
         declared_rows = _declared_header(sample[start:])
         self._line = start + max(above + count, declared_rows[1] if declared_rows else 0)
-        rows = (split_line(line, self._delimiter) for line in sample[self._line :])
+        rows = (split_line(line, self.delimiter) for line in sample[self._line :])
         whole = [row for row in rows if len(row) == len(self.header)] or [[""] * len(self.header)]
         # what the cells of a column look like, where nearly all look alike
         self._kinds: list[re.Pattern[str] | None] = []
@@ -67,10 +67,20 @@ class Table(Iterator[str]):
                 kind for kind in (_FILE_NAME, _CODE) if sum(map(bool, map(kind.fullmatch, cells))) >= enough
             )
             self._kinds.append(next(kinds, None))
-        self._lines = islice(text_lines(path), self._line, None)
+        self.first_line = self._line
+        self._lines: Iterator[str] = islice(text_lines(path), self._line, None)
         self._waiting: deque[str] = deque()  # lines that a row had taken and gave back
         self._taken: list[str] = []
         self._in_doubt = False  # the next line may be the rest of a cell whose quote was refused
+
+    @property
+    def dialect(self) -> str:
+        """By what its rows are told: equal lines below equal dialects are equal rows."""
+        return repr((self.header, self.delimiter, self._kinds))
+
+    def take(self, lines: Iterable[str]) -> None:
+        """Read these lines for those below the header."""
+        self._lines = iter(lines)
 
     def __next__(self) -> str:
         line = self._waiting.popleft() if self._waiting else next(self._lines)
@@ -82,7 +92,7 @@ class Table(Iterator[str]):
         """Every row below the header that is not blank."""
         csv.field_size_limit(MAX_CELL_CHARS)
         width = len(self.header)
-        reader = csv.reader(self, delimiter=self._delimiter, strict=True)
+        reader = csv.reader(self, delimiter=self.delimiter, strict=True)
         while True:
             self._taken.clear()
             first, problem = self._line + 1, ""
@@ -113,12 +123,12 @@ class Table(Iterator[str]):
 
     def _cells_of(self, line: str) -> list[str]:
         """The cells of one line; its quotes are text where that makes it a row as the others are."""
-        cells = split_line(line, self._delimiter)
-        plain = line.rstrip("\r\n").split(self._delimiter)
+        cells = split_line(line, self.delimiter)
+        plain = line.rstrip("\r\n").split(self.delimiter)
         return plain if len(cells) != len(self.header) and self._fits(plain) else cells
 
     def _is_row(self, line: str) -> bool:
-        return line.count(self._delimiter) >= len(self.header) - 1 and self._fits(self._cells_of(line))
+        return line.count(self.delimiter) >= len(self.header) - 1 and self._fits(self._cells_of(line))
 
     def _literal(self, first: int, problem: str) -> Row:
         """The first line as a row whose quotes are text; the lines after it are read again."""

@@ -95,12 +95,12 @@ class _Columns(NamedTuple):
 
 
 def _open(
-    path: Path, paths: DataPaths, images: ImageStore | None = None
+    path: Path, paths: DataPaths, images: ImageStore | None = None, lines: Iterable[str] | None = None
 ) -> tuple[_Columns, Iterator[Record]]:
     """The columns that the settings name; and the records, those that belong together as one."""
 
     def read() -> tuple[list[str], Iterator[Record]]:
-        names, records = read_records(path, images, language=paths.language)
+        names, records = read_records(path, images, language=paths.language, lines=lines)
         if (paths.merge_rows or paths.merge_untitled_rows) and not is_our_sheet(names):
             texts = [name for name in names if plain_name(name) in known_names()["columns"]["description"]]
             first = [name for name in (paths.id_column, paths.title_column, *texts) if name in names]
@@ -142,14 +142,18 @@ def _find_column(path: Path, columns: list[str], setting: str, wanted: str) -> s
     return wanted
 
 
-def read_products(path: Path, paths: DataPaths) -> Iterator[Product | Rejection]:
+def read_products(
+    path: Path, paths: DataPaths, *, lines: Iterable[str] | None = None
+) -> Iterator[Product | Rejection]:
     """Every row as a product or as a rejection with its reason, in file order, streamed.
+
+    `lines`: of a table, instead of those below its header.
 
     Raises `InputError` for a file that cannot be read and `ConfigError` for a column that is not
     there, both before the first row.
     """
     image_columns = (paths.image_column, *paths.more_image_columns)
-    columns, records = _open(path, paths, ImageStore(image_columns, paths.images, path.stem))
+    columns, records = _open(path, paths, ImageStore(image_columns, paths.images, path.stem), lines)
     return _judge(records, columns)
 
 

@@ -73,11 +73,12 @@ class Record(NamedTuple):
 
 
 def read_records(
-    path: Path, images: ImageStore | None = None, *, language: str = "en"
+    path: Path, images: ImageStore | None = None, *, language: str = "en", lines: Iterable[str] | None = None
 ) -> tuple[list[str], Iterator[Record]]:
     """Columns and streamed records of any supported format; damaged rows are marked, not dropped.
 
     `images`: where to put images that are inside the file. `language`: preferred of texts in several.
+    `lines`: of a table, instead of those below its header.
     """
     if not path.exists():
         hint = "set `paths.products` in furnclip.toml to your file"
@@ -86,7 +87,7 @@ def read_records(
         raise InputError(f"the catalogue `{path}` is not a file", hint="set `paths.products` to a file")
     if path.stat().st_size == 0:
         raise InputError(f"`{path}` is empty", hint="export the catalogue again, with a header line")
-    columns, records = _read(path, images, language)
+    columns, records = _read(path, images, language, lines)
     for name, count in Counter(columns).items():
         if count > 1:
             hint = "rename one of the two columns in the file"
@@ -94,27 +95,43 @@ def read_records(
     return columns, records
 
 
-def _read(path: Path, images: ImageStore | None, language: str) -> tuple[list[str], Iterator[Record]]:
+def kind_of_file(path: Path) -> str:
+    """`parquet`, `xml`, `json array`, `json lines` or `table`. Raises `InputError` for anything else."""
     head, suffix = first_bytes(path), path.suffix.lower()
     if head.startswith(b"PAR1") or suffix == ".parquet":
-        columns, rows = read_parquet(path)
-        return columns, _typed_records(columns, rows, images, language)
+        return "parquet"
     kind = next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), "")
     if kind:
         raise InputError(f"`{path}` is {kind}, not a catalogue", hint=KINDS_HINT)
-    encoding, is_clean = find_encoding(path)
-    text = head.decode(encoding, "replace").removeprefix("\ufeff")
+    text = head.decode(find_encoding(path)[0], "replace").removeprefix("\ufeff")
     if text.lstrip().startswith("<"):
+        return "xml"
+    if _JSON_ARRAY.match(text):
+        return "json array"
+    is_json = suffix in (".jsonl", ".ndjson", ".json") or _JSON_OBJECT.match(text)
+    return "json lines" if is_json else "table"
+
+
+def _read(
+    path: Path, images: ImageStore | None, language: str, lines: Iterable[str] | None
+) -> tuple[list[str], Iterator[Record]]:
+    kind = kind_of_file(path)
+    if kind == "parquet":
+        columns, rows = read_parquet(path)
+        return columns, _typed_records(columns, rows, images, language)
+    if kind == "xml":
         columns, rows = read_xml(path)
         return columns, _typed_records(columns, rows, images, language)
-    is_array = _JSON_ARRAY.match(text) is not None
-    if is_array or suffix in (".jsonl", ".ndjson", ".json") or _JSON_OBJECT.match(text):
-        columns, rows = read_json(path, "array" if is_array else _json_kind(path, suffix))
+    if kind.startswith("json"):
+        inside = "array" if kind == "json array" else _json_kind(path, path.suffix.lower())
+        columns, rows = read_json(path, inside)
         return columns, _typed_records(columns, rows, images, language)
     table = Table(path)
+    if lines is not None:
+        table.take(lines)
     names = [unescape(cell).strip() for cell in table.header]
     columns = [name or f"column_{index}" for index, name in enumerate(names, start=1)]
-    records = _csv_records(columns, table, is_clean=is_clean)
+    records = _csv_records(columns, table, is_clean=find_encoding(path)[1])
     again = {name for name, count in Counter(columns).items() if count > 1}
     if all(plain_name(name) in known_names()["header"]["repeated"] for name in again):
         columns = list(dict.fromkeys(columns))

@@ -137,6 +137,12 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"`{path}` is damaged: {error}", hint="export or download it again") from None
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file is gzipped."""
+    with open_regular(path, what="the catalogue") as file:
+        return file.read(len(_GZIP)) == _GZIP
+
+
 def first_bytes(path: Path, count: int = 4096) -> bytes:
     """How a file begins, unpacked."""
     with unpacked(path) as file:

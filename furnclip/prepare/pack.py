@@ -130,7 +130,7 @@ def write_shards(
     extended = ledger.extended(
         (shard.split, read_index(paths[shard.name], samples=len(shard.keys)))
         for shard in planned
-        if shard.split in SPLITS
+        if shard.split in SPLITS and (ledger.lookup(shard.keys)[0] == UNDECIDED).any()
     )
     if extended is not ledger:
         extended.write(folder / LEDGER_NAME)

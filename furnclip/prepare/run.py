@@ -14,11 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from furnclip import console
-from furnclip.catalogue import ATTRIBUTES, Rejection, catalogue_path, no_rows, sheet_text, uncleaned_rows
-from furnclip.catalogue.columns import Column
+from furnclip.catalogue import (
+    ATTRIBUTES,
+    Rejection,
+    catalogue_path,
+    no_rows,
+    read_products,
+    sheet_text,
+    uncleaned_rows,
+)
 from furnclip.errors import ConfigError, InputError, MissingStageError
 from furnclip.journal import exclusive, sweep, write_text
+from furnclip.prepare.kept import Kept
 from furnclip.prepare.pack import MOST_VALUES, SampleChange, describe_split, plan_shards, write_shards
+from furnclip.prepare.reading import Catalogue, Note, Reading
 from furnclip.prepare.scan import Scanner, decoders
 from furnclip.prepare.splits import (
     LEDGER_NAME,
@@ -29,7 +38,7 @@ from furnclip.prepare.splits import (
     leak_report,
     read_ledger,
 )
-from furnclip.prepare.store import Records, SampleStore, Scanned, images_of, records_of, store_errors
+from furnclip.prepare.store import Records, SampleStore, Scanned, store_errors
 from furnclip.prepare.ties import NearGroups, Ties, find_ties, near_groups, placeholder_images
 from furnclip.shards import FOLDERS, MANIFEST_NAME, SPLITS, Manifest, read_manifest, write_manifest
 
@@ -41,7 +50,6 @@ REJECTED_IMAGES_NAME = "rejected_images.csv"
 NEAR_NAME = "near_duplicates.csv"
 _LISTED_GROUPS, _LISTED_PRODUCTS = 200, 20  # of each group
 _EXAMPLES = 3
-_CHUNK_ROWS = 4096
 _PLACEHOLDER = "`%s` is the image of %d products that have nothing else in common: a placeholder"
 _JOINS_SPLITS = "shares a group, title or image with products that an earlier run put into different splits"
 
@@ -67,9 +75,9 @@ def check(config: Config) -> CheckReport:
     """Read every row and open every image, and write nothing. Raises `InputError` where there is no row."""
     reasons: Counter[str] = Counter()
     examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    rows = 0
+    rows, path = 0, catalogue_path(config.paths)
     with console.progress("checking products", total=None) as meter, decoders(config.prepare) as workers:
-        for outcome in Scanner(config, None, workers):
+        for outcome in Scanner(config, None, workers, read_products(path, config.paths)):
             rows += 1
             meter.advance()
             why = outcome.why_in_no_split if isinstance(outcome, Scanned) else outcome
@@ -79,7 +87,6 @@ def check(config: Config) -> CheckReport:
                     row = outcome.entry.row if isinstance(outcome, Scanned) else outcome.row
                     about = {"row": row, "product_id": outcome.product_id, "detail": why.detail}
                     examples[why.reason].append(about)
-    path = catalogue_path(config.paths)
     if not rows:
         raise no_rows(path, config.paths)
     usable, by_reason = rows - reasons.total(), dict(reasons.most_common())
@@ -161,18 +168,7 @@ def prepare(config: Config, *, fresh: bool = False, rebuild: bool = False) -> Pr
                 path.unlink()
             shutil.rmtree(cache / "staged", ignore_errors=True)
         with store:
-            return _Preparation(config, cache, store).run()
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """What was read: N products with V images, in the order of their rows, and the types of the columns."""
-
-    records: Records  # (N,)
-    images: Records  # (V,)
-    rows: np.ndarray  # (V,) which of the products each image is of
-    columns: tuple[Column, ...]
-    decoded: int  # products whose images are new
+            return _Preparation(config, cache, store, Kept(cache, store.name)).run()
 
 
 @dataclass
@@ -182,6 +178,7 @@ class _Preparation:
     config: Config
     cache: Path
     store: SampleStore
+    kept: Kept
     rejections: list[Rejection] = field(default_factory=list)
     """rows that are in no split"""
     image_rejections: list[Rejection] = field(default_factory=list)
@@ -193,9 +190,19 @@ class _Preparation:
     def run(self) -> PrepareSummary:
         settings, folder = self.config.prepare, self.config.paths.shards
         by_column = bool(self.config.paths.group_column)
-        catalogue = self._scan()
+        catalogue = Reading(self.config, self.store, self.kept).catalogue()
         records = catalogue.records
-        ties = find_ties(records, catalogue.images, catalogue.rows, by_column=by_column)
+        self.rejections += catalogue.rejections
+        for note in catalogue.notes:
+            self._note(note, int(records["row"][note.row]))
+        found: list[np.ndarray] = []
+
+        def near(looks: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            pairs, apart = self.kept.near_pairs(looks, catalogue.places[first])
+            found.extend((looks[pairs], apart))
+            return pairs, apart
+
+        ties = find_ties(records, catalogue.images, catalogue.rows, near, by_column=by_column)
         ledger = read_ledger(folder / LEDGER_NAME)
         ties = self._without_placeholders(catalogue, ties)
         assignment = self._assign(catalogue, ties, ledger)
@@ -224,7 +231,7 @@ class _Preparation:
             published = read_manifest(folder)
         if published != manifest:
             write_manifest(folder, manifest)
-        self.store.finish(records)
+        self._finish(catalogue, *found)
         shutil.rmtree(staged, ignore_errors=True)
         products = sum(manifest.splits[name].samples for name in SPLITS)
         return PrepareSummary(
@@ -240,46 +247,20 @@ class _Preparation:
             manifest=manifest,
         )
 
-    def _scan(self) -> Catalogue:
-        """Judge every row and decode what is new."""
-        parts: list[tuple[Records, Records, np.ndarray]] = []
-        samples: list[Scanned] = []
-        first = 0
-        with (
-            decoders(self.config.prepare) as workers,
-            console.progress("reading products", total=None) as meter,
-        ):
-            scanner = Scanner(self.config, self.store, workers)
-            for outcome in scanner:
-                meter.advance()
-                if isinstance(outcome, Rejection):
-                    self.rejections.append(outcome)
-                    continue
-                self._note(outcome, first + len(samples))
-                samples.append(outcome)
-                if len(samples) == _CHUNK_ROWS:  # records take less memory
-                    parts.append(_as_records(samples, first))
-                    first += len(samples)
-                    samples.clear()
-        self.store.commit()
-        records, images, rows = map(np.concatenate, zip(*parts, _as_records(samples, first), strict=True))
-        from furnclip.vectors.parquet import RESERVED_COLUMNS  # with pydantic, which workers do not need
+    def _finish(self, catalogue: Catalogue, pairs: np.ndarray, apart: np.ndarray) -> None:
+        """Note that the shards hold these products, and forget all others."""
+        known = self.kept.before["key"] if self.kept.is_continued else self.store.keys()
+        self.store.forget(np.setdiff1d(known, catalogue.records["key"]))
+        self.kept.finish(catalogue.live, pairs, apart, **catalogue.about)
 
-        columns = scanner.types.columns(RESERVED_COLUMNS)
-        return Catalogue(records, images, rows, tuple(columns), scanner.decoded)
-
-    def _note(self, sample: Scanned, row: int) -> None:
-        """What of a product is not used, and why."""
-        entry, why = sample.entry, sample.why_in_no_split
-        if not sample.problems and not why:
-            return
-        product_id = sample.product_id
-        for image, reason, detail in sample.problems:
-            self.image_rejections.append(Rejection(entry.row, product_id, reason, detail, {"image": image}))
-        if why:
-            self._leave_out(row, Rejection(entry.row, product_id, why.reason, why.detail))
-            if not sample.images:
-                self.changes[row] = SampleChange(missing_reason=f"{why.reason}: {why.detail}")
+    def _note(self, note: Note, row: int) -> None:
+        """What of a product is not used, and why; `row`: in the catalogue."""
+        for image, reason, detail in note.problems:
+            self.image_rejections.append(Rejection(row, note.product_id, reason, detail, {"image": image}))
+        if why := note.why_in_no_split:
+            self._leave_out(note.row, Rejection(row, note.product_id, why.reason, why.detail))
+            if not note.has_images:
+                self.changes[note.row] = SampleChange(missing_reason=f"{why.reason}: {why.detail}")
 
     def _leave_out(self, row: int, why: Rejection) -> None:
         self.left_out.add(row)
@@ -312,7 +293,7 @@ class _Preparation:
 
     def _assign(self, catalogue: Catalogue, ties: Ties, ledger: Ledger) -> Assignment:
         records, settings = catalogue.records, self.config.prepare
-        changed = self.store.changed(records)
+        changed = self.kept.changed(records)
         shares = (settings.train_fraction, settings.validation_fraction)
         assignment = assign(records, ties, ledger, changed=changed, left_out=self.left_out, shares=shares)
         for row in np.flatnonzero(assignment.split == UNDECIDED).tolist():
@@ -358,13 +339,6 @@ class _Preparation:
             f"first in row {first.row}: {first.detail}",
             hint=f"`{reasons}` has the reason of each row; fix them and run the command again",
         )
-
-
-def _as_records(samples: Sequence[Scanned], first: int) -> tuple[Records, Records, np.ndarray]:
-    """Products, their images, and the row of each image, where the first product has row `first`."""
-    rows = np.repeat(np.arange(first, first + len(samples)), [len(sample.images) for sample in samples])
-    images = images_of(image for sample in samples for image in sample.images)
-    return records_of(sample.entry for sample in samples), images, rows
 
 
 def _about_groups(groups: NearGroups) -> dict[str, int]:

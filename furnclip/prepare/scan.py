@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,12 +17,9 @@ from furnclip.catalogue import (
     ATTRIBUTES,
     Product,
     Rejection,
-    catalogue_path,
     content_hash,
     normalized_title,
-    read_products,
 )
-from furnclip.catalogue.columns import ColumnTypes
 from furnclip.catalogue.rows import renamed_column
 from furnclip.images import BrokenImage, encode_jpeg, letterbox, open_image
 from furnclip.parallel import Workers
@@ -41,7 +38,7 @@ from furnclip.shards.tar import Sample, encode_sample, member_bytes
 from furnclip.sources import FoundImage, ShopImages
 
 if TYPE_CHECKING:
-    from furnclip.config import Config, PrepConfig
+    from furnclip.config import Config, DataPaths, PrepConfig
 
 Decoders = Workers[tuple[FoundImage, ...], "DecodedImages"]
 DECODER_MEMORY_MB = 700  # of a process that decodes the largest image allowed
@@ -106,6 +103,12 @@ def decoders(settings: PrepConfig) -> Decoders:
     return Workers(decode, settings.workers, memory_mb=memory_mb, setting="prepare.workers", engine=engine)
 
 
+def stored_columns(paths: DataPaths) -> set[str]:
+    """Those of the catalogue that are columns of the vector file as they are."""
+    named = paths.id_column, paths.title_column, paths.image_column
+    return {*named, *map(renamed_column, named), "clean_title", *ATTRIBUTES, "clean_source"}
+
+
 @dataclass
 class Scanner:
     """Reads the catalogue once; iterating gives a `Scanned` or a `Rejection` for every row, in order."""
@@ -113,18 +116,15 @@ class Scanner:
     config: Config
     store: SampleStore | None
     decoders: Decoders
+    rows: Iterable[Product | Rejection]
     decoded: int = 0
 
     def __post_init__(self) -> None:
         self.images = ShopImages(self.config)
-        self.types = ColumnTypes()
-        named = self.config.paths.id_column, self.config.paths.title_column, self.config.paths.image_column
-        # These are columns of the vector file as they are.
-        self._stored = {*named, *map(renamed_column, named), "clean_title", *ATTRIBUTES, "clean_source"}
+        self._stored = stored_columns(self.config.paths)
 
     def __iter__(self) -> Iterator[Scanned | Rejection]:
-        rows = read_products(catalogue_path(self.config.paths), self.config.paths)
-        items = (self._judge(row) for row in rows)
+        items = (self._judge(row) for row in self.rows)
         for item, decoded in self.decoders.pairs(
             items, task_of=lambda item: item.found if isinstance(item, _Undecoded) else None, name_of=_name
         ):
@@ -144,18 +144,26 @@ class Scanner:
     def _judge(self, product: Product | Rejection) -> _Undecoded | Scanned | Rejection:
         if isinstance(product, Rejection):
             return dataclasses.replace(product, fields={})
-        self.types.add({name: cell for name, cell in product.fields.items() if name not in self._stored})
         caption = default_caption(product.fields, title=product.title)
         found, problems = self._find(product)
         sample = Sample("", b"", caption, product.product_id, "", product.fields, product.title)
         about, caption_bytes = encode_sample(sample).values()
         text = (about, caption_bytes)
         entry = self._entry(product, found, text)
-        new = Scanned(entry, (), problems, described=bool(caption), product_id=product.product_id)
+        new = Scanned(
+            entry,
+            (),
+            problems,
+            described=bool(caption),
+            product_id=product.product_id,
+            found=found,
+            is_as_named=not problems and all(image.is_as_named for image in found),
+            cells={name: cell for name, cell in product.fields.items() if name not in self._stored},
+        )
         known = self.store.find(new.entry) if self.store else None
         if self.store is None or known is None:
             return _Undecoded(product, found, text, new)
-        known = dataclasses.replace(known, described=bool(caption), product_id=product.product_id)
+        known = dataclasses.replace(new, entry=known.entry, images=known.images, problems=known.problems)
         if known.entry.text == new.entry.text:
             return known
         images = self.store.members(known.entry.key).images

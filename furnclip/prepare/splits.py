@@ -210,7 +210,7 @@ def _kept_together(ties: Ties, placed: np.ndarray) -> np.ndarray:
     there = np.zeros(ties.node_count, dtype=bool)
     there[ties.look[placed[ties.rows]]] = True
     near = ties.pairs[there[ties.pairs].all(axis=1)]
-    return _connected(ties, placed, ties.look, near)[_first_of(ties, ties.look)]
+    return np.asarray(_connected(ties, placed, ties.look, near)[_first_of(ties, ties.look)])
 
 
 def _placed_in_turn(ordered: np.ndarray, ties: Ties, known_split: np.ndarray) -> dict[int, int]:

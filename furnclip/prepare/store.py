@@ -14,9 +14,9 @@ import errno
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +26,11 @@ import numpy as np
 from furnclip.catalogue import content_hash
 from furnclip.errors import StorageError
 from furnclip.prepare.fingerprint import PRINT_BYTES
+from furnclip.sources import FoundImage
 
 VERSION = 6  # raise it when an entry has other fields, or the same image file would give other bytes
 Records = np.ndarray[Any, np.dtype[np.void]]
 _COMMIT_AFTER_S = 1.0
-_TIES = ["key", "title", "group", "look"]
 
 
 class Members(NamedTuple):
@@ -89,6 +89,9 @@ class Scanned:
     problems: tuple[ImageProblem, ...] = ()
     described: bool = True  # whether there is anything to say about it
     product_id: str = ""
+    found: tuple[FoundImage, ...] = ()
+    is_as_named: bool = False  # whether all its images are there, by the very names that the row has
+    cells: Mapping[str, str] = field(default_factory=dict)  # of the shop's own columns
 
     @property
     def why_in_no_split(self) -> ImageProblem | None:
@@ -111,8 +114,8 @@ def _computable(packed: np.dtype[np.void]) -> np.dtype[np.void]:
     return np.dtype([(name, "u1", _SIZES[name]) if name in _SIZES else (name, "<u8") for name in names])
 
 
-_NAMES = [field.name for field in fields(SampleEntry)]
-_IMAGE_NAMES = [field.name for field in fields(ImageEntry)]
+_NAMES = [each.name for each in fields(SampleEntry)]
+_IMAGE_NAMES = [each.name for each in fields(ImageEntry)]
 _PACKED, _PACKED_IMAGE = _packed(_NAMES), _packed(_IMAGE_NAMES)
 RECORD, IMAGE = _computable(_PACKED), _computable(_PACKED_IMAGE)
 
@@ -152,8 +155,11 @@ class SampleStore:
             "CREATE TABLE IF NOT EXISTS samples"
             " (key BLOB PRIMARY KEY, entry BLOB, looks BLOB, problems TEXT,"
             " images BLOB, json BLOB, caption BLOB);"
-            "CREATE TABLE IF NOT EXISTS finished (id INTEGER PRIMARY KEY, ties BLOB)"
+            "DROP TABLE IF EXISTS finished;"
+            "CREATE TABLE IF NOT EXISTS about (id INTEGER PRIMARY KEY, name BLOB);"
+            "INSERT OR IGNORE INTO about VALUES (0, randomblob(8))"
         )
+        (self.name,) = self._database.execute("SELECT hex(name) FROM about").fetchone()
 
     def __exit__(self, *_: object) -> None:
         with closing(self._database):
@@ -201,32 +207,33 @@ class SampleStore:
         """The sample of a product that `find` or `add` knows."""
         return _members(self._database, key)
 
-    def changed(self, records: Records) -> np.ndarray:
-        """Rows whose image, title or group differ from those of the last finished run: (N,)."""
-        row = self._database.execute("SELECT ties FROM finished").fetchone()
-        now = _ties(records)
-        before = np.frombuffer(row[0] if row else b"", now.dtype)
-        if not len(before):
-            return np.zeros(len(records), dtype=bool)
-        position = np.minimum(np.searchsorted(before["key"], now["key"]), len(before) - 1)
-        return np.asarray((before["key"][position] == now["key"]) & (before[position] != now))
-
-    def finish(self, records: Records) -> None:
-        """Note that the shards hold these products, and forget all others."""
-        known = {key for (key,) in self._database.execute("SELECT key FROM samples")}
-        gone = known.difference(map(_blob, records["key"].tolist()))
-        self._database.executemany("DELETE FROM samples WHERE key = ?", [(key,) for key in gone])
-        ties = np.sort(_ties(records), order="key").tobytes()
-        if self._database.execute("SELECT 1 FROM finished WHERE ties = ?", (ties,)).fetchone() is None:
-            self._database.execute("INSERT OR REPLACE INTO finished VALUES (0, ?)", (ties,))
+    def forget(self, keys: np.ndarray) -> None:
+        """Remove the samples of products that are gone."""
+        self._database.executemany(
+            "DELETE FROM samples WHERE key = ?", [(_blob(key),) for key in keys.tolist()]
+        )
         self.commit()
+
+    def keys(self) -> np.ndarray:
+        """Of all samples: (N,), ascending."""
+        found = b"".join(key for (key,) in self._database.execute("SELECT key FROM samples ORDER BY key"))
+        return np.frombuffer(found, ">u8").astype(np.uint64)
+
+    def text(self, key: int) -> int | None:
+        """The hash of a sample's text; None where there is no such sample."""
+        row = self._database.execute("SELECT entry FROM samples WHERE key = ?", (_blob(key),)).fetchone()
+        return row and int(np.frombuffer(row[0], _PACKED)[0]["text"])
 
 
 def read_samples(path: Path, wanted: Iterable[tuple[int, int]]) -> Iterator[Members]:
     """The samples of (key, content) in a store, from a worker process. Raises `StorageError` for damage."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    with store_errors(path), closing(sqlite3.connect(address, uri=True)) as database:
         for key, content in wanted:
-            members = _members(database, key)
+            try:
+                members = _members(database, key)
+            except TypeError:  # there is none
+                members = Members((), b"", b"")
             if members.content != content:
                 raise _damaged(path, f"the sample of {key:016x} has changed")
             yield members
@@ -260,14 +267,6 @@ def _members(database: sqlite3.Connection, key: int) -> Members:
 
 def _looks(blob: bytes) -> np.ndarray:
     return np.frombuffer(blob, _PACKED_IMAGE)
-
-
-def _ties(records: Records) -> np.ndarray:
-    """What the last finished run is compared with, as plain bytes: (N,)."""
-    packed = np.empty(len(records), dtype=[(name, _PACKED[name]) for name in _TIES])
-    for name in _TIES:
-        packed[name] = records.view(_PACKED)[name]
-    return packed
 
 
 def _blob(key: int) -> bytes:

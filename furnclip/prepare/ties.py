@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from furnclip.prepare.fingerprint import COPIED, SAME, parts
-from furnclip.prepare.nearby import near_pairs
 from furnclip.prepare.store import Records
 
 NO_NODE = -1
+LOOK = np.dtype([("source", "<u8"), ("look", "<u8"), ("flat", "?")])
+"""what ties an image to others: hashes of its file and its fingerprint, whether it is a plain surface"""
 MIN_PRODUCTS = 5  # fewer with one image are a small group, whatever it shows
 _MAX_SHARED_WORDS = 0.34  # of the words of two titles, for half of the pairs
 _TITLES_COMPARED = 64
@@ -54,26 +55,38 @@ class Ties:
         return replace(self, **left)
 
 
-def find_ties(records: Records, images: Records, rows: np.ndarray, *, by_column: bool) -> Ties:
-    """Shared group or title, shared image bytes, shared or close fingerprints. rows: (V,) of the images."""
-    label = "group" if by_column else "title"
-    labels, first_free, same_label = _shared(records[label], 0, ignore_zero=True)
-    sources = np.ascontiguousarray(images["source"][:, :8]).view("<u8").ravel()
-    files, first_free, same_image = _shared(sources, first_free, ignore_zero=False)
-    _, first, look, counted = np.unique(
-        images["look"], return_index=True, return_inverse=True, return_counts=True
-    )
-    prints = np.ascontiguousarray(images["fingerprint"][first])
-    pairs, apart = near_pairs(prints)  # (P, 2), (P,)
-    middle = middles(pairs[apart <= SAME], len(first))
-    near = (counted * (counted - 1) // 2).sum() + (counted[pairs[:, 0]] * counted[pairs[:, 1]]).sum()
-    counts = {f"same_{label}": same_label, "same_picture": same_image, "near_duplicate_pairs": int(near)}
-    light, colors, _ = parts(prints)  # without the edge:
+def looks_of(images: Records) -> Records:
+    """What ties each image to others."""
+    light, colors, _ = parts(images["fingerprint"])  # without the edge:
     flat = (np.ptp(light[:, 1:-1, 1:-1], axis=(1, 2)) <= _FLAT_LEVELS) & (
         np.ptp(colors[:, :, 1:-1, 1:-1], axis=(2, 3)).max(axis=1) <= _FLAT_LEVELS
     )
-    look += first_free
-    nodes = labels, rows, files, look, middle[look - first_free] + first_free, flat[look - first_free]
+    looks = np.empty(len(images), dtype=LOOK)
+    looks["source"] = np.ascontiguousarray(images["source"][:, :8]).view("<u8").ravel()
+    looks["look"], looks["flat"] = images["look"], flat
+    return looks
+
+
+Nearby = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def find_ties(records: Records, images: Records, rows: np.ndarray, near: Nearby, *, by_column: bool) -> Ties:
+    """Shared group or title, shared image bytes, shared or close fingerprints.
+
+    images, rows: (V,) and the row of each. near: the distinct looks (N,), and an image of each, to pairs of
+    near-duplicates (P, 2) and how far they are apart (P,).
+    """
+    label = "group" if by_column else "title"
+    labels, first_free, same_label = _shared(records[label], 0, ignore_zero=True)
+    files, first_free, same_image = _shared(images["source"], first_free, ignore_zero=False)
+    looks, first, look, counted = np.unique(
+        images["look"], return_index=True, return_inverse=True, return_counts=True
+    )
+    pairs, apart = near(looks, first)
+    middle = middles(pairs[apart <= SAME], len(first))
+    count = (counted * (counted - 1) // 2).sum() + (counted[pairs[:, 0]] * counted[pairs[:, 1]]).sum()
+    counts = {f"same_{label}": same_label, "same_picture": same_image, "near_duplicate_pairs": int(count)}
+    nodes = labels, rows, files, look + first_free, middle[look] + first_free, images["flat"]
     return Ties(*nodes, pairs + first_free, apart, max(1, first_free + len(first)), counts)
 
 
@@ -119,7 +132,8 @@ class NearGroups(NamedTuple):
 
 def near_groups(records: Records, ties: Ties) -> NearGroups:
     """The groups, told by the images alone."""
-    order = np.lexsort((ties.rows, ties.middle))
+    in_catalogue = records["row"]
+    order = np.lexsort((in_catalogue[ties.rows], ties.middle))
     middle, rows = ties.middle[order], ties.rows[order]
     once = np.ones(len(rows), dtype=bool)
     once[1:] = (middle[1:] != middle[:-1]) | (rows[1:] != rows[:-1])
@@ -128,7 +142,7 @@ def near_groups(records: Records, ties: Ties) -> NearGroups:
     middle, rows = middle[several], rows[several]
     _, starts, sizes = np.unique(middle, return_index=True, return_counts=True)
     types, titles = (_distinct(records[name][rows], middle, starts) for name in ("stratum", "title"))
-    ranks = np.lexsort((rows[starts], -sizes, types == 1))
+    ranks = np.lexsort((in_catalogue[rows[starts]], -sizes, types == 1))
     return NearGroups(rows, *(values[ranks] for values in (starts, sizes, types, titles)))
 
 

@@ -1,0 +1,109 @@
+"""A CSV file cut into its rows without reading their cells, to tell which of them changed.
+
+Only where the cut is certain: every quote stands where a quoted cell begins or ends, lines end in `\\n`, all
+of it is UTF-8, and a row is a product. Any other file has no pieces and is read as a whole.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import io
+import mmap
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from furnclip.catalogue.delimited import Table
+from furnclip.catalogue.products import Product, Rejection, read_products
+from furnclip.catalogue.rows import is_our_sheet, kind_of_file
+from furnclip.catalogue.text import find_encoding, is_packed
+
+if TYPE_CHECKING:
+    from furnclip.config import DataPaths
+
+_CHUNK_BYTES = 2**24
+_LINE, _RETURN, _QUOTE = b'\n\r"'
+_MARK = codecs.BOM_UTF8
+_IN_DOUBT = {"open-quote", "unreadable-row"}
+
+
+class Pieces:
+    """The rows of a file. `dialect`: what their cells are told by."""
+
+    def __init__(self, path: Path, paths: DataPaths, dialect: str, data: mmap.mmap, ends: np.ndarray) -> None:
+        self.dialect = dialect
+        self._path, self._paths, self._data = path, paths, data
+        starts, ends = ends[:-1], ends[1:]
+        first = np.frombuffer(data, np.uint8)[starts]
+        is_blank = (ends - starts <= 2) & ((first == _LINE) | (first == _RETURN))
+        self._starts, self._ends = starts[~is_blank], ends[~is_blank]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def digests(self) -> np.ndarray:
+        """A hash of each row: (P,)."""
+        hashes = bytearray()
+        for start, end in zip(self._starts.tolist(), self._ends.tolist(), strict=True):
+            hashes += hashlib.blake2b(self._data[start:end], digest_size=8).digest()
+        return np.frombuffer(hashes, np.uint64)
+
+    def products(self, numbers: Sequence[int]) -> list[Product | Rejection] | None:
+        """What `read_products` says of these rows, in order; None where that takes the others as well."""
+        lines = (line for number in numbers for line in self._lines(number))
+        found = list(read_products(self._path, self._paths, lines=lines))
+        if len(found) != len(numbers):
+            return None
+        told = [item for item in found if isinstance(item, Rejection)]
+        if any(item.reason in _IN_DOUBT or " in lines " in item.detail for item in told):
+            return None
+        return [
+            item._replace(row=number + 1) if isinstance(item, Product) else replace(item, row=number + 1)
+            for item, number in zip(found, numbers, strict=True)
+        ]
+
+    def _lines(self, number: int) -> list[str]:
+        text = self._data[self._starts[number] : self._ends[number]].decode()
+        return list(io.StringIO(text, newline="\n"))
+
+
+def cut(path: Path, paths: DataPaths) -> Pieces | None:
+    """The rows of a catalogue, or None where they cannot be told apart for certain."""
+    is_plain = path.is_file() and path.stat().st_size and not paths.parent_column and not is_packed(path)
+    if not is_plain or kind_of_file(path) != "table" or find_encoding(path) != ("utf-8-sig", True):
+        return None
+    table, is_merged = Table(path), paths.merge_rows or paths.merge_untitled_rows
+    if (is_merged and not is_our_sheet(table.header)) or len(table.delimiter.encode()) != 1:
+        return None
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    ends = _ends(np.frombuffer(data, np.uint8), ord(table.delimiter), table.first_line)
+    return None if ends is None else Pieces(path, paths, table.dialect, data, ends)
+
+
+def _ends(data: np.ndarray, delimiter: int, first_line: int) -> np.ndarray | None:
+    """Where the rows of a file (B,) begin and end, from a line on; None where it is not certain."""
+    lines, quotes = _positions(data, _LINE), _positions(data, _QUOTE)
+    returns = _positions(data, _RETURN)
+    if len(quotes) % 2 or len(lines) < first_line or (data[(returns + 1) % len(data)] != _LINE).any():
+        return None
+    around = np.array([_LINE, _RETURN, _QUOTE, delimiter], dtype=np.uint8)
+    opening, closing = quotes[::2], quotes[1::2]
+    first = len(_MARK) if data[: len(_MARK)].tobytes() == _MARK else 0
+    well_opened = np.isin(data[opening - 1], around) | (opening == first)
+    well_closed = np.isin(data[(closing + 1) % len(data)], around) | (closing == len(data) - 1)
+    if not (well_opened.all() and well_closed.all()):
+        return None
+    start = lines[first_line - 1] + 1
+    ends = np.append(lines[np.searchsorted(quotes, lines) % 2 == 0] + 1, len(data))
+    return np.unique(ends[ends >= start]) if start in ends else None
+
+
+def _positions(data: np.ndarray, sign: int) -> np.ndarray:
+    starts = range(0, len(data), _CHUNK_BYTES)
+    parts = [np.flatnonzero(data[start : start + _CHUNK_BYTES] == sign) + start for start in starts]
+    return np.concatenate(parts)

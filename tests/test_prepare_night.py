@@ -1,0 +1,107 @@
+"""What a night changed, prepared with what the last run kept, is what judging every row gives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from furnclip.prepare import reading
+from furnclip.prepare.kept import Kept
+from furnclip.prepare.nearby import near_pairs
+from furnclip.prepare.scan import Scanner
+from tests.prepare_shop import Shop, draw
+
+FULL = os.environ.get("FURNCLIP_FULL") == "1"
+ROWS = 24
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["add", "drop", "title", "price", "image", "other-image", "broken", "same-id", "odd"]
+        ),
+        st.integers(0, ROWS - 1),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def change(shop: Shop, kind: str, number: int, night: int) -> None:
+    row = shop.rows[number % len(shop.rows)]
+    path = shop.folder / "images" / row["image"]
+    if kind == "add":
+        shop.add([100 * night + number])
+    elif kind == "drop":
+        shop.rows.remove(row)
+    elif kind == "title":
+        row["title"] = f'Red\n"chair", {number}'
+    elif kind == "price":
+        row["price"] = f"{night + number},50"
+    elif kind == "image":
+        draw(path, 1000 + number, side_px=48 + night)
+    elif kind == "other-image":
+        row["image"] = shop.rows[number // 2]["image"]
+    elif kind == "broken":
+        path.write_bytes(b"no image" * night)
+    elif kind == "same-id":
+        shop.rows.append({**row, "title": "again"})
+    else:
+        row["title"] = 'a 5" pipe'
+
+
+def judged_anew(shop: Shop, folder: Path) -> Shop:
+    """A copy of the shop, prepared with nothing taken over but what a product was tied to."""
+    shutil.copytree(shop.folder, folder)
+    copy = Shop(folder, shop.rows, shop.settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "cut", lambda *_: None)
+
+        def near(kept: Kept, _: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return near_pairs(kept.column("prints")[places])
+
+        patch.setattr(Kept, "near_pairs", near)
+        copy.prepared()
+    return copy
+
+
+@settings(
+    max_examples=80 if FULL else 4,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=not FULL,
+)
+@given(st.lists(CHANGES, min_size=1, max_size=3))
+def test_what_is_taken_over_is_what_is_judged(nights: list[list[tuple[str, int]]]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        shop = Shop(Path(name) / "shop", settings={"image_px": 32, "workers": 1, "shard_samples": 8})
+        shop.add(range(ROWS))
+        for row in shop.rows:
+            row["price"] = "10"
+        shop.prepared()
+        for night, changes in enumerate(nights, start=1):
+            for kind, number in changes:
+                change(shop, kind, number, night)
+            shop.write()
+            copy = judged_anew(shop, Path(name) / f"copy-{night}")
+            shop.prepared()
+            assert shop.hashes() == copy.hashes()
+
+
+def test_only_what_changed_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Shop(tmp_path, settings={"image_px": 32, "workers": 1})
+    shop.add(range(60))
+    shop.prepared()
+    judged: list[int] = []
+    judge = Scanner._judge
+    monkeypatch.setattr(Scanner, "_judge", lambda self, row: judged.append(row.row) or judge(self, row))
+    shop.rows[9]["color"] = "green"
+    del shop.rows[20]
+    draw(shop.folder / "images/40.png", 999, side_px=64)
+    shop.prepared()
+    assert judged == [10, 40]  # counted in the catalogue without the deleted one
