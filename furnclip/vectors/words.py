@@ -239,12 +239,25 @@ class Vocabulary:
     def __init__(self, products: int, frequencies: Mapping[str, int], language: str) -> None:
         self.products, self.language = products, language
         self.frequencies = dict(frequencies)
-        self._kinds, self._looks = (
-            {stem(word[1:], language) for word in frequencies if word[:1] == mark} for mark in "+~"
-        )
-        self.stems: Counter[str] = Counter()
+
+    @cached_property
+    def _kinds(self) -> set[str]:
+        return self._marked("+")
+
+    @cached_property
+    def _looks(self) -> set[str]:
+        return self._marked("~")
+
+    def _marked(self, mark: str) -> set[str]:
+        return {self.stem(word[1:]) for word in self.frequencies if word.startswith(mark)}
+
+    @cached_property
+    def stems(self) -> Counter[str]:
+        """How many products have a word of each stem."""
+        found: Counter[str] = Counter()
         for word, count in self.frequencies.items():
-            self.stems[stem(word, language)] += count
+            found[self.stem(word)] += count
+        return found
 
     @classmethod
     def gather(cls, rows: Iterable[Mapping[str, Any]], fields: Sequence[Field], language: str) -> Vocabulary:
