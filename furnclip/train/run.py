@@ -49,7 +49,7 @@ def train_all(config: Config, *, prefix: str = "", resume: bool = True) -> dict[
     """Train every scenario of the ablation; returns one row for each, and writes them to `ablation.json`.
 
     Run again, finished scenarios are not trained again. The figures are of the validation split, which also
-    chose each run's checkpoint, so they flatter all of them alike; `furnclip eval` compares runs on the test
+    chose each run's share, so they flatter all of them alike; `furnclip eval` compares runs on the test
     split. Raises `UsageError` under torchrun: the scenarios share nothing but this process.
     """
     if torchrun_launch().count > 1:

@@ -1,4 +1,4 @@
-"""What `furnclip demo` teaches the little model: three tours, their scores and their seconds.
+"""What `furnclip demo` teaches the little model: six tours, their scores and their seconds.
 
     python -m tests.bench.tour [--quick] [--json]
 
@@ -36,7 +36,7 @@ from furnclip.train.data import TrainingData
 from tests.bench.measure import parse, report
 
 MODELS = ("zero_shot", "linear_probe", "dual_lora")
-SEEDS, PRODUCTS = (0, 1, 2), 700
+SEEDS, PRODUCTS = (0, 1, 2, 3, 4, 5), 700
 QUICK_SEEDS, QUICK_PRODUCTS = (0,), 100
 
 

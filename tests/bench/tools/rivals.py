@@ -15,7 +15,7 @@ from furnclip.train.data import random_stream
 from furnclip.train.prepared import Prepared
 from furnclip.train.scenarios import learning_rate
 
-RATES = (0.5, 1.0, 2.0)  # times furnclip's own; a rival keeps the best by validation
+RATES = (0.25, 0.5, 1.0)  # times furnclip's own; a rival keeps the best by validation
 BATCH = 128
 
 
