@@ -51,9 +51,10 @@ class Ranked:
     @classmethod
     def read(cls, config: Config, model: str) -> Ranked:
         clip = load_clip(model, config.model, runs=config.paths.runs)
-        data = TrainingData(ShardDataset(config.paths.shards, "test"), clip.preprocessing, config.train)
+        dataset = ShardDataset(config.paths.shards, "test")
+        data = TrainingData(dataset, clip.preprocessing, config.train)
         captions, groups = data.fixed_captions(), [text.group for text in data.texts]
-        models = [text.fields["model"] for text in data.texts]  # the same in every seed
+        models = [sample.fields["model"] for sample in dataset]  # the same in every seed
         answers = positives(captions, groups)
         images = [Image.fromarray(square) for square in data.squares(range(len(data)), epoch=None)]
         found = ranks(clip.encode_texts(captions), clip.encode_images(images), answers)
