@@ -300,8 +300,9 @@ def nested_json(names: Names) -> bytes:
         {
             "offerId": f"n{n}",
             "productTitle": title(n),
-            "grossPrice": {"amount": price(n), "currency": "EUR"},
-            "media": [{"url": names(n), "alt": "in front"}, {"url": names(n + PRODUCTS)}],
+            "variants": [{"price": f"{price(n) + more}", "size": "SL"[more > 0]} for more in (0, 9)],
+            "image": {"src": names(n)},
+            "images": [{"src": names(n), "alt": "in front"}, {"src": names(n + PRODUCTS)}],
         }
         for n in range(PRODUCTS)
     ]

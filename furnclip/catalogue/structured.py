@@ -32,6 +32,7 @@ _VALUE_KEYS = ("value", "amount", "text", "name", "title", "label", *_ADDRESS_KE
 _TABLE = re.compile(
     r'(?<!\\)"(products|items|rows|data|results|offers|entries|articles|records|docs|nodes)"\s*:\s*(?=\[\s*\{)'
 )
+_VARIANTS = ("variants", "offers")
 _TABLE_CHARS = 2**12  # of a name, its colon and its bracket, however they are spaced
 _FIRST_ITEM = re.compile(r"[ \t\r\n]*\[(?![ \t\r\n]*\])[ \t\r\n]*")
 _NEXT_ITEM = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
@@ -164,12 +165,26 @@ def read_json(
     """
     read = _json_lines if kind == "lines" else partial(_array_items, is_inside=kind == "object")
     columns: dict[str, None] = {}
-    for item in read(path):
+    for item in map(_with_variants, read(path)):
         if isinstance(item, dict):
             columns.update(dict.fromkeys(item))
     if not columns:
         raise InputError(f"`{path}` holds no JSON object", hint="each line has to be one JSON object")
-    return list(columns), read(path)
+    return list(columns), map(_with_variants, read(path))
+
+
+def _with_variants(row: dict[str, Any] | str) -> dict[str, Any] | str:
+    """A row with columns such as `variants_price` for what its variants say."""
+    if isinstance(row, str):
+        return row
+    found: dict[str, list[object]] = {}
+    for name in _VARIANTS:
+        items = row.get(name)
+        for item in items if isinstance(items, list) else [items]:
+            for key, value in item.items() if isinstance(item, dict) else ():
+                if isinstance(value, str | int | float):
+                    found.setdefault(f"{name}_{key}", []).append(value)
+    return {**row, **{name: value for name, value in found.items() if name not in row}}
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any] | str]:
