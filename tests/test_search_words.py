@@ -182,6 +182,18 @@ def test_a_title_that_opens_with_the_name_as_written_comes_first() -> None:
         assert max(shares, key=lambda place: shares[place]) == first
 
 
+def test_the_word_as_typed_comes_before_what_means_the_same() -> None:
+    known = vocabulary("sofa", "couch")
+    shares = understand("couches", known, (), literal=False).shares({0: "sofa sofa |", 1: "couch couch |"})
+    assert shares[1] > shares[0] > 0
+
+
+def test_without_prices_a_price_is_no_word() -> None:
+    asked = understand("mesas de sofa under 500", vocabulary("oak table", "red sofa"), (), literal=False)
+    assert [term.word for term in asked.terms] == ["mesas", "sofa"]
+    assert "no column `price` for `price <= 500.0`" in asked.understood
+
+
 @pytest.mark.parametrize("text", ["lamp and clock", "Lampe oder Uhr", "black and white lamp"])
 def test_one_of_two_things_is_enough_but_not_one_of_two_colors(text: str) -> None:
     known = vocabulary("black lamp", "white clock", "gray lamp")

@@ -25,6 +25,7 @@ _SHORT = 5  # letters, up to which hardly anybody misses the first one
 _SPELLINGS = 3  # of a mistyped word, at most
 _SATURATION = 1.2  # k1 of BM25: a word that is there as often counts half of what it may
 _SHORTNESS = 0.75  # b of BM25
+_ALIKE = 0.5  # what words count that mean the same, against the one that was typed
 _EITHER = 0.7  # what one of several things counts that are asked for
 _LOOKS = 0.8  # what all other words weigh together at most, against those that say what is looked for
 
@@ -52,7 +53,8 @@ class Term:
 
         Of a text that opens with a name the length does not matter: it is about that.
         """
-        there = sum(map(words.count, self.stems))
+        own, *others = map(words.count, self.stems)
+        there = own + _ALIKE * sum(others)
         there = there or any(f" {stem} " in passing for stem in self.stems)
         is_opened = bool(there and self.opening) and self.opening in words
         half = _SATURATION * (1 - _SHORTNESS + _SHORTNESS * length * (not is_opened))
@@ -127,9 +129,11 @@ def understand(text: str, vocabulary: Vocabulary, columns: Collection[str], *, l
     where, avoided, said = list[str](), list[str](), list[str]()
     rest = text
     if not literal:
-        rest, where = _priced(rest) if PRICE in columns else (rest, [])
+        rest, where = _priced(rest)
+        missing = [f"no column `{PRICE}` for `{condition}`" for condition in where if PRICE not in columns]
+        where = [] if missing else where
         rest, avoided = _negated(rest, vocabulary)
-        said = [*where, *(f"without {word}" for word in avoided)]
+        said = [*missing, *where, *(f"without {word}" for word in avoided)]
         said += [f"no product has `{word}`" for word in avoided if not _said(word, vocabulary)]
     if not words_of(rest):  # nothing is left to look for
         rest = text

@@ -349,8 +349,9 @@ class Vocabulary:
         return not self._looks.isdisjoint(stems)
 
     def is_stop(self, word: str) -> bool:
-        """Whether a folded word says nothing about a product."""
-        return word in _stop_words(self.language) or word in _stop_words("en")
+        """Whether a folded word says nothing about a product, in English, here or where it is unknown."""
+        known = ("en", self.language) if self.stem(word) in self.stems else _STEMMERS
+        return any(word in _stop_words(language) for language in known)
 
     def keywords(self, row: Mapping[str, Any], fields: Iterable[Field]) -> str:
         """Everything that a product is found by, for the index."""

@@ -35,7 +35,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -83,10 +83,15 @@ class Shop:
         return Searcher(self.config)
 
     def now(self, text: str | None = None, image: Any = None, **options: Any) -> list[str]:
-        return [
-            hit.product_id
-            for hit in self.searcher.search(text, image=image, k=10, all_variants=True, **options)
-        ]
+        return self._by_text(text, **options) if image is None else self._found(image=image)
+
+    @cached_property
+    def _by_text(self) -> Find:
+        """Each text is asked once, by whatever figure."""
+        return cache(self._found)
+
+    def _found(self, text: str | None = None, **options: Any) -> list[str]:
+        return [hit.product_id for hit in self.searcher.search(text, k=10, all_variants=True, **options)]
 
     def matching(self, wanted: Row) -> set[str]:
         return {name for name, row in self.truth.items() if wanted.items() <= row.items()}
