@@ -204,3 +204,15 @@ def test_no_cell_is_an_error(cell: str, kind: str) -> None:
     value = Column("x", "x", kind).value(cell)  # type: ignore[arg-type]
     assert value is None or isinstance(value, expected)
     columns_of(x=[cell])
+
+
+def test_longer_names_that_hold_a_usual_one_are_found_and_those_that_only_look_so_are_not() -> None:
+    cells = {"old_price": "9.50", "searchPrice": "8.50", "body_material": "oak", "stock_keeping_unit": "12"}
+    types = ColumnTypes()
+    types.add(cells)
+    assert {column.source: column.name for column in types.columns()} == {
+        "old_price": "old_price",
+        "searchPrice": "price",
+        "body_material": "body_material",
+        "stock_keeping_unit": "stock_keeping_unit",
+    }
