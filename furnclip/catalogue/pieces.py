@@ -99,8 +99,10 @@ def _ends(data: np.ndarray, delimiter: int, first_line: int) -> np.ndarray | Non
     if not (well_opened.all() and well_closed.all()):
         return None
     start = lines[first_line - 1] + 1
-    ends = np.append(lines[np.searchsorted(quotes, lines) % 2 == 0] + 1, len(data))
-    return np.unique(ends[ends >= start]) if start in ends else None
+    ends = lines[np.searchsorted(quotes, lines) % 2 == 0] + 1
+    if not len(ends) or ends[-1] != len(data):
+        ends = np.append(ends, len(data))
+    return ends[ends >= start] if start in ends else None
 
 
 def _positions(data: np.ndarray, sign: int) -> np.ndarray:

@@ -87,9 +87,8 @@ class Kept:
         if not len(self.before):
             return np.zeros(len(records), dtype=bool)
         place = np.minimum(np.searchsorted(self.before["key"], records["key"]), len(self.before) - 1)
-        was = self.before[place]
-        differs = [was[name] != records[name] for name in ("title", "group", "look")]
-        return np.asarray((was["key"] == records["key"]) & np.any(differs, axis=0))
+        differs = [self.before[name][place] != records[name] for name in ("title", "group", "look")]
+        return np.asarray((self.before["key"][place] == records["key"]) & np.any(differs, axis=0))
 
     @contextmanager
     def writing(self, *, anew: bool) -> Iterator[Writer]:
@@ -119,7 +118,8 @@ class Kept:
         What was found between those that the last finished run had is taken from there.
         """
         prints = self.column("prints")
-        new = np.flatnonzero(~np.isin(looks, self._known, assume_unique=True))
+        place = np.searchsorted(self._known, looks)
+        new = np.flatnonzero(np.append(self._known, 0)[place] != looks)
         if len(new) > max(_MOST_NEW * len(looks), 16) or not len(self._known):
             return near_pairs(prints[places])
         ends = np.searchsorted(looks, self._pairs)
@@ -131,9 +131,8 @@ class Kept:
 
     def note_looks(self) -> None:
         """Remember which fingerprints the last finished run had; before rows are added."""
-        self._known = np.unique(
-            self.column("looks")["look"][spans(self.before["first_image"], self.before["images"])]
-        )
+        had = spans(self.before["first_image"], self.before["images"])
+        self._known = np.sort(self.column("looks")["look"][had])
 
     def finish(self, live: np.ndarray, pairs: np.ndarray, apart: np.ndarray, **about: Any) -> None:
         """Say which rows are current; `pairs`: of looks (P, 2)."""

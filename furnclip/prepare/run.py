@@ -250,7 +250,7 @@ class _Preparation:
     def _finish(self, catalogue: Catalogue, pairs: np.ndarray, apart: np.ndarray) -> None:
         """Note that the shards hold these products, and forget all others."""
         known = self.kept.before["key"] if self.kept.is_continued else self.store.keys()
-        self.store.forget(np.setdiff1d(known, catalogue.records["key"]))
+        self.store.forget(np.setdiff1d(known, catalogue.records["key"], assume_unique=True))
         self.kept.finish(catalogue.live, pairs, apart, **catalogue.about)
 
     def _note(self, note: Note, row: int) -> None:

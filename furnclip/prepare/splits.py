@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from furnclip.catalogue import content_hash
@@ -45,8 +46,10 @@ class Ledger:
         self._table = table.sort_by("key")
         self._keys = self._table["key"].to_numpy()
         self._groups = self._table["group"].to_numpy()
-        numbers = {name: number for number, name in enumerate(SPLITS)}
-        self._splits = np.array([numbers[name] for name in self._table["split"].to_pylist()], dtype=np.int8)
+        numbers = pc.index_in(self._table["split"], pyarrow.array(SPLITS))
+        if numbers.null_count:
+            raise KeyError("it names a split that there is not")
+        self._splits = numbers.to_numpy().astype(np.int8)
 
     def __len__(self) -> int:
         return len(self._keys)
