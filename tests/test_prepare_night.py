@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from furnclip.catalogue import content_hash
 from furnclip.prepare import reading
 from furnclip.prepare.kept import Kept
 from furnclip.prepare.nearby import near_pairs
@@ -105,3 +107,29 @@ def test_only_what_changed_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyP
     draw(shop.folder / "images/40.png", 999, side_px=64)
     shop.prepared()
     assert judged == [10, 40]  # counted in the catalogue without the deleted one
+
+
+def test_an_address_that_was_fetched_again_is_judged_again(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, settings={"image_px": 32, "workers": 1})
+    shop.add(range(12))
+    journal = tmp_path / "work/fetch/journal.jsonl"
+    journal.parent.mkdir(parents=True)
+
+    def fetched(number: int, image: int) -> None:
+        """The image of product `number` is now a file that others have as well."""
+        name = f"fetched/{image}.png"
+        if not (shop.folder / "images" / name).exists():
+            draw(shop.folder / "images" / name, image)
+        key = content_hash(f"https://shop.example/{number}.png")
+        size_bytes = (shop.folder / "images" / name).stat().st_size
+        with journal.open("a") as file:
+            file.write(json.dumps({"key": key, "name": name, "size_bytes": size_bytes}) + "\n")
+
+    for number, row in enumerate(shop.rows):
+        row["image"] = f"https://shop.example/{number}.png"
+        fetched(number, number // 2)
+    shop.prepared()
+    fetched(4, 5)
+    copy = judged_anew(shop, tmp_path.with_name("copy"))
+    assert shop.prepared()["decoded"] == 1
+    assert shop.hashes() == copy.hashes()

@@ -78,7 +78,7 @@ class Kept:
         return path.read_bytes().split(b"\n") if path.is_file() else []
 
     def names(self, rows: Records) -> list[bytes]:
-        """The image files of rows, NAME NUL STATUS each, one row after the other."""
+        """The image files of rows, NAME NUL STATUS NUL ADDRESS each, one row after the other."""
         names = self.texts("names")
         return [names[number] for number in spans(rows["first_name"], rows["names"]).tolist()]
 
@@ -165,8 +165,9 @@ class Writer:
         )
         for row, sample, digest in zip(rows, samples, digests.tolist(), strict=True):
             row["first_name"], row["names"] = self._lines[0], len(sample.found) if digest else 0
-            for image in sample.found if digest else ():
-                self._add_line(0, f"{image.name}\0{image.status}".encode("utf-8", "surrogateescape"))
+            for image, address in zip(sample.found, sample.addresses, strict=True) if digest else ():
+                line = f"{image.name}\0{image.status}\0{address}"
+                self._add_line(0, line.encode("utf-8", "surrogateescape"))
             if sample.problems or sample.why_in_no_split:
                 told = json.dumps([sample.product_id, sample.why_in_no_split, sample.problems]).encode()
                 self._add_line(1, told)

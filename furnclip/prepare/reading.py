@@ -6,6 +6,8 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _CHUNK_ROWS = 4096
 _MOST_READ = 0.5  # of the rows, before all of them are
+_TAIL_BYTES = 4096
+_NOT_FETCHED: list[Any] = [0, ""]
 _NO_DIGESTS = np.empty(0, dtype=np.uint64)
 
 
@@ -63,6 +67,7 @@ class Reading:
         self._pieces = cut(self._path, config.paths)
         self._digests = self._pieces.digests() if self._pieces else _NO_DIGESTS
         self._settings = _settings(config, self._pieces)
+        self._fetched = _fetched(config.paths.fetched)
         self._rejections: list[Rejection] = []
 
     def catalogue(self) -> Catalogue:
@@ -104,7 +109,11 @@ class Reading:
             self._rejections,
             tuple((plain + rest).columns(RESERVED_COLUMNS)),
             scanner.decoded,
-            {"settings": self._settings if whole else "", "types": plain.as_dict()},
+            {
+                "settings": self._settings if whole else "",
+                "types": plain.as_dict(),
+                "fetched": self._fetched,
+            },
         )
 
     def _judge(
@@ -144,7 +153,9 @@ class Reading:
         The others are None where all rows have to be judged.
         """
         before, digests, nothing = self._kept.before, self._digests, np.empty(0, dtype=np.int64)
-        if not self._pieces or self._kept.about.get("settings") != self._settings or self._kept.is_worn:
+        if not self._pieces or self._kept.about.get("settings") != self._settings:
+            return nothing, nothing, None
+        if self._kept.is_worn or self._fetched_since is None:
             return nothing, nothing, None
         order = np.argsort(before["digest"])
         place = order[np.minimum(np.searchsorted(before["digest"][order], digests), len(order) - 1)]
@@ -167,11 +178,24 @@ class Reading:
                 return current, numbers, products
             current, numbers = current[~twice], numbers[~twice]
 
+    @cached_property
+    def _fetched_since(self) -> set[str] | None:
+        """Hashes of the addresses fetched since the last finished run; None where that is not known."""
+        before = self._kept.about["fetched"]
+        try:
+            if before != _NOT_FETCHED and before != _fetched(self._config.paths.fetched, before[0]):
+                return None
+            with self._config.paths.fetched.open("rb") as file:
+                file.seek(before[0])
+                return {str(json.loads(line)["key"]) for line in file}
+        except (OSError, ValueError, KeyError, TypeError):
+            return set() if before == _NOT_FETCHED else None
+
     def _images_are_as_they_were(self, current: np.ndarray) -> np.ndarray:
         """Which rows have their images as they were: (M,)."""
         rows = self._kept.before[current]
         lines = self._kept.names(rows)
-        changed = _changed(image_place(self._config), set(lines))
+        changed = _changed(image_place(self._config), set(lines), self._fetched_since or ())
         differs = np.fromiter((line in changed for line in lines), bool, len(lines))
         of_row = np.repeat(np.arange(len(rows)), rows["names"].astype(np.int64))
         return np.asarray(np.bincount(of_row[differs], minlength=len(rows)) == 0)
@@ -190,16 +214,16 @@ class Reading:
         return types
 
 
-def _changed(place: Place, lines: Collection[bytes]) -> set[bytes]:
-    """Which files, NAME NUL STATUS each, have another status now."""
+def _changed(place: Place, lines: Collection[bytes], fetched: Collection[str]) -> set[bytes]:
+    """Which files, as `Kept.names` has them, have another status now or are of an address `fetched` since."""
     status: Callable[[str], str] = place.status
     if isinstance(place, Folder) and place.links_may_lead_out:  # a look at each folder instead of each file
         status = _InFolders(place).status
     changed = set()
     for line in lines:
-        name, _, was = line.decode("utf-8", "surrogateescape").partition("\0")
+        name, was, address = line.decode("utf-8", "surrogateescape").split("\0")
         try:
-            is_same = status(name) == was
+            is_same = status(name) == was and address not in fetched
         except (BrokenImage, OSError, ValueError):  # the row is judged again, which says why
             is_same = False
         if not is_same:
@@ -237,10 +261,18 @@ def _settings(config: Config, pieces: Pieces | None) -> str:
     """A hash of what a row is judged by beside itself and its images; empty where rows have no pieces."""
     if pieces is None:
         return ""
-    paths, settings, fetched = config.paths, config.prepare, config.paths.fetched
-    journal = fetched.stat() if fetched.is_file() else None
+    paths, settings = config.paths, config.prepare
     return content_hash(
         *(__version__, str(catalogue_path(paths)), pieces.dialect, paths.model_dump_json()),
         *(repr((settings.image_px, settings.jpeg_quality, settings.max_images)), repr(config.storage)),
-        repr(journal and (journal.st_size, journal.st_mtime_ns)),
     )
+
+
+def _fetched(journal: Path, size_bytes: int | None = None) -> list[Any]:
+    """The size of the journal of `fetch`, or the one given, and a hash of the lines before that."""
+    if not journal.is_file():
+        return _NOT_FETCHED
+    with journal.open("rb") as file:
+        end = file.seek(0, os.SEEK_END) if size_bytes is None else size_bytes
+        file.seek(max(0, end - _TAIL_BYTES))
+        return [end, content_hash(file.read(min(end, _TAIL_BYTES)))]

@@ -35,7 +35,7 @@ from furnclip.prepare.store import (
 )
 from furnclip.relevance import default_caption
 from furnclip.shards.tar import Sample, encode_sample, member_bytes
-from furnclip.sources import FoundImage, ShopImages
+from furnclip.sources import FoundImage, ShopImages, web_address
 
 if TYPE_CHECKING:
     from furnclip.config import Config, DataPaths, PrepConfig
@@ -157,6 +157,9 @@ class Scanner:
             described=bool(caption),
             product_id=product.product_id,
             found=found,
+            addresses=tuple(
+                content_hash(address) if (address := web_address(name)) else "" for name in product.images
+            ),
             is_as_named=not problems and all(image.is_as_named for image in found),
             cells={name: cell for name, cell in product.fields.items() if name not in self._stored},
         )

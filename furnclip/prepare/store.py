@@ -90,6 +90,7 @@ class Scanned:
     described: bool = True  # whether there is anything to say about it
     product_id: str = ""
     found: tuple[FoundImage, ...] = ()
+    addresses: tuple[str, ...] = ()  # hashes of the web addresses that the images are of, or empty
     is_as_named: bool = False  # whether all its images are there, by the very names that the row has
     cells: Mapping[str, str] = field(default_factory=dict)  # of the shop's own columns
 
