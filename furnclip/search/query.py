@@ -55,8 +55,10 @@ class Term:
         """
         own, *others = map(words.count, self.stems)
         there = own + _ALIKE * sum(others)
-        there = there or any(f" {stem} " in passing for stem in self.stems)
+        if not there and not (passing and any(f" {stem} " in passing for stem in self.stems)):
+            return 0.0
         is_opened = bool(there and self.opening) and self.opening in words
+        there = there or 1
         half = _SATURATION * (1 - _SHORTNESS + _SHORTNESS * length * (not is_opened))
         return there / (there + half)
 
@@ -113,7 +115,7 @@ class Query:
         usual = sum(map(len, named.values())) / max(1, len(named)) or 1.0
         shares = {}
         for row, words in named.items():
-            passing = f" {keywords[row].partition('|')[2]} "
+            passing = keywords[row].partition("|")[2] and f" {keywords[row].partition('|')[2]} "
             reached = dict.fromkeys(wholes, 0.0)
             for term in terms:
                 reached[term.either] += term.weight * term.reached(words, passing, len(words) / usual)
