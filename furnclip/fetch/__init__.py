@@ -43,7 +43,7 @@ _COLUMNS = ("row", "product_id", "address", "reason", "detail")
 _FIRST_PAUSE_S = 0.5
 _MOST_PAUSE_S = 60.0  # a server that asks for more is left for the next run
 _WRITERS = 4  # threads, where a write takes longer than this, as the mean of the first ones at least:
-_SLOW_WRITE_S, _FIRST_WRITES = 0.005, 8
+_SLOW_WRITE_S, _FIRST_WRITES = 0.001, 8
 _SILENCES = 4  # requests for each of those that go on at once, after which a server is not there
 
 
@@ -203,9 +203,10 @@ class _Run:
         return None
 
     async def _keep(self, keep: Callable[[], bool], writers: Executor) -> bool:
-        """Keep an image: here, or in another thread where the place lets its writers wait.
+        """Keep an image: here, or in another thread where that takes long.
 
-        On a disk threads would halve the rate: they wait for the interpreter more than for the disk.
+        At a disk that answers at once, threads wait for the interpreter more than for the disk; at a bucket,
+        or on a busy machine, more of them get more done.
         """
         if self._written >= _FIRST_WRITES and self._writing_s / self._written > _SLOW_WRITE_S:
             return await asyncio.get_running_loop().run_in_executor(writers, keep)
