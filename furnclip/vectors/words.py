@@ -4,8 +4,7 @@ Lower case without accents; numbers with their units in one form ("1.2 m", "120c
 `120cm` in common); stems of one language, the catalogue's (Snowball). In German, Dutch and Swedish a
 compound also counts as its last part ("Esstisch" as "tisch"), where that is a word of the catalogue.
 
-The index takes the words as they come out of here, so that BM25 knows each once. A field's weight is how
-often its words are repeated, which is how BM25F weighs fields: before the saturation, not after it.
+A field's weight is how often its words are repeated, as BM25F weighs: before the saturation, not after it.
 
     sofa red 120cm      words of the titles, the attributes and the shop's short texts
     =p00017             an id, SKU, barcode, without signs and leading zeros
@@ -134,8 +133,8 @@ def _stemmer(language: str) -> tuple[Any, threading.Lock]:
 
 def _regular(word: str) -> str:
     """An English plural without -s in the singular, of a compound too: "bookshelves"."""
-    ends = ((end, one) for end, one in knowledge()["irregular"].items() if word.endswith(end))
-    return next((word.removesuffix(end) + one for end, one in ends), word)
+    plurals = knowledge()["irregular"].items()
+    return next((word.removesuffix(end) + one for end, one in plurals if word.endswith(end)), word)
 
 
 @lru_cache(maxsize=500_000)
@@ -350,7 +349,7 @@ class Vocabulary:
 
     def is_stop(self, word: str) -> bool:
         """Whether a folded word says nothing about a product, in English, here or where it is unknown."""
-        known = ("en", self.language) if self.stem(word) in self.stems else _STEMMERS
+        known = _STEMMERS if self.stem(word) not in self.stems else ("en", self.language)
         return any(word in _stop_words(language) for language in known)
 
     def keywords(self, row: Mapping[str, Any], fields: Iterable[Field]) -> str:
