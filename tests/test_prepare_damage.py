@@ -164,12 +164,9 @@ def test_a_damaged_index_is_named_and_rebuilt(
     with pytest.raises(StorageError, match=rf"{index.name}` is damaged") as caught:
         list(ShardDataset(store.shards, "train"))
     assert "--rebuild" in caught.value.hint
-    done = run(store)
-    if damage in (other_type, with_nulls):  # only a reader of the columns can see it
-        assert_two_lines(done, index.name)
+    assert run(store).returncode == 0
+    if damage in (other_type, with_nulls):  # only a reader of the columns sees it; this run read none
         assert run(store, "--rebuild").returncode == 0
-    else:
-        assert done.returncode == 0, done.stderr
     assert store.hashes() == before
 
 

@@ -45,6 +45,7 @@ class Kept:
         self._cache, self._path = folder, folder / KEPT_NAME
         self.live = np.empty(0, dtype=np.int64)  # rows of the last finished run, by key
         self._pairs, self._apart = np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.float32)
+        self._told = np.empty(0, dtype=np.uint8)  # `about`, as it is stored
         self.about: dict[str, Any] = {}
         self.folder = folder / "kept-0"
         try:
@@ -54,7 +55,7 @@ class Kept:
                 whole = all((folder / name).stat().st_size >= end for name, end in about["ends"].items())
                 if whole and (about["version"], about["store"]) == (VERSION, store):
                     self.live, self._pairs, self._apart = stored["live"], stored["pairs"], stored["apart"]
-                    self.about, self.folder = about, folder
+                    self._told, self.about, self.folder = stored["about"], about, folder
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             pass  # none, or a damaged one
         self.before: Records = self.column("rows")[self.live]  # as they were then
@@ -103,7 +104,8 @@ class Kept:
             opened = {}
             for name in (*_COLUMNS, *_TEXTS):
                 opened[name] = file = files.enter_context((self.folder / name).open("ab"))
-                file.truncate(ends.get(name, 0))  # what a killed run has left
+                if file.tell() != ends.get(name, 0):
+                    file.truncate(ends.get(name, 0))  # what a killed run has left
             lines = self.about.get("lines", [0, 0])
             yield Writer(opened, lines)
             self.about |= {"lines": lines, "ends": {}}
@@ -138,8 +140,10 @@ class Kept:
         """Say which rows are current; `pairs`: of looks (P, 2)."""
         self.about |= about | {"folder": self.folder.name, "version": VERSION, "store": self._store}
         told = np.frombuffer(json.dumps(self.about).encode(), np.uint8)
-        with replacing(self._path) as file:
-            np.savez(file, live=live, pairs=pairs, apart=apart, about=told)
+        stored = (self.live, live), (self._pairs, pairs), (self._apart, apart), (self._told, told)
+        if not all(np.array_equal(before, now) for before, now in stored):
+            with replacing(self._path) as file:
+                np.savez(file, live=live, pairs=pairs, apart=apart, about=told)
         for path in self._cache.glob("kept-*"):
             if path != self.folder:
                 shutil.rmtree(path, ignore_errors=True)
