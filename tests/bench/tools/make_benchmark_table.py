@@ -28,13 +28,10 @@ LINES = (
         "full decode, one process",
         _FASTER % "prepare",
     ),
-    ("clean", "merge responses into `cleaned.csv`", "a pandas loop", _FASTER % "finalize"),
     ("prepare", "pack photos of 2,000 px into shards", "Pillow and `webdataset`", _FASTER % "photos_2000px"),
     ("prepare", "pack photos of 500 px into shards", "Pillow and `webdataset`", _FASTER % "photos_500px"),
-    ("storage", "upload shards to a local S3 server", "`aws s3 sync`", _FASTER % "shards_up"),
+    ("fetch", "fetch images of 50 KB from a local server", "`img2dataset`", _FASTER % "img2dataset"),
     ("train", "a `dual_lora` step, exact large batch", "plain PyTorch and PEFT", _FASTER % "dual_lora"),
-    ("train", "a `vision_lora` step, exact large batch", "plain PyTorch and PEFT", _FASTER % "vision_lora"),
-    ("train", "a `text_lora` step, exact large batch", "plain PyTorch and PEFT", _FASTER % "text_lora"),
     ("embed", "embed products with ViT-B/32", "`sentence-transformers`", _FASTER % "sentence_transformers"),
     ("embed", "embed products with ViT-B/32", "`open_clip`", _FASTER % "open_clip"),
     ("search", "one query among 100,000 products", "exact search with `faiss`", _FASTER % "faiss_exact"),
@@ -51,8 +48,6 @@ LINES = (
         "{p50_ms:.1f} ms, {recall_at_10:.3f}",
     ),
     ("search", "one query among 1,000,000 products: median latency", "", "{million_p50_ms:.0f} ms"),
-    ("arena", "key press to next query with images: 95th percentile", "", "{next_query_p95_ms:.0f} ms"),
-    ("help", "`furnclip --help` in a new process", "", "{help_s:.2f} s"),
 )
 
 
@@ -77,7 +72,7 @@ def _objects(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _table(results: Mapping[str, Mapping[str, Any]], old: Sequence[str], *, machine: str) -> Iterator[str]:
-    yield f"\nOn {machine}. Both sides on the same input in the same run.\n"
+    yield f"\nOn {machine}. Both sides on the same input.\n"
     yield "| task | compared with | furnclip |"
     yield "| --- | --- | --- |"
     for topic, task, rival, result in LINES:
