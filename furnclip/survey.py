@@ -58,7 +58,7 @@ class Survey:
     @property
     def is_hopeless(self) -> bool:
         """Whether nothing of it can be used as things are; products that name no image have their words."""
-        return bool(self.unreadable) or (not self.usable and _NO_IMAGE not in self.reasons)
+        return (bool(self.unreadable) or not self.usable) and _NO_IMAGE not in self.reasons
 
     def text(self) -> str:
         """One line for people."""

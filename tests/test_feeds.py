@@ -370,6 +370,18 @@ def test_a_catalogue_without_images_is_cleaned_by_its_titles(folder: Path) -> No
         assert (cleaned["cleaned"], cleaned["rejected"]) == (PRODUCTS, 0)
 
 
+def test_one_image_that_cannot_be_read_does_not_stop_a_catalogue_of_words(folder: Path) -> None:
+    (folder / "images").mkdir(exist_ok=True)
+    (folder / "images" / "broken.jpg").write_bytes(b"<html>not found</html>")
+    rows = [f"p{n},{title(n)},{'broken.jpg' if n == 0 else ''}" for n in range(PRODUCTS)]
+    (folder / "few.csv").write_text("\n".join(["product_id,title,image", *rows]))
+    run("init", "few.csv", "--force").ok()
+    run("clean", "estimate", "--backend", "local").ok()
+    cleaned = run("clean", "run", "--backend", "local", "--json").ok().json
+    assert cleaned["cleaned"] + cleaned["rejected"] == PRODUCTS
+    assert cleaned["cleaned"] >= PRODUCTS - 1
+
+
 def test_addresses_are_counted_and_fetch_is_told(folder: Path) -> None:
     FEEDS["google tsv"].write(folder, lambda number: f"https://shop.example/{number}.png")
     told = run("init", "feed.txt").ok()
