@@ -26,7 +26,14 @@ from furnclip.catalogue import (
 from furnclip.errors import ConfigError, InputError, MissingStageError
 from furnclip.journal import exclusive, sweep, write_text
 from furnclip.prepare.kept import Kept
-from furnclip.prepare.pack import MOST_VALUES, SampleChange, describe_split, plan_shards, write_shards
+from furnclip.prepare.pack import (
+    MOST_VALUES,
+    PlannedShard,
+    SampleChange,
+    describe_split,
+    plan_shards,
+    write_shards,
+)
 from furnclip.prepare.reading import Catalogue, Note, Reading
 from furnclip.prepare.scan import Scanner, decoders
 from furnclip.prepare.splits import (
@@ -211,26 +218,8 @@ class _Preparation:
         changed = write_shards(
             planned, folder, staged=staged, store=self.store.path, ledger=ledger, processes=settings.workers
         )
-        alike = near_groups(records, ties)
-        manifest = Manifest(
-            data_hash="",
-            splits={
-                name: describe_split(folder, [shard for shard in planned if shard.split == name])
-                for name in FOLDERS
-            },
-            settings=settings.model_dump(exclude={"workers", "engine"}),
-            leaks=leak_report(ties, assignment, by_column=by_column) | _about_groups(alike),
-            columns=catalogue.columns,
-            rejected=_counted(self.rejections),
-        ).with_hash()
-        self._write_near_groups(folder / NEAR_NAME, records, alike)
-        _write_rejected(folder / REJECTED_NAME, self.rejections)
-        _write_rejected(folder / REJECTED_IMAGES_NAME, self.image_rejections)
-        published = None
-        with suppress(MissingStageError, InputError):  # there is none, or a damaged one
-            published = read_manifest(folder)
-        if published != manifest:
-            write_manifest(folder, manifest)
+        leaks = leak_report(ties, assignment, by_column=by_column)
+        manifest = self._publish(catalogue, planned, near_groups(records, ties), leaks)
         self._finish(catalogue, *found)
         shutil.rmtree(staged, ignore_errors=True)
         products = sum(manifest.splits[name].samples for name in SPLITS)
@@ -246,6 +235,32 @@ class _Preparation:
             not_cleaned=uncleaned_rows(self.config.paths),
             manifest=manifest,
         )
+
+    def _publish(
+        self, catalogue: Catalogue, planned: Sequence[PlannedShard], alike: NearGroups, leaks: dict[str, Any]
+    ) -> Manifest:
+        """Write what is said of the shards, the manifest last, each file only where it differs."""
+        settings, folder = self.config.prepare, self.config.paths.shards
+        manifest = Manifest(
+            data_hash="",
+            splits={
+                name: describe_split(folder, [shard for shard in planned if shard.split == name])
+                for name in FOLDERS
+            },
+            settings=settings.model_dump(exclude={"workers", "engine"}),
+            leaks=leaks | _about_groups(alike),
+            columns=catalogue.columns,
+            rejected=_counted(self.rejections),
+        ).with_hash()
+        self._write_near_groups(folder / NEAR_NAME, catalogue.records, alike)
+        _write_rejected(folder / REJECTED_NAME, self.rejections)
+        _write_rejected(folder / REJECTED_IMAGES_NAME, self.image_rejections)
+        published = None
+        with suppress(MissingStageError, InputError):  # there is none, or a damaged one
+            published = read_manifest(folder)
+        if published != manifest:
+            write_manifest(folder, manifest)
+        return manifest
 
     def _finish(self, catalogue: Catalogue, pairs: np.ndarray, apart: np.ndarray) -> None:
         """Note that the shards hold these products, and forget all others."""

@@ -149,40 +149,51 @@ def assign(
     by_name = np.lexsort((names, is_new))[::-1]  # the best one last, which stays
 
     part = _kept_together(ties, placed)  # (N,)
-    low, high = (np.full(ties.node_count, UNDECIDED, dtype=np.int8) for _ in range(2))
-    for number in range(len(SPLITS)):
-        high[part[placed & (known_split == number)]] = number
-        low[part[placed & (known_split == len(SPLITS) - 1 - number)]] = len(SPLITS) - 1 - number
-    contested = np.flatnonzero(placed & (low != high)[part])
+    contested = np.flatnonzero(placed & _is_of_several_splits(part, placed, known_split, ties)[part])
     rank = np.where(is_new, 2, changed.astype(int))[contested]
     ordered = contested[np.lexsort((keys[contested], rank))]
     for row, root in _placed_in_turn(ordered, ties, known_split).items():
         part[row], placed[row] = root, root != NO_NODE
-    settled = placed & ~is_new
-    high[:] = UNDECIDED
-    high[part[settled]] = known_split[settled]
+    settled, split_of = placed & ~is_new, np.full(ties.node_count, UNDECIDED, dtype=np.int8)
+    split_of[part[settled]] = known_split[settled]
 
     named, ranked = np.zeros(ties.node_count, dtype=np.uint64), by_name[placed[by_name]]
     named[part[ranked]] = names[ranked]
     assignment = Assignment(known_group, known_group.copy(), np.full(len(keys), UNDECIDED, dtype=np.int8))
     assignment.together[placed] = named[part[placed]]
-    assignment.split[placed] = high[part[placed]]
-    open_rows = np.flatnonzero(placed & (assignment.split == UNDECIDED))
-    drawn_for, where = np.unique(assignment.together[open_rows], return_inverse=True)
-    shared = np.array([drawn(group, shares) for group in drawn_for.tolist()], dtype=np.int8)
-    assignment.split[open_rows] = shared[where]
+    assignment.split[placed] = split_of[part[placed]]
+    _draw_splits(assignment, np.flatnonzero(placed & (assignment.split == UNDECIDED)), shares)
 
-    groups = _connected(ties, placed, ties.middle)  # (nodes,)
-    named[:] = 0
-    named[groups[_first_of(ties, ties.middle)[ranked]]] = names[ranked]
+    groups, first = _connected(ties, placed, ties.middle), _first_of(ties, ties.middle)
+    named = np.zeros(ties.node_count, dtype=np.uint64)
+    named[groups[first[ranked]]] = names[ranked]
     new = np.flatnonzero(placed & is_new)
-    assignment.group[new] = named[groups[_first_of(ties, ties.middle)[new]]]
+    assignment.group[new] = named[groups[first[new]]]
     for row in np.flatnonzero(assignment.split == UNDECIDED).tolist():
         label = int(ties.label[row])
         among = 0 if label == NO_NODE else int(named[groups[label]])
         assignment.group[row] = among or keys[row]
     _fill_empty_splits(assignment, known_split, shares)
     return assignment
+
+
+def _is_of_several_splits(
+    part: np.ndarray, placed: np.ndarray, known_split: np.ndarray, ties: Ties
+) -> np.ndarray:
+    """Whether rows of each component were in more than one split: (nodes,)."""
+    low, high = (np.full(ties.node_count, UNDECIDED, dtype=np.int8) for _ in range(2))
+    for number in range(len(SPLITS)):
+        high[part[placed & (known_split == number)]] = number
+        low[part[placed & (known_split == len(SPLITS) - 1 - number)]] = len(SPLITS) - 1 - number
+    return np.asarray(low != high)
+
+
+def _draw_splits(assignment: Assignment, rows: np.ndarray, shares: tuple[float, float]) -> None:
+    """A split for `rows` (R,), one for all that is kept together."""
+    together, where = np.unique(assignment.together[rows], return_inverse=True)
+    assignment.split[rows] = np.array([drawn(each, shares) for each in together.tolist()], dtype=np.int8)[
+        where
+    ]
 
 
 def _first_of(ties: Ties, nodes: np.ndarray) -> np.ndarray:
