@@ -274,6 +274,7 @@ def test_what_was_acknowledged_is_in_the_file_whatever_kills_it(
     _kill(person, signal.SIGKILL if number % 2 else signal.SIGHUP)
     while person.read(0.2) and b"exit=" not in person.raw:
         pass
+    assert len(list((folder / "work/cache/arena").iterdir())) <= 1  # its own; the next start removes that
     counts = re.findall(rb"(\d+) votes?\b.{0,20}?(\d+) left", person.raw)
     acknowledged = int(counts[-1][0])
     standing = [vote for vote in VoteBook(folder / "work/arena/votes.jsonl").votes() if vote.choice != "N"]

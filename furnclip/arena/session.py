@@ -290,5 +290,6 @@ def vote_in_terminal(app: ArenaApp, *, viewer: ViewerSetting = "auto", max_votes
         return
     plan = detect(viewer)
     shown_by = Viewer(plan, timeout_s=app.config.arena.viewer_timeout_s)
-    with Terminal() as terminal, DrawingQueue(shown_by) as images:
+    cache = app.config.paths.cache / "arena"
+    with Terminal() as terminal, DrawingQueue(shown_by, cache) as images:
         Session(app, terminal, images, color=plan.colors != "none").run(max_votes=max_votes)

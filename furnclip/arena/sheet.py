@@ -1,6 +1,7 @@
 """The image of one trial: the query, row A and row B, in the shape of the place it is shown in.
 
-Sheets lie in a temporary folder as long as the session lasts. Neither name nor image tells the models apart.
+Sheets lie in a folder of their own as long as the session lasts; the next one removes what a killed one left.
+Neither name nor image tells the models apart.
 A product whose image cannot be read gets a cell that says so.
 
 A rater waits for what happens here: that is why it is JPEG (encoded in a twentieth of the time of PNG,
@@ -9,18 +10,19 @@ and every viewer reads it), and why the next sheets are drawn while the rater lo
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageDraw, ImageFont
 
 from furnclip.arena.app import Trial
 from furnclip.images import BrokenImage, letterbox, open_image
+from furnclip.journal import aside_name, sweep
 from furnclip.viewers import Box, Drawing, Viewer
 
 _QUALITY = 92
@@ -124,17 +126,19 @@ def _font(height_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 class DrawingQueue(AbstractContextManager["DrawingQueue"]):
     """Draws sheets in the background, one at a time; keeps those shown last and those prepared."""
 
-    def __init__(self, viewer: Viewer) -> None:
+    def __init__(self, viewer: Viewer, cache: Path) -> None:
         self.viewer = viewer
-        self._folder = TemporaryDirectory(prefix="furnclip-arena-")
-        self._sheets = ContactSheets(Path(self._folder.name))
+        sweep(cache)
+        self._folder = aside_name(cache / "sheets")
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._sheets = ContactSheets(self._folder)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._started: dict[tuple[Trial, Box], Future[Drawn]] = {}
 
     def __exit__(self, *exception: object) -> None:
         self.viewer.stopped.set()
         self._worker.shutdown(wait=True, cancel_futures=True)
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def start(self, trial: Trial, box: Box, *, ahead: bool = False) -> Future[Drawn]:
         """The drawing of a trial and its sheet, begun earlier, or now before all that were begun `ahead`."""

@@ -12,7 +12,6 @@ import typer
 from furnclip import __version__, console
 from furnclip.cli.arena import group as arena
 from furnclip.cli.clean import group as clean
-from furnclip.cli.ending import written_folders
 from furnclip.cli.options import CONTEXT_SETTINGS, Call, FurnclipGroup, takes
 from furnclip.cli.prepare import fetch, prepare
 from furnclip.cli.retrieval import embed, evaluate, export, search, serve
@@ -42,7 +41,7 @@ def init(
     from furnclip.config import write_templates
 
     folder, catalogue = find_catalogue(place)
-    written_folders.append(folder)
+    call.written.append(folder)
     paths, found = settings_for(catalogue, folder) if catalogue else ({}, None)
     written = [str(path) for path in write_templates(folder, force=force, paths=paths)]
     if found:

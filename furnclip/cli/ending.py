@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from mmap import mmap
 from pathlib import Path
@@ -55,7 +56,6 @@ _OS_HINTS = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n 4096`) and run the same command again",
     errno.EIO: "the disk or the connection to it fails; check it, then run the same command again",
 }
-written_folders: list[Path] = []  # that the command writes to, looked at when a disk is full
 _told: list[FurnclipError] = []
 _interrupts: list[int] = []
 _exit_code = [1]  # of a process that ends without having come to an end here
@@ -180,7 +180,7 @@ def explain(error: BaseException) -> FurnclipError | None:
     if is_out_of_memory(error):
         hint = "close other programs, raise the limit (`ulimit -v`), or use fewer workers and smaller batches"
         return FurnclipError("there is not enough memory", hint=hint)
-    if told := _full_disk(error):
+    if told := full_disk(error):
         return told
     if isinstance(error, RecursionError):
         hint = "check the files that the settings name"
@@ -192,16 +192,14 @@ def explain(error: BaseException) -> FurnclipError | None:
     return None
 
 
-def _full_disk(error: BaseException) -> StorageError | None:
+def full_disk(error: BaseException, written: Iterable[Path] = ()) -> StorageError | None:
     """The error that names the disk, where `error` says that one is full: the system does not say which.
 
-    Without a file name the one with the least room left is meant, of those that the command writes to.
+    Without a file name the one with the least room left is meant, of those that were `written` to.
     """
     if getattr(error, "errno", None) not in FULL_DISK and not _NO_SPACE.search(str(error)):
         return None
-    folders = [
-        path for folder in written_folders for path in (folder, *folder.glob("*/"), *folder.glob("*/*/"))
-    ]
+    folders = [path for folder in written for path in (folder, *folder.glob("*/"), *folder.glob("*/*/"))]
     folders = [path for path in (*folders, Path.cwd(), Path(tempfile.gettempdir())) if path.exists()]
     folder = min(folders, key=lambda path: shutil.disk_usage(path).free)
     if filename := getattr(error, "filename", None):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from furnclip import console
-from furnclip.cli.ending import report, written_folders
+from furnclip.cli.ending import full_disk, report
 from furnclip.errors import FurnclipError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Call:
     config: Path | None
     flags: dict[str, dict[str, Any]]  # settings that were given, nested like the file
     as_json: bool
+    written: list[Path] = field(default_factory=list)  # folders that the command writes to
 
     def settings(self, *, trust: bool = False) -> Config:
         """The settings of this call, checked."""
@@ -77,7 +78,7 @@ class Call:
 
         chosen = load_config(self.config, self.flags, trust=trust)
         images = chosen.paths.images
-        written_folders.extend([chosen.paths.work, *([images] if isinstance(images, Path) else [])])
+        self.written.extend([chosen.paths.work, *([images] if isinstance(images, Path) else [])])
         return chosen
 
     def emit(self, payload: Mapping[str, Any], human: Callable[[], None]) -> None:
@@ -105,7 +106,13 @@ def takes(*names: str, config: bool = True) -> Callable[[Callable[..., None]], C
                 section, _, key = name.partition(".")
                 if (value := given.pop(parameter.name)) is not None:
                     flags.setdefault(section, {})[key] = value
-            function(Call(config, flags, as_json), **given)
+            call = Call(config, flags, as_json)
+            try:
+                function(call, **given)
+            except Exception as error:
+                if told := full_disk(error, call.written):
+                    raise told from None
+                raise
 
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
         own = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
