@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn.functional import cross_entropy
 
 from furnclip.train.data import random_stream
@@ -50,13 +50,20 @@ def plain_loop(ready: Prepared, rate: float) -> None:
 
 
 def sentence_transformers(ready: Prepared, rate: float) -> None:
-    """As its documentation trains a CLIP, in both directions, on the same schedule."""
+    """As its documentation trains a CLIP, in both directions, on the same schedule, images mirrored too."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
     from sentence_transformers.sentence_transformer import losses
 
     clip, train, data = ready.encoder.clip, ready.config.train, ready.train
+    random = random_stream(train.seed)
+
+    def mirrored(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        images = columns.get("image", [])
+        changed = [ImageOps.mirror(image) if random.random() < 0.5 else image for image in images]
+        return columns | ({"image": changed} if images else {})
+
     with tempfile.TemporaryDirectory() as folder:
         clip.save(Path(folder))
         model = SentenceTransformer(folder, device="cpu")
@@ -67,7 +74,7 @@ def sentence_transformers(ready: Prepared, rate: float) -> None:
             per_device_train_batch_size=BATCH,
             dataloader_drop_last=True,
             learning_rate=rate,
-            warmup_ratio=train.warmup_fraction,
+            warmup_steps=train.warmup_fraction,  # a share of all, where below 1
             lr_scheduler_type="cosine",
             weight_decay=train.weight_decay,
             seed=train.seed,
@@ -76,10 +83,12 @@ def sentence_transformers(ready: Prepared, rate: float) -> None:
             logging_strategy="no",
             disable_tqdm=True,
         )
+        pairs = Dataset.from_dict({"caption": data.fixed_captions(), "image": images})
+        pairs.set_transform(mirrored)
         trainer = SentenceTransformerTrainer(
             model=model,
             args=arguments,
-            train_dataset=Dataset.from_dict({"caption": data.fixed_captions(), "image": images}),
+            train_dataset=pairs,
             loss=losses.CachedMultipleNegativesSymmetricRankingLoss(model),
         )
         trainer.train()
