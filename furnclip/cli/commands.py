@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from furnclip.config import Config
     from furnclip.doctor import Check
 
-_PRODUCTS = 700  # in the demo's catalogue; a test compares it
+_PRODUCTS = 1400  # in the demo's catalogue; a test compares it
 
 
 @takes(config=False)

@@ -2,7 +2,7 @@
 
     python -m tests.bench.tour [--quick] [--json]
 
-Each seed has splits and training of its own on the bundled catalogue of 700 products (`--quick`: one seed,
+Each seed has splits and training of its own on the bundled catalogue of 1,400 products (`--quick`: one seed,
 100 products). Text to image on the test split: each caption is searched among all of the split's images;
 products of the same caption or group are positives of each other. Each model is compared with the one
 before, query by query: difference, 95 % interval, p. The bootstrap draws variant groups; a group that
@@ -36,7 +36,7 @@ from furnclip.train.data import TrainingData
 from tests.bench.measure import parse, report
 
 MODELS = ("zero_shot", "linear_probe", "dual_lora")
-SEEDS, PRODUCTS = (0, 1, 2, 3, 4, 5), 700
+SEEDS, PRODUCTS = (0, 1, 2, 3, 4, 5), 1400
 QUICK_SEEDS, QUICK_PRODUCTS = (0,), 100
 
 

@@ -1,6 +1,6 @@
 """Make the bundled catalogue: `python -m tests.bench.tools.pack_catalogue`.
 
-Out: `furnclip/demo/catalogue.zip` of `products.csv` and `images/`: 700 products of seed 0 in the drawing
+Out: `furnclip/demo/catalogue.zip` of `products.csv` and `images/`: 1,400 products of seed 0 in the drawing
 style `ink` and with the shop's own color names, neither of which furnclip-tiny has seen; drawn at 224 px and
 reduced to the 96 px that furnclip-tiny takes. Entries have a fixed time, so the same renderer and Pillow
 give the same bytes.
@@ -16,7 +16,7 @@ from examples.drawn_shop import ShopOrder, write_shop
 from furnclip.images import encode_jpeg, load_square
 
 TARGET = Path(__file__).parents[3] / "furnclip" / "demo" / "catalogue.zip"
-ORDER = ShopOrder(products=700, seed=0, drawing_styles=("ink",), own_words=True)
+ORDER = ShopOrder(products=1400, seed=0, drawing_styles=("ink",), own_words=True)
 _IMAGE_PX = 96
 _JPEG_QUALITY = 92
 

@@ -57,14 +57,8 @@ validation_fraction = 0.02
 
 [train]
 scenario = "full"
-layer_decay = 1.0
 effective_batch_size = 64
-lr = 1e-3
-warmup_fraction = 0.05
-patience = 0
 wise_ft = false
-caption_sampling = true
-attribute_dropout = 0.5
 """
 COLUMNS = ("product_id", "title", "image", "model", *CLEAN_COLUMNS)
 
@@ -114,7 +108,7 @@ def _drawn_rows(folder: Path) -> Iterator[dict[str, str]]:
         known = truth[row["product_id"]]
         true = {name: known[f"true_{name}"] for name in ATTRIBUTES}
         title = row["clean_title"] if number % 3 == 0 else known["true_title"].lower()
-        yield {**row, **true, "clean_title": title}
+        yield {**row, **true, "clean_title": title, "queries": ""}  # the cleaner's follow its guesses
 
 
 def _sweethome_rows(folder: Path, sweethome: Path) -> Iterator[dict[str, str]]:
