@@ -2,12 +2,12 @@
 
 Input: a catalogue as CSV, TSV, JSON, JSON lines, XML (each may be gzipped) or Parquet, told by its content;
 or `work/clean/cleaned.csv`. What an export is, and what its columns are, is told in `formats`; which rows
-make one product, in `families`.
+make one product, in `rows`.
 Output: a stream of `Product` and `Rejection`; no row is dropped without one of the two.
 
 An id has to be there, printable, and new: the first row with an id keeps it, later ones are rejected.
 A row needs as many cells as the header; a cell over `MAX_CELL_CHARS` is refused. Encodings are told in
-`text`, quotes and delimiters in `delimited`, names of images in `image_names`.
+`text`, quotes and delimiters in `delimited`.
 
 What kind of value a column holds, and its name in a filter, are told in `columns`.
 
@@ -17,8 +17,9 @@ What kind of value a column holds, and its name in a filter, are told in `column
 from furnclip.catalogue.columns import Column as Column
 from furnclip.catalogue.columns import ColumnTypes as ColumnTypes
 from furnclip.catalogue.formats import Recognition as Recognition
+from furnclip.catalogue.formats import image_names as image_names
+from furnclip.catalogue.formats import image_table as image_table
 from furnclip.catalogue.formats import recognize as recognize
-from furnclip.catalogue.image_names import image_table as image_table
 from furnclip.catalogue.products import Product as Product
 from furnclip.catalogue.products import Rejection as Rejection
 from furnclip.catalogue.products import catalogue_path as catalogue_path

@@ -2,14 +2,16 @@
 
 A column is taken by its name, in any case, order and of several languages, and only where it is filled; where
 no name is known, by what its cells look like. Every choice has its reason.
+
+`image_names` says which images a cell names, as shops write them; `furnclip.sources` finds their files.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,7 @@ from typing import Any
 import tomli
 
 from furnclip.catalogue.columns import Column, ColumnTypes, known_as, known_names, short_name
-from furnclip.catalogue.families import merged
-from furnclip.catalogue.image_names import has_image_ending, image_names
-from furnclip.catalogue.rows import Record, read_records
+from furnclip.catalogue.rows import Record, merged, read_records
 from furnclip.catalogue.structured import ImageNames
 from furnclip.errors import InputError
 
@@ -27,6 +27,13 @@ _SAMPLE_ROWS = 1000
 _MOST = 0.9
 _LONGER = "a usual name for it is a part of its name"
 _PLAIN: dict[str, Any] = {"name": "plain table", "why": "each row is a product"}
+_ENDING = re.compile(
+    r"(?<=.)\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|img)([?#][^\s.]*)?\Z", re.IGNORECASE | re.DOTALL
+)
+_SEPARATORS = tuple(map(re.compile, (r"\s*\n\s*", r"\s*,\s*", r"\s*;\s*", r"\s+")))
+_SEPARATED = re.compile(r"[,;\s\[]")
+_BEFORE_ADDRESS = re.compile(r"[,;\s]+(?=https?://)")
+_LISTED = re.compile(r"""(["'])(.+?)\1""")
 
 
 @cache
@@ -219,3 +226,41 @@ class _Chooser:
         if more and image:
             self._found.settings["more_image_columns"] = more
             self._found.reasons["more_image_columns"] = "further images of the same product"
+
+
+def image_names(cell: str) -> tuple[str, ...]:
+    """The images of a cell: separated by `|`, or by what else shops take where all parts are image names."""
+    return tuple(name for part in cell.split("|") for name in _names_in(part.strip().strip('"')) if name)
+
+
+def _names_in(text: str) -> list[str]:
+    if not _SEPARATED.search(text):
+        return [text]
+    if text[:1] == "[" and text[-1:] == "]":
+        return [match[2].strip() for match in _LISTED.finditer(text)]
+    if "://" in text:
+        return [name.strip(" ,;") for name in _BEFORE_ADDRESS.split(text)]
+    for separator in _SEPARATORS:
+        names = [name for name in separator.split(text.strip(",; ")) if name]
+        if len(names) > 1 and all(map(_ENDING.search, names)):
+            return names
+    return [text]
+
+
+def has_image_ending(name: str) -> bool:
+    """Whether a name or an address ends as those of images do."""
+    return _ENDING.search(name) is not None
+
+
+def image_table(path: Path) -> Mapping[str, str]:
+    """The file of each image by its id, as a table of the shop has them. Raises `InputError`."""
+    return _image_table(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=1)
+def _image_table(path: Path, changed_ns: int) -> Mapping[str, str]:
+    hint = "`paths.image_table` is a table with the columns `image_id` and `path`; empty: images have names"
+    columns, records = read_records(path) if changed_ns else ([], iter(()))
+    if not {"image_id", "path"} <= set(columns):
+        raise InputError(f"`{path}` is no table of images", hint=hint)
+    return {record.fields["image_id"]: record.fields["path"] for record in records if not record.reason}

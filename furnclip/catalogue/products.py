@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from furnclip.catalogue.columns import known_as, known_names, plain_name, short_name
-from furnclip.catalogue.families import merged, with_parents
-from furnclip.catalogue.formats import formats
-from furnclip.catalogue.image_names import image_names
+from furnclip.catalogue.formats import formats, image_names
 from furnclip.catalogue.markup import plain_text
-from furnclip.catalogue.rows import Record, is_our_sheet, read_records, renamed_column
+from furnclip.catalogue.rows import (
+    Record,
+    is_our_sheet,
+    merged,
+    read_records,
+    renamed_column,
+    with_parents,
+)
 from furnclip.catalogue.structured import ImageNames, ImageStore
 from furnclip.errors import ConfigError, InputError, nearest
 

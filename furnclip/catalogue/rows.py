@@ -4,6 +4,10 @@ The kind of a file is recognized by its content. What we write is safe to open i
 cell such as `=HYPERLINK(...)` as a formula: on its way out such a cell, or one with apostrophes before such a
 sign, gets an apostrophe in front, and loses it on its way in. Numbers stay numbers.
 
+Several rows can make one product (`merged`), and variations lack what their parent says (`with_parents`).
+`Record.file_rows` says how many rows of the file a record is made of, so that all are accounted for. Both
+readings leave a table that was read so as it is.
+
 A column of the catalogue that has the name of one of ours is called `raw_NAME` in our files (and
 `raw_NAME` is called `raw_raw_NAME`), so no two columns have one name.
 """
@@ -15,7 +19,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -184,6 +188,66 @@ def joined(cells: Iterable[tuple[str, str]]) -> dict[str, str]:
     for name, cell in cells:
         found.setdefault(name, {}).update({cell: None} if cell.strip() else {})
     return {name: "|".join(texts) for name, texts in found.items()}
+
+
+def merged(records: Iterable[Record], key: str, first: Collection[str], title: str = "") -> Iterator[Record]:
+    """Records that follow each other and have the same `key` as one; what differs is joined by `|`.
+
+    title: a column; where it is empty, a record belongs to the one above whatever its key is.
+    In the columns `first` the first text counts. Damaged records, and those without a key, stay alone.
+    """
+    together: list[Record] = []
+    for record in records:
+        name = "" if record.reason else record.fields.get(key, "").strip()
+        is_more = title and not record.reason and not record.fields.get(title, "").strip()
+        if together and not is_more and name != together[0].fields[key].strip():
+            yield _as_one(together, first)
+            together = []
+        if name or (together and is_more):
+            together.append(record)
+        else:
+            yield record
+    if together:
+        yield _as_one(together, first)
+
+
+def _as_one(records: Sequence[Record], first: Collection[str]) -> Record:
+    if len(records) == 1:
+        return records[0]
+    fields = joined(item for record in records for item in record.fields.items())
+    for name in first:
+        fields[name] = next(filter(str.strip, (record.fields.get(name, "") for record in records)), "")
+    return checked_record(records[0].row, fields)._replace(file_rows=len(records))
+
+
+def with_parents(read: Callable[[], Iterable[Record]], parent: str, own: Sequence[str]) -> Iterator[Record]:
+    """The records of `read`, variations with what only their parents say; each with its parent's id as group.
+
+    parent: the column that names the parent, by its cell (or `id:` and its cell) in one of the columns `own`,
+    the first of which has the id. Reads the file three times and holds the parents, which may come last.
+    """
+    named = {_reference(record, parent) for record in read()} - {""}
+    parents: dict[str, Record] = {}
+    for record in read():
+        for name in own:
+            if (reference := _reference(record, name)) in named and not record.reason:
+                parents.setdefault(reference, record)
+    for record in read():
+        reference = _reference(record, parent)
+        found = parents.get(reference)
+        if found is None or record.reason:
+            yield record._replace(group=reference or record.fields.get(own[0], "").strip())
+            continue
+        group = found.fields[own[0]].strip()
+        inherited = {
+            name: found.fields.get(name, "") if name not in own and not cell.strip() else cell
+            for name, cell in record.fields.items()
+        }
+        yield record._replace(fields=inherited, group=group)
+
+
+def _reference(record: Record, column: str) -> str:
+    return record.fields.get(column, "").strip().removeprefix("id:").strip()
 
 
 def _typed_records(

@@ -26,8 +26,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from furnclip.catalogue import ATTRIBUTES, content_hash, renamed_column
-from furnclip.catalogue.image_names import image_names
+from furnclip.catalogue import ATTRIBUTES, content_hash, image_names, renamed_column
 from furnclip.config import Config
 from furnclip.errors import ModelError
 from furnclip.features import StoredVectors, seen_hash

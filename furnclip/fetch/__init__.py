@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -30,7 +30,6 @@ from furnclip.catalogue import Rejection, read_products, write_row
 from furnclip.console import redact
 from furnclip.errors import InputError
 from furnclip.fetch.download import NO_ANSWER, Downloader, Failure
-from furnclip.fetch.schedule import Job, ask_all
 from furnclip.fetch.shelf import Shelf, key_of
 from furnclip.journal import Journal, replacing
 from furnclip.sources import web_address
@@ -76,6 +75,28 @@ class _Named(NamedTuple):
     row: int
     product_id: str
     address: str
+
+
+@dataclass
+class _Host:
+    """What is known of one server name while a run asks it."""
+
+    jobs: asyncio.Queue[_Job] = field(default_factory=asyncio.Queue)
+    free_at: float = 0.0
+    """time before which the server wants to be left alone"""
+    is_there: bool = False
+    """it has answered in this run"""
+    silences: int = 0
+    """requests that it did not answer"""
+
+
+@dataclass
+class _Job:
+    """An address to ask, and how often it was asked in vain."""
+
+    address: str
+    host: _Host
+    attempts: int = 0
 
 
 def fetch(config: Config, *, refresh: bool = False) -> FetchSummary:
@@ -169,7 +190,7 @@ class _Run:
         settings = self._config.fetch
         downloader = Downloader(settings)
 
-        async def ask(job: Job) -> float | None:
+        async def ask(job: _Job) -> float | None:
             again_in_s = await self._fetch(downloader, job, writers)
             if again_in_s is None:
                 meter.advance()
@@ -177,11 +198,11 @@ class _Run:
 
         with ThreadPoolExecutor(_WRITERS) as writers:
             try:
-                await ask_all(todo, ask, per_host=settings.per_host, concurrency=settings.concurrency)
+                await _ask_all(todo, ask, per_host=settings.per_host, concurrency=settings.concurrency)
             finally:
                 await downloader.close()
 
-    async def _fetch(self, downloader: Downloader, job: Job, writers: Executor) -> float | None:
+    async def _fetch(self, downloader: Downloader, job: _Job, writers: Executor) -> float | None:
         """Try an address once; the seconds until it is tried again, or None."""
         summary, key = self._summary, key_of(job.address)
         kept, is_other = self._shelf.find(key), False
@@ -215,12 +236,12 @@ class _Run:
         self._writing_s, self._written = self._writing_s + monotonic() - start, self._written + 1
         return is_other
 
-    def _give_up_silent(self, job: Job) -> None:
+    def _give_up_silent(self, job: _Job) -> None:
         is_silent = not job.host.is_there and job.host.silences >= _SILENCES * self._config.fetch.per_host
         if is_silent and not job.attempts:
             raise Failure("host-down", f"its server did not answer {job.host.silences} requests")
 
-    def _pause_s(self, job: Job, failure: Failure) -> float | None:
+    def _pause_s(self, job: _Job, failure: Failure) -> float | None:
         """Seconds until an address is to be tried again; None when it is not, in this run."""
         job.attempts += 1
         job.host.silences += failure.reason in NO_ANSWER
@@ -231,3 +252,50 @@ class _Run:
         if failure.pause_s:  # it was said to all requests
             job.host.free_at = monotonic() + pause_s
         return pause_s
+
+
+async def _ask_all(
+    todo: Mapping[str, Iterable[str]],
+    ask: Callable[[_Job], Awaitable[float | None]],
+    *,
+    per_host: int,
+    concurrency: int,
+) -> None:
+    """Ask all addresses, given by server; `ask` says after how many seconds one is tried again, or None.
+
+    What `ask` raises ends it.
+    """
+    room, asking, answered = asyncio.Semaphore(concurrency), [], []
+    for addresses in todo.values():
+        host = _Host()
+        for address in addresses:
+            host.jobs.put_nowait(_Job(address, host))
+        asking += [_ask_host(host, room, ask) for _ in range(min(per_host, host.jobs.qsize()))]
+        answered.append(host.jobs.join())
+    tasks = [asyncio.ensure_future(each) for each in (asyncio.gather(*answered), *asking)]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    for task in done:
+        task.result()
+
+
+async def _ask_host(
+    host: _Host, room: asyncio.Semaphore, ask: Callable[[_Job], Awaitable[float | None]]
+) -> None:
+    """One of the requests that a server gets at once."""
+    while True:
+        job = await host.jobs.get()
+        while (pause_s := host.free_at - monotonic()) > 0:
+            await asyncio.sleep(pause_s)
+        async with room:
+            again_in_s = await ask(job)
+        if again_in_s is None:
+            host.jobs.task_done()
+        else:
+            asyncio.get_running_loop().call_later(again_in_s, _again, job)
+
+
+def _again(job: _Job) -> None:
+    job.host.jobs.put_nowait(job)
+    job.host.jobs.task_done()  # of the time before
