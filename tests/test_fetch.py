@@ -24,8 +24,7 @@ import pycurl
 import pytest
 
 from furnclip.config import FetchConfig
-from furnclip.fetch.download import Downloader, Failure
-from furnclip.fetch.guard import is_public
+from furnclip.fetch.download import Downloader, Failure, is_public
 from furnclip.sources import ShopImages
 from tests.conftest import Cli, Outcome, run_cli
 from tests.image_server import ImageServer, image, image_server

@@ -22,7 +22,6 @@ from furnclip.config import ModelConfig
 from furnclip.errors import FurnclipError
 from furnclip.model.loading import load_clip
 from tests.conftest import Cli
-from tests.drawn_shop import write_shop
 from tests.siglip import build_tiny_siglip
 
 CPU = ModelConfig(device="cpu", precision="fp32")
@@ -243,21 +242,23 @@ def test_old_buffers_in_the_file_do_no_harm(folder: Path, tiny_clip: Path) -> No
     assert load_clip(str(folder), CPU).fingerprint == load_clip(str(tiny_clip), CPU).fingerprint
 
 
-def test_the_command_refuses_noise(cli: Cli, shop: Path, folder: Path) -> None:
-    prefixed("module.")(folder)
-    cli("prepare", cwd=shop).ok()
-    outcome = cli("embed", "--model", str(folder), cwd=shop)
-    assert outcome.code == 1
-    assert "every name begins with `module.`" in outcome.stderr
-    assert not (shop / "work" / "embeddings" / "master_vectors.parquet").exists()
+# For an unknown kind of model transformers asks whether to run the folder's code, and `y` runs it.
+LOAD = """
+import sys
+from furnclip.config import ModelConfig
+from furnclip.errors import FurnclipError
+from furnclip.model.loading import load_clip
+for folder in sys.argv[1:]:
+    try:
+        load_clip(folder, ModelConfig(device="cpu"))
+        print("loaded", folder)
+    except FurnclipError as error:
+        print("refused", folder, error.message)
+"""
 
 
-# An unknown kind of model is where transformers asks whether to run the folder's code, and `y` runs it.
-@pytest.mark.parametrize("kind", ["clip", "siglip", "stranger", "resnet"])
-def test_code_in_a_model_folder_is_neither_run_nor_asked_about(
-    kind: str, folder: Path, tmp_path: Path, cli: Cli
-) -> None:
-    ran = tmp_path / "ran"
+def with_code(folder: Path, kind: str, ran: Path) -> Path:
+    """A model folder with code that writes `ran` when it is run."""
     (folder / "stranger.py").write_text(f"open({str(ran)!r}, 'w')\n")
     code = {
         "AutoConfig": "stranger.Config",
@@ -269,15 +270,42 @@ def test_code_in_a_model_folder_is_neither_run_nor_asked_about(
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
         setting(name, auto_map=code)(folder)
     setting("config.json", model_type=kind)(folder)
-    shop = write_shop(tmp_path / "shop", products=4, model=folder)
-    cli("prepare", cwd=shop).ok()
+    return folder
+
+
+def said_when_all_is_allowed(*arguments: object, cwd: Path) -> tuple[str, int | None]:
+    """What a Python process prints, and its exit code, where the person at the terminal says yes to all."""
     child = pexpect.spawn(
-        sys.executable, ["-m", "furnclip", "embed"], cwd=str(shop), encoding="utf-8", timeout=120
+        sys.executable, list(map(str, arguments)), cwd=str(cwd), encoding="utf-8", timeout=120
     )
-    child.sendline("y")
+    for _ in range(8):
+        child.sendline("y")
     said = child.read()
     child.close()
-    assert child.exitstatus == (0 if kind == "clip" else 1), said
     assert "trust_remote_code" not in said
     assert "[y/N]" not in said
+    return said, child.exitstatus
+
+
+def test_code_in_a_model_folder_is_neither_run_nor_asked_about(tiny_clip: Path, tmp_path: Path) -> None:
+    ran, kinds = tmp_path / "ran", ("clip", "siglip", "stranger", "resnet")
+    folders = [with_code(Path(shutil.copytree(tiny_clip, tmp_path / kind)), kind, ran).name for kind in kinds]
+    said, _ = said_when_all_is_allowed("-c", LOAD, *folders, cwd=tmp_path)
+    assert [f"{'loaded' if kind == 'clip' else 'refused'} {kind}" in said for kind in kinds] == [True] * 4, (
+        said
+    )
     assert not ran.exists()
+
+
+def test_the_command_refuses_noise_and_code(cli: Cli, shop: Path, folder: Path, tmp_path: Path) -> None:
+    cli("prepare", cwd=shop).ok()
+    noise = Path(shutil.copytree(folder, tmp_path / "noise"))
+    prefixed("module.")(noise)
+    outcome = cli("embed", "--model", str(noise), cwd=shop)
+    assert outcome.code == 1
+    assert "every name begins with `module.`" in outcome.stderr
+    with_code(folder, "stranger", tmp_path / "ran")
+    _, code = said_when_all_is_allowed("-m", "furnclip", "embed", "--model", folder, cwd=shop)
+    assert code == 1
+    assert not (tmp_path / "ran").exists()
+    assert not (shop / "work" / "embeddings" / "master_vectors.parquet").exists()

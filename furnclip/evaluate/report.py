@@ -5,8 +5,8 @@ JPEG data URIs, each in the page once. Product titles are shop data: the templat
 Gains and regressions are picked for their size and prove nothing; the queries drawn at random are the ones to
 judge by.
 
-Plots are places on a drawing as wide as a phone's screen; `templates/plots.html` draws them in the page's colors.
-Each model has a marker of its own besides its color.
+Plots are places on a drawing as wide as a phone's screen, which `templates/plots.html` draws; each model has
+a marker of its own besides its color.
 """
 
 from __future__ import annotations
