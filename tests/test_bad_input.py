@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -156,16 +155,6 @@ def test_bad_rows_are_counted_with_their_reasons_and_the_others_go_on(cli: Cli, 
     prepared = cli("prepare", "--json", cwd=shop).ok().json
     assert prepared["products"] == 8
     assert len(rejected) + sum(prepared["rejected"].values()) == 5
-
-
-def test_a_model_folder_without_weights(cli: Cli, shop: Path, tiny_clip: Path) -> None:
-    hollow = shutil.copytree(tiny_clip, shop / "hollow")
-    (hollow / "model.safetensors").unlink()
-    cli(*CLEAN, cwd=shop).ok()
-    cli("prepare", cwd=shop).ok()
-    for stage in (("train",), ("embed",)):
-        outcome = cli(*stage, "--model", "hollow", cwd=shop)
-        assert_told_plainly(outcome, code=1, words=("hollow", "no weights"))
 
 
 def test_an_error_with_json_asked_for_leaves_stdout_empty(cli: Cli, shop: Path) -> None:

@@ -51,8 +51,9 @@ def check_bill(shop: CleanShop, server: BatchServer, env: dict[str, str]) -> dic
     return found
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "concurrency"), [("SIGINT", 1), ("SIGINT", 4), ("SIGTERM", 4), ("SIGHUP", 4)]
+)
 def test_interrupted_run_keeps_the_replies_in_flight(
     shop: CleanShop, server: BatchServer, name: str, concurrency: int
 ) -> None:
@@ -188,17 +189,23 @@ def test_full_disk_loses_no_paid_answer(
         assert len(server.bodies) == PRODUCTS
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"])
-def test_workers_end_with_their_parent(tmp_path: Path, name: str) -> None:
-    folder = write_shop(tmp_path / "shop", products=100, model=Path("not-used"))
+@pytest.fixture(scope="module")
+def long_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalogue that takes workers some time."""
+    folder = write_shop(tmp_path_factory.mktemp("long") / "shop", products=100, model=Path("not-used"))
     header, *rows = (folder / "products.csv").read_text(encoding="utf-8").splitlines()
     # the images of a hundred products, and so many rows that the signal comes long before the end
     many = [f"{copy}-{row}" for copy in range(30) for row in rows]
     (folder / "products.csv").write_text("\n".join([header, *many]), encoding="utf-8")
-    env = {**os.environ, "FURNCLIP_CLEAN__WORKERS": "2"}
+    return folder
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"])
+def test_workers_end_with_their_parent(long_shop: Path, tmp_path: Path, name: str) -> None:
+    env = {**os.environ, "FURNCLIP_CLEAN__WORKERS": "2", "FURNCLIP_PATHS__WORK": str(tmp_path / "work")}
     command = [sys.executable, "-m", "furnclip", "clean", "prepare", "--backend", "local"]
     process = subprocess.Popen(
-        command, cwd=folder, env=env, stderr=subprocess.DEVNULL, start_new_session=True
+        command, cwd=long_shop, env=env, stderr=subprocess.DEVNULL, start_new_session=True
     )
     while len(group_of(process.pid)) < 3 and process.poll() is None:
         time.sleep(0.01)

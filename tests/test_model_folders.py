@@ -23,6 +23,7 @@ from furnclip.errors import FurnclipError
 from furnclip.model.loading import load_clip
 from tests.conftest import Cli
 from tests.siglip import build_tiny_siglip
+from tests.test_bad_input import assert_told_plainly
 
 CPU = ModelConfig(device="cpu", precision="fp32")
 Spoil = Callable[[Path], None]
@@ -160,6 +161,7 @@ TOKENIZER = {
     "few rows": (text_tower(vocab_size=20), "the shape of"),
 }
 FILES = {
+    "no weights": (removed("model.safetensors"), "has no weights"),
     "adapter": (file("adapter_config.json", {"peft_type": "LORA"}), "holds an adapter, not a whole model"),
     "config is a list": (file("config.json", []), "cannot be loaded"),
     "config without towers": (setting("config.json", vision_config="none"), "cannot be loaded"),
@@ -304,6 +306,9 @@ def test_the_command_refuses_noise_and_code(cli: Cli, shop: Path, folder: Path, 
     outcome = cli("embed", "--model", str(noise), cwd=shop)
     assert outcome.code == 1
     assert "every name begins with `module.`" in outcome.stderr
+    hollow = Path(shutil.copytree(folder, shop / "hollow"))
+    (hollow / "model.safetensors").unlink()
+    assert_told_plainly(cli("train", "--model", "hollow", cwd=shop), code=1, words=("hollow", "no weights"))
     with_code(folder, "stranger", tmp_path / "ran")
     _, code = said_when_all_is_allowed("-m", "furnclip", "embed", "--model", folder, cwd=shop)
     assert code == 1
