@@ -278,7 +278,7 @@ def with_code(folder: Path, kind: str, ran: Path) -> Path:
 def said_when_all_is_allowed(*arguments: object, cwd: Path) -> tuple[str, int | None]:
     """What a Python process prints, and its exit code, where the person at the terminal says yes to all."""
     child = pexpect.spawn(
-        sys.executable, list(map(str, arguments)), cwd=str(cwd), encoding="utf-8", timeout=120
+        sys.executable, list(map(str, arguments)), cwd=str(cwd), encoding="utf-8", timeout=300
     )
     for _ in range(8):
         child.sendline("y")
