@@ -22,8 +22,7 @@ from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.config import Config
 from furnclip.errors import InputError, ModelMismatchError, UsageError
-from furnclip.evaluate.measure import measure, numbers
-from furnclip.evaluate.models import ModelVectors, encode_model, measure_latency
+from furnclip.evaluate.measure import ModelVectors, encode_model, measure, measure_latency, numbers
 from furnclip.evaluate.report import choose, comparison_lines, render, summary_table
 from furnclip.evaluate.tasks import Split, build_requests, read_split
 from furnclip.journal import read_json, write_json, write_text
