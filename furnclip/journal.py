@@ -103,13 +103,14 @@ class Journal:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, *, wait_s: float = 0) -> Iterator[None]:
     """Within the block this is the only process that may change `folder`, or remove it.
 
     The lock lies beside the folder, so that it outlives it. Raises `JournalError` when another process
-    has it. What `sweep` finds inside is then left over, whoever wrote it.
+    has it for longer than `wait_s` (-1: waits for ever). What `sweep` finds inside is then left over,
+    whoever wrote it.
     """
-    with _take_lock(folder, f".{folder.name}.lock"):
+    with _take_lock(folder, f".{folder.name}.lock", wait_s=wait_s):
         yield
 
 

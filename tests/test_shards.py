@@ -6,10 +6,10 @@ import hashlib
 import json
 import pickle
 import random
-import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -31,13 +31,12 @@ from furnclip.shards import (
     ShardDataset,
     read_assignments,
     read_manifest,
-    stream_samples,
     write_manifest,
 )
 from furnclip.shards.manifest import ShardInfo, SplitInfo
-from furnclip.shards.reader import read_tar
 from furnclip.shards.tar import (
     ShardAbout,
+    decode_sample,
     encode_sample,
     index_path,
     read_about,
@@ -109,6 +108,15 @@ def test_whatever_is_written_comes_back_by_index_and_by_tar(
     ]
     write(shard, samples)
     assert indexed(shard) == list(read_tar(shard)) == samples
+
+
+def read_tar(path: Path) -> Iterator[Sample]:
+    """Every sample of a shard, in order, as webdataset finds them."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    with path.open("rb") as file:
+        for members in group_by_keys(tar_file_expander([{"url": path.name, "stream": file}])):
+            yield decode_sample(members.pop("__key__"), members)
 
 
 def test_the_bytes_depend_on_the_samples_alone(tmp_path: Path) -> None:
@@ -244,74 +252,6 @@ def test_assignments_tell_group_and_split_of_each_product(folder: Path) -> None:
     assert len(found) == 16
     assert found["p-5"] == (f"{2:016x}", "train")
     assert found["p-21"] == (f"{10:016x}", "test")
-
-
-# --- streaming
-
-
-def fetched_from(folder: Path, log: list[str]):  # type: ignore[no-untyped-def]
-    def fetch(name: str, target: Path) -> None:
-        log.append(name)
-        shutil.copy(folder / name, target)
-
-    return fetch
-
-
-def test_a_stream_yields_the_samples_of_the_dataset_and_keeps_two_shards_at_most(
-    folder: Path, tmp_path: Path
-) -> None:
-    log: list[str] = []
-    scratch = tmp_path / "scratch"
-    fetch = fetched_from(folder, log)
-    found = []
-    for item in stream_samples(read_manifest(folder), "train", fetch=fetch, scratch=scratch):
-        found.append(item)
-        assert len(list(scratch.iterdir())) <= 2
-    assert found == list(ShardDataset(folder, "train"))
-    assert (len(found), log) == (13, [f"train/shard-{number:06d}.tar" for number in range(3)])
-    assert list(scratch.iterdir()) == []
-
-
-def test_a_shuffled_stream_has_each_sample_once_and_repeats_with_its_seed(
-    folder: Path, tmp_path: Path
-) -> None:
-    def order(seed: int) -> list[str]:
-        stream = stream_samples(
-            read_manifest(folder), "train", fetch=fetched_from(folder, []), scratch=tmp_path / "s", seed=seed
-        )
-        return [item.product_id for item in stream]
-
-    assert order(1) == order(1) != order(2)
-    assert sorted(order(3)) == sorted(item.product_id for item in ShardDataset(folder, "train"))
-
-
-def test_ranks_share_a_split_without_overlap(folder: Path, tmp_path: Path) -> None:
-    manifest, fetch = read_manifest(folder), fetched_from(folder, [])
-    parts = [
-        [
-            item.product_id
-            for item in stream_samples(
-                manifest, "train", fetch=fetch, scratch=tmp_path / str(rank), seed=0, rank=rank, ranks=2
-            )
-        ]
-        for rank in range(2)
-    ]
-    assert sorted(parts[0] + parts[1]) == sorted(item.product_id for item in ShardDataset(folder, "train"))
-
-
-def test_a_stream_refuses_a_shard_that_the_manifest_does_not_mean(folder: Path, tmp_path: Path) -> None:
-    def fetch(name: str, target: Path) -> None:
-        target.write_bytes((folder / name).read_bytes()[:-512])
-
-    with pytest.raises(StorageError, match="checksum"):
-        list(stream_samples(read_manifest(folder), "train", fetch=fetch, scratch=tmp_path / "s"))
-
-
-def test_a_tar_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
-    path = tmp_path / "shard-000000.tar"
-    path.write_bytes(b"no tar at all" * 100)
-    with pytest.raises(StorageError, match="damaged"):
-        list(read_tar(path))
 
 
 # --- several images, and none

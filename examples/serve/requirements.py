@@ -13,7 +13,7 @@ from importlib.metadata import requires
 # For cleaning, preparing, training and embedding; tests/test_light.py searches without them.
 LEFT_OUT = {
     *("torch", "transformers", "peft", "safetensors", "huggingface-hub", "onnx"),
-    *("openai", "webdataset", "charset-normalizer", "pycurl"),
+    *("openai", "charset-normalizer", "pycurl"),
 }
 
 for line in requires("furnclip") or []:

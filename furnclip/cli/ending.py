@@ -43,7 +43,6 @@ _NOT_WHERE_SEARCHED = (
     "peft",
     "safetensors",
     "openai",
-    "webdataset",
     "onnx",
     "pycurl",
 )

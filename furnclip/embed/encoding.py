@@ -32,7 +32,7 @@ from furnclip.errors import ModelError
 from furnclip.features import StoredVectors, seen_hash
 from furnclip.images import open_image
 from furnclip.model.clip import Clip
-from furnclip.shards import REST, SPLITS, Sample, ShardDataset, read_manifest
+from furnclip.shards import REST, SPLITS, Sample, ShardDataset, open_shards
 from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, unit_mean, vector_array, vector_schema
 from furnclip.vectors.parquet import MODEL_KINDS, column_array, views_array
 
@@ -73,10 +73,10 @@ class ShardReader:
     """
 
     def __init__(self, config: Config) -> None:
-        folder = config.paths.shards
-        self.manifest = read_manifest(folder)
+        shards = open_shards(config)
+        self.manifest = shards.manifest
         names = [name for name in (*SPLITS, REST) if name in self.manifest.splits]
-        self._datasets = {name: ShardDataset(folder, name) for name in names}
+        self._datasets = {name: ShardDataset(shards, name) for name in names}
         self._image_column = config.paths.image_column
         # By the shop's own word: groups of the splits hold near-duplicates too, which are other products.
         named = (config.paths.group_column, config.paths.parent_column)
@@ -103,6 +103,11 @@ class ShardReader:
     def reading(self) -> str:
         """Changes with how rows are made of samples, whatever these are."""
         return content_hash(repr(self.manifest.columns), self._image_column, *self._group_columns)
+
+    def bring(self, group: RowGroup) -> RowGroup:
+        """A row group whose shard is here."""
+        self._datasets[group.split].bring_one(group.rows[0])
+        return group
 
     def read(self, place: Place) -> tuple[Row, Sample]:
         """A product without its images, and with them as they lie in the shard; for any thread."""

@@ -1,7 +1,8 @@
 """Encoding on a Ray cluster: every GPU holds the models once, in an actor, and takes row groups.
 
 In: numbers of row groups. Out: their tables, in order, for this process to write. The machines read the
-models, the shards and earlier vectors by the same paths as this one: from a shared disk.
+models, the shards and earlier vectors by the same paths as this one, from a shared disk; or the shards from
+the bucket.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _Task = tuple[int, Provenance | None]  # a row group and its plan; without one, 
 
 
 class FarEncoder:
-    """Runs in an actor. Pickled, it is settings alone; the models are loaded with its first task."""
+    """Runs in an actor. Pickled, it is settings and names; the models are loaded with its first task."""
 
-    def __init__(self, config: Config, run: str | None, key: str) -> None:
+    def __init__(self, config: Config, run: str | None, key: str, reader: ShardReader) -> None:
         self._config = config.model_copy(update={"openai_api_key": SecretStr("")})
-        self._run, self._key = run, key
+        self._run, self._key, self._reader = run, key, reader
         self._open: Encodes | None = None
 
     def __call__(self, task: _Task) -> Provenance | Encoded:
@@ -39,12 +40,8 @@ class FarEncoder:
         return next(self._encodes(plan)([number]))
 
     @cached_property
-    def _reader(self) -> ShardReader:
-        return ShardReader(self._config)
-
-    @cached_property
     def _clips(self) -> dict[str, Clip]:
-        return load_models(self._config, self._run)
+        return load_models(self._config, self._run, self._reader.manifest)
 
     def _encodes(self, plan: Provenance) -> Encodes:
         if self._open is None:
@@ -83,9 +80,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster(config: Config, run: str | None, key: str) -> Iterator[Cluster]:
+def cluster(config: Config, run: str | None, key: str, reader: ShardReader) -> Iterator[Cluster]:
     """The cluster of RAY_ADDRESS, or one that is started here."""
-    encoder = FarEncoder(config, run, key)
+    encoder = FarEncoder(config, run, key, reader)
     with Workers(encoder, engine="ray", on_devices=True, here_first=0) as workers:
         yield Cluster(workers)
 

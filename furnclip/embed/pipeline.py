@@ -149,7 +149,7 @@ class _Work:
         self.reader = ShardReader(config)
         start = time.monotonic()
         self.here = _without_device(config) if config.embed.engine == "ray" else config
-        self.clips = load_models(self.here, run)
+        self.clips = load_models(self.here, run, self.reader.manifest)
         loading_s = time.monotonic() - start
         self.settings = _settings(self.reader, self.clips, config)
         self.key, products = content_hash(self.reader.content, self.settings), len(self.reader)
@@ -171,7 +171,7 @@ class _Work:
     def encode(self, journal: Journal) -> None:
         """Encode the row groups of this process's share that have no part yet."""
         if self.config.embed.engine == "ray":
-            with cluster(self.config, self.run, self.key) as far:
+            with cluster(self.config, self.run, self.key, self.reader) as far:
                 self._settle(self._earlier_plan or far.make_plan)
                 self._encode(journal, far.encodes(self.plan))
         else:

@@ -49,7 +49,7 @@ from furnclip.model.precision import can_pack, choose_precision, pack
 from furnclip.parallel import cores
 from furnclip.relevance import OF_A_KIND, attribute_queries, known_attributes, positives
 from furnclip.runs import PrecisionChoice, latest_run
-from furnclip.shards import read_manifest
+from furnclip.shards import Manifest
 from furnclip.vectors import Floats, ModelProvenance, Provenance, column_name, fuse
 from furnclip.vectors.parquet import matrix_of, part_paths
 
@@ -65,11 +65,10 @@ _MOST_VALIDATION_ROWS = 2000
 _Item = TypeVar("_Item")
 
 
-def load_models(config: Config, run: str | None) -> dict[str, Clip]:
+def load_models(config: Config, run: str | None, manifest: Manifest) -> dict[str, Clip]:
     """The base, and the run asked for or finished last, where there is one; by label, in float32."""
     names = {"base": config.model.name, "finetuned": run or latest_run(config.paths.runs)}
     clips = {label: _load_exact(name, config) for label, name in names.items() if name}
-    manifest = read_manifest(config.paths.shards)
     for clip in clips.values():
         manifest.require_side(clip.image_px, model=clip.name)
     return clips
@@ -161,6 +160,7 @@ def encoding(
     }
     batch_size = min(config.embed.batch_size, len(reader))
     with (
+        ThreadPoolExecutor(1) as bringing,  # the next shard, while this one is encoded
         ThreadPoolExecutor(config.embed.workers or cores()) as decoding_pool,
         encoding_threads(clips.values()) as (pool, threads),
     ):
@@ -168,7 +168,8 @@ def encoding(
 
         def tables(numbers: Iterable[int]) -> Iterator[Encoded]:
             ahead, wanted = tee(reader.row_groups[number] for number in numbers)
-            places = chain.from_iterable(group.places() for group in ahead)
+            here = map_ahead(bringing, reader.bring, ahead, ahead=2)
+            places = chain.from_iterable(group.places() for group in here)
             decoded = map_ahead(decoding_pool, encoder.decode, places, ahead=(threads + 1) * batch_size)
             for group in wanted:
                 rows = len(group.rows)

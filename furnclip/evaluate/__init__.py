@@ -27,7 +27,6 @@ from furnclip.evaluate.report import choose, comparison_lines, render, summary_t
 from furnclip.evaluate.tasks import Split, build_requests, read_split
 from furnclip.journal import read_json, write_json, write_text
 from furnclip.runs import latest_run, read_card
-from furnclip.shards import read_manifest
 
 __all__ = ["Evaluation", "comparison_lines", "evaluate", "summary_table"]
 
@@ -121,7 +120,7 @@ def _warnings(models: Sequence[ModelVectors], split: Split, config: Config) -> l
             f"the {split.name} split holds {len(split)} products: differences between models mean little"
         )
     base, *runs = (model.clip for model in models)
-    data_hash = read_manifest(config.paths.shards).data_hash
+    data_hash = split.dataset.place.manifest.data_hash
     for run in runs:
         card = read_card(config.paths.runs / run.name)
         if card is None:

@@ -32,7 +32,6 @@ from furnclip.metrics.bootstrap import Floats, bootstrap_interval, paired_test
 from furnclip.model.clip import Clip
 from furnclip.model.loading import load_clip
 from furnclip.relevance import AttributeQuery
-from furnclip.shards import read_manifest
 from furnclip.vectors import top_k, unit_mean
 from furnclip.vectors.parquet import matrix_of
 
@@ -67,7 +66,7 @@ def encode_model(
 ) -> ModelVectors:
     """Vectors of every product and request: those that `embed` wrote, else from the cache, else encoded."""
     clip = load_clip(name, config.model, runs=config.paths.runs)
-    read_manifest(config.paths.shards).require_side(clip.image_px, model=clip.name)
+    split.dataset.place.manifest.require_side(clip.image_px, model=clip.name)
     files = [config.paths.vectors, *sorted(config.paths.embeddings.glob("*.parquet"))]
     is_served, served = StoredVectors(files, clip.fingerprint).look_up(split.seen)
     left = np.flatnonzero(~is_served).tolist()

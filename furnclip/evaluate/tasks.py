@@ -37,7 +37,7 @@ from furnclip.relevance import (
     shopper_queries,
     tied_units,
 )
-from furnclip.shards import ShardDataset
+from furnclip.shards import ShardDataset, open_shards
 
 Side = Literal["images", "captions", "requests", "queries"]
 TASKS = {
@@ -83,12 +83,13 @@ def read_split(config: Config) -> Split:
     Raises `MissingStageError` without shards and `InputError` when the split is empty.
     """
     name = config.eval.split
-    dataset = ShardDataset(config.paths.shards, name)
+    dataset = ShardDataset(open_shards(config), name)
     if not len(dataset):
         raise InputError(
             f"the {name} split holds no products",
             hint="lower `prepare.train_fraction`, or add products, and run `furnclip prepare` again",
         )
+    dataset.bring()
     # Row by row, so that the images are not in memory together.
     rows = [
         (

@@ -6,9 +6,9 @@
     work/shards/train/shard-000000.parquet       where each sample lies in the tar, its product id and group
     work/shards/assignments.parquet              product -> group and split, for ever
 
-`ShardDataset` reads local shards by index, `stream_samples` a shard at a time from anywhere; both give
-the same `Sample`s. `ProductImages` finds the images of one product. The tar files are plain WebDataset and
-readable by any of its readers.
+`open_shards` finds them in this folder or in the bucket, `ShardDataset` reads the samples of a split by their
+numbers, `ProductImages` finds the images of one product. The tar files are plain WebDataset and readable by
+any of its readers.
 """
 
 from furnclip.journal import MANIFEST_NAME
@@ -22,7 +22,8 @@ from furnclip.shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from furnclip.shards.reader import ProductImages, ShardDataset, stream_samples
+from furnclip.shards.place import ShardPlace, open_shards
+from furnclip.shards.reader import ProductImages, ShardDataset
 from furnclip.shards.tar import Sample
 
 __all__ = [
@@ -35,8 +36,9 @@ __all__ = [
     "ProductImages",
     "Sample",
     "ShardDataset",
+    "ShardPlace",
+    "open_shards",
     "read_assignments",
     "read_manifest",
-    "stream_samples",
     "write_manifest",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 from furnclip.catalogue import content_hash
 from furnclip.catalogue.columns import Column
 from furnclip.errors import ConfigError, InputError, MissingStageError
-from furnclip.journal import MANIFEST_NAME, read_json, write_json
+from furnclip.journal import MANIFEST_NAME, parse_json, read_text, write_json
 from furnclip.shards.tar import read_index
 
 SPLITS = ("train", "validation", "test")
@@ -84,12 +84,18 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest in `folder`. Raises `MissingStageError` without one, `InputError` for a wrong one."""
     path = folder / MANIFEST_NAME
     try:
-        manifest = read_json(path, Manifest, what="the manifest", hint=_HINT)
+        content = read_text(path, what="the manifest", hint=_HINT)
     except FileNotFoundError:
         raise MissingStageError(path, command="furnclip prepare") from None
-    problem = _problem(manifest)
-    if problem:
-        raise InputError(f"the manifest `{path}` is damaged: {problem}", hint=_HINT)
+    return parse_manifest(content, path)
+
+
+def parse_manifest(content: str | bytes, place: Path | str) -> Manifest:
+    """The manifest that lies at `place`. Raises `InputError` for a wrong one."""
+    what = f"the manifest `{place}`"
+    manifest = parse_json(content, Manifest, what=what, hint=_HINT)
+    if problem := _problem(manifest):
+        raise InputError(f"{what} is damaged: {problem}", hint=_HINT)
     return manifest
 
 

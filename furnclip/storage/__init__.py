@@ -145,13 +145,7 @@ class S3Manager(Bucket):
     def _fetch(self, prefix: str, wanted: dict[str, S3File], folder: Path, targets: dict[str, Path]) -> int:
         """Download files to their targets; announcements are read first and written last. The bytes sent."""
         needed_bytes = sum(entry.size_bytes for entry in wanted.values())
-        folder.mkdir(parents=True, exist_ok=True)
-        free_bytes = shutil.disk_usage(folder).free
-        if needed_bytes > free_bytes:
-            raise StorageError(
-                f"`{folder}` has {free_bytes / 1e6:,.0f} MB free, {needed_bytes / 1e6:,.0f} MB are needed",
-                hint="free some space, or choose another disk with `paths.work`",
-            )
+        require_room(folder, needed_bytes)
         announcements = {
             targets[name]: self.read(key_of(prefix, name), entry)
             for name, entry in wanted.items()
@@ -238,6 +232,17 @@ class S3Manager(Bucket):
         }
         content = json.dumps({"complete": complete, "files": facts})
         self.write(key_of(prefix, INVENTORY_NAME), content.encode("utf-8"))
+
+
+def require_room(folder: Path, needed_bytes: int) -> None:
+    """Raise `StorageError` unless the disk of `folder`, which is made, has that much room."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes > free_bytes:
+        raise StorageError(
+            f"`{folder}` has {free_bytes / 1e6:,.0f} MB free, {needed_bytes / 1e6:,.0f} MB are needed",
+            hint="free some space, or choose another disk with `paths.work`",
+        )
 
 
 def _checksums(node: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from furnclip.model.loading import load_float32
 from furnclip.model.precision import choose_device, choose_precision
 from furnclip.model.towers import LossName
 from furnclip.runs import RunCard
-from furnclip.shards import MINI_TRAIN, ShardDataset, read_manifest
+from furnclip.shards import MINI_TRAIN, ShardDataset, open_shards
 from furnclip.storage import S3Manager
 from furnclip.train.data import TrainingData
 from furnclip.train.encoder import Encoder
@@ -100,23 +100,26 @@ def check_settings(config: Config) -> None:
 
 def prepare_run(config: Config, folder: Path, processes: Processes, *, card: RunCard | None) -> Prepared:
     """Load, check and place what the run needs; `card`: of the run that is resumed, if there is one."""
-    manifest = read_manifest(config.paths.shards)
+    shards = open_shards(config)
     clip = load_float32(config.model.name, config.model, runs=config.paths.runs)
-    manifest.require_side(clip.image_px, model=clip.name)
+    shards.manifest.require_side(clip.image_px, model=clip.name)
     loss_name = checked_loss(config.train.loss, clip.family)
     datasets = []
     for name in (MINI_TRAIN if config.train.mini_train else "train", "validation"):
-        dataset = ShardDataset(config.paths.shards, name)
+        dataset = ShardDataset(shards, name)
         if len(dataset) < 2:
             raise UsageError(
                 f"the {name} split holds {len(dataset)} samples, training needs at least 2",
                 hint="change `prepare.train_fraction` and `prepare.validation_fraction`, or add products",
             )
+        dataset.bring()
         datasets.append(dataset)
     train_data = TrainingData(datasets[0], clip.preprocessing, config.train)
     train = train_data.config = settled(config.train, clip, train_data.fixed_captions())
     config = config.model_copy(update={"train": train})
-    card = _card(config, folder, data_hash=manifest.data_hash, fingerprint=clip.fingerprint, earlier=card)
+    card = _card(
+        config, folder, data_hash=shards.manifest.data_hash, fingerprint=clip.fingerprint, earlier=card
+    )
     device = choose_device(config.model.device)
     parameters = unfreeze(clip, train)
     # a resumed run keeps the precision and the micro-batch that it began with

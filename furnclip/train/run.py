@@ -30,8 +30,6 @@ from furnclip.journal import (
     write_text,
 )
 from furnclip.runs import CHECKPOINTS, METRICS_NAME, MODEL, PUBLISHED, README, read_card, write_card
-from furnclip.shards import MANIFEST_NAME
-from furnclip.storage import S3Manager
 from furnclip.train.checkpoints import Position, load_checkpoint
 from furnclip.train.data import duplicate_rate
 from furnclip.train.exact import chance_loss
@@ -96,9 +94,6 @@ def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, An
                 sweep(inside, exclusively=True)
             for shared in (folder.parent, config.paths.features):
                 sweep(shared)
-            if config.storage.bucket and not (config.paths.shards / MANIFEST_NAME).is_file():
-                with S3Manager.from_config(config.storage) as manager:
-                    manager.download_dataset(config.storage.shards, config.paths.shards)
         processes.wait()
         return _train(config, folder, processes, interrupts, resume=resume)
 
