@@ -2,8 +2,8 @@
 
 `StoredVectors` finds what `embed` has written, so that `eval` measures what is served and `embed` encodes
 nothing twice. Other features are in `FeatureStore`:
-`work/cache/features/FINGERPRINT-KIND-PRECISION.safetensors`, one row for each image or text ever encoded,
-keyed by its content, so another catalogue, split or scenario with the same images finds them.
+`work/cache/features/FINGERPRINT-KIND-PRECISION-*.npy`, one row for each image or text ever encoded, keyed by
+its content, so another catalogue, split or scenario with the same images finds them.
 KIND is a tower before its projection (`vision`, `text`), because the projection may train, or the unit
 vectors of an evaluation (`image-vectors`, `text-vectors`). A damaged file is rebuilt.
 """
@@ -17,66 +17,100 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.errors import FurnclipError, InputError
-from furnclip.journal import open_regular, write_bytes
+from furnclip.journal import open_regular, replacing
 from furnclip.shards import Sample
 from furnclip.vectors.parquet import MODEL_KINDS, column_name, open_parquet, part_paths, read_provenance
 
 Floats = NDArray[np.float32]
-Encode = Callable[[list[int]], Floats]  # positions in the sequence asked for -> (n, W)
+Keys = NDArray[np.uint64]
+Encode = Callable[[list[int]], Floats]  # positions in the keys asked for -> (n, W)
+_PART_ROWS = 1 << 15  # 67 MB of 512 numbers
 
 
 class FeatureStore:
-    """Rows by content key; in memory, and on disk unless `folder` is None."""
+    """Rows by content key, in parts: on the disk, or in memory where `folder` is None.
+
+    Holds 16 bytes a row of the parts on the disk, and reads what is asked for.
+    """
 
     def __init__(self, folder: Path | None, fingerprint: str, kind: str, precision: str) -> None:
-        self._path = folder / f"{fingerprint}-{kind}-{precision}.safetensors" if folder else None
-        self._row_of: dict[str, int] = {}
-        self._rows: list[Floats] = []
-        self._load()
+        self._folder, self._name = folder, f"{fingerprint}-{kind}-{precision}"
+        self._parts: list[Path | NDArray[np.void]] = []
+        self._keys = np.empty(0, dtype=np.uint64)  # (N,), ascending
+        self._places = np.empty((0, 2), dtype=np.int32)  # (N, 2): part, row in it
+        for path in sorted(folder.glob(f"{self._name}-*.npy")) if folder else ():
+            try:
+                self._add(path, _mapped(path)["key"])
+            except (InputError, ValueError, OSError, EOFError):
+                console.warn(f"the cache `{path}` is damaged and is made again")
 
-    def fill(self, keys: Sequence[str], encode: Encode, *, chunk_size: int) -> None:
+    def fill(self, keys: Keys, encode: Encode, *, chunk_size: int) -> None:
         """Encode what is not there yet, each key once, `chunk_size` at a time."""
-        first: dict[str, int] = {}
-        for position, key in enumerate(keys):
-            if key not in self._row_of:
-                first.setdefault(key, position)
-        missing = list(first.values())
-        for start in range(0, len(missing), chunk_size):
-            positions = missing[start : start + chunk_size]
-            for position, row in zip(positions, encode(positions), strict=True):
-                self._row_of[keys[position]] = len(self._rows)
-                self._rows.append(row)
-        if missing and self._path is not None:
-            names = np.frombuffer("".join(self._row_of).encode("ascii"), dtype=np.uint8)
-            features = np.stack(self._rows)
-            content = save({"keys": names.reshape(len(features), -1), "features": features})
-            write_bytes(self._path, content)
+        distinct, first = np.unique(keys, return_index=True)
+        missing = np.sort(first[self._find(distinct) < 0])
+        for start in range(0, len(missing), _PART_ROWS):
+            positions = missing[start : start + _PART_ROWS]
+            cuts = range(chunk_size, len(positions), chunk_size)
+            rows = np.concatenate([encode(chunk.tolist()) for chunk in np.split(positions, cuts)])
+            part = np.empty(len(rows), dtype=[("key", np.uint64), ("row", np.float32, rows.shape[1:])])
+            part["key"], part["row"] = keys[positions], rows
+            self._add(self._written(part), part["key"])
 
-    def rows(self, keys: Sequence[str]) -> Floats:
+    def rows(self, keys: Keys) -> Floats:
         """(N, W), in the order of the keys; `KeyError` for one that was never encoded."""
-        return np.stack([self._rows[self._row_of[key]] for key in keys])
+        found = self._find(keys)
+        if (found < 0).any():
+            raise KeyError(f"{keys[found < 0][0]:016x}")
+        places = self._places[found]
+        rows: Floats | None = None
+        for number in np.unique(places[:, 0]).tolist():
+            is_here, part = places[:, 0] == number, self._parts[number]
+            there = (_mapped(part) if isinstance(part, Path) else part)["row"]
+            rows = np.empty((len(keys), there.shape[1]), dtype=np.float32) if rows is None else rows
+            rows[is_here] = there[places[is_here, 1]]
+        return np.empty((0, 0), dtype=np.float32) if rows is None else rows
 
-    def _load(self) -> None:
-        path = self._path
-        if path is None or not path.exists():
-            return
-        try:
-            open_regular(path, what="the cache").close()
-            tensors = load_file(path)
-            keys = [bytes(row).decode("ascii") for row in tensors["keys"]]
-            features = tensors["features"]
-        except (SafetensorError, InputError, KeyError, TypeError, ValueError):
-            keys, features = [], np.empty(0)
-        if features.ndim != 2 or len(features) != len(set(keys)) or features.dtype != np.float32:
-            console.warn(f"the cache `{path}` is damaged and is made again")
-        else:
-            self._rows, self._row_of = list(features), {key: row for row, key in enumerate(keys)}
+    def _find(self, keys: Keys) -> NDArray[np.int64]:
+        """(N,): places in the ascending keys, -1 of those that are not there."""
+        if not len(self._keys):
+            return np.full(len(keys), -1)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[places] == keys, places, -1)
+
+    def _add(self, part: Path | NDArray[np.void], keys: Keys) -> None:
+        number, rows = np.full(len(keys), len(self._parts)), np.arange(len(keys))
+        places = np.concatenate([self._places, np.stack([number, rows], axis=1).astype(np.int32)])
+        self._keys, first = np.unique(np.concatenate([self._keys, keys]), return_index=True)
+        self._places = places[first]
+        self._parts.append(part)
+
+    def _written(self, part: NDArray[np.void]) -> Path | NDArray[np.void]:
+        """A part on the disk. Its name says what it holds: several processes may write at once."""
+        if self._folder is None:
+            return part
+        path = self._folder / f"{self._name}-{content_hash(part['key'].tobytes())}.npy"
+        with replacing(path) as file:
+            np.save(file, part, allow_pickle=False)
+        return path
+
+
+def feature_keys(hashes: Iterable[str]) -> Keys:
+    """Content hashes as the keys of a `FeatureStore`."""
+    return np.fromiter((int(value, 16) for value in hashes), dtype=np.uint64)
+
+
+def _mapped(path: Path) -> NDArray[np.void]:
+    """A part, of which only what is looked at comes into memory. Raises `ValueError` for none of ours."""
+    open_regular(path, what="the cache").close()
+    part: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
+    row = part.dtype["row"] if part.dtype.names == ("key", "row") else None
+    if row is None or part.ndim != 1 or part.dtype["key"] != np.uint64 or row.base != np.float32:
+        raise ValueError("it has other columns")
+    return part
 
 
 def _parts(path: Path) -> list[Path]:

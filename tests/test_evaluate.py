@@ -338,7 +338,7 @@ def test_a_model_that_gives_no_numbers(shop: Path) -> None:
 
 def test_damaged_vectors_are_made_again(shop: Path) -> None:
     expected = evaluated(shop, "--run", "first")["models"]
-    for path in (shop / "work" / "cache" / "features").glob("*.safetensors"):
+    for path in (shop / "work" / "cache" / "features").glob("*.npy"):
         path.write_bytes(path.read_bytes()[:100])
     (shop / "work" / "eval" / "report.json").write_text("{", encoding="utf-8")
     result = run_eval(shop, "--run", "first", "--json")
@@ -360,11 +360,11 @@ def test_a_killed_evaluation_keeps_the_models_it_is_done_with(shop: Path) -> Non
     )
     cache = shop / "work" / "cache" / "features"
     deadline = time.monotonic() + 120
-    while not list(cache.glob("*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(cache.glob("*.npy")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = {str(path): path.stat().st_mtime_ns for path in cache.glob("*.safetensors")}
+    done = {str(path): path.stat().st_mtime_ns for path in cache.glob("*.npy")}
     assert done
     assert evaluated(shop, "--run", "first", "--run", "second")["labels"] == ["base", "first", "second"]
     after = snapshot(cache)

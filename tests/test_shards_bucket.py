@@ -99,7 +99,7 @@ def test_a_change_in_the_bucket_is_noticed_and_comes_alone(
     proxy.faults.clear()
     furnclip(sender, "prepare", "--upload")
     proxy.log.clear()
-    said = json.loads(furnclip(receiver, "embed"))
+    said = json.loads(furnclip(receiver, "embed").splitlines()[-1])
     assert (said["encoded"]["base"], len(tars(proxy))) == (1, 1)
 
 

@@ -26,7 +26,7 @@ from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import Config, EvaluationConfig
 from furnclip.errors import ModelError
 from furnclip.evaluate.tasks import RetrievalTask, Side, Split, build_tasks
-from furnclip.features import Encode, FeatureStore, StoredVectors
+from furnclip.features import Encode, FeatureStore, StoredVectors, feature_keys
 from furnclip.metrics import retrieval
 from furnclip.metrics.bootstrap import Floats, bootstrap_interval, paired_test
 from furnclip.model.clip import Clip
@@ -116,8 +116,9 @@ def _cached(
 
     folder = config.paths.features
     store = FeatureStore(folder, clip.fingerprint, f"{kind}-vectors", clip.precision.precision)
-    store.fill(keys, encode_finite, chunk_size=chunk_size)
-    return store.rows(keys) if keys else np.empty((0, clip.dimension), dtype=np.float32)
+    contents = feature_keys(keys)
+    store.fill(contents, encode_finite, chunk_size=chunk_size)
+    return store.rows(contents) if keys else np.empty((0, clip.dimension), dtype=np.float32)
 
 
 def measure_latency(models: Sequence[ModelVectors], split: Split, *, seconds: float) -> dict[str, Any]:

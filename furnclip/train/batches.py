@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from furnclip.catalogue import content_hash
+from furnclip.features import Keys, feature_keys
 from furnclip.model.towers import TOWERS, Tower
 from furnclip.relevance import AttributeQuery, known_attributes, positive_mask
 from furnclip.train.data import Indices, TrainingData, step_batches
@@ -41,7 +42,7 @@ class Batch:
     own: slice
     micro_batches: list[slice]
     inputs: dict[Tower, list[Inputs]]
-    keys: dict[Tower, list[str]]
+    keys: dict[Tower, Keys]
 
     @property
     def micro_batch_size(self) -> int:
@@ -96,9 +97,9 @@ def make_batch(ready: Prepared, indices: Indices, epoch: int) -> Batch:
         positives.append(positives_of(texts[1], data, indices) | _answers(queries, data, indices))
     own, size = ready.processes.slice_of(len(indices)), ready.micro_batch_size
     parts = [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
-    keys: dict[Tower, list[str]] = {
-        "vision": [data.image_keys[image] for image in data.drawn_images(indices[own], epoch=epoch)],
-        "text": [content_hash(text) for each in texts for text in each[own]],
+    keys: dict[Tower, Keys] = {
+        "vision": data.image_keys[data.drawn_images(indices[own], epoch=epoch)],
+        "text": feature_keys(content_hash(text) for each in texts for text in each[own]),
     }
     return Batch(
         indices=indices,

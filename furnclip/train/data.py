@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import io
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from PIL import Image, ImageEnhance
 
 from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.config import TrainingConfig
+from furnclip.features import Keys
 from furnclip.model.inputs import Preprocessing
 from furnclip.relevance import AttributeQuery, known, positives, queries_of, shopper_queries
 from furnclip.shards import Sample, ShardDataset
@@ -156,21 +158,22 @@ class TrainingData:
     preprocessing: Preprocessing
     config: TrainingConfig
     texts: list[Sample] = field(default_factory=list, init=False)  # without their images
-    image_keys: list[str] = field(default_factory=list, init=False)  # of V images, sample by sample
+    image_keys: Keys = field(init=False)  # (V,) of all images, sample by sample
     image_counts: Indices = field(init=False)  # (N,) images of each sample
     asks_attributes: bool = field(default=False, init=False)
     _squares: dict[int, Squares] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        counts: list[int] = []
+        counts, hashes = array("q"), array("Q")
         has_queries = False
         for sample in self.dataset:
             fields = _used(sample.fields)
             self.texts.append(replace(sample, image_bytes=b"", more_images=(), fields=fields))
-            self.image_keys += map(content_hash, sample.images)
+            hashes.extend(int(content_hash(image), 16) for image in sample.images)
             counts.append(len(sample.images))
             has_queries = has_queries or bool(_short_queries(fields))
         self.image_counts = np.array(counts, dtype=np.int64)
+        self.image_keys = np.array(hashes, dtype=np.uint64)
         self._first_image = np.cumsum(self.image_counts) - self.image_counts
         self.asks_attributes = self.config.attribute_weight > 0 and has_queries
         square_bytes = 3 * self.preprocessing.image_px**2

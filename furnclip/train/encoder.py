@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from furnclip.catalogue import content_hash
-from furnclip.features import FeatureStore
+from furnclip.features import FeatureStore, Keys, feature_keys
 from furnclip.metrics.retrieval import mean_reciprocal_rank, ranks, recall_at_k
 from furnclip.model.clip import Clip
 from furnclip.model.towers import TOWERS, Tower, pooled_images, pooled_texts, project
@@ -30,6 +30,7 @@ from furnclip.vectors import unit_mean
 
 Inputs = Squares | Tensor  # images (b, H, W, 3) or tokens (b, T)
 _FILL_CHUNK = 128
+_FROZEN_CHUNK = 1 << 14
 
 
 @dataclass
@@ -72,15 +73,15 @@ class Encoder:
 
         return encode
 
-    def frozen(self, tower: Tower, keys: Sequence[str]) -> Chunk:
+    def frozen(self, tower: Tower, keys: Keys) -> Chunk:
         """Any number of samples from the cache, projected."""
         pooled = torch.from_numpy(self.stores[tower].rows(keys)).to(self.device)
         return lambda: self._project(tower, pooled)
 
-    def fill(self, tower: Tower, data: TrainingData, captions: Sequence[str] | None = None) -> list[str]:
+    def fill(self, tower: Tower, data: TrainingData, captions: Sequence[str] | None = None) -> Keys:
         """Encode what the frozen tower has not seen; the keys of all images (or captions)."""
         texts = data.fixed_captions() if captions is None else captions
-        keys = data.image_keys if tower == "vision" else [content_hash(text) for text in texts]
+        keys = data.image_keys if tower == "vision" else feature_keys(map(content_hash, texts))
 
         def encode(rows: list[int]) -> NDArray[np.float32]:
             with torch.no_grad():
@@ -98,7 +99,9 @@ class Encoder:
         was_training = self.clip.module.training
         self.clip.module.eval()
         if tower in self.stores:
-            parts = [self.frozen(tower, self.fill(tower, data))()]
+            keys = self.fill(tower, data)
+            chunks = np.split(keys, range(_FROZEN_CHUNK, len(keys), _FROZEN_CHUNK))
+            parts = [self.frozen(tower, chunk)() for chunk in chunks]
         else:
             captions, parts = data.fixed_captions(), []
             count = len(data.image_keys) if tower == "vision" else len(data)
