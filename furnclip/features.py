@@ -22,29 +22,30 @@ from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.errors import FurnclipError, InputError
 from furnclip.journal import open_regular, replacing
-from furnclip.shards import Sample
 from furnclip.vectors.parquet import MODEL_KINDS, column_name, open_parquet, part_paths, read_provenance
 
 Floats = NDArray[np.float32]
 Keys = NDArray[np.uint64]
 Encode = Callable[[list[int]], Floats]  # positions in the keys asked for -> (n, W)
+_HELD_BYTES = 1 << 28
 _PART_ROWS = 1 << 15  # 67 MB of 512 numbers
 
 
 class FeatureStore:
     """Rows by content key, in parts: on the disk, or in memory where `folder` is None.
 
-    Holds 16 bytes a row of the parts on the disk, and reads what is asked for.
+    Holds what a small catalogue has; of the parts after that 16 bytes a row, and reads what is asked for.
     """
 
     def __init__(self, folder: Path | None, fingerprint: str, kind: str, precision: str) -> None:
         self._folder, self._name = folder, f"{fingerprint}-{kind}-{precision}"
         self._parts: list[Path | NDArray[np.void]] = []
+        self._held_bytes = 0
         self._keys = np.empty(0, dtype=np.uint64)  # (N,), ascending
         self._places = np.empty((0, 2), dtype=np.int32)  # (N, 2): part, row in it
         for path in sorted(folder.glob(f"{self._name}-*.npy")) if folder else ():
             try:
-                self._add(path, _mapped(path)["key"])
+                self._add(path, _mapped(path))
             except (InputError, ValueError, OSError, EOFError):
                 console.warn(f"the cache `{path}` is damaged and is made again")
 
@@ -58,7 +59,7 @@ class FeatureStore:
             rows = np.concatenate([encode(chunk.tolist()) for chunk in np.split(positions, cuts)])
             part = np.empty(len(rows), dtype=[("key", np.uint64), ("row", np.float32, rows.shape[1:])])
             part["key"], part["row"] = keys[positions], rows
-            self._add(self._written(part), part["key"])
+            self._add(self._written(part), part)
 
     def rows(self, keys: Keys) -> Floats:
         """(N, W), in the order of the keys; `KeyError` for one that was never encoded."""
@@ -81,17 +82,20 @@ class FeatureStore:
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.where(self._keys[places] == keys, places, -1)
 
-    def _add(self, part: Path | NDArray[np.void], keys: Keys) -> None:
+    def _add(self, path: Path | None, part: NDArray[np.void]) -> None:
+        keys: Keys = part["key"]
         number, rows = np.full(len(keys), len(self._parts)), np.arange(len(keys))
         places = np.concatenate([self._places, np.stack([number, rows], axis=1).astype(np.int32)])
         self._keys, first = np.unique(np.concatenate([self._keys, keys]), return_index=True)
         self._places = places[first]
-        self._parts.append(part)
+        self._held_bytes += part.nbytes
+        is_held = self._held_bytes <= _HELD_BYTES
+        self._parts.append(np.array(part) if path is None or is_held else path)
 
-    def _written(self, part: NDArray[np.void]) -> Path | NDArray[np.void]:
+    def _written(self, part: NDArray[np.void]) -> Path | None:
         """A part on the disk. Its name says what it holds: several processes may write at once."""
         if self._folder is None:
-            return part
+            return None
         path = self._folder / f"{self._name}-{content_hash(part['key'].tobytes())}.npy"
         with replacing(path) as file:
             np.save(file, part, allow_pickle=False)
@@ -119,11 +123,6 @@ def _parts(path: Path) -> list[Path]:
         return list(filter(Path.is_file, part_paths(path)))
     except InputError:
         return []
-
-
-def seen_hash(sample: Sample) -> str:
-    """A hash of what models see of a product: its caption and its images."""
-    return content_hash(sample.caption, *sample.images)
 
 
 class StoredVectors:

@@ -31,6 +31,7 @@ from furnclip.shards import (
     ShardDataset,
     read_assignments,
     read_manifest,
+    seen_hash,
     write_manifest,
 )
 from furnclip.shards.manifest import ShardInfo, SplitInfo
@@ -271,6 +272,18 @@ def test_further_images_and_a_missing_one_come_back_from_index_and_tar(tmp_path:
         ]
 
 
+def test_texts_are_learnt_by_the_index_alone(folder: Path) -> None:
+    dataset = ShardDataset(folder, "train")
+    samples = list(dataset)
+    for path in folder.rglob("*.tar"):
+        path.unlink()
+    found = list(dataset.texts())
+    assert [text.sample for text in found] == [replace(each, image_bytes=b"") for each in samples]
+    assert [text.seen for text in found] == [seen_hash(each) for each in samples]
+    hashes = [[f"{value:016x}" for value in text.image_hashes] for text in found]
+    assert hashes == [[content_hash(image) for image in each.images] for each in samples]
+
+
 def test_one_image_each_gives_the_bytes_of_release_0_2(tmp_path: Path) -> None:
     write(tmp_path / "train/shard-000000.tar", [sample(number) for number in range(3)])
     found = {
@@ -279,7 +292,8 @@ def test_one_image_each_gives_the_bytes_of_release_0_2(tmp_path: Path) -> None:
     }
     assert found["shard-000000.tar"] == "534254f8ed9298e3"
     assert pyarrow.parquet.read_schema(tmp_path / "train/shard-000000.parquet").names == [
-        *("key", "product_id", "group", "content", "offset", "jpg_bytes", "json_bytes", "txt_bytes", "crc32")
+        *("key", "product_id", "group", "content", "offset", "jpg_bytes", "json_bytes", "txt_bytes", "crc32"),
+        *("json", "txt", "image_hashes", "seen"),
     ]
 
 

@@ -100,7 +100,7 @@ def test_a_change_in_the_bucket_is_noticed_and_comes_alone(
     furnclip(sender, "prepare", "--upload")
     proxy.log.clear()
     said = json.loads(furnclip(receiver, "embed").splitlines()[-1])
-    assert (said["encoded"]["base"], len(tars(proxy))) == (1, 1)
+    assert (said["up_to_date"], len(tars(proxy))) == (False, 1)
 
 
 def test_a_killed_download_goes_on(proxy: Proxy, receiver: Path) -> None:

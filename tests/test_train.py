@@ -166,7 +166,7 @@ def test_a_second_run_does_nothing_and_says_so(ready: Path) -> None:
 def test_a_frozen_tower_runs_once_and_is_kept_on_disk(ready: Path) -> None:
     run_train(ready, scenario="linear_probe", run="first")
     files = sorted((ready / "work" / "cache" / "features").glob("*.npy"))
-    assert [path.name.split("-")[1] for path in files] == ["text", "vision"]
+    assert {path.name.split("-")[1] for path in files} == {"text", "vision"}
     rows = {path: len(np.load(path)) for path in files}
     run_train(ready, scenario="linear_probe", run="second")
     assert {path: len(np.load(path)) for path in files} == rows

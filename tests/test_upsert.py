@@ -122,6 +122,19 @@ def test_what_changed_is_merged_and_what_is_gone_is_not_found(built: Path, tmp_p
     assert embed(shop)["up_to_date"]
 
 
+def test_after_many_changes_the_weight_is_chosen_anew(built: Path, tmp_path: Path) -> None:
+    shop = Path(shutil.copytree(built, tmp_path / "shop"))
+    lines = (shop / "products.csv").read_text().splitlines()
+    for row in range(1, PRODUCTS // 10):  # one in ten
+        lines[row] = lines[row].replace("ACME", "changed")
+    (shop / "products.csv").write_text("\n".join(lines) + "\n")
+    said = embed(shop)
+    assert 0 < said["row_groups_encoded"] < said["row_groups"]
+    manifest = json.loads((shop / VECTORS / "_manifest.json").read_text())
+    assert manifest["changed"] == 0
+    assert manifest["provenance"]["models"]["base"]["image_weight_reason"]
+
+
 def test_variants_are_counted_anew(tmp_path: Path, tiny_clip: Path) -> None:
     shop = write_shop(tmp_path / "shop", products=40, model=tiny_clip)
     toml = shop / "furnclip.toml"

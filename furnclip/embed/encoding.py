@@ -29,10 +29,10 @@ from PIL import Image
 from furnclip.catalogue import ATTRIBUTES, content_hash, image_names, renamed_column
 from furnclip.config import Config
 from furnclip.errors import ModelError
-from furnclip.features import StoredVectors, seen_hash
+from furnclip.features import StoredVectors
 from furnclip.images import open_image
 from furnclip.model.clip import Clip
-from furnclip.shards import REST, SPLITS, Sample, ShardDataset, open_shards
+from furnclip.shards import REST, SPLITS, Sample, ShardDataset, open_shards, seen_hash
 from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, unit_mean, vector_array, vector_schema
 from furnclip.vectors.parquet import MODEL_KINDS, column_array, views_array
 

@@ -259,10 +259,10 @@ def fused_provenance(
 def _validation(folder: PartFolder, label: str) -> tuple[list[dict[str, Any]], Floats, Floats]:
     """Validation products that have both vectors, the first `_MOST_VALIDATION_ROWS`: rows, (N, D), (N, D)."""
     image, text = column_name("image", label), column_name("text", label)
-    chosen: list[pa.Table] = []
-    for table in folder.tables():
+    columns, chosen = [*ATTRIBUTES, "split", image, text], list[pa.Table]()
+    for table in folder.tables(columns):  # kept parts have more
         has_both = pc.and_(pc.is_valid(table[image]), pc.is_valid(table[text]))
-        chosen.append(table.filter(pc.and_(has_both, pc.equal(table["split"], "validation"))))
+        chosen.append(table.select(columns).filter(pc.and_(has_both, pc.equal(table["split"], "validation"))))
         if sum(map(len, chosen)) >= _MOST_VALIDATION_ROWS:
             break
     rows = pa.concat_tables(chosen).slice(0, _MOST_VALIDATION_ROWS)

@@ -21,10 +21,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from furnclip import console
-from furnclip.catalogue import ATTRIBUTES, content_hash
+from furnclip.catalogue import ATTRIBUTES
 from furnclip.config import Config, EvaluationConfig
 from furnclip.errors import InputError
-from furnclip.features import seen_hash
 from furnclip.images import open_image
 from furnclip.metrics.retrieval import Gains, Integers
 from furnclip.relevance import (
@@ -90,17 +89,16 @@ def read_split(config: Config) -> Split:
             hint="lower `prepare.train_fraction`, or add products, and run `furnclip prepare` again",
         )
     dataset.bring()
-    # Row by row, so that the images are not in memory together.
     rows = [
         (
-            tuple(map(content_hash, sample.images)),
-            seen_hash(sample),
-            sample.fields.get("clean_title") or sample.title,
-            sample.caption,
-            sample.group,
-            sample.fields,
+            tuple(f"{value:016x}" for value in text.image_hashes),
+            text.seen,
+            text.sample.fields.get("clean_title") or text.sample.title,
+            text.sample.caption,
+            text.sample.group,
+            text.sample.fields,
         )
-        for sample in dataset
+        for text in dataset.texts()
     ]
     image_keys, seen, titles, captions, groups, fields = zip(*rows, strict=True)
     known = known_attributes(fields)

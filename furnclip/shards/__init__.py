@@ -3,7 +3,7 @@
     work/shards/manifest.json                    written last; where it exists, everything below is complete
     work/shards/train/shard-000000.tar           KEY.jpg, KEY.1.jpg ..., KEY.json, KEY.txt; also validation,
                                                  test, rest (in no split, but searchable) and mini_train
-    work/shards/train/shard-000000.parquet       where each sample lies in the tar, its product id and group
+    work/shards/train/shard-000000.parquet       where each sample lies in the tar, and its texts
     work/shards/assignments.parquet              product -> group and split, for ever
 
 `open_shards` finds them in this folder or in the bucket, `ShardDataset` reads the samples of a split by their
@@ -24,7 +24,7 @@ from furnclip.shards.manifest import (
 )
 from furnclip.shards.place import ShardPlace, open_shards
 from furnclip.shards.reader import ProductImages, ShardDataset
-from furnclip.shards.tar import Sample
+from furnclip.shards.tar import Sample, seen_hash
 
 __all__ = [
     "FOLDERS",
@@ -40,5 +40,6 @@ __all__ = [
     "open_shards",
     "read_assignments",
     "read_manifest",
+    "seen_hash",
     "write_manifest",
 ]

@@ -15,7 +15,7 @@ from furnclip.catalogue import content_hash
 from furnclip.images import BrokenImage
 from furnclip.shards.manifest import MINI_TRAIN
 from furnclip.shards.place import ShardFolder, ShardPlace, split_shards
-from furnclip.shards.tar import Sample, read_index, read_sample
+from furnclip.shards.tar import Sample, TextSample, read_index, read_sample, read_texts
 
 
 class ShardDataset:
@@ -56,6 +56,11 @@ class ShardDataset:
         """Have the shard of a sample here."""
         self.place.whole(self.shards[self._find(index)[0]])
 
+    def texts(self) -> Iterator[TextSample]:
+        """The samples without their images, in order, of which no shard is read."""
+        for shard in self.shards:
+            yield from read_texts(self.place.indexed(shard), samples=shard.samples)
+
     def keys(self) -> Iterator[str]:
         """The key of each sample, in order."""
         for number in range(len(self.shards)):
@@ -72,7 +77,8 @@ class ShardDataset:
         """The index of a shard, read when a sample of it is wanted."""
         if number not in self._indexes:
             shard = self.shards[number]
-            self._indexes[number] = read_index(self.place.indexed(shard), samples=shard.samples)
+            index = read_index(self.place.indexed(shard), samples=shard.samples)
+            self._indexes[number] = index.drop_columns(["product_id", "group", "content"])
         return self._indexes[number]
 
 

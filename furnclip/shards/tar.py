@@ -2,8 +2,9 @@
 
 Each sample is the members `KEY.jpg`, further images as `KEY.1.jpg`, `KEY.2.jpg` ..., `KEY.json` and
 `KEY.txt`, in this order, with owner, mode and time fixed; a product without an image has the last two. The
-index (`shard-000000.parquet`, one row a sample, in the order of the tar) holds what random access needs;
-its metadata holds what the manifest says about the shard.
+index (`shard-000000.parquet`, one row a sample, in the order of the tar) holds what random access needs, and
+all but the images, so that texts are learnt without reading these; its metadata holds what the manifest says
+about the shard.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from furnclip.catalogue import ATTRIBUTES
+from furnclip.catalogue import ATTRIBUTES, content_hash
 from furnclip.errors import InputError, StorageError
 from furnclip.journal import open_regular, parse_json, replacing
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
+_TEXTS_AT_ONCE = 1024  # samples
 _METADATA_KEY = b"furnclip.shard"
 _JSON_FIELDS = ("product_id", "group", "title", "fields")  # of a sample, in its `KEY.json`
 _INDEX_SCHEMA = pyarrow.schema(
@@ -35,6 +37,13 @@ _INDEX_SCHEMA = pyarrow.schema(
         "offset": pyarrow.int64(),
         **dict.fromkeys(("jpg_bytes", "json_bytes", "txt_bytes"), pyarrow.int32()),
         "crc32": pyarrow.uint32(),
+    }
+)
+_TEXT_SCHEMA = pyarrow.schema(
+    {
+        **dict.fromkeys(("json", "txt"), pyarrow.string()),
+        "image_hashes": pyarrow.list_(pyarrow.field("element", pyarrow.uint64(), nullable=False)),
+        "seen": pyarrow.uint64(),
     }
 )
 _MORE = pyarrow.field("more_jpg_bytes", pyarrow.list_(pyarrow.int32()))  # where a sample has several images
@@ -61,6 +70,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class TextSample:
+    """One product as it lies in a shard, but for its images: their hashes are here."""
+
+    sample: Sample
+    image_hashes: list[int]
+    seen: str
+    """of caption and images, see `seen_hash`"""
+
+
+@dataclass(frozen=True)
 class ShardAbout:
     """What the index says about its shard."""
 
@@ -70,6 +89,11 @@ class ShardAbout:
     bytes: int
     samples: int
     attributes: dict[str, dict[str, int]]
+
+
+def seen_hash(sample: Sample) -> str:
+    """A hash of what models see of a product: its caption and its images."""
+    return content_hash(sample.caption, *sample.images)
 
 
 def member_bytes(size_bytes: int) -> int:
@@ -128,12 +152,16 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: s
             data = b""
             row: dict[str, Any] = {"content": sample_hash, "offset": size_bytes}
             row |= {name: getattr(sample, name) for name in ("key", "product_id", "group")}
-            for suffix, member in encode_sample(sample).items():
+            members = encode_sample(sample)
+            for suffix, member in members.items():
                 info = tarfile.TarInfo(f"{sample.key}.{suffix}")
                 info.size = row[f"{suffix}_bytes"] = len(member)
                 data += info.tobuf(tarfile.USTAR_FORMAT) + member + bytes(-len(member) % BLOCK_BYTES)
             more = list(map(len, sample.more_images))
-            rows.append({"jpg_bytes": 0, **row, _MORE.name: more, "crc32": zlib.crc32(data)})
+            texts: dict[str, Any] = {suffix: members[suffix].decode("utf-8") for suffix in ("json", "txt")}
+            texts["seen"] = int(seen_hash(sample), 16)
+            texts["image_hashes"] = [int(content_hash(image), 16) for image in sample.images]
+            rows.append({"jpg_bytes": 0, **row, **texts, _MORE.name: more, "crc32": zlib.crc32(data)})
             for name, counts in attributes.items():
                 counts[sample.fields.get(name, "")] += 1
             file.write(data)
@@ -149,7 +177,8 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: s
         attributes={name: dict(sorted(counts.items())) for name, counts in attributes.items()},
     )
     metadata = {_METADATA_KEY: json.dumps(asdict(about), sort_keys=True).encode()}
-    schema = _INDEX_SCHEMA.append(_MORE) if any(row[_MORE.name] for row in rows) else _INDEX_SCHEMA
+    schema = pyarrow.unify_schemas([_INDEX_SCHEMA, _TEXT_SCHEMA])
+    schema = schema.append(_MORE) if any(row[_MORE.name] for row in rows) else schema
     table = pyarrow.Table.from_pylist(rows, schema=schema.with_metadata(metadata))
     with replacing(index_path(path)) as file:
         pyarrow.parquet.write_table(table, file, compression="zstd")
@@ -167,6 +196,22 @@ def read_index(shard: Path, columns: list[str] | None = None, *, samples: int) -
     except ValueError as error:
         raise damaged(path, str(error)) from None
     return table
+
+
+def read_texts(shard: Path, *, samples: int) -> Iterator[TextSample]:
+    """Every sample of a shard without its images, by its index alone. Raises as `read_index` does."""
+    path, names = index_path(shard), ["key", *_TEXT_SCHEMA.names]
+    try:
+        table = read_table(path, pyarrow.schema([_INDEX_SCHEMA.field("key"), *_TEXT_SCHEMA]))
+        if len(table) != samples:
+            raise ValueError(f"it has {len(table)} rows for {samples} samples")
+        for batch in table.to_batches(max_chunksize=_TEXTS_AT_ONCE):
+            columns = (batch[name].to_pylist() for name in names)
+            for key, about, caption, hashes, seen in zip(*columns, strict=True):
+                sample = decode_sample(key, {"json": about.encode(), "txt": caption.encode()})
+                yield TextSample(sample, hashes, f"{seen:016x}")
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise damaged(path, str(error)) from None
 
 
 def read_table(path: Path, schema: pyarrow.Schema, *, optional: pyarrow.Field | None = None) -> pyarrow.Table:
@@ -199,7 +244,8 @@ def read_about(shard: Path) -> ShardAbout | None:
     except (pyarrow.ArrowException, OSError, InputError):
         return None
     is_whole = (about.bytes, about.samples) == (shard.stat().st_size, index.num_rows)
-    return about if is_whole and set(_INDEX_SCHEMA.names) <= set(index.schema.names) else None
+    wanted = {*_INDEX_SCHEMA.names, *_TEXT_SCHEMA.names}
+    return about if is_whole and wanted <= set(index.schema.to_arrow_schema().names) else None
 
 
 def read_sample(shard: Path, index: pyarrow.Table, row: int) -> Sample:

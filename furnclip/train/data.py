@@ -21,18 +21,20 @@ takes `relevance.default_caption`. `docs/train.md` has what each of these gains.
 from __future__ import annotations
 
 import io
-import sys
+import json
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from furnclip.catalogue import ATTRIBUTES, content_hash
+from furnclip.catalogue import ATTRIBUTES
 from furnclip.config import TrainingConfig
 from furnclip.features import Keys
 from furnclip.model.inputs import Preprocessing
@@ -48,7 +50,9 @@ _WHITE = (255, 255, 255)
 _SMALLEST_SHARE = 0.8
 _LARGEST_TILT_DEGREES = 8.0
 _COLOR_SPREAD = 0.2
-_TEXTS = ("title", "clean_title", "queries")  # of the columns
+_USED = (*ATTRIBUTES, "title", "clean_title", "queries")  # of the columns
+_TEXT_SCHEMA = pa.schema(dict.fromkeys(("product_id", "group", "caption", "used"), pa.string()))
+_TEXTS_AT_ONCE = 1024
 _TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "{}, product photo")
 _CAPTION, _IMAGE, _QUERY, _VIEW = 1, 2, 3, 4  # kinds of random choices, so that their streams differ
 
@@ -125,10 +129,39 @@ def without_words(caption: str, dropout: float, random: np.random.Generator) -> 
     return " ".join(kept or words)
 
 
-def _used(fields: Mapping[str, str]) -> dict[str, str]:
-    """What training reads of a product; words that many products share are kept once."""
-    attributes = {name: sys.intern(fields[name]) for name in ATTRIBUTES if name in fields}
-    return attributes | {name: fields[name] for name in _TEXTS if name in fields}
+@dataclass(frozen=True)
+class Text:
+    """What training reads of a product beside its images."""
+
+    product_id: str
+    group: str
+    caption: str
+    fields: dict[str, str]
+
+
+class Texts:
+    """The texts of a split as columns: as objects, those of millions of products take gigabytes."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table.combine_chunks()  # (N,) rows of `_TEXT_SCHEMA`
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Text:
+        product_id, group, caption, used = (column[index].as_py() for column in self._table.columns)
+        fields = zip(_USED, json.loads(used), strict=True)
+        return Text(product_id, group, caption, {name: value for name, value in fields if value is not None})
+
+    def column(self, name: str) -> list[str]:
+        """`caption` or `group` of all products."""
+        values: list[str] = self._table[name].to_pylist()
+        return values
+
+
+def _text_row(sample: Sample) -> dict[str, str]:
+    used = json.dumps([sample.fields.get(name) for name in _USED], ensure_ascii=False)
+    return {**{name: getattr(sample, name) for name in _TEXT_SCHEMA.names[:3]}, "used": used}
 
 
 def _short_queries(fields: Mapping[str, str]) -> list[AttributeQuery]:
@@ -157,7 +190,7 @@ class TrainingData:
     dataset: ShardDataset
     preprocessing: Preprocessing
     config: TrainingConfig
-    texts: list[Sample] = field(default_factory=list, init=False)  # without their images
+    texts: Texts = field(init=False)
     image_keys: Keys = field(init=False)  # (V,) of all images, sample by sample
     image_counts: Indices = field(init=False)  # (N,) images of each sample
     asks_attributes: bool = field(default=False, init=False)
@@ -165,13 +198,14 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         counts, hashes = array("q"), array("Q")
-        has_queries = False
-        for sample in self.dataset:
-            fields = _used(sample.fields)
-            self.texts.append(replace(sample, image_bytes=b"", more_images=(), fields=fields))
-            hashes.extend(int(content_hash(image), 16) for image in sample.images)
-            counts.append(len(sample.images))
-            has_queries = has_queries or bool(_short_queries(fields))
+        has_queries, batches = False, [pa.RecordBatch.from_pylist([], _TEXT_SCHEMA)]
+        texts = self.dataset.texts()
+        while rows := list(islice(texts, _TEXTS_AT_ONCE)):
+            batches.append(pa.RecordBatch.from_pylist([_text_row(row.sample) for row in rows], _TEXT_SCHEMA))
+            hashes.extend(chain.from_iterable(row.image_hashes for row in rows))
+            counts.extend(len(row.image_hashes) for row in rows)
+            has_queries = has_queries or any(_short_queries(row.sample.fields) for row in rows)
+        self.texts = Texts(pa.Table.from_batches(batches))
         self.image_counts = np.array(counts, dtype=np.int64)
         self.image_keys = np.array(hashes, dtype=np.uint64)
         self._first_image = np.cumsum(self.image_counts) - self.image_counts
@@ -184,11 +218,11 @@ class TrainingData:
 
     def fixed_captions(self) -> list[str]:
         """The caption of every sample as evaluation uses it."""
-        return [text.caption for text in self.texts]
+        return self.texts.column("caption")
 
     def positives(self) -> list[Indices]:
         """For each sample those of its group or with its caption."""
-        return positives(self.fixed_captions(), [text.group for text in self.texts])
+        return positives(self.fixed_captions(), self.texts.column("group"))
 
     def captions(self, indices: Indices, *, epoch: int) -> list[str]:
         """The captions of this epoch."""

@@ -113,7 +113,7 @@ def _parity(
 
 def _recall_intervals(encoder: Encoder, data: TrainingData) -> dict[str, list[float]]:
     """Text-to-image recall@1 and @5 as [value, low, high], 95 % by resampling whole groups."""
-    groups = [text.group for text in data.texts]
+    groups = data.texts.column("group")
     texts, images = encoder.vectors("text", data), encoder.vectors("vision", data)
     first = ranks(texts, images, data.positives())
     intervals = {}

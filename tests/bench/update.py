@@ -1,4 +1,4 @@
-"""One product changed among many: seconds of `prepare` and `embed`, and bytes that they write.
+"""One product changed among many: seconds of `prepare` and `embed`, what they write and hold in memory.
 
     python -m tests.bench.update [--quick] [--json]
 
@@ -6,7 +6,9 @@
 gives other numbers. Vectors of 512 numbers are drawn from a hash of image and caption, so that the encoder is
 not the cost. Each command is a process of its own, its imports included. First all is made anew; then one
 product gets another title and image, one is removed and one added, and what is timed is the two commands; the
-median of three such changes. `one_product_s` is the sum at the largest number.
+median of three such changes. `one_product_s` is the sum at the largest number. `peak_mb` is of the process
+that held most, imports included; of `train` it is that of a linear probe whose features are drawn as well.
+`growth_kb`: what a product more adds to it, from the smallest to the largest number.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import io
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +49,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             figures |= one_product(Path(name), products)
             print(figures, file=sys.stderr)
+    least, *_, most = [*map(int, given.split())] * 2
+    for words in ("prepare", "embed", "train") if most > least else ():
+        more_mb = figures[f"{most}_{words}_peak_mb"] - figures[f"{least}_{words}_peak_mb"]
+        figures[f"{words}_growth_kb"] = round(1000 * more_mb / (most - least), 2)
     figures["one_product_s"] = figures[f"{products}_prepare_s"] + figures[f"{products}_embed_s"]
     measure.report("update", {}, figures, as_json=arguments.json)
 
@@ -62,7 +70,13 @@ def one_product(folder: Path, products: int) -> dict[str, Any]:
                 assert written["products"] == products, written
             found.setdefault(f"{words}_{kind}_s", []).append(seconds)
             found.setdefault(f"{words}_{kind}_mb", []).append(written["written_mb"])
-    figures: dict[str, Any] = {}
+            found.setdefault(f"{words}_peak_mb", []).append(written["peak_mb"])
+    _, trained = run(folder, "train --scenario linear_probe --epochs 1")
+    found["train_peak_mb"] = [trained["peak_mb"]]
+    figures: dict[str, Any] = {
+        f"{products}_{words}_peak_mb": max(found[f"{words}_peak_mb"])
+        for words in ("prepare", "embed", "train")
+    }
     for words in ("prepare", "embed"):
         figures[f"{products}_{words}_s"] = round(statistics.median(found[f"{words}_one_s"]), 2)
         figures[f"{products}_{words}_mb"] = round(statistics.median(found[f"{words}_one_mb"]), 1)
@@ -87,7 +101,7 @@ def write_shop(folder: Path, products: int) -> None:
     build_tiny_clip(folder / "clip", ["a red chair"], image_px=SIDE_PX, width=DIMENSION, layers=1)
     (folder / "furnclip.toml").write_text(
         f'[model]\nname = "{folder / "clip"}"\ndevice = "cpu"\nprecision = "fp32"\n\n'
-        f'[paths]\ngroup_column = "family"\n\n[prepare]\nimage_px = {SIDE_PX}\n'
+        f'[paths]\ngroup_column = "family"\n\n[prepare]\nimage_px = {SIDE_PX}\n\n[train]\nwise_ft = false\n'
     )
 
 
@@ -121,13 +135,14 @@ def run(folder: Path, words: str) -> tuple[float, dict[str, Any]]:
         check=True,
     )
     seconds = time.perf_counter() - start
-    said, written = done.stdout.strip().splitlines()[-2:]
-    print(f"{words}: {seconds:.1f} s, {written} MB", file=sys.stderr)
-    return seconds, {**json.loads(said), "written_mb": float(written)}
+    said, *counted = done.stdout.strip().splitlines()[-3:]
+    written_mb, peak_mb = (round(float(each), 1) for each in counted)
+    print(f"{words}: {seconds:.1f} s, {written_mb} MB written, {peak_mb} MB in memory", file=sys.stderr)
+    return seconds, {**json.loads(said), "written_mb": written_mb, "peak_mb": peak_mb}
 
 
 def command(words: list[str]) -> None:
-    """A furnclip command whose model draws its vectors; then the megabytes that it wrote."""
+    """A furnclip command whose model draws its vectors; then the megabytes that it wrote and held."""
     from furnclip.cli.commands import app
 
     if words[0] == "embed":
@@ -137,6 +152,10 @@ def command(words: list[str]) -> None:
         pipeline.write_beside = lambda *_: None  # it would not find drawn vectors in an ONNX file
         Clip.encode_images = lambda self, images: drawn([image.tobytes() for image in images])
         Clip.encode_texts = lambda self, texts: drawn([text.encode() for text in texts])
+    if words[0] == "train":
+        from furnclip.train.encoder import Encoder
+
+        Encoder.fill = fill_drawn
     try:
         app(words)
     except SystemExit as ended:
@@ -144,6 +163,22 @@ def command(words: list[str]) -> None:
             raise
     counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     print(int(counts["write_bytes"]) / 1e6)
+    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    print(max(resource.getrusage(user).ru_maxrss for user in users) / 1e3)
+
+
+def fill_drawn(encoder: Any, tower: str, data: Any, captions: list[str] | None = None) -> np.ndarray:
+    """`Encoder.fill` that draws the features of a frozen tower."""
+    from furnclip.catalogue import content_hash
+    from furnclip.features import feature_keys
+
+    texts = data.fixed_captions() if captions is None else captions
+    keys = data.image_keys if tower == "vision" else feature_keys(map(content_hash, texts))
+    module = encoder.clip.module
+    projection = module.visual_projection if tower == "vision" else module.text_projection
+    draw = partial(np.random.default_rng(0).standard_normal, dtype=np.float32)
+    encoder.stores[tower].fill(keys, lambda rows: draw((len(rows), projection.in_features)), chunk_size=4096)
+    return keys
 
 
 def drawn(contents: list[bytes]) -> np.ndarray:
