@@ -36,6 +36,8 @@ def with_columns(shop: Path) -> None:
     rows = range(len(table))
     own: dict[str, pa.Array] = {
         "description": pa.array([f"Goes well with glass. Measures {80 + row} x 40 cm." for row in rows]),
+        "width_cm": pa.array([200.0 + 10 * row + 0.2 for row in rows]),
+        "depth": pa.array([None if row == 5 else 900.0 + row for row in rows], pa.float64()),
         "price": pa.array([None if row == 5 else 10.0 * row for row in rows], pa.float64()),
         "in_stock": pa.array([row % 2 == 0 for row in rows]),
         "added": pa.array([date(2026, 1, 1 + row % 28) for row in rows]),
@@ -237,6 +239,13 @@ def test_a_word_the_catalogue_lacks_reaches_the_model_as_what_it_has(searcher: S
 @pytest.mark.parametrize("text", ["95 cm", "95cm", "950 mm", "0,95 m", "95x40 cm", "95 x 40", "95\u00d740"])
 def test_a_size_is_found_however_it_is_written(searcher: Searcher, text: str) -> None:
     assert searcher.search(text, k=1)[0].product_id == "P00015"
+
+
+@pytest.mark.parametrize("text", ["260x906", "906 x 260", "260 cm x 906"])
+def test_the_sizes_in_columns_of_numbers_are_words(shop: Path, text: str) -> None:
+    hit = json.loads(run(shop, text, "-k", "1", "--json").stdout)["hits"][0]
+    assert hit["product_id"] == "P00006"
+    assert hit["why"]["words"] == {"260": ["width_cm"], "906": ["depth"]}
 
 
 def test_words_of_a_text() -> None:

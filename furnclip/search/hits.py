@@ -15,7 +15,7 @@ from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, open_image
 from furnclip.journal import write_bytes
 from furnclip.sources import ShopImages
 from furnclip.vectors.parquet import SHOWN
-from furnclip.vectors.words import code_of, name_of, texts_of
+from furnclip.vectors.words import code_of, name_of
 
 if TYPE_CHECKING:
     from furnclip.search.query import Query
@@ -76,7 +76,7 @@ def explain(hit: Hit, query: Query, table: SearchTable) -> dict[str, Any]:
     """The `why` of a hit, with the words of the query and where it has them."""
     words, exact, product = dict[str, list[str]](), list[str](), {**vars(hit), **hit.columns}
     for field_ in table.fields if query.terms else ():
-        texts = texts_of(product.get(field_.column))
+        texts = field_.texts(product)
         if any({f"={code_of(text)}", f"@{name_of(text)}"} & set(query.exact) for text in texts):
             exact += [field_.column] * (field_.kind in ("code", "name"))
         tokens = {token for text in texts for token in table.vocabulary.tokens(text)}

@@ -185,9 +185,7 @@ def _names_of(word: str, language: str) -> tuple[str, tuple[str, ...]]:
 
 def detect_language(frequencies: Mapping[str, int]) -> str:
     """The language most of whose function words a catalogue has; English where none tells."""
-    sums = {
-        language: sum(frequencies.get(word, 0) for word in _stop_words(language)) for language in _STEMMERS
-    }
+    sums = {each: sum(frequencies.get(word, 0) for word in _stop_words(each)) for each in _STEMMERS}
     return max(sums, key=lambda language: (sums[language], language == "en"))
 
 
@@ -200,6 +198,14 @@ class Field:
     weight: int
     is_type: bool = False  # whether it says what a product is
     is_look: bool = False  # or how it looks
+    unit: str = ""  # of a column of numbers, as its name says: `width_cm`
+
+    def texts(self, row: Mapping[str, Any]) -> list[str]:
+        """What a product has there; of a size also the whole number that shoppers type."""
+        value = row.get(self.column)
+        if self.kind != "code" and isinstance(value, float) and math.isfinite(value):
+            return [f"{size} {self.unit}" for size in dict.fromkeys((f"{value:.10g}", f"{value:.0f}"))]
+        return texts_of(value)
 
 
 _OURS = (
@@ -216,19 +222,18 @@ def fields_of(columns: Mapping[str, str]) -> list[Field]:
     fields = list(_OURS)
     for column, kind_of_column in columns.items():
         parts = {column, *column.split("_")}
-        names = {kind: set(words.split()) for kind, words in knowledge()["columns"].items()}
-        if parts & names["not_text"] or (
-            kind_of_column not in ("text", "list") and not parts & names["code"]
-        ):
+        says = {kind for kind, words in knowledge()["columns"].items() if parts & set(words.split())}
+        unit = next((part for part in column.split("_") if part in knowledge()["units"]), "")
+        if "not_text" in says:
             continue
-        if parts & names["code"]:
+        if "code" in says:
             fields.append(Field(column, "code", 1))
-        elif parts & names["name"]:
-            fields.append(Field(column, "name", 2))
-        else:
-            kind: Literal["long", "text"] = "text" if parts & names["kind"] else "long"
-            is_type = kind == "text" and bool(parts & names["type"])
-            fields.append(Field(column, kind, 2 if kind == "text" else 1, is_type))
+        elif kind_of_column == "number" and (unit or "size" in says):
+            fields.append(Field(column, "text", 1, unit=unit))
+        elif kind_of_column in ("text", "list"):
+            kind: Literal["name", "text", "long"]
+            kind = "name" if "name" in says else "text" if "kind" in says else "long"
+            fields.append(Field(column, kind, 1 + (kind != "long"), kind == "text" and "type" in says))
     return fields
 
 
@@ -240,15 +245,9 @@ class Vocabulary:
         self.frequencies = dict(frequencies)
 
     @cached_property
-    def _kinds(self) -> set[str]:
-        return self._marked("+")
-
-    @cached_property
-    def _looks(self) -> set[str]:
-        return self._marked("~")
-
-    def _marked(self, mark: str) -> set[str]:
-        return {self.stem(word[1:]) for word in self.frequencies if word.startswith(mark)}
+    def _marked(self) -> dict[str, set[str]]:
+        """`+`: the stems of words for what a product is, `~`: of those for how it looks."""
+        return {mark: {self.stem(word[1:]) for word in self.frequencies if word[:1] == mark} for mark in "+~"}
 
     @cached_property
     def stems(self) -> Counter[str]:
@@ -341,11 +340,11 @@ class Vocabulary:
 
     def is_kind(self, stems: Iterable[str]) -> bool:
         """Whether one of these stems stands in the columns that say what a product is."""
-        return not self._kinds.isdisjoint(stems)
+        return not self._marked["+"].isdisjoint(stems)
 
     def is_look(self, stems: Iterable[str]) -> bool:
         """Whether one of these stems stands in the columns of color, material and style."""
-        return not self._looks.isdisjoint(stems)
+        return not self._marked["~"].isdisjoint(stems)
 
     def is_stop(self, word: str) -> bool:
         """Whether a folded word says nothing about a product, in English, here or where it is unknown."""
@@ -356,7 +355,7 @@ class Vocabulary:
         """Everything that a product is found by, for the index."""
         named, long = list[str](), list[str]()
         for field in fields:
-            for text in texts_of(row.get(field.column)):
+            for text in field.texts(row):
                 if field.kind == "code":
                     named.append("=" + code_of(text))
                     continue
@@ -382,7 +381,7 @@ def _counted(rows: Iterable[Mapping[str, Any]], fields: Sequence[Field]) -> tupl
             (mark, forms)
             for field in texts
             for mark in ("", *"+"[: field.is_type], *"~"[: field.is_look])
-            for text in texts_of(row.get(field.column))
+            for text in field.texts(row)
             for forms in said_of(text)
         ]
         counts.update({mark + form for mark, forms in values for form in forms})
