@@ -24,7 +24,7 @@ _LEAF = 256
 _CELLS = 6  # each way, of the light that trees look at
 _EVEN = _CELLS * _CELLS // 2 + 4
 _LEAST_CONTRAST = 10  # levels
-_FAR = 1.05  # between vectors of a leaf: next to nothing beyond it is near
+_FAR = 0.8  # between vectors of a leaf: 1 in 3,000 near-duplicates is further
 _PROPOSED = 16  # neighbors of one fingerprint in a leaf
 _ENOUGH = 48  # near-duplicates of a fingerprint; two that have as many are not compared
 _CHUNK = 2**14
@@ -143,10 +143,12 @@ def _close(vectors: np.ndarray) -> np.ndarray:
     """Pairs of vectors (M, 40) closest to each other, as they are or mirrored: (2, P)."""
     apart = _apart(vectors, vectors)
     np.fill_diagonal(apart, np.inf)
-    most = min(_PROPOSED, len(vectors) - 1)
-    nearest = np.argpartition(apart, most - 1 if most else 0, axis=1)[:, :most]  # (M, most)
-    rows, numbers = np.nonzero(np.take_along_axis(apart, nearest, axis=1) <= _FAR**2)
-    return np.stack([rows, nearest[rows, numbers]])
+    is_close = apart <= _FAR**2
+    crowded = np.flatnonzero(is_close.sum(axis=1) > _PROPOSED)
+    nearest = np.argpartition(apart[crowded], min(_PROPOSED, len(vectors)) - 1, axis=1)[:, :_PROPOSED]
+    is_close[crowded] = False
+    is_close[crowded[:, None], nearest] = True
+    return np.stack(np.nonzero(is_close))
 
 
 def _measured(prints: np.ndarray, vectors: np.ndarray, pairs: np.ndarray) -> np.ndarray:
