@@ -184,7 +184,7 @@ def _publish(folder: Path, written: dict[str, Path], *, gone: set[Path]) -> None
 
 def describe_split(folder: Path, shards: list[PlannedShard]) -> SplitInfo:
     """What the manifest says about a split whose shards are in place."""
-    infos, groups = [], set()
+    infos = []
     counts: dict[str, Counter[str]] = {}
     for shard in shards:
         about = read_about(folder / shard.name)
@@ -192,11 +192,11 @@ def describe_split(folder: Path, shards: list[PlannedShard]) -> SplitInfo:
         index = index_path(folder / shard.name).read_bytes()
         digest = hashlib.sha256(index).hexdigest()
         infos.append(ShardInfo(shard.name, about.sha256, about.bytes, about.samples, digest, len(index)))
-        groups.update(shard.groups.tolist())
         for name, values in about.attributes.items():
             counts.setdefault(name, Counter()).update(values)
     attributes = {
         name: dict(sorted(values.items(), key=lambda item: (-item[1], item[0]))[:MOST_VALUES])
         for name, values in counts.items()
     }
-    return SplitInfo(sum(info.samples for info in infos), len(groups), tuple(infos), attributes)
+    groups = len(np.unique(np.concatenate([np.empty(0, np.uint64), *(shard.groups for shard in shards)])))
+    return SplitInfo(sum(info.samples for info in infos), groups, tuple(infos), attributes)

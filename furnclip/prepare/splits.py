@@ -141,8 +141,7 @@ def assign(
     """
     keys = records["key"]
     known_split, known_group = ledger.lookup(keys)
-    placed = np.ones(len(keys), dtype=bool)
-    placed[list(left_out)] = False
+    placed = ~np.isin(np.arange(len(keys)), list(left_out))
     # The smallest group of the ledger, else the smallest key, names what belongs together.
     is_new = known_split == UNDECIDED
     names = np.where(is_new, keys, known_group)
@@ -157,24 +156,29 @@ def assign(
     settled, split_of = placed & ~is_new, np.full(ties.node_count, UNDECIDED, dtype=np.int8)
     split_of[part[settled]] = known_split[settled]
 
-    named, ranked = np.zeros(ties.node_count, dtype=np.uint64), by_name[placed[by_name]]
-    named[part[ranked]] = names[ranked]
+    ranked = by_name[placed[by_name]]
     assignment = Assignment(known_group, known_group.copy(), np.full(len(keys), UNDECIDED, dtype=np.int8))
-    assignment.together[placed] = named[part[placed]]
+    assignment.together[placed] = _named(part, ranked, names, ties)[part[placed]]
     assignment.split[placed] = split_of[part[placed]]
     _draw_splits(assignment, np.flatnonzero(placed & (assignment.split == UNDECIDED)), shares)
 
-    groups, first = _connected(ties, placed, ties.middle), _first_of(ties, ties.middle)
-    named = np.zeros(ties.node_count, dtype=np.uint64)
-    named[groups[first[ranked]]] = names[ranked]
-    new = np.flatnonzero(placed & is_new)
-    assignment.group[new] = named[groups[first[new]]]
+    groups = _connected(ties, placed, ties.middle)
+    group = groups[_first_of(ties, ties.middle)]
+    named, new = _named(group, ranked, names, ties), placed & is_new
+    assignment.group[new] = named[group[new]]
     for row in np.flatnonzero(assignment.split == UNDECIDED).tolist():
         label = int(ties.label[row])
         among = 0 if label == NO_NODE else int(named[groups[label]])
         assignment.group[row] = among or keys[row]
     _fill_empty_splits(assignment, known_split, shares)
     return assignment
+
+
+def _named(nodes: np.ndarray, ranked: np.ndarray, names: np.ndarray, ties: Ties) -> np.ndarray:
+    """The name of each node: that of the last of the `ranked` rows on it, 0 without one."""
+    named = np.zeros(ties.node_count, dtype=np.uint64)
+    named[nodes[ranked]] = names[ranked]
+    return named
 
 
 def _is_of_several_splits(
