@@ -239,7 +239,7 @@ def test_a_cached_tower_trains_as_a_live_one(tiny_clip: Path) -> None:
             "vision": encoder._pooled("vision", setting.images),
             "text": encoder._pooled("text", encoder.clip.tokenize(CAPTIONS)),
         }
-    keys = [str(row) for row in range(SAMPLES)]
+    keys = np.arange(SAMPLES, dtype=np.uint64)
     chunks = []
     for tower in ("vision", "text"):
         encoder.stores[tower].fill(keys, lambda rows, tower=tower: pooled[tower][rows], chunk_size=7)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from furnclip import Searcher, load_config
 from furnclip.embed import pipeline
@@ -206,3 +207,26 @@ def test_killed_around_the_upsert(built: Path, tmp_path: Path) -> None:
         if chance.random() < 0.2:
             check_in_line(shop)
     check_in_line(shop)
+
+
+def test_a_first_product_with_two_images_makes_the_table_anew_and_is_found_by_the_second(
+    built: Path, tmp_path: Path
+) -> None:
+    """Of one image a product the table holds plain vectors, which have no room for two."""
+    shop = Path(shutil.copytree(built, tmp_path / "shop"))
+    path = shop / "products.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    Image.effect_noise((64, 64), 90).convert("RGB").save(shop / "images" / "second.jpg", quality=95)
+    rows[0]["image"] += "|second.jpg"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    for number in range(2):
+        prepare(shop)
+        embed_shards(shop)
+        searcher = Searcher(load_config(shop / "furnclip.toml"))
+        found = searcher.search(image=shop / "images" / "second.jpg", k=1)[0]
+        assert found.product_id == rows[0]["product_id"], number
+        change(shop, number)  # a night later, by upsert

@@ -30,6 +30,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.index import FTS, Bitmap, IvfFlat, IvfRq
@@ -84,29 +85,27 @@ class IndexReport:
     exact: bool  # whether every vector is compared
 
 
-def table_schema(provenance: Provenance, file: pa.Schema | None = None) -> pa.Schema:
-    """The columns of the table, with those of the shop in the vector `file`; its metadata are the provenance.
+def table_schema(provenance: Provenance, source: VectorFile | pa.Schema) -> pa.Schema:
+    """The columns of a table made of a vector file, or of a table; its metadata are the provenance.
 
-    Of products that have several images, the table holds all of them in `image_clip_*`.
+    Where products have several images, the table holds all of them in `image_clip_*`. Vectors of one image
+    stay plain: lists of them take LanceDB three times the memory to index.
     """
+    schema = source.schema if isinstance(source, VectorFile) else source
     texts = (*PRODUCT_COLUMNS, "missing_reason", KEYWORDS, DETAILS)
     stored = vector_schema(provenance)
-    fields = [*(pa.field(name, pa.string()) for name in texts), *(shop_fields(file) if file else ())]
+    fields = [*(pa.field(name, pa.string()) for name in texts), *shop_fields(schema)]
     for label in provenance.models:
         fields.append(stored.field(column_name("vec", label)))
         image = stored.field(column_name("image", label))
-        fields.append(image.with_type(pa.list_(image.type)) if _has_views(file, label) else image)
+        has_views = source.has_views() if isinstance(source, VectorFile) else holds_views(schema, image.name)
+        fields.append(image.with_type(pa.list_(image.type)) if has_views else image)
     return pa.schema(fields, stored.metadata)
 
 
-def _has_views(schema: pa.Schema | None, label: str) -> bool:
-    """Whether a vector file or a table holds several images of a product."""
-    if schema is None:
-        return False
-    is_table = DETAILS in schema.names and column_name("image", label) in schema.names
-    if is_table:
-        return bool(pa.types.is_list(schema.field(column_name("image", label)).type))
-    return column_name("views", label) in schema.names
+def holds_views(table: pa.Schema, column: str) -> bool:
+    """Whether a table holds several images of a product in an image column."""
+    return column in table.names and pa.types.is_list(table.field(column).type)
 
 
 def shop_fields(schema: pa.Schema) -> list[pa.Field]:
@@ -136,7 +135,7 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
         provenance = provenance_of(file.schema.metadata, where=vectors)
         provenance = provenance.model_copy(update={"products": file.rows})
         vocabulary = _vocabulary(file, search.language)
-        schema = table_schema(provenance, file.schema)
+        schema = table_schema(provenance, file)
         schema = schema.with_metadata(
             state_of(provenance, vocabulary, [path.name for path in part_paths(vectors)])
         )
@@ -298,9 +297,10 @@ class TableRows:
     def of(cls, schema: pa.Schema, stored: pa.Schema, vocabulary: Vocabulary) -> TableRows:
         """For a vector file with the columns of `stored`."""
         views = {
-            name: name.replace("image", "views", 1) for name in schema.names if name.startswith("image_clip_")
+            name: name.replace("image", "views", 1)
+            for name in schema.names
+            if name.startswith("image_clip_") and holds_views(schema, name)
         }
-        views = {name: found for name, found in views.items() if found in stored.names}
         return cls(schema, shop_fields_of(stored), vocabulary, views)
 
     @property
@@ -336,8 +336,10 @@ def shop_fields_of(schema: pa.Schema) -> list[Field]:
 
 def _all_views(image: pa.Array, views: pa.Array, kind: pa.DataType) -> pa.Array:
     """The views of each product, of one image that alone."""
-    alone = [None if vector is None else [vector] for vector in image.to_pylist()]
-    return pc.coalesce(views.cast(kind), pa.array(alone, kind))
+    counts = np.asarray(image.is_valid()).astype(np.int32)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    alone = pa.ListArray.from_arrays(offsets, image.drop_null(), mask=image.is_null())
+    return pc.coalesce(views.cast(kind), alone.cast(kind))
 
 
 def partitions_of(products: int) -> int:

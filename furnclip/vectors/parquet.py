@@ -283,6 +283,11 @@ class VectorFile:
             with open_parquet(path, dictionaries=self._dictionaries) as file:
                 yield from file.iter_batches(batch_size=rows, columns=list(columns))
 
+    def has_views(self) -> bool:
+        """Whether some product has several images."""
+        columns = [name for name in self.schema.names if name.startswith("views_clip_")]
+        return any(len(views) > views.null_count for batch in self.batches(columns) for views in batch)
+
     def read(self, columns: Sequence[str]) -> pa.Table:
         """All rows."""
         schema = pa.schema([self.schema.field(name) for name in columns])

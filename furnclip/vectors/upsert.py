@@ -34,6 +34,7 @@ from furnclip.vectors.index import (
     TableRows,
     age_to_remove,
     explained,
+    holds_views,
     last_written,
     open_index,
     parts_of,
@@ -78,6 +79,7 @@ def update_index(location: IndexLocation, vectors: Path, search: SearchConfig) -
             and not {*before}.isdisjoint(now)
             and all((vectors / name).is_file() for name in gone)
             and _has_its_indices(table, file.rows, search.exact_below)
+            and all(_has_room(table.schema, vectors / name) for name in come)
         )
         if not can:
             return None
@@ -169,6 +171,14 @@ def _has_its_indices(table: Any, products: int, exact_below: int) -> bool:
         if there.get(name) != (make and make.__name__):
             return False
     return KEYWORDS in there
+
+
+def _has_room(table: pa.Schema, part: Path) -> bool:
+    """Whether the table can hold the images of a part: several of a product, or one of each."""
+    if any(holds_views(table, name) for name in table.names):
+        return True
+    with open_vectors(part) as file:
+        return not file.has_views()
 
 
 def _batches(vectors: Path, parts: Iterable[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
