@@ -73,7 +73,9 @@ def embed(
     """Encode every product once and build the search table; only what changed is encoded again."""
     check_address_space()
     from furnclip.clean.workspace import check_finished
-    from furnclip.embed import embed_catalogue
+
+    with quick_imports():
+        from furnclip.embed import embed_catalogue
 
     chosen = call.settings()
     check_finished(chosen.paths)

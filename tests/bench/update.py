@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +143,11 @@ def run(folder: Path, words: str) -> tuple[float, dict[str, Any]]:
 def command(words: list[str]) -> None:
     """A furnclip command whose model draws its vectors; then the megabytes that it wrote and held."""
     from furnclip.cli.commands import app
+    from furnclip.cli.imports import quick_imports
 
     if words[0] == "embed":
-        from furnclip.embed import pipeline
+        with quick_imports():  # as the command does
+            from furnclip.embed import pipeline
         from furnclip.model.clip import Clip
 
         pipeline.write_beside = lambda *_: None  # it would not find drawn vectors in an ONNX file
@@ -168,16 +169,14 @@ def command(words: list[str]) -> None:
 
 
 def fill_drawn(encoder: Any, tower: str, data: Any, captions: list[str] | None = None) -> np.ndarray:
-    """`Encoder.fill` that draws the features of a frozen tower."""
+    """`Encoder.fill` that draws the features of a frozen tower, alike for image and captions of a family."""
     from furnclip.catalogue import content_hash
     from furnclip.features import feature_keys
 
     texts = data.fixed_captions() if captions is None else captions
     keys = data.image_keys if tower == "vision" else feature_keys(map(content_hash, texts))
-    module = encoder.clip.module
-    projection = module.visual_projection if tower == "vision" else module.text_projection
-    draw = partial(np.random.default_rng(0).standard_normal, dtype=np.float32)
-    encoder.stores[tower].fill(keys, lambda rows: draw((len(rows), projection.in_features)), chunk_size=4096)
+    groups = [text.group.encode() for text in data.texts]
+    encoder.stores[tower].fill(keys, lambda rows: drawn([groups[row] for row in rows]), chunk_size=4096)
     return keys
 
 
