@@ -89,7 +89,7 @@ def write_shop(folder: Path, products: int) -> None:
     (folder / "images").mkdir()
     chance = random.Random(0)
     with (folder / "products.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")  # as `change` writes: other bytes are judged anew
         writer.writerow(["product_id", "title", "image", "family", "price"])
         for number in range(products):
             family = number // FAMILY
