@@ -304,8 +304,8 @@ def secure(tmp_path: Path) -> Iterator[tuple[str, Path, Path]]:
         try:
             yield address, certificate, log
         finally:
-            process.kill()
-            process.wait()
+            process.terminate()  # it ends its worker; killed it would leave it
+            process.wait(timeout=30)
 
 
 def test_http_2_is_spoken_over_one_connection_and_certificates_are_checked(
