@@ -23,7 +23,7 @@ from PIL import Image
 from furnclip import Searcher, load_config
 from furnclip.embed import pipeline
 from furnclip.vectors import upsert
-from furnclip.vectors.index import index_location, open_index, told_by
+from furnclip.vectors.index import holds_views, index_location, open_index, told_by
 from tests.drawn_shop import captions, write_shop
 from tests.test_embed import VECTORS, embed, embed_shards, prepare, table_of
 
@@ -67,6 +67,11 @@ def change(shop: Path, seed: int) -> set[str]:
 def ids_of(shop: Path) -> list[str]:
     table, _ = open_index(index_location(load_config(shop / "furnclip.toml")))
     return sorted(table.to_arrow()["product_id"].to_pylist())
+
+
+def has_views(shop: Path) -> bool:
+    table, _ = open_index(index_location(load_config(shop / "furnclip.toml")))
+    return holds_views(table.schema, "image_clip_base")
 
 
 def answers(shop: Path) -> list[set[str]]:
@@ -223,9 +228,11 @@ def test_a_first_product_with_two_images_makes_the_table_anew_and_is_found_by_th
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    assert not has_views(shop)
     for number in range(2):
         prepare(shop)
         embed_shards(shop)
+        assert has_views(shop)
         searcher = Searcher(load_config(shop / "furnclip.toml"))
         found = searcher.search(image=shop / "images" / "second.jpg", k=1)[0]
         assert found.product_id == rows[0]["product_id"], number
