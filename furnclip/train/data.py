@@ -53,6 +53,7 @@ _COLOR_SPREAD = 0.2
 _USED = (*ATTRIBUTES, "title", "clean_title", "queries")  # of the columns
 _TEXT_SCHEMA = pa.schema(dict.fromkeys(("product_id", "group", "caption", "used"), pa.string()))
 _TEXTS_AT_ONCE = 1024
+_HELD_TEXTS = 1 << 16  # of some 1 kB
 _TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "{}, product photo")
 _CAPTION, _IMAGE, _QUERY, _VIEW = 1, 2, 3, 4  # kinds of random choices, so that their streams differ
 
@@ -140,15 +141,28 @@ class Text:
 
 
 class Texts:
-    """The texts of a split as columns: as objects, those of millions of products take gigabytes."""
+    """The texts of a split as columns: as objects, those of millions of products take gigabytes.
+
+    Holds the objects of the first `_HELD_TEXTS` that are asked for: a linear probe reads each of its batch
+    several times a step.
+    """
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table.combine_chunks()  # (N,) rows of `_TEXT_SCHEMA`
+        self._held: dict[int, Text] = {}
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Text:
+        text = self._held.get(index)
+        if text is None:
+            text = self._read(index)
+            if len(self._held) < _HELD_TEXTS:
+                self._held[index] = text
+        return text
+
+    def _read(self, index: int) -> Text:
         product_id, group, caption, used = (column[index].as_py() for column in self._table.columns)
         fields = zip(_USED, json.loads(used), strict=True)
         return Text(product_id, group, caption, {name: value for name, value in fields if value is not None})

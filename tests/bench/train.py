@@ -114,7 +114,7 @@ class Ours:
         self.memory = Memory(kept_activations_bytes(keep_mb, CPU), storage_addresses(clip.module))
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-5)
         self.positive = torch.from_numpy(positive_mask(work.captions))
-        self.keys = [str(row) for row in range(len(work.captions))]
+        self.keys = np.arange(len(work.captions), dtype=np.uint64)
         for tower in self.encoder.stores:
             self.encoder.stores[tower].fill(self.keys, partial(self._pooled, tower), chunk_size=32)
 
