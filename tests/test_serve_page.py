@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from furnclip.arena import VoteBook
 from furnclip.config import load_config
@@ -65,7 +65,8 @@ def titles(page: Any) -> list[str]:
 def test_a_shopper(page: Any, shop: Path) -> None:
     """Types, clicks a facet and takes it away, drops an image, asks for more like one, by keyboard too."""
     page.goto("/")
-    page.keyboard.type("red chair")  # the search box has the focus
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.keyboard.type("red chair")
     page.keyboard.press("Enter")
     page.wait_for_url("**/?q=red+chair")
     assert len(titles(page)) > 3
@@ -86,6 +87,7 @@ def test_a_shopper(page: Any, shop: Path) -> None:
     assert page.get_by_alt_text("The image you search by").is_visible()
     assert titles(page)
     page.keyboard.press("/")
+    expect(page.get_by_role("searchbox")).to_be_focused()
     page.keyboard.type("zzz")
     page.keyboard.press("Enter")
     page.wait_for_url("**/?q=zzz")

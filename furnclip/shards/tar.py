@@ -224,7 +224,7 @@ def read_table(path: Path, schema: pyarrow.Schema, *, optional: pyarrow.Field | 
                 schema = schema.append(optional)
             table = file.read(columns=schema.names).select(schema.names).cast(schema)
     except KeyError as error:
-        raise ValueError(f"it has no column {error}") from None
+        raise ValueError(f"it has no such column: {error.args[0]}") from None
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(str(error)) from None
     if any(column.null_count for column in table.columns):
