@@ -192,6 +192,27 @@ def test_other_settings_or_data_are_refused_with_what_changed(ready: Path) -> No
         run_train(ready, scenario="linear_probe", epochs=1, lr=0.5)
 
 
+def test_a_teacher_counts_as_its_weight_says_and_is_named(ready: Path) -> None:
+    run_train(ready, scenario="full", run="teacher", epochs=3, lr=3e-3)
+    teacher = ready / "work" / "runs" / "teacher" / "model"
+    first = {}
+    for weight in (0, 1, 3):
+        flags = {"teacher": str(teacher), "teacher_weight": weight, "lora_dropout": 0, "attribute_weight": 0}
+        run_train(ready, run=f"weight-{weight}", scenario="dual_lora", epochs=1, **flags)
+        first[weight] = losses(ready / "work" / "runs" / f"weight-{weight}")[0][1]
+    distance = 2 * first[1] - first[0]
+    assert first[3] == pytest.approx((first[0] + 3 * distance) / 4, rel=1e-5)
+    assert abs(distance - first[0]) > 1e-3  # the teacher says something of its own
+    argv = ["train", "--scenario", "dual_lora", "--epochs", "1", "--teacher"]
+    command(ready, *argv, teacher).ok()
+    identity = json.loads((ready / "work" / "runs" / "dual_lora" / "run.json").read_text())["identity"]
+    assert identity["train.teacher"] == str(teacher)
+    assert identity["teacher"] != identity["base model"]
+    teacher.rename(ready / "moved")
+    assert f"`{teacher}`" in command(ready, *argv, teacher).stderr.replace("\n", "")
+    assert "`train.teacher` was" in command(ready, *argv, ready / "moved").stderr
+
+
 def test_harmless_settings_may_change_and_change_no_bit(ready: Path) -> None:
     run_train(ready, scenario="vision_lora", run="a", kept_activations_mb=0, image_cache_mb=0)
     run_train(ready, scenario="vision_lora", run="b", kept_activations_mb=500, feature_cache=False)

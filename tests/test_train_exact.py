@@ -31,6 +31,7 @@ from furnclip.train.exact import (
     chance_loss,
     checked_loss,
     contrastive_loss,
+    distillation_loss,
     exact_backward,
     measured,
 )
@@ -297,6 +298,32 @@ def test_losses_agree_with_a_slow_obvious_version(labels: list[int], seed: int, 
             torch.from_numpy(images), torch.from_numpy(texts), scalars, positive, name=name
         )
         assert float(found) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(2, 8), seed=st.integers(0, 1000), scale=st.floats(0, 4))
+def test_distillation_agrees_with_a_slow_obvious_version(size: int, seed: int, scale: float) -> None:
+    random = np.random.default_rng(seed)
+    images, texts = (
+        vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        for vectors in random.standard_normal((2, size, 5))
+    )
+    teacher, student = 9 * random.standard_normal((size, size)), images @ texts.T * math.exp(scale)
+    expected = 0.0
+    for of_teacher, of_student in ((teacher, student), (teacher.T, student.T)):
+        for wanted, found in zip(of_teacher, of_student, strict=True):
+            weights = np.exp(wanted - wanted.max())
+            total = math.log(np.exp(found - found.max()).sum()) + found.max()
+            expected += float(weights @ (total - found) / weights.sum()) / (2 * size)
+    tensors = [torch.from_numpy(each) for each in (images, texts, np.array(scale), teacher)]
+    assert float(distillation_loss(*tensors)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_teacher_that_knows_the_positives_is_the_contrastive_loss() -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(2, 6, 4, generator=_generator(0)), dim=-1)
+    scalars, positive = {"logit_scale": torch.tensor(2.0)}, torch.eye(6, dtype=torch.bool)
+    plain = contrastive_loss(*vectors, scalars, positive, name="softmax")
+    assert torch.allclose(distillation_loss(*vectors, scalars["logit_scale"], 1e4 * positive), plain)
 
 
 def test_chance_is_the_loss_of_a_model_that_knows_nothing() -> None:

@@ -22,7 +22,14 @@ _Resume = Annotated[bool, typer.Option(help="continue a run of that name; off: s
 @takes(
     *("train.scenario", "model.name", "train.epochs", "train.lr", "train.effective_batch_size"),
     *("train.micro_batch_size", "train.lora_r", "train.lora_alpha", "train.lora_dropout", "train.loss"),
-    *("train.augment", "model.precision", "train.seed", "train.patience", "train.mini_train"),
+    *(
+        "train.augment",
+        "train.teacher",
+        "model.precision",
+        "train.seed",
+        "train.patience",
+        "train.mini_train",
+    ),
     *("train.gradient_checkpointing", "train.upload", "train.wandb", "storage.bucket", "storage.prefix"),
 )
 def train(

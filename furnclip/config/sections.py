@@ -198,6 +198,10 @@ class TrainingConfig(Section):
     """probability that a word is left out of a training caption; -1: 0 to 0.25, by catalogue and captions"""
     attribute_weight: NonNegativeFloat = 0.3
     """weight of a second loss on short captions such as `red velvet armchair`; 0: off"""
+    teacher: str = ""
+    """a better CLIP to distill from: hub id, folder or run; empty: none"""
+    teacher_weight: NonNegativeFloat = 3.0
+    """weight of the distance to the teacher in the loss; captions: 1"""
     augment: Literal["none", "simple", "advanced"] = "simple"
     """`none`; `simple`: flip; `advanced`: also shift, color and rotation, product kept whole"""
     mini_train: bool = False

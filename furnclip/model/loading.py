@@ -162,9 +162,7 @@ def _source(name: str, runs: Path | None) -> str:
     if name and Path(name).expanduser().is_dir():
         return _checked_folder(Path(name).expanduser())
     if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(
-            f"there is no model folder `{name}`", hint="give a folder, a run's name or a hub id to `--model`"
-        )
+        raise ModelError(f"there is no model folder `{name}`", hint="give a folder, a run's name or a hub id")
     return name
 
 

@@ -132,6 +132,29 @@ class Encoder:
             return project(self.clip.module, self.clip.family, tower, pooled)
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A model that is not trained, and what it says of the training split; its features are cached."""
+
+    encoder: Encoder
+    image_keys: Keys  # (N,) of the main image of each sample
+    text_keys: Keys  # (N,) of the caption of each sample
+
+    @classmethod
+    def reading(cls, encoder: Encoder, data: TrainingData) -> Teacher:
+        """Encode the split: main images and captions, as evaluation uses them."""
+        images, texts = (encoder.fill(tower, data) for tower in TOWERS)
+        return cls(encoder, images[data.drawn_images(range(len(data)), epoch=None)], texts)
+
+    @torch.no_grad()
+    def logits(self, indices: Rows) -> Tensor:
+        """(B, B): of the main image of a row and the caption of a column."""
+        images = self.encoder.frozen("vision", self.image_keys[indices])()
+        texts = self.encoder.frozen("text", self.text_keys[indices])()
+        scale: Tensor = self.encoder.clip.module.logit_scale
+        return images @ texts.t() * scale.exp()
+
+
 def retrieval_figures(encoder: Encoder, data: TrainingData) -> dict[str, float]:
     """recall@1, recall@5 and MRR both ways of a split, and `score`, their mean.
 

@@ -53,6 +53,19 @@ def contrastive_loss(
     return (cross_entropy(logits_BB, of_image_BB) + cross_entropy(logits_BB.t(), of_text_BB)) / 2
 
 
+def distillation_loss(image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, teacher_BB: Tensor) -> Tensor:
+    """How far a batch of unit vectors is from what a teacher says of it.
+
+    The teacher's distributions over the batch, both ways, are the targets: the contrastive relational
+    distillation of CLIP-KD (https://arxiv.org/abs/2307.12732). A bias changes none of them, so a base of any
+    loss can learn from any other.
+    `teacher_BB`: the teacher's logits, an image a row, a text a column.
+    """
+    logits_BB = image_BD @ text_BD.t() * logit_scale.exp()
+    of_image_BB, of_text_BB = teacher_BB.softmax(dim=1), teacher_BB.t().softmax(dim=1)
+    return (cross_entropy(logits_BB, of_image_BB) + cross_entropy(logits_BB.t(), of_text_BB)) / 2
+
+
 def chance_loss(batch_size: int, name: LossName) -> float | None:
     """The softmax loss of an untrained model, with any number of positives; sigmoid has no such mark."""
     return math.log(batch_size) if name == "softmax" else None

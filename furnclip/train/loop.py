@@ -33,6 +33,7 @@ from furnclip.train.exact import (
     NonFiniteLossError,
     chance_loss,
     contrastive_loss,
+    distillation_loss,
     exact_backward,
 )
 from furnclip.train.memory import kept_activations_bytes, peak_memory_mb, storage_addresses
@@ -115,15 +116,19 @@ class Loop:
         started = time.perf_counter()
         ready, config, module = self.ready, self.config, self.ready.encoder.clip.module
         positives = [torch.from_numpy(each).to(ready.encoder.device) for each in batch.positives]  # (B, B)
-        weights = (1.0, config.attribute_weight)[: len(positives)]
+        weights = [1.0, config.attribute_weight][: len(positives)]
         scalars = {name: getattr(module, name) for name in ready.encoder.clip.family.scalars}
+        teacher_BB = ready.teacher.logits(batch.indices) if ready.teacher else None
 
         def loss_of(image_BD: Tensor, text_BFD: Tensor) -> Tensor:
             losses = [
                 contrastive_loss(image_BD, text_BD, scalars, positive_BB, name=ready.loss_name) * weight
                 for text_BD, positive_BB, weight in zip(text_BFD.unbind(1), positives, weights, strict=True)
             ]
-            return torch.stack(losses).sum() / sum(weights)
+            if teacher_BB is None:
+                return torch.stack(losses).sum() / sum(weights)
+            distance = distillation_loss(image_BD, text_BFD[:, 0], scalars["logit_scale"], teacher_BB)
+            return (sum(losses) + distance * config.teacher_weight) / (sum(weights) + config.teacher_weight)
 
         loss = self._backward(batch, position, loss_of)
         ready.processes.sum_gradients(ready.parameters, replicated=scalars)

@@ -6,8 +6,10 @@ import json
 import platform
 import secrets
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,15 +19,15 @@ import torch
 from furnclip.config import Config
 from furnclip.errors import ConfigError, UsageError
 from furnclip.journal import utc_now
-from furnclip.model.clip import quiet
+from furnclip.model.clip import Clip, quiet
 from furnclip.model.loading import load_float32
 from furnclip.model.precision import choose_device, choose_precision
 from furnclip.model.towers import LossName
 from furnclip.runs import RunCard
-from furnclip.shards import MINI_TRAIN, ShardDataset, open_shards
+from furnclip.shards import MINI_TRAIN, ShardDataset, ShardPlace, open_shards
 from furnclip.storage import S3Manager
 from furnclip.train.data import TrainingData
-from furnclip.train.encoder import Encoder
+from furnclip.train.encoder import Encoder, Teacher
 from furnclip.train.exact import checked_loss
 from furnclip.train.memory import largest_micro_batch
 from furnclip.train.processes import Processes
@@ -65,6 +67,7 @@ class Prepared:
     batch_size: int
     micro_batch_size: int
     card: RunCard
+    teacher: Teacher | None = None
 
     def upload(self, *names: str) -> None:
         """Copy these parts of the run to the bucket, if that was asked for, one after another."""
@@ -101,25 +104,19 @@ def check_settings(config: Config) -> None:
 def prepare_run(config: Config, folder: Path, processes: Processes, *, card: RunCard | None) -> Prepared:
     """Load, check and place what the run needs; `card`: of the run that is resumed, if there is one."""
     shards = open_shards(config)
-    clip = load_float32(config.model.name, config.model, runs=config.paths.runs)
-    shards.manifest.require_side(clip.image_px, model=clip.name)
+    load = partial(load_float32, config=config.model, runs=config.paths.runs)
+    clip, teacher = load(config.model.name), load(config.train.teacher) if config.train.teacher else None
+    for model in filter(None, (clip, teacher)):
+        shards.manifest.require_side(model.image_px, model=model.name)
     loss_name = checked_loss(config.train.loss, clip.family)
-    datasets = []
-    for name in (MINI_TRAIN if config.train.mini_train else "train", "validation"):
-        dataset = ShardDataset(shards, name)
-        if len(dataset) < 2:
-            raise UsageError(
-                f"the {name} split holds {len(dataset)} samples, training needs at least 2",
-                hint="change `prepare.train_fraction` and `prepare.validation_fraction`, or add products",
-            )
-        dataset.bring()
-        datasets.append(dataset)
+    datasets = [
+        _split(shards, name) for name in (MINI_TRAIN if config.train.mini_train else "train", "validation")
+    ]
     train_data = TrainingData(datasets[0], clip.preprocessing, config.train)
     train = train_data.config = settled(config.train, clip, train_data.fixed_captions())
     config = config.model_copy(update={"train": train})
-    card = _card(
-        config, folder, data_hash=shards.manifest.data_hash, fingerprint=clip.fingerprint, earlier=card
-    )
+    models = {"base model": clip, "teacher": teacher}
+    card = _card(config, folder, data_hash=shards.manifest.data_hash, models=models, earlier=card)
     device = choose_device(config.model.device)
     parameters = unfreeze(clip, train)
     # a resumed run keeps the precision and the micro-batch that it began with
@@ -146,11 +143,37 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
         micro_batch_size=micro_batch_size
         or largest_micro_batch(encoder, limit=batch_size, texts=texts, tokens=_LONG_CAPTION_TOKENS),
         card=card,
+        teacher=_teacher(teacher, encoder, train_data) if teacher and parameters else None,
     )
 
 
+def _split(shards: ShardPlace, name: str) -> ShardDataset:
+    """A split to train or to validate on, on this disk."""
+    dataset = ShardDataset(shards, name)
+    if len(dataset) < 2:
+        raise UsageError(
+            f"the {name} split holds {len(dataset)} samples, training needs at least 2",
+            hint="change `prepare.train_fraction` and `prepare.validation_fraction`, or add products",
+        )
+    dataset.bring()
+    return dataset
+
+
+def _teacher(clip: Clip, student: Encoder, data: TrainingData) -> Teacher:
+    """The model to distill from, and what it says of the products to train on."""
+    encoder = Encoder(clip, SCENARIOS["zero_shot"], student.device, student.choice, student.cache)
+    clip.module.requires_grad_(requires_grad=False).eval()
+    encoder.place()
+    return Teacher.reading(encoder, TrainingData(data.dataset, clip.preprocessing, data.config))
+
+
 def _card(
-    config: Config, folder: Path, *, data_hash: str, fingerprint: str, earlier: RunCard | None
+    config: Config,
+    folder: Path,
+    *,
+    data_hash: str,
+    models: Mapping[str, Clip | None],
+    earlier: RunCard | None,
 ) -> RunCard:
     """The card of the run that is resumed, or a new one; `ConfigError` where they would differ.
 
@@ -160,7 +183,7 @@ def _card(
     identity = {
         **{f"train.{name}": value for name, value in settings.items() if name not in _HARMLESS},
         "model.precision": config.model.precision,
-        "base model": fingerprint,
+        **{name: clip.fingerprint for name, clip in models.items() if clip},
         "data": data_hash,
     }
     if earlier is not None:
@@ -183,7 +206,7 @@ def _card(
         identity=identity,
         tracker_id=secrets.token_hex(8),
         config=settings,
-        base={"name": config.model.name, "fingerprint": fingerprint},
+        base={"name": config.model.name, "fingerprint": identity["base model"]},
         data_hash=data_hash,
         started_at=utc_now(),
         machine=f"{platform.system()} {platform.machine()}",

@@ -27,7 +27,7 @@ SETTINGS = {
     **dict.fromkeys(("train.scenario", "train.epochs", "train.lr", "train.effective_batch_size"), ""),
     **dict.fromkeys(("train.micro_batch_size", "train.lora_r", "train.lora_alpha", "train.lora_dropout"), ""),
     **dict.fromkeys(("train.loss", "train.augment", "train.seed", "train.patience", "train.mini_train"), ""),
-    **dict.fromkeys(("train.gradient_checkpointing", "train.upload", "train.wandb"), ""),
+    **dict.fromkeys(("train.teacher", "train.gradient_checkpointing", "train.upload", "train.wandb"), ""),
     **dict.fromkeys(
         ("embed.batch_size", "embed.dtype", "eval.split", "search.mode", "search.image_weight"), ""
     ),
