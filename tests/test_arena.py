@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from furnclip import ArenaApp
 from furnclip.arena import VoteBook, compute_standings
 from furnclip.arena.app import Judging, query_order
-from furnclip.arena.lineup import Card, Lineup, Query
+from furnclip.arena.lineup import Card, JudgedQuery, Lineup
 from furnclip.arena.session import View, compose
 from furnclip.arena.sheet import ContactSheets, arrange
 from furnclip.arena.standings import majority
-from furnclip.arena.votes import Agreed, Contest, Vote
+from furnclip.arena.votes import Agreed, JudgedLineup, Vote
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, JournalError, MissingStageError, ModelMismatchError, UsageError
 from furnclip.images import load_square
@@ -54,7 +54,7 @@ def lineup(queries: int = 30, models: int = 2, *, agreeing: int = 0, seed: int =
         order=list(names),
         k=2,
         seed=seed,
-        queries=[Query(f"q{q}", "text", f"query {q}", category=f"c{q % 3}") for q in range(queries)],
+        queries=[JudgedQuery(f"q{q}", "text", f"query {q}", category=f"c{q % 3}") for q in range(queries)],
         answers=answers,
         cards=[Card(product, f"title {product}", "") for product in ids],
     )
@@ -585,7 +585,7 @@ def test_a_run_trained_again_under_its_name_is_another_model() -> None:
     first = votes_of("anna", "ttt")
     models = {"base": "hash-base", "tuned": "other-hash"}
     second = [replace(vote, models=models, lineup="k2") for vote in votes_of("anna", "bbbb")]
-    contest = Contest("k2", models, 9, (Agreed(("base", "tuned"), 2),))
+    contest = JudgedLineup("k2", models, 9, (Agreed(("base", "tuned"), 2),))
     standings = compute_standings([*first, *second], {"k2": contest})
     found = {duel.challenger: (duel.score.wins, duel.score.losses) for duel in standings.duels}
     assert found == {"tuned (hash-t)": (3, 0), "tuned (other-)": (0, 4)}

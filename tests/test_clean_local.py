@@ -16,12 +16,12 @@ from PIL import Image, ImageDraw
 from furnclip.catalogue import Product
 from furnclip.clean.offline import clean_title, find_brands, local_answer, object_type, plain_title
 from furnclip.clean.offline.colors import color_shares
-from furnclip.clean.prompt import Answer, Vocabulary
+from furnclip.clean.prompt import AllowedWords, CleanAnswer
 from furnclip.config import CleaningConfig
 from tests.clean_labels import accuracy
 from tests.conftest import Cli
 
-VOCABULARY = Vocabulary.from_config(CleaningConfig())
+VOCABULARY = AllowedWords.from_config(CleaningConfig())
 CATALOGUE = Path("/usr/share/sweethome3d/furniture")
 # Right answers as counted when the rules were last changed, less a little; by half of the labels.
 FLOORS = {
@@ -147,7 +147,7 @@ def test_no_color_is_taken_from_a_room() -> None:
 @settings(max_examples=150, deadline=None)
 def test_any_title_has_a_valid_answer(title: str) -> None:
     answer = local_answer(title, None, VOCABULARY)
-    assert Answer.model_validate(answer.model_dump(), context=VOCABULARY) == answer
+    assert CleanAnswer.model_validate(answer.model_dump(), context=VOCABULARY) == answer
 
 
 def drawn(color: tuple[int, int, int], background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
@@ -243,7 +243,7 @@ def test_columns_say_what_is_a_maker_or_a_number() -> None:
 
 def test_vocabulary_of_the_shop_is_kept() -> None:
     config = CleaningConfig(colors=("dark", "red"), object_types=("chair",), materials=("metal",))
-    own = Vocabulary.from_config(config)
+    own = AllowedWords.from_config(config)
     answer = local_answer("blue oak sofa", drawn((40, 70, 180)), own)
     assert (answer.color, answer.material, answer.object_type) == ("unknown", "unknown", "unknown")
 

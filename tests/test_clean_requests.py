@@ -20,8 +20,8 @@ from furnclip.clean.batch.parts import Limits, queue_limit, write_parts
 from furnclip.clean.batch.requests import Recipe, find_model, image_tokens, request_image, with_cap
 from furnclip.clean.batch.results import classify, read_lines
 from furnclip.clean.prompt import (
+    AllowedWords,
     BadAnswerError,
-    Vocabulary,
     answer_schema,
     check_answer,
     user_text,
@@ -475,4 +475,4 @@ def test_same_id_twice_is_refused(tmp_path: Path) -> None:
 
 def test_vocabulary_always_allows_unknown() -> None:
     config = CONFIG.model_copy(update={"colors": ("unknown", "red")})
-    assert Vocabulary.from_config(config).color == ("red", "unknown")
+    assert AllowedWords.from_config(config).color == ("red", "unknown")

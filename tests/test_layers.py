@@ -120,13 +120,17 @@ def test_floors_have_no_cycle() -> None:
             del remaining[name]
 
 
-def calls(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of everything that is called or read: `os.environ`, `print`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            yield f"{node.func.id}()"
-        if isinstance(node, ast.Attribute):
-            yield ast.unparse(node)
+@cache
+def users_of() -> dict[str, set[str]]:
+    """Dotted names of everything that is called or read, `os.environ`, `print()` -> the units that do."""
+    found: dict[str, set[str]] = {}
+    for path, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                found.setdefault(f"{node.func.id}()", set()).add(unit(path))
+            elif isinstance(node, ast.Attribute):
+                found.setdefault(ast.unparse(node), set()).add(unit(path))
+    return found
 
 
 RULES = {
@@ -144,8 +148,7 @@ RULES = {
 def test_only_the_owner_does_it(name: str, owners: set[str]) -> None:
     # A terminal program has to hold the terminal itself; viewers and the arena's screen may.
     terminal = {"viewers", "arena"} if name.startswith("sys.std") else set()
-    users = {unit(path) for path, tree in sources().items() if name in calls(tree)}
-    assert users <= owners | terminal
+    assert users_of().get(name, set()) <= owners | terminal
 
 
 # `model` and `vectors` reach the hub and a bucket inside the libraries that load them.
@@ -176,6 +179,15 @@ def test_only_some_open_connections() -> None:
 )
 def test_dangerous_words_are_nowhere(word: str) -> None:
     assert [str(path) for path in sources() if word in path.read_text(encoding="utf-8")] == []
+
+
+def test_a_class_name_means_one_thing() -> None:
+    homes: dict[str, list[Path]] = {}
+    for path, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
 
 
 def command_paths() -> list[tuple[str, ...]]:

@@ -23,7 +23,7 @@ from furnclip.model.towers import CLIP, SIGLIP, LossName
 from furnclip.relevance import positive_mask
 from furnclip.runs import PrecisionChoice as Choice
 from furnclip.train.batches import dropout_seed
-from furnclip.train.encoder import Encoder
+from furnclip.train.encoder import TowerEncoder
 from furnclip.train.exact import (
     Chunk,
     Memory,
@@ -36,8 +36,7 @@ from furnclip.train.exact import (
     measured,
 )
 from furnclip.train.memory import storage_addresses
-from furnclip.train.optimizer import Muon, orthogonalized
-from furnclip.train.scenarios import SCENARIOS, unfreeze
+from furnclip.train.scenarios import SCENARIOS, Muon, orthogonalized, unfreeze
 
 SAMPLES = 24
 CAPTIONS = [f"a {color} {kind}" for color in ("red", "blue", "green black") for kind in ("chair", "bed")] * 4
@@ -60,7 +59,9 @@ class Setting:
             for name, parameter in self.parameters.items():
                 if ".lora_" in name:
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=_generator(1)))
-        self.encoder = Encoder(clip, SCENARIOS[scenario], torch.device("cpu"), Choice("fp32", "test"), None)
+        self.encoder = TowerEncoder(
+            clip, SCENARIOS[scenario], torch.device("cpu"), Choice("fp32", "test"), None
+        )
         clip.module.train()
         self.images = np.random.default_rng(0).integers(0, 256, (SAMPLES, 32, 32, 3), dtype=np.uint8)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from furnclip.journal import read_journal
 from furnclip.train import memory
-from furnclip.train.encoder import Encoder
+from furnclip.train.encoder import TowerEncoder
 from tests.siglip import build_tiny_siglip
 from tests.training import command, losses, run_train
 
@@ -46,15 +46,15 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_train(ready, run="small", micro_batch_size=2, epochs=1)
-    pooled = Encoder._pooled
+    pooled = TowerEncoder._pooled
 
-    def crowded(self: Encoder, tower: Any, inputs: NDArray[np.uint8] | Tensor) -> Tensor:
+    def crowded(self: TowerEncoder, tower: Any, inputs: NDArray[np.uint8] | Tensor) -> Tensor:
         products = len(inputs) // 2 if tower == "text" else len(inputs)  # a caption and a short query each
         if self.clip.module.training and products > 3:
             torch.empty(2**60, dtype=torch.uint8)  # what torch's own allocator says when it is full
         return pooled(self, tower, inputs)
 
-    monkeypatch.setattr(Encoder, "_pooled", crowded)
+    monkeypatch.setattr(TowerEncoder, "_pooled", crowded)
     flags = ("--run", "large", "--micro-batch-size", "12", "--epochs", "1")
     outcome = command(ready, "train", *flags).ok()
     assert re.findall(r"micro-batches of (\d+) instead of (\d+)", outcome.stderr) == [("5", "10"), ("2", "5")]
@@ -66,12 +66,12 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
 def test_a_step_of_single_samples_that_does_not_fit_fails_as_memory(
     ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Encoder, tower: Any, inputs: Tensor) -> Tensor:
+    def full(self: TowerEncoder, tower: Any, inputs: Tensor) -> Tensor:
         if self.clip.module.training:
             raise torch.OutOfMemoryError("full")
         return torch.ones(len(inputs), 32)
 
-    monkeypatch.setattr(Encoder, "_pooled", full)
+    monkeypatch.setattr(TowerEncoder, "_pooled", full)
     with pytest.raises(torch.OutOfMemoryError):
         run_train(ready, run="full", epochs=1)
 

@@ -31,9 +31,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from furnclip.arena.lineup import Card, Lineup, Query, make_lineup
+from furnclip.arena.lineup import Card, JudgedQuery, Lineup, make_lineup
 from furnclip.arena.standings import Standings, compute_standings, fit_strengths
-from furnclip.arena.votes import OUTCOMES, Agreed, Contest, Vote, VoteBook
+from furnclip.arena.votes import OUTCOMES, Agreed, JudgedLineup, Vote, VoteBook
 from furnclip.catalogue import content_hash
 from furnclip.config import Config, load_config
 from furnclip.errors import JournalError, UsageError
@@ -49,7 +49,7 @@ _LONGEST_NAME = 40
 class Trial:
     """One thing to judge. `sides` tell the models apart: nothing of them may reach a rater."""
 
-    query: Query
+    query: JudgedQuery
     duel: tuple[str, str]
     sides: tuple[str, str]
     results: tuple[tuple[Card, ...], tuple[Card, ...]]
@@ -139,7 +139,9 @@ class Judging:
                     return self._trial(query, duel, self._sides(own, duel), repeat=False)
         return None
 
-    def _trial(self, query: Query, duel: tuple[str, str], sides: tuple[str, str], *, repeat: bool) -> Trial:
+    def _trial(
+        self, query: JudgedQuery, duel: tuple[str, str], sides: tuple[str, str], *, repeat: bool
+    ) -> Trial:
         first, second = (self._lineup.shown(model, self._places[query.query_id]) for model in sides)
         return Trial(query, duel, sides, (first, second), repeat)
 
@@ -201,7 +203,7 @@ def query_order(queries: int, seed: int, rater: str, *, shared_share: float) -> 
 class Question:
     """What a rater is asked: does row `a` or row `b` answer `query` better?"""
 
-    query: Query
+    query: JudgedQuery
     a: tuple[Card, ...]
     b: tuple[Card, ...]
 
@@ -300,7 +302,7 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
         if not self.judging.own:
             lineup, queries = self.lineup, len(self.lineup.queries)
             agreed = [Agreed(duel, queries - len(lineup.differing(duel))) for duel in lineup.duels()]
-            contest = Contest(lineup.key, lineup.models, queries, tuple(agreed))
+            contest = JudgedLineup(lineup.key, lineup.models, queries, tuple(agreed))
             self.book.append({"event": "contest", **asdict(contest), "at": utc_now()})
         self.book.append(vote.event())
         self.judging.accept(vote)

@@ -47,7 +47,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Query:
+class JudgedQuery:
     """What was asked: an image or a text; `category` groups the statistics."""
 
     query_id: str
@@ -70,7 +70,7 @@ class Lineup:
     order: list[str]
     k: int
     seed: int
-    queries: list[Query]
+    queries: list[JudgedQuery]
     answers: dict[str, list[list[str]]]
     cards: list[Card]
 
@@ -170,7 +170,7 @@ class _Contender:
         matrix = self.table.matrix(column_name(kind, self._label))
         return matrix if np.array_equal(self._rows, np.arange(len(matrix))) else matrix[self._rows]
 
-    def encode(self, queries: list[Query], config: Config) -> Floats:
+    def encode(self, queries: list[JudgedQuery], config: Config) -> Floats:
         """Queries of one kind as vectors, (Q, D), by the model that made the file's."""
         from furnclip.model.loading import (
             load_clip,  # torch takes seconds to import, and most contests need no model
@@ -267,7 +267,7 @@ def _card(product: Mapping[str, str | None], images: ShopImages) -> Card:
 
 
 # Queries, each contender's vectors of them (Q, D), and each query's own row in the gallery, or -1.
-_Encoded = tuple[list[Query], list[Floats], list[int]]
+_Encoded = tuple[list[JudgedQuery], list[Floats], list[int]]
 
 
 def _encode_queries(config: Config, contenders: list[_Contender], products: _Products) -> _Encoded:
@@ -277,12 +277,14 @@ def _encode_queries(config: Config, contenders: list[_Contender], products: _Pro
         return _split_queries(config, contenders, products)
     if path.is_dir():
         queries = [
-            Query(f"picture:{content_hash(file.name)}", "image", file.stem, str(file), "picture folder")
+            JudgedQuery(f"picture:{content_hash(file.name)}", "image", file.stem, str(file), "picture folder")
             for file in _images(path)[:limit]
         ]
     elif path.is_file():
         texts = read_queries(path)[:limit]
-        queries = [Query(f"text:{content_hash(text)}", "text", text, category="text file") for text in texts]
+        queries = [
+            JudgedQuery(f"text:{content_hash(text)}", "text", text, category="text file") for text in texts
+        ]
     else:
         raise InputError(
             f"`arena.queries` is `{wanted}`, which is neither a file nor a folder",
@@ -314,7 +316,7 @@ def _split_queries(config: Config, contenders: list[_Contender], products: _Prod
         is_image, category = kind == "image", fields.get(ATTRIBUTES[-1], "") or UNKNOWN
         text = card.title if is_image else default_caption(fields, title=fields.get("title", ""))
         image = card.image if is_image else ""
-        queries.append(Query(f"{kind}:{card.product_id}", kind, text, image, category))
+        queries.append(JudgedQuery(f"{kind}:{card.product_id}", kind, text, image, category))
     return queries, vectors, [row if kind == "image" else -1 for kind, row in drawn]
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from furnclip.arena.app import ArenaApp, Trial
-from furnclip.arena.lineup import Card, Query
+from furnclip.arena.lineup import Card, JudgedQuery
 from furnclip.arena.sheet import AHEAD, DrawingQueue, Drawn
 from furnclip.arena.terminal import CTRL_C, Terminal
 from furnclip.arena.votes import OUTCOMES
@@ -57,7 +57,7 @@ _KEYS = (
 class View:
     """Everything that can be on the screen."""
 
-    query: Query
+    query: JudgedQuery
     results: tuple[Sequence[Card], Sequence[Card]]
     rater: str
     votes: int

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-from furnclip.arena.votes import Contest, Vote
+from furnclip.arena.votes import JudgedLineup, Vote
 from furnclip.catalogue import UNKNOWN, content_hash
 from furnclip.images import BrokenImage, encode_jpeg, load_square
 from furnclip.journal import write_text
@@ -137,7 +137,7 @@ def planner() -> dict[str, int | None]:
     return {f"{rate:.2f}": votes_needed(rate) for rate in _PLANNING_RATES}
 
 
-def compute_standings(votes: Sequence[Vote], contests: Mapping[str, Contest]) -> Standings:
+def compute_standings(votes: Sequence[Vote], contests: Mapping[str, JudgedLineup]) -> Standings:
     """The statistics of votes that stand; `contests` as `VoteBook.contests` gives them."""
     votes, contests = _distinguish_retrained(votes, contests)
     fresh = [vote for vote in votes if vote.counts]
@@ -171,8 +171,8 @@ def compute_standings(votes: Sequence[Vote], contests: Mapping[str, Contest]) ->
 
 
 def _distinguish_retrained(
-    votes: Sequence[Vote], contests: Mapping[str, Contest]
-) -> tuple[list[Vote], Mapping[str, Contest]]:
+    votes: Sequence[Vote], contests: Mapping[str, JudgedLineup]
+) -> tuple[list[Vote], Mapping[str, JudgedLineup]]:
     """With a piece of its fingerprint in the name of a run that was trained again under that name."""
     known: dict[str, set[str]] = defaultdict(set)
     for vote in votes:
@@ -208,7 +208,7 @@ def _duel(
     challenger: str,
     judged: Sequence[Vote],
     winners: Mapping[tuple[str, tuple[str, str], str], str],
-    contests: Mapping[str, Contest],
+    contests: Mapping[str, JudgedLineup],
 ) -> Duel:
     """The result of two models; `judged` has one vote for each of their queries."""
     score = _score([winners[vote.subject] for vote in judged], first=challenger, second=baseline)

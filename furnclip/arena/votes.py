@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from furnclip.arena.lineup import Card, Query
+from furnclip.arena.lineup import Card, JudgedQuery
 from furnclip.catalogue import sheet_text
 from furnclip.console import warn
 from furnclip.errors import InputError
@@ -39,7 +39,7 @@ class Vote:
     at: str
     rater: Annotated[str, Field(min_length=1)]
     choice: Annotated[str, Field(pattern=f"^[{''.join(OUTCOMES)}]$")]
-    query: Query
+    query: JudgedQuery
     duel: tuple[str, str]
     sides: tuple[str, str]
     results: tuple[tuple[Card, ...], tuple[Card, ...]]
@@ -84,7 +84,7 @@ class Agreed:
 
 
 @dataclass(frozen=True)
-class Contest:
+class JudgedLineup:
     """A line with the number of queries of a lineup, and on how many its models agreed."""
 
     lineup: str
@@ -149,12 +149,12 @@ class VoteBook:
             )
         return {number: votes[number] for number in counted.values()}
 
-    def contests(self) -> dict[str, Contest]:
+    def contests(self) -> dict[str, JudgedLineup]:
         """For each lineup that was judged: how many queries it has and on how many models agreed."""
-        contests: dict[str, Contest] = {}
+        contests: dict[str, JudgedLineup] = {}
         for number, line, content in self._lines():
             if line.event == "contest":
-                contest = self._parse(number, content, Contest)
+                contest = self._parse(number, content, JudgedLineup)
                 if not {model for pair in contest.agreed for model in pair.models} <= {*contest.models}:
                     raise self.damaged(number, "`agreed` names a model that `models` does not have")
                 contests[contest.lineup] = contest

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import tomli
 
-from furnclip.catalogue.markup import plain_text
+from furnclip.catalogue.text import plain_text
 
 Kind = Literal["text", "number", "boolean", "date", "list"]
 Written = Literal["", ",", ".", "day", "month"]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from furnclip.catalogue.columns import known_as, known_names, plain_name, short_name
 from furnclip.catalogue.formats import formats, image_names
-from furnclip.catalogue.markup import plain_text
 from furnclip.catalogue.rows import (
     Record,
     is_our_sheet,
@@ -21,6 +20,7 @@ from furnclip.catalogue.rows import (
     with_parents,
 )
 from furnclip.catalogue.structured import ImageNames, ImageStore
+from furnclip.catalogue.text import plain_text
 from furnclip.errors import ConfigError, InputError, nearest
 
 if TYPE_CHECKING:

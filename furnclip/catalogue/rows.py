@@ -26,8 +26,15 @@ from typing import IO, Any, Literal, NamedTuple
 
 from furnclip.catalogue.columns import known_names, plain_name
 from furnclip.catalogue.delimited import MAX_CELL_CHARS, Table
-from furnclip.catalogue.markup import read_xml
-from furnclip.catalogue.structured import ImageStore, NoText, cell_text, has_table, read_json, read_parquet
+from furnclip.catalogue.structured import (
+    ImageStore,
+    NoText,
+    cell_text,
+    has_table,
+    read_json,
+    read_parquet,
+    read_xml,
+)
 from furnclip.catalogue.text import (
     KINDS_HINT,
     find_encoding,

@@ -1,8 +1,11 @@
-"""JSON and Parquet: cells that are not text become the text or the image file that a CSV would have.
+"""JSON, Parquet and XML: cells that are not text become the text or the image file that a CSV would have.
 
 Lists are joined by `|`; of `{language, value}` lists one language is taken; of an object its value or
 address, or else `name: value` pairs. Image bytes, as Hugging Face data sets have them, become files in the
 image folder.
+
+An XML feed is RSS or Atom with `g:` names as for Google Merchant Center, or anything that holds `<product>`s.
+It is streamed; a document type with entities is refused: those can grow without bound or read other files.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from xml.parsers import expat
 
-from furnclip.catalogue.text import MAX_LINE_CHARS, content_hash, text_chunks, text_lines, warn_once
+from furnclip.catalogue.text import MAX_LINE_CHARS, content_hash, text_chunks, text_lines, unpacked, warn_once
 from furnclip.errors import InputError
 from furnclip.journal import replacing
 
@@ -43,6 +47,8 @@ _BATCH_ROWS = 256  # a repeated value of megabytes is small in the file and larg
 _MOST_VALUES_A_BYTE = 50
 _MOST_BYTES_A_BYTE = 200
 _UNSUSPECTED = 2**20
+_ITEMS = ("item", "entry", "product", "offer", "shopitem")  # elements that are a product, in any case
+_CHUNK_BYTES = 2**16
 
 
 class NoText(ValueError):
@@ -293,3 +299,89 @@ def _rows_of(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | str]:
             return
         for index in range(batch.num_rows):
             yield from _rows_of(batch.slice(index, 1))
+
+
+# --- XML
+
+
+def read_xml(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
+    """Columns, in the order in which they first occur, and every product as a row."""
+    columns: dict[str, None] = {}
+    for row in _feed_rows(path):
+        columns.update(dict.fromkeys(row))
+    if not columns:
+        raise InputError(
+            f"`{path}` is XML or HTML without products",
+            hint="furnclip reads RSS and Atom feeds for Google Merchant Center; export it as one, or as CSV",
+        )
+    return list(columns), _feed_rows(path)
+
+
+def _feed_rows(path: Path) -> Iterator[dict[str, Any]]:
+    reader = _Feed()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler = reader.start, reader.end
+    parser.CharacterDataHandler, parser.EntityDeclHandler = reader.text, reader.refuse
+    try:
+        with unpacked(path) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                parser.Parse(chunk, False)
+                yield from reader.taken()
+            parser.Parse(b"", True)
+    except (expat.ExpatError, ValueError) as error:
+        raise InputError(f"`{path}` is damaged: {error}", hint="export the catalogue again") from None
+    yield from reader.taken()
+
+
+class _Feed:
+    """What a parser calls: elements of a product, by their names without prefix, become its columns."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._open: list[tuple[str, dict[str, list[Any]], list[str]]] = []  # name, children, texts
+
+    def taken(self) -> list[dict[str, Any]]:
+        """The products read since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    def refuse(self, name: str, *_: object) -> None:
+        raise ValueError(f"it declares the entity `{name}`")
+
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        if not self._open and name.rpartition(":")[2].lower() not in _ITEMS:
+            return
+        if len(self._open) > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+        address = next((attributes[key] for key in ("href", "url", "src") if key in attributes), "")
+        is_address = self._open and address and attributes.get("rel", "alternate") == "alternate"
+        children: dict[str, list[Any]] = (
+            {} if self._open else {key: [value] for key, value in attributes.items()}
+        )
+        self._open.append((name, children, [address] if is_address else []))
+
+    def text(self, data: str) -> None:
+        if self._open:
+            self._open[-1][2].append(data)
+
+    def end(self, name: str) -> None:
+        if not self._open:
+            return
+        name, children, texts = self._open.pop()
+        if not self._open:
+            self._rows.append({key: value for key, (_, value) in _by_name(children).items()})
+            return
+        value: Any = {key: inner for key, (_, inner) in _by_name(children).items()} or "".join(texts).strip()
+        self._open[-1][1].setdefault(name, []).append(value)
+
+
+def _by_name(children: dict[str, list[Any]]) -> dict[str, tuple[str, Any]]:
+    """Children by their names without prefix; of two, `g:title` wins over `title`."""
+    found: dict[str, tuple[str, Any]] = {}
+    for name, values in children.items():
+        prefix, _, local = name.rpartition(":")
+        value = values[0] if len(values) == 1 else values
+        if value != "" and (local not in found or prefix == "g"):
+            found[local] = prefix, value
+    return found

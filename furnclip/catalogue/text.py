@@ -3,6 +3,7 @@
 UTF-8, UTF-16 and UTF-32 are recognized by their bytes. In a file that is mostly UTF-8, a line that is not
 stays marked, so that its row alone is rejected. Any other file is read in the one encoding that fits it best,
 which is announced once; its lines that are UTF-8 after all are read as UTF-8. `.gz` is unpacked on the way.
+HTML in a cell becomes the text that it shows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, partial
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import IO, cast
 
@@ -25,6 +27,13 @@ from furnclip.errors import InputError
 from furnclip.journal import open_regular
 
 MAX_LINE_CHARS = 2**25
+_HTML = re.compile(r"</?[A-Za-z][^<>]*>|<!--|&(#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]\w+);")
+# fmt: off
+_INLINE = frozenset((
+    "a", "abbr", "b", "cite", "code", "em", "font", "i", "mark", "q", "s", "small", "span", "strong", "sub",
+    "sup", "u",
+))
+# fmt: on
 _MARKING = "furnclip-mark"
 KINDS_HINT = (
     "furnclip reads CSV and TSV (.gz as well), JSON, JSON lines and Parquet; export it as one of them"
@@ -221,3 +230,35 @@ def content_hash(*parts: bytes | str) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
+
+
+class _Words(HTMLParser):
+    """The text of a piece of HTML; what a browser would not show is left out."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self._hidden = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.parts.append("" if tag in _INLINE else " ")
+        self._hidden = self._hidden or (tag if tag in ("script", "style") else "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.parts.append("" if tag in _INLINE else " ")
+        self._hidden = "" if tag == self._hidden else self._hidden
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append("" if self._hidden else data)
+
+
+def plain_text(text: str) -> str:
+    """A text without HTML, escaped once or twice, on one line; one without HTML is only stripped."""
+    for _ in range(2):
+        if not _HTML.search(text):
+            break
+        words = _Words()
+        words.feed(text)
+        words.close()
+        text = " ".join("".join(words.parts).split())
+    return text.strip()

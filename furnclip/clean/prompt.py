@@ -47,7 +47,7 @@ class BadAnswerError(ValueError):
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class AllowedWords:
     """The allowed words of the four attributes; `unknown` is the last of each."""
 
     style: tuple[str, ...]
@@ -56,12 +56,12 @@ class Vocabulary:
     object_type: tuple[str, ...]
 
     @classmethod
-    def from_config(cls, config: CleaningConfig) -> Vocabulary:
+    def from_config(cls, config: CleaningConfig) -> AllowedWords:
         lists = (config.styles, config.materials, config.colors, config.object_types)
         return cls(*((*(word for word in words if word != UNKNOWN), UNKNOWN) for words in lists))
 
 
-class Answer(BaseModel):
+class CleanAnswer(BaseModel):
     """One cleaned product, checked against a vocabulary passed as validation context."""
 
     # servers without strict schemas add a `reason` or a `confidence`, which do no harm
@@ -104,7 +104,7 @@ class Answer(BaseModel):
         return (self.clean_title, self.style, self.material, self.color, self.object_type)
 
 
-def check_answer(text: str, vocabulary: Vocabulary, *, in_thoughts: bool = True) -> Answer:
+def check_answer(text: str, vocabulary: AllowedWords, *, in_thoughts: bool = True) -> CleanAnswer:
     """The answer in a model's reply, bare or wrapped: in a code fence, behind a train of thought, between
     sentences, in an array or a tool call, encoded twice, with invisible characters.
 
@@ -112,7 +112,7 @@ def check_answer(text: str, vocabulary: Vocabulary, *, in_thoughts: bool = True)
     thought will do. Raises `BadAnswerError` saying what is wrong.
     """
     try:
-        return Answer.model_validate_json(_encodable(text), context=vocabulary)
+        return CleanAnswer.model_validate_json(_encodable(text), context=vocabulary)
     except ValidationError as error:
         problem = error
     text = _visible(text)
@@ -121,7 +121,7 @@ def check_answer(text: str, vocabulary: Vocabulary, *, in_thoughts: bool = True)
         candidates = _candidates(place)
         for candidate in reversed(candidates):
             try:
-                return Answer.model_validate(candidate, context=vocabulary)
+                return CleanAnswer.model_validate(candidate, context=vocabulary)
             except ValidationError as error:
                 problem = error
         if candidates:
@@ -213,7 +213,7 @@ def instructions(queries: int) -> str:
     return f"{fields}{about}\nWhen picture{rest}"
 
 
-def answer_schema(vocabulary: Vocabulary, *, queries: int = 0) -> dict[str, Any]:
+def answer_schema(vocabulary: AllowedWords, *, queries: int = 0) -> dict[str, Any]:
     """The strict JSON schema of an answer: every property required, nothing else allowed."""
     enums = {field: {"type": "string", "enum": list(getattr(vocabulary, field))} for field in ATTRIBUTES}
     properties: dict[str, Any] = {"clean_title": {"type": "string"}, **enums}

@@ -64,7 +64,7 @@ class RowEntry(NamedTuple):
     detail: str = ""
 
 
-class Request(NamedTuple):
+class PartRequest(NamedTuple):
     """Where one request lies in its part, and what it probably costs."""
 
     custom_id: str
@@ -83,7 +83,7 @@ class RequestLine(NamedTuple):
     text_tokens: int = 0
 
 
-IndexLine = TypeVar("IndexLine", RowEntry, Request)
+IndexLine = TypeVar("IndexLine", RowEntry, PartRequest)
 
 
 class Workspace:
@@ -118,15 +118,15 @@ class Workspace:
     def read_rows(self) -> Iterator[RowEntry]:
         yield from _read_lines(self.rows, RowEntry)
 
-    def read_index(self, number: int) -> Iterator[Request]:
-        yield from _read_lines(self.index(number), Request)
+    def read_index(self, number: int) -> Iterator[PartRequest]:
+        yield from _read_lines(self.index(number), PartRequest)
 
-    def write_index(self, number: int, requests: Iterable[Request]) -> None:
+    def write_index(self, number: int, requests: Iterable[PartRequest]) -> None:
         with replacing(self.index(number)) as file:
             for request in requests:
                 file.write(encode_event(request._asdict()))
 
-    def read_requests(self, number: int, wanted: Iterable[Request]) -> Iterator[RequestLine]:
+    def read_requests(self, number: int, wanted: Iterable[PartRequest]) -> Iterator[RequestLine]:
         """The lines of some requests of a part, without reading the others."""
         with self.part(number).open("rb") as file:
             for custom_id, offset, length_bytes, *tokens in wanted:
@@ -298,7 +298,7 @@ def repair_indexes(ledger: CleaningLedger) -> None:
         requests, offset, tokens = [], 0, part.tokens // part.requests  # those of the average request
         with path.open("rb") as file:
             for line in file:
-                requests.append(Request(json.loads(line)["custom_id"], offset, len(line), tokens, 0))
+                requests.append(PartRequest(json.loads(line)["custom_id"], offset, len(line), tokens, 0))
                 offset += len(line)
         workspace.write_index(part.number, requests)
 

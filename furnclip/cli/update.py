@@ -55,7 +55,7 @@ def _stages(config: Config) -> list[tuple[str, ...]]:
 
 def _run(words: tuple[str, ...], config: Path | None, log: Path) -> Any:
     """The JSON result of a command, whose messages go to the log."""
-    from furnclip.parallel.stages import run_furnclip
+    from furnclip.parallel import run_furnclip
 
     options = ["--json", *(["--config", str(config)] if config else [])]
     with log.open("a", encoding="utf-8") as file:

@@ -28,7 +28,7 @@ from furnclip import console
 from furnclip.config import environment_variables
 from furnclip.errors import FurnclipError, InputError, Interrupted
 from furnclip.journal import read_json, write_json, write_text
-from furnclip.parallel.stages import run_furnclip
+from furnclip.parallel import run_furnclip
 
 SCENARIOS: dict[str, tuple[str, tuple[str, ...]]] = {
     "zero_shot": ("the base as it is, for comparison", ()),

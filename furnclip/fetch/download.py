@@ -15,10 +15,10 @@ times over: to connect, between two pieces of an answer, and for all of it, so t
 libcurl does the talking, for all requests in one thread: a fifth of the processor time of clients in Python.
 
 A catalogue comes from outside. An address in it that leads into the shop's own network, such as
-`http://169.254.169.254/`, would let its author read what only this machine can reach. So `Guard` comes last:
-libcurl asks for a socket to the very address that it is about to connect to, after the name was resolved and
-again after each redirect, and gets none to one inside. A second answer of the name server, or another way to
-write an address (decimal, octal, hexadecimal, IPv4 inside IPv6), cannot come behind it.
+`http://169.254.169.254/`, would let its author read what only this machine can reach. So `AddressGuard` comes
+last: libcurl asks for a socket to the very address that it is about to connect to, after the name was
+resolved and again after each redirect, and gets none to one inside. A second answer of the name server, or
+another way to write an address (decimal, octal, hexadecimal, IPv4 inside IPv6), cannot come behind it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Downloader:
     """Asks for images, any number at once, over connections that are used again."""
 
     def __init__(self, settings: FetchConfig) -> None:
-        self._settings, self._guard = settings, Guard(settings.allow_private)
+        self._settings, self._guard = settings, AddressGuard(settings.allow_private)
         self._most_bytes = int(settings.max_mb * 2**20)
         self._requests, self._idle = pycurl.AsyncCurlMulti(), list[pycurl.Curl]()
 
@@ -217,7 +217,7 @@ class _Lent(socket.socket):
         self.close()
 
 
-class Guard:
+class AddressGuard:
     """Opens sockets to checked addresses only.
 
     allowed: True for all addresses, or names, addresses and networks.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from furnclip.fetch.download import Download
 
 
-class Kept(NamedTuple):
+class KeptImage(NamedTuple):
     """An image that was fetched."""
 
     name: str
@@ -56,7 +56,7 @@ class Shelf:
         self._uses = Counter(kept.name for kept in self._known.values())
         self._is_closed = False
 
-    def find(self, key: int) -> Kept | None:
+    def find(self, key: int) -> KeptImage | None:
         """What was kept of an address before this run or in it."""
         return self._known.get(key)
 
@@ -65,7 +65,7 @@ class Shelf:
         digest = hashlib.sha256(found.content).hexdigest()
         ending = found.format.lower().replace("jpeg", "jpg")
         name = f"{FETCHED_FOLDER}/{digest[:2]}/{digest[:32]}.{ending}"
-        kept, before = Kept(name, len(found.content), found.etag, found.modified), self._known.get(key)
+        kept, before = KeptImage(name, len(found.content), found.etag, found.modified), self._known.get(key)
         event: Event = {
             "key": f"{key:016x}",
             "address": redact(address),
@@ -92,7 +92,7 @@ class Shelf:
                 raise Interrupted
             self._journal.append(event, durable=False)
 
-    def _drop(self, kept: Kept) -> None:
+    def _drop(self, kept: KeptImage) -> None:
         """One address less has this image; the last one takes it along."""
         with self._lock:
             self._uses[kept.name] -= 1
@@ -106,9 +106,9 @@ class Shelf:
             self._is_closed = True
             self._journal.sync()
 
-    def _is_there(self, kept: Kept) -> bool:
+    def _is_there(self, kept: KeptImage) -> bool:
         return self.place.status(kept.name).split(" ")[0] == str(kept.size_bytes)
 
 
-def _kept(event: Event) -> Kept:
-    return Kept(event["name"], event["size_bytes"], event.get("etag", ""), event.get("modified", ""))
+def _kept(event: Event) -> KeptImage:
+    return KeptImage(event["name"], event["size_bytes"], event.get("etag", ""), event.get("modified", ""))

@@ -18,9 +18,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -31,7 +33,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
-from furnclip.errors import FurnclipError, UsageError
+from furnclip.errors import FurnclipError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from furnclip.parallel.on_ray import RayPool
@@ -76,8 +78,8 @@ class Workers(Generic[Task, Result]):
         self._on_devices = on_devices
         self._memory_mb = memory_mb
         possible = cores()
-        if memory_mb and (free_mb := _free_memory_mb()) is not None:
-            possible = max(1, min(possible, free_mb // memory_mb))
+        if memory_mb and (free_bytes := free_memory_bytes()) is not None:
+            possible = max(1, min(possible, (free_bytes >> 20) // memory_mb))
         self._processes = processes or possible
         self._setting = setting
         self._here_first = here_first
@@ -226,17 +228,39 @@ def _run(function: Callable[[Task], Result], tasks: list[Task]) -> list[Result |
     return results
 
 
-def _free_memory_mb() -> int | None:
-    """Memory that new processes may take, within the limits of a container; None where it is not known."""
-    free_mb: list[int] = []
+def run_furnclip(words: Sequence[str], **options: Any) -> tuple[int, str]:
+    """The exit code of `furnclip WORDS` and what it printed, where `options` of `Popen` capture that.
+
+    It ends with this process; Ctrl-C is `Interrupted`, once it has saved its state.
+    """
+    with subprocess.Popen([sys.executable, "-m", "furnclip", *words], text=True, **options) as process:
+        try:
+            output, _ = process.communicate()
+        except KeyboardInterrupt:
+            process.wait()  # the terminal has sent it SIGINT too
+            raise Interrupted from None
+        except BaseException:  # SIGTERM or SIGHUP
+            process.terminate()
+            raise
+    return process.returncode, output or ""
+
+
+def free_memory_bytes() -> int | None:
+    """Memory that is free now, within the limit of a container; half of all where the system tells no more.
+
+    None on Windows, which does not tell.
+    """
+    free: list[int] = []
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free_mb += [int(line.split()[1]) // 1024 for line in lines if line.startswith("MemAvailable:")]
-    with suppress(OSError, ValueError):  # "max" where there is no limit
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    if not free and hasattr(os, "sysconf"):
+        free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    with suppress(OSError, ValueError):  # there is no control group, or it has no limit
         folder = Path("/sys/fs/cgroup")
         limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
-        free_mb.append((limit - used) >> 20)
-    return min(free_mb, default=None)
+        free.append(limit - used)
+    return min(free, default=None)
 
 
 # --- in the worker processes

@@ -20,7 +20,7 @@ from furnclip.features import Keys, feature_keys
 from furnclip.model.towers import TOWERS, Tower
 from furnclip.relevance import AttributeQuery, known_attributes, positive_mask
 from furnclip.train.data import Indices, TrainingData, step_batches
-from furnclip.train.encoder import Encoder, Inputs
+from furnclip.train.encoder import Inputs, TowerEncoder
 from furnclip.train.exact import Chunk
 from furnclip.train.prepared import Prepared
 
@@ -48,7 +48,7 @@ class Batch:
     def micro_batch_size(self) -> int:
         return max(len(self.indices[rows]) for rows in self.micro_batches)
 
-    def chunks(self, encoder: Encoder, tower: Tower, *, seed: int, step: int) -> list[Chunk]:
+    def chunks(self, encoder: TowerEncoder, tower: Tower, *, seed: int, step: int) -> list[Chunk]:
         """The tower's part as micro-batches, images (b, D) or texts (b, F, D); as one when it is frozen."""
         if tower in self.keys:
             chunks = [encoder.frozen(tower, self.keys[tower])]

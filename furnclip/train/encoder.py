@@ -34,7 +34,7 @@ _FROZEN_CHUNK = 1 << 14
 
 
 @dataclass
-class Encoder:
+class TowerEncoder:
     """The model in training: which towers run, and the cached features of the frozen ones."""
 
     clip: Clip
@@ -136,12 +136,12 @@ class Encoder:
 class Teacher:
     """A model that is not trained, and what it says of the training split; its features are cached."""
 
-    encoder: Encoder
+    encoder: TowerEncoder
     image_keys: Keys  # (N,) of the main image of each sample
     text_keys: Keys  # (N,) of the caption of each sample
 
     @classmethod
-    def reading(cls, encoder: Encoder, data: TrainingData) -> Teacher:
+    def reading(cls, encoder: TowerEncoder, data: TrainingData) -> Teacher:
         """Encode the split: main images and captions, as evaluation uses them."""
         images, texts = (encoder.fill(tower, data) for tower in TOWERS)
         return cls(encoder, images[data.drawn_images(range(len(data)), epoch=None)], texts)
@@ -155,7 +155,7 @@ class Teacher:
         return images @ texts.t() * scale.exp()
 
 
-def retrieval_figures(encoder: Encoder, data: TrainingData) -> dict[str, float]:
+def retrieval_figures(encoder: TowerEncoder, data: TrainingData) -> dict[str, float]:
     """recall@1, recall@5 and MRR both ways of a split, and `score`, their mean.
 
     MRR is in it because a small split gives the same recall for many models."""

@@ -30,7 +30,7 @@ from furnclip.model.clip import Clip, quiet
 from furnclip.model.loading import load_float32
 from furnclip.runs import ADAPTER, MODEL
 from furnclip.train.data import TrainingData
-from furnclip.train.encoder import Encoder, retrieval_figures
+from furnclip.train.encoder import TowerEncoder, retrieval_figures
 from furnclip.train.prepared import Prepared
 
 SHARES = tuple(round(share, 1) for share in np.linspace(0, 1, 11).tolist())
@@ -50,7 +50,7 @@ def finish(ready: Prepared) -> None:
     base = {name: value.detach().clone() for name, value in clip.module.named_parameters() if name in changes}
     # The plain model runs where and in the precision that the trained one did; frozen towers share the cache.
     clip.module.requires_grad_(False).to(trained.device)
-    plain = Encoder(clip, trained.scenario, trained.device, trained.choice, None)
+    plain = TowerEncoder(clip, trained.scenario, trained.device, trained.choice, None)
     plain.stores.update(trained.stores)
     figures: dict[float, dict[str, float]] = {}
     for share in SHARES if config.train.wise_ft and changes else (1.0,):
@@ -111,7 +111,7 @@ def _parity(
     return lowest
 
 
-def _recall_intervals(encoder: Encoder, data: TrainingData) -> dict[str, list[float]]:
+def _recall_intervals(encoder: TowerEncoder, data: TrainingData) -> dict[str, list[float]]:
     """Text-to-image recall@1 and @5 as [value, low, high], 95 % by resampling whole groups."""
     groups = data.texts.column("group")
     texts, images = encoder.vectors("text", data), encoder.vectors("vision", data)

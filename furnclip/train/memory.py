@@ -8,10 +8,8 @@ instead of refusing, so there the bytes of one small graph are counted and scale
 from __future__ import annotations
 
 import copy
-import os
 import re
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +19,8 @@ from torch import nn
 
 from furnclip.errors import is_out_of_memory
 from furnclip.model.towers import TOWERS, Tower
-from furnclip.train.encoder import Encoder, Inputs
+from furnclip.parallel import free_memory_bytes
+from furnclip.train.encoder import Inputs, TowerEncoder
 from furnclip.train.exact import measured
 
 _KEPT_SHARE = 0.25
@@ -34,17 +33,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free now on the device; on Linux hosts also within the container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = _ASSUMED_BYTES
-    meminfo = Path("/proc/meminfo")
-    text = meminfo.read_text(encoding="ascii") if meminfo.is_file() else ""
-    if found := re.search(r"MemAvailable:\s+(\d+) kB", text):
-        free = int(found[1]) * 1024
-    elif sys.platform != "win32":
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    with suppress(OSError, ValueError):  # there is no control group, or it has no limit
-        free = min(free, int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")))
-    return free
+    return free_memory_bytes() or _ASSUMED_BYTES
 
 
 def kept_activations_bytes(wanted_mb: int, device: torch.device) -> int:
@@ -73,7 +62,7 @@ def storage_addresses(module: nn.Module) -> frozenset[int]:
     return frozenset(parameter.untyped_storage().data_ptr() for parameter in module.parameters())
 
 
-def largest_micro_batch(encoder: Encoder, *, limit: int, texts: int, tokens: int) -> int:
+def largest_micro_batch(encoder: TowerEncoder, *, limit: int, texts: int, tokens: int) -> int:
     """A power of two between 8 and `limit` (at least 1).
 
     `texts`: of each product; `tokens`: the longest text expected.
@@ -100,7 +89,7 @@ def largest_micro_batch(encoder: Encoder, *, limit: int, texts: int, tokens: int
     return fitting
 
 
-def _graph_bytes(scratch: Encoder, live: list[Tower], size: int, texts: int, tokens: int) -> int:
+def _graph_bytes(scratch: TowerEncoder, live: list[Tower], size: int, texts: int, tokens: int) -> int:
     """Bytes that the graphs of a forward and backward pass over blank images and long captions hold."""
     clip = scratch.clip
     positions = int(clip.module.config.text_config.max_position_embeddings)

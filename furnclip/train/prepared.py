@@ -27,7 +27,7 @@ from furnclip.runs import RunCard
 from furnclip.shards import MINI_TRAIN, ShardDataset, ShardPlace, open_shards
 from furnclip.storage import S3Manager
 from furnclip.train.data import TrainingData
-from furnclip.train.encoder import Encoder, Teacher
+from furnclip.train.encoder import Teacher, TowerEncoder
 from furnclip.train.exact import checked_loss
 from furnclip.train.memory import largest_micro_batch
 from furnclip.train.processes import Processes
@@ -59,7 +59,7 @@ class Prepared:
     folder: Path
     config: Config
     processes: Processes
-    encoder: Encoder
+    encoder: TowerEncoder
     parameters: dict[str, torch.nn.Parameter]  # those that train
     train: TrainingData
     validation: TrainingData
@@ -122,7 +122,7 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
     # a resumed run keeps the precision and the micro-batch that it began with
     card.precision = card.precision or choose_precision(config.model.precision, clip.module, device)
     cache = config.paths.features if train.feature_cache and processes.first else None
-    encoder = Encoder(clip, SCENARIOS[train.scenario], device, card.precision, cache)
+    encoder = TowerEncoder(clip, SCENARIOS[train.scenario], device, card.precision, cache)
     encoder.place()
     if train.gradient_checkpointing:
         with quiet():
@@ -159,9 +159,9 @@ def _split(shards: ShardPlace, name: str) -> ShardDataset:
     return dataset
 
 
-def _teacher(clip: Clip, student: Encoder, data: TrainingData) -> Teacher:
+def _teacher(clip: Clip, student: TowerEncoder, data: TrainingData) -> Teacher:
     """The model to distill from, and what it says of the products to train on."""
-    encoder = Encoder(clip, SCENARIOS["zero_shot"], student.device, student.choice, student.cache)
+    encoder = TowerEncoder(clip, SCENARIOS["zero_shot"], student.device, student.choice, student.cache)
     clip.module.requires_grad_(requires_grad=False).eval()
     encoder.place()
     return Teacher.reading(encoder, TrainingData(data.dataset, clip.preprocessing, data.config))

@@ -35,7 +35,7 @@ from examples.drawn_shop import ShopOrder, write_shop
 from examples.drawn_shop.titles import BRANDS  # only to count what is left: the rules have no list of brands
 from furnclip.catalogue import UNKNOWN, Product
 from furnclip.clean.offline import find_brands, local_answer, plain_title
-from furnclip.clean.prompt import Answer, Vocabulary
+from furnclip.clean.prompt import AllowedWords, CleanAnswer
 from furnclip.config import CleaningConfig
 from tests import clean_labels
 from tests.bench.measure import parse, report
@@ -83,7 +83,7 @@ def real(shop: Path) -> dict[str, float]:
     }
 
 
-def answers_to(titles: list[str], vocabulary: Vocabulary) -> list[Answer]:
+def answers_to(titles: list[str], vocabulary: AllowedWords) -> list[CleanAnswer]:
     """What the rules say to titles without images."""
     rows = [{"title": title} for title in titles]
     products = [Product(number, f"P{number}", row["title"], (), "", row) for number, row in enumerate(rows)]
@@ -95,7 +95,7 @@ def written() -> dict[str, object]:
     """Shares of correct values on the titles of `titles.csv`, with their intervals."""
     rows = read(TITLES)
     right: defaultdict[str, list[bool]] = defaultdict(list)
-    answers = answers_to([row["title"] for row in rows], Vocabulary.from_config(CleaningConfig()))
+    answers = answers_to([row["title"] for row in rows], AllowedWords.from_config(CleaningConfig()))
     for row, answer in zip(rows, answers, strict=True):
         for field in ("object_type", "material", "color"):
             if row[field]:
@@ -111,7 +111,7 @@ def catalogue(folder: Path, products: int) -> dict[str, object]:
     with (folder / "products.csv").open(encoding="utf-8", newline="") as file:
         rows = random.Random(SEED).sample(list(csv.DictReader(file)), products)
     types = tuple(sorted({row["type"].lower() for row in rows if row["type"]}))
-    vocabulary = Vocabulary.from_config(CleaningConfig(object_types=types))
+    vocabulary = AllowedWords.from_config(CleaningConfig(object_types=types))
     right: defaultdict[str, list[bool]] = defaultdict(list)
     for row, answer in zip(rows, answers_to([row["title"] for row in rows], vocabulary), strict=True):
         if answer.object_type != UNKNOWN:

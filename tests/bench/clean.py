@@ -32,7 +32,7 @@ import pandas as pd
 from PIL import Image
 
 from furnclip.catalogue import content_hash
-from furnclip.clean.prompt import FIELDS, PROMPT, Vocabulary, answer_schema
+from furnclip.clean.prompt import FIELDS, PROMPT, AllowedWords, answer_schema
 from furnclip.clean.workspace import Request, RowEntry, Workspace
 from furnclip.config import CleaningConfig
 from furnclip.journal import Journal, encode_event, sha256_of
@@ -68,7 +68,7 @@ def write_catalogue(folder: Path, rows: int, images: int) -> None:
 def plain_prepare(folder: Path, rows: int) -> None:
     """One process, full decode, LANCZOS, a white square, base64."""
     config = CleaningConfig()
-    schema = answer_schema(Vocabulary.from_config(config))
+    schema = answer_schema(AllowedWords.from_config(config))
     frame = pd.read_csv(folder / "products.csv", nrows=rows)
     with (folder / "plain.jsonl").open("w", encoding="utf-8") as file:
         for index, row in frame.iterrows():

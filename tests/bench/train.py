@@ -42,7 +42,7 @@ from furnclip.model.inputs import Preprocessing
 from furnclip.model.precision import choose_precision
 from furnclip.model.towers import CLIP
 from furnclip.relevance import positive_mask
-from furnclip.train.encoder import Encoder
+from furnclip.train.encoder import TowerEncoder
 from furnclip.train.exact import Chunk, Memory, contrastive_loss, exact_backward
 from furnclip.train.memory import kept_activations_bytes, peak_memory_mb, storage_addresses
 from furnclip.train.scenarios import SCENARIOS, unfreeze
@@ -107,7 +107,7 @@ class Ours:
         choice = choose_precision(precision, clip.module, CPU)
         config = TrainingConfig(scenario=scenario, lora_r=RANK, lora_alpha=ALPHA, lora_targets=TARGETS)
         self.parameters = unfreeze(clip, config)
-        self.encoder = Encoder(clip, SCENARIOS[scenario], CPU, choice, None)
+        self.encoder = TowerEncoder(clip, SCENARIOS[scenario], CPU, choice, None)
         self.encoder.place()
         clip.module.train()
         self.work = work

@@ -154,9 +154,9 @@ def command(words: list[str]) -> None:
         Clip.encode_images = lambda self, images: drawn([image.tobytes() for image in images])
         Clip.encode_texts = lambda self, texts: drawn([text.encode() for text in texts])
     if words[0] == "train":
-        from furnclip.train.encoder import Encoder
+        from furnclip.train.encoder import TowerEncoder
 
-        Encoder.fill = fill_drawn
+        TowerEncoder.fill = fill_drawn
     try:
         app(words)
     except SystemExit as ended:
@@ -169,7 +169,7 @@ def command(words: list[str]) -> None:
 
 
 def fill_drawn(encoder: Any, tower: str, data: Any, captions: list[str] | None = None) -> np.ndarray:
-    """`Encoder.fill` that draws the features of a frozen tower, alike for image and captions of a family."""
+    """`TowerEncoder.fill` that draws features of a frozen tower, alike for image and captions of a family."""
     from furnclip.catalogue import content_hash
     from furnclip.features import feature_keys
 

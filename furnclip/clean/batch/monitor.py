@@ -20,7 +20,7 @@ from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, e
 from furnclip.clean.batch.results import halt_on_same_error, merge, stop_if_halted
 from furnclip.clean.batch.service import TERMINAL, BatchService, OutageError, counts_of
 from furnclip.clean.batch.state import BatchPart
-from furnclip.clean.workspace import CleaningLedger, Request
+from furnclip.clean.workspace import CleaningLedger, PartRequest
 from furnclip.errors import ServiceError
 from furnclip.journal import Event, write_bytes
 
@@ -158,7 +158,7 @@ class Monitor:
 
     def _drop_bad_lines(self, part: BatchPart, errors: Sequence[BatchError]) -> None:
         bad = {error.line - 1: error for error in reversed(errors) if error.line and error.line > 0}
-        good: list[Request] = []
+        good: list[PartRequest] = []
         rejected: list[Event] = []
         for place, request in enumerate(self.ledger.workspace.read_index(part.number)):
             if error := bad.get(place):

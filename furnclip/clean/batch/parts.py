@@ -20,7 +20,7 @@ from typing import NamedTuple
 from furnclip.clean.batch.requests import Recipe, with_cap
 from furnclip.clean.batch.results import Outcome, collect
 from furnclip.clean.batch.state import BatchPart
-from furnclip.clean.workspace import CleaningLedger, Request, RequestLine, Workspace, is_intact
+from furnclip.clean.workspace import CleaningLedger, PartRequest, RequestLine, Workspace, is_intact
 from furnclip.config import CleaningConfig
 from furnclip.errors import InputError
 from furnclip.journal import Event, replacing, sha256_of
@@ -62,7 +62,7 @@ def write_parts(
     source, number = iter(lines), first_number
     pending = next(source, None)
     while pending is not None:
-        requests: dict[str, Request] = {}
+        requests: dict[str, PartRequest] = {}
         size_bytes = tokens = 0
         path = workspace.content(number, str(shared.get("backend")))
         with replacing(path) as file:
@@ -75,7 +75,7 @@ def write_parts(
                     break
                 if custom_id in requests:
                     raise InputError(f"two rows ask for `{custom_id}`", hint="make the product ids unique")
-                requests[custom_id] = Request(custom_id, size_bytes, len(content), *own_tokens)
+                requests[custom_id] = PartRequest(custom_id, size_bytes, len(content), *own_tokens)
                 file.write(content)
                 size_bytes, tokens = end_bytes, total_tokens
                 pending = next(source, None)
@@ -208,7 +208,7 @@ def cut_part(
     part: BatchPart,
     limits: Limits,
     *,
-    requests: Iterable[Request] | None = None,
+    requests: Iterable[PartRequest] | None = None,
     rejected: Sequence[Event] = (),
 ) -> None:
     """Replace a part by others within these limits; `requests`: only these, the `rejected` are left out."""

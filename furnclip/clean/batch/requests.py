@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from furnclip.catalogue import Product, content_hash
 from furnclip.clean.batch.state import Usage
-from furnclip.clean.prompt import PROMPT_VERSION, Vocabulary, answer_schema, instructions, user_text
+from furnclip.clean.prompt import PROMPT_VERSION, AllowedWords, answer_schema, instructions, user_text
 from furnclip.config import CleaningConfig
 from furnclip.errors import ConfigError, first_problem, nearest
 from furnclip.images import WHITE, encode_jpeg, open_image
@@ -152,12 +152,12 @@ class Recipe:
 
     config: CleaningConfig
     model: VisionModel
-    vocabulary: Vocabulary
+    vocabulary: AllowedWords
     queries: int  # shopper queries that are asked for
 
     @classmethod
     def from_config(cls, config: CleaningConfig) -> Recipe:
-        return cls(config, find_model(config), Vocabulary.from_config(config), config.queries)
+        return cls(config, find_model(config), AllowedWords.from_config(config), config.queries)
 
     @property
     def effort(self) -> str:

@@ -17,7 +17,7 @@ from pydantic_core import from_json
 
 from furnclip.clean.batch.requests import VisionModel, find_model
 from furnclip.clean.batch.state import UNSENT, BatchPart, State, Usage
-from furnclip.clean.prompt import BadAnswerError, Vocabulary, check_answer
+from furnclip.clean.prompt import AllowedWords, BadAnswerError, check_answer
 from furnclip.clean.workspace import CleaningLedger, Workspace
 from furnclip.config import CleaningConfig
 from furnclip.console import printable, redact
@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
         return self
 
 
-def part_outcomes(workspace: Workspace, part: BatchPart, vocabulary: Vocabulary) -> dict[str, Outcome]:
+def part_outcomes(workspace: Workspace, part: BatchPart, vocabulary: AllowedWords) -> dict[str, Outcome]:
     """The outcome of every request of a part; the first good line counts, others never replace it."""
     detail = "the service returned no line for this row"
     missing = Outcome("again", reason="no-answer", detail=detail, attempt=part.attempt)
@@ -68,7 +68,7 @@ def part_outcomes(workspace: Workspace, part: BatchPart, vocabulary: Vocabulary)
     return outcomes
 
 
-def collect(workspace: Workspace, state: State, vocabulary: Vocabulary) -> dict[str, Outcome]:
+def collect(workspace: Workspace, state: State, vocabulary: AllowedWords) -> dict[str, Outcome]:
     """The outcome of every request that was ever answered, later attempts over earlier ones."""
     outcomes: dict[str, Outcome] = {}
     for part in state.with_status("downloaded", "merged", "replaced"):
@@ -102,7 +102,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield value
 
 
-def classify(line: dict[str, Any], vocabulary: Vocabulary) -> Outcome:
+def classify(line: dict[str, Any], vocabulary: AllowedWords) -> Outcome:
     """What one result line means, whichever file it came from."""
     response = _object(line.get("response"))
     status, body = response.get("status_code"), response.get("body")
@@ -125,7 +125,7 @@ def classify(line: dict[str, Any], vocabulary: Vocabulary) -> Outcome:
     return Outcome("rejected", reason="request-refused", detail=detail)
 
 
-def _answer_outcome(text: str, refusal: str, finish: str, vocabulary: Vocabulary) -> Outcome:
+def _answer_outcome(text: str, refusal: str, finish: str, vocabulary: AllowedWords) -> Outcome:
     if refusal:
         return Outcome("rejected", reason="refused", detail=_short(refusal))
     if finish == "content_filter":

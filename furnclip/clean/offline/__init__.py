@@ -29,8 +29,8 @@ from itertools import chain
 from PIL import Image
 
 from furnclip.catalogue import UNKNOWN, Product, Rejection, content_hash
-from furnclip.clean.offline.reading import Reading, folded, known_words, lexicon, singular, words_of
-from furnclip.clean.prompt import MAX_TITLE_CHARACTERS, Answer, Vocabulary, readable, sendable
+from furnclip.clean.offline.reading import TitleReading, folded, known_words, lexicon, singular, words_of
+from furnclip.clean.prompt import MAX_TITLE_CHARACTERS, AllowedWords, CleanAnswer, readable, sendable
 from furnclip.images import open_image
 from furnclip.journal import encode_event
 
@@ -43,12 +43,12 @@ _VAGUE = frozenset({"", UNKNOWN, "other"})
 
 
 @cache
-def rules_identity(vocabulary: Vocabulary) -> str:
+def rules_identity(vocabulary: AllowedWords) -> str:
     """Hash of rules, word lists and vocabulary."""
     return content_hash(json.dumps([SOURCE, asdict(vocabulary), dict(lexicon())], sort_keys=True))
 
 
-def answer_line(custom_id: str, title: str, image: bytes, vocabulary: Vocabulary) -> bytes:
+def answer_line(custom_id: str, title: str, image: bytes, vocabulary: AllowedWords) -> bytes:
     """The answer as one line of a result file, in the shape of the Batch API; `image` may be empty.
 
     Raises `BrokenImage`.
@@ -60,10 +60,10 @@ def answer_line(custom_id: str, title: str, image: bytes, vocabulary: Vocabulary
     return encode_event({"custom_id": custom_id, "response": response, "error": None})
 
 
-def local_answer(title: str, image: Image.Image | None, vocabulary: Vocabulary) -> Answer:
+def local_answer(title: str, image: Image.Image | None, vocabulary: AllowedWords) -> CleanAnswer:
     """The answer of the rules to a title from `plain_title`; `image` is None where only the title counts."""
     pieces = _unnamed(title)
-    name, said = _joined(pieces), Reading(", ".join(pieces), vocabulary)
+    name, said = _joined(pieces), TitleReading(", ".join(pieces), vocabulary)
     kind, material = said.object_type, said.first("material")
     if material == UNKNOWN:
         material = usual_material(name, kind, vocabulary)
@@ -77,10 +77,10 @@ def local_answer(title: str, image: Image.Image | None, vocabulary: Vocabulary) 
         "color": color,
         "object_type": kind,
     }
-    return Answer.model_validate(values, context=vocabulary)
+    return CleanAnswer.model_validate(values, context=vocabulary)
 
 
-def _color(named: str, image: Image.Image | None, vocabulary: Vocabulary) -> str:
+def _color(named: str, image: Image.Image | None, vocabulary: AllowedWords) -> str:
     """The color that the title names; of a cut-out the image's where it clearly is another or none is named.
 
     In a room nothing tells the product from the floor and the walls.
@@ -152,12 +152,12 @@ def _without_name(piece: str) -> str:
     return " ".join(words).strip(_EDGES)
 
 
-def object_type(title: str, vocabulary: Vocabulary) -> str:
+def object_type(title: str, vocabulary: AllowedWords) -> str:
     """The kind of thing that a title is about, or `unknown`."""
-    return Reading(title, vocabulary).object_type
+    return TitleReading(title, vocabulary).object_type
 
 
-def usual_material(name: str, kind: str, vocabulary: Vocabulary) -> str:
+def usual_material(name: str, kind: str, vocabulary: AllowedWords) -> str:
     """What such a thing is mostly made of: by a word of its name, else by its kind; or `unknown`."""
     found = [one.value for one in known_words("usual_material", vocabulary.material).find(words_of(name))]
     found += [value for value, kinds in lexicon()["usual_material_of_kind"].items() if kind in kinds]
@@ -190,7 +190,7 @@ _COMPANY = frozenset({"home", "living", "design", "designs", "furniture", "inter
 BrandName = tuple[str, ...]  # case-folded words
 
 
-def find_brands(products: Iterable[Product | Rejection], vocabulary: Vocabulary) -> frozenset[BrandName]:
+def find_brands(products: Iterable[Product | Rejection], vocabulary: AllowedWords) -> frozenset[BrandName]:
     """Names that open the catalogue's titles."""
     following: defaultdict[BrandName, Counter[str]] = defaultdict(Counter)  # at the start of titles
     anywhere: Counter[str] = Counter()

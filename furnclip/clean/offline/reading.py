@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import tomli
 
 from furnclip.catalogue import UNKNOWN
-from furnclip.clean.prompt import Vocabulary
+from furnclip.clean.prompt import AllowedWords
 
 _LONGEST = 5  # words of a known phrase
 _TOKEN = re.compile(r"[^\W_]+|[,(|;]")
@@ -128,10 +128,10 @@ def _alone(field: str) -> frozenset[str]:
     )
 
 
-class Reading:
+class TitleReading:
     """One title, read with the words of a vocabulary."""
 
-    def __init__(self, title: str, vocabulary: Vocabulary) -> None:
+    def __init__(self, title: str, vocabulary: AllowedWords) -> None:
         self.tokens = words_of(title)
         self._found = {
             field: known_words(field, getattr(vocabulary, field)).find(self.tokens)
