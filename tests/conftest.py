@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ import typer.main
 from click.testing import CliRunner, Result
 
 from tests.drawn_shop import write_shop
+from tests.forked import Forked, can_fork
 from tests.s3_server import CREDENTIALS, make_bucket, s3_server
 
 _LOOPBACK = ("127.", "::1", "localhost")
@@ -42,6 +45,17 @@ os.environ.update(
 # test would inherit that, and never hear Ctrl-C or that their terminal closed.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+# Few tests that take long. Begun last, where xdist would put them, one of them leaves the other cores idle.
+_LONG = ("demo", "embed_faults", "examples_pages", "fuzz_catalogues", "light", "pipeline", "prepare_kills")
+_LONG += ("shards_bucket", "signals", "train", "train_exact", "update")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, then those with many tests."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.stem.removeprefix("test_") not in _LONG, -tests[item.path]))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -118,10 +132,14 @@ def run_cli(
     *args: str | Path, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 300
 ) -> Outcome:
     """A real `furnclip` process in `cwd`; never raises for a failing command."""
+    words = list(map(str, args))
+    variables = {**os.environ, **(env or {})}
+    if words and can_fork(words[0], variables):
+        return _forked(words, cwd, variables, timeout_s)
     done = subprocess.run(
-        [sys.executable, "-m", "furnclip", *map(str, args)],
+        [sys.executable, "-m", "furnclip", *words],
         cwd=cwd,
-        env={**os.environ, **(env or {})},
+        env=variables,
         check=False,
         capture_output=True,
         text=True,
@@ -129,6 +147,21 @@ def run_cli(
         stdin=subprocess.DEVNULL,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def _forked(words: list[str], cwd: Path, env: Mapping[str, str], timeout_s: float) -> Outcome:
+    with TemporaryFile() as stdout, TemporaryFile() as stderr:
+        process = Forked(words, cwd, env, stdout, stderr)
+        try:
+            code = process.wait(timeout_s)
+        except TimeoutError:
+            process.send_signal(signal.SIGKILL)
+            raise
+        said = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            said.append(file.read().decode())
+    return Outcome(code, *said)
 
 
 @pytest.fixture

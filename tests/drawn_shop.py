@@ -72,7 +72,7 @@ def write_shop(folder: Path, *, products: int, model: Path) -> Path:
         draw(row).save(images / row["image"], quality=90)
     (folder / "furnclip.toml").write_text(
         f'[model]\nname = "{model}"\ndevice = "cpu"\nprecision = "fp32"\n\n[clean]\nbackend = "local"\n\n'
-        "[prepare]\ntrain_fraction = 0.5\nvalidation_fraction = 0.25\n",
+        "[eval]\nlatency_s = 0\n\n[prepare]\ntrain_fraction = 0.5\nvalidation_fraction = 0.25\n",
         encoding="utf-8",
     )
     return folder

@@ -5,6 +5,7 @@ Both speak real HTTP on the loopback interface; boto3 does not know that it is b
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import http.client
 import re
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any, cast
@@ -29,7 +31,14 @@ CREDENTIALS = {
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """The address of a `moto_server` process that lives as long as the block."""
+    """The address of an S3 server without buckets: one process, which serves one test after the other."""
+    address = _moto_server()
+    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()
+    yield address
+
+
+@cache
+def _moto_server() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -38,12 +47,9 @@ def s3_server() -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    try:
-        _wait_until_open(port)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    atexit.register(lambda: (process.kill(), process.wait()))
+    _wait_until_open(port)
+    return f"http://127.0.0.1:{port}"
 
 
 def _wait_until_open(port: int, timeout_s: float = 60) -> None:

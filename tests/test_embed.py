@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from multiprocessing.process import BaseProcess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from furnclip.model.precision import can_pack, pack
 from furnclip.runs import PrecisionChoice as Choice
 from tests.conftest import Cli
 from tests.drawn_shop import captions, write_shop
+from tests.forked import Forked, run_ranks
 
 VECTORS = "work/embeddings/master_vectors.parquet"
 FULL = os.environ.get("FURNCLIP_FULL") == "1"
@@ -270,19 +270,7 @@ def test_eval_measures_the_vectors_that_are_served(shop: Path) -> None:
 
 def test_two_processes_share_the_row_groups(shop: Path, tmp_path: Path) -> None:
     shutil.copytree(prepare(shop), tmp_path / "alone")
-    environment = {**os.environ, "FURNCLIP_EMBED__ROW_GROUP_ROWS": "3"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "furnclip", "embed", "--json"],
-        cwd=shop,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = json.loads(run_ranks(2, ["embed", "--json"], shop, env={"FURNCLIP_EMBED__ROW_GROUP_ROWS": "3"}))
     assert said["row_groups_encoded"] == (said["row_groups"] + 1) // 2 < said["row_groups"]
     embed(tmp_path / "alone")
     alone, shared = table_of(tmp_path / "alone"), table_of(shop)
@@ -300,7 +288,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: py
     model = build_tiny_clip(tmp_path / "clip", captions(), image_px=32, width=128, layers=6)
     shop = write_shop(tmp_path / "shop", products=240, model=model)
     shutil.copytree(prepare(shop), tmp_path / "calm")
-    assert embed_in_child(tmp_path / "calm").exitcode == 0
+    assert embed_in_child(tmp_path / "calm") == 0
     expected = parts_of(tmp_path / "calm")
     chance = random.Random(7)
     twice, early = [], 0
@@ -320,42 +308,32 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: py
     print(f"row groups encoded twice, by restart: {twice}; {early} runs ended before their kill")
 
 
-def embed_in_child(
-    shop: Path, *, kill_after_s: float | None = None, from_the_start: bool = False
-) -> BaseProcess:
-    """`furnclip embed` in a process of its own, forked from one that has torch imported.
+def embed_in_child(shop: Path, *, kill_after_s: float | None = None, from_the_start: bool = False) -> int:
+    """The exit code of `furnclip embed` in a process of its own.
 
     `kill_after_s`: SIGKILL so long after it has begun its first row group, or `from_the_start`.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["furnclip.model", "furnclip.shards"])  # LanceDB does not like forks
-    process = context.Process(target=embed_as, args=(dict(os.environ), shop))
     journal = shop / "work/embeddings/journal-0.jsonl"
     size_before = journal.stat().st_size if journal.exists() else 0
-    process.start()
+    with Path(os.devnull).open("wb") as silent:
+        process = Forked(["embed"], shop, os.environ, silent, silent)
     if kill_after_s is not None:
         while (
             not from_the_start
-            and process.is_alive()
+            and process.poll() is None
             and not (journal.exists() and journal.stat().st_size > size_before)
         ):
             time.sleep(0.005)
-        process.join(kill_after_s)
-        process.kill()
-    process.join()
-    return process
-
-
-def embed_as(environment: dict[str, str], shop: Path) -> None:
-    """The fork server may be older than this test's settings."""
-    os.environ.update(environment)
-    embed_shards(shop)
+        with suppress(TimeoutError):
+            process.wait(kill_after_s)
+        process.send_signal(signal.SIGKILL)
+    return process.wait()
 
 
 def kill_at_random(shop: Path, chance: random.Random) -> bool:
     """Whether the process was still at work when it was killed; every third time it has hardly begun."""
-    process = embed_in_child(shop, kill_after_s=chance.uniform(0, 1), from_the_start=chance.random() < 1 / 3)
-    return process.exitcode == -signal.SIGKILL
+    after_s, at_once = chance.uniform(0, 1), chance.random() < 1 / 3
+    return embed_in_child(shop, kill_after_s=after_s, from_the_start=at_once) == -signal.SIGKILL
 
 
 def test_a_second_process_is_turned_away(shop: Path, cli: Cli) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from furnclip.shards.manifest import ShardInfo, SplitInfo
 from furnclip.shards.tar import write_shard
 from tests import drawn_shop
 from tests.conftest import invoke
+from tests.forked import Forked
 from tests.test_embed_faults import interrupted
 
 PRODUCTS = 40
@@ -351,13 +351,9 @@ def test_damaged_vectors_are_made_again(shop: Path) -> None:
 def test_a_killed_evaluation_keeps_the_models_it_is_done_with(shop: Path) -> None:
     shutil.rmtree(shop / "work" / "cache", ignore_errors=True)
     shutil.rmtree(shop / "work" / "eval", ignore_errors=True)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "furnclip", "eval", "--run", "first", "--run", "second"],
-        cwd=shop,
-        env=dict(os.environ),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    words = ["eval", "--run", "first", "--run", "second"]
+    with Path(os.devnull).open("wb") as silent:
+        process = Forked(words, shop, os.environ, silent, silent)
     cache = shop / "work" / "cache" / "features"
     deadline = time.monotonic() + 120
     while not list(cache.glob("*.npy")) and process.poll() is None and time.monotonic() < deadline:

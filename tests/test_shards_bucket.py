@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ import pytest
 from furnclip.shards import read_manifest
 from tests.conftest import invoke
 from tests.drawn_shop import write_shop
+from tests.forked import Forked
 from tests.s3_server import CREDENTIALS, Fault, Proxy, create_bucket, fault_proxy, s3_server
 
 SECRET = "not-for-any-message"
@@ -106,8 +105,8 @@ def test_a_change_in_the_bucket_is_noticed_and_comes_alone(
 def test_a_killed_download_goes_on(proxy: Proxy, receiver: Path) -> None:
     proxy.log.clear()
     proxy.faults.append(Fault("stall", path=r"train/.*\.tar", after=3, pause_s=60))
-    words = [sys.executable, "-m", "furnclip", *TRAIN, "--config", str(receiver / "furnclip.toml")]
-    process = subprocess.Popen(words, env=dict(os.environ), stderr=subprocess.DEVNULL)
+    with Path(os.devnull).open("wb") as silent:
+        process = Forked(TRAIN, receiver, os.environ, silent, silent)
     while len(list((receiver / "work").glob("cache/shards/*.tar"))) < 3:
         assert process.poll() is None
         time.sleep(0.05)

@@ -28,6 +28,7 @@ from furnclip.train.checkpoints import Position
 from furnclip.train.run import verdict
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from tests.conftest import Cli
+from tests.forked import Forked, run_ranks
 from tests.training import command, loop_of, losses, run_train, weights_of
 
 CPU = ModelConfig(device="cpu", precision="fp32")
@@ -228,12 +229,8 @@ def _weights(run: Path) -> bytes:
 def _killed(folder: Path, run: str, *, after_events: int, delay_s: float) -> bool:
     """Start the run and SIGKILL it once its metrics have grown; False when it ended before."""
     metrics = folder / "work" / "runs" / run / "metrics.jsonl"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "furnclip", "train", "--run", run],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with Path(os.devnull).open("wb") as silent:
+        process = Forked(["train", "--run", run], folder, os.environ, silent, silent)
     while process.poll() is None and len(list(read_journal(metrics))) < after_events:
         time.sleep(0.005)
     time.sleep(delay_s)
@@ -261,14 +258,10 @@ def test_killed_again_and_again_a_run_equals_the_uninterrupted_one_bit_for_bit(r
 
 
 def test_two_ranks_have_the_gradient_of_one(tiny_clip: Path, tmp_path: Path) -> None:
-    root = Path(__file__).parents[1]
-    script = [str(root / "tests" / "train_ranks.py"), str(tiny_clip)]
-    alone = [sys.executable, *script, str(tmp_path / "one")]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONWARNINGS": "ignore"}
-    for argv in (alone, [*launcher, *script, str(tmp_path / "two")]):
-        subprocess.run(argv, cwd=root, env=environment, check=True, capture_output=True, timeout=120)
-    one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
+    for count in (1, 2):
+        words = [str(tiny_clip), str(tmp_path / str(count))]
+        run_ranks(count, words, Path(__file__).parents[1], module="tests.train_ranks")
+    one, two = load_file(tmp_path / "1"), load_file(tmp_path / "2")
     flat = [torch.cat([part[name].flatten() for name in sorted(one)]) for part in (one, two)]
     assert (flat[0] - flat[1]).norm() <= 1e-5 * flat[0].norm()
 

@@ -1,6 +1,6 @@
-"""What torchrun starts in `test_train.py`: the gradient of one batch, shared between the processes.
+"""What `test_train.py` starts on each rank: the gradient of one batch, shared between the processes.
 
-`python tests/train_ranks.py MODEL OUT`: the first process writes the summed gradient to OUT.
+`python -m tests.train_ranks MODEL OUT`: the first process writes the summed gradient to OUT.
 """
 
 from __future__ import annotations
