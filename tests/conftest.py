@@ -58,6 +58,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path.stem.removeprefix("test_") not in _LONG, -tests[item.path]))
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Seconds by file: what makes the suite long."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.location[0]] += round(report.duration, 1)
+    if len(seconds) > 1:
+        longest = (f"{name} {spent:.0f}" for name, spent in seconds.most_common(30))
+        terminalreporter.write_line(f"seconds by file: {', '.join(longest)}")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _loopback_only() -> Iterator[None]:
     """Connections to anything but this machine fail the test that makes them."""

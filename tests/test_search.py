@@ -24,7 +24,7 @@ from furnclip.cli.commands import app
 from furnclip.config import Config, load_config
 from furnclip.embed import embed_catalogue
 from furnclip.errors import MissingStageError, ModelMismatchError, UsageError
-from furnclip.search.together import Together
+from furnclip.search.encoder import Together
 from furnclip.vectors.index import index_location, write_index
 from tests.drawn_shop import captions, write_shop
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server

@@ -26,6 +26,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+COMMANDS = [("--help",), ("search", "chair"), ("train",)]
+COMMANDS += [("embed",), ("eval",)] * FULL  # whose own tests interrupt them too
+
+
 def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "furnclip", *words],
@@ -51,9 +55,7 @@ def wait_for_our_code(process: subprocess.Popen[str] | psutil.Process) -> None:
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="asks Linux which signals a process handles"
 )
-@pytest.mark.parametrize(
-    "words", [("--help",), ("search", "chair"), ("embed",), ("eval",), ("train",)], ids=" ".join
-)
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_ctrl_c_at_any_moment(prepared: Path, words: tuple[str, ...]) -> None:
     """From the first import to the last exit function; a command that is faster than that ends well."""
     for number in range(20 if FULL else 4):

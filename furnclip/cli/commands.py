@@ -14,10 +14,8 @@ from furnclip import __version__, console
 from furnclip.cli.arena import group as arena
 from furnclip.cli.clean import group as clean
 from furnclip.cli.options import CONTEXT_SETTINGS, Call, FurnclipGroup, takes
-from furnclip.cli.prepare import fetch, prepare
 from furnclip.cli.retrieval import embed, evaluate, export, search, serve
-from furnclip.cli.train import train
-from furnclip.cli.update import update
+from furnclip.cli.stages import fetch, prepare, train, update
 from furnclip.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,9 +6,12 @@ Loading torch and a model takes seconds, so the towers are taken wherever they a
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from PIL import Image
 
@@ -18,6 +21,9 @@ from furnclip.errors import ModelError, ModelMismatchError
 from furnclip.model.light import home_of, is_unchanged, open_light
 from furnclip.runs import latest_run
 from furnclip.vectors import Floats, ModelProvenance, Provenance
+
+T = TypeVar("T")
+_MOST_INPUTS = 32  # of one call: bounds memory, and what the last of a crowd waits
 
 
 class Encoder(Protocol):
@@ -77,3 +83,43 @@ def _by_torch(
             hint=f"if you trust that model, ask for it: `--run {shlex.quote(made_by.name)}`",
         )
     return load_clip(asked, wanted, runs=runs)
+
+
+class Together(Generic[T]):
+    """`encode`, which takes a list and need not be thread-safe, for many threads at once.
+
+    While the model works on one batch, further inputs gather and make up the next: nobody waits for a clock,
+    a lone request is encoded at once, and sixteen that arrive together cost little more than one.
+    """
+
+    def __init__(self, encode: Callable[[list[T]], Floats]) -> None:
+        self._encode = encode
+        self._waiting: deque[tuple[list[T], Future[Floats]]] = deque()
+        self._working = threading.Lock()
+
+    def __call__(self, inputs: Sequence[T]) -> Floats:
+        """What `encode` gives for these inputs, (N, D); raises what it raises."""
+        mine: Future[Floats] = Future()
+        self._waiting.append((list(inputs), mine))
+        while not mine.done():
+            with self._working:  # whoever comes first works for all who wait
+                if not mine.done():
+                    self._work()
+        return mine.result()
+
+    def _work(self) -> None:
+        taken: list[tuple[list[T], Future[Floats]]] = []
+        inputs: list[T] = []
+        while self._waiting and (not taken or len(inputs) + len(self._waiting[0][0]) <= _MOST_INPUTS):
+            taken.append(self._waiting.popleft())
+            inputs += taken[-1][0]
+        try:
+            vectors = self._encode(inputs)
+        except BaseException as error:
+            for _, future in taken:
+                future.set_exception(error)
+            return
+        start = 0
+        for own, future in taken:
+            future.set_result(vectors[start : start + len(own)])
+            start += len(own)

@@ -19,12 +19,11 @@ from furnclip import console
 from furnclip.config import Config, load_config
 from furnclip.errors import InputError, ModelMismatchError, UsageError
 from furnclip.images import letterbox, load_square
-from furnclip.search.encoder import load_encoder
+from furnclip.search.encoder import Together, load_encoder
 from furnclip.search.hits import NOTHING, Answer, Hit, explain
 from furnclip.search.query import Query, understand
 from furnclip.search.ranking import Mode, Ranker, Ranking, Request
 from furnclip.search.table import SearchTable
-from furnclip.search.together import Together
 from furnclip.vectors import Floats, Provenance, column_name, unit
 from furnclip.vectors.index import DETAILS, KEYWORDS, explained, index_location, kind_of
 from furnclip.vectors.words import knowledge, words_of

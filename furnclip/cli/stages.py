@@ -1,16 +1,28 @@
-"""`furnclip fetch` and `prepare`: images from the web, and with the rows to shards without leaks."""
+"""`furnclip fetch`, `prepare` and `train`: images from the web, shards without leaks, a model; and `update`.
+
+`update` is what a cron line calls to bring search in line with the catalogue. Each of its stages is a command
+and a process of its own, so that the memory of one is free for the next. What they say, and their results,
+are appended to `work/update.log`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import furnclip
 from furnclip import console
-from furnclip.cli.options import Call, mention_raw_titles, mention_uncleaned, takes
+from furnclip.cli.options import Call, check_address_space, mention_raw_titles, mention_uncleaned, takes
+from furnclip.errors import FurnclipError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from furnclip.config import Config
     from furnclip.fetch import FetchSummary
     from furnclip.prepare import CheckReport, PrepareSummary
@@ -24,6 +36,11 @@ _SHARED = {
     "image": "one image: if it stands for a missing one, take it out of these rows",
     "near-duplicates": "images that look alike: check a few of them",
 }
+
+_Run = Annotated[  # torchrun takes `--run` for its own `--run-path`, hence the second spelling
+    str, typer.Option("--run", "--run-name", help="name of the run; default: the scenario")
+]
+_Resume = Annotated[bool, typer.Option(help="continue a run of that name; off: start it again")]
 
 
 @takes("fetch.concurrency", "fetch.per_host")
@@ -182,3 +199,136 @@ def _show_summary(summary: PrepareSummary) -> None:
             f"most of them share {_SHARED[leaks['kept_together_by']]}"
         )
     mention_uncleaned(summary.not_cleaned)
+
+
+@takes(
+    *("train.scenario", "model.name", "train.epochs", "train.lr", "train.effective_batch_size"),
+    *("train.micro_batch_size", "train.lora_r", "train.lora_alpha", "train.lora_dropout", "train.loss"),
+    *("train.augment", "train.teacher", "model.precision", "train.seed", "train.patience"),
+    *("train.mini_train", "train.gradient_checkpointing", "train.upload", "train.wandb"),
+    *("storage.bucket", "storage.prefix"),
+)
+def train(
+    call: Call,
+    run: _Run = "",
+    resume: _Resume = True,
+) -> None:
+    """Fine-tune CLIP on the shards.
+
+    [bold]zero_shot[/bold]: nothing trains, the base is measured\n
+    [bold]linear_probe[/bold]: both projections; the towers run once\n
+    [bold]dual_lora[/bold]: LoRA in both encoders, and both projections\n
+    [bold]vision_lora[/bold]: LoRA in the vision encoder, and both projections\n
+    [bold]text_lora[/bold]: LoRA in the text encoder, and both projections\n
+    [bold]full[/bold]: every weight\n
+    [bold]auto[/bold], the default: full for a base of up to 20 million parameters, else dual_lora\n
+    [bold]all[/bold]: all but full, one after another, and a table
+    """
+    base = call.flags.get("model", {})
+    if (folder := Path(base.get("name", ""))).is_dir() and folder.name:
+        base["name"] = str(folder.resolve())  # findable when the command is repeated from elsewhere
+    checked = call.settings()
+    check_address_space()
+    from furnclip.train import train as train_run
+    from furnclip.train import train_all
+
+    if checked.train.scenario == "all":
+        result = train_all(checked, prefix=run, resume=resume)
+        call.emit(result, lambda: _show_ablation(result))
+        return
+    card = train_run(checked, run=run, resume=resume)
+    if not card:  # one of several processes, and not the one that talks
+        return
+    call.emit(card, lambda: _show_run(card))
+
+
+def _show_run(card: Mapping[str, Any]) -> None:
+    if card["already_done"]:
+        console.say(f"run `{card['run']}` is finished already; nothing to do")
+    base, tuned = card["validation"]["base"], card["validation"]["finetuned"]
+    rows = [(name.replace("_", " "), base[name], tuned[name]) for name in base]
+    console.show_table(
+        ("validation", "base", "finetuned"),
+        rows,
+        title=f"{card['run']}: {card['samples']['validation']} products, each searched among all of them",
+    )
+    console.say(f"next: `furnclip eval --run {card['run']}`, then `furnclip embed`")
+    if card["verdict"]:
+        console.say(f"{card['run']}: {card['verdict']}")
+
+
+def _show_ablation(result: Mapping[str, Any]) -> None:
+    if result["already_done"]:
+        console.say("every scenario is finished already; nothing to do")
+    rows = [
+        (
+            row["scenario"],
+            f"{row['trainable_parameters']:,}",
+            f"{row['seconds']:.0f} s",
+            _with_interval(row["recall@1"]),
+            _with_interval(row["recall@5"]),
+            f"{row['latency_ms']['image']:.1f} / {row['latency_ms']['text']:.1f} ms",
+        )
+        for row in result["ablation"]
+    ]
+    columns = ("scenario", "trainable", "time", "recall@1", "recall@5", "image / text")
+    console.show_table(columns, rows, title="text to image on the validation split, 95 % intervals")
+    for row in result["ablation"]:
+        if row["verdict"]:
+            console.say(f"{row['run']}: {row['verdict']}")
+
+
+def _with_interval(values: list[float]) -> str:
+    value, low, high = values
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+@takes()
+def update(call: Call) -> None:
+    """Bring search up to date with the catalogue: fetch, clean, prepare and embed what changed."""
+    from furnclip.journal import exclusive
+
+    chosen = call.settings()
+    log = chosen.paths.work / "update.log"
+    results: dict[str, Any] = {}
+    start = time.monotonic()
+    with exclusive(log):  # cron starts the next one even where this one is still at work
+        for words in _stages(chosen):
+            console.note(f"furnclip {' '.join(words)}")
+            results[words[0]] = _run(words, call.config, log)
+    payload = {"seconds": round(time.monotonic() - start, 1), "log": str(log), "results": results}
+    embedded = results["embed"]
+
+    def show() -> None:
+        console.say(f"{embedded['products']:,} products can be searched, {payload['seconds']} s")
+        console.say(f"what was done: {log}")
+
+    call.emit(payload, show)
+
+
+def _stages(config: Config) -> list[tuple[str, ...]]:
+    """The commands in order; titles are cleaned where that was begun, because it may cost money."""
+    from furnclip.clean.workspace import Workspace
+
+    if Workspace(config.paths.clean).journal.exists():
+        return [("fetch",), ("clean", "run"), ("prepare",), ("embed",)]
+    console.note("titles stay as they are: `furnclip clean run` was never started here")
+    return [("fetch",), ("prepare",), ("embed",)]
+
+
+def _run(words: tuple[str, ...], config: Path | None, log: Path) -> Any:
+    """The JSON result of a command, whose messages go to the log."""
+    from furnclip.parallel import run_furnclip
+
+    options = ["--json", *(["--config", str(config)] if config else [])]
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} furnclip {' '.join(words)}\n")
+        file.flush()
+        code, output = run_furnclip([*words, *options], stdout=subprocess.PIPE, stderr=file)
+        file.write(f"{output.strip()}\nexit code {code}\n")
+    if code:
+        raise FurnclipError(
+            f"`furnclip {' '.join(words)}` ended with exit code {code}",
+            hint=f"`{log}` has its message; fix the cause and run the same command again",
+        )
+    return json.loads(output)
