@@ -22,7 +22,7 @@ import typer.main
 from click.testing import CliRunner, Result
 
 from tests.drawn_shop import write_shop
-from tests.forked import Forked, can_fork
+from tests.forked import Forked, can_fork, of_the_server
 from tests.s3_server import CREDENTIALS, make_bucket, s3_server
 
 _LOOPBACK = ("127.", "::1", "localhost")
@@ -39,6 +39,7 @@ os.environ.update(
         "OMP_NUM_THREADS": "1",
     }
 )
+of_the_server()
 
 
 # A shell starts background jobs with SIGINT ignored and `nohup` them with SIGHUP ignored; commands under

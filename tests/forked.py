@@ -98,14 +98,17 @@ def run_ranks(
 
 def can_fork(command: str, env: Mapping[str, str]) -> bool:
     """Whether the libraries would read the same variables as those that are imported."""
-    return command in COMMANDS and _read_at_import(env) == _read_at_import(_ENVIRONMENT)
+    return command in COMMANDS and _read_at_import(env) == _read_at_import(of_the_server())
 
 
 def _read_at_import(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if _READ_AT_IMPORT.match(name)}
 
 
-_ENVIRONMENT = dict(os.environ)  # when the tests began, which is what the server gets
+@cache
+def of_the_server() -> dict[str, str]:
+    """The variables that the server gets: those when this was called first, before any test changes them."""
+    return dict(os.environ)
 
 
 @cache
@@ -113,7 +116,8 @@ def _server() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         words = [sys.executable, "-m", "tests.forked", str(theirs.fileno())]
-        process = subprocess.Popen(words, cwd=ROOT, env=_ENVIRONMENT, pass_fds=[theirs.fileno()])
+        env = {**of_the_server(), "HOME": "/nonexistent"}  # no model of whoever runs the tests
+        process = subprocess.Popen(words, cwd=ROOT, env=env, pass_fds=[theirs.fileno()])
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
     atexit.register(lambda: (ours.close(), process.wait(10)))
     return ours
