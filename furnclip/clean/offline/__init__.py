@@ -33,13 +33,13 @@ from furnclip.clean.offline.reading import TitleReading, folded, known_words, le
 from furnclip.clean.prompt import MAX_TITLE_CHARACTERS, AllowedWords, CleanAnswer, readable, sendable
 from furnclip.images import open_image
 from furnclip.journal import encode_event
+from furnclip.relevance import known
 
 SOURCE = "local:rules-3"
 IMAGE_PX = 64  # enough to judge a color
 _CLEARLY = 0.6  # share of the product's pixels that overrules the title
 _HARDLY = 0.04  # share under which a color named in the title is not on the image
 _TITLE_WORDS = 4  # of a title that stands in for a type in a query
-_VAGUE = frozenset({"", UNKNOWN, "other"})
 
 
 @cache
@@ -313,10 +313,10 @@ def settled(written: Sequence[str], values: Mapping[str, str], names: Sequence[s
 
 def made(values: Mapping[str, str]) -> Iterator[str]:
     """A plain query, one with style or use, one in everyday words, and more of the kind."""
-    known = {name: value for name, value in values.items() if value not in _VAGUE}
-    title = known.get("clean_title", "")
-    kind = known.get("object_type") or _without_measures(title)
-    color, material, style = (known.get(name, "") for name in ("color", "material", "style"))
+    told = {name: value for name, value in values.items() if known(value)}
+    title = told.get("clean_title", "")
+    kind = told.get("object_type") or _without_measures(title)
+    color, material, style = (told.get(name, "") for name in ("color", "material", "style"))
     everyday = lexicon()["everyday"].get(kind) or [kind]
     name = everyday[sum(map(ord, title)) % len(everyday)]
     of_material = lexicon()["made_of"].get(material, material)
