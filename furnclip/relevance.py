@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from furnclip.catalogue import ATTRIBUTES, UNKNOWN
+from furnclip.catalogue import ATTRIBUTES, says_nothing
 from furnclip.journal import parse_json, read_text
 from furnclip.metrics.retrieval import Integers, relevant_by_key
 
 Attributes = Mapping[str, Sequence[str]]  # attribute -> its value for each product, "" where not known
 
-_MISSING = frozenset({"", UNKNOWN, "none", "nan", "null", "n/a", "na", "other", "-"})
 OF_A_KIND = ("color", "object_type")  # products that share both answer a search by each other's image
 _ASKED = (
     OF_A_KIND,
@@ -32,9 +31,9 @@ _ASKED = (
 
 
 def known(value: str | None) -> str:
-    """The value in lower case with single spaces; empty where it is missing."""
+    """The value in lower case with single spaces; empty where it is missing, or `other` of a vocabulary."""
     text = " ".join((value or "").lower().split())
-    return "" if text in _MISSING else text
+    return "" if text == "other" or says_nothing(text) else text
 
 
 def known_attributes(products: Sequence[Mapping[str, str | None]]) -> dict[str, list[str]]:

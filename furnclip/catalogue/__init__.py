@@ -16,6 +16,7 @@ What kind of value a column holds, and its name in a filter, are told in `column
 
 from furnclip.catalogue.columns import Column as Column
 from furnclip.catalogue.columns import ColumnTypes as ColumnTypes
+from furnclip.catalogue.columns import says_nothing as says_nothing
 from furnclip.catalogue.formats import Recognition as Recognition
 from furnclip.catalogue.formats import image_names as image_names
 from furnclip.catalogue.formats import image_table as image_table

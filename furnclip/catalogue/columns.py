@@ -108,6 +108,11 @@ def _words(name: str) -> frozenset[str]:
     return frozenset(word.casefold() for word in known_names()["words"][name])
 
 
+def says_nothing(text: str) -> bool:
+    """Whether a cell, without spaces around it, is empty or says that the value is not known."""
+    return not text or text.casefold() in _words("nothing")
+
+
 @dataclass(frozen=True)
 class Column:
     """One column: `source` is what the catalogue calls it, `name` what a filter does.
@@ -128,7 +133,7 @@ class Column:
         Of several, as of a product with variants: the lowest number, the first day, whether any is true.
         """
         text = cell.strip()
-        if not text or text.casefold() in _words("nothing"):
+        if says_nothing(text):
             return None
         if self.kind == "text":
             return plain_text(text) or None
@@ -327,7 +332,7 @@ class ColumnTypes:
             if counts.is_settled:
                 continue
             text = cell.strip()
-            if text and text.casefold() not in _words("nothing"):
+            if not says_nothing(text):
                 counts.add(text, times)
 
     def columns(self, reserved: Collection[str] = ()) -> list[Column]:
