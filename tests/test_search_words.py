@@ -426,3 +426,47 @@ def test_image_and_text_together(shop: Path, searcher: Searcher) -> None:
     with Image.open(shop / "images/00004.jpg") as image:
         hits = searcher.search("lamp", image=image, k=3, image_weight=0.2)
     assert {hit.object_type for hit in hits} == {"lamp"}
+
+
+def test_an_image_with_a_word_finds_of_all_that_have_it_what_looks_like_the_image(
+    shop: Path, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only of the few that are looked at for the word or for the image alone."""
+    monkeypatch.setattr("furnclip.search.searcher._CANDIDATES", 3)
+    for number in (4, 7, 11, 23):
+        with Image.open(shop / f"images/{number:05d}.jpg") as image:
+            image.load()
+        red = searcher.search(image=image, k=PRODUCTS, where="color = 'red'", all_variants=True)
+        found = searcher.search("red", image=image, k=3, all_variants=True)
+        assert {hit.color for hit in found} == {"red"}
+        assert red[0].product_id in [hit.product_id for hit in found]
+
+
+def test_a_size_finds_those_nearby_and_is_looked_for_as_a_word(searcher: Searcher) -> None:
+    widths = [hit.columns["width_cm"] for hit in searcher.search("305 cm", k=2)]
+    assert sorted(widths) == [300.2, 310.2]
+    asked = understand("wide 305 cm", searcher._open.vocabulary, searcher.columns, literal=False)
+    assert asked.unknown == []
+    assert searcher._ranker.trust_in_words(asked) >= 0.98
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("I am looking for a red lamp", {"red", "lamp"}),
+        ("ich suche etwas rotes", {"rotes"}),
+        ("je cherche une lampe", {"lampe"}),
+        ("busco una silla", {"silla"}),
+        ("a 40 cm deep table", {"40", "table"}),
+    ],
+)
+def test_what_a_request_says_beside_the_product_is_not_looked_for(text: str, kept: set[str]) -> None:
+    rows = [{"title": "red lamp 40 cm"}, {"title": "chair and table, 2 heaters, wine"}]
+    vocabulary = Vocabulary.gather(rows, fields_of({}), "en")
+    assert {term.word for term in understand(text, vocabulary, (), literal=False).terms} == kept
+
+
+def test_another_first_letter_is_another_word() -> None:
+    vocabulary = Vocabulary.gather([{"title": "heater sofa"}], fields_of({}), "en")
+    assert understand("seater", vocabulary, (), literal=False).unknown == ["seater"]
+    assert [term.spelled for term in understand("osfa", vocabulary, (), literal=False).terms] == ["sofa"]

@@ -11,17 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
+from furnclip.vectors.index import KEYWORDS
 from furnclip.vectors.words import Vocabulary, code_of, fold, knowledge, name_of, value_of, words_of
 
 PRICE = "price"
 _TYPOS = ((8, 2), (4, 1))  # from so many letters on: so many errors
-_SHORT = 5  # letters, up to which hardly anybody misses the first one
+_SHORT = 7  # letters, up to which hardly anybody misses the first one: "seater" is no "heater"
+_NEAR_SIZE = 0.04  # of a size: beds come in steps of a twentieth
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([a-z]*)")
+_CROSSED = re.compile(r"\d\s*[x\u00d7*]\s*\d")  # of bare numbers only those of "120x60" are sizes
 _SPELLINGS = 3  # of a mistyped word, at most
 _SATURATION = 1.2  # k1 of BM25: a word that is there as often counts half of what it may
 _SHORTNESS = 0.75  # b of BM25
@@ -58,7 +62,7 @@ class Term:
         if not there and not (passing and any(f" {stem} " in passing for stem in self.stems)):
             return 0.0
         is_opened = bool(there and self.opening) and self.opening in words
-        there = there or 1
+        there = there or (1 if f" {self.stems[0]} " in passing else _ALIKE)
         half = _SATURATION * (1 - _SHORTNESS + _SHORTNESS * length * (not is_opened))
         return there / (there + half)
 
@@ -88,6 +92,16 @@ class Query:
     def groups(self) -> list[str]:
         """For each word that is known, the words of the index that stand for it."""
         return [" ".join(term.stems) for term in self.terms if term.stems]
+
+    @property
+    def condition(self) -> str:
+        """In the table's own SQL: that a product has every known word of one of the things."""
+        things: dict[int, list[str]] = {}
+        for term in self.terms:
+            if term.stems:
+                has = f"regexp_like({KEYWORDS}, '(^| )({'|'.join(term.stems)})( |$)')"
+                things.setdefault(term.either, []).append(has)
+        return f"({' OR '.join(' AND '.join(words) for words in things.values())})"
 
     @cached_property
     def words(self) -> str:
@@ -199,6 +213,8 @@ def _terms(text: str, vocabulary: Vocabulary) -> Iterator[Term]:
     words = words_of(text)
     words = [forms for forms in words if not vocabulary.is_stop(forms[0])] or words
     found = [[stem for form in forms for stem in vocabulary.meanings(form)] for forms in words]
+    if _CROSSED.search(text) or any(len(forms) > 1 for forms in words):
+        found = [stems + _near(forms, vocabulary) for stems, forms in zip(found, words, strict=True)]
     place = 0
     while place < len(words):
         word, stems = words[place][0], found[place]
@@ -215,6 +231,24 @@ def _terms(text: str, vocabulary: Vocabulary) -> Iterator[Term]:
         else:
             yield from _guessed(word, vocabulary)
         place += 1
+
+
+def _near(forms: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+    """Sizes near to the one that is asked for, the nearest first: "120x60" looks for 118 x 61 cm too."""
+    if not (match := _SIZE.fullmatch(forms[-1])) or not (value := float(match[1])):
+        return []
+    near = [(abs(size / value - 1), word) for size, word in _sizes(vocabulary).get(match[2] or "cm", [])]
+    return [word for apart, word in sorted(near) if apart <= _NEAR_SIZE]
+
+
+@lru_cache(maxsize=4)
+def _sizes(vocabulary: Vocabulary) -> dict[str, list[tuple[float, str]]]:
+    """The numbers with units of a catalogue, by unit."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for word in vocabulary.stems:
+        if match := _SIZE.fullmatch(word):
+            found.setdefault(match[2], []).append((float(match[1]), word))
+    return found
 
 
 def _guessed(word: str, vocabulary: Vocabulary) -> Iterator[Term]:
@@ -255,7 +289,7 @@ def _typos(word: str, vocabulary: Vocabulary) -> list[str]:
     ranked = sorted(
         (distance, found[0] != word[0], -vocabulary.frequencies.get(found, 0), found)
         for found, distance, _ in close
-        # "tall" is a word of its own and no slip for "wall"; "osfa" is one for "sofa"
+        # "osfa" is a slip for "sofa"
         if found[0] == word[0] or len(word) > _SHORT or sorted(found) == sorted(word)
     )
     nearest = [found for distance, *_, found in ranked if distance == ranked[0][0]]

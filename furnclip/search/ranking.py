@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from furnclip.search.query import Query
@@ -63,22 +63,25 @@ class Ranker:
 
     def ranked(self, request: Request, mode: Mode, count: int, where: str | None) -> Ranking:
         """The best `count` rows that pass the filter."""
-        query = request.query
         if mode == "vector":
             meaning = self._meaning(request, count, where)
             return Ranking(meaning, meaning)
-        has_meaning = mode == "hybrid"
+        query, has_meaning = request.query, mode == "hybrid"
+        trust = self.trust_in_words(query) if has_meaning else 1.0
+        if has_both := request.text is not None and request.image is not None:
+            # As far as the text is looked for as words, it is not in the cosine a second time.
+            share, trust = request.image_weight, trust * (1 - request.image_weight)
+            request = replace(request, image_weight=share / max(1 - trust, 1e-6))
         found = self._beside.submit(self._meaning, request, count, where) if has_meaning else None
         rows = self._table.words(query.words, count, where)
         if len(rows) == count:  # the most frequent words may have been left out
             rows |= self._table.words(query.kinds, count, where)
         meaning = found.result() if found else {}
+        if has_both and query.groups:  # of all that have the words those that look like the image
+            meaning |= self._meaning(request, count, " AND ".join(filter(None, (where, query.condition))))
         together = [*rows, *(row for row in meaning if row not in rows)]
         texts, cosines = self._compared(request if has_meaning else Request(), together, meaning)
         exact = {row for row, text in texts.items() if not set(query.exact).isdisjoint(text.split())}
-        trust = 1.0 if mode == "keyword" else self.trust_in_words(query)
-        if request.text is not None and request.image is not None:
-            trust *= 1 - request.image_weight
         near = self._scaled(request, cosines) if cosines else {}
         scores = {
             row: _EXACT * (row in exact) + trust * share + (1 - trust) * near.get(row, 0.0)
@@ -97,7 +100,9 @@ class Ranker:
         share = sum(term.weight for term in known) / sum(term.weight for term in query.terms)
         # What words miss is left to meaning as far as the model understands the catalogue.
         share += (1 - share) * (self._trust - _LEAST_TRUST) / (1 - _LEAST_TRUST)
-        return share * max(self._trust, _NAMES_TRUST * (names or len(query.terms) == 1))
+        # Models read no numbers.
+        is_for_words = names or len(query.terms) == 1 or any(term.word[0].isdigit() for term in known)
+        return share * max(self._trust, _NAMES_TRUST * is_for_words)
 
     def surprise(self, request: Request, ranking: Ranking) -> float:
         """How much nearer than any product the nearest is, as a cosine."""

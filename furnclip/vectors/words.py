@@ -348,7 +348,7 @@ class Vocabulary:
 
     def is_stop(self, word: str) -> bool:
         """Whether a folded word says nothing about a product, in English, here or where it is unknown."""
-        known = _STEMMERS if self.stem(word) not in self.stems else ("en", self.language)
+        known = knowledge()["stop"] if self.stem(word) not in self.stems else ("en", self.language)
         return any(word in _stop_words(language) for language in known)
 
     def keywords(self, row: Mapping[str, Any], fields: Iterable[Field]) -> str:

@@ -16,7 +16,8 @@ furnclip-tiny has not seen.
               `swapped`: with two letters of its longest word exchanged
 `both`        color and type: share of the first four
 `ndcg`        color and type: nDCG@10, of all modes; `over_keyword`, `over_vector`: what hybrid adds to one of
-              them, of each query; `singular_over_...` the same for types as they are, plural and swapped
+              them, of each query; `singular_over_...` the same for types as they are, plural and swapped;
+              `like_this_in_...`: for a product's image with another color; `every_...`: for all of these
 
 `before_...` is the release: rank fusion of fused vectors and of BM25 over titles and attributes, stemmed
 English. `..._low` and `..._high`: 95 % bootstrap intervals over queries.
@@ -35,7 +36,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -83,7 +84,8 @@ class Shop:
         return Searcher(self.config)
 
     def now(self, text: str | None = None, image: Any = None, **options: Any) -> list[str]:
-        return self._by_text(text, **options) if image is None else self._found(image=image)
+        find: Find = self._by_text if image is None else partial(self._found, image=image)
+        return find(text, **options)
 
     @cached_property
     def _by_text(self) -> Find:
@@ -170,10 +172,12 @@ def against(shop: Shop, mode: str) -> dict[str, float]:
     asked = {"": both(shop)} | {
         f"{form.__name__}_": types(shop, form) for form in (singular, plural, swapped)
     }
+    asked["like_this_in_"] = like_this_in(shop)
+    asked["every_"] = [query for queries in asked.values() for query in queries]
     figures: dict[str, float] = {}
     for kind, queries in asked.items():
-        scores = [ndcg(shop.now(text, mode=mode), right) for text, right in queries]
-        ours = [ndcg(shop.now(text), right) for text, right in queries]
+        scores = [ndcg(shop.now(text, *image, mode=mode), right) for text, right, *image in queries]
+        ours = [ndcg(shop.now(text, *image), right) for text, right, *image in queries]
         figures |= interval(f"{kind}{mode}_ndcg", scores)
         more = [our - score for our, score in zip(ours, scores, strict=True)]
         figures |= interval(f"{kind}over_{mode}", more)
@@ -231,6 +235,21 @@ def both(shop: Shop) -> list[tuple[str, set[str]]]:
     )
     found = [(color, kind) for (color, kind), n in sorted(counts.items()) if n >= 4]
     return [(f"{c} {t}".lower(), shop.matching({"color": c, "type": t})) for c, t in evenly(found)]
+
+
+def like_this_in(shop: Shop) -> list[tuple[str, set[str], Image.Image]]:
+    """A product's image and another color: products of its type and that color are asked for."""
+    counts = Counter((row["type"], row["color"]) for row in shop.truth.values())
+    found = []
+    for name, image in pictures(shop):
+        kind, own = shop.truth[name]["type"], shop.truth[name]["color"]
+        others = sorted(
+            color for (each, color), n in counts.items() if each == kind and color not in ("", own) and n >= 4
+        )
+        if kind and others:
+            color = Random(name).choice(others)
+            found.append((color.lower(), shop.matching({"type": kind, "color": color}), image))
+    return found
 
 
 def singular(text: str) -> str:
