@@ -25,6 +25,7 @@ from furnclip.config.environment import environment_variables as environment_var
 from furnclip.config.environment import merged, nested, read_text
 from furnclip.config.environment import torchrun_launch as torchrun_launch
 from furnclip.config.paths import DataPaths as DataPaths
+from furnclip.config.paths import StorageConfig as StorageConfig
 from furnclip.config.sections import ArenaConfig as ArenaConfig
 from furnclip.config.sections import CleaningConfig as CleaningConfig
 from furnclip.config.sections import Config as Config
@@ -35,7 +36,6 @@ from furnclip.config.sections import ModelConfig as ModelConfig
 from furnclip.config.sections import PrepConfig as PrepConfig
 from furnclip.config.sections import SearchConfig as SearchConfig
 from furnclip.config.sections import ServeConfig as ServeConfig
-from furnclip.config.sections import StorageConfig as StorageConfig
 from furnclip.config.sections import TrainingConfig as TrainingConfig
 from furnclip.config.sections import sections as sections
 from furnclip.config.trust import SETTINGS, FolderSetting, require_encryption, require_permission

@@ -1,4 +1,4 @@
-"""Where the catalogue is, and where everything lies that furnclip writes."""
+"""Where the catalogue is, and where everything lies that furnclip writes: the work folder and the bucket."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic.types import PositiveFloat, PositiveInt
 
 
 class _InWork:
@@ -78,3 +79,30 @@ class DataPaths(Section):
     votes = _InWork("arena/votes.jsonl")
     cache = _InWork("cache")
     features = _InWork("cache/features")
+
+
+class StorageConfig(Section):
+    """The S3 bucket; credentials come from boto3's own chain."""
+
+    bucket: str = ""
+    """S3 bucket; empty: none"""
+    prefix: str = "furnclip"
+    """key prefix inside the bucket"""
+    endpoint_url: str = ""
+    """endpoint of an S3-compatible server (MinIO, R2 ...); empty: AWS"""
+    region: str = ""
+    """region; empty: boto3's own chain decides"""
+    concurrency: PositiveInt = 8
+    """maximum concurrent requests"""
+    timeout_s: PositiveFloat = 60.0
+    """seconds without data after which a request is retried"""
+
+    @property
+    def shards(self) -> str:
+        """The prefix of the shards in the bucket."""
+        return f"{self.prefix.strip('/')}/shards".lstrip("/")
+
+    @property
+    def runs(self) -> str:
+        """The prefix of the training runs in the bucket."""
+        return f"{self.prefix.strip('/')}/runs".lstrip("/")

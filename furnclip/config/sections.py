@@ -14,7 +14,7 @@ import tomli
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 
-from furnclip.config.paths import DataPaths, Section
+from furnclip.config.paths import DataPaths, Section, StorageConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _VOCABULARY = {
@@ -347,33 +347,6 @@ class ArenaConfig(Section):
     """maximum size of an image in cells, like `80x20`, for slow connections; `auto`: all that are free"""
     viewer_timeout_s: PositiveFloat = 5.0
     """viewer timeout in seconds"""
-
-
-class StorageConfig(Section):
-    """The S3 bucket; credentials come from boto3's own chain."""
-
-    bucket: str = ""
-    """S3 bucket; empty: none"""
-    prefix: str = "furnclip"
-    """key prefix inside the bucket"""
-    endpoint_url: str = ""
-    """endpoint of an S3-compatible server (MinIO, R2 ...); empty: AWS"""
-    region: str = ""
-    """region; empty: boto3's own chain decides"""
-    concurrency: PositiveInt = 8
-    """maximum concurrent requests"""
-    timeout_s: PositiveFloat = 60.0
-    """seconds without data after which a request is retried"""
-
-    @property
-    def shards(self) -> str:
-        """The prefix of the shards in the bucket."""
-        return f"{self.prefix.strip('/')}/shards".lstrip("/")
-
-    @property
-    def runs(self) -> str:
-        """The prefix of the training runs in the bucket."""
-        return f"{self.prefix.strip('/')}/runs".lstrip("/")
 
 
 class Config(Section):
