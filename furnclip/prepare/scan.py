@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from furnclip.catalogue import (
@@ -63,6 +63,7 @@ class _Undecoded:
     sample: Scanned
 
 
+@lru_cache(maxsize=4)  # variants of a product name the same images, one row after the other
 def decode_images(
     found: tuple[FoundImage, ...], *, image_px: int, jpeg_quality: int, max_images: int
 ) -> DecodedImages:

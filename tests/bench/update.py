@@ -3,7 +3,8 @@
     python -m tests.bench.update [--quick] [--json]
 
 20,000 and 200,000 products (`--quick`: 1,000), three of a family with one image of 32 pixels; BENCH_PRODUCTS
-gives other numbers. Vectors of 512 numbers are drawn from a hash of image and caption, so that the encoder is
+gives other numbers, and BENCH_FOLDER a folder that is kept, where the next call goes on: what is there is not
+made anew, and is changed with the code of then. Vectors of 512 numbers are drawn from a hash of image and caption, so that the encoder is
 not the cost. Each command is a process of its own, its imports included. First all is made anew; then one
 product gets another title and image, one is removed and one added, and what is timed is the two commands; the
 median of three such changes. `one_product_s` is the sum at the largest number. `peak_mb` is of the process
@@ -46,7 +47,8 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for products in map(int, given.split()):
         with tempfile.TemporaryDirectory() as name:
-            figures |= one_product(Path(name), products)
+            kept = os.environ.get("BENCH_FOLDER")
+            figures |= one_product(Path(kept) / str(products) if kept else Path(name), products)
             print(figures, file=sys.stderr)
     least, *_, most = [*map(int, given.split())] * 2
     for words in ("prepare", "embed", "train") if most > least else ():
@@ -57,12 +59,14 @@ def main() -> None:
 
 
 def one_product(folder: Path, products: int) -> dict[str, Any]:
-    write_shop(folder, products)
+    if not (folder / "furnclip.toml").exists():
+        write_shop(folder, products)
     found: dict[str, list[float]] = {}
+    before = len([*folder.glob("images/new-*")])
     for number in range(4):
         kind = "one" if number else "all"
         if number:
-            change(folder, number)
+            change(folder, before + number)
         for words in ("prepare", "embed"):
             seconds, written = run(folder, words)
             if words == "embed":  # of what `prepare` gives it
@@ -86,7 +90,7 @@ def one_product(folder: Path, products: int) -> dict[str, Any]:
 def write_shop(folder: Path, products: int) -> None:
     from examples.make_tiny_clip import build_tiny_clip
 
-    (folder / "images").mkdir()
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     chance = random.Random(0)
     with (folder / "products.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")  # as `change` writes: other bytes are judged anew
