@@ -1,7 +1,7 @@
 """Samples of the shards in, one Arrow table of vectors a row group out.
 
-The content hash of a row covers its caption and its images, so a row whose hash is known needs no
-decoding and no model.
+The content hash of a row covers its caption and its images, and the index beside the shard has it: a row
+whose hash is known needs no reading of the shard, no decoding and no model.
 
 Images are encoded as soon as a batch of them is decoded, while other threads decode the next;
 captions once a row group, equal ones once. A batch never crosses a row group, so a row group that is
@@ -32,7 +32,7 @@ from furnclip.errors import ModelError
 from furnclip.features import StoredVectors
 from furnclip.images import open_image
 from furnclip.model.clip import Clip
-from furnclip.shards import REST, SPLITS, Sample, ShardDataset, open_shards, seen_hash
+from furnclip.shards import REST, SPLITS, Sample, ShardDataset, open_shards
 from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, unit_mean, vector_array, vector_schema
 from furnclip.vectors.parquet import MODEL_KINDS, column_array, views_array
 
@@ -109,23 +109,27 @@ class ShardReader:
         self._datasets[group.split].bring_one(group.rows[0])
         return group
 
-    def read(self, place: Place) -> tuple[Row, Sample]:
-        """A product without its images, and with them as they lie in the shard; for any thread."""
+    def rows(self, group: RowGroup) -> Iterator[tuple[Place, Row]]:
+        """The products of a row group without their images, of which none is read."""
+        for place, text in zip(group.places(), self._datasets[group.split].texts_of(group.rows), strict=True):
+            sample = text.sample
+            names = image_names(sample.fields.get(self._image_column, ""))
+            groups = (sample.fields.get(name, "").strip() for name in self._group_columns)
+            stored = {
+                "product_id": sample.product_id,
+                "title": sample.title,
+                **{name: sample.fields.get(name, "") for name in ("clean_title", *ATTRIBUTES)},
+                "group": next(filter(None, groups), ""),
+                "split": group.split,
+                "image": names[0] if names else "",
+                "content_hash": text.seen,
+            }
+            yield place, Row(stored, sample, len(text.image_hashes))
+
+    def images(self, place: Place) -> tuple[bytes, ...]:
+        """The images of a product, as they lie in the shard; for any thread."""
         split, number = place
-        sample = self._datasets[split][number]
-        names = image_names(sample.fields.get(self._image_column, ""))
-        groups = (sample.fields.get(name, "").strip() for name in self._group_columns)
-        stored = {
-            "product_id": sample.product_id,
-            "title": sample.title,
-            **{name: sample.fields.get(name, "") for name in ("clean_title", *ATTRIBUTES)},
-            "group": next(filter(None, groups), ""),
-            "split": split,
-            "image": names[0] if names else "",
-            "content_hash": seen_hash(sample),
-        }
-        bare = replace(sample, image_bytes=b"", more_images=())
-        return Row(stored, bare, len(sample.images)), sample
+        return self._datasets[split][number].images
 
 
 @contextmanager
@@ -156,12 +160,12 @@ class RowGroupEncoder:
     threads: int
     batch_size: int
 
-    def decode(self, place: Place) -> Row:
+    def decode(self, product: tuple[Place, Row]) -> Row:
         """The product, its images decoded where a model has to see them; safe to call from many threads."""
-        row, sample = self.reader.read(place)
+        place, row = product
         if all(row.stored["content_hash"] in known for known in self.known.values()):
             return row
-        return replace(row, images=tuple(map(open_image, sample.images)))
+        return replace(row, images=tuple(map(open_image, self.reader.images(place))))
 
     def encode(self, decoded: Iterable[Row], count: int) -> Encoded:
         """The row group of these `count` rows.

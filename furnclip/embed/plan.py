@@ -169,8 +169,8 @@ def encoding(
         def tables(numbers: Iterable[int]) -> Iterator[Encoded]:
             ahead, wanted = tee(reader.row_groups[number] for number in numbers)
             here = map_ahead(bringing, reader.bring, ahead, ahead=2)
-            places = chain.from_iterable(group.places() for group in here)
-            decoded = map_ahead(decoding_pool, encoder.decode, places, ahead=(threads + 1) * batch_size)
+            products = chain.from_iterable(map(reader.rows, here))
+            decoded = map_ahead(decoding_pool, encoder.decode, products, ahead=(threads + 1) * batch_size)
             for group in wanted:
                 rows = len(group.rows)
                 yield encoder.encode(islice(decoded, rows), rows)
@@ -182,12 +182,11 @@ def _sample(reader: ShardReader) -> tuple[list[Image.Image], list[str]]:
     """Images and captions of the first products that have both."""
     images: list[Image.Image] = []
     captions: list[str] = []
-    places = chain.from_iterable(group.places() for group in reader.row_groups)
-    for place in islice(places, _SAMPLE_SEARCHED):
-        _, sample = reader.read(place)
-        if sample.images and sample.caption:
-            images.append(open_image(sample.image_bytes))
-            captions.append(sample.caption)
+    products = chain.from_iterable(map(reader.rows, reader.row_groups))
+    for place, row in islice(products, _SAMPLE_SEARCHED):
+        if row.image_count and row.sample.caption:
+            images.append(open_image(reader.images(place)[0]))
+            captions.append(row.sample.caption)
         if len(images) == _SAMPLE_ROWS:
             break
     return images, captions

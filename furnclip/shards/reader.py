@@ -61,6 +61,13 @@ class ShardDataset:
         for shard in self.shards:
             yield from read_texts(self.place.indexed(shard), samples=shard.samples)
 
+    def texts_of(self, rows: range) -> Iterator[TextSample]:
+        """Samples of one shard without their images, which are not read."""
+        number, first = self._find(rows[0])
+        shard = self.shards[number]
+        within = range(first, first + len(rows))
+        return read_texts(self.place.indexed(shard), samples=shard.samples, rows=within)
+
     def keys(self) -> Iterator[str]:
         """The key of each sample, in order."""
         for number in range(len(self.shards)):

@@ -198,13 +198,14 @@ def read_index(shard: Path, columns: list[str] | None = None, *, samples: int) -
     return table
 
 
-def read_texts(shard: Path, *, samples: int) -> Iterator[TextSample]:
-    """Every sample of a shard without its images, by its index alone. Raises as `read_index` does."""
+def read_texts(shard: Path, *, samples: int, rows: range | None = None) -> Iterator[TextSample]:
+    """Samples of a shard, or all, without their images, by its index alone. Raises as `read_index` does."""
     path, names = index_path(shard), ["key", *_TEXT_SCHEMA.names]
     try:
         table = read_table(path, pyarrow.schema([_INDEX_SCHEMA.field("key"), *_TEXT_SCHEMA]))
         if len(table) != samples:
             raise ValueError(f"it has {len(table)} rows for {samples} samples")
+        table = table.slice(rows.start, len(rows)) if rows else table
         for batch in table.to_batches(max_chunksize=_TEXTS_AT_ONCE):
             columns = (batch[name].to_pylist() for name in names)
             for key, about, caption, hashes, seen in zip(*columns, strict=True):

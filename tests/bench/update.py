@@ -3,12 +3,12 @@
     python -m tests.bench.update [--quick] [--json]
 
 20,000 and 200,000 products (`--quick`: 1,000), three of a family with one image of 32 pixels; BENCH_PRODUCTS
-gives other numbers, and BENCH_FOLDER a folder that is kept, where the next call goes on: what is there is not
-made anew, and is changed with the code of then. Vectors of 512 numbers are drawn from a hash of image and caption, so that the encoder is
-not the cost. Each command is a process of its own, its imports included. First all is made anew; then one
-product gets another title and image, one is removed and one added, and what is timed is the two commands; the
-median of three such changes. `one_product_s` is the sum at the largest number. `peak_mb` is of the process
-that held most, imports included; of `train` it is that of a linear probe whose features are drawn as well.
+gives other numbers, and BENCH_FOLDER a folder that is kept, in which the next call goes on. Vectors of 512
+numbers are drawn from a hash of image and caption, so that the encoder is not the cost. Each command is a
+process of its own, its imports included. First all is made anew; then one product gets another title and
+image, one is removed and one added, and what is timed is the two commands; the median of three such changes.
+`one_product_s` is the sum at the largest number. `peak_mb` is of the process that held most, imports
+included; of `train` it is that of a linear probe whose features are drawn as well.
 `growth_kb`: what a product more adds to it, from the smallest to the largest number.
 """
 
