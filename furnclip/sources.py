@@ -25,12 +25,13 @@ from urllib.parse import unquote, urldefrag
 
 from furnclip import console
 from furnclip.catalogue import content_hash, image_table
-from furnclip.errors import JournalError
+from furnclip.errors import JournalError, MissingStageError
 from furnclip.images import MAX_BYTES, BrokenImage, read_bytes
 from furnclip.journal import Event, read_journal, replacing, sweep, write_bytes
 
 if TYPE_CHECKING:
     from furnclip.config import Config, StorageConfig
+    from furnclip.shards import ProductImages
     from furnclip.storage.bucket import Bucket, S3File
 
 FETCHED_FOLDER = "fetched"  # below `paths.images`
@@ -74,7 +75,7 @@ class ShopImages:
     """Finds the images that a catalogue names; made once a command, because it remembers what is where."""
 
     def __init__(self, config: Config) -> None:
-        self.place = image_place(config)
+        self._config, self.place = config, image_place(config)
         self._journal, self._copies = config.paths.fetched, config.paths.cache / "images"
         table = config.paths.image_table
         self._by_id = image_table(Path(table)) if table else {}
@@ -94,26 +95,42 @@ class ShopImages:
             raise problem
         return found[::-1]
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one of the few that are shown; a bucket is not listed. Raises `BrokenImage`."""
+    def read(self, name: str, product_id: str = "") -> bytes:
+        """The bytes of one of the few that are shown; a bucket is not listed. Raises `BrokenImage`.
+
+        Where the shop's pictures are not, a product has its square in the shards.
+        """
         if isinstance(self.place, Prefix):
             for candidate in self._candidates(name):
                 with suppress(BrokenImage):
                     return self.place.read(candidate)
-        return self._find(name).read()
+        try:
+            return self._find(name).read()
+        except BrokenImage:
+            if product_id:
+                with suppress(MissingStageError):
+                    return self._shards.image_bytes(product_id)
+            raise
 
-    def local(self, name: str) -> Path:
+    def local(self, name: str, product_id: str) -> Path:
         """A file of this machine with one of the few images that are shown, for programs that need one.
 
-        Of a bucket it is a copy, in the cache. What cannot be read gives a path with no file.
+        Of a bucket or the shards it is a copy, in the cache. What cannot be read gives a path with no file.
         """
         place, copy = self.place, self._copies / content_hash(str(self.place), name)
-        with suppress(BrokenImage):
-            if isinstance(place, Folder):
+        if isinstance(place, Folder):
+            with suppress(BrokenImage):
                 return place.path(self._find(name).name)
+        with suppress(BrokenImage):
             if not copy.is_file():
-                write_bytes(copy, self.read(name))
+                write_bytes(copy, self.read(name, product_id))
         return copy
+
+    @cached_property
+    def _shards(self) -> ProductImages:
+        from furnclip.shards import ProductImages, open_shards  # pyarrow, which few need
+
+        return ProductImages(open_shards(self._config))
 
     def tell_near_matches(self) -> None:
         """Say how many images were found under nearly the name that the catalogue gives them."""

@@ -297,6 +297,12 @@ def test_one_image_each_gives_the_bytes_of_release_0_2(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("enough", "samples"), [(1, 5), (5, 5), (6, 12), (12, 12), (99, 13)])
+def test_whole_shards_until_it_is_enough(folder: Path, enough: int, samples: int) -> None:
+    dataset = ShardDataset(folder, "train", enough=enough)
+    assert list(dataset) == list(ShardDataset(folder, "train"))[:samples]
+
+
 def test_an_image_is_found_by_the_id_of_its_product(tmp_path: Path) -> None:
     samples = [
         replace(sample(number), key=content_hash(f"p-{number}"), more_images=(b"view",) * (number % 2))

@@ -12,12 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from furnclip.shards import read_manifest
+from furnclip.arena import ArenaApp
+from furnclip.config import load_config
+from furnclip.shards import ProductImages, read_manifest
 from tests.conftest import invoke
 from tests.drawn_shop import write_shop
 from tests.forked import Forked
 from tests.s3_server import CREDENTIALS, Fault, Proxy, create_bucket, fault_proxy, s3_server
+from tests.service import serving
+from tests.test_embed import add_run
 
 SECRET = "not-for-any-message"
 
@@ -100,6 +105,29 @@ def test_a_change_in_the_bucket_is_noticed_and_comes_alone(
     proxy.log.clear()
     said = json.loads(furnclip(receiver, "embed").splitlines()[-1])
     assert (said["up_to_date"], len(tars(proxy))) == (False, 1)
+
+
+def test_images_are_shown_from_the_bucket_one_by_one(
+    proxy: Proxy, sender: Path, receiver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has the vectors and the table, but neither pictures nor shards."""
+    add_run(receiver, "tuned", seed=1)
+    furnclip(receiver, "embed")
+    other = Path(shutil.copytree(receiver, tmp_path / "other", ignore=shutil.ignore_patterns("cache")))
+    with serving(other) as service:
+        status, jpeg, _ = service.ask("/images/P00005")
+        assert (status, jpeg) == (200, ProductImages(sender / "work/shards").image_bytes("P00005"))
+        assert service.ask("/images/none")[0] == 404
+    words = ("search", "red chair", "-k", "5", "--preview")
+    preview = Path(json.loads(furnclip(other, *words).splitlines()[-1])["preview"])
+    shown = preview.read_bytes()
+    with ArenaApp(load_config(other / "furnclip.toml"), rater="anna") as app:
+        for card in app.lineup.cards:
+            Image.open(card.image).verify()
+    assert not list(other.glob("work/cache/shards/*.tar"))
+    monkeypatch.setenv("FURNCLIP_STORAGE__BUCKET", "")
+    furnclip(other, *words)
+    assert shown != preview.read_bytes()  # empty frames
 
 
 def test_a_killed_download_goes_on(proxy: Proxy, receiver: Path) -> None:

@@ -261,7 +261,7 @@ def _card(product: Mapping[str, str | None], images: ShopImages) -> Card:
     return Card(
         product_id=str(product["product_id"]),
         title=product.get("clean_title") or product.get("title") or str(product["product_id"]),
-        image=str(images.local(image)) if image else "",
+        image=str(images.local(image, str(product["product_id"]))) if image else "",
         detail=", ".join(word for word in words if known(word)),
     )
 

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +60,7 @@ class RowGroup(NamedTuple):
 class Row:
     """One product. `stored` has the product columns of the vector file; `images` are decoded when needed."""
 
+    place: Place
     stored: dict[str, str]
     sample: Sample  # without its images
     image_count: int
@@ -109,7 +110,7 @@ class ShardReader:
         self._datasets[group.split].bring_one(group.rows[0])
         return group
 
-    def rows(self, group: RowGroup) -> Iterator[tuple[Place, Row]]:
+    def rows(self, group: RowGroup) -> Iterator[Row]:
         """The products of a row group without their images, of which none is read."""
         for place, text in zip(group.places(), self._datasets[group.split].texts_of(group.rows), strict=True):
             sample = text.sample
@@ -124,7 +125,7 @@ class ShardReader:
                 "image": names[0] if names else "",
                 "content_hash": text.seen,
             }
-            yield place, Row(stored, sample, len(text.image_hashes))
+            yield Row(place, stored, sample, len(text.image_hashes))
 
     def images(self, place: Place) -> tuple[bytes, ...]:
         """The images of a product, as they lie in the shard; for any thread."""
@@ -160,12 +161,16 @@ class RowGroupEncoder:
     threads: int
     batch_size: int
 
-    def decode(self, product: tuple[Place, Row]) -> Row:
-        """The product, its images decoded where a model has to see them; safe to call from many threads."""
-        place, row = product
-        if all(row.stored["content_hash"] in known for known in self.known.values()):
-            return row
-        return replace(row, images=tuple(map(open_image, self.reader.images(place))))
+    def decoded(self, rows: Iterable[Row], pool: ThreadPoolExecutor, *, ahead: int) -> Iterator[Row]:
+        """The products in order, their images decoded by the pool where a model has to see them."""
+
+        def decode(row: Row) -> Row:
+            return replace(row, images=tuple(map(open_image, self.reader.images(row.place))))
+
+        def is_new(row: Row) -> bool:
+            return any(row.stored["content_hash"] not in known for known in self.known.values())
+
+        return map_ahead(pool, decode, rows, ahead=ahead, only=is_new)
 
     def encode(self, decoded: Iterable[Row], count: int) -> Encoded:
         """The row group of these `count` rows.
@@ -241,14 +246,28 @@ class RowGroupEncoder:
 
 
 def map_ahead(
-    pool: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Iterable[_In], *, ahead: int
+    pool: ThreadPoolExecutor,
+    work: Callable[[_In], _Out],
+    items: Iterable[_In],
+    *,
+    ahead: int,
+    only: Callable[[_In], bool] | None = None,
 ) -> Iterator[_Out]:
-    """`work` of each item in order, computed by the pool at most `ahead` items in advance."""
+    """`work` of each item in order, computed by the pool at most `ahead` items in advance.
+
+    only: which items need it; the others are their own results.
+    """
     iterator = iter(items)
-    waiting: deque[Future[_Out]] = deque(pool.submit(work, item) for item in islice(iterator, ahead))
+
+    def begun(count: int) -> Iterator[Any]:
+        for item in islice(iterator, count):
+            yield pool.submit(work, item) if only is None or only(item) else item
+
+    waiting = deque(begun(ahead))
     while waiting:
-        result = waiting.popleft().result()
-        waiting.extend(pool.submit(work, item) for item in islice(iterator, 1))
+        first = waiting.popleft()
+        result = first.result() if isinstance(first, Future) else first
+        waiting.extend(begun(1))
         yield result
 
 

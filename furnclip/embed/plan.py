@@ -170,7 +170,7 @@ def encoding(
             ahead, wanted = tee(reader.row_groups[number] for number in numbers)
             here = map_ahead(bringing, reader.bring, ahead, ahead=2)
             products = chain.from_iterable(map(reader.rows, here))
-            decoded = map_ahead(decoding_pool, encoder.decode, products, ahead=(threads + 1) * batch_size)
+            decoded = encoder.decoded(products, decoding_pool, ahead=(threads + 1) * batch_size)
             for group in wanted:
                 rows = len(group.rows)
                 yield encoder.encode(islice(decoded, rows), rows)
@@ -183,9 +183,9 @@ def _sample(reader: ShardReader) -> tuple[list[Image.Image], list[str]]:
     images: list[Image.Image] = []
     captions: list[str] = []
     products = chain.from_iterable(map(reader.rows, reader.row_groups))
-    for place, row in islice(products, _SAMPLE_SEARCHED):
+    for row in islice(products, _SAMPLE_SEARCHED):
         if row.image_count and row.sample.caption:
-            images.append(open_image(reader.images(place)[0]))
+            images.append(open_image(reader.images(row.place)[0]))
             captions.append(row.sample.caption)
         if len(images) == _SAMPLE_ROWS:
             break

@@ -96,7 +96,9 @@ def write_preview(hits: Sequence[Hit], images: ShopImages, target: Path) -> Path
     for place, hit in enumerate(hits, start=1):
         image = None
         with suppress(BrokenImage):
-            image = open_image(images.read(hit.image), longest_px=_CELL_PX) if hit.image else None
+            image = (
+                open_image(images.read(hit.image, hit.product_id), longest_px=_CELL_PX) if hit.image else None
+            )
         cells.append((image, f"{place}. {hit.clean_title or hit.title}"))
     rows = [cells[start : start + _SHEET_COLUMNS] for start in range(0, len(cells), _SHEET_COLUMNS)]
     write_bytes(target, encode_jpeg(contact_sheet(rows, cell_px=_CELL_PX), quality=90))

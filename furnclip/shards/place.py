@@ -20,10 +20,11 @@ from furnclip.catalogue import content_hash
 from furnclip.errors import MissingStageError, UsageError
 from furnclip.journal import MANIFEST_NAME, exclusive, sweep
 from furnclip.shards.manifest import Manifest, ShardInfo, parse_manifest, read_manifest
-from furnclip.shards.tar import index_path
+from furnclip.shards.tar import index_path, read_piece
 
 if TYPE_CHECKING:
     from furnclip.config import Config, StorageConfig
+    from furnclip.storage import S3Manager
 
 _KEPT_S = 7 * 86400  # shards that the bucket no longer names: a training may still be reading them
 
@@ -49,6 +50,10 @@ class ShardFolder:
     def indexed(self, shard: ShardInfo) -> Path:
         """The place of a shard whose index can be read."""
         return self.folder / shard.name
+
+    def piece(self, shard: ShardInfo, start: int, size_bytes: int) -> bytes:
+        """Some bytes of a shard."""
+        return read_piece(self.whole(shard), start, size_bytes)
 
     def bring(self, shards: Iterable[ShardInfo]) -> None:
         """Have these shards here before they are read."""
@@ -88,6 +93,13 @@ class BucketShards:
         path = self._path(shard)
         self._fetch({index_path(path): shard}, lambda _: None)
         return path
+
+    def piece(self, shard: ShardInfo, start: int, size_bytes: int) -> bytes:
+        """Some bytes of a shard, which does not come for them."""
+        path = self._path(shard)
+        if not self._missing({path: shard}):
+            return read_piece(path, start, size_bytes)
+        return self._manager.piece(self._key(shard.name), start, size_bytes)
 
     def bring(self, shards: Iterable[ShardInfo]) -> None:
         """Have these shards here before they are read, several at once."""
@@ -130,6 +142,13 @@ class BucketShards:
                     continue
             missing[path] = shard
         return missing
+
+    @cached_property
+    def _manager(self) -> S3Manager:
+        """For pieces, of which many are read one by one."""
+        from furnclip.storage import S3Manager
+
+        return S3Manager.from_config(self.storage)
 
     def _path(self, shard: ShardInfo) -> Path:
         return self.cache / f"{content_hash(shard.sha256, shard.index_sha256)}.tar"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -25,11 +25,14 @@ class ShardDataset:
     permutation of the indices. It can be pickled and forked: every read opens its file by itself.
     """
 
-    def __init__(self, place: ShardPlace | Path, split: str) -> None:
+    def __init__(self, place: ShardPlace | Path, split: str, *, enough: int | None = None) -> None:
+        """`enough`: samples after which no further shard is taken. Their order is a shuffle already."""
         self.place = ShardFolder(place) if isinstance(place, Path) else place
         self.split = split
         self.shards = split_shards(self.place, split)
-        self._ends = list(accumulate(shard.samples for shard in self.shards))
+        ends = list(accumulate(shard.samples for shard in self.shards))
+        self._ends = ends if enough is None else ends[: bisect_left(ends, enough) + 1]
+        self.shards = self.shards[: len(self._ends)]
         self._indexes: dict[int, pyarrow.Table] = {}
 
     @cached_property
@@ -47,6 +50,12 @@ class ShardDataset:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+    def alone(self, index: int) -> Sample:
+        """The sample, for which no shard comes from the bucket."""
+        number, row = self._find(index)
+        shard, indexed = self.shards[number], self._index(number)
+        return read_sample(Path(shard.name), indexed, row, partial(self.place.piece, shard))
 
     def bring(self) -> None:
         """Have all shards here before samples are read."""
@@ -95,8 +104,8 @@ class ProductImages:
     Holds 16 bytes a product. Raises `MissingStageError` where there are no shards.
     """
 
-    def __init__(self, folder: Path) -> None:
-        place = ShardFolder(folder)
+    def __init__(self, place: ShardPlace | Path) -> None:
+        place = ShardFolder(place) if isinstance(place, Path) else place
         names = [name for name in place.manifest.splits if name != MINI_TRAIN]
         self._datasets = [ShardDataset(place, name) for name in names]
 
@@ -106,7 +115,7 @@ class ProductImages:
         for dataset, (keys, places) in zip(self._datasets, self._keys, strict=True):
             found = int(np.searchsorted(keys, wanted))
             if found < len(keys) and keys[found] == wanted:
-                images = dataset[int(places[found])].images
+                images = dataset.alone(int(places[found])).images
                 if 0 <= view < len(images):
                     return images[view]
         raise BrokenImage("missing", f"there is no image {view} of `{product_id}` in the shards")

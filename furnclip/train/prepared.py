@@ -34,6 +34,7 @@ from furnclip.train.processes import Processes
 from furnclip.train.scenarios import SCENARIOS, settled, unfreeze
 
 _LONG_CAPTION_TOKENS = 40
+_ENOUGH_VALIDATED = 20_000  # every query is compared with every product: of a million it would take a day
 _PACKAGES = ("furnclip", "torch", "transformers", "peft", "numpy", "pillow")
 
 # Settings that change how a run is watched or kept, not what comes out of it.
@@ -149,7 +150,7 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
 
 def _split(shards: ShardPlace, name: str) -> ShardDataset:
     """A split to train or to validate on, on this disk."""
-    dataset = ShardDataset(shards, name)
+    dataset = ShardDataset(shards, name, enough=_ENOUGH_VALIDATED if name == "validation" else None)
     if len(dataset) < 2:
         raise UsageError(
             f"the {name} split holds {len(dataset)} samples, training needs at least 2",

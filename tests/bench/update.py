@@ -20,6 +20,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -76,6 +77,7 @@ def one_product(folder: Path, products: int) -> dict[str, Any]:
             found.setdefault(f"{words}_peak_mb", []).append(written["peak_mb"])
     _, trained = run(folder, "train --scenario linear_probe --epochs 1")
     found["train_peak_mb"] = [trained["peak_mb"]]
+    shutil.rmtree(folder / "work/runs")  # or the next call embeds by it as well
     figures: dict[str, Any] = {
         f"{products}_{words}_peak_mb": max(found[f"{words}_peak_mb"])
         for words in ("prepare", "embed", "train")

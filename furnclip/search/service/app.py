@@ -48,7 +48,7 @@ class Service:
         self.config, self.limits, self.blind = config, config.serve, blind
         self.metrics = Metrics()
         self.table = LiveTable(config, self.metrics, run=run, model=model)
-        self.images = LiveImages(config.paths.shards)
+        self.images = LiveImages(config)
         self._queries = threading.Lock()
         self._threads = anyio.CapacityLimiter(self.limits.concurrency)
         self._decoders = anyio.CapacityLimiter(_DECODERS)

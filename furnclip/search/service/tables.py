@@ -7,8 +7,8 @@ opened and asked before it takes over; one that cannot be opened leaves the old 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from furnclip import console
@@ -17,9 +17,10 @@ from furnclip.errors import FurnclipError, StorageError, UsageError
 from furnclip.journal import MANIFEST_NAME
 from furnclip.search.searcher import Searcher
 from furnclip.search.service.guard import Metrics
-from furnclip.shards import ProductImages
+from furnclip.shards import Manifest, ProductImages, open_shards
 from furnclip.vectors.index import KEYWORDS, explained, index_location, open_index
 
+_LOOK_AGAIN_S = 60
 _SEARCHES_FIRST = 2  # before shoppers ask: with the second the text tower is opened to stay
 
 
@@ -100,15 +101,24 @@ def _version(table: Any, key: str) -> str:
 
 
 class LiveImages:
-    """The images of the shards that are there now."""
+    """The images of the shards that are there now; of a bucket, it is looked after once a minute."""
 
-    def __init__(self, shards: Path) -> None:
-        self._manifest = shards / MANIFEST_NAME
-        self._opened: tuple[int, ProductImages] | None = None
+    def __init__(self, config: Config) -> None:
+        self._config, self._manifest = config, config.paths.shards / MANIFEST_NAME
+        self._opened: tuple[float, Manifest, ProductImages] | None = None
 
     def jpeg(self, product_id: str) -> bytes:
         """The product's first image. Raises `BrokenImage` where the shards have none."""
-        changed_ns = self._manifest.stat().st_mtime_ns if self._manifest.exists() else 0
-        if self._opened is None or self._opened[0] != changed_ns:
-            self._opened = changed_ns, ProductImages(self._manifest.parent)
-        return self._opened[1].image_bytes(product_id)
+        is_here = self._manifest.exists()
+        changed = self._manifest.stat().st_mtime_ns if is_here else time.monotonic() // _LOOK_AGAIN_S
+        opened = self._opened
+        if opened is None or opened[0] != changed:
+            place = open_shards(self._config)
+            is_same = opened is not None and opened[1] == place.manifest
+            images = opened[2] if opened and is_same else ProductImages(place)
+            opened = self._opened = changed, place.manifest, images
+        try:
+            return opened[2].image_bytes(product_id)
+        except StorageError:  # a shard has been replaced
+            self._opened = None
+            raise
