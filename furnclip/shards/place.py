@@ -55,8 +55,8 @@ class ShardFolder:
         """Some bytes of a shard."""
         return read_piece(self.whole(shard), start, size_bytes)
 
-    def bring(self, shards: Iterable[ShardInfo]) -> None:
-        """Have these shards here before they are read."""
+    def bring(self, shards: Iterable[ShardInfo], *, whole: bool = True) -> None:
+        """Have these shards, or their indexes, here before they are read."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ class BucketShards:
             return read_piece(path, start, size_bytes)
         return self._manager.piece(self._key(shard.name), start, size_bytes)
 
-    def bring(self, shards: Iterable[ShardInfo]) -> None:
-        """Have these shards here before they are read, several at once."""
+    def bring(self, shards: Iterable[ShardInfo], *, whole: bool = True) -> None:
+        """Have these shards, or their indexes, here before they are read, several at once."""
         paths = {self._path(shard): shard for shard in shards}
-        wanted = {**paths, **{index_path(path): shard for path, shard in paths.items()}}
+        wanted = {index_path(path): shard for path, shard in paths.items()} | (paths if whole else {})
         missing = self._missing(wanted)
         if not missing:
             return

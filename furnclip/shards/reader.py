@@ -108,6 +108,7 @@ class ProductImages:
         place = ShardFolder(place) if isinstance(place, Path) else place
         names = [name for name in place.manifest.splits if name != MINI_TRAIN]
         self._datasets = [ShardDataset(place, name) for name in names]
+        place.bring((shard for dataset in self._datasets for shard in dataset.shards), whole=False)
 
     def image_bytes(self, product_id: str, view: int = 0) -> bytes:
         """The JPEG of one view. Raises `BrokenImage` where the product is not there or has no such view."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from furnclip import console
 from furnclip.config import Config
-from furnclip.errors import FurnclipError, StorageError, UsageError
+from furnclip.errors import FurnclipError, MissingStageError, StorageError, UsageError
 from furnclip.journal import MANIFEST_NAME
 from furnclip.search.searcher import Searcher
 from furnclip.search.service.guard import Metrics
@@ -106,19 +107,25 @@ class LiveImages:
     def __init__(self, config: Config) -> None:
         self._config, self._manifest = config, config.paths.shards / MANIFEST_NAME
         self._opened: tuple[float, Manifest, ProductImages] | None = None
+        with suppress(MissingStageError):  # the first image would wait for a bucket
+            self._open()
 
     def jpeg(self, product_id: str) -> bytes:
         """The product's first image. Raises `BrokenImage` where the shards have none."""
-        is_here = self._manifest.exists()
-        changed = self._manifest.stat().st_mtime_ns if is_here else time.monotonic() // _LOOK_AGAIN_S
-        opened = self._opened
-        if opened is None or opened[0] != changed:
-            place = open_shards(self._config)
-            is_same = opened is not None and opened[1] == place.manifest
-            images = opened[2] if opened and is_same else ProductImages(place)
-            opened = self._opened = changed, place.manifest, images
+        images = self._open()
         try:
-            return opened[2].image_bytes(product_id)
+            return images.image_bytes(product_id)
         except StorageError:  # a shard has been replaced
             self._opened = None
             raise
+
+    def _open(self) -> ProductImages:
+        is_here, before = self._manifest.exists(), self._opened
+        changed = self._manifest.stat().st_mtime_ns if is_here else time.monotonic() // _LOOK_AGAIN_S
+        if before and before[0] == changed:
+            return before[2]
+        place = open_shards(self._config)
+        is_same = before is not None and before[1] == place.manifest
+        images = before[2] if before and is_same else ProductImages(place)
+        self._opened = changed, place.manifest, images
+        return images
