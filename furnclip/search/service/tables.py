@@ -14,7 +14,7 @@ from typing import Any
 
 from furnclip import console
 from furnclip.config import Config
-from furnclip.errors import FurnclipError, MissingStageError, StorageError, UsageError
+from furnclip.errors import FurnclipError, StorageError, UsageError
 from furnclip.journal import MANIFEST_NAME
 from furnclip.search.searcher import Searcher
 from furnclip.search.service.guard import Metrics
@@ -107,7 +107,9 @@ class LiveImages:
     def __init__(self, config: Config) -> None:
         self._config, self._manifest = config, config.paths.shards / MANIFEST_NAME
         self._opened: tuple[float, Manifest, ProductImages] | None = None
-        with suppress(MissingStageError):  # the first image would wait for a bucket
+        with suppress(
+            FurnclipError
+        ):  # the first image would wait for a bucket; it is also told what is wrong
             self._open()
 
     def jpeg(self, product_id: str) -> bytes:
