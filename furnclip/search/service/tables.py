@@ -107,9 +107,7 @@ class LiveImages:
     def __init__(self, config: Config) -> None:
         self._config, self._manifest = config, config.paths.shards / MANIFEST_NAME
         self._opened: tuple[float, Manifest, ProductImages] | None = None
-        with suppress(
-            FurnclipError
-        ):  # the first image would wait for a bucket; it is also told what is wrong
+        with suppress(FurnclipError):  # which the first image is told
             self._open()
 
     def jpeg(self, product_id: str) -> bytes:
