@@ -28,6 +28,8 @@ from furnclip.errors import InputError, StorageError
 from furnclip.journal import open_regular, parse_json, replacing
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
+_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+_CHECKSUM = slice(148, 156)
 _TEXTS_AT_ONCE = 1024  # samples
 _METADATA_KEY = b"furnclip.shard"
 _JSON_FIELDS = ("product_id", "group", "title", "fields")  # of a sample, in its `KEY.json`
@@ -154,9 +156,9 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: s
             row |= {name: getattr(sample, name) for name in ("key", "product_id", "group")}
             members = encode_sample(sample)
             for suffix, member in members.items():
-                info = tarfile.TarInfo(f"{sample.key}.{suffix}")
-                info.size = row[f"{suffix}_bytes"] = len(member)
-                data += info.tobuf(tarfile.USTAR_FORMAT) + member + bytes(-len(member) % BLOCK_BYTES)
+                row[f"{suffix}_bytes"] = len(member)
+                header = _header(f"{sample.key}.{suffix}", len(member))
+                data += header + member + bytes(-len(member) % BLOCK_BYTES)
             more = list(map(len, sample.more_images))
             texts: dict[str, Any] = {suffix: members[suffix].decode("utf-8") for suffix in ("json", "txt")}
             texts["seen"] = int(seen_hash(sample), 16)
@@ -183,6 +185,16 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: s
     with replacing(index_path(path)) as file:
         pyarrow.parquet.write_table(table, file, compression="zstd")
     return about
+
+
+def _header(name: str, size_bytes: int) -> bytes:
+    """The header block of a member as `tarfile` makes it, in a tenth of its time."""
+    header, told = bytearray(_HEADER), name.encode("ascii")
+    header[: len(told)] = told
+    header[124:135] = b"%011o" % size_bytes
+    header[_CHECKSUM] = b" " * 8  # counted so
+    header[_CHECKSUM] = b"%06o\0 " % sum(header)
+    return bytes(header)
 
 
 def read_index(shard: Path, columns: list[str] | None = None, *, samples: int) -> pyarrow.Table:
