@@ -69,8 +69,11 @@ class Ranker:
         query, has_meaning = request.query, mode == "hybrid"
         trust = self.trust_in_words(query) if has_meaning else 1.0
         if has_both := request.text is not None and request.image is not None:
-            # As far as the text is looked for as words, it is not in the cosine a second time.
-            share, trust = request.image_weight, trust * (1 - request.image_weight)
+            # A text that says what is looked for leaves less to the image than "red". As far as it is
+            # looked for as words, it is not in the cosine a second time.
+            says_kind = any(term.is_kind for term in query.terms)
+            share = request.image_weight ** (1 + says_kind)
+            trust *= 1 - share
             request = replace(request, image_weight=share / max(1 - trust, 1e-6))
         found = self._beside.submit(self._meaning, request, count, where) if has_meaning else None
         rows = self._table.words(query.words, count, where)
@@ -100,8 +103,9 @@ class Ranker:
         share = sum(term.weight for term in known) / sum(term.weight for term in query.terms)
         # What words miss is left to meaning as far as the model understands the catalogue.
         share += (1 - share) * (self._trust - _LEAST_TRUST) / (1 - _LEAST_TRUST)
-        # Models read no numbers.
-        is_for_words = names or len(query.terms) == 1 or any(term.word[0].isdigit() for term in known)
+        # Models read no sizes.
+        has_sizes = any(term.word[0].isdigit() and len(term.word) > 1 for term in known)
+        is_for_words = names or len(query.terms) == 1 or has_sizes
         return share * max(self._trust, _NAMES_TRUST * is_for_words)
 
     def surprise(self, request: Request, ranking: Ranking) -> float:
