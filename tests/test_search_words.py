@@ -470,3 +470,13 @@ def test_another_first_letter_is_another_word() -> None:
     vocabulary = Vocabulary.gather([{"title": "heater sofa"}], fields_of({}), "en")
     assert understand("seater", vocabulary, (), literal=False).unknown == ["seater"]
     assert [term.spelled for term in understand("osfa", vocabulary, (), literal=False).terms] == ["sofa"]
+
+
+@pytest.mark.parametrize(
+    "text", ["chair without a back", "chair not for the back", "Stuhl ohne eine Back", "chair, not in back"]
+)
+def test_what_is_kept_out_may_have_an_article(text: str) -> None:
+    vocabulary = Vocabulary.gather([{"title": "chair with back"}], fields_of({}), "en")
+    asked = understand(text, vocabulary, (), literal=False)
+    assert asked.avoided == ("back",)
+    assert {stem for term in asked.terms for stem in term.stems if "!" not in stem} == {"chair"}

@@ -308,7 +308,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     }
     money = f"(?:{phrase['currency']})"
     amount = rf"(?:{money}\s*)?(\d[\d.,]*)(?![\d.,]|\s*(?:{units})\b)(?:\s*{money}(?!\w))?"
-    words = rf"(?<!\w)(?:{phrase['not']})[\s-]+((?:\w+\s+){{0,2}}?)(\w+)"
+    words = rf"(?<!\w)(?:{phrase['not']})((?:[\s-]+\w+){{1,3}})"
     return {
         "between": re.compile(rf"(?<!\w)(?:{phrase['between']})\s+{amount}\s*(?:{phrase['and']})\s*{amount}"),
         "most": re.compile(rf"(?<!\w)(?:{phrase['most']})\s*{amount}"),
@@ -336,14 +336,14 @@ def _negated(text: str, vocabulary: Vocabulary) -> tuple[str, list[str]]:
     """The text without the words it does not want, and these."""
     rest, avoided, start = fold(text), list[str](), 0
     while match := _patterns()["not"].search(rest, start):
-        between, word = match.groups()
-        start = match.end()
-        if any(not vocabulary.is_stop(each) for each in between.split()) or vocabulary.is_stop(word):
-            start = match.start() + 1
-        elif word.isalpha():
+        said = (each for each in re.finditer(r"\w+", match[1]) if not vocabulary.is_stop(each[0]))
+        first = next(said, None)  # "without a back"
+        start = match.start() + 1
+        if first and (word := first[0]).isalpha():
             typos = [] if _said(word, vocabulary) else _typos(word, vocabulary)
             avoided.append(next(iter(typos), word))
-            rest, start = f"{rest[: match.start()]} {rest[match.end() :]}", match.start()
+            rest = f"{rest[: match.start()]} {rest[match.start(1) + first.end() :]}"
+            start = match.start()
     return (rest, avoided) if avoided else (text, [])
 
 
