@@ -328,6 +328,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 sync_folder(inner)
         old = aside_name(path, ending="old")
         if path.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of a replacement that was interrupted here
             path.replace(old)
         aside.replace(path)
         sync_folder(path.parent)

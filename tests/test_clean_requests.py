@@ -75,8 +75,8 @@ def test_sides_are_whole_patches(width: int, height: int, longest: int) -> None:
     sent = sent_size(jpeg((width, height)), image_px=longest)
     assert all(side % 32 == 0 and side <= max(32, longest) for side in sent)
     scale = min(1.0, longest / max(width, height))
-    assert all(
-        side - 32 < round(original * scale) <= side or side == 32
+    assert all(  # halved while decoding, a side may be a pixel more
+        side - 32 <= round(original * scale) <= side or side == 32
         for side, original in zip(sent, (width, height), strict=True)
     )
 

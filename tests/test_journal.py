@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -188,6 +192,39 @@ def test_a_good_file_is_read_as_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+@pytest.mark.parametrize("step", range(8))
+def test_a_folder_is_replaced_after_an_interrupt_at_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Ctrl-C at any of its steps leaves the old folder or the new one, and the next replacement works."""
+    path = tmp_path / "checkpoint"
+
+    def replace(content: str) -> None:
+        with replacing_folder(path) as aside:
+            (aside / "state").write_text(content)
+
+    replace("first")
+    steps = iter(range(100))
+
+    def stepping(function: Callable[..., Any]) -> Callable[..., Any]:
+        def stepped(*args: Any, **options: Any) -> Any:
+            if next(steps) == step:
+                raise KeyboardInterrupt
+            return function(*args, **options)
+
+        return stepped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stepping(shutil.rmtree))
+        for name in ("replace", "mkdir", "exists"):
+            patch.setattr(Path, name, stepping(getattr(Path, name)))
+        with suppress(KeyboardInterrupt):
+            replace("second")
+    replace("third")
+    assert (path / "state").read_text() == "third"
+    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def test_a_fifo_or_a_folder_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()

@@ -54,9 +54,9 @@ def test_an_epoch_sees_every_sample_once_in_steps_of_like_size(
         ("dual_lora", 200, 32, 30, 0.25),
         ("full", 1_000, 50, 30, 0.25),
         ("full", 4_000, 128, 20, 0.25),
-        ("text_lora", 14_000, 218, 10, 0.1),
+        ("text_lora", 14_000, 128, 10, 0.1),
         ("vision_lora", 4_000, 128, 20, 0.0),
-        ("linear_probe", 100_000, 1024, 10, 0.0),
+        ("linear_probe", 100_000, 625, 10, 0.0),
     ],
 )
 def test_what_settings_leave_open_follows_from_the_catalogue(

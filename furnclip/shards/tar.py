@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 import zlib
 from collections import Counter
@@ -265,8 +266,9 @@ def read_piece(shard: Path, start: int, size_bytes: int) -> bytes:
     """Some bytes of a shard, fewer where it ends before them."""
     try:
         with open_regular(shard, what="the shard") as file:
-            file.seek(start)
-            return file.read(size_bytes)
+            there = os.fstat(file.fileno()).st_size - start
+            file.seek(start if there > 0 else 0)
+            return file.read(max(0, min(size_bytes, there)))
     except OSError as error:
         raise damaged(shard, error.strerror or str(error)) from None
 

@@ -98,8 +98,8 @@ def settled(config: TrainingConfig, clip: Clip, captions: Sequence[str]) -> Trai
     is_live = SCENARIOS[scenario].is_live("text")
     are_long = sum(len(caption.split()) for caption in captions) > _FEW_WORDS * samples
     dropout = 0.0 if not (is_live and are_long) else 0.25 if samples <= _SOME_PRODUCTS else 0.1
-    # twenty steps an epoch or more: a small catalogue gains more by steps than by negatives
-    batch_size = min(_LARGEST_BATCH, max(samples // 64, min(128, max(32, samples // 20))))
+    # a catalogue gains more by steps than by negatives, up to 160 an epoch
+    batch_size = min(_LARGEST_BATCH, max(samples // 160, min(128, max(32, samples // 20))))
     return config.model_copy(
         update={
             "scenario": scenario,

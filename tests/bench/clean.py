@@ -33,7 +33,7 @@ from PIL import Image
 
 from furnclip.catalogue import content_hash
 from furnclip.clean.prompt import FIELDS, PROMPT, AllowedWords, answer_schema
-from furnclip.clean.workspace import Request, RowEntry, Workspace
+from furnclip.clean.workspace import PartRequest, RowEntry, Workspace
 from furnclip.config import CleaningConfig
 from furnclip.journal import Journal, encode_event, sha256_of
 from tests.bench.measure import parse, peak_mb, report
@@ -130,7 +130,7 @@ def write_prepared(folder: Path, rows: int) -> None:
 
 
 def _answered_part(workspace: Workspace, part: int, ids: list[str]) -> dict[str, Any]:
-    workspace.write_index(part, [Request(custom_id, 0, 0, 0, 0) for custom_id in ids])
+    workspace.write_index(part, [PartRequest(custom_id, 0, 0, 0, 0) for custom_id in ids])
     with workspace.results(part)[0].open("wb") as file:
         for number, custom_id in enumerate(ids):
             file.write(json.dumps(answer_line(custom_id, number)).encode() + b"\n")
