@@ -22,7 +22,7 @@ from furnclip.errors import FurnclipError
 if TYPE_CHECKING:
     from furnclip.config import Config
 
-_LEAST_ADDRESS_SPACE_MB = 1536
+_LEAST_ADDRESS_SPACE_MB = {"torch": 1536, "LanceDB": 768}
 # Type, names and help of settings that are flags, by `python -m tests.bench.tools.make_flags`.
 _FLAGS = json.loads(Path(__file__).with_name("flags.json").read_text(encoding="utf-8"))
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str}
@@ -125,17 +125,18 @@ def takes(*names: str, config: bool = True) -> Callable[[Callable[..., None]], C
     return decorate
 
 
-def check_address_space() -> None:
-    """Refuse a limit (`ulimit -v`) under which torch hangs or aborts while it is imported, without a word."""
+def check_address_space(library: str = "torch") -> None:
+    """Refuse a limit (`ulimit -v`) under which a library hangs or aborts as it is imported, without a word."""
     try:
         import resource  # Unix only
     except ImportError:
         return
     limit_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit_bytes != resource.RLIM_INFINITY and limit_bytes < _LEAST_ADDRESS_SPACE_MB * 2**20:
+    least_mb = _LEAST_ADDRESS_SPACE_MB[library]
+    if limit_bytes != resource.RLIM_INFINITY and limit_bytes < least_mb * 2**20:
         raise FurnclipError(
-            f"the memory limit of {limit_bytes >> 20:,} MB is too low for torch, which needs "
-            f"{_LEAST_ADDRESS_SPACE_MB:,} MB of address space",
+            f"the memory limit of {limit_bytes >> 20:,} MB is too low for {library}, which needs "
+            f"{least_mb:,} MB of address space",
             hint="raise it with `ulimit -v unlimited`",
         )
 

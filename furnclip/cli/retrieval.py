@@ -191,6 +191,7 @@ def search(
     model: VectorsOfModel = None,
 ) -> None:
     """Find products by words, by meaning or by image."""
+    check_address_space("LanceDB")
     with quick_imports():
         from furnclip.search import Searcher
 
