@@ -126,7 +126,7 @@ def takes(*names: str, config: bool = True) -> Callable[[Callable[..., None]], C
 
 
 def check_address_space(library: str = "torch") -> None:
-    """Refuse a limit (`ulimit -v`) under which a library hangs or aborts as it is imported, without a word."""
+    """Refuse a limit (`ulimit -v`) under which importing a library hangs or aborts without a word."""
     try:
         import resource  # Unix only
     except ImportError:
