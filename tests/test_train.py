@@ -302,6 +302,11 @@ def test_a_loss_that_stays_at_chance_stops_with_a_diagnosis(ready: Path) -> None
     assert "--lr" in caught.value.hint
 
 
+def test_a_teacher_that_knows_nothing_is_no_reason_to_stop(ready: Path, tiny_clip: Path) -> None:
+    flags = {"lr": 1e-12, "epochs": 40, "effective_batch_size": 12, "teacher": str(tiny_clip)}
+    assert run_train(ready, scenario="linear_probe", **flags)["epochs_done"] == 40
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [

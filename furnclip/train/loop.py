@@ -197,7 +197,7 @@ class Loop:
 
     def _stop_at_chance(self, figures: Mapping[str, Any]) -> None:
         chance = figures["chance"]
-        if chance is None:
+        if chance is None or self.ready.teacher:  # of an unsure teacher it stays there
             return
         self._recent = [*self._recent[-_CHANCE_STEPS + 1 :], figures["loss"] / max(chance, 1e-9)]
         if len(self._recent) == _CHANCE_STEPS and min(self._recent) > _CHANCE_SHARE:
