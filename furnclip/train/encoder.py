@@ -8,7 +8,7 @@ Letters: b micro-batch, N samples of a split, W width of a tower, D shared dimen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from furnclip.catalogue import content_hash
+from furnclip.config import TrainingConfig
 from furnclip.features import FeatureStore, Keys, feature_keys
 from furnclip.metrics.retrieval import mean_reciprocal_rank, ranks, recall_at_k
 from furnclip.model.clip import Clip
 from furnclip.model.towers import TOWERS, Tower, pooled_images, pooled_texts, project
 from furnclip.runs import PrecisionChoice
+from furnclip.shards import ShardDataset
 from furnclip.train.data import Rows, Squares, TrainingData
 from furnclip.train.exact import Chunk
 from furnclip.train.scenarios import Scenario
@@ -78,14 +80,26 @@ class TowerEncoder:
         pooled = torch.from_numpy(self.stores[tower].rows(keys)).to(self.device)
         return lambda: self._project(tower, pooled)
 
-    def fill(self, tower: Tower, data: TrainingData, captions: Sequence[str] | None = None) -> Keys:
-        """Encode what the frozen tower has not seen; the keys of all images (or captions)."""
+    def fill(
+        self,
+        tower: Tower,
+        data: TrainingData,
+        captions: Sequence[str] | None = None,
+        *,
+        advance: Callable[[int], None] = lambda rows: None,
+    ) -> Keys:
+        """Encode what the frozen tower has not seen; the keys of all images (or captions).
+
+        `advance` is told how many were encoded.
+        """
         texts = data.fixed_captions() if captions is None else captions
         keys = data.image_keys if tower == "vision" else feature_keys(map(content_hash, texts))
 
         def encode(rows: list[int]) -> NDArray[np.float32]:
             with torch.no_grad():
-                return self._pooled(tower, self._as_prepared(tower, data, rows, texts)).float().cpu().numpy()
+                pooled = self._pooled(tower, self._as_prepared(tower, data, rows, texts)).float()
+            advance(len(rows))
+            return pooled.cpu().numpy()
 
         self.stores[tower].fill(keys, encode, chunk_size=_FILL_CHUNK)
         return keys
@@ -132,25 +146,28 @@ class TowerEncoder:
             return project(self.clip.module, self.clip.family, tower, pooled)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Teacher:
-    """A model that is not trained, and what it says of the training split; its features are cached."""
+    """A model that is not trained, and what it says of the split that is trained on."""
 
     encoder: TowerEncoder
-    image_keys: Keys  # (N,) of the main image of each sample
-    text_keys: Keys  # (N,) of the caption of each sample
+    dataset: ShardDataset
+    config: TrainingConfig
+    _keys: dict[Tower, Keys] = field(default_factory=dict, init=False)
 
-    @classmethod
-    def reading(cls, encoder: TowerEncoder, data: TrainingData) -> Teacher:
-        """Encode the split: main images and captions, as evaluation uses them."""
-        images, texts = (encoder.fill(tower, data) for tower in TOWERS)
-        return cls(encoder, images[data.drawn_images(range(len(data)), epoch=None)], texts)
+    def read(self, advance: Callable[[int], None] = lambda rows: None) -> dict[Tower, Keys]:
+        """(N,) of each sample's main image and of its caption; all are encoded when this is first asked."""
+        if not self._keys:
+            data = TrainingData(self.dataset, self.encoder.clip.preprocessing, self.config)
+            keys = {tower: self.encoder.fill(tower, data, advance=advance) for tower in TOWERS}
+            main = data.drawn_images(range(len(data)), epoch=None)
+            self._keys = {**keys, "vision": keys["vision"][main]}
+        return self._keys
 
     @torch.no_grad()
     def logits(self, indices: Rows) -> Tensor:
         """(B, B): of the main image of a row and the caption of a column."""
-        images = self.encoder.frozen("vision", self.image_keys[indices])()
-        texts = self.encoder.frozen("text", self.text_keys[indices])()
+        images, texts = (self.encoder.frozen(tower, self.read()[tower][indices])() for tower in TOWERS)
         scale: Tensor = self.encoder.clip.module.logit_scale
         return images @ texts.t() * scale.exp()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from furnclip import console
 from furnclip.config import Config
 from furnclip.errors import ConfigError, UsageError
 from furnclip.journal import utc_now
@@ -69,6 +70,18 @@ class Prepared:
     micro_batch_size: int
     card: RunCard
     teacher: Teacher | None = None
+
+    def encode_frozen(self) -> None:
+        """Encode the images that no step changes, and all that the teacher reads: it may take hours."""
+        if not self.processes.first:
+            return  # the others do it when they need it, without a word
+        images, captions = len(self.train.image_keys), len(self.train)
+        if self.parameters and "vision" in self.encoder.stores:
+            with console.progress("images, frozen encoder", total=images) as meter:
+                self.encoder.fill("vision", self.train, advance=meter.advance)
+        if self.teacher:
+            with console.progress("images and captions, teacher", total=images + captions) as meter:
+                self.teacher.read(meter.advance)
 
     def upload(self, *names: str) -> None:
         """Copy these parts of the run to the bucket, if that was asked for, one after another."""
@@ -161,11 +174,11 @@ def _split(shards: ShardPlace, name: str) -> ShardDataset:
 
 
 def _teacher(clip: Clip, student: TowerEncoder, data: TrainingData) -> Teacher:
-    """The model to distill from, and what it says of the products to train on."""
+    """The model to distill from, placed where the student is."""
     encoder = TowerEncoder(clip, SCENARIOS["zero_shot"], student.device, student.choice, student.cache)
     clip.module.requires_grad_(requires_grad=False).eval()
     encoder.place()
-    return Teacher.reading(encoder, TrainingData(data.dataset, clip.preprocessing, data.config))
+    return Teacher(encoder, data.dataset, data.config)
 
 
 def _card(

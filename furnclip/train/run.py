@@ -119,6 +119,7 @@ def _train(
             console.note(f"`{ready.card.scenario}` by the size of the base; `--scenario` names another")
         _announce(ready)
     started = time.monotonic()
+    ready.encode_frozen()
     position = _run_loop(ready, interrupts)
     ready.card.seconds = round(ready.card.seconds + time.monotonic() - started, 1)
     if not processes.first:
