@@ -30,7 +30,7 @@ COMMANDS = ("clean", "prepare", "fetch", "train", "embed", "eval")
 # The first letters of variables that Python and the libraries read while they are imported.
 _READ_AT_IMPORT = re.compile("PYTHON|HF_|TRANSFORMERS_|TOKENIZERS_|OMP_|MKL_|TORCH|CUDA_|LANG|LC_|LD_")
 _LIBRARIES = (
-    *("boto3", "httpx", "numpy", "openai", "peft", "PIL.Image", "pyarrow.parquet", "pydantic_settings"),
+    *("boto3", "httpx", "numpy", "openai", "peft", "PIL.Image", "pyarrow.parquet", "pydantic"),
     *("rich.console", "safetensors.torch", "typer"),
 )
 _OF_CLIP = ("configuration_clip", "modeling_clip", "tokenization_clip", "image_processing_clip")

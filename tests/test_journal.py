@@ -191,7 +191,6 @@ def test_a_good_file_is_read_as_what_it_is(tmp_path: Path) -> None:
     assert card == Card("a", 3, {"train": 2})
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
 @pytest.mark.parametrize("step", range(8))
 def test_a_folder_is_replaced_after_an_interrupt_at_any_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
@@ -225,6 +224,7 @@ def test_a_folder_is_replaced_after_an_interrupt_at_any_step(
     assert [each.name for each in tmp_path.iterdir()] == ["checkpoint"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
 def test_a_fifo_or_a_folder_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
