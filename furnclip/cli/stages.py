@@ -224,9 +224,10 @@ def train(
     [bold]auto[/bold], the default: full for a base of up to 20 million parameters, else dual_lora\n
     [bold]all[/bold]: all but full, one after another, and a table
     """
-    base = call.flags.get("model", {})
-    if (folder := Path(base.get("name", ""))).is_dir() and folder.name:
-        base["name"] = str(folder.resolve())  # findable when the command is repeated from elsewhere
+    for section, key in (("model", "name"), ("train", "teacher")):
+        given = call.flags.get(section, {})
+        if (folder := Path(given.get(key, ""))).is_dir() and folder.name:
+            given[key] = str(folder.resolve())  # findable when the command is repeated from elsewhere
     checked = call.settings()
     check_address_space()
     from furnclip.train import train as train_run
