@@ -25,7 +25,7 @@ from urllib.parse import unquote, urldefrag
 
 from furnclip import console
 from furnclip.catalogue import content_hash, image_table
-from furnclip.errors import JournalError, MissingStageError
+from furnclip.errors import FurnclipError, JournalError, MissingStageError
 from furnclip.images import MAX_BYTES, BrokenImage, read_bytes
 from furnclip.journal import Event, read_journal, replacing, sweep, write_bytes
 
@@ -80,6 +80,7 @@ class ShopImages:
         table = config.paths.image_table
         self._by_id = image_table(Path(table)) if table else {}
         self._near: set[int] = set()  # hashes of the names
+        self._has_shards = True
         self._example = ("", "")
 
     def find(self, names: Iterable[str]) -> list[FoundImage]:
@@ -107,9 +108,8 @@ class ShopImages:
         try:
             return self._find(name).read()
         except BrokenImage:
-            if product_id:
-                with suppress(MissingStageError):
-                    return self._shards.image_bytes(product_id)
+            if product_id and (square := self._square(product_id)):
+                return square
             raise
 
     def local(self, name: str, product_id: str) -> Path:
@@ -125,6 +125,20 @@ class ShopImages:
             if not copy.is_file():
                 write_bytes(copy, self.read(name, product_id))
         return copy
+
+    def _square(self, product_id: str) -> bytes:
+        """The product's square in the shards; empty where there is none.
+
+        Shards that cannot be read are told once and not asked again: who searches wants the answer anyway.
+        """
+        try:
+            return self._shards.image_bytes(product_id) if self._has_shards else b""
+        except (BrokenImage, MissingStageError):
+            return b""
+        except FurnclipError as error:
+            self._has_shards = False
+            console.warn(f"images that are only in the shards are not shown: {error.message}")
+            return b""
 
     @cached_property
     def _shards(self) -> ProductImages:
