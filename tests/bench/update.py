@@ -174,7 +174,9 @@ def command(words: list[str]) -> None:
     print(max(resource.getrusage(user).ru_maxrss for user in users) / 1e3)
 
 
-def fill_drawn(encoder: Any, tower: str, data: Any, captions: list[str] | None = None) -> np.ndarray:
+def fill_drawn(
+    encoder: Any, tower: str, data: Any, captions: list[str] | None = None, **_: object
+) -> np.ndarray:
     """`TowerEncoder.fill` that draws features of a frozen tower, alike for image and captions of a family."""
     from furnclip.catalogue import content_hash
     from furnclip.features import feature_keys
