@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -171,7 +171,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, proxy: Proxy, body: bytes, fault: Fault | None) -> None:
         host = proxy.upstream.removeprefix("http://")
-        connection = http.client.HTTPConnection(host, timeout=60)
         path = self.path
         if path.startswith("http://"):  # asked as the proxy of a browser is; the bucket is in the host name
             name, _, rest = path.removeprefix("http://").partition("/")
@@ -179,10 +178,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {
             name: value for name, value in self.headers.items() if name.lower() not in ("expect", "host")
         }
-        connection.request(self.command, path, body or None, headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
+        # Closed whatever happens: a bucket that a test stops or kills does not answer.
+        with closing(http.client.HTTPConnection(host, timeout=60)) as connection:
+            connection.request(self.command, path, body or None, headers)
+            answer = connection.getresponse()
+            content = answer.read()
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("transfer-encoding", "content-length", "connection"):
