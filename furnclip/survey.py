@@ -115,11 +115,12 @@ def _are_there(images: ShopImages, names: Sequence[str]) -> bool:
     return 2 * sum(map(partial(_is_there, images), names)) > len(names)
 
 
-def _is_there(images: ShopImages, name: str) -> bool:
+def _is_there(images: ShopImages, name: str, *, as_named: bool = False) -> bool:
     try:
-        return bool(images.find([name]))
+        found = images.find([name])
     except BrokenImage:
         return False
+    return found[0].is_as_named or not as_named
 
 
 def _unreadable(images: ShopImages, drawn: Sequence[tuple[str, ...]]) -> str:
@@ -194,17 +195,22 @@ def _archives(config: Config) -> Iterator[Path]:
 
 
 def likely_folder(config: Config, names: Sequence[str]) -> tuple[Path, int] | None:
-    """The folder near the catalogue that has most of these images, and how many; None where none has one."""
-    best: tuple[Path, int] | None = None
+    """The folder near the catalogue that has most of these images, and how many; None where none has one.
+
+    Of two that have as many, the one below which the catalogue's names are right as they are.
+    """
+    best: Path | None = None
+    best_count = 0, 0
     for folder in islice(_folders_near(config), _FOLDERS_TRIED):
         paths = config.paths.model_copy(update={"images": folder})
         images = ShopImages(config.model_copy(update={"paths": paths}))
         found = sum(map(partial(_is_there, images), names))
-        if found > (best[1] if best else 0):
-            best = folder, found
-        if found == len(names):
+        count = found, sum(map(partial(_is_there, images, as_named=True), names)) if found else 0
+        if count > best_count:
+            best, best_count = folder, count
+        if min(count) == len(names):
             break
-    return best
+    return (best, best_count[0]) if best else None
 
 
 def _folders_near(config: Config) -> Iterator[Path]:

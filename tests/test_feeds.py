@@ -319,6 +319,29 @@ def test_a_wrong_image_folder_is_told_with_the_likely_right_one(wrong: str, fold
         assert "12 of the 12" in line
 
 
+# where the images lie, what the cells say of them, the folder that `init` settles on
+WRITTEN_WITH = {
+    "the folder's name": ("images", "images/{}.jpg", "."),
+    "two folders": ("media/large", "media/large/{}.jpg", "."),
+    "the last of two": ("media/large", "large/{}.jpg", "media"),
+    "the file alone": ("media/large", "{}.jpg", "media/large"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_WITH)
+def test_init_takes_the_folder_below_which_the_names_are_right(name: str, tmp_path: Path) -> None:
+    place, cells, wanted = WRITTEN_WITH[name]
+    (tmp_path / place).mkdir(parents=True)
+    for number in range(PRODUCTS):
+        (tmp_path / place / f"{number}.jpg").write_bytes(feed_files.IMAGES[number % len(feed_files.IMAGES)])
+    rows = [{"product_id": f"p{n}", "title": title(n), "image": cells.format(n)} for n in range(PRODUCTS)]
+    (tmp_path / "products.csv").write_text(table(rows))
+    made = run("init", str(tmp_path), "--json").ok().json
+    assert made["recognized"]["settings"]["images"] == wanted
+    checked = run("prepare", "--check", "--config", str(tmp_path / "furnclip.toml")).ok()
+    assert "not quite those" not in checked.stderr
+
+
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(3000)
 # what lies in the image folder, by its name from a number; what the cells say; a word of the one line
 UNUSABLE = {

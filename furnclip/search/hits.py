@@ -75,7 +75,8 @@ class Answer(list[Hit]):
 def explain(hit: Hit, query: Query, table: SearchTable) -> dict[str, Any]:
     """The `why` of a hit, with the words of the query and where it has them."""
     words, exact, product = dict[str, list[str]](), list[str](), {**vars(hit), **hit.columns}
-    for field_ in table.fields if query.terms else ():
+    fields = sorted(table.fields, key=lambda field_: field_.kind == "code")  # an id says least of all
+    for field_ in fields if query.terms else ():
         texts = field_.texts(product)
         if any({f"={code_of(text)}", f"@{name_of(text)}"} & set(query.exact) for text in texts):
             exact += [field_.column] * (field_.kind in ("code", "name"))
