@@ -3,11 +3,11 @@
     python -m tests.bench.relevance [--catalogue DIR] [--part N] [--columns] [--quick] [--json]
 
 `--catalogue`: a folder that `furnclip embed` has been through, with a `truth.csv` beside its settings:
-`product_id` and what the product really is (`type`, `color`), which no command has read; or a tar or folder
-with a `products.csv` of `product_id,title,image,type,color` (`--part`: which 10,000 products of it, of which
-furnclip is given id, title and image; with `--columns` also its other columns, as a shop's export has them,
-and so the words of the truth; set BENCH_WORK to keep the shop). Without it: a drawn shop in a style that
-furnclip-tiny has not seen.
+`product_id`, `title` and what the product really is (`type`, `color`), which no command has read; or a tar
+or folder with a `products.csv` of `product_id,title,image,type,color` (`--part`: which 10,000 products of
+it, of which furnclip is given id, title and image; with `--columns` also its other columns, as a shop's
+export has them, and so the words of the truth; set BENCH_WORK to keep the shop). Without it: a drawn shop in
+a style that furnclip-tiny has not seen.
 
 `own_image`   a product's image at another size and JPEG quality finds it first
 `id`          its id finds it first
