@@ -25,6 +25,7 @@ from tests.test_embed import embed
 from tests.test_search import clean, run
 
 PRODUCTS = 40
+_BESIDE = {9: "kumquat"}
 BRANDS = ("BILLY", "Malm", "Ägget", "St. Moritz")
 
 
@@ -35,7 +36,9 @@ def with_columns(shop: Path) -> None:
     pq.write_table(table, config.paths.vectors)
     rows = range(len(table))
     own: dict[str, pa.Array] = {
-        "description": pa.array([f"Goes well with glass. Measures {80 + row} x 40 cm." for row in rows]),
+        "description": pa.array(
+            [f"Goes well with {_BESIDE.get(row, 'glass')}. Measures {80 + row} x 40 cm." for row in rows]
+        ),
         "width_cm": pa.array([200.0 + 10 * row + 0.2 for row in rows]),
         "depth": pa.array([None if row == 5 else 900.0 + row for row in rows], pa.float64()),
         "price": pa.array([None if row == 5 else 10.0 * row for row in rows], pa.float64()),
@@ -83,6 +86,28 @@ def test_an_id_sku_or_barcode_leads(searcher: Searcher, text: str) -> None:
     assert answer[0].product_id == "P00007"
     assert answer[0].why["exact"]
     assert not answer.note
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["zzzz P00007", "a chair, 4006381333007", "P00007 xylophone qqqq tax form", "article sku-007/a please"],
+)
+def test_a_code_leads_whatever_stands_beside_it(searcher: Searcher, text: str) -> None:
+    answer = searcher.search(text)
+    assert answer[0].product_id == "P00007"
+    assert answer[0].why["exact"]
+
+
+@pytest.mark.parametrize(
+    "text", ["chair 1960", "120x60 table", "table 120cm x 60cm", "bed 2024 200mm", "under 1000"]
+)
+def test_years_sizes_and_amounts_are_no_codes(text: str) -> None:
+    assert understand(text, vocabulary("chair"), (), literal=False).exact[1:] == ()
+
+
+@pytest.mark.parametrize("text", ["ikea kumquat", "kumquat from oslo for zzzz", "qqqq wwww kumquat"])
+def test_words_that_no_product_has_take_the_lead_from_no_rare_one(searcher: Searcher, text: str) -> None:
+    assert searcher.search(text)[0].product_id == "P00009"
 
 
 @pytest.mark.parametrize("text", ["billy", "BILLY", "agget", "Ägget", "st moritz", "moritz", "bily", "malms"])

@@ -44,7 +44,9 @@ class Hit:
     variants: int = 1  # products of its group in the table, itself included
     columns: Mapping[str, Any] = field(default_factory=dict)  # the shop's own, by name
     why: Mapping[str, Any] = field(default_factory=dict)
-    """`words`: word of the query -> columns that have it; `exact`: columns that equal the query; `cosine`"""
+    """`words`: word of the query -> columns that have it; `cosine`; `exact`: columns that equal the query or
+    a code in it
+    """
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -26,6 +26,7 @@ _SHORT = 7  # letters, up to which hardly anybody misses the first one: "seater"
 _NEAR_SIZE = 0.04  # of a size: beds come in steps of a twentieth
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([a-z]*)")
 _CROSSED = re.compile(r"\d\s*[x\u00d7*]\s*\d")  # of bare numbers only those of "120x60" are sizes
+_CODE_DIGITS, _CODE_CHARACTERS = 6, 4  # at least, of an article number beside other words
 _SPELLINGS = 3  # of a mistyped word, at most
 _SATURATION = 1.2  # k1 of BM25: a word that is there as often counts half of what it may
 _SHORTNESS = 0.75  # b of BM25
@@ -166,11 +167,21 @@ def understand(text: str, vocabulary: Vocabulary, columns: Collection[str], *, l
 
 
 def _exact(text: str, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The words of the index that only a product has whose id, code or name is the text."""
+    """The words of the index that only a product has whose id, code or name is the text, or a code in it."""
     code, name = code_of(text), f"@{name_of(text)}"
     # An id has a digit or is one word; looking for others would take time.
     is_code = code and (any(map(str.isdigit, code)) or len(text.split()) == 1)
-    return (f"={code}",) * bool(is_code) + (name,) * (name in vocabulary.frequencies)
+    codes = [code] * bool(is_code) + [code_of(word) for word in text.split() if _is_code(word)]
+    return (*(f"={each}" for each in dict.fromkeys(codes)), *((name,) * (name in vocabulary.frequencies)))
+
+
+def _is_code(word: str) -> bool:
+    """Whether a word within a text is an article number, and neither a year, a size nor an amount."""
+    code = code_of(word)
+    if code.isdigit():
+        return len(code) >= _CODE_DIGITS
+    is_size = _CROSSED.search(word) or ((size := _SIZE.fullmatch(code)) and size[2] in knowledge()["units"])
+    return len(code) >= _CODE_CHARACTERS and any(map(str.isdigit, code)) and not is_size
 
 
 # --- words

@@ -3,11 +3,11 @@
     words      as by BM25, of the most that it could be for this query
     meaning    cosine, from what any product has (0) to what the nearest has (1)
 
-What is the query exactly, an id, a barcode, a brand, leads. A query none of whose words a product has is
-one of meaning alone, and one word, or rare ones, is looked for as a word. Otherwise words are trusted the
-more the less the model understands of the catalogue: by 1.16 - 0.8 times the precision of short requests that
-`embed` measured on validation. The two numbers were chosen on a drawn shop and on a part of a catalogue of
-clothes, where 0.65 and 1 were best; others judged (tests/bench/relevance.py).
+What is the query exactly, an id, a barcode, a brand, leads, and so does a code in it. A query none of whose
+words a product has is one of meaning alone, and one word, or rare ones, is looked for as a word. Otherwise
+words are trusted the more the less the model understands of the catalogue: by 1.16 - 0.8 times the precision
+of short requests that `embed` measured on validation. The two numbers were chosen on a drawn shop and on a
+part of a catalogue of clothes, where 0.65 and 1 were best; others judged (tests/bench/relevance.py).
 """
 
 from __future__ import annotations
@@ -98,11 +98,12 @@ class Ranker:
         known = [term for term in query.terms if term.stems]
         if not known:
             return 0.0
-        rare = _RARE * vocabulary.products
+        rare = max(1.0, _RARE * vocabulary.products)
         names = all(vocabulary.stems[stem] <= rare for term in known for stem in term.stems)
         share = sum(term.weight for term in known) / sum(term.weight for term in query.terms)
-        # What words miss is left to meaning as far as the model understands the catalogue.
-        share += (1 - share) * (self._trust - _LEAST_TRUST) / (1 - _LEAST_TRUST)
+        # What words miss is left to meaning as far as the model understands the catalogue; a name is
+        # what was meant, whatever stands beside it ("ikea billy" where no product says whose it is).
+        share += (1 - share) * (1.0 if names else (self._trust - _LEAST_TRUST) / (1 - _LEAST_TRUST))
         # Models read no sizes.
         has_sizes = any(term.word[0].isdigit() and len(term.word) > 1 for term in known)
         is_for_words = names or len(query.terms) == 1 or has_sizes
