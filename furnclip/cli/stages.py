@@ -17,6 +17,7 @@ import typer
 
 import furnclip
 from furnclip import console
+from furnclip.cli.imports import import_pyarrow
 from furnclip.cli.options import Call, check_address_space, mention_raw_titles, mention_uncleaned, takes
 from furnclip.errors import FurnclipError
 
@@ -93,6 +94,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Split products without leaks and pack them into shards."""
+    import_pyarrow()
     from furnclip.clean.workspace import check_finished
     from furnclip.errors import InputError
     from furnclip.prepare import prepare as prepare_shards

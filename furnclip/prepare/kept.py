@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 
 from furnclip.journal import replacing
 from furnclip.prepare.fingerprint import PRINT_BYTES
@@ -78,10 +79,14 @@ class Kept:
         path = self.folder / name
         return path.read_bytes().split(b"\n") if path.is_file() else []
 
-    def names(self, rows: Records) -> list[bytes]:
-        """The image files of rows, NAME NUL STATUS NUL ADDRESS each, one row after the other."""
-        names = self.texts("names")
-        return [names[number] for number in spans(rows["first_name"], rows["names"]).tolist()]
+    def names(self, rows: Records) -> pyarrow.BinaryArray:
+        """The image files of rows, a line NAME NUL STATUS NUL ADDRESS each, one row after the other."""
+        path = self.folder / "names"
+        data = np.fromfile(path, np.uint8) if path.is_file() else np.empty(0, np.uint8)
+        ends = np.append(0, np.flatnonzero(data == ord("\n")) + 1)
+        lines = [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(data)]
+        array = pyarrow.Array.from_buffers(pyarrow.large_binary(), len(ends) - 1, lines)
+        return array.take(pyarrow.array(spans(rows["first_name"], rows["names"])))
 
     def changed(self, records: Records) -> np.ndarray:
         """Rows whose image, title or group differ from those of the last finished run: (N,)."""

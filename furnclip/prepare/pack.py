@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,16 +23,34 @@ import numpy as np
 
 from furnclip import console
 from furnclip.catalogue import content_hash
+from furnclip.errors import FurnclipError
 from furnclip.journal import MANIFEST_NAME, move_file, sync_folder
 from furnclip.parallel import Workers
 from furnclip.prepare.splits import LEDGER_NAME, UNDECIDED, Assignment, Ledger
 from furnclip.prepare.store import Members, Records, read_samples
-from furnclip.shards.manifest import FOLDERS, MINI_TRAIN, REST, SPLITS, ShardInfo, SplitInfo
-from furnclip.shards.tar import Sample, decode_sample, index_path, read_about, read_index, write_shard
+from furnclip.shards.manifest import (
+    FOLDERS,
+    MINI_TRAIN,
+    REST,
+    SPLITS,
+    ShardInfo,
+    SplitInfo,
+    read_manifest,
+)
+from furnclip.shards.tar import (
+    Sample,
+    WrittenShard,
+    decode_sample,
+    index_path,
+    read_about,
+    read_index,
+    write_shard,
+)
 
 if TYPE_CHECKING:
     from furnclip.config import PrepConfig
 
+_HERE_FIRST = 8  # shards; of those that a night changes most samples are taken over as they are
 MOST_VALUES = 50  # of an attribute in the manifest; free text would make it megabytes
 
 
@@ -40,6 +59,9 @@ class SampleChange(NamedTuple):
 
     dropped: tuple[int, ...] = ()  # numbers of images
     missing_reason: str = ""  # why it has no image
+
+
+_UNCHANGED = SampleChange()
 
 
 @dataclass(frozen=True)
@@ -53,6 +75,8 @@ class PlannedShard:
     contents: np.ndarray  # (N,) the hash of each sample
     groups: np.ndarray  # (N,)
     changes: dict[int, SampleChange]  # by key
+    images: np.ndarray  # (N,) how many each sample has before changes
+    earlier: ShardInfo | None = None  # what lies there now by this name
 
     def is_at(self, path: Path) -> bool:
         """Whether this shard is there, whole."""
@@ -87,7 +111,8 @@ def plan_shards(
             content = hashlib.blake2b(holds, digest_size=16).hexdigest()
             name = f"{split}/shard-{number:06d}.tar"
             keys = records["key"][inside]
-            planned.append(PlannedShard(name, split, content, keys, contents, groups, changed))
+            images = records["images"][inside]
+            planned.append(PlannedShard(name, split, content, keys, contents, groups, changed, images))
     return planned
 
 
@@ -118,8 +143,9 @@ def write_shards(
     """Write and publish the shards that are not in `folder` already; how many were written."""
     changed = [shard for shard in planned if not shard.is_at(folder / shard.name)]
     unwritten = [shard for shard in changed if not shard.is_at(shard.staged_in(staged))]  # by a killed run
-    pack = partial(pack_shard, staged=staged, store=store)
-    workers = Workers(pack, processes, here_first=1, setting="prepare.workers")
+    unwritten = _with_earlier(unwritten, folder)
+    pack = partial(pack_shard, folder=folder, staged=staged, store=store)
+    workers = Workers(pack, processes, here_first=_HERE_FIRST, setting="prepare.workers")
     with workers, console.progress("writing shards", total=len(unwritten), unit="shards") as meter:
         for _ in workers.map(unwritten, name_of=lambda shard: shard.name, chunk_items=1):
             meter.advance()
@@ -141,25 +167,43 @@ def write_shards(
     return len(changed)
 
 
-def pack_shard(shard: PlannedShard, *, staged: Path, store: Path) -> None:
-    """Write one shard aside. Runs in a worker process."""
-    wanted = list(zip(shard.keys.tolist(), shard.contents.tolist(), strict=True))
-    samples = (
-        (f"{content:016x}", _sample(key, f"{group:016x}", members, shard.changes.get(key, SampleChange())))
-        for (key, content), group, members in zip(
-            wanted, shard.groups.tolist(), read_samples(store, wanted), strict=True
+def _with_earlier(planned: list[PlannedShard], folder: Path) -> list[PlannedShard]:
+    """The shards, each with what the manifest in `folder` says of the one that it replaces."""
+    there: dict[str, ShardInfo] = {}
+    with suppress(FurnclipError):  # there is no manifest, or a damaged one
+        for split in read_manifest(folder).splits.values():
+            there.update({info.name: info for info in split.shards})
+    return [replace(shard, earlier=there.get(shard.name)) for shard in planned]
+
+
+def pack_shard(shard: PlannedShard, *, folder: Path, staged: Path, store: Path) -> None:
+    """Write one shard aside: samples that are as they were from the one in `folder`, others from the store.
+
+    Runs in a worker process.
+    """
+    earlier = shard.earlier or ShardInfo(shard.name, "", 0, 0, "", 0)
+    written = WrittenShard(folder / shard.name, earlier.sha256, earlier.index_sha256)
+    columns = (shard.keys, shard.contents, shard.groups, shard.images)
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
+    same = {key for key, *told in rows if key not in shard.changes and written.has(key, *told)}
+    others = [(key, content) for key, content, *_ in rows if key not in same]
+    with closing(read_samples(store, others)) as members:
+        samples = (
+            written.sample(key)
+            if key in same
+            else (f"{content:016x}", _sample(key, group, next(members), shard.changes.get(key, _UNCHANGED)))
+            for key, content, group, _ in rows
         )
-    )
-    write_shard(shard.staged_in(staged), samples, content=shard.content)
+        write_shard(shard.staged_in(staged), samples, content=shard.content)
 
 
-def _sample(key: int, group: str, members: Members, change: SampleChange) -> Sample:
+def _sample(key: int, group: int, members: Members, change: SampleChange) -> Sample:
     images = (image for number, image in enumerate(members.images) if number not in change.dropped)
     main, *more = *images, b""
     about = decode_sample(f"{key:016x}", {"json": members.json, "txt": members.caption})
     return replace(
         about,
-        group=group,
+        group=f"{group:016x}",
         image_bytes=main,
         more_images=tuple(more[:-1]),
         missing_reason=change.missing_reason,

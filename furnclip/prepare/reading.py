@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -194,11 +195,10 @@ class Reading:
     def _images_are_as_they_were(self, current: np.ndarray) -> np.ndarray:
         """Which rows have their images as they were: (M,)."""
         rows = self._kept.before[current]
-        lines = self._kept.names(rows)
-        changed = _changed(image_place(self._config), set(lines), self._fetched_since or ())
-        differs = np.fromiter((line in changed for line in lines), bool, len(lines))
+        named = self._kept.names(rows).dictionary_encode()
+        changed = _changed(image_place(self._config), named.dictionary.to_pylist(), self._fetched_since or ())
         of_row = np.repeat(np.arange(len(rows)), rows["names"].astype(np.int64))
-        return np.asarray(np.bincount(of_row[differs], minlength=len(rows)) == 0)
+        return np.asarray(np.bincount(of_row[changed[named.indices.to_numpy()]], minlength=len(rows)) == 0)
 
     def _types_without(self, current: np.ndarray) -> ColumnTypes | None:
         """The column types of the current rows; None where a row that is gone cannot be looked up."""
@@ -214,36 +214,32 @@ class Reading:
         return types
 
 
-def _changed(place: Place, lines: Collection[bytes], fetched: Collection[str]) -> set[bytes]:
-    """Which files, as `Kept.names` has them, have another status now or are of an address `fetched` since."""
-    status: Callable[[str], str] = place.status
+def _changed(place: Place, lines: Sequence[bytes], fetched: Collection[str]) -> np.ndarray:
+    """Which files, as `Kept.names` has them, are others now or of an address `fetched` since: (L,)."""
+    told = [line[:-1].rpartition(b"\0") for line in lines]  # name and status, and the address
     if isinstance(place, Folder) and place.links_may_lead_out:  # a look at each folder instead of each file
-        status = _InFolders(place).status
-    changed = set()
-    for line in lines:
-        name, was, address = line.decode("utf-8", "surrogateescape").split("\0")
-        try:
-            is_same = status(name) == was and address not in fetched
-        except (BrokenImage, OSError, ValueError):  # the row is judged again, which says why
-            is_same = False
-        if not is_same:
-            changed.add(line)
-    return changed
+        folders = {name[: name.rfind(b"/") + 1] for name, _, _ in told}
+        there = {line for folder in folders for line in _listed(place, folder)}
+    else:
+        there = {name for name, _, _ in told if _is_as_it_was(place, name)}
+    again = {address.encode() for address in fetched}
+    return np.array([name not in there or address in again for name, _, address in told], dtype=bool)
 
 
-class _InFolders:
-    """What `Folder.status` says, of many files."""
+def _is_as_it_was(place: Place, line: bytes) -> bool:
+    name, was = line.decode("utf-8", "surrogateescape").split("\0")
+    with suppress(BrokenImage, OSError, ValueError):  # the row is judged again, which says why
+        return place.status(name) == was
+    return False
 
-    def __init__(self, place: Folder) -> None:
-        self._place, self._folders = place, dict[str, dict[str, str]]()
 
-    def status(self, name: str) -> str:
-        folder, _, last = name.rpartition("/")
-        if folder not in self._folders:
-            with os.scandir(self._place.path(folder)) as entries:
-                found = ((entry.name, entry.stat()) for entry in entries if entry.is_file())
-                self._folders[folder] = {name: f"{it.st_size} {it.st_mtime_ns}" for name, it in found}
-        return self._folders[folder].get(last, "")
+def _listed(place: Folder, folder: bytes) -> Iterator[bytes]:
+    """Name and status of every file in a folder below the place, which ends in `/` or is empty."""
+    with suppress(OSError, ValueError), os.scandir(os.fsencode(place.path(os.fsdecode(folder)))) as entries:
+        for entry in entries:
+            if entry.is_file():
+                status = entry.stat()
+                yield b"%b%b\0%d %d" % (folder, entry.name, status.st_size, status.st_mtime_ns)
 
 
 def _notes(records: Records, lines: Sequence[bytes]) -> list[Note]:

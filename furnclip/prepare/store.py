@@ -14,7 +14,7 @@ import errno
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import accumulate, pairwise
@@ -226,7 +226,7 @@ class SampleStore:
         return row and int(np.frombuffer(row[0], _PACKED)[0]["text"])
 
 
-def read_samples(path: Path, wanted: Iterable[tuple[int, int]]) -> Iterator[Members]:
+def read_samples(path: Path, wanted: Iterable[tuple[int, int]]) -> Generator[Members]:
     """The samples of (key, content) in a store, from a worker process. Raises `StorageError` for damage."""
     address = f"{path.absolute().as_uri()}?mode=ro"
     with store_errors(path), closing(sqlite3.connect(address, uri=True)) as database:

@@ -77,6 +77,13 @@ class ShardDataset:
         within = range(first, first + len(rows))
         return read_texts(self.place.indexed(shard), samples=shard.samples, rows=within)
 
+    def seen_of(self, rows: range) -> list[str]:
+        """What models see of samples of one shard, see `seen_hash`."""
+        number, first = self._find(rows[0])
+        shard = self.shards[number]
+        index = read_index(self.place.indexed(shard), ["seen"], samples=shard.samples)
+        return [f"{seen:016x}" for seen in index["seen"].slice(first, len(rows)).to_pylist()]
+
     def keys(self) -> Iterator[str]:
         """The key of each sample, in order."""
         for number in range(len(self.shards)):

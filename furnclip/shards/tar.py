@@ -16,19 +16,22 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 
 from furnclip.catalogue import ATTRIBUTES, content_hash
-from furnclip.errors import InputError, StorageError
+from furnclip.errors import FurnclipError, InputError, StorageError
 from furnclip.journal import open_regular, parse_json, replacing
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
+_END_BYTES = 2 * BLOCK_BYTES
 _HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 _CHECKSUM = slice(148, 156)
 _TEXTS_AT_ONCE = 1024  # samples
@@ -94,6 +97,13 @@ class ShardAbout:
     attributes: dict[str, dict[str, int]]
 
 
+class PackedSample(NamedTuple):
+    """A sample as it lies in the tar, and its row in the index but for the place."""
+
+    data: bytes
+    row: dict[str, Any]
+
+
 def seen_hash(sample: Sample) -> str:
     """A hash of what models see of a product: its caption and its images."""
     return content_hash(sample.caption, *sample.images)
@@ -138,10 +148,59 @@ def _image_suffixes(count: int) -> list[str]:
     return ["jpg", *(f"{number}.jpg" for number in range(1, count))][:count]
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: str) -> ShardAbout:
+def packed(sample_hash: str, sample: Sample) -> PackedSample:
+    """The bytes of a sample and what the index says of it. sample_hash: of its content."""
+    data = b""
+    row: dict[str, Any] = {"content": sample_hash, "jpg_bytes": 0}
+    row |= {name: getattr(sample, name) for name in ("key", "product_id", "group")}
+    members = encode_sample(sample)
+    for suffix, member in members.items():
+        row[f"{suffix}_bytes"] = len(member)
+        header = _header(f"{sample.key}.{suffix}", len(member))
+        data += header + member + bytes(-len(member) % BLOCK_BYTES)
+    row |= {suffix: members[suffix].decode("utf-8") for suffix in ("json", "txt")}
+    row["seen"] = int(seen_hash(sample), 16)
+    row["image_hashes"] = [int(content_hash(image), 16) for image in sample.images]
+    row[_MORE.name] = list(map(len, sample.more_images))
+    return PackedSample(data, {**row, "crc32": zlib.crc32(data)})
+
+
+class WrittenShard:
+    """The samples of a shard that is there, to be taken over as they lie in it."""
+
+    def __init__(self, path: Path, sha256: str, index_sha256: str) -> None:
+        """There are none unless tar and index are, byte for byte, those of these hashes."""
+        self._rows: dict[int, dict[str, Any]] = {}
+        with suppress(OSError, ValueError, FurnclipError):  # it is gone, empty, or no shard
+            with open_regular(path, what="the shard") as file:
+                self._data = mmap(file.fileno(), 0, access=ACCESS_READ)
+            with open_regular(index_path(path), what="the index") as file:
+                index = file.read()
+            hashes = [hashlib.sha256(content).hexdigest() for content in (self._data, index)]
+            if hashes == [sha256, index_sha256]:
+                rows = pyarrow.parquet.read_table(pyarrow.BufferReader(index)).to_pylist()
+                self._rows = {int(row["key"], 16): row for row in rows}
+
+    def has(self, key: int, content: int, group: int, images: int) -> bool:
+        """Whether the sample is there with this content, group and number of images."""
+        row = self._rows.get(key)
+        wanted = f"{content:016x}", f"{group:016x}", images
+        return row is not None and (row["content"], row["group"], len(row["image_hashes"])) == wanted
+
+    def sample(self, key: int) -> PackedSample:
+        """The sample of a key that is there."""
+        row = self._rows[key]
+        sizes = [row["jpg_bytes"]] * bool(row["jpg_bytes"]) + row.get(_MORE.name, [])
+        size_bytes = sum(map(member_bytes, [*sizes, row["json_bytes"], row["txt_bytes"]]))
+        return PackedSample(self._data[row["offset"] : row["offset"] + size_bytes], row)
+
+
+def write_shard(
+    path: Path, samples: Iterable[PackedSample | tuple[str, Sample]], *, content: str
+) -> ShardAbout:
     """Write the tar at `path` and then its index; what the manifest says about the shard.
 
-    samples: (content hash, sample).
+    samples: packed, or (content hash, sample).
     content: names what should be in the shard; an index with that name proves that the tar beside it
     is complete, because it is written after the tar.
     """
@@ -149,24 +208,14 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], *, content: s
     rows: list[dict[str, Any]] = []
     attributes: dict[str, Counter[str]] = {name: Counter() for name in ATTRIBUTES}
     digest, size_bytes = hashlib.sha256(), 0
-    end = bytes(2 * BLOCK_BYTES)
+    end = bytes(_END_BYTES)
     with replacing(path) as file:
-        for sample_hash, sample in samples:
-            data = b""
-            row: dict[str, Any] = {"content": sample_hash, "offset": size_bytes}
-            row |= {name: getattr(sample, name) for name in ("key", "product_id", "group")}
-            members = encode_sample(sample)
-            for suffix, member in members.items():
-                row[f"{suffix}_bytes"] = len(member)
-                header = _header(f"{sample.key}.{suffix}", len(member))
-                data += header + member + bytes(-len(member) % BLOCK_BYTES)
-            more = list(map(len, sample.more_images))
-            texts: dict[str, Any] = {suffix: members[suffix].decode("utf-8") for suffix in ("json", "txt")}
-            texts["seen"] = int(seen_hash(sample), 16)
-            texts["image_hashes"] = [int(content_hash(image), 16) for image in sample.images]
-            rows.append({"jpg_bytes": 0, **row, **texts, _MORE.name: more, "crc32": zlib.crc32(data)})
+        for sample in samples:
+            data, row = sample if isinstance(sample, PackedSample) else packed(*sample)
+            rows.append({_MORE.name: [], **row, "offset": size_bytes})
+            fields = json.loads(row["json"])["fields"]
             for name, counts in attributes.items():
-                counts[sample.fields.get(name, "")] += 1
+                counts[fields.get(name, "")] += 1
             file.write(data)
             digest.update(data)
             size_bytes += len(data)
@@ -201,7 +250,8 @@ def _header(name: str, size_bytes: int) -> bytes:
 def read_index(shard: Path, columns: list[str] | None = None, *, samples: int) -> pyarrow.Table:
     """The index of a shard. Raises `StorageError` where it is missing, damaged or has not `samples` rows."""
     path = index_path(shard)
-    schema = pyarrow.schema([_INDEX_SCHEMA.field(name) for name in columns or _INDEX_SCHEMA.names])
+    every = pyarrow.unify_schemas([_INDEX_SCHEMA, _TEXT_SCHEMA])
+    schema = pyarrow.schema([every.field(name) for name in columns or _INDEX_SCHEMA.names])
     try:
         table = read_table(path, schema, optional=None if columns else _MORE)
         if len(table) != samples:
