@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import numpy as np
 
 from furnclip.journal import exclusive
 from tests.conftest import Cli
+from tests.drawn_shop import write_shop
 from tests.test_embed import rewrite, table_of
 
 
@@ -40,3 +47,26 @@ def test_two_do_not_run_at_once(cli: Cli, shop: Path) -> None:
         outcome = cli("update", cwd=shop)
     assert outcome.code == 1
     assert "in use by another furnclip process" in outcome.stderr
+
+
+def test_a_night_s_change_is_embedded_without_torch(cli: Cli, tmp_path: Path, tiny_clip: Path) -> None:
+    """In a shop of more than one part, with the model beside the table; torch takes seconds to import."""
+    shop = write_shop(tmp_path / "shop", products=40, model=tiny_clip)
+    toml = shop / "furnclip.toml"
+    toml.write_text(toml.read_text().replace("[prepare]\n", "[prepare]\nshard_samples = 1\n"))
+    cli("prepare", cwd=shop).ok()
+    cli("embed", cwd=shop).ok()
+    for change in ({"title": "a velvet bed"}, {}):
+        if change:
+            rewrite(shop, change, product=4)
+            cli("prepare", cwd=shop).ok()
+        script = "import sys; from furnclip.cli.commands import app; app(sys.argv[1:], standalone_mode=False)"
+        script += "; assert not {'torch', 'transformers'} & {*sys.modules}"
+        done = subprocess.run(
+            [sys.executable, "-c", script, "embed", "--json"], cwd=shop, capture_output=True, check=True
+        )
+        assert json.loads(done.stdout)["encoded"] == ({"base": 1} if change else {})
+    vectors = table_of(shop).matrix("vec_clip_base")
+    shutil.rmtree(shop / "work/embeddings")
+    cli("embed", cwd=shop).ok()
+    np.testing.assert_allclose(vectors, table_of(shop).matrix("vec_clip_base"), atol=1e-6)

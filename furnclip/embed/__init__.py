@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 
 from furnclip.config import Config, load_config
@@ -87,6 +86,8 @@ class EmbeddingGenerator:
         return embed_catalogue(self.config, run=run)
 
     def _in_batches(self, encode: Callable[[Sequence[_Item]], Any], items: Iterable[_Item]) -> Floats:
+        import torch  # here, because a night's change is embedded without
+
         chunks = []
         with torch.inference_mode():
             for batch in in_batches(items, self.batch_size):

@@ -19,11 +19,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 
 from furnclip.catalogue import ATTRIBUTES, content_hash, image_names, renamed_column
@@ -31,11 +30,15 @@ from furnclip.config import Config
 from furnclip.errors import ModelError
 from furnclip.features import StoredVectors
 from furnclip.images import open_image
-from furnclip.model.clip import Clip
+from furnclip.model.light import LightEncoder
 from furnclip.shards import REST, SPLITS, Sample, ShardDataset, open_shards
 from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, unit_mean, vector_array, vector_schema
 from furnclip.vectors.parquet import MODEL_KINDS, column_array, views_array
 
+if TYPE_CHECKING:
+    from furnclip.model.clip import Clip
+
+Encoder = Union["Clip", LightEncoder]  # by torch, or without
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _MOST_BATCHES = 16  # encoded at once; each takes some 60 MB beside the weights of a ViT-B/32
@@ -105,6 +108,11 @@ class ShardReader:
         """Changes with how rows are made of samples, whatever these are."""
         return content_hash(repr(self.manifest.columns), self._image_column, *self._group_columns)
 
+    def new_in(self, groups: Iterable[RowGroup], known: Collection[StoredVectors]) -> int:
+        """How many products of these row groups have to be encoded."""
+        seen = (each for group in groups for each in self._datasets[group.split].seen_of(group.rows))
+        return sum(any(each not in vectors for vectors in known) for each in seen)
+
     def bring(self, group: RowGroup) -> RowGroup:
         """A row group whose shard is here."""
         self._datasets[group.split].bring_one(group.rows[0])
@@ -134,8 +142,15 @@ class ShardReader:
 
 
 @contextmanager
-def encoding_threads(clips: Collection[Clip]) -> Iterator[tuple[ThreadPoolExecutor, int]]:
+def encoding_threads(encoders: Collection[Encoder]) -> Iterator[tuple[ThreadPoolExecutor, int]]:
     """The threads that run the models, and how many: one a core on a CPU, else one in front of the device."""
+    clips = [encoder for encoder in encoders if not isinstance(encoder, LightEncoder)]
+    if not clips:  # the towers have threads of their own
+        with ThreadPoolExecutor(1) as pool:
+            yield pool, 1
+        return
+    import torch  # here, because a night's change is encoded without
+
     cores = torch.get_num_threads()
     on_cpu = all(clip.device.type == "cpu" for clip in clips)
     count = min(cores, _MOST_BATCHES) if on_cpu else 1
@@ -154,7 +169,7 @@ class RowGroupEncoder:
     """Turns products into row groups. `known`: vectors, by label, that need no encoding."""
 
     reader: ShardReader
-    clips: Mapping[str, Clip]
+    clips: Mapping[str, Encoder]
     known: Mapping[str, StoredVectors]
     plan: Provenance
     pool: ThreadPoolExecutor
@@ -231,7 +246,7 @@ class RowGroupEncoder:
         order = np.argsort(np.concatenate([np.flatnonzero(is_known), np.flatnonzero(~is_known)]))
         return both.take(order).combine_chunks(), int((counts > 0).sum())
 
-    def _texts(self, clip: Clip, captions: list[str], rows: list[Row]) -> Floats:
+    def _texts(self, clip: Encoder, captions: list[str], rows: list[Row]) -> Floats:
         """(N, D), zero where there is no caption."""
         # Equal captions are encoded once, those of one length together: no padding.
         distinct = sorted(set(captions) - {""}, key=lambda caption: (len(caption), caption))
@@ -278,7 +293,7 @@ def in_batches(items: Iterable[_In], size: int) -> Iterator[list[_In]]:
         yield batch
 
 
-def _check_finite(vectors: Floats, clip: Clip, what: str, first: Row) -> None:
+def _check_finite(vectors: Floats, clip: Encoder, what: str, first: Row) -> None:
     if not np.isfinite(vectors).all():
         raise ModelError(
             f"`{clip.name}` gives a {what} vector that is not finite, "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from pydantic import SecretStr
 
@@ -18,9 +18,11 @@ from furnclip.config import Config
 from furnclip.embed.encoding import Encoded, Encodes, ShardReader
 from furnclip.embed.plan import encoding, load_models, make_plan, place
 from furnclip.errors import ModelError
-from furnclip.model.clip import Clip
 from furnclip.parallel import Workers
 from furnclip.vectors import Provenance
+
+if TYPE_CHECKING:
+    from furnclip.model.clip import Clip
 
 _Task = tuple[int, Provenance | None]  # a row group and its plan; without one, make it
 

@@ -6,7 +6,8 @@
    whose content hash has not changed are copied. Parts of shards that did not change are kept.
 3. Choose the image weight on validation, write the vector file, build the search table, and only
    then remove the parts. Until `_MOST_CHANGED` of the products changed, the weight stays, with which the
-   other vectors were made, and what changed is merged into the table.
+   other vectors were made, and what changed is merged into the table. A few products are encoded by the
+   ONNX files beside the table, because torch takes seconds to import.
 
 Under `torchrun`, process r of w encodes every w-th row group into a folder that all of them see. They
 meet twice, by a collective of torch: to learn the plan, and when all row groups are done; then process 0
@@ -19,42 +20,46 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
-import torch.distributed as dist
 
 from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.config import Config, torchrun_launch
 from furnclip.config.environment import Launch
-from furnclip.embed.encoding import Encodes, ShardReader
+from furnclip.embed.encoding import Encoder, Encodes, RowGroup, ShardReader
 from furnclip.embed.far import cluster
 from furnclip.embed.parts import PartFolder, VectorWriter, copy_vectors, drop_old_parts, write_row_groups
 from furnclip.embed.plan import (
     PREPROCESSING,
     encoding,
     fused_provenance,
+    light_models,
     load_models,
     make_plan,
     place,
     read_or_make_plan,
+    stored_vectors,
 )
 from furnclip.errors import FurnclipError, UsageError
 from furnclip.journal import Journal, encode_event, read_journal, replacing, sweep
-from furnclip.model.clip import Clip
-from furnclip.model.export import write_beside
-from furnclip.model.precision import release_freed
+from furnclip.model.light import LightEncoder
 from furnclip.vectors import Provenance, VectorTable, read_provenance
 from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
 from furnclip.vectors.parquet import Part, VectorManifest, open_vectors, read_vector_manifest
 from furnclip.vectors.upsert import update_index
 
+if TYPE_CHECKING:
+    from furnclip.model.clip import Clip
+
+_MOST_BY_LIGHT = 64  # products, which are encoded in the time that torch takes to import
 _MOST_CHANGED = 0.05  # of the products, before the image weight is chosen anew
 _LONGEST_WAIT = timedelta(days=30)  # for another process; the launcher ends all of them when one fails
 
@@ -101,16 +106,16 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> EmbedSummary:
     location = index_location(config)  # a bucket that refuses is reported now, not when all is encoded
     journal_path = config.paths.embeddings / f"journal-{launch.rank}.jsonl"
     with Journal(journal_path) as journal, _together(launch):
-        work = _Work(config, run, launch)
+        work = _Work(config, run, launch, location.uri)
         summary = work.summary
         if not summary.was_there:
             work.encode(journal)
         if launch.rank == 0:
             if not summary.was_there:
                 work.finish()
-            write_beside(location.uri, summary.vectors, work.clips, config)
-            work.clips.clear()  # LanceDB takes memory of its own
-            release_freed()
+            if work.models:
+                write_beside(location.uri, summary.vectors, work.models, config)
+            work.free_models()  # LanceDB takes memory of its own
             report = is_index_of(location, work.key, config.search)
             report = report or update_index(location, summary.vectors, config.search)
             summary.index = report or write_index(location, summary.vectors, config.search)
@@ -124,12 +129,21 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> EmbedSummary:
         return summary
 
 
+def write_beside(uri: str, vectors: Path, clips: Mapping[str, Clip], config: Config) -> None:
+    """Write what a search, and the embedding of a night's change, need without torch."""
+    from furnclip.model import export  # with torch, as the models that are there
+
+    export.write_beside(uri, vectors, clips, config)
+
+
 @contextmanager
 def _together(launch: Launch) -> Iterator[None]:
     """The processes of `torchrun` as one group; one process needs none."""
     if launch.count == 1:
         yield
         return
+    import torch.distributed as dist
+
     dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
     try:
         yield
@@ -142,31 +156,62 @@ class _Work:
 
     plan: Provenance
 
-    def __init__(self, config: Config, run: str | None, launch: Launch) -> None:
+    def __init__(self, config: Config, run: str | None, launch: Launch, uri: str) -> None:
+        """`uri`: of the table, beside which the models may lie as they run without torch."""
         self.config = config
         self.launch = launch
         self.run = run
         self.reader = ShardReader(config)
         start = time.monotonic()
         self.here = _without_device(config) if config.embed.engine == "ray" else config
-        self.clips = load_models(self.here, run, self.reader.manifest)
+        light = self._light_models(uri)
+        self.models = {} if light else load_models(self.here, run, self.reader.manifest)
+        self.clips: dict[str, Encoder] = {**light, **self.models}
         loading_s = time.monotonic() - start
         self.settings = _settings(self.reader, self.clips, config)
         self.key, products = content_hash(self.reader.content, self.settings), len(self.reader)
         groups, vectors = self.reader.row_groups, config.paths.vectors
         self.summary = EmbedSummary(vectors, products, len(groups), loading_s=loading_s)
-        self.earlier, kept = _earlier(vectors, self.settings), dict[int, Path]()
-        if self.earlier:
-            paths = {
-                part.source: vectors / part.name for part in self.earlier.parts if _is_whole(vectors, part)
-            }
-            numbered = ((number, paths.get(group.source)) for number, group in enumerate(groups))
-            kept = {number: path for number, path in numbered if path}
+        self.earlier = _earlier(vectors, self.settings)
+        kept = _kept(vectors, self.earlier, groups) if self.earlier else {}
         self.folder = PartFolder(config.paths.embeddings, self.key, groups, kept)
         with suppress(FurnclipError):  # damaged or of another version: it is written again
             table = VectorTable(vectors)
             is_ours = len(table) == products and table.provenance.key == self.key
             self.summary.was_there = is_ours and (self.earlier is None or len(kept) == len(groups))
+
+    def _light_models(self, uri: str) -> dict[str, LightEncoder]:
+        """The models without torch where they can encode what a night has changed, which is little."""
+        vectors, reader = self.config.paths.vectors, self.reader
+        try:
+            earlier = read_vector_manifest(vectors)
+        except FurnclipError:
+            return {}
+        if earlier is None or self.launch.count > 1 or self.config.embed.engine == "ray":
+            return {}
+        models = earlier.provenance.models
+        light = light_models(self.config, self.run, uri, models)
+        if not light or earlier.settings != _settings(reader, light, self.config):
+            return {}
+        kept = _kept(vectors, earlier, reader.row_groups)
+        known = [
+            stored_vectors(vectors.parent, model.fingerprint, model.precision, kept=kept.values())
+            for model in models.values()
+        ]
+        todo = (group for number, group in enumerate(reader.row_groups) if number not in kept)
+        new = reader.new_in(todo, known)
+        is_exact = all(model.precision == "fp32" for model in models.values())
+        is_little = earlier.changed + new <= _MOST_CHANGED * len(reader)
+        return light if is_little and new <= (_MOST_BY_LIGHT if is_exact else 0) else {}
+
+    def free_models(self) -> None:
+        """Give back the memory of the models."""
+        self.clips.clear()
+        if self.models:
+            from furnclip.model.precision import release_freed
+
+            self.models.clear()
+            release_freed()
 
     def encode(self, journal: Journal) -> None:
         """Encode the row groups of this process's share that have no part yet."""
@@ -175,7 +220,7 @@ class _Work:
                 self._settle(self._earlier_plan or far.make_plan)
                 self._encode(journal, far.encodes(self.plan))
         else:
-            make = partial(make_plan, self.key, self.reader, self.clips, self.config)
+            make = partial(make_plan, self.key, self.reader, self.models, self.config)
             self._settle(self._earlier_plan or make)
             kept = self.folder.kept.values()
             with encoding(self.config, self.reader, self.clips, self.plan, kept=kept) as encodes:
@@ -200,11 +245,14 @@ class _Work:
         if self.launch.rank == 0:
             plans = [read_or_make_plan(self.folder, self.clips, make)]
         if self.launch.count > 1:
+            import torch.distributed as dist
+
             dist.broadcast_object_list(plans)
         assert plans[0] is not None
         self.plan = plans[0]
-        for label, model in self.plan.models.items():
-            self.clips[label] = place(self.clips[label], model.precision, self.here)
+        for label, clip in self.models.items():
+            self.models[label] = place(clip, self.plan.models[label].precision, self.here)
+        self.clips.update(self.models)
         self.folder.drop_damaged(self._share, self.plan)  # before anybody looks vectors up in them
         if self.launch.count > 1:
             dist.barrier()
@@ -226,6 +274,8 @@ class _Work:
                 summary.encoded.update(encoded)
                 meter.advance(table.num_rows)
         if launch.count > 1:
+            import torch.distributed as dist
+
             dist.barrier()
         summary.row_groups_encoded = len(todo)
         for event in read_journal(journal.path):
@@ -261,12 +311,19 @@ def _earlier(vectors: Path, settings: str) -> VectorManifest | None:
     return manifest if manifest and manifest.settings == settings else None
 
 
+def _kept(vectors: Path, earlier: VectorManifest, groups: Sequence[RowGroup]) -> dict[int, Path]:
+    """Parts of the vector file by the number of the row group that they hold."""
+    paths = {part.source: vectors / part.name for part in earlier.parts if _is_whole(vectors, part)}
+    numbered = ((number, paths.get(group.source)) for number, group in enumerate(groups))
+    return {number: path for number, path in numbered if path}
+
+
 def _is_whole(vectors: Path, part: Part) -> bool:
     path = vectors / part.name
     return path.is_file() and path.stat().st_size == part.bytes
 
 
-def _settings(reader: ShardReader, clips: Mapping[str, Clip], config: Config) -> str:
+def _settings(reader: ShardReader, clips: Mapping[str, Encoder], config: Config) -> str:
     """A hash of everything but the samples that the vector file depends on."""
     models = {label: (clip.name, clip.fingerprint) for label, clip in clips.items()}
     settings = config.embed.model_dump(exclude={"workers", "engine"})

@@ -14,12 +14,13 @@ towards the text; set `embed.image_weight` where customers search by image. With
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import chain, islice, tee
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from furnclip.catalogue import ATTRIBUTES, catalogue_path
 from furnclip.config import Config, EmbeddingConfig
 from furnclip.embed.encoding import (
     Encoded,
+    Encoder,
     Encodes,
     RowGroupEncoder,
     ShardReader,
@@ -43,15 +45,16 @@ from furnclip.features import StoredVectors
 from furnclip.images import open_image
 from furnclip.journal import read_json, write_text
 from furnclip.metrics.retrieval import average_precision, every_rank
-from furnclip.model.clip import Clip
-from furnclip.model.loading import load_clip
-from furnclip.model.precision import can_pack, choose_precision, pack
+from furnclip.model.light import LightEncoder, home_of, is_whole, stamp
 from furnclip.parallel import cores
 from furnclip.relevance import OF_A_KIND, attribute_queries, known_attributes, positives
 from furnclip.runs import PrecisionChoice, latest_run
 from furnclip.shards import Manifest
 from furnclip.vectors import Floats, ModelProvenance, Provenance, column_name, fuse
 from furnclip.vectors.parquet import matrix_of, part_paths
+
+if TYPE_CHECKING:
+    from furnclip.model.clip import Clip
 
 PREPROCESSING = "squares of the shards, bicubic, unit mean of all images"
 LEAST_COSINE = 0.999
@@ -67,20 +70,48 @@ _Item = TypeVar("_Item")
 
 def load_models(config: Config, run: str | None, manifest: Manifest) -> dict[str, Clip]:
     """The base, and the run asked for or finished last, where there is one; by label, in float32."""
-    names = {"base": config.model.name, "finetuned": run or latest_run(config.paths.runs)}
-    clips = {label: _load_exact(name, config) for label, name in names.items() if name}
+    clips = {label: _load_exact(name, config) for label, name in _asked(config, run).items()}
     for clip in clips.values():
         manifest.require_side(clip.image_px, model=clip.name)
     return clips
 
 
+def light_models(
+    config: Config, run: str | None, uri: str, models: Mapping[str, ModelProvenance]
+) -> dict[str, LightEncoder]:
+    """The same models without torch, as they lie beside the table `uri`; none where one may be another now.
+
+    models: those that made the vectors.
+    """
+    names, found = _asked(config, run), dict[str, LightEncoder]()
+    for label, model in models.items():
+        home = home_of(uri, model.fingerprint, config)
+        about = is_whole(home, model.fingerprint)
+        if about is None or about.sources.get(names.get(label, "")) != stamp(model.name, config):
+            return {}
+        found[label] = LightEncoder(home)
+        found[label].name, found[label].text = model.name, "text.onnx"  # captions are not rounded
+    return found if {label: model.name for label, model in found.items()} == names else {}
+
+
+def _asked(config: Config, run: str | None) -> dict[str, str]:
+    """The names of the models by label."""
+    names = {"base": config.model.name, "finetuned": run or latest_run(config.paths.runs)}
+    return {label: name for label, name in names.items() if name}
+
+
 def _load_exact(name: str, config: Config) -> Clip:
+    gc.disable()  # torch makes a million objects that stay
+    try:
+        from furnclip.model.loading import load_clip
+    finally:
+        gc.enable()
     exact = config.model.model_copy(update={"precision": "fp32"})
     return load_clip(name, exact, runs=config.paths.runs)
 
 
 def read_or_make_plan(
-    folder: PartFolder, clips: Mapping[str, Clip], make: Callable[[], Provenance]
+    folder: PartFolder, clips: Mapping[str, Encoder], make: Callable[[], Provenance]
 ) -> Provenance:
     """The plan in `folder`, made where there is none."""
     plan = _read_plan(folder, clips)
@@ -90,7 +121,7 @@ def read_or_make_plan(
     return plan
 
 
-def _read_plan(folder: PartFolder, clips: Mapping[str, Clip]) -> Provenance | None:
+def _read_plan(folder: PartFolder, clips: Mapping[str, Encoder]) -> Provenance | None:
     """The plan for these models, or None where there is none that can be used."""
     try:
         plan = read_json(folder.plan, Provenance, what="the plan", hint="it is made again")
@@ -145,7 +176,7 @@ def stored_vectors(
 def encoding(
     config: Config,
     reader: ShardReader,
-    clips: Mapping[str, Clip],
+    clips: Mapping[str, Encoder],
     plan: Provenance,
     *,
     kept: Collection[Path] = (),
@@ -200,6 +231,8 @@ def settle_precision(
     Returns it with the lowest cosine to float32 on the sample, where they were compared. `earlier`: the
     precision of vectors that will be kept; a column holds one.
     """
+    from furnclip.model.precision import choose_precision
+
     wanted = config.model.precision
     if wanted == "auto" and earlier:
         wanted = "bf16" if earlier == "bf16" else "fp32"
@@ -226,6 +259,8 @@ def place(clip: Clip, precision: str, config: Config) -> Clip:
 
 
 def _rounded(clip: Clip, choice: PrecisionChoice) -> Clip:
+    from furnclip.model.precision import can_pack, pack
+
     return pack(clip, choice) if can_pack(clip) else clip.place(clip.device, choice)
 
 
@@ -240,7 +275,7 @@ def _encode(clip: Clip, images: Sequence[Image.Image], captions: Sequence[str]) 
 
 
 def fused_provenance(
-    folder: PartFolder, plan: Provenance, clips: Mapping[str, Clip], *, config: EmbeddingConfig
+    folder: PartFolder, plan: Provenance, clips: Mapping[str, Encoder], *, config: EmbeddingConfig
 ) -> Provenance:
     """The plan with the image weight of each model in it."""
     models: dict[str, ModelProvenance] = {}
@@ -269,7 +304,7 @@ def _validation(folder: PartFolder, label: str) -> tuple[list[dict[str, Any]], F
 
 
 def choose_image_weight(
-    products: Sequence[Mapping[str, str | None]], image: Floats, text: Floats, clip: Clip
+    products: Sequence[Mapping[str, str | None]], image: Floats, text: Floats, clip: Encoder
 ) -> tuple[float, str]:
     """The image weight for these validation products and its reason; `image` and `text` are (N, D)."""
     attributes = known_attributes(products)
@@ -295,7 +330,7 @@ def choose_image_weight(
 
 
 def request_precision(
-    products: Sequence[Mapping[str, str | None]], image: Floats, text: Floats, clip: Clip, weight: float
+    products: Sequence[Mapping[str, str | None]], image: Floats, text: Floats, clip: Encoder, weight: float
 ) -> float | None:
     """Mean average precision of short requests by vectors of this weight; None where they are too few."""
     attributes = known_attributes(products)

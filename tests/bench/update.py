@@ -154,11 +154,23 @@ def command(words: list[str]) -> None:
     if words[0] == "embed":
         with quick_imports():  # as the command does
             from furnclip.embed import pipeline
-        from furnclip.model.clip import Clip
+        from furnclip.model.light import LightEncoder
 
-        pipeline.write_beside = lambda *_: None  # it would not find drawn vectors in an ONNX file
-        Clip.encode_images = lambda self, images: drawn([image.tobytes() for image in images])
-        Clip.encode_texts = lambda self, texts: drawn([text.encode() for text in texts])
+        load, write = pipeline.load_models, pipeline.write_beside
+        own = [draws(LightEncoder)]
+
+        def load_models(*given: Any) -> Any:  # torch is imported where it is needed, and not before
+            clips = load(*given)
+            own.append(draws(type(clips["base"])))
+            return clips
+
+        def write_beside(*given: Any) -> None:  # it compares what models say, not what is drawn
+            for kind, methods in own:
+                for name, method in methods.items():
+                    setattr(kind, name, method)
+            write(*given)
+
+        pipeline.load_models, pipeline.write_beside = load_models, write_beside
     if words[0] == "train":
         from furnclip.train.encoder import TowerEncoder
 
@@ -172,6 +184,14 @@ def command(words: list[str]) -> None:
     print(int(counts["write_bytes"]) / 1e6)
     users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     print(max(resource.getrusage(user).ru_maxrss for user in users) / 1e3)
+
+
+def draws(kind: type) -> tuple[type, dict[str, Any]]:
+    """Let a class of encoders draw its vectors; its own methods."""
+    before = {name: getattr(kind, name) for name in ("encode_images", "encode_texts")}
+    kind.encode_images = lambda self, images: drawn([image.tobytes() for image in images])
+    kind.encode_texts = lambda self, texts: drawn([text.encode() for text in texts])
+    return kind, before
 
 
 def fill_drawn(
