@@ -151,11 +151,17 @@ class StoredVectors:
         self._last_read: tuple[int, pa.Table] = -1, None
 
     def __contains__(self, seen: str) -> bool:
-        return self._position(seen) >= 0
+        wanted = np.uint64(int(seen, 16))
+        place = int(self._hashes.searchsorted(wanted))
+        return place < len(self._hashes) and bool(self._hashes[place] == wanted)
+
+    def knows(self, seen: Sequence[str]) -> NDArray[np.bool_]:
+        """Which products are known: (N,)."""
+        return self._positions(seen) >= 0
 
     def look_up(self, seen: Sequence[str]) -> tuple[NDArray[np.bool_], pa.Table]:
         """Which products are known, (N,), and the columns `image`, `text` and `views` of those, in order."""
-        positions = np.array([self._position(each) for each in seen], dtype=np.int64)
+        positions = self._positions(seen)
         places = self._places[positions[positions >= 0]]
         cuts = np.flatnonzero(np.diff(places[:, 0])) + 1
         tables = [
@@ -184,11 +190,13 @@ class StoredVectors:
         self.precision = provenance.models[labels[0]].precision
         return found
 
-    def _position(self, seen: str) -> int:
-        """The place of a hash in the sorted ones, -1 where it is not known."""
-        wanted = np.uint64(int(seen, 16))
-        position = int(np.searchsorted(self._hashes, wanted))
-        return position if position < len(self._hashes) and self._hashes[position] == wanted else -1
+    def _positions(self, seen: Sequence[str]) -> NDArray[np.int64]:
+        """The places of hashes in the sorted ones, -1 where one is not known: (N,)."""
+        if not len(self._hashes):
+            return np.full(len(seen), -1)
+        wanted = feature_keys(seen)
+        places = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
+        return np.where(self._hashes[places] == wanted, places, -1)
 
     def _read(self, index: int) -> pa.Table:
         # Catalogues keep their order, so the next row is nearly always in the row group just read.

@@ -110,8 +110,8 @@ class ShardReader:
 
     def new_in(self, groups: Iterable[RowGroup], known: Collection[StoredVectors]) -> int:
         """How many products of these row groups have to be encoded."""
-        seen = (each for group in groups for each in self._datasets[group.split].seen_of(group.rows))
-        return sum(any(each not in vectors for vectors in known) for each in seen)
+        seen = [each for group in groups for each in self._datasets[group.split].seen_of(group.rows)]
+        return int(np.any([~vectors.knows(seen) for vectors in known], axis=0).sum())
 
     def bring(self, group: RowGroup) -> RowGroup:
         """A row group whose shard is here."""

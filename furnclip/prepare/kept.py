@@ -59,7 +59,7 @@ class Kept:
                     self._told, self.about, self.folder = stored["about"], about, folder
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             pass  # none, or a damaged one
-        self.before: Records = self.column("rows")[self.live]  # as they were then
+        self.before: Records = taken(self.column("rows"), self.live)  # as they were then
         self.is_continued = True  # whether rows of then may still be current
 
     @property
@@ -189,6 +189,11 @@ class Writer:
     def _add_line(self, kind: int, line: bytes) -> None:
         self._files[_TEXTS[kind]].write(line + b"\n")
         self._lines[kind] += 1
+
+
+def taken(column: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Rows of a column of several fields: as bytes, which numpy copies ten times as fast."""
+    return np.asarray(np.take(column.view(f"V{column.dtype.itemsize}"), places).view(column.dtype))
 
 
 def spans(first: np.ndarray, counts: np.ndarray) -> np.ndarray:

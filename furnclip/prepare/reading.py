@@ -18,7 +18,7 @@ from furnclip.catalogue import Product, Rejection, catalogue_path, content_hash,
 from furnclip.catalogue.columns import Column, ColumnTypes
 from furnclip.catalogue.pieces import Pieces, cut
 from furnclip.images import BrokenImage
-from furnclip.prepare.kept import Kept, Writer, spans
+from furnclip.prepare.kept import Kept, Writer, spans, taken
 from furnclip.prepare.scan import Scanner, decoders, stored_columns
 from furnclip.prepare.store import ImageProblem, Records, SampleStore, Scanned
 from furnclip.sources import Folder, Place, image_place
@@ -92,17 +92,17 @@ class Reading:
             count, rest = self._judge(scanner, writer, plain, meter)
         self._store.commit()
         live = np.concatenate([kept.live[current] if len(current) else current, self._new_places(first)])
-        records = kept.column("rows")[live]
+        records = taken(kept.column("rows"), live)
         records["row"][: len(current)] = numbers + 1
         order = np.argsort(records["key"])
-        records, live = records[order], live[order]
+        records, live = taken(records, order), live[order]
         places = spans(records["first_image"], records["images"])
         from furnclip.vectors.parquet import RESERVED_COLUMNS  # with pydantic, which workers do not need
 
         whole = self._pieces is None or count + len(current) == len(self._pieces)
         return Catalogue(
             records,
-            kept.column("looks")[places],
+            taken(kept.column("looks"), places),
             np.repeat(np.arange(len(records)), records["images"].astype(np.int64)),
             places,
             live,
@@ -194,7 +194,7 @@ class Reading:
 
     def _images_are_as_they_were(self, current: np.ndarray) -> np.ndarray:
         """Which rows have their images as they were: (M,)."""
-        rows = self._kept.before[current]
+        rows = taken(self._kept.before, current)
         named = self._kept.names(rows).dictionary_encode()
         changed = _changed(image_place(self._config), named.dictionary.to_pylist(), self._fetched_since or ())
         of_row = np.repeat(np.arange(len(rows)), rows["names"].astype(np.int64))

@@ -133,7 +133,8 @@ class NearGroups(NamedTuple):
 def near_groups(records: Records, ties: Ties) -> NearGroups:
     """The groups, told by the images alone."""
     in_catalogue = records["row"]
-    order = np.lexsort((in_catalogue[ties.rows], ties.middle))
+    last = int(in_catalogue.max(initial=0))
+    order = np.argsort(ties.middle * (last + 1) + in_catalogue[ties.rows].astype(np.int64), kind="stable")
     middle, rows = ties.middle[order], ties.rows[order]
     once = np.ones(len(rows), dtype=bool)
     once[1:] = (middle[1:] != middle[:-1]) | (rows[1:] != rows[:-1])
