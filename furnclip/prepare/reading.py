@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _CHUNK_ROWS = 4096
 _MOST_READ = 0.5  # of the rows, before all of them are
 _TAIL_BYTES = 4096
+_TRIES = 3
 _NOT_FETCHED: list[Any] = [0, ""]
 _NO_DIGESTS = np.empty(0, dtype=np.uint64)
 
@@ -216,30 +217,38 @@ class Reading:
 
 def _changed(place: Place, lines: Sequence[bytes], fetched: Collection[str]) -> np.ndarray:
     """Which files, as `Kept.names` has them, are others now or of an address `fetched` since: (L,)."""
-    told = [line[:-1].rpartition(b"\0") for line in lines]  # name and status, and the address
-    if isinstance(place, Folder) and place.links_may_lead_out:  # a look at each folder instead of each file
-        folders = {name[: name.rfind(b"/") + 1] for name, _, _ in told}
-        there = {line for folder in folders for line in _listed(place, folder)}
-    else:
-        there = {name for name, _, _ in told if _is_as_it_was(place, name)}
-    again = {address.encode() for address in fetched}
-    return np.array([name not in there or address in again for name, _, address in told], dtype=bool)
+    there, again = set[bytes](), {address.encode() for address in fetched}
+    lists = isinstance(place, Folder) and place.links_may_lead_out
+    if isinstance(place, Folder) and lists:  # a look at each folder instead of each file
+        for folder in {line[: line.rfind(b"/") + 1] for line in lines}:
+            there.update(_listed(place, folder))
+
+    def is_same(line: bytes) -> bool:
+        """Of one that is not there as it stands: it may have an address, which a folder does not list."""
+        told, _, address = line[:-1].rpartition(b"\0")
+        return address not in again and (told + b"\0\n" in there if lists else _is_as_it_was(place, told))
+
+    return np.array([line not in there and not is_same(line) for line in lines], dtype=bool)
 
 
-def _is_as_it_was(place: Place, line: bytes) -> bool:
-    name, was = line.decode("utf-8", "surrogateescape").split("\0")
+def _is_as_it_was(place: Place, told: bytes) -> bool:
+    name, was = told.decode("utf-8", "surrogateescape").split("\0")
     with suppress(BrokenImage, OSError, ValueError):  # the row is judged again, which says why
         return place.status(name) == was
     return False
 
 
-def _listed(place: Folder, folder: bytes) -> Iterator[bytes]:
-    """Name and status of every file in a folder below the place, which ends in `/` or is empty."""
-    with suppress(OSError, ValueError), os.scandir(os.fsencode(place.path(os.fsdecode(folder)))) as entries:
-        for entry in entries:
-            if entry.is_file():
-                status = entry.stat()
-                yield b"%b%b\0%d %d" % (folder, entry.name, status.st_size, status.st_mtime_ns)
+def _listed(place: Folder, folder: bytes) -> list[bytes]:
+    """Every file in a folder below the place, which ends in `/` or is empty; none where it is gone."""
+    path = place.path(os.fsdecode(folder))
+    for _ in range(_TRIES):  # a file may go while the others are looked at
+        with suppress(OSError, ValueError), os.scandir(os.fsencode(path)) as entries:
+            return [
+                b"%b%b\0%d %d\0\n" % (folder, entry.name, (file := entry.stat()).st_size, file.st_mtime_ns)
+                for entry in entries
+                if entry.is_file()
+            ]
+    return []
 
 
 def _notes(records: Records, lines: Sequence[bytes]) -> list[Note]:
