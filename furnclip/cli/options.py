@@ -141,6 +141,14 @@ def check_address_space(library: str = "torch") -> None:
         )
 
 
+def check_cleaned(options: Config) -> None:
+    """Refuse a catalogue whose cleaning has begun and gave nothing, or has not finished."""
+    if options.paths.clean.is_dir():
+        from furnclip.clean.workspace import check_finished  # a quarter of a second to import
+
+        check_finished(options.paths)
+
+
 def mention_raw_titles(options: Config) -> None:
     """Say after the work that it was done on raw titles, if it was."""
     if not options.paths.cleaned.is_file():

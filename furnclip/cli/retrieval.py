@@ -16,6 +16,7 @@ from furnclip.cli.options import (
     VectorsOfModel,
     VectorsOfRun,
     check_address_space,
+    check_cleaned,
     mention_raw_titles,
     takes,
 )
@@ -72,13 +73,11 @@ def embed(
 ) -> None:
     """Encode every product once and build the search table; only what changed is encoded again."""
     check_address_space()
-    from furnclip.clean.workspace import check_finished
-
     with quick_imports():
         from furnclip.embed import embed_catalogue
 
     chosen = call.settings()
-    check_finished(chosen.paths)
+    check_cleaned(chosen)
     summary = embed_catalogue(chosen, run=run)
     if summary.index is None:
         return  # under torchrun, only process 0 prints the summary

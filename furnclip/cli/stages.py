@@ -18,7 +18,14 @@ import typer
 import furnclip
 from furnclip import console
 from furnclip.cli.imports import import_pyarrow
-from furnclip.cli.options import Call, check_address_space, mention_raw_titles, mention_uncleaned, takes
+from furnclip.cli.options import (
+    Call,
+    check_address_space,
+    check_cleaned,
+    mention_raw_titles,
+    mention_uncleaned,
+    takes,
+)
 from furnclip.errors import FurnclipError
 
 if TYPE_CHECKING:
@@ -95,16 +102,16 @@ def prepare(
 ) -> None:
     """Split products without leaks and pack them into shards."""
     import_pyarrow()
-    from furnclip.clean.workspace import check_finished
     from furnclip.errors import InputError
     from furnclip.prepare import prepare as prepare_shards
-    from furnclip.survey import advice
 
     options = call.settings()
     if options.paths.cleaned.is_file() or not check:
         try:
-            check_finished(options.paths)
+            check_cleaned(options)
         except InputError as error:
+            from furnclip.survey import advice
+
             error.hint = "; ".join(filter(None, (advice(options), error.hint)))
             raise
     if check:

@@ -39,6 +39,7 @@ from furnclip.shards.manifest import (
 )
 from furnclip.shards.tar import (
     Sample,
+    ShardAbout,
     WrittenShard,
     decode_sample,
     index_path,
@@ -78,10 +79,10 @@ class PlannedShard:
     images: np.ndarray  # (N,) how many each sample has before changes
     earlier: ShardInfo | None = None  # what lies there now by this name
 
-    def is_at(self, path: Path) -> bool:
-        """Whether this shard is there, whole."""
+    def at(self, path: Path) -> ShardAbout | None:
+        """What the index there says, if it is this shard, whole."""
         about = read_about(path)
-        return about is not None and about.content == self.content
+        return about if about is not None and about.content == self.content else None
 
     def staged_in(self, folder: Path) -> Path:
         """Where it is written before it is moved in place."""
@@ -139,10 +140,11 @@ def _mini_train(records: Records, rows: np.ndarray, samples: int) -> np.ndarray:
 
 def write_shards(
     planned: list[PlannedShard], folder: Path, *, staged: Path, store: Path, ledger: Ledger, processes: int
-) -> int:
-    """Write and publish the shards that are not in `folder` already; how many were written."""
-    changed = [shard for shard in planned if not shard.is_at(folder / shard.name)]
-    unwritten = [shard for shard in changed if not shard.is_at(shard.staged_in(staged))]  # by a killed run
+) -> dict[str, ShardAbout]:
+    """Write and publish the shards that are not in `folder` already; what is said of those that were."""
+    known = {shard.name: about for shard in planned if (about := shard.at(folder / shard.name))}
+    changed = [shard for shard in planned if shard.name not in known]
+    unwritten = [shard for shard in changed if not shard.at(shard.staged_in(staged))]  # by a killed run
     unwritten = _with_earlier(unwritten, folder)
     pack = partial(pack_shard, folder=folder, staged=staged, store=store)
     workers = Workers(pack, processes, here_first=_HERE_FIRST, setting="prepare.workers")
@@ -164,7 +166,7 @@ def write_shards(
     if changed or published != set(wanted.values()):
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         _publish(folder, written, gone=published - set(wanted.values()))
-    return len(changed)
+    return known
 
 
 def _with_earlier(planned: list[PlannedShard], folder: Path) -> list[PlannedShard]:
@@ -226,12 +228,12 @@ def _publish(folder: Path, written: dict[str, Path], *, gone: set[Path]) -> None
             sync_folder(folder / split)
 
 
-def describe_split(folder: Path, shards: list[PlannedShard]) -> SplitInfo:
-    """What the manifest says about a split whose shards are in place."""
+def describe_split(folder: Path, shards: list[PlannedShard], known: Mapping[str, ShardAbout]) -> SplitInfo:
+    """What the manifest says about a split whose shards are in place; `known` of those that were there."""
     infos = []
     counts: dict[str, Counter[str]] = {}
     for shard in shards:
-        about = read_about(folder / shard.name)
+        about = known.get(shard.name) or read_about(folder / shard.name)
         assert about is not None
         index = index_path(folder / shard.name).read_bytes()
         digest = hashlib.sha256(index).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +48,7 @@ from furnclip.prepare.splits import (
 from furnclip.prepare.store import Records, SampleStore, Scanned, store_errors
 from furnclip.prepare.ties import NearGroups, Ties, find_ties, near_groups, placeholder_images
 from furnclip.shards import FOLDERS, MANIFEST_NAME, SPLITS, Manifest, read_manifest, write_manifest
+from furnclip.shards.tar import ShardAbout
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -215,11 +216,11 @@ class _Preparation:
         assignment = self._assign(catalogue, ties, ledger)
         planned = plan_shards(records, assignment, self.changes, settings)
         staged = self.cache / "staged"
-        changed = write_shards(
+        known = write_shards(
             planned, folder, staged=staged, store=self.store.path, ledger=ledger, processes=settings.workers
         )
         leaks = leak_report(ties, assignment, by_column=by_column)
-        manifest = self._publish(catalogue, planned, near_groups(records, ties), leaks)
+        manifest = self._publish(catalogue, planned, known, near_groups(records, ties), leaks)
         self._finish(catalogue, *found)
         shutil.rmtree(staged, ignore_errors=True)
         products = sum(manifest.splits[name].samples for name in SPLITS)
@@ -231,20 +232,25 @@ class _Preparation:
             rejected=manifest.rejected,
             rejected_images=_counted(self.image_rejections),
             decoded=catalogue.decoded,
-            changed_shards=changed,
+            changed_shards=len(planned) - len(known),
             not_cleaned=uncleaned_rows(self.config.paths),
             manifest=manifest,
         )
 
     def _publish(
-        self, catalogue: Catalogue, planned: Sequence[PlannedShard], alike: NearGroups, leaks: dict[str, Any]
+        self,
+        catalogue: Catalogue,
+        planned: Sequence[PlannedShard],
+        known: Mapping[str, ShardAbout],
+        alike: NearGroups,
+        leaks: dict[str, Any],
     ) -> Manifest:
         """Write what is said of the shards, the manifest last, each file only where it differs."""
         settings, folder = self.config.prepare, self.config.paths.shards
         manifest = Manifest(
             data_hash="",
             splits={
-                name: describe_split(folder, [shard for shard in planned if shard.split == name])
+                name: describe_split(folder, [shard for shard in planned if shard.split == name], known)
                 for name in FOLDERS
             },
             settings=settings.model_dump(exclude={"workers", "engine"}),
