@@ -146,14 +146,17 @@ def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) ->
         # Overwriting what is not there works too, but LanceDB warns about it.
         mode = "create" if earlier is None else "overwrite"
         maker = TableRows.of(schema, file.schema, vocabulary)
-        rows = (maker.batch(batch, sizes) for batch in file.batches(maker.columns, rows=_BATCH_ROWS))
+        batches = file.batches(maker.columns, rows=_BATCH_ROWS)
+        filled: Counter[str] = Counter()  # rows that have something in each column
+        rows = (_counted(maker.batch(batch, sizes), filled) for batch in batches)
         table = database.create_table(name, rows, schema=schema, mode=mode, on_bad_vectors="null")
         # Before the indexes: after them it would join the partitions again and copy every vector once more.
         table.optimize(cleanup_older_than=age_to_remove(earlier and last_written(earlier)))
         exact = True
         for label in provenance.models:
             for kind in ("vec", "image"):
-                exact &= not _partition(table, column_name(kind, label), search.exact_below)
+                column = column_name(kind, label)
+                exact &= not _partition(table, column, filled[column], search.exact_below)
         for name in _FILTERABLE:
             table.create_index(name, config=Bitmap())
         # The words come stemmed. Last: `is_index_of` takes it as the sign of completion.
@@ -247,9 +250,14 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
     return table, provenance
 
 
-def _partition(table: Any, column: str, exact_below: int) -> bool:
-    """Make the IVF index of a vector column where it has so many vectors that it pays; whether it does."""
-    products = table.count_rows(f"{column} IS NOT NULL")
+def _counted(batch: pa.RecordBatch, filled: Counter[str]) -> pa.RecordBatch:
+    """The batch, counted on its way: LanceDB would read every vector to tell how many there are."""
+    filled.update({name: len(batch) - batch.column(name).null_count for name in batch.schema.names})
+    return batch
+
+
+def _partition(table: Any, column: str, products: int, exact_below: int) -> bool:
+    """Make the IVF index of a column with vectors of so many products where it pays; whether it does."""
     field = table.schema.field(column)
     make = vector_index(field, products, exact_below)
     if make is None:
