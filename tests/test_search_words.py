@@ -99,10 +99,15 @@ def test_a_code_leads_whatever_stands_beside_it(searcher: Searcher, text: str) -
 
 
 @pytest.mark.parametrize(
-    "text", ["chair 1960", "120x60 table", "table 120cm x 60cm", "bed 2024 200mm", "under 1000"]
+    "text",
+    [
+        *("chair 1960", "120x60 table", "table 120cm x 60cm", "bed 2024 200mm", "under 1000"),
+        *("under 4006381333007", "a chair under 4006381333007 euros", "between 100000 and 4006381333007"),
+    ],
 )
-def test_years_sizes_and_amounts_are_no_codes(text: str) -> None:
+def test_years_sizes_and_prices_are_no_codes(searcher: Searcher, text: str) -> None:
     assert understand(text, vocabulary("chair"), (), literal=False).exact[1:] == ()
+    assert not any("exact" in hit.why for hit in searcher.search(text))
 
 
 @pytest.mark.parametrize("text", ["ikea kumquat", "kumquat from oslo for zzzz", "qqqq wwww kumquat"])

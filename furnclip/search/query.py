@@ -152,12 +152,12 @@ def understand(text: str, vocabulary: Vocabulary, columns: Collection[str], *, l
         rest, avoided = _negated(rest, vocabulary)
         said = [*missing, *where, *(f"without {word}" for word in avoided)]
         said += [f"no product has `{word}`" for word in avoided if not _said(word, vocabulary)]
+    exact = _exact(text, rest, vocabulary)
     if not words_of(rest):  # nothing is left to look for
         rest = text
     without = [(word, vocabulary.meanings(f"!{word}")) for word in avoided]
     said_so = [Term(f"without {word}", tuple(stems)) for word, stems in without if stems]
     terms = _weighed([*_things(rest, vocabulary), *said_so], vocabulary)
-    exact = _exact(text, vocabulary)
     said += [f"`{term.word}` as `{term.spelled}`" for term in terms if term.spelled]
     spelled = {term.word: term.spelled for term in terms if term.spelled}
     for first, second in pairwise(terms):  # of a compound
@@ -166,12 +166,15 @@ def understand(text: str, vocabulary: Vocabulary, columns: Collection[str], *, l
     return Query(corrected.strip(), tuple(terms), exact, tuple(where), tuple(avoided), tuple(said))
 
 
-def _exact(text: str, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The words of the index that only a product has whose id, code or name is the text, or a code in it."""
+def _exact(text: str, rest: str, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Words of the index: an id, code or name that is the text, or a code in the rest of it.
+
+    rest: what no filter was made of; a price is no article number.
+    """
     code, name = code_of(text), f"@{name_of(text)}"
     # An id has a digit or is one word; looking for others would take time.
     is_code = code and (any(map(str.isdigit, code)) or len(text.split()) == 1)
-    codes = [code] * bool(is_code) + [code_of(word) for word in text.split() if _is_code(word)]
+    codes = [code] * bool(is_code) + [code_of(word) for word in rest.split() if _is_code(word)]
     return (*(f"={each}" for each in dict.fromkeys(codes)), *((name,) * (name in vocabulary.frequencies)))
 
 
