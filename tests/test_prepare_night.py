@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from furnclip.catalogue import content_hash
+from furnclip.catalogue import content_hash, pieces
+from furnclip.config import DataPaths
 from furnclip.prepare import reading
 from furnclip.prepare.kept import Kept
 from furnclip.prepare.nearby import near_pairs
@@ -80,7 +81,8 @@ def judged_anew(shop: Shop, folder: Path) -> Shop:
 )
 @given(st.lists(CHANGES, min_size=1, max_size=3))
 def test_what_is_taken_over_is_what_is_judged(nights: list[list[tuple[str, int]]]) -> None:
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "_BLOCK_ROWS_LOG2", 2)  # several blocks in a small catalogue
         shop = Shop(Path(name) / "shop", settings={"image_px": 32, "workers": 1, "shard_samples": 8})
         shop.add(range(ROWS))
         for row in shop.rows:
@@ -93,6 +95,28 @@ def test_what_is_taken_over_is_what_is_judged(nights: list[list[tuple[str, int]]
             copy = judged_anew(shop, Path(name) / f"copy-{night}")
             shop.prepared()
             assert shop.hashes() == copy.hashes()
+
+
+LINE = st.text("ab,\n", max_size=12).map(lambda text: text.replace("\n\n", "\n") + "\n")
+
+
+@given(st.lists(LINE, max_size=40), st.lists(LINE, max_size=40), st.integers(0, 8))
+def test_hashes_taken_over_by_blocks_are_those_of_the_rows(
+    before: list[str], after: list[str], block_rows_log2: int
+) -> None:
+    def pieces_of(path: Path, lines: list[str]) -> pieces.Pieces:
+        path.write_text("product_id,title\n1,a\n" + "".join(lines), "utf-8")
+        cut = pieces.cut(path, DataPaths())
+        assert cut is not None
+        return cut
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "_BLOCK_ROWS_LOG2", block_rows_log2)
+        known = pieces_of(Path(folder) / "before.csv", before).digests(pieces.NO_DIGESTS)
+        now = pieces_of(Path(folder) / "after.csv", [*before[: len(before) // 2], *after, *before[9:]])
+        expected, found = now.digests(pieces.NO_DIGESTS), now.digests(known)
+    assert found.rows.tolist() == expected.rows.tolist()
+    assert found.blocks.tolist() == expected.blocks.tolist()
 
 
 def test_only_what_changed_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ import io
 import mmap
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,19 @@ _CHUNK_BYTES = 2**24
 _LINE, _RETURN, _QUOTE = b'\n\r"'
 _MARK = codecs.BOM_UTF8
 _IN_DOUBT = {"open-quote", "unreadable-row"}
+_BLOCK = np.dtype([("hash", "<u8"), ("rows", "<u8")])
+_BLOCK_ROWS_LOG2 = 8  # about as many rows are in a block
+_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
+
+
+class Digests(NamedTuple):
+    """Hashes of the rows of a file, (P,), and of its blocks of rows with how many each has, (B,)."""
+
+    rows: np.ndarray
+    blocks: np.ndarray
+
+
+NO_DIGESTS = Digests(np.empty(0, dtype=np.uint64), np.empty(0, dtype=_BLOCK))
 
 
 class Pieces:
@@ -45,12 +59,39 @@ class Pieces:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def digests(self) -> np.ndarray:
-        """A hash of each row: (P,)."""
+    def digests(self, before: Digests) -> Digests:
+        """A hash of each row; `before`: of an earlier state of the file, which unchanged blocks take over."""
+        first = np.append(np.flatnonzero(self._begins_block()), len(self))
+        starts, ends = self._starts[first[:-1]], self._ends[first[1:] - 1]
+        hashes = self._hashes(starts, ends)
+        place = {each: number for number, each in enumerate(before.blocks["hash"].tolist())}
+        first_before = np.cumsum(before.blocks["rows"]) - before.blocks["rows"]
+        rows = np.empty(len(self), dtype=np.uint64)
+        for block, (start, end) in zip(hashes.tolist(), pairwise(first.tolist()), strict=True):
+            if (number := place.get(block)) is None:
+                rows[start:end] = self._hashes(self._starts[start:end], self._ends[start:end])
+            else:
+                rows[start:end] = before.rows[first_before[number] :][: end - start]
+        blocks = np.empty(len(hashes), dtype=_BLOCK)
+        blocks["hash"], blocks["rows"] = hashes, np.diff(first)
+        return Digests(rows, blocks)
+
+    def _hashes(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         hashes = bytearray()
-        for start, end in zip(self._starts.tolist(), self._ends.tolist(), strict=True):
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             hashes += hashlib.blake2b(self._data[start:end], digest_size=8).digest()
         return np.frombuffer(hashes, np.uint64)
+
+    def _begins_block(self) -> np.ndarray:
+        """Rows that begin a block, (P,), told by a row's own first and last bytes, whatever else moved."""
+        count = len(self._data) - 7
+        if count < 1:
+            return np.arange(len(self)) == 0
+        words = np.ndarray(count, np.uint64, self._data, strides=1)  # one at every byte
+        first, last = (words[np.clip(places, 0, count - 1)] for places in (self._starts, self._ends - 8))
+        begins = (first * _ODD[0] ^ last * _ODD[1]) * _ODD[2] >> np.uint64(64 - _BLOCK_ROWS_LOG2) == 0
+        begins[:1] = True
+        return np.asarray(begins)
 
     def products(self, numbers: Sequence[int]) -> list[Product | Rejection] | None:
         """What `read_products` says of these rows, in order; None where that takes the others as well."""

@@ -1,6 +1,7 @@
 """What `prepare` knows of every product, in columns on the disk that are read as they lie there.
 
-    work/cache/prepare/kept.npz     which rows are current since the last finished run, and its settings
+    work/cache/prepare/kept.npz     which rows are current since the last finished run, hashes of
+                                    its catalogue's rows, and its settings
     work/cache/prepare/kept-N/      rows, images, fingerprints, vectors and names, one after another
 
 A run adds the rows that it judges and, when its shards are in place, says which rows are current. A row of
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 
+from furnclip.catalogue.pieces import NO_DIGESTS, Digests
 from furnclip.journal import replacing
 from furnclip.prepare.fingerprint import PRINT_BYTES
 from furnclip.prepare.nearby import VECTOR, near_pairs, pairs_with, vectors_of
@@ -47,6 +49,7 @@ class Kept:
         self.live = np.empty(0, dtype=np.int64)  # rows of the last finished run, by key
         self._pairs, self._apart = np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.float32)
         self._told = np.empty(0, dtype=np.uint8)  # `about`, as it is stored
+        self.digests = NO_DIGESTS
         self.about: dict[str, Any] = {}
         self.folder = folder / "kept-0"
         try:
@@ -57,6 +60,7 @@ class Kept:
                 if whole and (about["version"], about["store"]) == (VERSION, store):
                     self.live, self._pairs, self._apart = stored["live"], stored["pairs"], stored["apart"]
                     self._told, self.about, self.folder = stored["about"], about, folder
+                    self.digests = Digests(stored["rows"], stored["blocks"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             pass  # none, or a damaged one
         self.before: Records = taken(self.column("rows"), self.live)  # as they were then
@@ -141,14 +145,17 @@ class Kept:
         had = spans(self.before["first_image"], self.before["images"])
         self._known = np.sort(self.column("looks")["look"][had])
 
-    def finish(self, live: np.ndarray, pairs: np.ndarray, apart: np.ndarray, **about: Any) -> None:
+    def finish(
+        self, live: np.ndarray, pairs: np.ndarray, apart: np.ndarray, digests: Digests, **about: Any
+    ) -> None:
         """Say which rows are current; `pairs`: of looks (P, 2)."""
         self.about |= about | {"folder": self.folder.name, "version": VERSION, "store": self._store}
         told = np.frombuffer(json.dumps(self.about).encode(), np.uint8)
         stored = (self.live, live), (self._pairs, pairs), (self._apart, apart), (self._told, told)
+        stored += tuple(zip(self.digests, digests, strict=True))
         if not all(np.array_equal(before, now) for before, now in stored):
             with replacing(self._path) as file:
-                np.savez(file, live=live, pairs=pairs, apart=apart, about=told)
+                np.savez(file, live=live, pairs=pairs, apart=apart, about=told, **digests._asdict())
         for path in self._cache.glob("kept-*"):
             if path != self.folder:
                 shutil.rmtree(path, ignore_errors=True)

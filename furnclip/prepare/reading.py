@@ -16,7 +16,7 @@ import numpy as np
 from furnclip import __version__, console
 from furnclip.catalogue import Product, Rejection, catalogue_path, content_hash, read_products
 from furnclip.catalogue.columns import Column, ColumnTypes
-from furnclip.catalogue.pieces import Pieces, cut
+from furnclip.catalogue.pieces import NO_DIGESTS, Digests, Pieces, cut
 from furnclip.images import BrokenImage
 from furnclip.prepare.kept import Kept, Writer, spans, taken
 from furnclip.prepare.scan import Scanner, decoders, stored_columns
@@ -31,7 +31,6 @@ _MOST_READ = 0.5  # of the rows, before all of them are
 _TAIL_BYTES = 4096
 _TRIES = 3
 _NOT_FETCHED: list[Any] = [0, ""]
-_NO_DIGESTS = np.empty(0, dtype=np.uint64)
 
 
 class Note(NamedTuple):
@@ -57,6 +56,7 @@ class Catalogue:
     rejections: list[Rejection]
     columns: tuple[Column, ...]
     decoded: int  # products whose images are new
+    digests: Digests
     about: dict[str, Any]  # what the next run has to know
 
 
@@ -67,7 +67,7 @@ class Reading:
         self._config, self._store, self._kept = config, store, kept
         self._path = catalogue_path(config.paths)
         self._pieces = cut(self._path, config.paths)
-        self._digests = self._pieces.digests() if self._pieces else _NO_DIGESTS
+        self._digests = self._pieces.digests(kept.digests) if self._pieces else NO_DIGESTS
         self._settings = _settings(config, self._pieces)
         self._fetched = _fetched(config.paths.fetched)
         self._rejections: list[Rejection] = []
@@ -111,6 +111,7 @@ class Reading:
             self._rejections,
             tuple((plain + rest).columns(RESERVED_COLUMNS)),
             scanner.decoded,
+            self._digests,
             {
                 "settings": self._settings if whole else "",
                 "types": plain.as_dict(),
@@ -142,9 +143,9 @@ class Reading:
 
     def _digest(self, sample: Scanned) -> int:
         number = sample.entry.row - 1
-        is_plain = sample.is_as_named and number < len(self._digests)
+        is_plain = sample.is_as_named and number < len(self._digests.rows)
         is_plain = is_plain and not any("\n" in image.name or "\0" in image.name for image in sample.found)
-        return int(self._digests[number]) if is_plain else 0
+        return int(self._digests.rows[number]) if is_plain else 0
 
     def _new_places(self, first: int) -> np.ndarray:
         return np.arange(first, len(self._kept.column("rows")))
@@ -154,7 +155,7 @@ class Reading:
 
         The others are None where all rows have to be judged.
         """
-        before, digests, nothing = self._kept.before, self._digests, np.empty(0, dtype=np.int64)
+        before, digests, nothing = self._kept.before, self._digests.rows, np.empty(0, dtype=np.int64)
         if not self._pieces or self._kept.about.get("settings") != self._settings:
             return nothing, nothing, None
         if self._kept.is_worn or self._fetched_since is None:

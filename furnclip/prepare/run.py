@@ -272,7 +272,7 @@ class _Preparation:
         """Note that the shards hold these products, and forget all others."""
         known = self.kept.before["key"] if self.kept.is_continued else self.store.keys()
         self.store.forget(np.setdiff1d(known, catalogue.records["key"], assume_unique=True))
-        self.kept.finish(catalogue.live, pairs, apart, **catalogue.about)
+        self.kept.finish(catalogue.live, pairs, apart, catalogue.digests, **catalogue.about)
 
     def _note(self, note: Note, row: int) -> None:
         """What of a product is not used, and why; `row`: in the catalogue."""
