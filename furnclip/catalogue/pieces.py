@@ -86,7 +86,7 @@ class Pieces:
         """Rows that begin a block, (P,), told by a row's own first and last bytes, whatever else moved."""
         count = len(self._data) - 7
         if count < 1:
-            return np.arange(len(self)) == 0
+            return np.asarray(np.arange(len(self)) == 0)
         words = np.ndarray(count, np.uint64, self._data, strides=1)  # one at every byte
         first, last = (words[np.clip(places, 0, count - 1)] for places in (self._starts, self._ends - 8))
         begins = (first * _ODD[0] ^ last * _ODD[1]) * _ODD[2] >> np.uint64(64 - _BLOCK_ROWS_LOG2) == 0

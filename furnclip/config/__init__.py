@@ -195,11 +195,12 @@ def config_template(paths: Mapping[str, Any] = MappingProxyType({})) -> str:
     ]
     for section, model in sections().items():
         lines += ["", f"# {model.__doc__}", f"[{section}]"]
+        meanings = model.meanings()
         for name, field in model.model_fields.items():
             # what the defaults are made of is written alike in JSON and in TOML
             value = paths.get(name, field.default) if section == "paths" else field.default
             default = json.dumps(value, default=str, ensure_ascii=False)
-            lines.append(f"{name} = {default}  # {' '.join((field.description or '').split())}")
+            lines.append(f"{name} = {default}  # {meanings[name]}")
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +26,18 @@ class _InWork:
 class Section(BaseModel, ignored_types=(_InWork,)):
     """Settings of one command; the docstring under a field is its documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def meanings(cls) -> dict[str, str]:
+        """The documentation of each setting, on one line; pydantic would read it at each start."""
+        body = [line for top in ast.parse(inspect.getsource(cls)).body for line in ast.iter_child_nodes(top)]
+        return {
+            field.target.id: " ".join(str(ast.literal_eval(below.value)).split())
+            for field, below in pairwise(body)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            if isinstance(below, ast.Expr)
+        }
 
 
 def _place(value: object) -> object:

@@ -47,9 +47,9 @@ def flags_source() -> str:
     flags = {}
     for name, declared in SETTINGS.items():
         section, key = name.split(".")
-        field = sections()[section].model_fields[key]
-        meaning = " ".join((field.description or "").split())
-        flags[name] = [_plain_type(field.annotation), declared or f"--{key.replace('_', '-')}", meaning]
+        model = sections()[section]
+        kind, option = _plain_type(model.model_fields[key].annotation), f"--{key.replace('_', '-')}"
+        flags[name] = [kind, declared or option, model.meanings()[key]]
     return json.dumps(flags, indent=1, ensure_ascii=False) + "\n"
 
 
