@@ -1,11 +1,9 @@
 """One cache of what a model said of a content, for training, evaluation and embedding.
 
-`StoredVectors` finds what `embed` has written, so that `eval` measures what is served and `embed` encodes
-nothing twice. Other features are in `FeatureStore`:
+`StoredVectors` finds what `embed` has written. Other features are in `FeatureStore`:
 `work/cache/features/FINGERPRINT-KIND-PRECISION-*.npy`, one row for each image or text ever encoded, keyed by
-its content, so another catalogue, split or scenario with the same images finds them.
-KIND is a tower before its projection (`vision`, `text`), because the projection may train, or the unit
-vectors of an evaluation (`image-vectors`, `text-vectors`). A damaged file is rebuilt.
+its content. KIND is a tower before its projection (`vision`, `text`), or the unit vectors of an evaluation
+(`image-vectors`, `text-vectors`). A damaged file is rebuilt.
 """
 
 from __future__ import annotations
@@ -52,18 +50,23 @@ class FeatureStore:
     def fill(self, keys: Keys, encode: Encode, *, chunk_size: int) -> None:
         """Encode what is not there yet, each key once, `chunk_size` at a time."""
         distinct, first = np.unique(keys, return_index=True)
-        missing = np.sort(first[self._find(distinct) < 0])
+        missing = np.sort(first[_find(self._keys, distinct) < 0])
         for start in range(0, len(missing), _PART_ROWS):
             positions = missing[start : start + _PART_ROWS]
             cuts = range(chunk_size, len(positions), chunk_size)
             rows = np.concatenate([encode(chunk.tolist()) for chunk in np.split(positions, cuts)])
             part = np.empty(len(rows), dtype=[("key", np.uint64), ("row", np.float32, rows.shape[1:])])
             part["key"], part["row"] = keys[positions], rows
-            self._add(self._written(part), part)
+            path = None
+            if self._folder:  # the name says what it holds: several processes may write at once
+                path = self._folder / f"{self._name}-{content_hash(part['key'].tobytes())}.npy"
+                with replacing(path) as file:
+                    np.save(file, part, allow_pickle=False)
+            self._add(path, part)
 
     def rows(self, keys: Keys) -> Floats:
         """(N, W), in the order of the keys; `KeyError` for one that was never encoded."""
-        found = self._find(keys)
+        found = _find(self._keys, keys)
         if (found < 0).any():
             raise KeyError(f"{keys[found < 0][0]:016x}")
         places = self._places[found]
@@ -75,13 +78,6 @@ class FeatureStore:
             rows[is_here] = there[places[is_here, 1]]
         return np.empty((0, 0), dtype=np.float32) if rows is None else rows
 
-    def _find(self, keys: Keys) -> NDArray[np.int64]:
-        """(N,): places in the ascending keys, -1 of those that are not there."""
-        if not len(self._keys):
-            return np.full(len(keys), -1)
-        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return np.where(self._keys[places] == keys, places, -1)
-
     def _add(self, path: Path | None, part: NDArray[np.void]) -> None:
         keys: Keys = part["key"]
         number, rows = np.full(len(keys), len(self._parts)), np.arange(len(keys))
@@ -92,19 +88,18 @@ class FeatureStore:
         is_held = self._held_bytes <= _HELD_BYTES
         self._parts.append(np.array(part) if path is None or is_held else path)
 
-    def _written(self, part: NDArray[np.void]) -> Path | None:
-        """A part on the disk. Its name says what it holds: several processes may write at once."""
-        if self._folder is None:
-            return None
-        path = self._folder / f"{self._name}-{content_hash(part['key'].tobytes())}.npy"
-        with replacing(path) as file:
-            np.save(file, part, allow_pickle=False)
-        return path
-
 
 def feature_keys(hashes: Iterable[str]) -> Keys:
     """Content hashes as the keys of a `FeatureStore`."""
     return np.fromiter((int(value, 16) for value in hashes), dtype=np.uint64)
+
+
+def _find(known: Keys, keys: Keys) -> NDArray[np.int64]:
+    """(N,): places of the keys among the `known` ones, which ascend; -1 of those that are not there."""
+    if not len(known):
+        return np.full(len(keys), -1)
+    places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return np.where(known[places] == keys, places, -1)
 
 
 def _mapped(path: Path) -> NDArray[np.void]:
@@ -139,7 +134,7 @@ class StoredVectors:
         """
         self.precision = precision
         self._groups: list[tuple[Path, int, str]] = []
-        hashes, places = [np.empty(0, dtype=np.uint64)], [np.empty((0, 2), dtype=np.int64)]
+        hashes, places = [feature_keys(())], [np.empty((0, 2), dtype=np.int64)]
         for path in chain.from_iterable(map(_parts, files)):
             for number, label, found in self._read_hashes(path, fingerprint):
                 index = np.full(len(found), len(self._groups))
@@ -157,11 +152,11 @@ class StoredVectors:
 
     def knows(self, seen: Sequence[str]) -> NDArray[np.bool_]:
         """Which products are known: (N,)."""
-        return self._positions(seen) >= 0
+        return _find(self._hashes, feature_keys(seen)) >= 0
 
     def look_up(self, seen: Sequence[str]) -> tuple[NDArray[np.bool_], pa.Table]:
         """Which products are known, (N,), and the columns `image`, `text` and `views` of those, in order."""
-        positions = self._positions(seen)
+        positions = _find(self._hashes, feature_keys(seen))
         places = self._places[positions[positions >= 0]]
         cuts = np.flatnonzero(np.diff(places[:, 0])) + 1
         tables = [
@@ -183,20 +178,11 @@ class StoredVectors:
                     return []
                 for number in range(file.metadata.num_row_groups):
                     column = file.read_row_group(number, columns=["content_hash"])["content_hash"]
-                    hashes = np.array([int(value, 16) for value in column.to_pylist()], dtype=np.uint64)
-                    found.append((number, labels[0], hashes))
+                    found.append((number, labels[0], feature_keys(column.to_pylist())))
         except (FurnclipError, ValueError, TypeError, OverflowError):
             return []
         self.precision = provenance.models[labels[0]].precision
         return found
-
-    def _positions(self, seen: Sequence[str]) -> NDArray[np.int64]:
-        """The places of hashes in the sorted ones, -1 where one is not known: (N,)."""
-        if not len(self._hashes):
-            return np.full(len(seen), -1)
-        wanted = feature_keys(seen)
-        places = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
-        return np.where(self._hashes[places] == wanted, places, -1)
 
     def _read(self, index: int) -> pa.Table:
         # Catalogues keep their order, so the next row is nearly always in the row group just read.

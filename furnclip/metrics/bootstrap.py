@@ -1,14 +1,12 @@
 """How far a measured mean can be trusted: grouped bootstrap intervals and a paired test.
 
-In: one value a query (Q,) and the group of each query (Q,). Queries of one group (variants of a
-product, a shared caption) succeed and fail together, so groups are drawn, never single queries.
-Out: an interval for the mean; for two models on the same queries, an interval for the difference
-and a p-value.
+In: one value a query (Q,) and the group of each query (Q,). Queries of one group (variants of a product, a
+shared caption) succeed and fail together, so groups are drawn, never single queries.
 
-The interval is the percentile bootstrap, expanded for few groups (Hesterberg, "What Teachers Should
-Know about the Bootstrap", 2014). Where all groups agree there is nothing to resample, and the exact
-bound for an unseen outcome takes its place (Clopper and Pearson). The test flips the sign of each
-group's difference (Fisher's randomization test). With fewer than about ten groups trust neither.
+The interval is the percentile bootstrap, expanded for few groups (Hesterberg, "What Teachers Should Know
+about the Bootstrap", 2014); where all groups agree, the exact bound for an unseen outcome (Clopper and
+Pearson). The test flips the sign of each group's difference (Fisher's randomization test). With fewer than
+about ten groups trust neither.
 """
 
 from __future__ import annotations

@@ -1,22 +1,20 @@
 """Retrieval metrics over a whole gallery, with several relevant items to a query.
 
-In: unit vectors of queries (Q, D) and of the gallery (N, D), and for each query the gallery indices
-of every relevant item. Out: ranks from 1, and from them recall@k, reciprocal rank and average
-precision; nDCG (Järvelin and Kekäläinen, 2002) with graded gains. Nothing is ever Q x N in memory.
+In: unit vectors of queries (Q, D) and of the gallery (N, D), and for each query the gallery indices of every
+relevant item. Out: ranks from 1, and from them recall@k (a relevant item among the first k), reciprocal rank
+and average precision; nDCG (Järvelin and Kekäläinen, 2002) with graded gains. Nothing is ever Q x N in
+memory.
 
-Ties are counted against the model: an irrelevant item that scores as high as a relevant one comes
-first, so a model that gives everything the same score finds nothing. Relevant items of one query
-never push each other back. Scores closer than `TIE` are tied, because float32 cannot tell them apart.
-
-`recall@k` is the share of queries with at least one relevant item among the first k, as the CLIP
-papers use the word. It depends on the gallery's size: never quote one without the other.
+Ties are counted against the model: an irrelevant item that scores as high as a relevant one comes first.
+Scores closer than `TIE` are tied, because float32 cannot tell them apart. Relevant items of one query never
+push each other back. All of it depends on the gallery's size: never quote one without the other.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +25,8 @@ Gains = Callable[[slice, slice], Floats]
 """Gains of gallery items (second slice) for queries (first slice): an array (B, C), not negative."""
 
 TIE = 1e-6
-CHUNK = (256, 65536)
-"""Queries and gallery items scored together: 64 MB of scores in float32."""
+SCORES = 1 << 24
+"""Scores held at a time: 64 MB in float32."""
 
 
 def relevant_by_key(query_keys: Sequence[Hashable], gallery_keys: Sequence[Hashable]) -> list[Integers]:
@@ -52,7 +50,7 @@ def every_rank(
     relevant: Sequence[Integers],
     *,
     exclude: Integers | None = None,
-    chunk: tuple[int, int] = CHUNK,
+    scores_held: int = SCORES,
 ) -> list[Integers]:
     """Ranks of all relevant items of each query, ascending, from 1: Q arrays.
 
@@ -61,22 +59,12 @@ def every_rank(
     """
     _check(queries, gallery, relevant, exclude)
     found: list[Integers] = []
-    for rows in _slices(len(queries), chunk[0]):
-        hidden = relevant[rows]  # what cannot stand before a relevant item
-        if exclude is not None:
-            hidden = [np.append(items, own) for items, own in zip(hidden, exclude[rows], strict=True)]
-        relevant_scores = [
-            np.sort(gallery[items] @ query)[::-1]
-            for query, items in zip(queries[rows], relevant[rows], strict=True)
-        ]
-        ahead = [np.zeros(len(scores), dtype=np.int64) for scores in relevant_scores]
-        for columns in _slices(len(gallery), chunk[1]):
-            scores = queries[rows] @ gallery[columns].T  # (B, C)
-            _hide(scores, columns, hidden)
-            scores.sort(axis=1)
-            for row, own in enumerate(relevant_scores):
-                ahead[row] += scores.shape[1] - np.searchsorted(scores[row], own - TIE, side="left")
-        found += [counts + np.arange(1, len(counts) + 1) for counts in ahead]
+    for rows, scores in _scored(queries, gallery, exclude, scores_held):
+        for others, items in zip(scores, relevant[rows], strict=True):
+            own = np.sort(others[items])[::-1]
+            others[items] = -np.inf  # relevant items do not stand before each other
+            ahead = len(others) - np.searchsorted(np.sort(others), own - TIE, side="left")
+            found.append(ahead + np.arange(1, len(own) + 1))
     return found
 
 
@@ -112,38 +100,37 @@ def ndcg_at_k(
     *,
     k: int,
     exclude: Integers | None = None,
-    chunk: tuple[int, int] = CHUNK,
+    scores_held: int = SCORES,
 ) -> Floats:
     """Normalized discounted cumulative gain of each query's first k items: (Q,), 0 to 1.
 
     Among tied scores (to six decimals) the smaller gain comes first. With fewer than k items the
     ideal order has only those.
     """
-    discounts = 1.0 / np.log2(np.arange(2, min(k, len(gallery)) + 2))
+    count = min(k, len(gallery))
+    discounts = 1.0 / np.log2(np.arange(2, count + 2))
     values: list[Floats] = []
-    for rows in _slices(len(queries), chunk[0]):
-        top_scores, top_gains, ideal = [], [], []  # of each chunk: (B, up to k)
-        for columns in _slices(len(gallery), chunk[1]):
-            scores = queries[rows] @ gallery[columns].T  # (B, C)
-            worth = np.array(gains(rows, columns), dtype=np.float32)  # a copy: it is changed below
-            if exclude is not None:  # the query itself is worth nothing and comes last
-                _hide(scores, columns, exclude[rows, None])
-                worth[np.isneginf(scores)] = 0.0
-            chunk_scores, chunk_gains = _first_k(scores, worth, k)
-            top_scores.append(chunk_scores)
-            top_gains.append(chunk_gains)
-            ideal.append(_largest(worth, k))
-        best = _largest(np.hstack(ideal), k) @ discounts
+    for rows, scores in _scored(queries, gallery, exclude, scores_held):
+        worth = np.array(gains(rows, slice(0, len(gallery))), dtype=np.float32)  # a copy: changed below
+        worth[np.isneginf(scores)] = 0.0  # the query itself
+        best = np.sort(np.partition(worth, -count, axis=1)[:, -count:], axis=1)[:, ::-1] @ discounts
         if not np.all(best > 0):
             raise ValueError("a query has no gallery item with a gain above zero")
-        _, reached = _first_k(np.hstack(top_scores), np.hstack(top_gains), k)
-        values.append(reached @ discounts / best)
+        values.append(_first_gains(scores, worth, count) @ discounts / best)
     return np.concatenate(values)
 
 
-def _slices(total: int, step: int) -> Iterator[slice]:
-    for start in range(0, total, step):
-        yield slice(start, min(start + step, total))
+def _scored(
+    queries: Floats, gallery: Floats, exclude: Integers | None, scores_held: int
+) -> Iterator[tuple[slice, Floats]]:
+    """Some queries at a time, and their scores (B, N): minus infinity for the item that is excluded."""
+    step = max(1, scores_held // len(gallery))
+    for start in range(0, len(queries), step):
+        rows = slice(start, min(start + step, len(queries)))
+        scores = queries[rows] @ gallery.T
+        if exclude is not None:
+            scores[np.arange(len(scores)), exclude[rows]] = -np.inf
+        yield rows, scores
 
 
 def _check(queries: Floats, gallery: Floats, relevant: Sequence[Integers], exclude: Integers | None) -> None:
@@ -160,27 +147,12 @@ def _check(queries: Floats, gallery: Floats, relevant: Sequence[Integers], exclu
             raise ValueError(f"query {row} is relevant to itself")
 
 
-def _hide(scores: Floats, columns: slice, hidden: Iterable[Integers]) -> None:
-    """Set the hidden items of this chunk of the gallery to minus infinity, in place."""
-    for row, items in enumerate(hidden):
-        inside = items[(items >= columns.start) & (items < columns.stop)]
-        scores[row, inside - columns.start] = -np.inf
-
-
-def _first_k(scores: Floats, gains: Floats, k: int) -> tuple[Floats, Floats]:
-    """The k best scores of each row in order, the smaller gain first among equals, and their gains."""
-    count = min(k, scores.shape[1])
+def _first_gains(scores: Floats, gains: Floats, count: int) -> Floats:
+    """The gains of the best scores of each row, the smaller gain first among equals: (B, count)."""
     thresholds = np.partition(scores, -count, axis=1)[:, -count] - TIE  # (B,)
-    order = np.empty((len(scores), count), dtype=np.int64)
+    first = np.empty((len(scores), count), dtype=gains.dtype)
     for row, threshold in enumerate(thresholds):
         candidates = np.flatnonzero(scores[row] >= threshold)
         by_score = np.lexsort((gains[row, candidates], -np.round(scores[row, candidates], 6)))
-        order[row] = candidates[by_score[:count]]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(gains, order, axis=1)
-
-
-def _largest(values: Floats, k: int) -> Floats:
-    """The k largest values of each row, descending: (B, min(k, C))."""
-    count = min(k, values.shape[1])
-    top: Floats = np.partition(values, -count, axis=1)[:, -count:]
-    return np.sort(top, axis=1)[:, ::-1]
+        first[row] = gains[row, candidates[by_score[:count]]]
+    return first

@@ -1,14 +1,11 @@
 """Who is better, and how sure that is: the mathematics of votes between two or more models.
 
-Inputs are counts or small arrays, outputs are numbers; no files. Everything is in numpy and the
-standard library; the tests compare with scipy, `choix`, `krippendorff` and simulation.
+Sources: Wilson (1927) for intervals; the exact binomial for the sign test; Krippendorff, Content Analysis,
+4th ed., ch. 12, for alpha; Bradley and Terry (1952) by Newton's method; Robbins (1970) for the confidence
+sequence, with the Beta mixture of Howard et al. (2021), arXiv:1810.08240.
 
-Sources: Wilson (1927) for intervals; the exact binomial for the sign test; Krippendorff,
-Content Analysis, 4th ed., ch. 12, for alpha; Bradley and Terry (1952) by Newton's method; Robbins
-(1970) for the confidence sequence, with the Beta mixture of Howard et al. (2021), arXiv:1810.08240.
-
-Not to be trusted: where votes are not independent (the same query judged by many) every interval
-here is too narrow; collapse to one outcome a query first.
+Not to be trusted: where votes are not independent (the same query judged by many) every interval here is too
+narrow; collapse to one outcome a query first.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Exact nearest neighbors and late fusion of unit vectors, in numpy.
 
-Nothing here holds more than one block of scores, so a million products need no more memory than
+Nothing here holds more than `_SCORES` scores, so a million products need little more memory than
 their own vectors. For less than some ten thousand products this is faster than any index.
 """
 
@@ -14,8 +14,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-_BLOCK_ROWS = 16384  # x 64 queries x 4 bytes = 4 MB of scores, which stay in the cache
-_BLOCK_QUERIES = 64
+_SCORES = 1 << 22  # 16 MB
 
 
 def unit(vectors: npt.NDArray[Any]) -> Floats:
@@ -54,28 +53,14 @@ def top_k(
     """
     rows = np.arange(len(gallery)) if present is None else np.flatnonzero(present)
     width = max(0, min(k, len(rows)))
-    scores = np.full((len(queries), width), -np.inf, dtype=np.float32)
-    indices = np.zeros((len(queries), width), dtype=np.int64)
-    for first in range(0, len(queries) if width else 0, _BLOCK_QUERIES):
-        block = queries[first : first + _BLOCK_QUERIES]
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            chunk = rows[start : start + _BLOCK_ROWS]
-            without_gaps = chunk[-1] - chunk[0] + 1 == len(chunk)  # then the gallery is not copied
-            part = gallery[chunk[0] : chunk[-1] + 1] if without_gaps else gallery[chunk]
-            for number, found in enumerate(block @ part.T, start=first):
-                _keep_best(scores[number], indices[number], found, chunk)
+    scores = np.empty((len(queries), width), dtype=np.float32)
+    indices = np.empty((len(queries), width), dtype=np.int64)
+    step = max(1, _SCORES // max(1, len(gallery)))
+    for start in range(0, len(queries) if width else 0, step):
+        for number, every in enumerate(queries[start : start + step] @ gallery.T, start=start):
+            found = every[rows]
+            likely = np.flatnonzero(found >= np.partition(found, -width)[-width])
+            # Stable: of equal ones those that come first.
+            best = likely[np.argsort(-found[likely], kind="stable")[:width]]
+            scores[number], indices[number] = found[best], rows[best]
     return scores, indices
-
-
-def _keep_best(scores: Floats, indices: Integers, found: Floats, rows: Integers) -> None:
-    """Merge what these `rows` score into the best so far, in place; rows come in ascending order."""
-    width = len(scores)
-    promising = np.flatnonzero(found > scores[-1])
-    if len(promising) > width:
-        least = np.partition(found[promising], -width)[-width]
-        promising = promising[found[promising] >= least]
-    merged = np.concatenate([scores, found[promising]])
-    merged_rows = np.concatenate([indices, rows[promising]])
-    # Stable, and earlier rows stand first: ties go to the lower row number.
-    order = np.argsort(-merged, kind="stable")[:width]
-    scores[:], indices[:] = merged[order], merged_rows[order]
