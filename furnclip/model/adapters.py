@@ -1,9 +1,8 @@
 """LoRA adapters by full path, what training changed, and how both get to the disk.
 
-`add_lora` puts PEFT adapters into the towers asked for. `weight_changes` is what training did to each
-weight of the plain model, by adapters or directly; `shifted` adds a share of that to a fresh base
-(WiSE-FT, https://arxiv.org/abs/2109.01903), which is also how adapters are merged. `save_adapter` writes what
-`PeftModel.from_pretrained` reads; projections travel as `modules_to_save`.
+`weight_changes` is what training did to each weight of the plain model, by adapters or directly; `shifted`
+adds a share of that to a fresh base (WiSE-FT, https://arxiv.org/abs/2109.01903), which is also how adapters
+are merged.
 """
 
 from __future__ import annotations
@@ -40,10 +39,8 @@ class LeanLora(PeftLinear):
         down, up = _matrices(self)
         whole = as_tensor(self.get_base_layer()(x))  # (..., V)
         inner = linear(self.lora_dropout[_ADAPTER](x), down.to(x.dtype))  # (..., r)
-        total = torch.addmm(
-            whole.flatten(0, -2), inner.flatten(0, -2), up.to(x.dtype).t(), alpha=self.scaling[_ADAPTER]
-        )
-        return total.view(whole.shape)
+        rows, scale = whole.flatten(0, -2), self.scaling[_ADAPTER]
+        return torch.addmm(rows, inner.flatten(0, -2), up.to(x.dtype).t(), alpha=scale).view(whole.shape)
 
 
 def add_lora(clip: Clip, towers: Sequence[Tower], config: TrainingConfig) -> list[str]:
@@ -52,20 +49,16 @@ def add_lora(clip: Clip, towers: Sequence[Tower], config: TrainingConfig) -> lis
     They start as the identity. Everything but the adapters is frozen afterwards.
     """
     paths: list[str] = []
+    linear_layers = [name for name, layer in clip.module.named_modules() if isinstance(layer, nn.Linear)]
     for tower in towers:
-        layers = [
-            name
-            for name, layer in clip.module.named_modules()
-            if name.startswith(f"{tower}_model.encoder.") and isinstance(layer, nn.Linear)
-        ]
+        layers = [name for name in linear_layers if name.startswith(f"{tower}_model.encoder.")]
         known = sorted({name.rpartition(".")[2] for name in layers})
         for target in config.lora_targets:
             if target not in known:
                 close = nearest(target, known)
-                raise ConfigError(
-                    f"`train.lora_targets` names `{target}`, but the {tower} tower has no such linear layer",
-                    hint=f"did you mean `{close}`?" if close else f"there are: {', '.join(known)}",
-                )
+                hint = f"did you mean `{close}`?" if close else f"there are: {', '.join(known)}"
+                problem = f"names `{target}`, but the {tower} tower has no such linear layer"
+                raise ConfigError(f"`train.lora_targets` {problem}", hint=hint)
         paths += [name for name in layers if name.rpartition(".")[2] in config.lora_targets]
     lora = _lora_config(config, paths)
     if register := getattr(lora, "_register_custom_module", None):  # private; without it PEFT's own layers

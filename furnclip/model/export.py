@@ -1,7 +1,4 @@
-"""A `Clip` as a folder of ONNX files, compared with torch before it gets its name.
-
-In: a model, captions of the catalogue, and where there are any the vectors that texts search among.
-Out: the folder that `light` describes: for `furnclip export` anywhere, for `furnclip embed` beside the table.
+"""A `Clip` as a folder of ONNX files (`light`), compared with torch before it gets its name.
 
 The 8-bit text tower is taken for searching where nobody would notice: on the catalogue's own captions every
 cosine to float32 is at least `LEAST_COSINE`, and of the ten products found `LEAST_OVERLAP` are the same.
@@ -25,27 +22,16 @@ from furnclip import console
 from furnclip.config import Config
 from furnclip.errors import InputError, ModelError
 from furnclip.journal import MANIFEST_NAME, replacing_folder, write_json, write_text
+from furnclip.model import light
 from furnclip.model.clip import Clip
-from furnclip.model.light import (
-    PREPROCESSOR,
-    README,
-    TOKENIZER,
-    LightEncoder,
-    LightModel,
-    bucket_and_prefix,
-    download,
-    home_of,
-    is_unchanged,
-    is_whole,
-    stamp,
-)
+from furnclip.model.light import LightEncoder, LightModel, is_unchanged, is_whole, stamp
 from furnclip.model.loading import load_float32
 from furnclip.model.onnx import write_tower
 from furnclip.model.towers import TOWERS, Tower
 from furnclip.relevance import default_caption
 from furnclip.runs import latest_run
 from furnclip.vectors import Floats, column_name, top_k
-from furnclip.vectors.parquet import SHOWN, matrix_of, open_vectors
+from furnclip.vectors.parquet import SHOWN, VectorFile, matrix_of
 
 EXACT_COSINE = 0.9999
 LEAST_COSINE, LEAST_OVERLAP = 0.995, 0.99
@@ -63,12 +49,7 @@ _KEEP_OLD_S = 3600.0  # for searchers that opened the table before this one
 
 
 def write_onnx(
-    clip: Clip,
-    folder: Path,
-    config: Config,
-    captions: Sequence[str],
-    *,
-    int8: Sequence[Tower],
+    clip: Clip, folder: Path, config: Config, captions: Sequence[str], *, int8: Sequence[Tower]
 ) -> LightEncoder:
     """Write both towers of `clip`, in float32, into `folder`, and those of `int8` in 8 bits as well.
 
@@ -81,8 +62,8 @@ def write_onnx(
         for name, bits_8 in names.items():
             tower: Tower = "text" if name.startswith("text") else "vision"
             write_tower(clip, tower, aside / name, int8=bits_8)
-        _write_tokenizer(clip, aside / TOKENIZER)
-        write_json(aside / PREPROCESSOR, clip.preprocessing.to_config())
+        _write_tokenizer(clip, aside / light.TOKENIZER)
+        write_json(aside / light.PREPROCESSOR, clip.preprocessing.to_config())
         about = LightModel(
             name=clip.name,
             fingerprint=clip.fingerprint,
@@ -95,10 +76,9 @@ def write_onnx(
             sources={clip.name: stamp(clip.name, config)},
         )
         write_json(aside / MANIFEST_NAME, asdict(about))
-        about = replace(
-            about, cosines=_compared(clip, aside, names, [*_PHRASES, *captions[:_EXACT_CAPTIONS]])
-        )
-        write_text(aside / README, _readme(clip, about))
+        asked = [*_PHRASES, *captions[:_EXACT_CAPTIONS]]
+        about = replace(about, cosines=_compared(clip, aside, names, asked))
+        write_text(aside / light.README, _readme(clip, about))
         write_json(aside / MANIFEST_NAME, asdict(about))
     return LightEncoder(folder)
 
@@ -129,9 +109,8 @@ def _compared(
 ) -> dict[str, float]:
     """The lowest cosine of each file to torch, on captions and on random images."""
     encoder = LightEncoder(folder)
-    squares = np.random.default_rng(0).integers(
-        0, 256, (_IMAGES, clip.image_px, clip.image_px, 3), dtype=np.uint8
-    )
+    shape = (_IMAGES, clip.image_px, clip.image_px, 3)
+    squares = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     texts, ids = clip.encode_texts(captions), encoder.token_ids(captions)
     images = clip.encode_images([Image.fromarray(square) for square in squares])
     found = {}
@@ -155,10 +134,8 @@ def _write_tokenizer(clip: Clip, path: Path) -> None:
     theirs, rule = clip.tokenizer, clip.tokenize
     backend = getattr(theirs, "backend_tokenizer", None)
     if backend is None:
-        raise ModelError(
-            f"the tokenizer of `{clip.name}` exists in Python only",
-            hint="searching goes by torch with this model",
-        )
+        hint = "searching goes by torch with this model"
+        raise ModelError(f"the tokenizer of `{clip.name}` exists in Python only", hint=hint)
     copy = Tokenizer.from_str(backend.to_str())
     copy.enable_truncation(rule.length, direction=theirs.truncation_side)
     copy.enable_padding(
@@ -173,20 +150,15 @@ def _write_tokenizer(clip: Clip, path: Path) -> None:
 def _readme(clip: Clip, about: LightModel) -> str:
     from furnclip import __version__
 
-    return (
-        Path(__file__)
-        .with_name("onnx_readme.md")
-        .read_text(encoding="utf-8")
-        .format(
-            name=clip.name,
-            version=__version__,
-            family=clip.family.name.upper(),
-            dimension=clip.dimension,
-            side=clip.image_px,
-            resample=int(clip.preprocessing.resample),
-            punctuation="" if about.punctuation else ", no punctuation",
-            cosines=", ".join(f"`{name}` {cosine:.6f}" for name, cosine in about.cosines.items()),
-        )
+    return (Path(__file__).with_name("onnx_readme.md").read_text(encoding="utf-8")).format(
+        name=clip.name,
+        version=__version__,
+        family=clip.family.name.upper(),
+        dimension=clip.dimension,
+        side=clip.image_px,
+        resample=int(clip.preprocessing.resample),
+        punctuation="" if about.punctuation else ", no punctuation",
+        cosines=", ".join(f"`{name}` {cosine:.6f}" for name, cosine in about.cosines.items()),
     )
 
 
@@ -197,34 +169,33 @@ def write_beside(uri: str, vectors: Path, clips: Mapping[str, Clip], config: Con
     """
     remote = uri.startswith("s3://")
     for label, clip in clips.items():
-        home = home_of(uri, clip.fingerprint, config)
-        if remote and is_whole(home, clip.fingerprint) is None:
-            download(uri, clip.fingerprint, home, config)
-        if before := is_whole(home, clip.fingerprint):
+        home = light.home_of(uri, clip.fingerprint, config)
+        if before := light.is_here(uri, clip.fingerprint, config):
             if is_unchanged(before, clip.name, config):
                 continue
-            known = {**before.sources, clip.name: stamp(clip.name, config)}
-            after = replace(before, sources=known)
-            write_json(home / MANIFEST_NAME, asdict(after))
+            sources = {**before.sources, clip.name: stamp(clip.name, config)}
+            write_json(home / MANIFEST_NAME, asdict(replace(before, sources=sources)))
         else:
             captions, (gallery,) = _sample(vectors, column_name("vec", label))
             try:
-                encoder = write_onnx(clip, home, config, captions, int8=("text",))
+                _choose_text(write_onnx(clip, home, config, captions, int8=("text",)), captions, gallery)
             except ModelError as error:
                 console.note(f"searching needs torch: {error.message}")
                 continue
-            _choose_text(encoder, captions, gallery)
         if remote:
-            _upload(uri, clip.fingerprint, home, config)
-    if not remote:
-        _remove_old(home_of(uri, "", config), {clip.fingerprint for clip in clips.values()})
+            with light.bucket_of(uri, clip.fingerprint, config) as (manager, prefix):
+                manager.upload_dataset(home, prefix)
+    wanted = {clip.fingerprint for clip in clips.values()}
+    for path in () if remote else light.home_of(uri, "", config).glob("*"):  # of earlier tables
+        with suppress(OSError):
+            if path.name not in wanted and time.time() - path.stat().st_mtime > _KEEP_OLD_S:
+                shutil.rmtree(path)
 
 
 def _sample(vectors: Path, *columns: str) -> tuple[list[str], list[Floats]]:
     """Captions of the first products, and the vectors (N, D) of more of them in each of `columns`."""
-    with open_vectors(vectors) as file:
-        batches = islice(file.batches([*SHOWN, *columns], rows=_BATCH_ROWS), _MOST_BATCHES)
-        table = pa.Table.from_batches(batches)
+    batches = VectorFile(vectors).batches([*SHOWN, *columns], rows=_BATCH_ROWS)
+    table = pa.Table.from_batches(islice(batches, _MOST_BATCHES))
     rows = table.slice(0, _MOST_CAPTIONS).select(SHOWN).to_pylist()
     return list(filter(None, map(default_caption, rows))), [matrix_of(table[name])[0] for name in columns]
 
@@ -233,9 +204,8 @@ def _choose_text(encoder: LightEncoder, captions: Sequence[str], gallery: Floats
     """Take the 8-bit text tower for searching where it answers as float32 does; else remove it."""
     folder, about = encoder.folder, encoder.about
     exact = encoder.encode_texts(captions)
-    small = LightEncoder(folder)
-    small.text = "text_int8.onnx"
-    rounded = small.encode_texts(captions)
+    encoder.text = "text_int8.onnx"
+    rounded = encoder.encode_texts(captions)
     cosine = float((exact * rounded).sum(axis=1).min(initial=1.0))
     best = [top_k(vectors, gallery, 10)[1] for vectors in (exact, rounded)]
     same = [len({*first} & {*second}) / max(1, len(first)) for first, second in zip(*best, strict=True)]
@@ -247,19 +217,3 @@ def _choose_text(encoder: LightEncoder, captions: Sequence[str], gallery: Floats
     write_json(folder / MANIFEST_NAME, asdict(about))
     for name in encoder.about.files.keys() - about.files.keys():
         (folder / name).unlink()
-
-
-def _upload(uri: str, fingerprint: str, home: Path, config: Config) -> None:
-    from furnclip.storage import S3Manager
-
-    bucket, prefix = bucket_and_prefix(uri, fingerprint)
-    with S3Manager.from_config(config.storage.model_copy(update={"bucket": bucket})) as manager:
-        manager.upload_dataset(home, prefix)
-
-
-def _remove_old(folder: Path, wanted: set[str]) -> None:
-    """Models of earlier tables, once nobody searches with them any more."""
-    for path in folder.glob("*"):
-        with suppress(OSError):
-            if path.name not in wanted and time.time() - path.stat().st_mtime > _KEEP_OLD_S:
-                shutil.rmtree(path)

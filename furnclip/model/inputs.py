@@ -1,11 +1,9 @@
 """What a model reads: texts to token ids, images to pixels, by one rule for training and searching.
 
-Texts: both families of base models were trained on lower-case text, and so are furnclip's captions. SigLIP's
-own tokenizer was trained without punctuation. A special token spelled out in a title is text: the tokenizer
-is told to split it.
-
-Images: the shards hold squares that `images.letterbox` made, so resizing a square to the model's own side is
-all that Hugging Face's processor would do to them; `tests/test_model.py` holds the two equal.
+Texts are lower case, as both families of base models were trained; SigLIP's own tokenizer without
+punctuation. A special token spelled out in a title is text. Images: the shards hold squares that
+`images.letterbox` made, so resizing a square is all that Hugging Face's processor would do;
+`tests/test_model.py` holds the two equal.
 
 Without torch until a tensor is made, since a search without torch goes by the same rules.
 """
@@ -65,13 +63,11 @@ class TextInput:
         self.tokenizer = tokenizer
         self.length = int(min(positions, tokenizer.model_max_length))
         self.pads_to_longest = family.pads_to_longest
-        declared = tokenizer.init_kwargs.get("tokenizer_class") or type(tokenizer).__name__
+        given = tokenizer.init_kwargs
+        declared = str(given.get("tokenizer_class") or type(tokenizer).__name__)
+        is_siglip = declared.startswith("SiglipTokenizer")
         # "canonicalize" is open_clip's word for it, which a converted model keeps
-        drops = (
-            str(declared).startswith("SiglipTokenizer")
-            or tokenizer.init_kwargs.get("clean") == "canonicalize"
-        )
-        self.punctuation = not drops
+        self.punctuation = not is_siglip and given.get("clean") != "canonicalize"
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """(B, T) token ids, cut at `length`."""
@@ -163,14 +159,10 @@ class Preprocessing:
             raise ModelError(f"{what} cannot be done: {problem}", hint=_HINT)
         # mean and deviation of values from 0 to 1, whatever they are given for
         unit = 255 * settings.rescale_factor if settings.do_rescale else 255.0
-        mean = settings.image_mean if settings.do_normalize else (0.0,) * 3
-        std = settings.image_std if settings.do_normalize else (1.0,) * 3
-        return cls(
-            image_px,
-            tuple(value / unit for value in mean),
-            tuple(value / unit for value in std),
-            settings.resample,
-        )
+        asked_for = (settings.image_mean, settings.image_std)
+        used = asked_for if settings.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+        mean, std = (tuple(value / unit for value in values) for values in used)
+        return cls(image_px, mean, std, settings.resample)
 
     def to_config(self) -> dict[str, Any]:
         """What goes into `preprocessor_config.json`."""
@@ -203,11 +195,13 @@ class Preprocessing:
         """(B, H, W, 3) bytes -> (B, 3, H, W) float32, as the tower reads it."""
         import torch  # here, because a search without torch makes its squares by this class
 
-        mean = torch.tensor(self.mean).mul(255)
-        std = torch.tensor(self.std).mul(255)
-        pixels = torch.from_numpy(squares).float().sub_(mean).div_(std)  # (B, H, W, 3)
-        return pixels.permute(0, 3, 1, 2)
+        mean, std = (torch.tensor(values).mul(255) for values in (self.mean, self.std))
+        return torch.from_numpy(squares).float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+    def squares(self, images: Sequence[Image.Image]) -> NDArray[np.uint8]:
+        """Images of any size -> (B, H, W, 3) bytes."""
+        return np.stack([np.asarray(self.square(image)) for image in images])
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Images of any size -> (B, 3, H, W) float32."""
-        return self.normalize(np.stack([np.asarray(self.square(image)) for image in images]))
+        return self.normalize(self.squares(images))

@@ -8,14 +8,14 @@
         README.md                   how to use them without furnclip
         manifest.json               written last
 
-`export` writes such a folder. Beside a table in a bucket lies the same folder; it is copied to
-`work/cache/light` when it is first needed.
+`export` writes such a folder; that of a table in a bucket is copied to `work/cache/light` when it is needed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from furnclip.config import Config
+    from furnclip.storage import S3Manager
 
 BUNDLED = "furnclip-tiny"
 TOKENIZER, PREPROCESSOR, README = "tokenizer.json", "preprocessor_config.json", "README.md"
-_CHUNK = 64  # texts or images in one pass, so that a long list cannot exhaust memory
+_CHUNK = 64  # texts or images in one pass
 _OPENED_TWICE = 2
 _HINT = "remove that folder and run `furnclip embed` again"
 
@@ -61,6 +62,21 @@ class LightModel:
     format: Literal[1] = 1
 
 
+def in_chunks(
+    encode: Callable[[list[Any]], NDArray[np.float32]], items: Sequence[Any], dimension: int
+) -> NDArray[np.float32]:
+    """Vectors of texts or images, (B, D), some at a time so that a long list cannot exhaust memory.
+
+    Texts of one length go together, with little padding.
+    """
+    order = sorted(range(len(items)), key=lambda n: len(items[n]) if isinstance(items[n], str) else n)
+    vectors = np.empty((len(items), dimension), dtype=np.float32)
+    for start in range(0, len(items), _CHUNK):
+        chosen = order[start : start + _CHUNK]
+        vectors[chosen] = encode([items[n] for n in chosen])
+    return vectors
+
+
 class LightEncoder:
     """Texts and squares to unit vectors, as `Clip` gives them; each tower is loaded when it is first used.
 
@@ -69,32 +85,20 @@ class LightEncoder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.about = read_json(folder / MANIFEST_NAME, LightModel, what="the model card", hint=_HINT)
-        self.name = self.about.name
-        self.fingerprint = self.about.fingerprint
-        self.dimension = self.about.dimension
-        self.image_px = self.about.image_px
-        self.text: str = self.about.text
+        self.about = about = read_json(folder / MANIFEST_NAME, LightModel, what="the model card", hint=_HINT)
+        self.name, self.fingerprint, self.text = about.name, about.fingerprint, str(about.text)
+        self.dimension, self.image_px = about.dimension, about.image_px
         self._sessions: dict[str, Any] = {}
         self._opened: Counter[str] = Counter()
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(B, D) unit vectors, in the order given."""
-        by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding
-        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        for start in range(0, len(texts), _CHUNK):
-            chosen = by_length[start : start + _CHUNK]
-            vectors[chosen] = self.run(self.text, self.token_ids([texts[index] for index in chosen]))
-        return vectors
+        return in_chunks(lambda chunk: self.run(self.text, self.token_ids(chunk)), texts, self.dimension)
 
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """(B, D) unit vectors; images of any size, squares are best made by `images.load_square`."""
-        vectors = np.empty((len(images), self.dimension), dtype=np.float32)
-        for start in range(0, len(images), _CHUNK):
-            squares = [self._preprocessing.square(image) for image in images[start : start + _CHUNK]]
-            pixels = np.stack([np.asarray(square) for square in squares])
-            vectors[start : start + len(squares)] = self.run("vision.onnx", pixels)
-        return vectors
+        steps = self._preprocessing
+        return in_chunks(lambda chunk: self.run("vision.onnx", steps.squares(chunk)), images, self.dimension)
 
     def token_ids(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """(B, T) token ids, cut and padded as the model's own tokenizer does."""
@@ -136,10 +140,9 @@ class LightEncoder:
         options.log_severity_level = 4
         options.add_session_config_entry("session.disable_prepacking", "0" if packs else "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it mostly waits
+        path, on_cpu = str(self.folder / name), ["CPUExecutionProvider"]
         try:
-            return onnxruntime.InferenceSession(
-                str(self.folder / name), options, providers=["CPUExecutionProvider"]
-            )
+            return onnxruntime.InferenceSession(path, options, providers=on_cpu)
         except Exception as error:  # RuntimeException, Fail, NoSuchFile ... without a common class
             raise self._broken(name, error) from None
 
@@ -164,27 +167,26 @@ def home_of(uri: str, fingerprint: str, config: Config) -> Path:
     return Path(uri.removesuffix(".lance") + ".model", fingerprint)
 
 
-def open_light(uri: str, fingerprint: str, config: Config) -> LightEncoder | None:
-    """The encoder beside the table `uri` for vectors of this model; None where there is none."""
+def is_here(uri: str, fingerprint: str, config: Config) -> LightModel | None:
+    """The model beside the table `uri`, brought from its bucket; None where there is none."""
     home = home_of(uri, fingerprint, config)
-    if uri.startswith("s3://") and is_whole(home, fingerprint) is None:
-        download(uri, fingerprint, home, config)
-    return LightEncoder(home) if is_whole(home, fingerprint) else None
+    about = is_whole(home, fingerprint)
+    if about is None and uri.startswith("s3://"):
+        with bucket_of(uri, fingerprint, config) as (manager, prefix):
+            if manager.find(f"{prefix}/{MANIFEST_NAME}") is not None:
+                manager.download_dataset(prefix, home)
+        about = is_whole(home, fingerprint)
+    return about
 
 
-def download(uri: str, fingerprint: str, home: Path, config: Config) -> None:
-    """Copy the model of a table in a bucket to `home`, if there is one."""
+@contextmanager
+def bucket_of(uri: str, fingerprint: str, config: Config) -> Iterator[tuple[S3Manager, str]]:
+    """The bucket of a table, and the prefix of its model there."""
     from furnclip.storage import S3Manager
 
-    bucket, prefix = bucket_and_prefix(uri, fingerprint)
-    with S3Manager.from_config(config.storage.model_copy(update={"bucket": bucket})) as manager:
-        if manager.find(f"{prefix}/{MANIFEST_NAME}") is not None:
-            manager.download_dataset(prefix, home)
-
-
-def bucket_and_prefix(uri: str, fingerprint: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, f"{key.removesuffix('.lance')}.model/{fingerprint}"
+    with S3Manager.from_config(config.storage.model_copy(update={"bucket": bucket})) as manager:
+        yield manager, f"{key.removesuffix('.lance')}.model/{fingerprint}"
 
 
 def stamp(name: str, config: Config) -> dict[str, list[int] | str]:
@@ -201,8 +203,7 @@ def stamp(name: str, config: Config) -> dict[str, list[int] | str]:
 
 def is_unchanged(about: LightModel, name: str, config: Config) -> bool:
     """Whether the model called `name` is this one, as far as its files tell, if they are here at all."""
-    now = stamp(name, config)
-    then = about.sources.get(name)
+    now, then = stamp(name, config), about.sources.get(name)
     if then is None:
         return False
     gone = "revision" in now and not then.keys() & {"revision", "furnclip"}

@@ -63,10 +63,8 @@ def load_float32(name: str, config: ModelConfig, *, runs: Path | None = None) ->
         source, settings = _settings(source, hub)
         family = _FAMILIES.get(settings.model_type)
         if family is None:
-            raise ModelError(
-                f"`{name}` is a `{settings.model_type}` model, not CLIP or SigLIP",
-                hint="choose a CLIP or SigLIP checkpoint, e.g. `openai/clip-vit-base-patch32`",
-            )
+            hint = "choose a CLIP or SigLIP checkpoint, e.g. `openai/clip-vit-base-patch32`"
+            raise ModelError(f"`{name}` is a `{settings.model_type}` model, not CLIP or SigLIP", hint=hint)
         if Path(source).is_dir():  # of a converted model too
             hub.pop("revision", None)
         module, report = AutoModel.from_pretrained(
@@ -84,10 +82,8 @@ def load_float32(name: str, config: ModelConfig, *, runs: Path | None = None) ->
         preprocessing = Preprocessing.from_config(pixel_config, image_px=side_px, name=name)
         clip = Clip(module, tokenizer, name=name, family=family, preprocessing=preprocessing)
         if problem := tokenizer_problem(clip.tokenize, family, settings.text_config):
-            raise ModelError(
-                f"the tokenizer of `{name}` {problem}",
-                hint="restore `tokenizer.json` and `tokenizer_config.json` from the model's own repository",
-            )
+            hint = "restore `tokenizer.json` and `tokenizer_config.json` from the model's own repository"
+            raise ModelError(f"the tokenizer of `{name}` {problem}", hint=hint)
     return clip
 
 
@@ -96,20 +92,19 @@ def _settings(source: str, hub: dict[str, Any]) -> tuple[str, Any]:
 
     Some repositories hold both, with a `config.json` that only their own code can read.
     """
-    problem: Exception | None = None
+    settings, problem = None, None
     try:
         settings = AutoConfig.from_pretrained(source, **hub)
-        if settings.model_type in _FAMILIES:
-            return source, settings
     except (OSError, ValueError, KeyError) as error:
         problem = error
-    folder = Path(source)
-    if folder.is_dir():
-        remade = converted(folder) if (folder / CONFIG_NAME).is_file() else None
-    else:
-        remade = from_hub(source, hub["revision"])
-    if remade is not None:
-        return str(remade), AutoConfig.from_pretrained(remade, trust_remote_code=False)
+    if settings is None or settings.model_type not in _FAMILIES:
+        folder, remade = Path(source), None
+        if not folder.is_dir():
+            remade = from_hub(source, hub["revision"])
+        elif (folder / CONFIG_NAME).is_file():
+            remade = converted(folder)
+        if remade is not None:
+            return str(remade), AutoConfig.from_pretrained(remade, trust_remote_code=False)
     if problem is not None:
         raise problem
     return source, settings
@@ -118,14 +113,17 @@ def _settings(source: str, hub: dict[str, Any]) -> tuple[str, Any]:
 def _check_weights(module: Any, report: Mapping[str, Any], *, name: str) -> None:
     """Every weight is in the file, every weight in the file is used, and all of them are numbers."""
     missing, unexpected = (sorted(report[key]) for key in ("missing_keys", "unexpected_keys"))
-    prefix = _wrapper_prefix(missing, unexpected)
+    others = sorted(str(key[0]) for key in report["mismatched_keys"])
+    prefixes = {
+        found.removesuffix(missing[0]) for found in unexpected if missing and found.endswith(missing[0])
+    }
+    wrapped = [prefix for prefix in prefixes if {prefix + wanted for wanted in missing} <= set(unexpected)]
     hint = "save the model again with `save_pretrained`, or choose another one"
-    if prefix:
-        problem = f"every name begins with `{prefix}`, as a wrapper writes them"
+    if wrapped:
+        problem = f"every name begins with `{wrapped[0]}`, as a wrapper writes them"
         hint = "save the model inside the wrapper: `model.module.save_pretrained(...)` or the like"
-    elif report["mismatched_keys"]:
-        names = sorted(str(key[0]) for key in report["mismatched_keys"])
-        problem = f"the shape of {_listed(names)} another in the file"
+    elif others:
+        problem = f"the shape of {_listed(others)} another in the file"
     elif missing:
         problem = f"{_listed(missing)} missing from the file, and would be random"
     elif unexpected:
@@ -135,14 +133,6 @@ def _check_weights(module: Any, report: Mapping[str, Any], *, name: str) -> None
         problem = f"{_listed(bad)} not finite" if bad else ""
     if problem:
         raise ModelError(f"the weights of `{name}` do not fit the model: {problem}", hint=hint)
-
-
-def _wrapper_prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """What stands in front of every name that is missing, or nothing."""
-    if not missing or not unexpected:
-        return ""
-    prefix = next((found.removesuffix(missing[0]) for found in unexpected if found.endswith(missing[0])), "")
-    return prefix if {prefix + wanted for wanted in missing} <= set(unexpected) else ""
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -174,34 +164,25 @@ def _checked_folder(folder: Path) -> str:
     """
     hint = "give the folder that `save_pretrained` wrote, or a hub id"
     if (folder / "adapter_config.json").exists():
-        raise ModelError(
-            f"`{folder}` holds an adapter, not a whole model",
-            hint="merge it into its base first (PEFT: `merge_and_unload`), then `save_pretrained`",
-        )
+        hint = "merge it into its base first (PEFT: `merge_and_unload`), then `save_pretrained`"
+        raise ModelError(f"`{folder}` holds an adapter, not a whole model", hint=hint)
     if not any((folder / file).exists() for file in ("config.json", CONFIG_NAME)):
         raise ModelError(f"`{folder}` has no `config.json`, so it is not a model folder", hint=hint)
     for file in folder.iterdir():
         if not file.is_file() and not file.is_dir():
             raise ModelError(f"`{file}` is not a regular file", hint="remove or replace it")
     if not any(file for pattern in _WEIGHT_PATTERNS for file in folder.glob(pattern)):
-        raise ModelError(
-            f"`{folder}` has no weights (no `model.safetensors`)",
-            hint="copy the weights there, or train again",
-        )
-    for index in folder.glob("*.index.json"):
-        _check_index(index)
-    return str(folder)
-
-
-def _check_index(path: Path) -> None:
-    """An index of weights names files beside it, and nothing else."""
+        hint = "copy the weights there, or train again"
+        raise ModelError(f"`{folder}` has no weights (no `model.safetensors`)", hint=hint)
     hint = "download the model again"
-    index = read_json(path, WeightIndex, what="the index of weights", hint=hint)
-    for name in sorted(set(index.weight_map.values())):
-        if not name or name != Path(name).name or "\\" in name:
-            raise ModelError(f"`{path}` names the file `{name}`, which is not in its folder", hint=hint)
-        if not (path.parent / name).is_file():
-            raise ModelError(f"`{path}` names the file `{name}`, which is not there", hint=hint)
+    for path in folder.glob("*.index.json"):  # of weights: it names files beside it, and nothing else
+        index = read_json(path, WeightIndex, what="the index of weights", hint=hint)
+        for name in sorted(set(index.weight_map.values())):
+            if not name or name != Path(name).name or "\\" in name:
+                raise ModelError(f"`{path}` names the file `{name}`, which is not in its folder", hint=hint)
+            if not (folder / name).is_file():
+                raise ModelError(f"`{path}` names the file `{name}`, which is not there", hint=hint)
+    return str(folder)
 
 
 @contextmanager
@@ -216,6 +197,5 @@ def _explained(name: str) -> Iterator[None]:
         hint = "check the name and the network, or download it once and give its folder to `--model`"
         if isinstance(error, ImportError):  # SigLIP's own tokenizer
             hint = "install what is missing, e.g. `pip install sentencepiece protobuf`"
-        raise ModelError(
-            f"the model `{name}` cannot be loaded: {first_line(error).rstrip('.')}", hint=hint
-        ) from None
+        problem = first_line(error).rstrip(".")
+        raise ModelError(f"the model `{name}` cannot be loaded: {problem}", hint=hint) from None

@@ -3,17 +3,13 @@
     text      token_ids (B, T) int64 -> vectors (B, D) float32
     vision    pixels (B, S, S, 3) bytes of RGB squares -> vectors (B, D) float32
 
-B and T are free. What `towers` does is inside: the end-of-text position, projection, unit length; and
-mean and deviation of the pixels. All operators are of the ONNX standard (opset 17); any runtime opens them.
+B and T are free; what `towers` does, and the normalization of pixels, is inside. All operators are of the
+ONNX standard (opset 17). torch's own exporter takes seconds and two more packages for a dozen operators a
+layer.
 
-torch's own exporter takes seconds and two more packages for what is here a list of a dozen operators a
-layer; writing a tiny model this way takes milliseconds, and `embed` writes one each time a model is new.
-What came out is compared with torch before anybody uses it (`export`).
-
-8-bit: each linear layer's weight has one scale a column, its input one scale a row, found when it runs. One
-scale for the whole input, as usual, would be that of its largest row: CLIP's first position is far
-larger than the others. Weights and inputs are stored as unsigned bytes around 128, since processors without
-VNNI add up products of signed with unsigned bytes in 16 bits, which overflow.
+8-bit: each linear layer's weight has one scale a column, its input one scale a row, found when it runs,
+since CLIP's first position is far larger than the others. Both are unsigned bytes around 128: processors
+without VNNI add up products of signed with unsigned bytes in 16 bits, which overflow.
 """
 
 from __future__ import annotations
@@ -42,16 +38,15 @@ OUTPUT = "vectors"
 
 def write_tower(clip: Clip, tower: Tower, path: Path, *, int8: bool = False) -> None:
     """Write `path` and, beside it, its weights, `NAME.onnx.data`. The towers have to be in float32."""
-    shape: list[str | int]
     graph = _Graph(int8=int8)
     if tower == "text":
         vectors = _text(graph, clip)
-        shape, dtype = ["batch", "length"], TensorProto.INT64
+        given = helper.make_tensor_value_info(INPUTS["text"], TensorProto.INT64, ["batch", "length"])
     else:
         vectors = _vision(graph, clip)
-        shape, dtype = ["batch", clip.image_px, clip.image_px, 3], TensorProto.UINT8
+        shape: list[str | int] = ["batch", clip.image_px, clip.image_px, 3]
+        given = helper.make_tensor_value_info(INPUTS["vision"], TensorProto.UINT8, shape)
     graph.op("Identity", vectors, name=OUTPUT)
-    given = helper.make_tensor_value_info(INPUTS[tower], dtype, shape)
     made = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", clip.dimension])
     model = helper.make_model(
         helper.make_graph(graph.nodes, f"{clip.name} {tower}", [given], [made], graph.tensors),
@@ -90,8 +85,12 @@ class _Graph:
         scale, shift = self.weight(_array(layer.weight)), self.weight(_array(layer.bias))
         return self.op("LayerNormalization", rows, scale, shift, epsilon=layer.eps, axis=-1)
 
-    def linear(self, rows: str, weight: _Array, bias: _Array | None) -> str:
-        """`weight` (V, W): rows (..., W) -> (..., V)."""
+    def linear(self, rows: str, layer: Any, *, scale: float = 1.0) -> str:
+        """A layer with a weight (V, W), both times `scale`: rows (..., W) -> (..., V)."""
+        bias = None if layer.bias is None else _array(layer.bias) * scale
+        return self.product(rows, _array(layer.weight) * scale, bias)
+
+    def product(self, rows: str, weight: _Array, bias: _Array | None) -> str:
         if self.int8:
             product = self._int8_product(rows, weight.T)
         else:
@@ -122,7 +121,6 @@ class _Graph:
     def activation(self, rows: str, function: Any) -> str:
         if isinstance(function, QuickGELUActivation):
             return self.op("Mul", rows, self.op("Sigmoid", self.op("Mul", rows, self.weight(QUICK_GELU))))
-        half, one = self.weight(0.5), self.weight(1.0)
         if isinstance(function, GELUTanh):
             cube = self.op("Mul", self.op("Mul", self.op("Mul", rows, rows), rows), self.weight(0.044715))
             inner = self.op("Mul", self.op("Add", rows, cube), self.weight((2 / np.pi) ** 0.5))
@@ -134,7 +132,8 @@ class _Graph:
                 f"the activation `{type(function).__name__}` cannot be written as ONNX",
                 hint="known: quick_gelu, gelu and gelu_pytorch_tanh",
             )
-        return self.op("Mul", self.op("Mul", rows, half), self.op("Add", share, one))
+        half = self.op("Mul", rows, self.weight(0.5))
+        return self.op("Mul", half, self.op("Add", share, self.weight(1.0)))
 
     def unit(self, rows: str) -> str:
         length = self.op("ReduceL2", rows, axes=[-1], keepdims=1)
@@ -155,29 +154,19 @@ class _Graph:
         return self.op("Reshape", self.op("Transpose", mixed, perm=[0, 2, 1, 3]), self.integers(0, 0, -1))
 
     def mlp(self, rows: str, mlp: Any) -> str:
-        inner = self.linear(rows, _array(mlp.fc1.weight), _array(mlp.fc1.bias))
-        return self.linear(
-            self.activation(inner, mlp.activation_fn), _array(mlp.fc2.weight), _array(mlp.fc2.bias)
-        )
+        return self.linear(self.activation(self.linear(rows, mlp.fc1), mlp.activation_fn), mlp.fc2)
 
     def encoder(self, rows: str, layers: Any, *, mask: str | None = None, read: str | None = None) -> str:
         """All layers (B, T, W) -> (B, T, W); of the last only the positions `read` (B, 1), -> (B, W)."""
         for number, layer in enumerate(layers):
             attention = layer.self_attn
             normed = self.norm(rows, layer.layer_norm1)
-            scale = float(attention.scale)
-            query = self.linear(
-                normed, _array(attention.q_proj.weight) * scale, _array(attention.q_proj.bias) * scale
-            )
-            key, value = (
-                self.linear(normed, _array(part.weight), _array(part.bias))
-                for part in (attention.k_proj, attention.v_proj)
-            )
+            query = self.linear(normed, attention.q_proj, scale=float(attention.scale))
+            key, value = self.linear(normed, attention.k_proj), self.linear(normed, attention.v_proj)
             mixed = self.attended(query, key, value, attention.num_heads, mask)
             if read and number == len(layers) - 1:
                 rows, mixed = (self.op("GatherND", part, read, batch_dims=1) for part in (rows, mixed))
-            out = attention.out_proj
-            rows = self.op("Add", rows, self.linear(mixed, _array(out.weight), _array(out.bias)))
+            rows = self.op("Add", rows, self.linear(mixed, attention.out_proj))
             rows = self.op("Add", rows, self.mlp(self.norm(rows, layer.layer_norm2), layer.mlp))
         return rows
 
@@ -187,11 +176,8 @@ def _text(graph: _Graph, clip: Clip) -> str:
     length = graph.op("Slice", graph.op("Shape", ids), graph.integers(1), graph.integers(2))  # (1,)
     zero, axis_0 = graph.integers(0), graph.integers(0)
     places = graph.weight(_array(text.embeddings.position_embedding.weight))  # (P, W)
-    rows = graph.op(
-        "Add",
-        graph.rows_of(_array(text.embeddings.token_embedding.weight), ids),
-        graph.op("Slice", places, zero, length, axis_0),
-    )
+    words = graph.rows_of(_array(text.embeddings.token_embedding.weight), ids)
+    rows = graph.op("Add", words, graph.op("Slice", places, zero, length, axis_0))
     if clip.family is not CLIP:
         batch = graph.op("Slice", graph.op("Shape", ids), zero, graph.integers(1))
         one = graph.integers(1)
@@ -215,10 +201,8 @@ def _text(graph: _Graph, clip: Clip) -> str:
 def _vision(graph: _Graph, clip: Clip) -> str:
     vision, steps = clip.module.vision_model, clip.preprocessing
     mean, deviation = (graph.weight(np.array(values) * 255) for values in (steps.mean, steps.std))
-    bytes_ = graph.op("Cast", INPUTS["vision"], to=TensorProto.FLOAT)
-    pixels = graph.op(
-        "Transpose", graph.op("Div", graph.op("Sub", bytes_, mean), deviation), perm=[0, 3, 1, 2]
-    )
+    squares = graph.op("Sub", graph.op("Cast", INPUTS["vision"], to=TensorProto.FLOAT), mean)
+    pixels = graph.op("Transpose", graph.op("Div", squares, deviation), perm=[0, 3, 1, 2])
     patch = vision.embeddings.patch_embedding
     kernel = [graph.weight(_array(patch.weight))]
     kernel += [] if patch.bias is None else [graph.weight(_array(patch.bias))]
@@ -247,18 +231,15 @@ def _pooled(graph: _Graph, head: Any, rows: str, each: str) -> str:
     scale = (weights[0].shape[0] / attention.num_heads) ** -0.5
     probe = _array(head.probe)[0] @ weights[0].T + biases[0]  # (1, W), the same for every image
     query = graph.op("Expand", graph.weight(probe[None] * scale), each)
-    key, value = (graph.linear(rows, weights[part], biases[part]) for part in (1, 2))
-    mixed = graph.attended(query, key, value, attention.num_heads, None)
-    mixed = graph.linear(mixed, _array(attention.out_proj.weight), _array(attention.out_proj.bias))
+    key, value = (graph.product(rows, weights[part], biases[part]) for part in (1, 2))
+    mixed = graph.linear(graph.attended(query, key, value, attention.num_heads, None), attention.out_proj)
     mixed = graph.op("Add", mixed, graph.mlp(graph.norm(mixed, head.layernorm), head.mlp))
     return graph.op("Squeeze", mixed, graph.integers(1))
 
 
 def _projected(graph: _Graph, clip: Clip, tower: Tower, pooled: str) -> str:
     if path := clip.family.projections.get(tower):
-        projection = clip.module.get_submodule(path)
-        bias = None if projection.bias is None else _array(projection.bias)
-        pooled = graph.linear(pooled, _array(projection.weight), bias)
+        pooled = graph.linear(pooled, clip.module.get_submodule(path))
     return graph.unit(pooled)
 
 

@@ -1,13 +1,11 @@
 """Models in open_clip's format, converted once to the Hugging Face layout that everything else reads.
 
 In: a folder, or a snapshot from the hub, with `open_clip_config.json` and weights. Out: a folder of the same
-model as `CLIPModel` or `SiglipModel`, in the cache of the hub (`HF_HOME/furnclip`), named by what it was
-made from. Two kinds of towers are known: OpenAI's (a ViT and a causal text transformer) and SigLIP's, the
-first and second (a timm ViT pooled by attention, a text tower without a mask). What else a configuration asks
-for is refused with its name, because a weight in the wrong place gives vectors that mean nothing. Code of a
-repository is never run; weights are read as weights only.
-
-`tests/test_open_clip.py` holds vectors of converted models equal to those of open_clip itself.
+model in the cache of the hub (`HF_HOME/furnclip`), named by what it was made from. Two kinds of towers are
+known: OpenAI's (a ViT and a causal text transformer) and SigLIP's (a timm ViT pooled by attention, a text
+tower without a mask). What else a configuration asks for is refused with its name, because a weight in the
+wrong place gives vectors that mean nothing. `tests/test_open_clip.py` holds the vectors equal to
+open_clip's.
 """
 
 from __future__ import annotations
@@ -77,12 +75,9 @@ def converted(folder: Path) -> Path:
     damaged configuration.
     """
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise ModelError(
-            f"`{folder}` has no weights ({', '.join(f'`{name}`' for name in _WEIGHTS)})",
-            hint="download the model again",
-        )
     hint = "download the model again"
+    if weights is None:
+        raise ModelError(f"`{folder}` has no weights ({', '.join(f'`{n}`' for n in _WEIGHTS)})", hint=hint)
     text = read_json(folder / CONFIG_NAME, dict[str, Any], what="the open_clip configuration", hint=hint)
     status = weights.stat()
     made_from = (str(folder.resolve()), json.dumps(text), str(status.st_size), str(status.st_mtime_ns))
@@ -95,12 +90,18 @@ def converted(folder: Path) -> Path:
         config = _siglip(model, named) if "timm_model_name" in model["vision_cfg"] else _openai(model)
     except (KeyError, TypeError) as error:
         raise ModelError(f"`{folder / CONFIG_NAME}` has no usable `{error.args[0]}`", hint=_HINT) from None
-    target.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(target) as made:
         _save(made, config, dict(_renamed(named)), name=folder.name)
-        side_px = int(model["vision_cfg"]["image_size"])
         _save_tokenizer(folder, made, model["text_cfg"])
-        write_json(made / "preprocessor_config.json", _preprocessing(preprocess, side_px).to_config())
+        usual = Preprocessing(int(model["vision_cfg"]["image_size"]))
+        mean, std = (
+            tuple(map(float, value if isinstance(value, list) else [value] * 3))
+            for value in (preprocess.get("mean", list(usual.mean)), preprocess.get("std", list(usual.std)))
+        )
+        is_bilinear = preprocess.get("interpolation") == "bilinear"
+        resample = Image.Resampling.BILINEAR if is_bilinear else Image.Resampling.BICUBIC
+        steps = Preprocessing(usual.image_px, mean, std, resample)
+        write_json(made / "preprocessor_config.json", steps.to_config())
     return target
 
 
@@ -111,27 +112,21 @@ def _openai(model: Mapping[str, Any]) -> CLIPConfig:
     if not isinstance(vision["layers"], int):
         raise ModelError("the vision tower is a ResNet, not a ViT", hint=_HINT)
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    both = {"hidden_act": activation, "projection_dim": model["embed_dim"]}
     end = text["vocab_size"] - 1  # open_clip reads a text at its highest token
+    ends = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    sizes = {
+        "hidden_size": vision["width"],
+        "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4)),
+        "num_hidden_layers": vision["layers"],
+        "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+    }
     return CLIPConfig(
         projection_dim=model["embed_dim"],
-        vision_config={
-            "hidden_size": vision["width"],
-            "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4)),
-            "num_hidden_layers": vision["layers"],
-            "num_attention_heads": vision["width"] // vision.get("head_width", 64),
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "hidden_act": activation,
-            "projection_dim": model["embed_dim"],
-        },
-        text_config={
-            **_text_sizes(text),
-            "hidden_act": activation,
-            "projection_dim": model["embed_dim"],
-            "bos_token_id": end - 1,
-            "eos_token_id": end,
-            "pad_token_id": end,
-        },
+        vision_config={**sizes, **both},
+        text_config={**_text_sizes(text), **both, **ends},
     )
 
 
@@ -241,10 +236,9 @@ def _save(folder: Path, config: Any, weights: dict[str, Tensor], *, name: str) -
     found = {key: tuple(value.shape) for key, value in weights.items()}
     wrong = sorted(key for key in {*shapes, *found} if shapes.get(key) != found.get(key))
     if wrong:
-        raise ModelError(
-            f"the weights of `{name}` do not fit its configuration: `{wrong[0]}` and {len(wrong) - 1} more",
-            hint="download the model again, or choose another one",
-        )
+        problem = f"do not fit its configuration: `{wrong[0]}` and {len(wrong) - 1} more"
+        hint = "download the model again, or choose another one"
+        raise ModelError(f"the weights of `{name}` {problem}", hint=hint)
     config.architectures = [kind.__name__]
     config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -263,18 +257,7 @@ def _save_tokenizer(folder: Path, target: Path, text: Mapping[str, Any]) -> None
             f"there is no tokenizer in `{folder}`, and `{name}` cannot be loaded: {first_line(error)}",
             hint=f"put `tokenizer.json` and `tokenizer_config.json` of `{name}` into the folder",
         ) from None
-    clean = text.get("tokenizer_kwargs", {}).get("clean", "")
     tokenizer.model_max_length = int(text["context_length"])
-    tokenizer.init_kwargs["clean"] = clean  # `TextInput` goes by it
+    # `TextInput` goes by it
+    tokenizer.init_kwargs["clean"] = text.get("tokenizer_kwargs", {}).get("clean", "")
     tokenizer.save_pretrained(target)
-
-
-def _preprocessing(given: Mapping[str, Any], side_px: int) -> Preprocessing:
-    usual = Preprocessing(side_px)
-    mean, std = (
-        tuple(float(part) for part in (value if isinstance(value, list) else [value] * 3))
-        for value in (given.get("mean", list(usual.mean)), given.get("std", list(usual.std)))
-    )
-    is_bilinear = given.get("interpolation") == "bilinear"
-    resample = Image.Resampling.BILINEAR if is_bilinear else Image.Resampling.BICUBIC
-    return Preprocessing(side_px, mean, std, resample)

@@ -1,14 +1,12 @@
 """Device and precision of the towers, and packed bfloat16 for encoding on a CPU.
 
-bfloat16 is worth it only where the hardware has it (AVX512-BF16 or AMX on CPUs, any recent GPU), so
-`auto` runs one real layer of the tower both ways and takes bfloat16 when it is clearly faster.
-Known bias: one layer, a second or less; on a busy machine the ratio wobbles, hence the margin.
+bfloat16 is worth it only where the hardware has it, so `auto` runs one real layer of the tower both ways and
+takes it when it is clearly faster; on a busy machine the ratio wobbles, hence the margin.
 
-A plain `nn.Linear` in bfloat16 packs its weight anew and copies its bias for every batch, and the
-activation reads and writes everything once more; together a fifth of a ViT-B/32's time on two cores.
-oneDNN does all of it in one pass over a weight that was packed beforehand. OpenAI's quick GELU,
-y * sigmoid(1.702 y), is silu(1.702 y) / 1.702, so the factor goes into the two layers around it,
-before rounding. A packed model can only encode: its weights can be neither trained, saved nor read back.
+A plain `nn.Linear` in bfloat16 packs its weight anew and copies its bias for every batch, and the activation
+reads and writes everything once more; together a fifth of a ViT-B/32's time on two cores. oneDNN does all of
+it in one pass over a packed weight. OpenAI's quick GELU, y * sigmoid(1.702 y), is silu(1.702 y) / 1.702, so
+the factor goes into the two layers around it. A packed model can neither be trained, saved nor read back.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from furnclip.model.towers import QUICK_GELU
 from furnclip.runs import PrecisionChoice
 
 _MARGIN = 1.2
+_DTYPES = (torch.float32, torch.bfloat16)
 _NARROW_WIDTH = 256  # below this the overhead of each call decides, not the precision
 _ROWS_EXPECTED = 64 * 50  # a batch of images; other sizes work with the same packing
 
@@ -43,13 +42,11 @@ def choose_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise ConfigError(
-            f"`model.device` cannot be `{wanted}`", hint="use `auto`, `cpu`, `cuda`, `cuda:1` or `mps`"
-        ) from None
+        hint = "use `auto`, `cpu`, `cuda`, `cuda:1` or `mps`"
+        raise ConfigError(f"`model.device` cannot be `{wanted}`", hint=hint) from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f'there is no CUDA device for `model.device = "{wanted}"`', hint="use `auto` or `cpu`"
-        )
+        problem = f'there is no CUDA device for `model.device = "{wanted}"`'
+        raise ConfigError(problem, hint="use `auto` or `cpu`")
     return device
 
 
@@ -64,24 +61,18 @@ def choose_precision(wanted: str, module: nn.Module, device: torch.device) -> Pr
     width = layer.layer_norm1.weight.shape[0]
     if width < _NARROW_WIDTH:
         return PrecisionChoice("fp32", f"a tower of width {width} is too narrow to gain from bf16")
-    speedup = _bf16_speedup(width, layer.mlp.fc1.weight.shape[0], str(device))
-    faster = speedup >= _MARGIN
-    return PrecisionChoice("bf16" if faster else "fp32", f"bf16 ran {speedup:.2f} times as fast as fp32")
+    fp32_s, bf16_s = (_layer_seconds(width, layer.mlp.fc1.weight.shape[0], str(device), d) for d in _DTYPES)
+    reason = f"bf16 ran {fp32_s / bf16_s:.2f} times as fast as fp32"
+    return PrecisionChoice("bf16" if fp32_s / bf16_s >= _MARGIN else "fp32", reason)
 
 
 @cache
-def _bf16_speedup(width: int, inner_width: int, device: str) -> float:
-    """How much faster the two products of an MLP run in bfloat16, forwards and backwards."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        inputs = torch.zeros(400, width, dtype=dtype, device=device, requires_grad=True)
-        mlp = nn.Sequential(nn.Linear(width, inner_width), nn.GELU(), nn.Linear(inner_width, width))
-        mlp.requires_grad_(False).to(device=device, dtype=dtype)
-        seconds[dtype] = _seconds(mlp, inputs)
-    return seconds[torch.float32] / seconds[torch.bfloat16]
+def _layer_seconds(width: int, inner_width: int, device: str, dtype: torch.dtype) -> float:
+    """How long the two products of an MLP take, forwards and backwards."""
+    inputs = torch.zeros(400, width, dtype=dtype, device=device, requires_grad=True)
+    mlp = nn.Sequential(nn.Linear(width, inner_width), nn.GELU(), nn.Linear(inner_width, width))
+    mlp.requires_grad_(False).to(device=device, dtype=dtype)
 
-
-def _seconds(mlp: nn.Module, inputs: Tensor) -> float:
     def run() -> None:
         mlp(inputs).sum().backward()
         if inputs.is_cuda:
