@@ -28,7 +28,7 @@ from furnclip.images import BrokenImage, open_image
 from furnclip.journal import encode_event, utc_now
 from furnclip.search.hits import Answer
 from furnclip.search.service import asking
-from furnclip.search.service.guard import Guard, Metrics, Refused, told
+from furnclip.search.service.guard import FAULT, Guard, Metrics, Refused, told
 from furnclip.search.service.tables import LiveImages, LiveTable, Served
 
 T = TypeVar("T")
@@ -69,27 +69,30 @@ class Service:
             raise BrokenImage("missing", "there is no image in the form", hint="send it as the file `image`")
         return await self.work(open_image, data, longest_px=_KEPT_PX, decodes=True)
 
+    async def image(self, request: Request, jpeg: Callable[[str], bytes], name: str) -> Response:
+        """The image that a part of the address names. Raises `Refused` where there is none."""
+        try:
+            return cached_jpeg(request, await self.work(jpeg, request.path_params[name]))
+        except (InputError, MissingStageError) as error:
+            raise Refused(404, error.message, hint=error.hint) from None
+
     def search(
         self, served: Served, params: asking.SearchParams, image: Image.Image | None = None
-    ) -> tuple[Answer, dict[str, Any]]:
-        """The hits, and the answer as the command prints it with `--json`."""
+    ) -> dict[str, Any]:
+        """The answer as the command prints it with `--json`."""
         start = time.perf_counter()
-        answer = served.searcher.search(
-            params.q,
-            image=image,
-            k=self.hits_wanted(params.k),
-            where=params.where,
-            exclude=params.exclude,
-            mode=params.mode,
-            image_weight=getattr(params, "image_weight", None),
-            sort=params.sort,
-            literal=params.literal,
-            all_variants=params.all_variants,
-        )
-        payload = self.answer(served, answer, start=start)
+        wished = params.model_dump(exclude={"q", "k"})
+        hits = served.searcher.search(params.q, image=image, k=self.hits_wanted(params.k), **wished)
+        payload = self.answer(served, hits, start=start)
         mode = (params.mode or self.config.search.mode) if params.q.strip() else "vector"
-        self._log_query(params, mode, answer, payload["seconds"])
-        return answer, {"query": params.q, "mode": mode, **payload}
+        if self.limits.query_log and params.q.strip():
+            about = {"at": utc_now(), "query": params.q.strip(), "mode": mode, "where": params.where}
+            found, ms = [hit.product_id for hit in hits[:10]], round(payload["seconds"] * 1000)
+            path = self.config.paths.queries
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._queries, path.open("ab") as file:
+                file.write(encode_event({**about, "hits": found, "ms": ms}))
+        return {"query": params.q, "mode": mode, **payload}
 
     def hits_wanted(self, k: int | None) -> int:
         """Without a wish what the settings say."""
@@ -107,21 +110,6 @@ class Service:
             "hits": [hit.as_dict() for hit in hits],
         }
 
-    def _log_query(self, params: asking.SearchParams, mode: str, hits: Answer, seconds: float) -> None:
-        if not self.limits.query_log or not params.q.strip():
-            return
-        about: dict[str, Any] = {
-            "at": utc_now(),
-            "query": params.q.strip(),
-            "mode": mode,
-            "where": params.where,
-        }
-        about |= {"hits": [hit.product_id for hit in hits[:10]], "ms": round(seconds * 1000)}
-        path = self.config.paths.queries
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._queries, path.open("ab") as file:
-            file.write(encode_event(about))
-
 
 class Api:
     """The addresses for programs."""
@@ -132,35 +120,29 @@ class Api:
 
     def routes(self) -> list[BaseRoute]:
         """Each address and method with what answers it."""
-        by_address: dict[tuple[str, str], Callable[[Request], Any]] = {
-            ("get", "/search"): self.search,
-            ("post", "/search"): self.search_by_image,
-            ("get", "/products/{product_id}/similar"): self.similar,
-            ("get", "/products/{product_id}"): self.product,
-            ("get", "/images/{product_id}"): self.image,
-            ("get", "/facets"): self.facets,
-            ("get", "/health"): self.health,
-            ("get", "/ready"): self.ready,
-            ("get", "/metrics"): self.metrics,
-            ("get", "/openapi.json"): self.openapi,
-        }
-        # an id may have slashes
         return [
-            Route(path.replace("_id}", "_id:path}"), endpoint, methods=[method.upper()])
-            for (method, path), endpoint in by_address.items()
+            Route("/search", self.search, methods=["GET"]),
+            Route("/search", self.search_by_image, methods=["POST"]),
+            # an id may have slashes
+            Route("/products/{product_id:path}/similar", self.similar, methods=["GET"]),
+            Route("/products/{product_id:path}", self.product, methods=["GET"]),
+            Route("/images/{product_id:path}", self.image, methods=["GET"]),
+            Route("/facets", self.facets, methods=["GET"]),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
         ]
 
     async def search(self, request: Request) -> Response:
         params = asking.read(request.query_params, asking.SearchParams, self._limits)
         service = self._service
-        _, payload = await service.work(service.search, service.table.current, params)
-        return JSONResponse(payload)
+        return JSONResponse(await service.work(service.search, service.table.current, params))
 
     async def search_by_image(self, request: Request) -> Response:
         service, image = self._service, await self._service.uploaded(request)
         params = asking.read(await request.form(), asking.ImageParams, self._limits)
-        _, payload = await service.work(service.search, service.table.current, params, image)
-        return JSONResponse(payload)
+        return JSONResponse(await service.work(service.search, service.table.current, params, image))
 
     async def product(self, request: Request) -> Response:
         asking.read(request.query_params, asking.ProductParams, self._limits)
@@ -181,17 +163,12 @@ class Api:
         return JSONResponse(service.answer(served, hits, start=start))
 
     async def image(self, request: Request) -> Response:
-        try:
-            jpeg = await self._service.work(self._service.images.jpeg, request.path_params["product_id"])
-        except (InputError, MissingStageError) as error:
-            raise Refused(404, error.message, hint=error.hint) from None
-        return cached_jpeg(request, jpeg)
+        return await self._service.image(request, self._service.images.jpeg, "product_id")
 
     async def facets(self, request: Request) -> Response:
         params = asking.read(request.query_params, asking.FacetParams, self._limits)
         served, columns = self._service.table.current, [name.strip() for name in params.columns.split(",")]
-        count = served.searcher.facets
-        counts = await self._service.work(count, columns, params.q or None, where=params.where)
+        counts = await self._service.work(served.searcher.facets, columns, params.q, where=params.where)
         return JSONResponse({"table": served.version, "facets": counts})
 
     async def health(self, request: Request) -> Response:
@@ -241,7 +218,7 @@ def build(service: Service, routes: list[BaseRoute], *, token: str) -> tuple[Gua
         if isinstance(error, FurnclipError):
             return told(error)
         if not isinstance(error, HTTPException):  # the guard writes it down
-            return told(Refused(500, "this is a fault of the service", hint="its log has the details"))
+            return told(FAULT)
         status = error.status_code
         what = {404: "there is nothing at this address", 405: "this address is not asked by this method"}
         return told(Refused(status, what.get(status, error.detail), hint="see /docs for what can be asked"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -83,8 +82,7 @@ def read(given: ImmutableMultiDict[str, Any], shape: type[P], limits: ServeConfi
         if isinstance(value, UploadFile):
             continue
         if name not in names:
-            close = nearest(name, names)
-            known = f"known here: {', '.join(names) or 'none'}"
+            close, known = nearest(name, names), f"known here: {', '.join(names) or 'none'}"
             hint = f"did you mean `{close}`?" if close else known
             raise UsageError(f"there is no parameter `{name[:40]}`", hint=hint)
         if get_origin(names[name].annotation) is list:
@@ -97,30 +95,24 @@ def read(given: ImmutableMultiDict[str, Any], shape: type[P], limits: ServeConfi
         params = shape(**values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name, message = str(first["loc"][0]), first["msg"]
-        shown = str(first["input"])[:60]
-        raise UsageError(
-            f"`{name}` cannot be `{shown}`: {message[:1].lower()}{message[1:]}", hint="see /docs"
-        ) from None
-    _check(params, limits)
-    return params
-
-
-def _check(params: Params, limits: ServeConfig) -> None:
+        name, message, shown = str(first["loc"][0]), first["msg"], str(first["input"])[:60]
+        problem = f"`{name}` cannot be `{shown}`: {message[:1].lower()}{message[1:]}"
+        raise UsageError(problem, hint="see /docs") from None
     k, query = getattr(params, "k", None), getattr(params, "q", "")
     if k is not None and k > limits.max_k:
         raise UsageError(f"`k` cannot be {k}", hint=f"ask for at most {limits.max_k} hits")
     if len(query) > limits.max_query_chars:
         most = f"ask with at most {limits.max_query_chars} characters"
         raise UsageError(f"the query has {len(query)} characters", hint=most)
+    return params
 
 
 # method, path, what it does, parameters, what comes back
 ROUTES: tuple[tuple[str, str, str, type[Params], str], ...] = (
     ("get", "/search", "Products for a text, best first.", SearchParams, "Answer"),
     ("post", "/search", "Products that look like an image, the form's `image`.", ImageParams, "Answer"),
-    ("get", "/products/{product_id}", "One product.", ProductParams, "Hit"),
     ("get", "/products/{product_id}/similar", "Products like one, without it.", SimilarParams, "Answer"),
+    ("get", "/products/{product_id}", "One product.", ProductParams, "Hit"),
     ("get", "/images/{product_id}", "The image of a product, as JPEG.", ProductParams, "jpeg"),
     ("get", "/facets", "How many products have each value of some columns.", FacetParams, "Facets"),
     ("get", "/health", "200 as long as the process answers.", ProductParams, "State"),
@@ -128,77 +120,63 @@ ROUTES: tuple[tuple[str, str, str, type[Params], str], ...] = (
     ("get", "/metrics", "Counters and times, in Prometheus' text format.", ProductParams, "text"),
 )
 _TYPES: dict[str, dict[str, Any]] = {"jpeg": {"image/jpeg": {}}, "text": {"text/plain": {}}}
+_FILE = {"type": "string", "format": "binary", "description": "an image file"}
+_ID = {"name": "product_id", "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def openapi(limits: ServeConfig) -> dict[str, Any]:
     """The OpenAPI description of the service."""
     paths: dict[str, Any] = {}
     for method, path, summary, shape, answer in ROUTES:
-        fields = shape.model_json_schema(by_alias=True).get("properties", {})
-        content = _TYPES.get(answer) or _json(f"#/components/schemas/{answer}")
+        properties = shape.model_json_schema(by_alias=True).get("properties", {})
+        fields = {name: _schema(name, field, limits) for name, field in properties.items()}
         operation: dict[str, Any] = {
             "summary": summary,
+            "parameters": [_ID] if "{" in path else [],
             "responses": {
-                "200": {"description": "done", "content": content},
-                "default": {"description": "refused", "content": _json("#/components/schemas/Error")},
+                "200": {"description": "done", "content": _TYPES.get(answer) or _json(answer)},
+                "default": {"description": "refused", "content": _json("Error")},
             },
         }
-        known = [_parameter(name, field, limits) for name, field in fields.items()]
         if method == "post":
-            form = {
-                "type": "object",
-                "required": ["image"],
-                "properties": {**_properties(known), "image": _FILE},
-            }
-            operation["requestBody"] = {
-                "required": True,
-                "content": {"multipart/form-data": {"schema": form}},
-            }
-            known = []
-        if "{" in path:
-            in_path = {"name": "product_id", "in": "path", "required": True, "schema": {"type": "string"}}
-            known.insert(0, in_path)
-        paths.setdefault(path, {})[method] = {**operation, "parameters": known}
+            form = {"type": "object", "required": ["image"], "properties": {**fields, "image": _FILE}}
+            content = {"multipart/form-data": {"schema": form}}
+            operation["requestBody"] = {"required": True, "content": content}
+        else:
+            operation["parameters"] += [
+                {"name": name, "in": "query", "description": field.pop("description"), "schema": field}
+                for name, field in fields.items()
+            ]
+        paths.setdefault(path, {})[method] = operation
     about = {"title": "furnclip", "version": __version__, "description": "Search of a furniture catalogue."}
     return {"openapi": "3.1.0", "info": about, "paths": paths, "components": {"schemas": _schemas()}}
 
 
-_FILE = {"type": "string", "format": "binary", "description": "an image file"}
+def _json(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
 
 
-def _json(reference: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": reference}}}
-
-
-def _properties(parameters: list[dict[str, Any]]) -> dict[str, Any]:
-    return {each["name"]: {**each["schema"], "description": each["description"]} for each in parameters}
-
-
-def _parameter(name: str, field: Mapping[str, Any], limits: ServeConfig) -> dict[str, Any]:
-    schema = {key: value for key, value in field.items() if key not in ("title", "description")}
-    if "anyOf" in schema:  # a parameter that is not given is None here, which nobody can send
-        schema = dict(schema["anyOf"][0])
-    if name == "k":
-        schema["maximum"] = limits.max_k
-    if name == "q":
-        schema["maxLength"] = limits.max_query_chars
-    return {"name": name, "in": "query", "description": field.get("description", ""), "schema": schema}
+def _schema(name: str, field: dict[str, Any], limits: ServeConfig) -> dict[str, Any]:
+    """Of a parameter; one that is not given is None here, which nobody can send."""
+    schema = {**field, **field.get("anyOf", [{}])[0]}
+    schema = {key: value for key, value in schema.items() if key not in ("title", "anyOf")}
+    if "anyOf" in field:
+        del schema["default"]
+    limit = {"k": {"maximum": limits.max_k}, "q": {"maxLength": limits.max_query_chars}}
+    return schema | limit.get(name, {})
 
 
 def _schemas() -> dict[str, Any]:
-    text, hits = {"type": "string"}, {"type": "array", "items": {"$ref": "#/components/schemas/Hit"}}
-    answer = {
-        **dict.fromkeys(("query", "mode", "model", "table", "note"), text),
-        "understood": {"type": "array", "items": text},
-        "products": {"type": "integer"},
-        "seconds": {"type": "number"},
-        "hits": hits,
-    }
-    counts = {"type": "object", "additionalProperties": {"type": "integer"}}
-    facets = {"table": text, "facets": {"type": "object", "additionalProperties": counts}}
+    text, counts = {"type": "string"}, {"type": "object", "additionalProperties": {"type": "integer"}}
     shapes = {
-        "Answer": answer,
-        "Facets": facets,
+        "Answer": {
+            **dict.fromkeys(("query", "mode", "model", "table", "note"), text),
+            "understood": {"type": "array", "items": text},
+            "products": {"type": "integer"},
+            "seconds": {"type": "number"},
+            "hits": {"type": "array", "items": {"$ref": "#/components/schemas/Hit"}},
+        },
+        "Facets": {"table": text, "facets": {"type": "object", "additionalProperties": counts}},
         "Error": {"error": text, "hint": text},
         "State": {"status": text},
     }

@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from furnclip.errors import FurnclipError, InputError
+from furnclip.errors import FurnclipError
 from furnclip.search.service import asking
-from furnclip.search.service.app import Service, cached_jpeg
-from furnclip.search.service.guard import Refused, status_of
+from furnclip.search.service.app import Service
+from furnclip.search.service.guard import status_of
 from furnclip.search.service.page import Pages
 
 # Key, what its button says, and what it means.
@@ -81,11 +81,7 @@ def contest_routes(service: Service, pages: Pages, contest: Contest) -> list[Bas
         return RedirectResponse(f"/arena?{urlencode({'rater': rater, **over})}", 303)
 
     async def arena_image(request: Request) -> Response:
-        try:
-            jpeg = await service.work(contest.image, request.path_params["name"])
-        except InputError as error:
-            raise Refused(404, error.message, hint=error.hint) from None
-        return cached_jpeg(request, jpeg)
+        return await service.image(request, contest.image, "name")
 
     return [
         Route("/arena", arena, methods=["GET"]),

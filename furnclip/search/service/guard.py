@@ -18,7 +18,7 @@ import anyio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from furnclip import console
@@ -45,21 +45,22 @@ class Refused(UsageError):
         self.status = status
 
 
+FAULT = Refused(500, "this is a fault of the service", hint="its log has the details")
+
+
 class Metrics:
     """What `/metrics` tells."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        own = self.registry
+        own, by = self.registry, ("route", "status")
         self.requests = Counter(
-            "furnclip_requests", "Requests answered, by route and status", ("route", "status"), registry=own
+            "furnclip_requests", "Requests answered, by route and status", by, registry=own
         )
         self.seconds = Histogram("furnclip_request_seconds", "Time to answer", ("route",), registry=own)
         self.in_flight = Gauge("furnclip_requests_in_flight", "Requests being answered", registry=own)
-        self.reloads = Counter(
-            "furnclip_reloads", "Takeovers of a new table, by result", ("result",), registry=own
-        )
+        self.reloads = Counter("furnclip_reloads", "New tables, by result", ("result",), registry=own)
         self.products = Gauge("furnclip_products", "Products in the table", registry=own)
 
 
@@ -73,12 +74,9 @@ def status_of(error: FurnclipError) -> int:
 def told(error: FurnclipError) -> JSONResponse:
     """An error in the command's own words."""
     said = {"error": console.one_line(error.message), "hint": console.one_line(error.hint)}
+    login = {"www-authenticate": 'Basic realm="furnclip", charset="UTF-8"'}
     status = status_of(error)
-    headers = {
-        401: {"www-authenticate": 'Basic realm="furnclip", charset="UTF-8"'},
-        503: {"retry-after": "1"},
-    }
-    return JSONResponse(said, status, headers.get(status))
+    return JSONResponse(said, status, {401: login, 503: {"retry-after": "1"}}.get(status))
 
 
 def is_local(host: str) -> bool:
@@ -97,9 +95,9 @@ class Guard:
         self._serve = serve
         self._metrics = metrics
         self._token = token.encode()
-        names = ("localhost", socket.gethostname(), serve.host, *serve.hosts)
-        self._names = {name.lower() for name in names}
+        self._names = {n.lower() for n in ("localhost", socket.gethostname(), serve.host, *serve.hosts)}
         self._active = 0
+        self._most_bytes = int(serve.max_body_mb * 2**20)
         self.draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,38 +111,35 @@ class Guard:
             self._check(scope)
             with anyio.fail_after(self._serve.timeout_s):
                 await self._app(scope, self._limited(receive), answer)
-        except (FurnclipError, TimeoutError) as error:
-            if isinstance(error, TimeoutError):
-                waited = f"the answer took more than {self._serve.timeout_s:g} s"
-                error = Refused(503, waited, hint="ask for less, or again later")
-            await answer.instead(told(error), scope, receive)
+        except FurnclipError as error:
+            await answer.instead(error, scope, receive)
+        except TimeoutError:
+            waited = f"the answer took more than {self._serve.timeout_s:g} s"
+            await answer.instead(Refused(503, waited, hint="ask for less, or again later"), scope, receive)
         except ClientDisconnect:
             pass
         except Exception:
             console.note(traceback.format_exc())
-            said = {"error": "this is a fault of the service", "hint": "its log has the details"}
-            await answer.instead(JSONResponse(said, 500), scope, receive)
+            await answer.instead(FAULT, scope, receive)
         finally:
             self._active -= 1
             self._metrics.in_flight.dec()
             self._record(scope, answer, time.perf_counter() - start)
 
     def _check(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
+        headers, length = Headers(scope=scope), Headers(scope=scope).get("content-length", "0")
         if self._active > self._serve.concurrency:
             raise Refused(503, "too many requests at a time", hint="ask again in a second")
         host = headers.get("host", "")
         if not self._is_ours(host):
-            shown = host[:80] or "no name"
-            hint = "add the name to `serve.hosts`"
-            raise Refused(421, f"this service is not known as `{shown}`", hint=hint)
+            unknown = f"this service is not known as `{host[:80] or 'no name'}`"
+            raise Refused(421, unknown, hint="add the name to `serve.hosts`")
         if scope["method"] not in ("GET", "HEAD"):
             origin = headers.get("origin")
             is_foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
             if is_foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-                raise Refused(
-                    403, "another site's page sent this", hint="send it from a page of this service"
-                )
+                hint = "send it from a page of this service"
+                raise Refused(403, "another site's page sent this", hint=hint)
         if self._token and scope["path"] not in _OPEN_PATHS:
             given = _given_token(headers.get("authorization", ""))
             if not hmac.compare_digest(given, self._token):
@@ -152,7 +147,6 @@ class Guard:
                 raise Refused(401, "the token is missing or wrong", hint=hint)
         if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may take the other
             raise Refused(400, "the request tells two lengths", hint="send `Content-Length` alone")
-        length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._most_bytes:
             raise self._too_large()
 
@@ -160,18 +154,9 @@ class Guard:
         """Names only, an address cannot be made to lead to another machine."""
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
+            return name in self._names or bool(ipaddress.ip_address(name))
         except ValueError:
             return False
-        if name in self._names:
-            return True
-        try:
-            return bool(ipaddress.ip_address(name))
-        except ValueError:
-            return False
-
-    @property
-    def _most_bytes(self) -> int:
-        return int(self._serve.max_body_mb * 2**20)
 
     def _too_large(self) -> Refused:
         hint = "send a smaller image, or raise `serve.max_body_mb`"
@@ -221,10 +206,10 @@ class _Answer:
         self.bytes += len(message.get("body", b""))
         await self._send(message)
 
-    async def instead(self, response: Response, scope: Scope, receive: Receive) -> None:
-        """This answer, unless another has begun already."""
+    async def instead(self, error: FurnclipError, scope: Scope, receive: Receive) -> None:
+        """Tell the error, unless an answer has begun already."""
         if not self.status:
-            await response(scope, receive, self)
+            await told(error)(scope, receive, self)
 
 
 def _given_token(authorization: str) -> bytes:

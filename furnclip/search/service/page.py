@@ -89,7 +89,7 @@ class Uploads:
         name = hashlib.sha256(jpeg).hexdigest()[:32]
         with self._lock:
             self._kept[name] = jpeg
-            while len(self._kept) > _KEPT_IMAGES:
+            if len(self._kept) > _KEPT_IMAGES:
                 self._kept.popitem(last=False)
         return name
 
@@ -124,7 +124,9 @@ class Shop:
 
     def view(self, served: Served, params: PageParams) -> dict[str, Any]:
         """Everything `search.html` needs. Raises what a search raises."""
-        searcher, price = served.searcher, _price_column(served.searcher)
+        searcher = served.searcher
+        numbers = [name for name, kind in searcher.columns.items() if kind == "number" and "price" in name]
+        price = min(numbers, key=len, default=None)
         where = _where(params, price)
         view: dict[str, Any] = {**self.empty(served, params), "price": partial(self._price, column=price)}
         view["facets"] = _facets(searcher, params, where, price)
@@ -136,7 +138,7 @@ class Shop:
             some = searcher.search("furniture", k=_SOME, mode="vector")
             return {**view, "hits": [hit for hit in some if hit.image]}
         view["hits"] = hits = self._hits(searcher, params, where, price)
-        view["notes"] = [*hits.understood, *([hits.note] if hits.note else [])] if params.q else []
+        view["notes"] = [*hits.understood, *filter(None, [hits.note])] if params.q else []
         view["has_price"] = price is not None
         if params.compare:
             if self._service.blind:
@@ -182,11 +184,6 @@ class Shop:
         return f"{self._service.limits.currency}{value:,.2f}" if isinstance(value, int | float) else ""
 
 
-def _price_column(searcher: Searcher) -> str | None:
-    numbers = [name for name, kind in searcher.columns.items() if kind == "number" and "price" in name]
-    return min(numbers, key=len, default=None)
-
-
 def _where(params: PageParams, price: str | None) -> str:
     conditions = []
     for name, value in params.filters.items():
@@ -206,28 +203,26 @@ def _facets(searcher: Searcher, params: PageParams, where: str, price: str | Non
     counts = searcher.facets(columns, params.q or None, where=where)
     if params.q and sum(counts["object_type"].values()) < _FIRST_HITS:  # most are found by meaning alone
         counts = searcher.facets(columns, where=where)
+    values = {
+        (name, heading): [pair for pair in counts[column].items() if known(pair[0])][:_SHOWN_VALUES]
+        for name, (column, heading) in FACETS.items()
+    }
+    values["price", "Price"] = _bands(counts[price]) if price else []
     facets = []
-    for name, (column, heading) in FACETS.items():
-        values = [(value, count) for value, count in counts[column].items() if known(value)]
-        facets.append(_facet(params, name, heading, values[:_SHOWN_VALUES]))
-    if price:
-        facets.append(_facet(params, "price", "Price", _bands(counts[price])))
+    for (name, heading), pairs in values.items():
+        chosen = params.filters.get(name)
+        shown = [
+            {
+                "value": value,
+                "count": count,
+                "chosen": value == chosen,
+                "start": params.href(**{name: value, "q": ""}),
+                "href": params.href(**{name: "" if value == chosen else value}),
+            }
+            for value, count in pairs
+        ]
+        facets.append({"name": name, "heading": heading, "values": shown})
     return [facet for facet in facets if facet["values"]]
-
-
-def _facet(params: PageParams, name: str, heading: str, values: list[tuple[str, int]]) -> dict[str, Any]:
-    chosen = params.filters.get(name)
-    shown = [
-        {
-            "value": value,
-            "count": count,
-            "chosen": value == chosen,
-            "start": params.href(**{name: value, "q": ""}),
-            "href": params.href(**{name: "" if value == chosen else value}),
-        }
-        for value, count in values
-    ]
-    return {"name": name, "heading": heading, "values": shown}
 
 
 def _bands(counts: Mapping[Any, int]) -> list[tuple[str, int]]:
@@ -237,7 +232,9 @@ def _bands(counts: Mapping[Any, int]) -> list[tuple[str, int]]:
     for value, count in prices:
         passed += count
         if passed >= total * (len(edges) + 1) / _PRICE_BANDS and len(edges) < _PRICE_BANDS - 1:
-            edges.append(_round(value))
+            # up to two digits and zeros: 1,234 is 1,300
+            step = 10 ** max(0, math.floor(math.log10(value)) - 1) if value >= 1 else 1
+            edges.append(int(-(-value // step) * step))
     found = []
     limits = [0, *sorted(set(edges) - {0}), math.inf]
     for low, high in pairwise(limits):
@@ -247,32 +244,28 @@ def _bands(counts: Mapping[Any, int]) -> list[tuple[str, int]]:
     return found if len(found) > 1 else []
 
 
-def _round(value: float) -> int:
-    """Up to two digits and zeros: 1,234 is 1,300."""
-    step = 10 ** max(0, math.floor(math.log10(value)) - 1) if value >= 1 else 1
-    return int(-(-value // step) * step)
-
-
 def page_routes(service: Service, pages: Pages) -> list[BaseRoute]:
     """The addresses for people."""
     shop, limits = Shop(service), service.limits
 
+    def refused(error: FurnclipError, params: PageParams) -> Response:
+        view = {**shop.empty(service.table.current, params), "error": error}
+        return pages.answer("search.html", status=status_of(error), **view)
+
     async def page(request: Request) -> Response:
-        served = service.table.current
         params = PageParams()
         try:
             params = asking.read(request.query_params, PageParams, limits)
-            return pages.answer("search.html", **await service.work(shop.view, served, params))
+            view = await service.work(shop.view, service.table.current, params)
+            return pages.answer("search.html", **view)
         except FurnclipError as error:
-            view = {**shop.empty(served, params), "error": error}
-            return pages.answer("search.html", status=status_of(error), **view)
+            return refused(error, params)
 
     async def drop_image(request: Request) -> Response:
         try:
             name = shop.uploads.keep(await service.uploaded(request))
         except InputError as error:
-            view = {**shop.empty(service.table.current, PageParams()), "error": error}
-            return pages.answer("search.html", status=status_of(error), **view)
+            return refused(error, PageParams())
         return RedirectResponse(PageParams().href(image=name), 303)
 
     async def uploaded_image(request: Request) -> Response:

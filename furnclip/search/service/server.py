@@ -41,9 +41,8 @@ def serve(
     needs a `token`, or cannot be listened to.
     """
     host = config.serve.host
-    if token and (
-        len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token
-    ):
+    is_plain = token.isascii() and token.isprintable() and " " not in token
+    if token and (len(token) < _SHORTEST_TOKEN or not is_plain):
         hint = "make one with `openssl rand -hex 24`"
         raise UsageError(f"the token is not {_SHORTEST_TOKEN} or more letters and digits", hint=hint)
     if not token and not is_local(host):
@@ -81,14 +80,9 @@ class _Server(uvicorn.Server):
     """
 
     def __init__(self, guard: Guard, started: Callable[[], None], timeout_s: float) -> None:
-        super().__init__(
-            uvicorn.Config(
-                guard, log_config=None, access_log=False, server_header=False, lifespan="on", backlog=_BACKLOG
-            )
-        )
-        self._guard = guard
-        self._started = started
-        self._timeout_s = timeout_s
+        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
+        super().__init__(uvicorn.Config(guard, lifespan="on", backlog=_BACKLOG, **quiet))
+        self._guard, self._started, self._timeout_s = guard, started, timeout_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -43,9 +43,8 @@ class LiveTable:
     """What is served: `current`, looked for anew by `refresh`."""
 
     def __init__(self, config: Config, metrics: Metrics, *, run: str | None, model: str | None) -> None:
-        self._config, self._run, self._model = config, run, model
+        self._config, self._run, self._model, self._metrics = config, run, model, metrics
         self._location = index_location(config)
-        self._metrics = metrics
         self._failed = ""
         self._comparing = threading.Lock()
         self.current = self._open()
@@ -56,11 +55,12 @@ class LiveTable:
         try:
             table, provenance = open_index(self._location)
             found = _version(table, provenance.key)
-            if found in (self.current.version, self._failed) or not self._is_complete(table):
-                return
-            served = self._open()
-            if not self._is_complete(served.searcher.table):  # another one was begun meanwhile
-                return
+            with explained(self._location.uri):
+                if found in (self.current.version, self._failed) or not _is_complete(table):
+                    return
+                served = self._open()
+                if not _is_complete(served.searcher.table):  # another one was begun meanwhile
+                    return
             self.current = served
             self._metrics.reloads.labels("done").inc()
             console.note(f"serving the new table, {served.version}")
@@ -91,10 +91,10 @@ class LiveTable:
         self._metrics.products.set(searcher.table.count_rows())
         return Served(searcher, _version(searcher.table, searcher.provenance.key))
 
-    def _is_complete(self, table: Any) -> bool:
-        """Whether `embed` is done with it: the index on the words comes last."""
-        with explained(self._location.uri):
-            return any(KEYWORDS in index.columns for index in table.list_indices())
+
+def _is_complete(table: Any) -> bool:
+    """Whether `embed` is done with it: the index on the words comes last."""
+    return any(KEYWORDS in index.columns for index in table.list_indices())
 
 
 def _version(table: Any, key: str) -> str:
