@@ -372,7 +372,7 @@ def test_the_better_side_gets_the_larger_share() -> None:
     good = vectors.unit(np.stack([phrase_vector(" ".join(row.values())) for row in products]))
     noise = vectors.unit(np.random.default_rng(0).normal(size=good.shape))
     words: Any = _Words()
-    weight, reason = choose_image_weight(products, good, noise, words)
+    weight, reason, _ = choose_image_weight(products, good, noise, words)
     assert weight > 0.5
     assert "mean average precision" in reason
     # A picture that says nothing also asks nothing, so requests decide.
@@ -382,7 +382,7 @@ def test_the_better_side_gets_the_larger_share() -> None:
 def test_without_queries_the_shares_are_even() -> None:
     words: Any = _Words()
     vectors_of_three = np.eye(3, dtype=np.float32)
-    weight, reason = choose_image_weight([{"color": ""}] * 3, vectors_of_three, vectors_of_three, words)
+    weight, reason, _ = choose_image_weight([{"color": ""}] * 3, vectors_of_three, vectors_of_three, words)
     assert weight == 0.5
     assert reason == "only 0 requests to choose with, 10 needed"
 

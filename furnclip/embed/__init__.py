@@ -2,11 +2,7 @@
 
 In: `work/shards/`, the base model and a finished run.
 Out: `work/embeddings/master_vectors.parquet`, and the search table built from it, `work/index.lance`.
-
-    encoding   samples of the shards to an Arrow table of vectors, a row group at a time
-    plan       which models, in which precision, with which image weight
-    parts      one file a row group until the vector file is complete
-    pipeline   all of it in order
+`pipeline` has all of it in order.
 
 `EmbeddingGenerator` is the same as a class, and for any plain CLIP of Hugging Face.
 """
@@ -57,10 +53,8 @@ class EmbeddingGenerator:
         """
 
         def encode(batch: Sequence[Image.Image | Path | str]) -> Any:
-            opened = [
-                image.convert("RGB") if isinstance(image, Image.Image) else open_image(Path(image))
-                for image in batch
-            ]
+            images = [each if isinstance(each, Image.Image) else open_image(Path(each)) for each in batch]
+            opened = [image.convert("RGB") for image in images]
             weight = next(model.parameters())
             pixels = processor(images=opened, return_tensors="pt")["pixel_values"]
             return model.get_image_features(pixel_values=pixels.to(weight.device, weight.dtype))
@@ -70,9 +64,8 @@ class EmbeddingGenerator:
     def generate_text_embeddings(self, model: Any, processor: Any, texts: Iterable[str]) -> Floats:
         """Unit vectors (N, D) in float32, in the order of `texts`; long texts are cut."""
         if isinstance(texts, str):
-            raise InputError(
-                "`texts` is one string, not several", hint="pass a list: `[text]`; each gives one vector"
-            )
+            hint = "pass a list: `[text]`; each gives one vector"
+            raise InputError("`texts` is one string, not several", hint=hint)
 
         def encode(batch: Sequence[str]) -> Any:
             inputs = processor(text=list(batch), return_tensors="pt", padding=True, truncation=True)

@@ -1,25 +1,22 @@
 """Samples of the shards in, one Arrow table of vectors a row group out.
 
-The content hash of a row covers its caption and its images, and the index beside the shard has it: a row
-whose hash is known needs no reading of the shard, no decoding and no model.
+A row whose content hash is known, from the index beside the shard, needs no reading, no decoding and no
+model. Images are encoded as soon as a batch of them is decoded, captions once a row group. A batch never
+crosses a row group, so a row group that is encoded again comes out the same.
 
-Images are encoded as soon as a batch of them is decoded, while other threads decode the next;
-captions once a row group, equal ones once. A batch never crosses a row group, so a row group that is
-encoded again comes out the same.
-
-On a CPU every core encodes a batch of its own. Cores that share one batch wait for each other behind
-every layer, and whenever a decoding thread holds one of them up.
+On a CPU every core encodes a batch of its own: cores that share one wait for each other behind every layer.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union
+from itertools import chain, islice, tee
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, Union
 
 import numpy as np
 import pyarrow as pa
@@ -27,13 +24,14 @@ from PIL import Image
 
 from furnclip.catalogue import ATTRIBUTES, content_hash, image_names, renamed_column
 from furnclip.config import Config
-from furnclip.errors import ModelError
+from furnclip.errors import InputError, ModelError
 from furnclip.features import StoredVectors
 from furnclip.images import open_image
 from furnclip.model.light import LightEncoder
+from furnclip.parallel import cores
 from furnclip.shards import REST, SPLITS, Sample, ShardDataset, open_shards
 from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, unit_mean, vector_array, vector_schema
-from furnclip.vectors.parquet import MODEL_KINDS, column_array, views_array
+from furnclip.vectors.parquet import COLUMN_TYPES, MODEL_KINDS, part_paths, views_array
 
 if TYPE_CHECKING:
     from furnclip.model.clip import Clip
@@ -42,7 +40,6 @@ Encoder = Union["Clip", LightEncoder]  # by torch, or without
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _MOST_BATCHES = 16  # encoded at once; each takes some 60 MB beside the weights of a ViT-B/32
-Place = tuple[str, int]  # a split, and which of its samples
 Encoded = tuple[pa.Table, dict[str, int]]  # a row group, and how many products' images were encoded, by label
 Encodes = Callable[[Iterable[int]], Iterator[Encoded]]  # numbers of row groups -> each, in order
 
@@ -54,16 +51,12 @@ class RowGroup(NamedTuple):
     rows: range
     source: str
 
-    def places(self) -> Iterator[Place]:
-        """Each of them."""
-        return ((self.split, row) for row in self.rows)
-
 
 @dataclass(frozen=True)
 class Row:
     """One product. `stored` has the product columns of the vector file; `images` are decoded when needed."""
 
-    place: Place
+    number: int  # among the samples of its split
     stored: dict[str, str]
     sample: Sample  # without its images
     image_count: int
@@ -120,7 +113,8 @@ class ShardReader:
 
     def rows(self, group: RowGroup) -> Iterator[Row]:
         """The products of a row group without their images, of which none is read."""
-        for place, text in zip(group.places(), self._datasets[group.split].texts_of(group.rows), strict=True):
+        texts = self._datasets[group.split].texts_of(group.rows)
+        for number, text in zip(group.rows, texts, strict=True):
             sample = text.sample
             names = image_names(sample.fields.get(self._image_column, ""))
             groups = (sample.fields.get(name, "").strip() for name in self._group_columns)
@@ -133,12 +127,11 @@ class ShardReader:
                 "image": names[0] if names else "",
                 "content_hash": text.seen,
             }
-            yield Row(place, stored, sample, len(text.image_hashes))
+            yield Row(number, stored, sample, len(text.image_hashes))
 
-    def images(self, place: Place) -> tuple[bytes, ...]:
-        """The images of a product, as they lie in the shard; for any thread."""
-        split, number = place
-        return self._datasets[split][number].images
+    def images(self, row: Row) -> tuple[Image.Image, ...]:
+        """The images of a product, decoded; for any thread."""
+        return tuple(map(open_image, self._datasets[row.stored["split"]][row.number].images))
 
 
 @contextmanager
@@ -179,19 +172,14 @@ class RowGroupEncoder:
     def decoded(self, rows: Iterable[Row], pool: ThreadPoolExecutor, *, ahead: int) -> Iterator[Row]:
         """The products in order, their images decoded by the pool where a model has to see them."""
 
-        def decode(row: Row) -> Row:
-            return replace(row, images=tuple(map(open_image, self.reader.images(row.place))))
+        def decoded(row: Row) -> Row:
+            is_new = any(row.stored["content_hash"] not in known for known in self.known.values())
+            return replace(row, images=self.reader.images(row)) if is_new else row
 
-        def is_new(row: Row) -> bool:
-            return any(row.stored["content_hash"] not in known for known in self.known.values())
-
-        return map_ahead(pool, decode, rows, ahead=ahead, only=is_new)
+        return map_ahead(pool, decoded, rows, ahead=ahead)
 
     def encode(self, decoded: Iterable[Row], count: int) -> Encoded:
-        """The row group of these `count` rows.
-
-        Images are freed batch by batch.
-        """
+        """The row group of these `count` rows; images are freed batch by batch."""
         rows: list[Row] = []
         images: dict[str, list[Floats]] = {label: [] for label in self.clips}
         # One batch more than are worked on, so that no thread waits for this one.
@@ -204,7 +192,8 @@ class RowGroupEncoder:
         stored = [row.stored for row in rows]
         columns = [pa.array([row[name] for row in stored], pa.string()) for name in PRODUCT_COLUMNS]
         for column in self.plan.columns:
-            columns.append(column_array(column, [row.sample.fields.get(column.source, "") for row in rows]))
+            cells = [column.value(row.sample.fields.get(column.source, "")) for row in rows]
+            columns.append(pa.array(cells, COLUMN_TYPES[column.kind]))
         encoded = {}
         for label in self.clips:
             table, encoded[label] = self._vectors(label, rows, np.concatenate(images[label]))
@@ -225,7 +214,6 @@ class RowGroupEncoder:
             images = [image for row in rows for image in row.images]
             parts = [clip.encode_images(part) for part in in_batches(images, max(1, len(batch)))]
             vectors[label] = np.concatenate([np.zeros((0, clip.dimension), dtype=np.float32), *parts])
-            _check_finite(vectors[label], clip, "image", batch[0])
         return [replace(row, images=()) for row in batch], vectors
 
     def _vectors(self, label: str, rows: list[Row], views: Floats) -> tuple[pa.Table, int]:
@@ -234,8 +222,15 @@ class RowGroupEncoder:
         is_known, found = known.look_up([row.stored["content_hash"] for row in rows])
         new = [row for row, old in zip(rows, is_known, strict=True) if not old]
         counts = np.array([row.image_count for row in new], dtype=np.int64)
-        texts = self._texts(clip, [row.sample.caption for row in new], new)
-        described = np.array([bool(row.sample.caption) for row in new], dtype=bool)
+        captions = [row.sample.caption for row in new]
+        texts, described = self._texts(clip, captions), np.array([bool(each) for each in captions], bool)
+        for what, vectors in (("image", views), ("caption", texts)):
+            if not np.isfinite(vectors).all():
+                raise ModelError(
+                    f"`{clip.name}` gives a {what} vector that is not finite, "
+                    f"in the row group from `{rows[0].stored['product_id']}`",
+                    hint='set `model.precision = "fp32"`, or train the model again',
+                )
         made = [
             vector_array(unit_mean(views, counts), counts > 0, dtype),
             vector_array(texts, described, dtype),
@@ -246,7 +241,7 @@ class RowGroupEncoder:
         order = np.argsort(np.concatenate([np.flatnonzero(is_known), np.flatnonzero(~is_known)]))
         return both.take(order).combine_chunks(), int((counts > 0).sum())
 
-    def _texts(self, clip: Encoder, captions: list[str], rows: list[Row]) -> Floats:
+    def _texts(self, clip: Encoder, captions: list[str]) -> Floats:
         """(N, D), zero where there is no caption."""
         # Equal captions are encoded once, those of one length together: no padding.
         distinct = sorted(set(captions) - {""}, key=lambda caption: (len(caption), caption))
@@ -255,34 +250,67 @@ class RowGroupEncoder:
         vectors = np.concatenate([*parts, np.zeros((1, clip.dimension), dtype=np.float32)])
         place = {caption: index for index, caption in enumerate(distinct)}
         found: Floats = vectors[[place.get(caption, -1) for caption in captions]]
-        if rows:
-            _check_finite(found, clip, "caption", rows[0])
         return found
 
 
-def map_ahead(
-    pool: ThreadPoolExecutor,
-    work: Callable[[_In], _Out],
-    items: Iterable[_In],
+def stored_vectors(
+    embeddings: Path, fingerprint: str, precision: str | None, *, kept: Collection[Path] = ()
+) -> StoredVectors:
+    """Vectors of the vector file, and of parts left by a kill; but those of `kept` parts."""
+    left = set(kept)
+    written = [embeddings / "master_vectors.parquet"]
+    with suppress(InputError):
+        written = [path for path in part_paths(written[0]) if path not in left]
+    files = [*written, *sorted(embeddings.glob("parts/*/part-*.parquet"))]
+    return StoredVectors(files, fingerprint, precision=precision)
+
+
+@contextmanager
+def encoding(
+    config: Config,
+    reader: ShardReader,
+    clips: Mapping[str, Encoder],
+    plan: Provenance,
     *,
-    ahead: int,
-    only: Callable[[_In], bool] | None = None,
-) -> Iterator[_Out]:
-    """`work` of each item in order, computed by the pool at most `ahead` items in advance.
+    kept: Collection[Path] = (),
+) -> Iterator[Encodes]:
+    """Threads that encode row groups with these models, which are placed as planned.
 
-    only: which items need it; the others are their own results.
+    kept: parts of the vector file in which nothing needs to be looked up.
     """
+    known = {
+        label: stored_vectors(config.paths.embeddings, model.fingerprint, model.precision, kept=kept)
+        for label, model in plan.models.items()
+    }
+    batch_size = min(config.embed.batch_size, len(reader))
+    with (
+        ThreadPoolExecutor(1) as bringing,  # the next shard, while this one is encoded
+        ThreadPoolExecutor(config.embed.workers or cores()) as decoding_pool,
+        encoding_threads(clips.values()) as (pool, threads),
+    ):
+        encoder = RowGroupEncoder(reader, clips, known, plan, pool, threads, batch_size)
+
+        def tables(numbers: Iterable[int]) -> Iterator[Encoded]:
+            ahead, wanted = tee(reader.row_groups[number] for number in numbers)
+            here = map_ahead(bringing, reader.bring, ahead, ahead=2)
+            products = chain.from_iterable(map(reader.rows, here))
+            decoded = encoder.decoded(products, decoding_pool, ahead=(threads + 1) * batch_size)
+            for group in wanted:
+                rows = len(group.rows)
+                yield encoder.encode(islice(decoded, rows), rows)
+
+        yield tables
+
+
+def map_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Iterable[_In], *, ahead: int
+) -> Iterator[_Out]:
+    """`work` of each item in order, computed by the pool at most `ahead` items in advance."""
     iterator = iter(items)
-
-    def begun(count: int) -> Iterator[Any]:
-        for item in islice(iterator, count):
-            yield pool.submit(work, item) if only is None or only(item) else item
-
-    waiting = deque(begun(ahead))
+    waiting = deque(pool.submit(work, item) for item in islice(iterator, ahead))
     while waiting:
-        first = waiting.popleft()
-        result = first.result() if isinstance(first, Future) else first
-        waiting.extend(begun(1))
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(work, item) for item in islice(iterator, 1))
         yield result
 
 
@@ -291,12 +319,3 @@ def in_batches(items: Iterable[_In], size: int) -> Iterator[list[_In]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def _check_finite(vectors: Floats, clip: Encoder, what: str, first: Row) -> None:
-    if not np.isfinite(vectors).all():
-        raise ModelError(
-            f"`{clip.name}` gives a {what} vector that is not finite, "
-            f"in the batch from `{first.stored['product_id']}`",
-            hint='set `model.precision = "fp32"`, or train the model again',
-        )

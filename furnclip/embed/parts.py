@@ -3,18 +3,17 @@
     work/embeddings/parts/KEY/plan.json            models and precision, decided once
     work/embeddings/parts/KEY/part-00000.parquet   one finished row group, without the fused vectors
 
-KEY is a hash of every input, so a part under it is valid whichever run wrote it. A part is written
-aside and renamed; where its file exists, its row group is done.
+KEY is a hash of every input; where the file of a part exists, its row group is done.
 
-A catalogue of up to `ONE_FILE` row groups becomes one vector file. A larger one becomes a folder with a part
-a row group: what is made of a shard that did not change is kept, so that a night's change writes what it
-changes. A part's name says what it holds, so none is ever written again.
+Up to `ONE_FILE` row groups become one vector file, more a folder with a part a row group, whose name says
+what it holds: what is made of a shard that did not change is kept.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +25,8 @@ from furnclip.catalogue import content_hash
 from furnclip.embed.encoding import RowGroup
 from furnclip.errors import FurnclipError
 from furnclip.journal import keep_copy, move_file, replacing, sync_folder, write_text
-from furnclip.vectors import (
-    PRODUCT_COLUMNS,
-    Floats,
-    Provenance,
-    column_name,
-    fuse,
-    unit,
-    vector_array,
-    vector_schema,
-)
-from furnclip.vectors.parquet import (
-    MODEL_KINDS,
-    VECTOR_MANIFEST,
-    Part,
-    VectorManifest,
-    matrix_of,
-    open_parquet,
-    read_vector_manifest,
-)
+from furnclip.vectors import Floats, Provenance, column_name, fuse, parquet, unit, vector_array, vector_schema
+from furnclip.vectors.parquet import MODEL_KINDS, VECTOR_MANIFEST, Part, VectorManifest, matrix_of
 
 ONE_FILE = 16  # row groups
 
@@ -71,14 +53,12 @@ class PartFolder:
         for number in numbers:
             if number in self.kept or not self.is_done(number):
                 continue
-            try:
+            with suppress(FurnclipError):
                 table = self.read(number)
-            except FurnclipError:
-                table = None
-            whole = table is not None and table.num_rows == len(self.groups[number].rows)
-            if not whole or not table.schema.equals(schema):
-                console.warn(f"`{self.part(number)}` is damaged and is made again")
-                self.part(number).unlink()
+                if table.num_rows == len(self.groups[number].rows) and table.schema.equals(schema):
+                    continue
+            console.warn(f"`{self.part(number)}` is damaged and is made again")
+            self.part(number).unlink()
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Every row group, in order."""
@@ -86,13 +66,13 @@ class PartFolder:
 
     def read(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """A row group."""
-        with open_parquet(self.kept.get(number, self.part(number))) as file:
+        with parquet.open_parquet(self.kept.get(number, self.part(number))) as file:
             return file.read(columns=columns)
 
 
 def write_row_groups(file: object, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Write each table as one row group; the same tables always give the same bytes."""
-    texts = [*PRODUCT_COLUMNS, "missing_reason"]
+    texts = [*parquet.PRODUCT_COLUMNS, "missing_reason"]
     options = {"compression": "zstd", "use_dictionary": texts, "write_page_checksum": True}
     with pq.ParquetWriter(file, schema, **options) as writer:
         for table in tables:
@@ -142,13 +122,13 @@ class VectorWriter:
     def _part(self, number: int, there: Mapping[str, Part], staged: Path) -> Part:
         """A part, written aside unless it is there."""
         source = self._folder.groups[number].source
-        for has_bare in (False, True):
-            if (name := self._name(source, has_bare=has_bare)) in there:
-                return there[name]
+        names = [self._name(source, has_bare=has_bare) for has_bare in (False, True)]
+        if known := next(filter(None, map(there.get, names)), None):
+            return known
         table = self._folder.read(number)
         missing = len(table) - table["missing_reason"].null_count
         table = self._fused(table)
-        name = self._name(source, has_bare=missing > 0)
+        name = self._name(source, has_bare=missing > 0)  # the stand-ins are known by now
         path = staged / name
         with replacing(path) as file:
             write_row_groups(file, vector_schema(self._provenance.model_copy(update={"key": ""})), [table])
@@ -190,7 +170,7 @@ class VectorWriter:
 
 def copy_vectors(source: Path, target: Path) -> None:
     """Give a vector file a second name, without a second copy of its parts where the disk can do that."""
-    manifest = read_vector_manifest(source)
+    manifest = parquet.read_vector_manifest(source)
     if manifest is None:
         if (target / VECTOR_MANIFEST).is_file():
             shutil.rmtree(target)
@@ -208,7 +188,7 @@ def copy_vectors(source: Path, target: Path) -> None:
 
 def drop_old_parts(vectors: Path) -> None:
     """Remove parts that the manifest of a vector file no longer names."""
-    manifest = read_vector_manifest(vectors)
+    manifest = parquet.read_vector_manifest(vectors)
     if manifest:
         current = {part.name for part in manifest.parts}
         for path in vectors.glob("part-*.parquet"):

@@ -1,16 +1,13 @@
 """The whole of `furnclip embed`, in order, resumable at every row group.
 
-1. The manifest of the shards, models and settings make the key. A vector file with this key is
-   finished, and nothing is done.
-2. Encode the row groups that have no part yet; of vectors made earlier by the same model, those
-   whose content hash has not changed are copied. Parts of shards that did not change are kept.
-3. Choose the image weight on validation, write the vector file, build the search table, and only
-   then remove the parts. Until `_MOST_CHANGED` of the products changed, the weight stays, with which the
-   other vectors were made, and what changed is merged into the table. A few products are encoded by the
-   ONNX files beside the table, because torch takes seconds to import.
+1. The manifest of the shards, models and settings make the key. A vector file with this key is finished.
+2. Encode the row groups that have no part yet; vectors of the same model and content are copied, and parts of
+   shards that did not change are kept.
+3. Choose the image weight on validation, write the vector file, build the search table, and only then remove
+   the parts. Until `_MOST_CHANGED` of the products changed, the weight stays, and what changed is merged into
+   the table. A few products are encoded by the ONNX files beside it, because torch takes seconds to import.
 
-Under `torchrun`, process r of w encodes every w-th row group into a folder that all of them see. They
-meet twice, by a collective of torch: to learn the plan, and when all row groups are done; then process 0
+Under `torchrun`, process r of w encodes every w-th row group into a folder that all of them see; process 0
 finishes the work. On Ray (`far`), the cluster encodes and this process writes.
 """
 
@@ -20,7 +17,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,26 +31,16 @@ from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.config import Config, torchrun_launch
 from furnclip.config.environment import Launch
-from furnclip.embed.encoding import Encoder, Encodes, RowGroup, ShardReader
+from furnclip.embed import plan as planning
+from furnclip.embed.encoding import Encoded, Encoder, RowGroup, ShardReader, encoding, stored_vectors
 from furnclip.embed.far import cluster
 from furnclip.embed.parts import PartFolder, VectorWriter, copy_vectors, drop_old_parts, write_row_groups
-from furnclip.embed.plan import (
-    PREPROCESSING,
-    encoding,
-    fused_provenance,
-    light_models,
-    load_models,
-    make_plan,
-    place,
-    read_or_make_plan,
-    stored_vectors,
-)
 from furnclip.errors import FurnclipError, UsageError
 from furnclip.journal import Journal, encode_event, read_journal, replacing, sweep
 from furnclip.model.light import LightEncoder
 from furnclip.vectors import Provenance, VectorTable, read_provenance
 from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
-from furnclip.vectors.parquet import Part, VectorManifest, open_vectors, read_vector_manifest
+from furnclip.vectors.parquet import VectorFile, VectorManifest, read_vector_manifest
 from furnclip.vectors.upsert import update_index
 
 if TYPE_CHECKING:
@@ -154,25 +141,29 @@ def _together(launch: Launch) -> Iterator[None]:
 class _Work:
     """The steps of one process, and what they share."""
 
-    plan: Provenance
-
     def __init__(self, config: Config, run: str | None, launch: Launch, uri: str) -> None:
         """`uri`: of the table, beside which the models may lie as they run without torch."""
-        self.config = config
-        self.launch = launch
-        self.run = run
+        self.config, self.run, self.launch = config, run, launch
         self.reader = ShardReader(config)
         start = time.monotonic()
-        self.here = _without_device(config) if config.embed.engine == "ray" else config
-        light = self._light_models(uri)
-        self.models = {} if light else load_models(self.here, run, self.reader.manifest)
+        self.here = config
+        if config.embed.engine == "ray":  # then this process encodes no more than a few requests
+            on_cpu = config.model.model_copy(update={"device": "cpu"})
+            self.here = config.model_copy(update={"model": on_cpu})
+        manifest = None
+        try:
+            manifest = read_vector_manifest(config.paths.vectors)
+        except FurnclipError as error:
+            console.warn(error.message)
+        light = self._light_models(uri, manifest) if manifest else {}
+        self.models = {} if light else planning.load_models(self.here, run, self.reader.manifest)
         self.clips: dict[str, Encoder] = {**light, **self.models}
         loading_s = time.monotonic() - start
         self.settings = _settings(self.reader, self.clips, config)
         self.key, products = content_hash(self.reader.content, self.settings), len(self.reader)
         groups, vectors = self.reader.row_groups, config.paths.vectors
         self.summary = EmbedSummary(vectors, products, len(groups), loading_s=loading_s)
-        self.earlier = _earlier(vectors, self.settings)
+        self.earlier = manifest if manifest and manifest.settings == self.settings else None
         kept = _kept(vectors, self.earlier, groups) if self.earlier else {}
         self.folder = PartFolder(config.paths.embeddings, self.key, groups, kept)
         with suppress(FurnclipError):  # damaged or of another version: it is written again
@@ -180,17 +171,13 @@ class _Work:
             is_ours = len(table) == products and table.provenance.key == self.key
             self.summary.was_there = is_ours and (self.earlier is None or len(kept) == len(groups))
 
-    def _light_models(self, uri: str) -> dict[str, LightEncoder]:
+    def _light_models(self, uri: str, earlier: VectorManifest) -> dict[str, LightEncoder]:
         """The models without torch where they can encode what a night has changed, which is little."""
         vectors, reader = self.config.paths.vectors, self.reader
-        try:
-            earlier = read_vector_manifest(vectors)
-        except FurnclipError:
-            return {}
-        if earlier is None or self.launch.count > 1 or self.config.embed.engine == "ray":
+        if self.launch.count > 1 or self.config.embed.engine == "ray":
             return {}
         models = earlier.provenance.models
-        light = light_models(self.config, self.run, uri, models)
+        light = planning.light_models(self.config, self.run, uri, models)
         if not light or earlier.settings != _settings(reader, light, self.config):
             return {}
         kept = _kept(vectors, earlier, reader.row_groups)
@@ -198,8 +185,7 @@ class _Work:
             stored_vectors(vectors.parent, model.fingerprint, model.precision, kept=kept.values())
             for model in models.values()
         ]
-        todo = (group for number, group in enumerate(reader.row_groups) if number not in kept)
-        new = reader.new_in(todo, known)
+        new = reader.new_in((group for n, group in enumerate(reader.row_groups) if n not in kept), known)
         is_exact = all(model.precision == "fp32" for model in models.values())
         is_little = earlier.changed + new <= _MOST_CHANGED * len(reader)
         return light if is_little and new <= (_MOST_BY_LIGHT if is_exact else 0) else {}
@@ -215,54 +201,54 @@ class _Work:
 
     def encode(self, journal: Journal) -> None:
         """Encode the row groups of this process's share that have no part yet."""
+        make = None
+        if self.earlier:  # parts of the vector file are kept, and its plan with them
+            make = partial(self.earlier.provenance.model_copy, update={"key": self.key})
         if self.config.embed.engine == "ray":
             with cluster(self.config, self.run, self.key, self.reader) as far:
-                self._settle(self._earlier_plan or far.make_plan)
-                self._encode(journal, far.encodes(self.plan))
-        else:
-            make = partial(make_plan, self.key, self.reader, self.models, self.config)
-            self._settle(self._earlier_plan or make)
-            kept = self.folder.kept.values()
-            with encoding(self.config, self.reader, self.clips, self.plan, kept=kept) as encodes:
-                self._encode(journal, encodes)
-
-    @property
-    def _earlier_plan(self) -> Callable[[], Provenance] | None:
-        """The plan of the vector file whose parts are kept."""
-        if self.earlier is None:
-            return None
-        return partial(self.earlier.provenance.model_copy, update={"key": self.key})
+                plan = self._settle(make or (lambda: next(far([0], None))))
+                self._encode(journal, lambda numbers: far(numbers, plan))
+            return
+        made = partial(planning.make_plan, self.key, self.reader, self.models, self.config)
+        plan = self._settle(make or made)
+        kept = self.folder.kept.values()
+        with encoding(self.config, self.reader, self.clips, plan, kept=kept) as encodes:
+            self._encode(journal, encodes)
 
     @property
     def _share(self) -> range:
         """The row groups of this process."""
         return range(self.launch.rank, self.summary.row_groups, self.launch.count)
 
-    def _settle(self, make: Callable[[], Provenance]) -> None:
+    def _meet(self, plan: Provenance | None = None) -> Provenance | None:
+        """What process 0 brings, for all of them; nobody goes on before all are here."""
+        if self.launch.count == 1:
+            return plan
+        import torch.distributed as dist
+
+        plans = [plan]
+        dist.broadcast_object_list(plans)
+        dist.barrier()
+        return plans[0]
+
+    def _settle(self, make: Callable[[], Provenance]) -> Provenance:
         """Agree on the plan, which process 0 has read or made, and bring models and parts in line with it."""
         start = time.monotonic()
-        plans: list[Provenance | None] = [None]
-        if self.launch.rank == 0:
-            plans = [read_or_make_plan(self.folder, self.clips, make)]
-        if self.launch.count > 1:
-            import torch.distributed as dist
-
-            dist.broadcast_object_list(plans)
-        assert plans[0] is not None
-        self.plan = plans[0]
+        is_first = self.launch.rank == 0
+        plan = self._meet(planning.read_or_make_plan(self.folder, self.clips, make) if is_first else None)
+        assert plan is not None
         for label, clip in self.models.items():
-            self.models[label] = place(clip, self.plan.models[label].precision, self.here)
+            self.models[label] = planning.place(clip, plan.models[label].precision, self.here)
         self.clips.update(self.models)
-        self.folder.drop_damaged(self._share, self.plan)  # before anybody looks vectors up in them
-        if self.launch.count > 1:
-            dist.barrier()
+        self.folder.drop_damaged(self._share, plan)
+        self._meet()  # before anybody looks vectors up in damaged parts
         self.summary.loading_s += time.monotonic() - start
+        self.plan = plan
+        return plan
 
-    def _encode(self, journal: Journal, encodes: Encodes) -> None:
-        summary, folder, launch = self.summary, self.folder, self.launch
-        groups = self.reader.row_groups
+    def _encode(self, journal: Journal, encodes: Callable[[Iterable[int]], Iterator[Encoded]]) -> None:
+        summary, folder, groups = self.summary, self.folder, self.reader.row_groups
         todo = [number for number in self._share if not folder.is_done(number)]
-
         with console.progress("embedding", total=summary.products, unit="products") as meter:
             meter.advance(summary.products - sum(len(groups[number].rows) for number in todo))
             tables = encodes(todo)
@@ -273,10 +259,7 @@ class _Work:
                     write_row_groups(file, table.schema, [table])
                 summary.encoded.update(encoded)
                 meter.advance(table.num_rows)
-        if launch.count > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
+        self._meet()
         summary.row_groups_encoded = len(todo)
         for event in read_journal(journal.path):
             summary.row_groups_begun = summary.row_groups_begun + 1 if event.get("event") == "begun" else 0
@@ -286,10 +269,10 @@ class _Work:
         summary, config, earlier = self.summary, self.config, self.earlier
         changed = (earlier.changed if earlier else 0) + max(summary.encoded.values(), default=0)
         if earlier and changed <= _MOST_CHANGED * summary.products:
-            models, stand_ins = earlier.provenance.models, earlier.stand_ins
-            provenance = self.plan.model_copy(update={"models": models})
+            provenance = self.plan.model_copy(update={"models": earlier.provenance.models})
+            stand_ins = earlier.stand_ins
         else:
-            provenance = fused_provenance(self.folder, self.plan, self.clips, config=config.embed)
+            provenance = planning.fused_provenance(self.folder, self.plan, self.clips, config=config.embed)
             changed, stand_ins = 0, {}
         writer = VectorWriter(self.folder, provenance, self.settings, stand_ins)
         writer.write(summary.vectors, earlier=earlier.parts if earlier else (), changed=changed)
@@ -301,39 +284,22 @@ class _Work:
             copy_vectors(summary.vectors, config.paths.embeddings / f"{run}.parquet")
 
 
-def _earlier(vectors: Path, settings: str) -> VectorManifest | None:
-    """The manifest of a vector file whose parts can be kept."""
-    try:
-        manifest = read_vector_manifest(vectors)
-    except FurnclipError as error:
-        console.warn(error.message)
-        return None
-    return manifest if manifest and manifest.settings == settings else None
-
-
 def _kept(vectors: Path, earlier: VectorManifest, groups: Sequence[RowGroup]) -> dict[int, Path]:
-    """Parts of the vector file by the number of the row group that they hold."""
-    paths = {part.source: vectors / part.name for part in earlier.parts if _is_whole(vectors, part)}
-    numbered = ((number, paths.get(group.source)) for number, group in enumerate(groups))
-    return {number: path for number, path in numbered if path}
-
-
-def _is_whole(vectors: Path, part: Part) -> bool:
-    path = vectors / part.name
-    return path.is_file() and path.stat().st_size == part.bytes
+    """Whole parts of the vector file by the number of the row group that they hold."""
+    paths = {}
+    for part in earlier.parts:
+        path = vectors / part.name
+        if path.is_file() and path.stat().st_size == part.bytes:
+            paths[part.source] = path
+    return {number: paths[group.source] for number, group in enumerate(groups) if group.source in paths}
 
 
 def _settings(reader: ShardReader, clips: Mapping[str, Encoder], config: Config) -> str:
     """A hash of everything but the samples that the vector file depends on."""
     models = {label: (clip.name, clip.fingerprint) for label, clip in clips.items()}
     settings = config.embed.model_dump(exclude={"workers", "engine"})
-    parts = [models, settings, config.model.precision, PREPROCESSING]
+    parts = [models, settings, config.model.precision, planning.PREPROCESSING]
     return content_hash(reader.reading, json.dumps(parts, default=str))
-
-
-def _without_device(config: Config) -> Config:
-    """For the driver of a cluster, whose models encode no more than a few requests."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"device": "cpu"})})
 
 
 def _missing(vectors: Path) -> Iterator[dict[str, str]]:
@@ -341,7 +307,6 @@ def _missing(vectors: Path) -> Iterator[dict[str, str]]:
     manifest = read_vector_manifest(vectors)
     parts = [vectors / part.name for part in manifest.parts if part.missing] if manifest else [vectors]
     for path in parts:
-        with open_vectors(path) as file:
-            for batch in file.batches(["product_id", "missing_reason"]):
-                for row in batch.filter(pc.is_valid(batch.column(1))).to_pylist():
-                    yield {"product_id": row["product_id"], "reason": row["missing_reason"]}
+        for batch in VectorFile(path).batches(["product_id", "missing_reason"]):
+            for row in batch.filter(pc.is_valid(batch.column(1))).to_pylist():
+                yield {"product_id": row["product_id"], "reason": row["missing_reason"]}

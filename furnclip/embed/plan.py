@@ -1,26 +1,21 @@
 """What is decided once for one key: the models, their precision, the image weight of their fused vectors.
 
-bfloat16 is taken where the machine is faster in it and the vectors stay what they are: on a sample of
-the catalogue's own images and captions every cosine to float32 has to be at least `LEAST_COSINE`.
+bfloat16 is taken where the machine is faster in it and on a sample of the catalogue's own images and captions
+every cosine to float32 is at least `LEAST_COSINE`.
 
 The image weight is chosen on validation products by what searching is for: short requests ("red velvet
-armchair") have to find every product of that kind, and an image has to find its like. The weight with the
-best mean average precision over both wins; between equals the one nearest to one half.
-
-Known bias: requests are made of attributes that captions spell out as well, so the choice leans
-towards the text; set `embed.image_weight` where customers search by image. Without at least
-`LEAST_QUERIES` queries of each sort there is no choice: one half.
+armchair") have to find every product of that kind, and an image its like. The best mean average precision
+over both wins, between equals the weight nearest to one half. Known bias: requests are made of attributes
+that captions spell out as well, so the choice leans towards the text.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from itertools import chain, islice, tee
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,28 +25,17 @@ from PIL import Image
 from furnclip import __version__, console
 from furnclip.catalogue import ATTRIBUTES, catalogue_path
 from furnclip.config import Config, EmbeddingConfig
-from furnclip.embed.encoding import (
-    Encoded,
-    Encoder,
-    Encodes,
-    RowGroupEncoder,
-    ShardReader,
-    encoding_threads,
-    map_ahead,
-)
+from furnclip.embed.encoding import Encoder, ShardReader, stored_vectors
 from furnclip.embed.parts import PartFolder
 from furnclip.errors import InputError, ModelError
-from furnclip.features import StoredVectors
-from furnclip.images import open_image
 from furnclip.journal import read_json, write_text
 from furnclip.metrics.retrieval import average_precision, every_rank
 from furnclip.model.light import LightEncoder, home_of, is_whole, stamp
-from furnclip.parallel import cores
 from furnclip.relevance import OF_A_KIND, attribute_queries, known_attributes, positives
 from furnclip.runs import PrecisionChoice, latest_run
 from furnclip.shards import Manifest
 from furnclip.vectors import Floats, ModelProvenance, Provenance, column_name, fuse
-from furnclip.vectors.parquet import matrix_of, part_paths
+from furnclip.vectors.parquet import matrix_of
 
 if TYPE_CHECKING:
     from furnclip.model.clip import Clip
@@ -79,9 +63,8 @@ def load_models(config: Config, run: str | None, manifest: Manifest) -> dict[str
 def light_models(
     config: Config, run: str | None, uri: str, models: Mapping[str, ModelProvenance]
 ) -> dict[str, LightEncoder]:
-    """The same models without torch, as they lie beside the table `uri`; none where one may be another now.
-
-    models: those that made the vectors.
+    """The models that made the vectors, without torch, as they lie beside the table `uri`; none where one may
+    be another now.
     """
     names, found = _asked(config, run), dict[str, LightEncoder]()
     for label, model in models.items():
@@ -113,23 +96,16 @@ def _load_exact(name: str, config: Config) -> Clip:
 def read_or_make_plan(
     folder: PartFolder, clips: Mapping[str, Encoder], make: Callable[[], Provenance]
 ) -> Provenance:
-    """The plan in `folder`, made where there is none."""
-    plan = _read_plan(folder, clips)
-    if plan is None:
-        plan = make()
-        write_text(folder.plan, plan.model_dump_json(indent=2) + "\n")
-    return plan
-
-
-def _read_plan(folder: PartFolder, clips: Mapping[str, Encoder]) -> Provenance | None:
-    """The plan for these models, or None where there is none that can be used."""
-    try:
-        plan = read_json(folder.plan, Provenance, what="the plan", hint="it is made again")
-    except (OSError, InputError):
-        return None
-    planned = {label: (model.fingerprint, model.dimension) for label, model in plan.models.items()}
+    """The plan in `folder`, made where there is none for these models."""
     wanted = {label: (clip.fingerprint, clip.dimension) for label, clip in clips.items()}
-    return plan if plan.key == folder.key and planned == wanted else None
+    with suppress(OSError, InputError):
+        plan = read_json(folder.plan, Provenance, what="the plan", hint="it is made again")
+        planned = {label: (model.fingerprint, model.dimension) for label, model in plan.models.items()}
+        if plan.key == folder.key and planned == wanted:
+            return plan
+    plan = make()
+    write_text(folder.plan, plan.model_dump_json(indent=2) + "\n")
+    return plan
 
 
 def make_plan(key: str, reader: ShardReader, clips: Mapping[str, Clip], config: Config) -> Provenance:
@@ -160,55 +136,6 @@ def make_plan(key: str, reader: ShardReader, clips: Mapping[str, Clip], config: 
     )
 
 
-def stored_vectors(
-    embeddings: Path, fingerprint: str, precision: str | None, *, kept: Collection[Path] = ()
-) -> StoredVectors:
-    """Vectors of the vector file, and of parts left by a kill; but those of `kept` parts."""
-    left = set(kept)
-    written = [embeddings / "master_vectors.parquet"]
-    with suppress(InputError):
-        written = [path for path in part_paths(written[0]) if path not in left]
-    files = [*written, *sorted(embeddings.glob("parts/*/part-*.parquet"))]
-    return StoredVectors(files, fingerprint, precision=precision)
-
-
-@contextmanager
-def encoding(
-    config: Config,
-    reader: ShardReader,
-    clips: Mapping[str, Encoder],
-    plan: Provenance,
-    *,
-    kept: Collection[Path] = (),
-) -> Iterator[Encodes]:
-    """Threads that encode row groups with these models, which are placed as planned.
-
-    kept: parts of the vector file in which nothing needs to be looked up.
-    """
-    known = {
-        label: stored_vectors(config.paths.embeddings, model.fingerprint, model.precision, kept=kept)
-        for label, model in plan.models.items()
-    }
-    batch_size = min(config.embed.batch_size, len(reader))
-    with (
-        ThreadPoolExecutor(1) as bringing,  # the next shard, while this one is encoded
-        ThreadPoolExecutor(config.embed.workers or cores()) as decoding_pool,
-        encoding_threads(clips.values()) as (pool, threads),
-    ):
-        encoder = RowGroupEncoder(reader, clips, known, plan, pool, threads, batch_size)
-
-        def tables(numbers: Iterable[int]) -> Iterator[Encoded]:
-            ahead, wanted = tee(reader.row_groups[number] for number in numbers)
-            here = map_ahead(bringing, reader.bring, ahead, ahead=2)
-            products = chain.from_iterable(map(reader.rows, here))
-            decoded = encoder.decoded(products, decoding_pool, ahead=(threads + 1) * batch_size)
-            for group in wanted:
-                rows = len(group.rows)
-                yield encoder.encode(islice(decoded, rows), rows)
-
-        yield tables
-
-
 def _sample(reader: ShardReader) -> tuple[list[Image.Image], list[str]]:
     """Images and captions of the first products that have both."""
     images: list[Image.Image] = []
@@ -216,7 +143,7 @@ def _sample(reader: ShardReader) -> tuple[list[Image.Image], list[str]]:
     products = chain.from_iterable(map(reader.rows, reader.row_groups))
     for row in islice(products, _SAMPLE_SEARCHED):
         if row.image_count and row.sample.caption:
-            images.append(open_image(reader.images(row.place)[0]))
+            images.append(reader.images(row)[0])
             captions.append(row.sample.caption)
         if len(images) == _SAMPLE_ROWS:
             break
@@ -268,9 +195,8 @@ def _encode(clip: Clip, images: Sequence[Image.Image], captions: Sequence[str]) 
     """Vectors of the images, then of the captions, (S, D)."""
     vectors = np.concatenate([clip.encode_images(images), clip.encode_texts(captions)])
     if not np.isfinite(vectors).all():
-        raise ModelError(
-            f"`{clip.name}` gives vectors that are not finite", hint="train or download the model again"
-        )
+        hint = "train or download the model again"
+        raise ModelError(f"`{clip.name}` gives vectors that are not finite", hint=hint)
     return vectors
 
 
@@ -280,13 +206,9 @@ def fused_provenance(
     """The plan with the image weight of each model in it."""
     models: dict[str, ModelProvenance] = {}
     for label, model in plan.models.items():
-        weight, reason = config.image_weight, "set by `embed.image_weight`"
-        validation = _validation(folder, label)
-        if weight == "auto":
-            weight, reason = choose_image_weight(*validation, clips[label])
-        found: dict[str, object] = {"image_weight": weight, "image_weight_reason": reason}
-        found["request_precision"] = request_precision(*validation, clips[label], weight)
-        models[label] = model.model_copy(update=found)
+        chosen = choose_image_weight(*_validation(folder, label), clips[label], wanted=config.image_weight)
+        names = ("image_weight", "image_weight_reason", "request_precision")
+        models[label] = model.model_copy(update=dict(zip(names, chosen, strict=True)))
     return plan.model_copy(update={"models": models})
 
 
@@ -304,42 +226,47 @@ def _validation(folder: PartFolder, label: str) -> tuple[list[dict[str, Any]], F
 
 
 def choose_image_weight(
-    products: Sequence[Mapping[str, str | None]], image: Floats, text: Floats, clip: Encoder
-) -> tuple[float, str]:
-    """The image weight for these validation products and its reason; `image` and `text` are (N, D)."""
+    products: Sequence[Mapping[str, str | None]],
+    image: Floats,
+    text: Floats,
+    clip: Encoder,
+    *,
+    wanted: float | Literal["auto"] = "auto",
+) -> tuple[float, str, float | None]:
+    """The image weight for these validation products, its reason, and the mean average precision of short
+    requests by vectors of this weight, None where there are too few; `image` and `text` are (N, D).
+    """
     attributes = known_attributes(products)
     requests = _evenly(attribute_queries(attributes))
     # Images of which the catalogue holds others of the same kind; none finds itself.
     kinds = list(zip(*(attributes[name] for name in OF_A_KIND), strict=True))
     alike = positives(kinds, exclude_self=True)
     rows = _evenly([row for row, others in enumerate(alike) if all(kinds[row]) and len(others)])
-    for name, count in (("requests", len(requests)), ("images", len(rows))):
-        if count < LEAST_QUERIES:
-            return EVEN, f"only {count} {name} to choose with, {LEAST_QUERIES} needed"
-    request_vectors = clip.encode_texts([request.text for request in requests])
+    counts = {"requests": len(requests), "images": len(rows)}
+    few = next((f"only {count} {name}" for name, count in counts.items() if count < LEAST_QUERIES), "")
+    asked = clip.encode_texts([request.text for request in requests]) if requests else text[:0]
     answers = [request.answers(attributes) for request in requests]
-    scores = {}
-    for weight in WEIGHTS:
-        gallery = fuse(image, text, weight)
-        by_text = every_rank(request_vectors, gallery, answers)
-        by_image = every_rank(image[rows], gallery, [alike[row] for row in rows], exclude=np.array(rows))
-        scores[weight] = float(average_precision(by_text).mean() + average_precision(by_image).mean()) / 2
-    best = max(WEIGHTS, key=lambda weight: (round(scores[weight], 6), -abs(weight - EVEN)))
-    figures = f"{scores[best]:.3f} on {len(products)} validation products ({scores[EVEN]:.3f} at {EVEN})"
-    return best, f"mean average precision {figures}"
 
+    def by_text(weight: float) -> float:
+        return float(average_precision(every_rank(asked, fuse(image, text, weight), answers)).mean())
 
-def request_precision(
-    products: Sequence[Mapping[str, str | None]], image: Floats, text: Floats, clip: Encoder, weight: float
-) -> float | None:
-    """Mean average precision of short requests by vectors of this weight; None where they are too few."""
-    attributes = known_attributes(products)
-    requests = _evenly(attribute_queries(attributes))
-    if len(requests) < LEAST_QUERIES:
-        return None
-    asked = clip.encode_texts([request.text for request in requests])
-    answers = [request.answers(attributes) for request in requests]
-    return round(float(average_precision(every_rank(asked, fuse(image, text, weight), answers)).mean()), 4)
+    def by_image(weight: float) -> float:
+        found = [alike[row] for row in rows]
+        ranks = every_rank(image[rows], fuse(image, text, weight), found, exclude=np.array(rows))
+        return float(average_precision(ranks).mean())
+
+    if wanted != "auto":
+        weight, reason = wanted, "set by `embed.image_weight`"
+    elif few:
+        weight, reason = EVEN, f"{few} to choose with, {LEAST_QUERIES} needed"
+    else:
+        scores = {weight: (by_text(weight) + by_image(weight)) / 2 for weight in WEIGHTS}
+        weight = max(WEIGHTS, key=lambda weight: (round(scores[weight], 6), -abs(weight - EVEN)))
+        figures = (
+            f"{scores[weight]:.3f} on {len(products)} validation products ({scores[EVEN]:.3f} at {EVEN})"
+        )
+        reason = f"mean average precision {figures}"
+    return weight, reason, round(by_text(weight), 4) if len(requests) >= LEAST_QUERIES else None
 
 
 def _evenly(items: list[_Item]) -> list[_Item]:

@@ -18,7 +18,7 @@ from PIL import Image
 from furnclip import console
 from furnclip.config import Config
 from furnclip.errors import ModelError, ModelMismatchError
-from furnclip.model.light import home_of, is_unchanged, open_light
+from furnclip.model.light import LightEncoder, home_of, is_here, is_unchanged
 from furnclip.runs import latest_run
 from furnclip.vectors import Floats, ModelProvenance, Provenance
 
@@ -50,17 +50,15 @@ def load_encoder(
         newest = latest_run(config.paths.runs)
         if newest not in (None, made_by.name):
             console.note(f"searching with run `{made_by.name}`; `furnclip embed` would take `{newest}`")
-    light = open_light(uri, made_by.fingerprint, config)
-    if light and is_unchanged(light.about, asked, config):
-        return light
+    about, folder = is_here(uri, made_by.fingerprint, config), home_of(uri, made_by.fingerprint, config)
+    if about and is_unchanged(about, asked, config):
+        return LightEncoder(folder)
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
-        folder = home_of(uri, made_by.fingerprint, config)
-        raise ModelError(
-            f"`{asked}` is not the model in `{folder}`" if light else f"there is no model in `{folder}`",
-            hint="without torch no other can be loaded; run `furnclip embed` where torch is installed",
-        ) from None
+        problem = f"`{asked}` is not the model in `{folder}`" if about else f"there is no model in `{folder}`"
+        hint = "without torch no other can be loaded; run `furnclip embed` where torch is installed"
+        raise ModelError(problem, hint=hint) from None
     clip = _by_torch(config, made_by, label, asked, uri=uri, trusted=bool(run))
     provenance.require(label, clip.fingerprint, where=uri)
     return clip

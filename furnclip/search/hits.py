@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,6 @@ from PIL import Image
 from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, open_image
 from furnclip.journal import write_bytes
 from furnclip.sources import ShopImages
-from furnclip.vectors.parquet import SHOWN
 from furnclip.vectors.words import code_of, name_of
 
 if TYPE_CHECKING:
@@ -52,14 +50,6 @@ class Hit:
         """For JSON."""
         return asdict(self)
 
-    @classmethod
-    def from_details(cls, details: str, score: float) -> Hit:
-        """The hit stored in `details`; raises `ValueError`, `TypeError` or `KeyError` where it is damaged."""
-        product = json.loads(details)
-        shown: dict[str, Any] = {name: str(product[name]) for name in SHOWN}
-        shown |= {"variants": int(product["variants"]), "columns": dict(product["columns"])}
-        return cls(score=float(score), **shown)
-
 
 class Answer(list[Hit]):
     """The hits of one request, best first, and what to tell about it.
@@ -86,8 +76,7 @@ def explain(hit: Hit, query: Query, table: SearchTable) -> dict[str, Any]:
         for term in query.terms:
             if tokens & set(term.stems):
                 words.setdefault(term.word, []).append(field_.column)
-    found = {"words": words, "exact": exact}
-    return {name: value for name, value in found.items() if value} | dict(hit.why)
+    return {name: value for name, value in (("words", words), ("exact", exact)) if value} | dict(hit.why)
 
 
 def write_preview(hits: Sequence[Hit], images: ShopImages, target: Path) -> Path:
@@ -99,9 +88,8 @@ def write_preview(hits: Sequence[Hit], images: ShopImages, target: Path) -> Path
     for place, hit in enumerate(hits, start=1):
         image = None
         with suppress(BrokenImage):
-            image = (
-                open_image(images.read(hit.image, hit.product_id), longest_px=_CELL_PX) if hit.image else None
-            )
+            if hit.image:
+                image = open_image(images.read(hit.image, hit.product_id), longest_px=_CELL_PX)
         cells.append((image, f"{place}. {hit.clean_title or hit.title}"))
     rows = [cells[start : start + _SHEET_COLUMNS] for start in range(0, len(cells), _SHEET_COLUMNS)]
     write_bytes(target, encode_jpeg(contact_sheet(rows, cell_px=_CELL_PX), quality=90))

@@ -1,9 +1,8 @@
 """What a shopper's text asks for: words with their spellings in this catalogue, filters, and what is unknown.
 
-A word that no product has is, in this order: a word of another language or a synonym (words.toml), two
-words written as one or one written as two, a typing error (optimal string alignment, one letter in four to
-seven, two in longer words), or unknown. "under 100", "between 200 and 300 euros" become filters where there
-is a column `price`; "without glass", "not red" words that are kept out.
+A word that no product has is, in this order: a word of another language or a synonym (words.toml), two words
+written as one or one written as two, a typing error (optimal string alignment), or unknown. "under 100",
+"between 200 and 300 euros" become filters where there is a column `price`; "without glass" words kept out.
 """
 
 from __future__ import annotations
@@ -83,11 +82,6 @@ class Query:
     def unknown(self) -> list[str]:
         """Words that no product has, however they are written."""
         return [term.word for term in self.terms if not term.stems]
-
-    @property
-    def is_unknown(self) -> bool:
-        """Whether no product has any of its words."""
-        return bool(self.terms) and not any(term.stems for term in self.terms)
 
     @property
     def groups(self) -> list[str]:
@@ -192,22 +186,17 @@ def _is_code(word: str) -> bool:
 
 def _weighed(terms: list[Term], vocabulary: Vocabulary) -> list[Term]:
     """The terms with what each counts: rare ones more, and a sofa that is not red before what is red."""
-    terms = [
-        replace(term, weight=vocabulary.rarity(*term.stems), is_kind=vocabulary.is_kind(term.stems))
-        for term in terms
-    ]
-    terms = [
-        term
-        if term.is_kind or vocabulary.is_look(term.stems) or not term.stems
-        else replace(term, opening=f"^{term.spelled or term.word}")
-        for term in terms
-    ]
-    kinds = sum(term.weight for term in terms if term.is_kind)
-    others = sum(term.weight for term in terms if term.stems and not term.is_kind)
-    if kinds and others > _LOOKS * kinds:
-        share = _LOOKS * kinds / others
-        terms = [term if term.is_kind else replace(term, weight=share * term.weight) for term in terms]
-    return terms
+    weighed = []
+    for term in terms:
+        is_kind = vocabulary.is_kind(term.stems)
+        may_be_name = term.stems and not is_kind and not vocabulary.is_look(term.stems)
+        opening = f"^{term.spelled or term.word}" if may_be_name else ""
+        weight = vocabulary.rarity(*term.stems)
+        weighed.append(replace(term, weight=weight, is_kind=is_kind, opening=opening))
+    kinds = sum(term.weight for term in weighed if term.is_kind)
+    others = sum(term.weight for term in weighed if term.stems and not term.is_kind)
+    share = _LOOKS * kinds / others if kinds and others > _LOOKS * kinds else 1.0
+    return [term if term.is_kind else replace(term, weight=share * term.weight) for term in weighed]
 
 
 def _things(text: str, vocabulary: Vocabulary) -> list[Term]:
@@ -297,17 +286,15 @@ def _typos(word: str, vocabulary: Vocabulary) -> list[str]:
     most = next((errors for letters, errors in _TYPOS if len(word) >= letters), 0)
     if not most or not word.isalpha():
         return []
-    close = process.extract(
-        word, vocabulary.alphabetic, scorer=OSA.distance, score_cutoff=most, limit=20, processor=None
-    )
+    known = vocabulary.alphabetic
+    close = process.extract(word, known, scorer=OSA.distance, score_cutoff=most, limit=20, processor=None)
     ranked = sorted(
         (distance, found[0] != word[0], -vocabulary.frequencies.get(found, 0), found)
         for found, distance, _ in close
         # "osfa" is a slip for "sofa"
         if found[0] == word[0] or len(word) > _SHORT or sorted(found) == sorted(word)
     )
-    nearest = [found for distance, *_, found in ranked if distance == ranked[0][0]]
-    return nearest[:_SPELLINGS]
+    return [found for distance, *_, found in ranked if distance == ranked[0][0]][:_SPELLINGS]
 
 
 # --- filters
@@ -315,33 +302,30 @@ def _typos(word: str, vocabulary: Vocabulary) -> list[str]:
 
 @cache
 def _patterns() -> dict[str, re.Pattern[str]]:
-    says = knowledge()["filters"]
+    """`BETWEEN`, `<=` and `>=` of an amount, and `not` of up to three words."""
     units = "|".join(map(re.escape, knowledge()["units"]))
-    phrase = {
-        name: "|".join(map(re.escape, sorted(words, key=len, reverse=True))) for name, words in says.items()
+    says = {
+        name: "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+        for name, words in knowledge()["filters"].items()
     }
-    money = f"(?:{phrase['currency']})"
+    money = f"(?:{says['currency']})"
     amount = rf"(?:{money}\s*)?(\d[\d.,]*)(?![\d.,]|\s*(?:{units})\b)(?:\s*{money}(?!\w))?"
-    words = rf"(?<!\w)(?:{phrase['not']})((?:[\s-]+\w+){{1,3}})"
-    return {
-        "between": re.compile(rf"(?<!\w)(?:{phrase['between']})\s+{amount}\s*(?:{phrase['and']})\s*{amount}"),
-        "most": re.compile(rf"(?<!\w)(?:{phrase['most']})\s*{amount}"),
-        "least": re.compile(rf"(?<!\w)(?:{phrase['least']})\s*{amount}"),
-        "not": re.compile(words),
+    shapes = {
+        "BETWEEN": rf"(?:{says['between']})\s+{amount}\s*(?:{says['and']})\s*{amount}",
+        "<=": rf"(?:{says['most']})\s*{amount}",
+        ">=": rf"(?:{says['least']})\s*{amount}",
+        "not": rf"(?:{says['not']})((?:[\s-]+\w+){{1,3}})",
     }
+    return {name: re.compile(rf"(?<!\w){shape}") for name, shape in shapes.items()}
 
 
 def _priced(text: str) -> tuple[str, list[str]]:
     """The text without what it says about the price, and that as conditions."""
     rest, where = fold(text), list[str]()
-    shapes = {
-        "between": f"{PRICE} BETWEEN {{0}} AND {{1}}",
-        "most": f"{PRICE} <= {{0}}",
-        "least": f"{PRICE} >= {{0}}",
-    }
-    for name, shape in shapes.items():
-        while match := _patterns()[name].search(rest):
-            where.append(shape.format(*sorted(value_of(number) for number in match.groups())))
+    for comparison in ("BETWEEN", "<=", ">="):
+        while match := _patterns()[comparison].search(rest):
+            amounts = sorted(map(value_of, match.groups()))
+            where.append(f"{PRICE} {comparison} {' AND '.join(map(str, amounts))}")
             rest = f"{rest[: match.start()]} {rest[match.end() :]}"
     return (rest, where) if where else (text, [])
 

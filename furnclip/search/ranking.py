@@ -3,11 +3,10 @@
     words      as by BM25, of the most that it could be for this query
     meaning    cosine, from what any product has (0) to what the nearest has (1)
 
-What is the query exactly, an id, a barcode, a brand, leads, and so does a code in it. A query none of whose
-words a product has is one of meaning alone, and one word, or rare ones, is looked for as a word. Otherwise
-words are trusted the more the less the model understands of the catalogue: by 1.16 - 0.8 times the precision
-of short requests that `embed` measured on validation. The two numbers were chosen on a drawn shop and on a
-part of a catalogue of clothes, where 0.65 and 1 were best; others judged (tests/bench/relevance.py).
+What is the query exactly, an id, a barcode, a brand, leads, and so does a code in it. Words are trusted the
+more the less the model understands of the catalogue: by 1.16 - 0.8 times the precision of short requests
+that `embed` measured on validation. The two numbers were chosen on a drawn shop and on a part of a catalogue
+of clothes, where 0.65 and 1 were best; others judged (tests/bench/relevance.py).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from furnclip.search.query import Query
 from furnclip.search.table import Scores, SearchTable
@@ -45,10 +44,6 @@ class Ranking:
 
     scores: Scores
     cosines: Scores = field(default_factory=dict)
-
-    def why(self, row: int) -> dict[str, Any]:
-        """What is known of a row's place, beside its words."""
-        return {"cosine": round(self.cosines[row], 4)} if row in self.cosines else {}
 
 
 class Ranker:
@@ -85,11 +80,12 @@ class Ranker:
         together = [*rows, *(row for row in meaning if row not in rows)]
         texts, cosines = self._compared(request if has_meaning else Request(), together, meaning)
         exact = {row for row, text in texts.items() if not set(query.exact).isdisjoint(text.split())}
-        near = self._scaled(request, cosines) if cosines else {}
-        scores = {
-            row: _EXACT * (row in exact) + trust * share + (1 - trust) * near.get(row, 0.0)
-            for row, share in query.shares(texts).items()
-        }
+        usual = self._usual(request) if cosines else 0.0
+        span = max(max(cosines.values(), default=0.0) - usual, 1e-6)
+        scores = {}
+        for row, share in query.shares(texts).items():
+            near = min(1.0, max(0.0, (cosines.get(row, usual) - usual) / span))
+            scores[row] = _EXACT * (row in exact) + trust * share + (1 - trust) * near
         return Ranking(_best(scores, count), cosines)
 
     def trust_in_words(self, query: Query) -> float:
@@ -111,21 +107,17 @@ class Ranker:
 
     def surprise(self, request: Request, ranking: Ranking) -> float:
         """How much nearer than any product the nearest is, as a cosine."""
-        best = max(ranking.cosines.values(), default=0.0)
-        return best - self._usual(request)
+        return max(ranking.cosines.values(), default=0.0) - self._usual(request)
 
     def _sides(self, request: Request) -> list[tuple[str, Floats, float]]:
         """What the cosine is made of: text to fused vectors, image to image vectors; each with its weight."""
-        weight = request.image_weight if request.text is not None else 1.0
-        sides = [("vec", request.text, 1 - weight), ("image", request.image, weight)]
-        asked = [
-            (column_name(kind, self._label), vector, share)
-            for kind, vector, share in sides
-            if vector is not None
-        ]
-        if len(asked) == 1:
-            return [(asked[0][0], asked[0][1], 1.0)]
-        return [side for side in asked if side[2] > 0]
+        text, image, weight = request.text, request.image, request.image_weight
+        columns = [column_name(kind, self._label) for kind in ("vec", "image")]
+        if text is None or image is None:
+            given = zip(columns, (text, image), strict=True)
+            return [(column, vector, 1.0) for column, vector in given if vector is not None]
+        sides = [(columns[0], text, 1 - weight), (columns[1], image, weight)]
+        return [side for side in sides if side[2] > 0]
 
     def _meaning(self, request: Request, count: int, where: str | None) -> Scores:
         sides = self._sides(request)
@@ -153,11 +145,6 @@ class Ranker:
             share * float(self._table.middle(column) @ vector)
             for column, vector, share in self._sides(request)
         )
-
-    def _scaled(self, request: Request, cosines: Scores) -> Scores:
-        best, usual = max(cosines.values(), default=0.0), self._usual(request)
-        span = max(best - usual, 1e-6)
-        return {row: min(1.0, max(0.0, (cosine - usual) / span)) for row, cosine in cosines.items()}
 
 
 def _best(scores: Mapping[int, float], count: int) -> Scores:

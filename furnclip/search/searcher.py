@@ -1,7 +1,4 @@
-"""`Searcher`: a model and a table, kept open; the same for the command and for a web service.
-
-However a search is asked for, `_page` alone turns it into hits.
-"""
+"""`Searcher`: a model and a table, kept open; the same for the command and for a web service."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ class _Wish:
 
     k: int | None = None
     where: Sequence[str] = ()  # filters in the shopper's SQL
-    condition: str | None = None  # all of them in the table's own
+    condition: str = ""  # one of ours, in the table's own
     avoided: Sequence[str] = ()
     sort: str | None = None
     all_variants: bool = False
@@ -104,15 +101,13 @@ class Searcher:
         Raises `UsageError` for a bad filter and `BrokenImage` for an image that cannot be read.
         """
         words = _readable(text or "")
-        wish = _Wish(k, _given(where), None, tuple(exclude), sort, all_variants)
+        wish = _Wish(k, _given(where), "", tuple(exclude), sort, all_variants)
         chosen = self._mode(mode, words=words, has_image=image is not None, lists=bool(where or sort))
-        query, wish = self._understand(words, wish, literal=literal)
-        request = Request(query)
+        encodes = bool(words) and chosen != "keyword"
+        [(request, wish)] = self._asked([words], wish, literal=literal, encodes=encodes)
         if image is not None:
             weight = self.config.search.image_weight if image_weight is None else image_weight
             request = replace(request, image=self._encode_image(image), image_weight=weight)
-        if words and chosen != "keyword":
-            request = replace(request, text=self._encode_texts([query.text], wish.avoided)[0])
         return self._answer(request, chosen, wish)
 
     def search_many(
@@ -129,19 +124,9 @@ class Searcher:
     ) -> list[Answer]:
         """The hits of each text, in order; all texts go through the model together."""
         chosen = self._mode(mode, words="several", has_image=False)
-        wish = _Wish(k, _given(where), None, tuple(exclude), sort, all_variants)
-        asked = [self._understand(_readable(text), wish, literal=literal) for text in texts]
-        requests = [Request(query) for query, _ in asked]
-        if requests and chosen != "keyword":
-            # Each is moved away from what it does not want; most want all.
-            vectors = self._encode_texts([query.text for query, _ in asked], ())
-            requests = [
-                replace(
-                    request, text=self._encode_texts([query.text], own.avoided)[0] if own.avoided else vector
-                )
-                for request, (query, own), vector in zip(requests, asked, vectors, strict=True)
-            ]
-        return [self._answer(request, chosen, own) for request, (_, own) in zip(requests, asked, strict=True)]
+        wish = _Wish(k, _given(where), "", tuple(exclude), sort, all_variants)
+        asked = self._asked(list(map(_readable, texts)), wish, literal=literal, encodes=chosen != "keyword")
+        return [self._answer(request, chosen, own) for request, own in asked]
 
     def nearest(
         self, vector: Floats, *, k: int | None = None, where: str | None = None, exclude: Sequence[str] = ()
@@ -150,7 +135,7 @@ class Searcher:
 
         `exclude` only filters here: the vector is taken as it is.
         """
-        return self._answer(Request(text=vector), "vector", _Wish(k, _given(where), None, tuple(exclude)))
+        return self._answer(Request(text=vector), "vector", _Wish(k, _given(where), "", tuple(exclude)))
 
     def product(self, product_id: str) -> Hit | None:
         """The product with this id, None where there is none."""
@@ -173,7 +158,7 @@ class Searcher:
         others = f"product_id <> {_quoted(product_id)}"
         if itself.group:
             others += f" AND group <> {_quoted(itself.group)}"
-        return self._answer(request, "vector", _Wish(k, _given(where)), others)
+        return self._answer(request, "vector", _Wish(k, _given(where), others))
 
     def facets(
         self,
@@ -204,53 +189,62 @@ class Searcher:
         avoided = [word for word in map(_readable, (*wish.avoided, *query.avoided)) if word]
         return query, replace(wish, where=(*wish.where, *query.where), avoided=avoided)
 
-    def _answer(self, request: Request, mode: Mode, wish: _Wish, condition: str | None = None) -> Answer:
-        """The hits of one request; `condition` is one of ours, in the table's own SQL."""
-        wanted = self.config.search.k if wish.k is None else wish.k
-        if wanted < 1:
-            raise UsageError(f"`k` cannot be {wanted}", hint="ask for at least one hit")
+    def _asked(
+        self, texts: Sequence[str], wish: _Wish, *, literal: bool, encodes: bool
+    ) -> list[tuple[Request, _Wish]]:
+        """The requests of some texts, which go through the model together, and what is wished of each.
+
+        Each is moved away from the words that it does not want.
+        """
+        asked = [self._understand(text, wish, literal=literal) for text in texts]
+        if not encodes:
+            return [(Request(query), own) for query, own in asked]
+        vectors = iter(self._texts([each for query, own in asked for each in (query.text, *own.avoided)]))
+        found = []
+        for query, own in asked:
+            text = next(vectors)
+            if own.avoided:
+                away = np.mean([next(vectors) for _ in own.avoided], axis=0)
+                text = unit((text - _AVOIDED_SHARE * away)[None])[0]
+            found.append((Request(query, text), own))
+        return found
+
+    def _answer(self, request: Request, mode: Mode, wish: _Wish) -> Answer:
+        """The best `k`; where variants fold, as many candidates as fill the page."""
+        k = self.config.search.k if wish.k is None else wish.k
+        if k < 1:
+            raise UsageError(f"`k` cannot be {k}", hint="ask for at least one hit")
         if wish.sort:
             self._check_column(wish.sort.removeprefix("-"))
-        wanted = min(wanted, self._open.products)  # LanceDB counts in 64 bits
+        k = min(k, self._open.products)  # LanceDB counts in 64 bits
+        query, count = request.query, max(k, _CANDIDATES)
         with explained(self.uri):
-            parts = [part for part in (self._condition(wish), condition) if part]
-            return self._page(request, mode, replace(wish, k=wanted, condition=" AND ".join(parts) or None))
-
-    def _page(self, request: Request, mode: Mode, wish: _Wish) -> Answer:
-        """The best `k`; where variants fold, as many candidates as fill the page."""
-        k, query, count = wish.k or 1, request.query, max(wish.k or 1, _CANDIDATES)
-        while True:
-            ranking = self._ranked(request, mode, count, wish)
-            hits = self._folded(ranking, k, all_variants=wish.all_variants)
-            if len(hits) == k or len(ranking.scores) < count or count >= self._open.products:
-                break
-            count *= 4
-        found = [replace(hit, why=explain(hit, query, self._open)) for hit in hits]
-        if found and "exact" in found[0].why:
-            return Answer(found, understood=query.understood)
-        said = [*query.understood, *(f"no product has `{word}`" for word in query.unknown)]
-        is_noise = (
-            mode == "hybrid" and query.is_unknown and self._ranker.surprise(request, ranking) < self._noise
-        )
+            where = self._condition(wish)
+            while True:
+                ranking = self._ranked(request, mode, count, where, wish.sort)
+                hits = self._folded(ranking, k, all_variants=wish.all_variants)
+                if len(hits) == k or len(ranking.scores) < count or count >= self._open.products:
+                    break
+                count *= 4
+            found = [replace(hit, why=explain(hit, query, self._open)) for hit in hits]
+            if found and "exact" in found[0].why:
+                return Answer(found, understood=query.understood)
+            said = [*query.understood, *(f"no product has `{word}`" for word in query.unknown)]
+            is_unknown = mode == "hybrid" and query.terms and not query.groups
+            is_noise = is_unknown and self._ranker.surprise(request, ranking) < self._noise
         return Answer(found, understood=said, note=NOTHING if is_noise else "")
 
-    def _ranked(self, request: Request, mode: Mode, count: int, wish: _Wish) -> Ranking:
+    def _ranked(
+        self, request: Request, mode: Mode, count: int, where: str | None, sort: str | None
+    ) -> Ranking:
         """The rows that may be shown, in order: by relevance, or by a column those with every word."""
-        is_listed = request.text is None and request.image is None and mode != "keyword"
-        if is_listed:
-            ranking = Ranking(dict.fromkeys(self._open.rows(wish.condition), 0.0))
+        if request.text is None and request.image is None and mode != "keyword":
+            ranking = Ranking(dict.fromkeys(self._open.rows(where), 0.0))
         else:
-            ranking = self._ranker.ranked(request, mode, count, wish.condition)
-        if not wish.sort:
-            return ranking
-        scores = ranking.scores
-        if (
-            not is_listed
-            and mode != "vector"
-            and (rows := self._open.every_word(request.query.groups, wish.condition))
-        ):
-            scores = {row: scores.get(row, 0.0) for row in rows}
-        return replace(ranking, scores=self._open.sorted(scores, wish.sort))
+            ranking = self._ranker.ranked(request, mode, count, where)
+            if sort and mode != "vector" and (rows := self._open.every_word(request.query.groups, where)):
+                ranking = replace(ranking, scores={row: ranking.scores.get(row, 0.0) for row in rows})
+        return replace(ranking, scores=self._open.sorted(ranking.scores, sort)) if sort else ranking
 
     def _folded(self, ranking: Ranking, k: int, *, all_variants: bool) -> list[Hit]:
         """The first `k` products, of each group the first."""
@@ -259,7 +253,10 @@ class Searcher:
             part = {row: ranking.scores[row] for row in rows[start : start + k]}
             for row, hit in zip(part, self._open.hits(part), strict=True):
                 key = str(row) if all_variants or not hit.group else hit.group
-                hits.setdefault(key, replace(hit, why=ranking.why(row)))
+                cosine = ranking.cosines.get(row)
+                hits.setdefault(
+                    key, hit if cosine is None else replace(hit, why={"cosine": round(cosine, 4)})
+                )
             if len(hits) >= k:
                 break
         return list(hits.values())[:k]
@@ -267,12 +264,9 @@ class Searcher:
     @cached_property
     def _noise(self) -> float:
         """How near the nearest is to a text about something else, as a rule: the upper quartile."""
-        texts = knowledge()["noise"]["texts"]
-        requests = [Request(text=vector) for vector in self._encode_texts(texts, ())]
-        found = [
-            self._ranker.surprise(request, self._ranker.ranked(request, "vector", _CANDIDATES, None))
-            for request in requests
-        ]
+        requests = [Request(text=vector) for vector in self._texts(knowledge()["noise"]["texts"])]
+        rankings = [self._ranker.ranked(request, "vector", _CANDIDATES, None) for request in requests]
+        found = list(map(self._ranker.surprise, requests, rankings))
         return float(np.percentile(found, 75))
 
     def _condition(self, wish: _Wish) -> str | None:
@@ -280,19 +274,18 @@ class Searcher:
 
         So "leather" also means "leathers".
         """
-        conditions = []
+        conditions, known = [wish.condition] if wish.condition else [], self._open.vocabulary
         if wish.where:
             from furnclip.search.where import rewritten
 
             conditions += [f"({rewritten(part, self.columns)})" for part in wish.where]
         for words in wish.avoided:
             if len(words) > _LONGEST_EXCLUDED:
-                raise UsageError(
-                    f"`{words[:40]}...` is too long to exclude: {len(words)} characters",
-                    hint=f"give words of at most {_LONGEST_EXCLUDED} characters, one each `--not`",
-                )
+                hint = f"give words of at most {_LONGEST_EXCLUDED} characters, one each `--not`"
+                raise UsageError(f"`{words[:40]}...` is too long to exclude", hint=hint)
             # Only in front of the words of descriptions, which also say what goes with a product.
-            pattern = r"\S* ".join(self._open.vocabulary.any_of(forms[0]) for forms in words_of(words))
+            stems = [known.meanings(forms[0]) or [known.stem(forms[0])] for forms in words_of(words)]
+            pattern = r"\S* ".join(f"({'|'.join(same)})" for same in stems)  # letters and digits
             conditions += [f"NOT regexp_like({KEYWORDS}, '^([^|]* )?{pattern}')"] if pattern else []
         return " AND ".join(conditions) or None
 
@@ -303,26 +296,18 @@ class Searcher:
             raise UsageError("an image has no keywords", hint="search by `vector`, or add a text")
         chosen = mode or self.config.search.mode
         if chosen not in get_args(Mode):
-            raise UsageError(
-                f"there is no mode `{chosen}`", hint=f"choose one of {', '.join(get_args(Mode))}"
-            )
+            hint = f"choose one of {', '.join(get_args(Mode))}"
+            raise UsageError(f"there is no mode `{chosen}`", hint=hint)
         return chosen if words else "vector"
 
     def _encode_image(self, image: ImageSource) -> Floats:
         """An image as a unit vector, (D,)."""
-        side_px = self.clip.image_px
         if isinstance(image, Image.Image):
-            square = letterbox(image.convert("RGB"), side_px)
+            square = letterbox(image.convert("RGB"), self.clip.image_px)
         else:
-            square = load_square(Path(image), side_px)
+            square = load_square(Path(image), self.clip.image_px)
         vector: Floats = unit(self._images([square]))[0]
         return vector
-
-    def _encode_texts(self, texts: Sequence[str], avoided: Sequence[str]) -> Floats:
-        """The texts as unit vectors (N, D), moved away from the words to avoid."""
-        vectors = self._texts([*texts, *avoided])
-        asked, away = vectors[: len(texts)], vectors[len(texts) :]
-        return unit(asked - _AVOIDED_SHARE * away.mean(axis=0)) if avoided else asked
 
     def _column(self, kind: str) -> str:
         return column_name(kind, self.label)
@@ -362,10 +347,8 @@ def _label(provenance: Provenance, *, run: str | None, model: str | None, uri: s
     finetuned = provenance.models.get("finetuned")
     if run and (finetuned is None or finetuned.name != run):
         made_by = f"made by run `{finetuned.name}`" if finetuned else "of the base model only"
-        raise ModelMismatchError(
-            f"the vectors of `{uri}` are {made_by}, not by run `{run}`",
-            hint=f"run `furnclip embed --run {run}`",
-        )
+        hint = f"run `furnclip embed --run {run}`"
+        raise ModelMismatchError(f"the vectors of `{uri}` are {made_by}, not by run `{run}`", hint=hint)
     return "base" if model or finetuned is None else "finetuned"
 
 

@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -18,21 +19,9 @@ from lancedb.query import MatchQuery
 
 from furnclip.errors import InputError
 from furnclip.search.hits import Hit
-from furnclip.vectors import Floats, unit
-from furnclip.vectors.index import (
-    DETAILS,
-    KEYWORDS,
-    PACKED_FROM,
-    IndexLocation,
-    distance_of,
-    kind_of,
-    open_index,
-    partitions_of,
-    shop_fields,
-    vocabulary_of,
-)
-from furnclip.vectors.parquet import matrix_of
-from furnclip.vectors.words import fields_of
+from furnclip.vectors import Floats, index, unit
+from furnclip.vectors.index import DETAILS, KEYWORDS, PACKED_FROM, IndexLocation
+from furnclip.vectors.parquet import SHOWN, matrix_of
 
 Scores = dict[int, float]  # row -> score, best first
 _REFINED = 2  # times as many candidates of a packed index have their vectors read
@@ -46,21 +35,19 @@ class SearchTable:
     """One version of the table; safe to share between threads."""
 
     def __init__(self, location: IndexLocation, *, probes: int) -> None:
-        self.lance, self.provenance = open_index(location)
+        self.lance, self.provenance = index.open_index(location)
         self.uri = location.uri
         self.products = int(self.lance.count_rows())
         if self.products == 0:
             raise InputError(f"the search table `{self.uri}` is empty", hint="run `furnclip embed` again")
         self._schema = self.lance.schema  # each look at it waits for LanceDB's own thread
-        shop = {field.name: kind_of(field) or "" for field in shop_fields(self._schema)}
-        self.fields = fields_of(shop)
-        self.vocabulary = vocabulary_of(self.lance, where=self.uri)
+        self.fields = index.fields_of(self._schema)
+        self.vocabulary = index.vocabulary_of(self.lance, where=self.uri)
         # A packed index is read fast, and a large one needs it: of a million, 0.998 of the nearest are found.
         part = 2.5 if self.products >= PACKED_FROM else 10
-        self._wanted_probes = probes or max(_LEAST_PROBES, int(partitions_of(self.products) / part))
-        self._packed = {
-            index.columns[0] for index in self.lance.list_indices() if str(index.index_type).endswith("Rq")
-        }
+        self._wanted_probes = probes or max(_LEAST_PROBES, int(index.partitions_of(self.products) / part))
+        indices = self.lance.list_indices()
+        self._packed = {each.columns[0] for each in indices if str(each.index_type).endswith("Rq")}
         # The table does not change, and counting what passes a filter takes as long as a search.
         self._matches = lru_cache(maxsize=1000)(self.lance.count_rows)
         self.middle = cache(self._middle)
@@ -68,11 +55,12 @@ class SearchTable:
     def nearest(self, column: str, vector: Floats, count: int, where: str | None) -> Scores:
         """The `count` rows nearest to a unit vector (D,), by cosine; the best view of a row counts."""
         search = self.lance.search(vector, vector_column_name=column)
-        search = search.distance_type(distance_of(self._schema.field(column))).nprobes(self._probes(where))
+        distance = index.distance_of(self._schema.field(column))
+        search = search.distance_type(distance).nprobes(self._probes(where))
         if column in self._packed:
             search = search.refine_factor(_REFINED)
         # A distance is 1 - cosine.
-        return {row: 1.0 - distance for row, distance in _found(search, "_distance", count, where)}
+        return {row: 1.0 - far for row, far in _found(search, "_distance", count, where)}
 
     def words(self, words: str, count: int, where: str | None) -> Scores:
         """The `count` rows that have some of the words of the index, by BM25."""
@@ -114,13 +102,11 @@ class SearchTable:
         vectors = found.drop_null()
         while pa.types.is_list(vectors.type):
             vectors = vectors.flatten()
-        mean: Floats = matrix_of(vectors)[0].mean(axis=0) if len(vectors) else np.zeros(1, np.float32)
-        return mean
+        return np.mean(matrix_of(vectors)[0], axis=0) if len(vectors) else np.zeros(1, np.float32)
 
     def rows(self, where: str | None) -> list[int]:
         """The rows that pass a filter of the table's own SQL."""
-        found: list[int] = self.values(["product_id"], where)[_ROW_ID].to_pylist()
-        return found
+        return list(self.values(["product_id"], where)[_ROW_ID].to_pylist())
 
     def sorted(self, scores: Scores, sort: str) -> Scores:
         """The same rows ordered by a column, with `-` in front descending; empty ones last."""
@@ -135,13 +121,19 @@ class SearchTable:
         """The products of these rows, in their order."""
         found = self._take(list(scores), DETAILS)
         details = dict(zip(found[_ROW_ID].to_pylist(), found[DETAILS].to_pylist(), strict=True))
+        hits = []
         try:
-            return [Hit.from_details(details[row], score) for row, score in scores.items()]
+            for row, score in scores.items():
+                product = json.loads(details[row])
+                shown: dict[str, Any] = {name: str(product[name]) for name in SHOWN}
+                shown |= {"variants": int(product["variants"]), "columns": dict(product["columns"])}
+                hits.append(Hit(score=float(score), **shown))
         except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(
                 f"the search table `{self.uri}` has a damaged product in `{DETAILS}`",
                 hint=f"remove `{self.uri}` and run `furnclip embed` again",
             ) from None
+        return hits
 
     def values(
         self, columns: Sequence[str], where: str | None, rows: Sequence[int] | None = None

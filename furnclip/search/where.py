@@ -106,7 +106,10 @@ def _check(node: exp.Expr, allowed: _Kinds, columns: Mapping[str, str], *, depth
     if type(node) not in allowed or any(node.args[name] for name in node.args.keys() - _ARGUMENTS):
         raise ValueError(_misplaced(node, allowed))
     if isinstance(node, exp.Column):
-        node.this.set("this", _column(node.name, columns))
+        same = [column for column in columns if column.lower() == node.name.lower()]
+        if not same:
+            raise no_column(node.name, columns)
+        node.this.set("this", node.name if node.name in same else same[0])
         node.meta["kind"] = columns[node.name]
         if allowed is _CONDITIONS and columns[node.name] != "boolean":
             raise ValueError(f"after {_shown(node)} it needs a comparison")
@@ -187,20 +190,12 @@ def _misplaced(node: exp.Expr, allowed: _Kinds) -> str:
     return f"{_shown(node)} is not possible there"
 
 
-def _column(name: str, columns: Mapping[str, str]) -> str:
-    same = [column for column in columns if column.lower() == name.lower()]
-    if not same:
-        raise no_column(name, columns)
-    return name if name in same else same[0]
-
-
 def no_column(name: str, columns: Collection[str]) -> UsageError:
     """The error for a column that is not there, with the one that was probably meant."""
     close = nearest(name, columns)
-    known = f"columns: {', '.join(columns)}; text stands in single quotes: color = 'red'"
-    return UsageError(
-        f"there is no column `{name[:80]}`", hint=f"did you mean `{close}`? {known}" if close else known
-    )
+    meant = f"did you mean `{close}`? " if close else ""
+    hint = f"{meant}columns: {', '.join(columns)}; text stands in single quotes: color = 'red'"
+    return UsageError(f"there is no column `{name[:80]}`", hint=hint)
 
 
 def _kind(operand: exp.Expr) -> str:

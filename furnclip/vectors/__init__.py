@@ -3,11 +3,9 @@
 `master_vectors.parquet` has one row a product: the columns of `PRODUCT_COLUMNS`, the shop's own columns with
 their types, then for each model (`base`, and `finetuned` where a run was embedded) `image_clip_M`,
 `text_clip_M` and the fused `vec_clip_M`, unit-length fixed-size lists, and `views_clip_M`, a list of such
-lists for a product of several images, whose unit mean is `image_clip_M`; then `missing_reason`.
-
-A vector is null where there is nothing to encode, and `missing_reason` is why there is no image; `vec_clip_M`
-is then made of the text and of the mean image. Which models made the vectors, from what and how is in the
-file's metadata under `furnclip`, as JSON; readers compare fingerprints first.
+lists for a product of several images, whose unit mean is `image_clip_M`; then `missing_reason`. A vector is
+null where there is nothing to encode; `vec_clip_M` is then made of the text and of the mean image. Which
+models made the vectors, from what and how is in the file's metadata under `furnclip`, as JSON.
 
 The file of a large catalogue is a folder of parts. `parquet` reads both, `nearest` finds exact neighbors in
 memory, `index` is the same data as a LanceDB table, and `upsert` merges a small change into that.

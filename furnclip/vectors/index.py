@@ -2,21 +2,16 @@
 
 In: `work/embeddings/master_vectors.parquet`. Out: `work/index.lance`, or `search.index`.
 
-It holds the product columns, the shop's own, `keywords` (everything one may search by word, see
-`words`), `details` (what a search shows, as one JSON text: reading ten columns takes twice the time of the
-search), the fused vectors and those of the images (all views of a product where some have several), with an
-index on the words, one on each attribute that filters use, and from `search.exact_below` products on an
-IVF index on each vector column; below that LanceDB compares every vector, which is exact. On two
-cores, with 512 numbers a vector, that takes 8 ms for 5,000 products, 12 for 10,000 and 90 for 100,000; the
-index takes 3, 4 and 6 (`tests/bench/search.py`).
+It holds the product columns, the shop's own, `keywords` (see `words`), `details` (what a search shows, as one
+JSON text: reading ten columns takes twice the time of the search), the fused vectors and those of the images.
+From `search.exact_below` products on each vector column has an IVF index; below that LanceDB compares every
+vector. On two cores, with 512 numbers a vector, that takes 8 ms for 5,000 products, 12 for 10,000 and 90 for
+100,000; the index takes 3, 4 and 6 (`tests/bench/search.py`). Up to `PACKED_FROM` products it keeps whole
+vectors, so that what is missed lay in a partition that was not probed (`search.probes`).
 
-The schema metadata carries the provenance of the vector file, the names of its parts and the vocabulary. A
-table is replaced by a new version of itself, so readers of the old one are never disturbed, on S3 neither.
-Where little changed, `upsert` merges that into it, and says what it is now in the metadata of `keywords`.
-
-Up to `PACKED_FROM` products the IVF index keeps whole vectors in its partitions: what is returned is ordered
-by the exact cosine, and what is missed lay in a partition that was not probed (`search.probes`). By default
-LanceDB makes partitions of some 4,000 products, of which any useful number of probes is nearly all.
+The schema metadata carries the provenance of the vector file, the names of its parts and the vocabulary; what
+`upsert` changed of them is in the metadata of `keywords`. A table is replaced by a new version of itself, so
+readers of the old one are never disturbed.
 """
 
 from __future__ import annotations
@@ -24,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -38,27 +33,16 @@ from lancedb.index import FTS, Bitmap, IvfFlat, IvfRq
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.config import SearchConfig
 from furnclip.errors import InputError, MissingStageError, StorageError
+from furnclip.vectors import parquet, words
 from furnclip.vectors.location import IndexLocation as IndexLocation
 from furnclip.vectors.location import explained as explained
 from furnclip.vectors.location import index_location as index_location
-from furnclip.vectors.parquet import (
-    AGAIN,
-    PRODUCT_COLUMNS,
-    SHOWN,
-    Provenance,
-    VectorFile,
-    check_columns,
-    column_name,
-    open_vectors,
-    part_paths,
-    provenance_of,
-    vector_schema,
-)
-from furnclip.vectors.words import Field, Vocabulary, fields_of
+from furnclip.vectors.parquet import AGAIN, PRODUCT_COLUMNS, SHOWN, Provenance, VectorFile, column_name
+from furnclip.vectors.words import Field, Vocabulary
 
 KEYWORDS = "keywords"
 DETAILS = "details"
-PROVENANCE, _VOCABULARY, _PARTS = b"furnclip", b"furnclip_words", b"furnclip_parts"
+PROVENANCE, _VOCABULARY, PARTS = b"furnclip", b"furnclip_words", b"furnclip_parts"
 _FILTERABLE = (*ATTRIBUTES, "split")
 _KINDS = {
     pa.string(): "text",
@@ -93,7 +77,7 @@ def table_schema(provenance: Provenance, source: VectorFile | pa.Schema) -> pa.S
     """
     schema = source.schema if isinstance(source, VectorFile) else source
     texts = (*PRODUCT_COLUMNS, "missing_reason", KEYWORDS, DETAILS)
-    stored = vector_schema(provenance)
+    stored = parquet.vector_schema(provenance)
     fields = [*(pa.field(name, pa.string()) for name in texts), *shop_fields(schema)]
     for label in provenance.models:
         fields.append(stored.field(column_name("vec", label)))
@@ -131,44 +115,48 @@ def kind_of(field: pa.Field) -> str | None:
 
 def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) -> IndexReport:
     """Make or replace the table from the vector file, then index it."""
-    with open_vectors(vectors) as file, explained(location.uri):
-        provenance = provenance_of(file.schema.metadata, where=vectors)
+    file = VectorFile(vectors)
+    with explained(location.uri):
+        provenance = parquet.provenance_of(file.schema.metadata, where=vectors)
         provenance = provenance.model_copy(update={"products": file.rows})
-        vocabulary = _vocabulary(file, search.language)
-        schema = table_schema(provenance, file)
-        schema = schema.with_metadata(
-            state_of(provenance, vocabulary, [path.name for path in part_paths(vectors)])
-        )
+        fields = fields_of(file.schema)
+        texts = file.batches([field.column for field in fields], rows=_BATCH_ROWS)
+        products = (row for batch in texts for row in batch.to_pylist())
+        vocabulary = Vocabulary.gather(products, fields, "" if search.language == "auto" else search.language)
+        state = state_of(provenance, vocabulary, [path.name for path in parquet.part_paths(vectors)])
+        schema = table_schema(provenance, file).with_metadata(state)
         sizes: Counter[str] = Counter()  # products of each group
         for batch in file.batches(["group"]):
             sizes.update(batch.column(0).to_pylist())
+        maker, filled = TableRows(schema, file.schema, vocabulary), Counter[str]()
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            for batch in file.batches(maker.columns, rows=_BATCH_ROWS):
+                made = maker.batch(batch, sizes)
+                # Counted on the way: LanceDB would read every vector to tell how many there are.
+                filled.update({name: len(made) - made[name].null_count for name in schema.names})
+                yield made
+
         database, name, earlier = location.connect()
         # Overwriting what is not there works too, but LanceDB warns about it.
         mode = "create" if earlier is None else "overwrite"
-        maker = TableRows.of(schema, file.schema, vocabulary)
-        batches = file.batches(maker.columns, rows=_BATCH_ROWS)
-        filled: Counter[str] = Counter()  # rows that have something in each column
-        rows = (_counted(maker.batch(batch, sizes), filled) for batch in batches)
-        table = database.create_table(name, rows, schema=schema, mode=mode, on_bad_vectors="null")
+        table = database.create_table(name, rows(), schema=schema, mode=mode, on_bad_vectors="null")
         # Before the indexes: after them it would join the partitions again and copy every vector once more.
         table.optimize(cleanup_older_than=age_to_remove(earlier and last_written(earlier)))
-        exact = True
-        for label in provenance.models:
-            for kind in ("vec", "image"):
-                column = column_name(kind, label)
-                exact &= not _partition(table, column, filled[column], search.exact_below)
+        vectors_of = [column_name(kind, label) for label in provenance.models for kind in ("vec", "image")]
+        is_exact = [_is_exact(table, name, filled[name], search) for name in vectors_of]
         for name in _FILTERABLE:
             table.create_index(name, config=Bitmap())
         # The words come stemmed. Last: `is_index_of` takes it as the sign of completion.
-        words = FTS(
+        words_index = FTS(
             base_tokenizer="whitespace",
             max_token_length=None,  # an id may be long
             stem=False,
             remove_stop_words=False,
             ascii_folding=False,
         )
-        table.create_index(KEYWORDS, config=words)
-    return IndexReport(location.uri, exact)
+        table.create_index(KEYWORDS, config=words_index)
+    return IndexReport(location.uri, all(is_exact))
 
 
 def state_of(provenance: Provenance, vocabulary: Vocabulary, parts: Sequence[str]) -> dict[bytes, bytes]:
@@ -176,7 +164,7 @@ def state_of(provenance: Provenance, vocabulary: Vocabulary, parts: Sequence[str
     return {
         PROVENANCE: provenance.model_dump_json().encode(),
         _VOCABULARY: vocabulary.pack(),
-        _PARTS: json.dumps(parts).encode(),
+        PARTS: json.dumps(parts).encode(),
     }
 
 
@@ -184,12 +172,6 @@ def told_by(schema: pa.Schema) -> dict[bytes, bytes]:
     """The metadata of a table: those it was made with, and what upserts changed of them since."""
     place = schema.get_field_index(KEYWORDS)
     return {**(schema.metadata or {}), **((schema.field(place).metadata or {}) if place >= 0 else {})}
-
-
-def parts_of(table: Any) -> list[str]:
-    """The parts of the vector file that the table was made of."""
-    names: list[str] = json.loads(told_by(table.schema).get(_PARTS, b"[]"))
-    return names
 
 
 def last_written(table: Any) -> datetime:
@@ -213,18 +195,14 @@ def is_index_of(location: IndexLocation, key: str, search: SearchConfig) -> Inde
     """
     try:
         table, provenance = open_index(location)
-        if provenance.key != key:
-            return None
         language = vocabulary_of(table, where=location.uri).language
         with explained(location.uri):
             indexed = {name for index in table.list_indices() for name in index.columns}
-    except StorageError:
-        if location.options:
+    except (MissingStageError, InputError, StorageError) as error:
+        if isinstance(error, StorageError) and location.options:
             raise
         return None
-    except (MissingStageError, InputError):
-        return None
-    if KEYWORDS not in indexed or search.language not in ("auto", language):
+    if provenance.key != key or KEYWORDS not in indexed or search.language not in ("auto", language):
         return None
     return IndexReport(location.uri, exact=not any(name.startswith("vec_") for name in indexed))
 
@@ -240,8 +218,8 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
         if table is None:
             raise MissingStageError(location.uri, command="furnclip embed")
         products = table.count_rows()
-    provenance = provenance_of(told_by(table.schema), where=location.uri)
-    check_columns(table.schema, table_schema(provenance, table.schema), where=location.uri)
+    provenance = parquet.provenance_of(told_by(table.schema), where=location.uri)
+    parquet.check_columns(table.schema, table_schema(provenance, table.schema), where=location.uri)
     if provenance.products not in (None, products):
         raise InputError(
             f"the search table `{location.uri}` holds {products} of {provenance.products} products",
@@ -250,26 +228,19 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
     return table, provenance
 
 
-def _counted(batch: pa.RecordBatch, filled: Counter[str]) -> pa.RecordBatch:
-    """The batch, counted on its way: LanceDB would read every vector to tell how many there are."""
-    filled.update({name: len(batch) - batch.column(name).null_count for name in batch.schema.names})
-    return batch
-
-
-def _partition(table: Any, column: str, products: int, exact_below: int) -> bool:
-    """Make the IVF index of a column with vectors of so many products where it pays; whether it does."""
+def _is_exact(table: Any, column: str, products: int, search: SearchConfig) -> bool:
+    """Make the IVF index of a column with vectors of so many products where it pays; whether it does not."""
     field = table.schema.field(column)
-    make = vector_index(field, products, exact_below)
-    if make is None:
-        return False
-    config = make(
-        distance_type=distance_of(field),
-        num_partitions=partitions_of(products),
-        sample_rate=_SAMPLE_RATE,
-        max_iterations=_MOST_ROUNDS,
-    )
-    table.create_index(column, config=config)
-    return True
+    make = vector_index(field, products, search.exact_below)
+    if make:
+        config = make(
+            distance_type=distance_of(field),
+            num_partitions=partitions_of(products),
+            sample_rate=_SAMPLE_RATE,
+            max_iterations=_MOST_ROUNDS,
+        )
+        table.create_index(column, config=config)
+    return make is None
 
 
 def vector_index(field: pa.Field, products: int, exact_below: int) -> type[IvfRq] | type[IvfFlat] | None:
@@ -284,70 +255,43 @@ def distance_of(field: pa.Field) -> Literal["cosine", "dot"]:
     return "cosine" if pa.types.is_list(field.type) else "dot"
 
 
-def _vocabulary(file: VectorFile, language: str) -> Vocabulary:
-    """The words of the vector file, read once for them."""
-    fields = shop_fields_of(file.schema)
-    batches = file.batches([field.column for field in fields], rows=_BATCH_ROWS)
-    rows = (row for batch in batches for row in batch.to_pylist())
-    return Vocabulary.gather(rows, fields, "" if language == "auto" else language)
-
-
-@dataclass(frozen=True)
 class TableRows:
-    """Makes rows of the table of those of the vector file. schema: of the table."""
+    """Makes rows of a table with a `schema` of those of a vector file with the columns of `stored`."""
 
-    schema: pa.Schema
-    fields: Sequence[Field]
-    vocabulary: Vocabulary
-    views: Mapping[str, str]  # columns with all images -> their names in the vector file
-
-    @classmethod
-    def of(cls, schema: pa.Schema, stored: pa.Schema, vocabulary: Vocabulary) -> TableRows:
-        """For a vector file with the columns of `stored`."""
-        views = {
+    def __init__(self, schema: pa.Schema, stored: pa.Schema, vocabulary: Vocabulary) -> None:
+        self._schema, self._fields, self._vocabulary = schema, fields_of(stored), vocabulary
+        self._views = {  # columns with all images -> their names in the vector file
             name: name.replace("image", "views", 1)
             for name in schema.names
             if name.startswith("image_clip_") and holds_views(schema, name)
         }
-        return cls(schema, shop_fields_of(stored), vocabulary, views)
-
-    @property
-    def columns(self) -> list[str]:
-        """What is needed of the vector file."""
-        return [
-            *(name for name in self.schema.names if name not in (KEYWORDS, DETAILS)),
-            *self.views.values(),
-        ]
+        self._taken = [name for name in schema.names if name not in (KEYWORDS, DETAILS)]
+        self.columns = [*self._taken, *self._views.values()]
+        """what is needed of the vector file"""
 
     def batch(self, batch: pa.RecordBatch, sizes: Mapping[str, int]) -> pa.RecordBatch:
         """The rows. `sizes`: products of each group."""
         keywords, details = [], []
-        own = [field.name for field in shop_fields(self.schema)]
+        own = [field.name for field in shop_fields(self._schema)]
         for row in batch.select([*SHOWN, *own]).to_pylist():
-            keywords.append(self.vocabulary.keywords(row, self.fields))
+            keywords.append(self._vocabulary.keywords(row, self._fields))
             shown = {name: row[name] or "" for name in SHOWN}
             columns = {name: row[name] for name in own if row[name] is not None}
             shown |= {"variants": sizes[row["group"]] if row["group"] else 1, "columns": columns}
             details.append(json.dumps(shown, default=str))  # dates as ISO 8601
-        columns = {name: batch.column(name) for name in self.schema.names if name not in (KEYWORDS, DETAILS)}
-        columns |= {KEYWORDS: keywords, DETAILS: details}
-        for name, views in self.views.items():
-            kind = self.schema.field(name).type
-            columns[name] = _all_views(batch.column(name), batch.column(views), kind)
-        return pa.RecordBatch.from_pydict(columns, schema=self.schema)
+        columns = {name: batch.column(name) for name in self._taken} | {KEYWORDS: keywords, DETAILS: details}
+        for name, views in self._views.items():  # of one image that alone
+            image, kind = batch.column(name), self._schema.field(name).type
+            ends = np.cumsum(np.asarray(image.is_valid()).astype(np.int32))
+            offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+            alone = pa.ListArray.from_arrays(offsets, image.drop_null(), mask=image.is_null())
+            columns[name] = pc.coalesce(batch.column(views).cast(kind), alone.cast(kind))
+        return pa.RecordBatch.from_pydict(columns, schema=self._schema)
 
 
-def shop_fields_of(schema: pa.Schema) -> list[Field]:
+def fields_of(schema: pa.Schema) -> list[Field]:
     """The fields of texts that are indexed, of a vector file or table."""
-    return fields_of({field.name: kind_of(field) or "" for field in shop_fields(schema)})
-
-
-def _all_views(image: pa.Array, views: pa.Array, kind: pa.DataType) -> pa.Array:
-    """The views of each product, of one image that alone."""
-    counts = np.asarray(image.is_valid()).astype(np.int32)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-    alone = pa.ListArray.from_arrays(offsets, image.drop_null(), mask=image.is_null())
-    return pc.coalesce(views.cast(kind), alone.cast(kind))
+    return words.fields_of({field.name: kind_of(field) or "" for field in shop_fields(schema)})
 
 
 def partitions_of(products: int) -> int:

@@ -43,10 +43,8 @@ def index_location(config: Config) -> IndexLocation:
     """
     uri, storage = (config.search.index or str(config.paths.index)).rstrip("/"), config.storage
     if not _TABLE.fullmatch(uri):
-        raise InputError(
-            f"`search.index` cannot be `{uri}`",
-            hint="it is a folder or an `s3://` address ending in `.lance`, e.g. `s3://bucket/shop/index.lance`",
-        )
+        hint = "it is a folder or an `s3://` address ending in `.lance`, e.g. `s3://bucket/shop/index.lance`"
+        raise InputError(f"`search.index` cannot be `{uri}`", hint=hint)
     if not uri.startswith("s3://"):
         return IndexLocation(uri, {})
     from furnclip.storage import S3Manager  # boto3, which a local table does not need
@@ -54,10 +52,8 @@ def index_location(config: Config) -> IndexLocation:
     options = {"timeout": f"{storage.timeout_s:g}s", "connect_timeout": "10s", "client_max_retries": "3"}
     if storage.endpoint_url:
         if not storage.endpoint_url.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"`storage.endpoint_url` cannot be `{storage.endpoint_url}`",
-                hint=f"begin it with `https://` or `http://`, e.g. `https://{storage.endpoint_url}`",
-            )
+            hint = f"begin it with `https://` or `http://`, e.g. `https://{storage.endpoint_url}`"
+            raise ConfigError(f"`storage.endpoint_url` cannot be `{storage.endpoint_url}`", hint=hint)
         options["endpoint"] = storage.endpoint_url
         options["allow_http"] = str(storage.endpoint_url.startswith("http://")).lower()
     if storage.region:
@@ -76,10 +72,8 @@ def explained(uri: str) -> Iterator[None]:
     except FurnclipError:
         raise
     except BaseException as error:
-        if (
-            not isinstance(error, ValueError | RuntimeError | OSError)
-            and type(error).__name__ != "PanicException"
-        ):
+        is_theirs = isinstance(error, ValueError | RuntimeError | OSError)
+        if not is_theirs and type(error).__name__ != "PanicException":
             raise
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown")
         remote = "check `storage.endpoint_url`, `storage.region`, the bucket and your credentials"

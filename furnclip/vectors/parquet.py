@@ -36,7 +36,7 @@ MODEL_KINDS = ("image", "text", "views")  # what a model says; `vec` is made of 
 _METADATA_KEY = b"furnclip"
 VECTOR_MANIFEST = f"_{MANIFEST_NAME}"
 Dtype = Literal["fp32", "fp16"]
-_COLUMN_TYPES = {
+COLUMN_TYPES = {
     "text": pa.string(),
     "number": pa.float64(),
     "boolean": pa.bool_(),
@@ -111,7 +111,7 @@ def vector_schema(provenance: Provenance, *, kinds: Sequence[str] = KINDS) -> pa
     fields = [pa.field(name, pa.string()) for name in PRODUCT_COLUMNS]
     for column in provenance.columns:
         source = {b"source": column.source.encode()}
-        fields.append(pa.field(column.name, _COLUMN_TYPES[column.kind], metadata=source))
+        fields.append(pa.field(column.name, COLUMN_TYPES[column.kind], metadata=source))
     for label, model in provenance.models.items():
         vector_type = pa.list_(value_type, model.dimension)
         for kind in kinds:
@@ -121,17 +121,11 @@ def vector_schema(provenance: Provenance, *, kinds: Sequence[str] = KINDS) -> pa
     return pa.schema(fields, metadata={_METADATA_KEY: provenance.model_dump_json().encode()})
 
 
-def column_array(column: Column, cells: Sequence[str]) -> pa.Array:
-    """The typed values of one of the shop's own columns."""
-    return pa.array([column.value(cell) for cell in cells], _COLUMN_TYPES[column.kind])
-
-
 def vector_array(vectors: Floats, present: Mask, dtype: Dtype) -> pa.FixedSizeListArray:
     """`vectors` (N, D) as an Arrow column that is null where not `present` (N,)."""
     values = np.where(present[:, None], vectors, 0).astype(np.float16 if dtype == "fp16" else np.float32)
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(values.reshape(-1)), list_size=vectors.shape[1], mask=pa.array(~present)
-    )
+    flat, side = pa.array(values.reshape(-1)), vectors.shape[1]
+    return pa.FixedSizeListArray.from_arrays(flat, list_size=side, mask=pa.array(~present))
 
 
 def views_array(views: Floats, counts: Integers, dtype: Dtype) -> pa.ListArray:
@@ -141,8 +135,7 @@ def views_array(views: Floats, counts: Integers, dtype: Dtype) -> pa.ListArray:
     """
     several = counts > 1
     kept = vector_array(views[np.repeat(several, counts)], np.ones(int(counts[several].sum()), bool), dtype)
-    ends = np.cumsum(np.where(several, counts, 0))
-    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+    offsets = pa.array(np.cumsum([0, *np.where(several, counts, 0)]), pa.int32())
     return pa.ListArray.from_arrays(offsets, kept, mask=pa.array(~several))
 
 
@@ -158,8 +151,8 @@ def open_parquet(path: Path, *, dictionaries: bool = False) -> Iterator[pq.Parqu
     except FileNotFoundError:
         raise MissingStageError(path, command="furnclip embed") from None
     with _explained(path, "is not a Parquet file"):
-        # Buffered ahead, a reader of all rows keeps the whole file in memory.
         texts = _TEXTS if dictionaries else None
+        # Buffered ahead, a reader of all rows keeps the whole file in memory.
         file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True, read_dictionary=texts)
     with file, _explained(path, "is damaged"):
         numbers = sum(getattr(field.type, "list_size", 1) for field in file.schema_arrow)
@@ -183,9 +176,8 @@ def _check_unpacked(path: Path, size_bytes: int) -> None:
     """Raise `InputError` where a small file would take a lot of memory: that is none of ours."""
     packed_bytes = sum(part.stat().st_size for part in part_paths(path))
     if size_bytes > _SMALL_BYTES + _MOST_TIMES_LARGER * packed_bytes:
-        raise InputError(
-            f"`{path}` has {packed_bytes} bytes and would take {size_bytes >> 20} MB of memory", hint=AGAIN
-        )
+        taken = f"would take {size_bytes >> 20} MB of memory"
+        raise InputError(f"`{path}` has {packed_bytes} bytes and {taken}", hint=AGAIN)
 
 
 def provenance_of(metadata: Mapping[bytes, bytes] | None, *, where: Path | str) -> Provenance:
@@ -210,18 +202,17 @@ def check_columns(found: pa.Schema, wanted: pa.Schema, *, where: Path | str) -> 
         if pa.types.is_fixed_size_list(data_type):  # whether single numbers may be null does not count
             data_type = pa.list_(data_type.value_type, data_type.list_size)
         if data_type != field.type:
-            raise InputError(
-                f"column `{field.name}` of `{where}` holds {data_type}, not {field.type}", hint=AGAIN
-            )
+            problem = f"holds {data_type}, not {field.type}"
+            raise InputError(f"column `{field.name}` of `{where}` {problem}", hint=AGAIN)
 
 
 def read_provenance(path: Path, *, kinds: Sequence[str] = KINDS) -> Provenance:
     """Which models made the vectors in `path`, whose columns are checked; the rows are not read."""
-    with open_vectors(path) as file:
-        provenance = provenance_of(file.schema.metadata, where=path)
-        needed = provenance.model_copy(update={"columns": ()})  # a file of an earlier release has no others
-        kinds = [kind for kind in kinds if kind != "views"]
-        check_columns(file.schema, vector_schema(needed, kinds=kinds), where=path)
+    schema = VectorFile(path).schema
+    provenance = provenance_of(schema.metadata, where=path)
+    needed = provenance.model_copy(update={"columns": ()})  # a file of an earlier release has no others
+    kinds = [kind for kind in kinds if kind != "views"]
+    check_columns(schema, vector_schema(needed, kinds=kinds), where=path)
     return provenance
 
 
@@ -266,49 +257,29 @@ def part_paths(path: Path) -> list[Path]:
 
 
 class VectorFile:
-    """A vector file open for reading, whatever the number of its parts."""
+    """A vector file, whatever the number of its parts; all of it raises as `open_parquet` does."""
 
-    def __init__(
-        self, paths: Sequence[Path], provenance: Provenance | None, rows: int, *, dictionaries: bool
-    ):
-        self._paths, self._dictionaries, self.rows = paths, dictionaries, rows
-        with open_parquet(paths[0]) as first:
+    def __init__(self, path: Path) -> None:
+        manifest = read_vector_manifest(path)
+        self.paths = part_paths(path)
+        with open_parquet(self.paths[0]) as first:
             self.schema: pa.Schema = first.schema_arrow
-        if provenance:
-            self.schema = self.schema.with_metadata({_METADATA_KEY: provenance.model_dump_json().encode()})
+            self.rows: int = first.metadata.num_rows
+        if manifest:
+            self.rows = sum(part.rows for part in manifest.parts)
+            told = manifest.provenance.model_dump_json().encode()
+            self.schema = self.schema.with_metadata({_METADATA_KEY: told})
 
     def batches(self, columns: Sequence[str], rows: int = 65536) -> Iterator[pa.RecordBatch]:
         """The rows in order, at most so many at a time."""
-        for path in self._paths:
-            with open_parquet(path, dictionaries=self._dictionaries) as file:
+        for path in self.paths:
+            with open_parquet(path) as file:
                 yield from file.iter_batches(batch_size=rows, columns=list(columns))
 
     def has_views(self) -> bool:
         """Whether some product has several images."""
         columns = [name for name in self.schema.names if name.startswith("views_clip_")]
         return any(len(views) > views.null_count for batch in self.batches(columns) for views in batch)
-
-    def read(self, columns: Sequence[str]) -> pa.Table:
-        """All rows."""
-        schema = pa.schema([self.schema.field(name) for name in columns])
-        tables = []
-        for path in self._paths:
-            with open_parquet(path, dictionaries=self._dictionaries) as file:
-                tables.append(file.read(columns=list(columns)).select(columns))
-        return pa.concat_tables(tables) if tables else schema.empty_table()
-
-
-@contextmanager
-def open_vectors(path: Path, *, dictionaries: bool = False) -> Iterator[VectorFile]:
-    """The vector file, open; raises as `open_parquet`, within the block too."""
-    manifest = read_vector_manifest(path)
-    if manifest:
-        paths, rows = [path / part.name for part in manifest.parts], sum(part.rows for part in manifest.parts)
-        yield VectorFile(paths, manifest.provenance, rows, dictionaries=dictionaries)
-        return
-    with open_parquet(path) as file:
-        rows = file.metadata.num_rows
-    yield VectorFile([path], None, rows, dictionaries=dictionaries)
 
 
 class VectorTable:
@@ -322,25 +293,26 @@ class VectorTable:
         self.path = path
         self.provenance = read_provenance(path)
         self._matrices: dict[str, tuple[Floats, Mask]] = {}
-        with open_vectors(path) as file:
-            self.columns: tuple[str, ...] = tuple(file.schema.names)
-            self._count = file.rows
+        self._file = VectorFile(path)
+        self.columns: tuple[str, ...] = tuple(self._file.schema.names)
 
     def __len__(self) -> int:
-        return self._count
+        return self._file.rows
 
     @cached_property
     def products(self) -> list[dict[str, str | None]]:
         """One dict a row with everything but the vectors."""
-        with open_vectors(self.path, dictionaries=True) as file:
-            table = file.read(_TEXTS)
-        for number, field in enumerate(table.schema):
-            if pa.types.is_dictionary(field.type):  # each text is stored once, however often it occurs
-                column = table.column(number)
-                lengths = [pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
-                _check_unpacked(self.path, sum(pc.sum(chunk).as_py() or 0 for chunk in lengths))
-                table = table.set_column(number, field.with_type(pa.string()), column.cast(pa.string()))
-        rows: list[dict[str, str | None]] = table.to_pylist()
+        tables = []
+        for path in self._file.paths:
+            with open_parquet(path, dictionaries=True) as file:  # each text once, however often it occurs
+                tables.append(file.read(columns=list(_TEXTS)).select(_TEXTS))
+        table = pa.concat_tables(tables)
+        chunks = [chunk for column in table.columns for chunk in column.chunks]
+        lengths = [pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in chunks]
+        _check_unpacked(self.path, sum(pc.sum(each).as_py() or 0 for each in lengths))
+        rows: list[dict[str, str | None]] = table.cast(
+            pa.schema([(n, pa.string()) for n in _TEXTS])
+        ).to_pylist()
         return rows
 
     def matrix(self, name: str) -> Floats:
@@ -354,22 +326,19 @@ class VectorTable:
     def _vectors(self, name: str) -> tuple[Floats, Mask]:
         if name in self._matrices:
             return self._matrices[name]
-        vectors = [
-            column_name(kind, label) for kind in ("image", "text", "vec") for label in self.provenance.models
-        ]
+        labels = self.provenance.models
+        vectors = [column_name(kind, label) for kind in ("image", "text", "vec") for label in labels]
         if name not in vectors:
-            raise InputError(
-                f"`{self.path}` has no column `{name}`", hint=f"vectors there: {', '.join(vectors)}"
-            )
-        with open_vectors(self.path) as file:
-            dimension = file.schema.field(name).type.list_size
-            matrix = np.zeros((self._count, dimension), dtype=np.float32)  # (N, D)
-            present = np.zeros(self._count, dtype=bool)
-            start = 0
-            for batch in file.batches([name]):
-                stop = start + batch.num_rows
-                matrix[start:stop], present[start:stop] = matrix_of(batch.column(0))
-                start = stop
+            hint = f"vectors there: {', '.join(vectors)}"
+            raise InputError(f"`{self.path}` has no column `{name}`", hint=hint)
+        dimension = self._file.schema.field(name).type.list_size
+        matrix = np.zeros((len(self), dimension), dtype=np.float32)  # (N, D)
+        present = np.zeros(len(self), dtype=bool)
+        start = 0
+        for batch in self._file.batches([name]):
+            stop = start + batch.num_rows
+            matrix[start:stop], present[start:stop] = matrix_of(batch.column(0))
+            start = stop
         self._matrices[name] = matrix, present
         return matrix, present
 

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,8 +82,12 @@ def words_of(text: str) -> list[tuple[str, ...]]:
         if size is None:
             first, *others = match[0].split("-")
             joined = match[0].replace("-", "")
-            # A t-shirt is no shirt.
-            found += [(joined,)] if others and len(first) == 1 else _hyphened(first, joined, others)
+            if not others:
+                found.append((first,))
+            elif len(first) == 1:  # a t-shirt is no shirt
+                found.append((joined,))
+            else:
+                found += [(first, joined), *((other,) for other in others)]
             continue
         base, times = knowledge()["units"].get(unit, ("", 1))
         for number in re.findall(_NUMBER, size):
@@ -100,10 +105,6 @@ def said_of(text: str) -> list[tuple[str, ...]]:
         found.append(forms)
         is_without = is_without or forms[0] in knowledge()["filters"]["not"]
     return found
-
-
-def _hyphened(first: str, joined: str, others: list[str]) -> list[tuple[str, ...]]:
-    return [(first, joined), *((other,) for other in others)] if others else [(first,)]
 
 
 def value_of(number: str) -> float:
@@ -131,12 +132,6 @@ def _stemmer(language: str) -> tuple[Any, threading.Lock]:
     return snowballstemmer.stemmer(_STEMMERS[language]), threading.Lock()
 
 
-def _regular(word: str) -> str:
-    """An English plural without -s in the singular, of a compound too: "bookshelves"."""
-    plurals = knowledge()["irregular"].items()
-    return next((word.removesuffix(end) + one for end, one in plurals if word.endswith(end)), word)
-
-
 @lru_cache(maxsize=500_000)
 def stem(word: str, language: str) -> str:
     """The stem of a folded word."""
@@ -144,7 +139,9 @@ def stem(word: str, language: str) -> str:
         return "!" + stem(word[1:], language)
     if not word.isalpha():
         return word
-    word = _regular(word) if language == "en" else word
+    if language == "en":  # plurals without -s, of compounds too: "bookshelves"
+        plurals = knowledge()["irregular"].items()
+        word = next((word.removesuffix(end) + one for end, one in plurals if word.endswith(end)), word)
     stemmer, lock = _stemmer(language)
     with lock:  # a stemmer works on its own attributes
         return str(stemmer.stemWord(word))
@@ -158,21 +155,15 @@ def _stop_words(language: str) -> frozenset[str]:
 @cache
 def _same() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Word of another language -> the value of cleaned columns, and all words for it."""
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for value, names in knowledge()["same"].items():
-        every = tuple(names.split())
-        found |= dict.fromkeys((value, *every), (value, every))
-    return found
+    values = [(value, tuple(names.split())) for value, names in knowledge()["same"].items()]
+    return {name: (value, names) for value, names in values for name in (value, *names)}
 
 
 @cache
 def _same_stems() -> dict[tuple[str, str], tuple[str, tuple[str, ...]]]:
     """The same by language and stem, for inflections that words.toml does not list."""
-    return {
-        (language, stem(word, language)): names
-        for language in _STEMMERS
-        for word, names in reversed(_same().items())
-    }
+    words = list(reversed(_same().items()))
+    return {(language, stem(word, language)): names for language in _STEMMERS for word, names in words}
 
 
 @lru_cache(maxsize=10_000)
@@ -181,12 +172,6 @@ def _names_of(word: str, language: str) -> tuple[str, tuple[str, ...]]:
     stems = ((each, stem(word, each)) for each in (language, *_STEMMERS))
     found = (_same_stems()[key] for key in stems if key in _same_stems())
     return _same().get(word) or next(found, ("", ()))
-
-
-def detect_language(frequencies: Mapping[str, int]) -> str:
-    """The language most of whose function words a catalogue has; English where none tells."""
-    sums = {each: sum(frequencies.get(word, 0) for word in _stop_words(each)) for each in _STEMMERS}
-    return max(sums, key=lambda language: (sums[language], language == "en"))
 
 
 @dataclass(frozen=True)
@@ -231,9 +216,10 @@ def fields_of(columns: Mapping[str, str]) -> list[Field]:
         elif kind_of_column == "number" and (unit or "size" in says):
             fields.append(Field(column, "text", 1, unit=unit))
         elif kind_of_column in ("text", "list"):
-            kind: Literal["name", "text", "long"]
-            kind = "name" if "name" in says else "text" if "kind" in says else "long"
-            fields.append(Field(column, kind, 1 + (kind != "long"), kind == "text" and "type" in says))
+            is_name, is_kind = "name" in says, "kind" in says
+            is_type = is_kind and not is_name and "type" in says
+            kind = Field(column, "name" if is_name else "text", 2, is_type)
+            fields.append(kind if is_name or is_kind else Field(column, "long", 1))
     return fields
 
 
@@ -261,7 +247,9 @@ class Vocabulary:
     def gather(cls, rows: Iterable[Mapping[str, Any]], fields: Sequence[Field], language: str) -> Vocabulary:
         """The vocabulary of these rows; an empty `language` is found out."""
         products, counts = _counted(rows, fields)
-        language = language or detect_language(counts)
+        if not language:  # the one most of whose function words it has; English where none tells
+            said = {each: sum(counts[word] for word in _stop_words(each)) for each in _STEMMERS}
+            language = max(said, key=lambda each: (said[each], each == "en"))
         return cls(products, dict(counts.most_common(_MOST_WORDS)), language)
 
     def changed(
@@ -309,20 +297,12 @@ class Vocabulary:
         found = []
         for forms in said_of(text):
             found += [self.stem(form) for form in forms]
-            if self.language in _COMPOUNDING:
-                found += self.last_part(forms[0])
+            if self.language in _COMPOUNDING:  # the longest last part that is a word of the catalogue
+                word = forms[0]
+                parts = (self.stem(word[start:]) for start in range(3, len(word) - _LEAST_PART + 1))
+                longest = (part for part in parts if part in self.stems and part != self.stem(word))
+                found += islice(longest, 1)
         return found
-
-    def last_part(self, word: str) -> list[str]:
-        """The stem of a compound's last part, the longest that is a word of the catalogue."""
-        for start in range(3, len(word) - _LEAST_PART + 1):
-            if (part := self.stem(word[start:])) in self.stems and part != self.stem(word):
-                return [part]
-        return []
-
-    def any_of(self, word: str) -> str:
-        """A regular expression of the stems that mean a folded word; they are letters and digits."""
-        return "(" + "|".join(self.meanings(word) or [self.stem(word)]) + ")"
 
     def meanings(self, word: str) -> list[str]:
         """The stems in the index that mean a folded word; none where no product has it."""
@@ -377,14 +357,16 @@ def _counted(rows: Iterable[Mapping[str, Any]], fields: Sequence[Field]) -> tupl
     products, texts = 0, [field for field in fields if field.kind != "code"]
     for row in rows:
         products += 1
-        values = [
-            (mark, forms)
-            for field in texts
-            for mark in ("", *"+"[: field.is_type], *"~"[: field.is_look])
-            for text in field.texts(row)
-            for forms in said_of(text)
-        ]
-        counts.update({mark + form for mark, forms in values for form in forms})
+        counts.update(
+            {
+                mark + form
+                for field in texts
+                for mark in ("", *"+"[: field.is_type], *"~"[: field.is_look])
+                for text in field.texts(row)
+                for forms in said_of(text)
+                for form in forms
+            }
+        )
         counts.update({f"@{name_of(text)}" for name in names for text in texts_of(row.get(name))})
     return products, counts
 

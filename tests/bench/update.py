@@ -156,7 +156,7 @@ def command(words: list[str]) -> None:
             from furnclip.embed import pipeline
         from furnclip.model.light import LightEncoder
 
-        load, write = pipeline.load_models, pipeline.write_beside
+        load, write = pipeline.planning.load_models, pipeline.write_beside
         own = [draws(LightEncoder)]
 
         def load_models(*given: Any) -> Any:  # torch is imported where it is needed, and not before
@@ -170,7 +170,7 @@ def command(words: list[str]) -> None:
                     setattr(kind, name, method)
             write(*given)
 
-        pipeline.load_models, pipeline.write_beside = load_models, write_beside
+        pipeline.planning.load_models, pipeline.write_beside = load_models, write_beside
     if words[0] == "train":
         from furnclip.train.encoder import TowerEncoder
 
