@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch import nn
 
 from furnclip.journal import write_json
 from furnclip.model.inputs import Preprocessing, TextInput
+from furnclip.model.light import in_chunks
 from furnclip.model.towers import Family, Tower, pooled_images, pooled_texts, project
 from furnclip.runs import PrecisionChoice
 
-_CHUNK = 256  # images or captions in one forward pass, so that a long list cannot exhaust memory
+_CHUNK = 256  # images or captions in one forward pass
 
 
 class Clip:
@@ -62,29 +64,21 @@ class Clip:
 
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """(B, D) unit vectors; images of any size, squares are best made by `images.load_square`."""
-        return self._encode("vision", images)
+        return in_chunks(partial(self._encode, "vision"), images, self.dimension, _CHUNK)
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(B, D) unit vectors, in the order given."""
-        by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding
-        vectors = self._encode("text", [texts[index] for index in by_length])
-        ordered = np.empty_like(vectors)
-        ordered[by_length] = vectors
-        return ordered
+        return in_chunks(partial(self._encode, "text"), texts, self.dimension, _CHUNK)
 
     @torch.inference_mode()
-    def _encode(self, tower: Tower, items: Sequence[Any]) -> NDArray[np.float32]:
-        vectors = np.empty((len(items), self.dimension), dtype=np.float32)
-        for start in range(0, len(items), _CHUNK):
-            chunk = items[start : start + _CHUNK]
-            if tower == "vision":
-                weight = next(self.module.parameters())
-                pixels = self.preprocessing.pixels(chunk).to(weight.device, weight.dtype)
-                pooled = pooled_images(self.module, self.family, pixels)
-            else:
-                pooled = pooled_texts(self.module, self.family, self.tokenize(chunk))
-            projected = project(self.module, self.family, tower, pooled)
-            vectors[start : start + len(chunk)] = projected.cpu().numpy()
+    def _encode(self, tower: Tower, chunk: list[Any]) -> NDArray[np.float32]:
+        if tower == "vision":
+            weight = next(self.module.parameters())
+            pixels = self.preprocessing.pixels(chunk).to(weight.device, weight.dtype)
+            pooled = pooled_images(self.module, self.family, pixels)
+        else:
+            pooled = pooled_texts(self.module, self.family, self.tokenize(chunk))
+        vectors: NDArray[np.float32] = project(self.module, self.family, tower, pooled).cpu().numpy()
         return vectors
 
     def save(self, folder: Path) -> None:

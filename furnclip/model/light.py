@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 BUNDLED = "furnclip-tiny"
 TOKENIZER, PREPROCESSOR, README = "tokenizer.json", "preprocessor_config.json", "README.md"
-_CHUNK = 64  # texts or images in one pass
 _OPENED_TWICE = 2
 _HINT = "remove that folder and run `furnclip embed` again"
 
@@ -63,16 +62,16 @@ class LightModel:
 
 
 def in_chunks(
-    encode: Callable[[list[Any]], NDArray[np.float32]], items: Sequence[Any], dimension: int
+    encode: Callable[[list[Any]], NDArray[np.float32]], items: Sequence[Any], dimension: int, size: int = 64
 ) -> NDArray[np.float32]:
-    """Vectors of texts or images, (B, D), some at a time so that a long list cannot exhaust memory.
+    """Vectors of texts or images, (B, D), `size` at a time so that a long list cannot exhaust memory.
 
     Texts of one length go together, with little padding.
     """
     order = sorted(range(len(items)), key=lambda n: len(items[n]) if isinstance(items[n], str) else n)
     vectors = np.empty((len(items), dimension), dtype=np.float32)
-    for start in range(0, len(items), _CHUNK):
-        chosen = order[start : start + _CHUNK]
+    for start in range(0, len(items), size):
+        chosen = order[start : start + size]
         vectors[chosen] = encode([items[n] for n in chosen])
     return vectors
 
