@@ -195,17 +195,14 @@ class Meter(NamedTuple):
     def advance(self, amount: float = 1) -> None:
         self.bar.advance(self.task, amount)
 
-    def show(self, done: float, total: float) -> None:
-        """So much of the work is done."""
-        self.bar.update(self.task, completed=done, total=total)
+    def show(self, done: float, total: float, text: str = "") -> None:
+        """So much of the work is done; `text`: another description."""
+        self.bar.update(self.task, completed=done, total=total, description=one_line(text) or None)
 
 
 @contextmanager
 def progress(description: str, *, total: float | None, unit: str = "items") -> Iterator[Meter]:
-    """A progress bar with rate and ETA on stderr, silent where stderr is not a terminal.
-
-    `unit="bytes"` shows sizes and speed in bytes; anything else counts.
-    """
+    """A progress bar with rate and ETA on stderr, silent where that is not a terminal; `unit`: or "bytes"."""
     from rich import progress as shown
 
     count = (shown.MofNCompleteColumn(),)

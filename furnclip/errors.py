@@ -37,10 +37,7 @@ _NO_MEMORY = re.compile(
 
 
 class FurnclipError(Exception):
-    """The work failed for a reason the user can understand.
-
-    `message` says what is wrong with which thing; `hint` says what to do next.
-    """
+    """`message` says what is wrong with which thing; `hint` says what to do next."""
 
     exit_code = 1
 

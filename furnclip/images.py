@@ -9,9 +9,7 @@ Input: a file or its bytes. Output: an RGB image, or `BrokenImage` with a short 
     truncated                       the header is fine, the image stops in the middle or is damaged
     no-memory                       this process may not take the memory that the image needs
 
-`load_square` is the one preprocessing of `prepare` and `embed`, so that what is trained on is what is
-searched. Large JPEGs are decoded at a fraction of their size (libjpeg's scaled DCT), which changes
-single pixels against a full decode by a few gray levels; color profiles are not applied.
+Large JPEGs are decoded at a fraction of their size; color profiles are not applied.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFile, ImageOps, UnidentifiedImageError
@@ -31,7 +28,6 @@ from PIL import Image, ImageDraw, ImageFile, ImageOps, UnidentifiedImageError
 from furnclip.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-_PLUGINS = {"WEBP": "WebP"}  # where the plugin is not called as the format, capitalized
 MAX_BYTES = 100 * 2**20
 MAX_PIXELS = 80_000_000
 _MAX_PIXELS_OF = {"WEBP": 40_000_000, "AVIF": 40_000_000}  # their decoders keep two or three whole copies
@@ -95,10 +91,7 @@ def open_image(
 
 
 def image_format(data: bytes, *, name: str = "what was sent") -> tuple[str, bool]:
-    """The format of an image by its content, one of `FORMATS`, and whether it surely is whole.
-
-    That is told by its last bytes, without decoding it. Raises `BrokenImage`.
-    """
+    """The format of an image, and whether its last bytes say that it is whole. Raises `BrokenImage`."""
     kind = _identify(data, name).format or ""
     end = _ENDS.get(kind)
     return kind, end is not None and data.rstrip(b"\0\r\n ").endswith(end)
@@ -150,10 +143,8 @@ def _identify(data: bytes, name: str) -> ImageFile.ImageFile:
 
 @cache
 def _known_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow can read; loading all plugins would take five times as long."""
-    for name in FORMATS:
-        with suppress(ImportError):
-            import_module(f"PIL.{_PLUGINS.get(name, name.capitalize())}ImagePlugin")
+    """Those of `FORMATS` that this Pillow can read."""
+    Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -174,11 +165,7 @@ def _upright_rgb(image: ImageFile.ImageFile, longest_px: int | None) -> Image.Im
 
 
 def _scaled_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image flattened and scaled down.
-
-    A large one is flattened and reduced a strip at a time, and only then resized: the same pixels as
-    `resize` with its `reducing_gap` gives, at a quarter of the memory.
-    """
+    """The image flattened and scaled down; a large one in strips: the same pixels, less memory."""
     x_factor, y_factor = (
         int(side / wanted / _REDUCING_GAP) or 1 for side, wanted in zip(image.size, size, strict=True)
     )

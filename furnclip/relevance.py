@@ -1,8 +1,6 @@
 """What counts as relevant, for training, evaluation, the choice of the image weight and the arena.
 
-Products that share a group or a caption are each other's positives: they cannot be told apart. A value
-like "unknown" or "n/a" counts as missing. The default caption and the short attribute queries are made
-of what is known.
+Products that share a group or a caption are each other's positives: they cannot be told apart.
 """
 
 from __future__ import annotations
@@ -119,13 +117,15 @@ def shopper_queries(fields: Mapping[str, str]) -> list[str]:
 def attribute_queries(attributes: Attributes) -> list[AttributeQuery]:
     """Every query that some but at most half of the products answer, in alphabetical order."""
     asked: dict[str, AttributeQuery] = {}
-    for names in _ASKED:
-        for values in zip(*(attributes[name] for name in names), strict=True):
-            if all(values):
-                text = " ".join(values)
-                asked.setdefault(text, AttributeQuery(text, dict(zip(names, values, strict=True))))
+    for values in zip(*attributes.values(), strict=True):
+        for query in queries_of(dict(zip(attributes, values, strict=True))):
+            asked.setdefault(query.text, query)
+    return _telling(asked, attributes)
+
+
+def _telling(asked: Mapping[str, AttributeQuery], attributes: Attributes) -> list[AttributeQuery]:
     most = len(attributes["object_type"]) / 2
-    return [query for _, query in sorted(asked.items()) if len(query.answers(attributes)) <= most]
+    return [query for _, query in sorted(asked.items()) if 0 < len(query.answers(attributes)) <= most]
 
 
 def asked_queries(texts: Sequence[str], attributes: Attributes) -> list[AttributeQuery]:
@@ -152,8 +152,7 @@ def asked_queries(texts: Sequence[str], attributes: Attributes) -> list[Attribut
         query = AttributeQuery(known(text), wanted)
         if not words and "object_type" in wanted:
             asked[query.text] = query
-    most = len(attributes["object_type"]) / 2
-    return [query for _, query in sorted(asked.items()) if 0 < len(query.answers(attributes)) <= most]
+    return _telling(asked, attributes)
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,8 @@ class PrecisionChoice:
 class RunCard:
     """`run.json`: what was trained on what, and how good it is.
 
-    `identity`: everything that decides the result. `tracker_id`: the run's own id in Weights & Biases.
-    From `finished_at` on, what is known at the end. `share`: of the trained change that was kept (WiSE-FT);
-    `verdict`: that nothing was learnt, or that more epochs may help, and what to try; empty for other runs;
-    `intervals`: figure -> [value, low, high].
+    `identity`: everything that decides the result. `share`: of the trained change that was kept (WiSE-FT).
+    `verdict`: what to try, where nothing was learnt or more epochs may help. `intervals`: [value, low, high].
     """
 
     run: str = ""

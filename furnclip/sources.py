@@ -5,8 +5,7 @@ In: the names or web addresses in a product's image cell. Out: `FoundImage`, whi
 A name is relative to `paths.images`. Where there is no such file, the one that is nearly it is taken and
 counted: without a leading slash, `?v=1` or `%20`, below or without a folder that is named twice, in another
 letter case, or with another image ending. Names that lead out of the folder are refused; links in it that
-lead out are the user's own, unless the folder belongs to somebody else. A bucket is listed once, when the
-first image is looked for. `fetch`'s journal says what a web address is, `paths.image_table` what an id is.
+lead out are the user's own, unless the folder belongs to somebody else.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urldefrag
 
 from furnclip import console
@@ -53,8 +52,7 @@ def web_address(name: str) -> str:
 class FoundImage:
     """An image that is there, not yet read. `status` changes when its content does."""
 
-    name: str
-    """below `paths.images`, with slashes"""
+    name: str  # below `paths.images`, with slashes
     status: str
     place: Place
     is_as_named: bool = True
@@ -97,10 +95,7 @@ class ShopImages:
         return found[::-1]
 
     def read(self, name: str, product_id: str = "") -> bytes:
-        """The bytes of one of the few that are shown; a bucket is not listed. Raises `BrokenImage`.
-
-        Where the shop's pictures are not, a product has its square in the shards.
-        """
+        """The bytes of one of the few that are shown; a bucket is not listed. Raises `BrokenImage`."""
         if isinstance(self.place, Prefix):
             for candidate in self._candidates(name):
                 with suppress(BrokenImage):
@@ -113,10 +108,7 @@ class ShopImages:
             raise
 
     def local(self, name: str, product_id: str) -> Path:
-        """A file of this machine with one of the few images that are shown, for programs that need one.
-
-        Of a bucket or the shards it is a copy, in the cache. What cannot be read gives a path with no file.
-        """
+        """A file of this machine with one of the few images that are shown; no file where there is none."""
         place, copy = self.place, self._copies / content_hash(str(self.place), name)
         if isinstance(place, Folder):
             with suppress(BrokenImage):
@@ -127,10 +119,7 @@ class ShopImages:
         return copy
 
     def _square(self, product_id: str) -> bytes:
-        """The product's square in the shards; empty where there is none.
-
-        Shards that cannot be read are told once and not asked again: who searches wants the answer anyway.
-        """
+        """The product's square in the shards; empty where there is none. Damaged shards are told once."""
         try:
             return self._shards.image_bytes(product_id) if self._has_shards else b""
         except (BrokenImage, MissingStageError):
@@ -180,7 +169,9 @@ class ShopImages:
         """The names that this one may stand for, as it is first, then the likeliest; or raises."""
         name = self._by_id.get(name, name)
         if address := web_address(name):
-            return [self._fetched_name(address)]
+            if (fetched := self._fetched.get(int(content_hash(address), 16))) is None:
+                raise _not_fetched(address)
+            return [fetched]
         if "://" in name:
             hint = "only http and https addresses can be fetched"
             raise BrokenImage("outside", f"`{name}` is the address of no image", hint=hint)
@@ -196,12 +187,6 @@ class ShopImages:
         if any(".." in candidate.split("/") for candidate in candidates):
             raise BrokenImage("outside", f"`{name}` leads out of the image folder")
         return candidates
-
-    def _fetched_name(self, address: str) -> str:
-        name = self._fetched.get(int(content_hash(address), 16))
-        if name is None:
-            raise _not_fetched(address)
-        return name
 
     @cached_property
     def _fetched(self) -> dict[int, str]:
@@ -241,42 +226,11 @@ def fetched_images(journal: Path) -> Iterator[tuple[int, Event]]:
         yield int(str(key), 16), event
 
 
-class Place(Protocol):
-    """Files by their names below `paths.images`, with slashes. `str` names the place for people."""
-
-    name: str
-    """of the folder itself, which shops repeat in their cells"""
-
-    def relative(self, name: str) -> str:
-        """`name` without the path of the place in front of it."""
-
-    def status(self, name: str) -> str:
-        """Changes when the file's content does; empty where there is no such file."""
-
-    def listing(self, folder: str) -> Mapping[str, list[str]]:
-        """The names in a folder by themselves in one case, and images without their ending as well."""
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises `BrokenImage`."""
-
-    def write(self, name: str, content: bytes, announce: Callable[[], None]) -> None:
-        """Put a file there, whole or not at all, after `announce` and before anybody can see it."""
-
-    def remove(self, name: str) -> None:
-        """Take a file away."""
-
-    def tidy(self, folder: str) -> None:
-        """Remove what killed processes were writing one level below a folder; nobody may be writing now."""
-
-
-def image_place(config: Config) -> Place:
-    """The folder or the prefix of a bucket that `paths.images` names."""
-    address = config.paths.images
-    return Prefix(address, config.storage) if isinstance(address, str) else Folder(address)
-
-
 class Folder:
-    """A folder of this machine."""
+    """Files of this machine by their names below `paths.images`, with slashes.
+
+    `name`: of the folder itself, which shops repeat in their cells; `str` names it for people.
+    """
 
     def __init__(self, given: Path) -> None:
         self._given, self._root = given, given.resolve()
@@ -297,15 +251,16 @@ class Folder:
         return str(self._given)
 
     def relative(self, name: str) -> str:
+        """`name` without the path of the folder in front of it."""
         for root in (self._root, self._given.absolute()):
             name = name.removeprefix(f"{root.as_posix()}/")
         return name
 
     def path(self, name: str) -> Path:
-        """Of a file in it."""
         return self._root / name
 
     def status(self, name: str) -> str:
+        """Changes when the file's content does; empty where there is no such file."""
         try:
             status = self.path(name).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -318,12 +273,15 @@ class Folder:
         return f"{status.st_size} {status.st_mtime_ns}"
 
     def listing(self, folder: str) -> Mapping[str, list[str]]:
+        """The names in a folder by themselves in one case, and images without their ending as well."""
         return self._listing(self._root / folder)
 
     def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises `BrokenImage`."""
         return read_bytes(self._root / name)
 
     def write(self, name: str, content: bytes, announce: Callable[[], None]) -> None:
+        """Put a file there, whole or not at all, after `announce` and before anybody can see it."""
         with replacing(self._root / name, durable=False) as file:
             file.write(content)
             announce()
@@ -332,12 +290,13 @@ class Folder:
         (self._root / name).unlink(missing_ok=True)
 
     def tidy(self, folder: str) -> None:
+        """Remove what killed processes were writing one level below a folder; nobody may be writing now."""
         for inner in (self._root / folder).glob("*"):
             sweep(inner, exclusively=True)
 
 
 class Prefix:
-    """A prefix of a bucket, `s3://bucket/prefix`, listed once."""
+    """A prefix of a bucket, `s3://bucket/prefix`, listed once; with the methods of `Folder`."""
 
     def __init__(self, address: str, storage: StorageConfig) -> None:
         self._address, self._storage = address, storage
@@ -400,6 +359,15 @@ class Prefix:
                 inside.setdefault(folder, set()).add(last)
                 name = folder
         return {folder: _by_folded_name(sorted(names)) for folder, names in inside.items()}
+
+
+Place = Folder | Prefix
+
+
+def image_place(config: Config) -> Place:
+    """The folder or the prefix of a bucket that `paths.images` names."""
+    address = config.paths.images
+    return Prefix(address, config.storage) if isinstance(address, str) else Folder(address)
 
 
 @lru_cache(maxsize=8)  # one a process and bucket

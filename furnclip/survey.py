@@ -37,21 +37,15 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 class Survey:
     """Counts of a catalogue, or of its first rows. `usable`: products with an image that is there."""
 
-    rows: int = 0
-    """of the file; several can make one product"""
+    rows: int = 0  # of the file; several can make one product
     products: int = 0
     usable: int = 0
     images: int = 0
-    to_fetch: int = 0
-    """web addresses whose image was not fetched yet"""
-    missing: int = 0
-    """images that are named and not there"""
-    reasons: dict[str, int] = field(default_factory=dict)
-    """of what is not usable"""
-    example: str = ""
-    """the first that has the most frequent reason"""
-    advice: str = ""
-    """the folder, column or setting that would mend most of it"""
+    to_fetch: int = 0  # web addresses whose image was not fetched yet
+    missing: int = 0  # images that are named and not there
+    reasons: dict[str, int] = field(default_factory=dict)  # of what is not usable
+    example: str = ""  # the first that has the most frequent reason
+    advice: str = ""  # the folder, column or setting that would mend most of it
     unreadable: str = ""
     """what is wrong with images that were drawn by lot, where not one of them can be read"""
 
@@ -103,16 +97,12 @@ def survey(config: Config, *, most_rows: int | None = None) -> Survey:
     if reasons:
         reason = next(iter(found.reasons))
         found.example, found.advice = examples[reason], _advice(config, reason, names)
-        if reason in (_NO_IMAGE, "missing") and _are_there(images, ids):
+        ids_that_are_images = sum(map(partial(_is_there, images), ids))
+        if reason in (_NO_IMAGE, "missing") and 2 * ids_that_are_images > len(ids):
             found.advice = f'set `paths.image_column = "{config.paths.id_column}"`: it names the images'
     found.unreadable = _unreadable(images, opened)
     found.advice = "export the images again, as JPEG or PNG" if found.unreadable else found.advice
     return found
-
-
-def _are_there(images: ShopImages, names: Sequence[str]) -> bool:
-    """Whether most of these are images of the shop."""
-    return 2 * sum(map(partial(_is_there, images), names)) > len(names)
 
 
 def _is_there(images: ShopImages, name: str, *, as_named: bool = False) -> bool:
@@ -180,25 +170,17 @@ def _advice(config: Config, reason: str, names: Sequence[str]) -> str:
             return f"set `paths.{name} = {shown}`, as `furnclip init {paths.products.name}` would"
     if "image_table" in wanted.settings and not paths.image_table:
         return wanted.reasons["image_table"]
-    if archive := next(_archives(config), None):
+    folders = [folder for folder in (paths.images, paths.products.parent) if isinstance(folder, Path)]
+    files = (path for folder in folders for path in folder.glob("*") if path.suffix.lower() in _ARCHIVES)
+    if archive := next((path for path in files if path.resolve() != paths.products.resolve()), None):
         return f"unpack `{archive}` into `{paths.images}`"
     if reason in ("missing", "outside"):
         return f"no folder near `{paths.products}` has them; put the images into `{paths.images}`"
     return f"look at `paths.{setting}`"
 
 
-def _archives(config: Config) -> Iterator[Path]:
-    for folder in (config.paths.images, config.paths.products.parent):
-        if isinstance(folder, Path) and folder.is_dir():
-            files = (path for path in folder.iterdir() if path.suffix.lower() in _ARCHIVES)
-            yield from (path for path in files if path.resolve() != config.paths.products.resolve())
-
-
 def likely_folder(config: Config, names: Sequence[str]) -> tuple[Path, int] | None:
-    """The folder near the catalogue that has most of these images, and how many; None where none has one.
-
-    Of two that have as many, the one below which the catalogue's names are right as they are.
-    """
+    """The folder near the catalogue that has most of these images, at best under these names; how many."""
     best: Path | None = None
     best_count = 0, 0
     for folder in islice(_folders_near(config), _FOLDERS_TRIED):

@@ -17,6 +17,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from furnclip.cli.commands import app
+from furnclip.shards import SPLITS, read_manifest
+from furnclip.shards.tar import read_index
 
 Row = dict[str, str]
 
@@ -93,3 +95,15 @@ def draw(path: Path, seed: int, side_px: int = 48) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise).resize((side_px, side_px), Image.Resampling.BICUBIC).save(path)
+
+
+def read_assignments(folder: Path) -> dict[str, tuple[str, str]]:
+    """Product id -> (group, split) of every product in the splits of the shards in `folder`."""
+    found: dict[str, tuple[str, str]] = {}
+    manifest = read_manifest(folder)
+    for name in SPLITS:
+        for shard in manifest.splits[name].shards:
+            table = read_index(folder / shard.name, ["product_id", "group"], samples=shard.samples)
+            ids, groups = table["product_id"].to_pylist(), table["group"].to_pylist()
+            found.update((product_id, (group, name)) for product_id, group in zip(ids, groups, strict=True))
+    return found

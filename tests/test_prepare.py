@@ -21,12 +21,11 @@ from furnclip.shards import (
     SPLITS,
     Manifest,
     ShardDataset,
-    read_assignments,
     read_manifest,
 )
 from furnclip.shards.manifest import SplitInfo
 from tests.conftest import Cli
-from tests.prepare_shop import Shop, draw, sha256_of
+from tests.prepare_shop import Shop, draw, read_assignments, sha256_of
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server
 
 

@@ -19,8 +19,8 @@ import pyarrow.parquet
 import pytest
 
 from furnclip.errors import InputError, StorageError
-from furnclip.shards import ShardDataset, read_assignments, read_manifest
-from tests.prepare_shop import Shop
+from furnclip.shards import ShardDataset, read_manifest
+from tests.prepare_shop import Shop, read_assignments
 from tests.small_disk import small_disk
 
 

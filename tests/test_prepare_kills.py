@@ -18,8 +18,8 @@ import pytest
 from furnclip.config import load_config
 from furnclip.prepare import prepare
 from furnclip.prepare.store import Members, SampleStore, Scanned
-from furnclip.shards import read_assignments, read_manifest
-from tests.prepare_shop import Shop, sha256_of
+from furnclip.shards import read_manifest
+from tests.prepare_shop import Shop, read_assignments, sha256_of
 from tests.small_disk import small_disk
 
 FULL = os.environ.get("FURNCLIP_FULL") == "1"

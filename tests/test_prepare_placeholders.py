@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from furnclip.shards import read_assignments
-from tests.prepare_shop import Shop
+from tests.prepare_shop import Shop, read_assignments
 
 COLORS = ("red", "walnut", "grey", "brass", "linen", "teal", "oak", "ivory")
 THINGS = ("sofa", "floor lamp", "bed frame", "vase", "rug", "bookcase", "mirror")

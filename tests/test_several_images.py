@@ -10,9 +10,9 @@ import pytest
 
 from furnclip.config import TrainingConfig
 from furnclip.model.inputs import Preprocessing
-from furnclip.shards import REST, SPLITS, Sample, ShardDataset, read_assignments, read_manifest
+from furnclip.shards import REST, SPLITS, Sample, ShardDataset, read_manifest
 from furnclip.train.data import TrainingData
-from tests.prepare_shop import Shop, draw
+from tests.prepare_shop import Shop, draw, read_assignments
 
 
 @pytest.fixture

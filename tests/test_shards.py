@@ -29,7 +29,6 @@ from furnclip.shards import (
     ProductImages,
     Sample,
     ShardDataset,
-    read_assignments,
     read_manifest,
     seen_hash,
     write_manifest,
@@ -45,6 +44,7 @@ from furnclip.shards.tar import (
     read_sample,
     write_shard,
 )
+from tests.prepare_shop import read_assignments
 
 
 def sample(number: int, image_bytes: bytes = b"") -> Sample:

@@ -28,7 +28,6 @@ from furnclip.train.data import (
     without_words,
 )
 from furnclip.train.scenarios import depth_below_top, learning_rate, settled
-from furnclip.train.trackers import sparkline
 
 
 @given(
@@ -137,12 +136,6 @@ def test_the_rate_climbs_then_falls_and_lower_layers_get_less() -> None:
         "logit_scale": 0,
     }
     assert {name: depth_below_top(name, layers) for name in depths} == depths
-
-
-def test_a_sparkline_spans_its_values() -> None:
-    assert sparkline([1, 2, 3]) == "▁▅█"
-    assert sparkline([2, 2]) == "▁▁"
-    assert sparkline([]) == ""
 
 
 def _four_legs() -> Image.Image:

@@ -34,8 +34,8 @@ from furnclip.train.exact import (
     distillation_loss,
     exact_backward,
     measured,
+    storage_addresses,
 )
-from furnclip.train.memory import storage_addresses
 from furnclip.train.scenarios import SCENARIOS, Muon, orthogonalized, unfreeze
 
 SAMPLES = 24

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from furnclip.journal import read_journal
-from furnclip.train import memory
+from furnclip.train import encoder
 from furnclip.train.encoder import TowerEncoder
 from tests.siglip import build_tiny_siglip
 from tests.training import command, losses, run_train
@@ -27,7 +27,7 @@ def weights(run: Path) -> bytes:
 def test_the_micro_batch_that_is_found_trains_as_if_it_had_been_given(
     ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 8 * 2**20)  # as on a very small machine
+    monkeypatch.setattr(encoder, "free_bytes", lambda device: 8 * 2**20)  # as on a very small machine
     flags = ["train", "--effective-batch-size", "39", "--epochs", "1", "--json"]
 
     def card_of(*more: str) -> Any:

@@ -1,17 +1,8 @@
 """Reading product catalogues as shops write them, a row at a time.
 
 Input: a catalogue as CSV, TSV, JSON, JSON lines, XML (each may be gzipped) or Parquet, told by its content;
-or `work/clean/cleaned.csv`. What an export is, and what its columns are, is told in `formats`; which rows
-make one product, in `rows`.
-Output: a stream of `Product` and `Rejection`; no row is dropped without one of the two.
-
-An id has to be there, printable, and new: the first row with an id keeps it, later ones are rejected.
-A row needs as many cells as the header; a cell over `MAX_CELL_CHARS` is refused. Encodings are told in
-`text`, quotes and delimiters in `delimited`.
-
-What kind of value a column holds, and its name in a filter, are told in `columns`.
-
-`content_hash` decides everywhere in furnclip whether something is up to date.
+or `work/clean/cleaned.csv`. Output: a stream of `Product` and `Rejection`; no row is dropped without one of
+the two. `content_hash` decides everywhere in furnclip whether something is up to date.
 """
 
 from furnclip.catalogue.columns import Column as Column

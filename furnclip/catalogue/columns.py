@@ -2,12 +2,10 @@
 
 A column is of a kind when nearly all of its cells are (`_MOST`): one "on request" among a thousand prices
 does not make them text; such cells are counted. Money is a number without its sign; the availability of a
-feed, or a quantity, is the boolean `in_stock`. Digits that are a name (an article number, a bar code, "007")
-stay text. HTML in texts becomes the text that it shows.
+feed, or a quantity, is the boolean `in_stock`. Digits that are a name (an article number, "007") stay text.
 
-Names: lower case, without accents, `_` for all else; price, description and stock are called so whatever the
-shop calls them (`names.toml`). A name that is taken, furnclip's own or a word of SQL gets `raw_` in front, as
-in `cleaned.csv`; where that is taken too, a number follows.
+Names: lower case, without accents, `_` for all else. A name that is taken, furnclip's own or a word of SQL
+gets `raw_` in front, as in `cleaned.csv`; where that is taken too, a number follows.
 """
 
 from __future__ import annotations
@@ -89,8 +87,7 @@ def short_name(name: str) -> str:
 def known_as(wanted: Sequence[str], names: Collection[str], role: str) -> list[str]:
     """Short names that are one of the wanted; then those that have one in them as whole words.
 
-    These are names such as `merchant_product_id`; not `image_alt`, by the words of the role in `names.toml`.
-    Those in English come first, then the one with the lowest number, others in the order of the file.
+    English ones first, then the one with the lowest number; none with a word of `unlike` in `names.toml`.
     """
     unlike, english = set(known_names()["unlike"][role]), set(known_names()["words"]["english"])
     words = {name: set(name.split("_")) for name in names}
@@ -117,8 +114,8 @@ def says_nothing(text: str) -> bool:
 class Column:
     """One column: `source` is what the catalogue calls it, `name` what a filter does.
 
-    `written`: how its numbers and dates are written where cells alone do not tell: the decimal sign, or which
-    of day and month comes first. `unread`: cells that are not of its kind.
+    `written`: the decimal sign, or which of day and month comes first, where cells alone do not tell it.
+    `unread`: cells that are not of its kind.
     """
 
     source: str
@@ -128,10 +125,7 @@ class Column:
     unread: int = 0
 
     def value(self, cell: str) -> Value | None:
-        """The cell as a value of the kind; None where it is empty or holds none.
-
-        Of several, as of a product with variants: the lowest number, the first day, whether any is true.
-        """
+        """The cell as a value of the kind, or None: of several the lowest, the first day, any that is true."""
         text = cell.strip()
         if says_nothing(text):
             return None
@@ -150,24 +144,19 @@ class Column:
             return None
         if self.kind == "boolean":
             return _boolean(text)
-        return _date(text, self.written) if self.kind == "date" else _number(text, self.written)
+        return _date(text, self.written) if self.kind == "date" else _amount(text, self.written)[0]
 
 
 def _items(text: str, separator: str) -> list[str]:
     return list(filter(None, (plain_text(item.strip()) for item in text.split(separator))))
 
 
-def _number(text: str, decimal: str = "") -> float | None:
-    """A number or an amount of money.
+def _amount(text: str, decimal: str = "") -> tuple[float | None, str]:
+    """A number or an amount of money, and its decimal sign where that is certain.
 
     Of a lone sign before three digits only the column can tell what it is: `decimal`, or else a comma parts
     thousands and a point decimals.
     """
-    return _amount(text, decimal)[0]
-
-
-def _amount(text: str, decimal: str = "") -> tuple[float | None, str]:
-    """The number, and its decimal sign where that is certain."""
     if _SCIENTIFIC.fullmatch(text):
         number = float(text)
         return (number if math.isfinite(number) else None), "."
@@ -205,7 +194,7 @@ def _boolean(text: str) -> bool | None:
         return True
     if word in _words("no") or spaced in _words("out_of_stock"):
         return False
-    number = _number(text)
+    number, _ = _amount(text)
     return None if number is None else number > 0
 
 
@@ -235,10 +224,8 @@ class _Counts:
     fits: Counter[str] = field(default_factory=Counter)
     signs: Counter[str] = field(default_factory=Counter)
     """decimal signs that are certain, and `day` and `month` where such a one comes first for certain"""
-    amounts: int = 0
-    """numbers that are not -1, 0 or 1"""
-    names: int = 0
-    """numbers whose digits are a name"""
+    amounts: int = 0  # numbers that are not -1, 0 or 1
+    names: int = 0  # numbers whose digits are a name
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> _Counts:

@@ -2,8 +2,6 @@
 
 A column is taken by its name, in any case, order and of several languages, and only where it is filled; where
 no name is known, by what its cells look like. Every choice has its reason.
-
-`image_names` says which images a cell names, as shops write them; `furnclip.sources` finds their files.
 """
 
 from __future__ import annotations
@@ -49,31 +47,30 @@ class Recognition:
 
     format: str
     why: str
-    others: list[str]
-    """further formats that the file fits"""
-    rows: int
-    """of the file, that were looked at"""
-    products: int
-    """that they make"""
+    others: list[str]  # further formats that the file fits
+    rows: int  # of the file, that were looked at
+    products: int  # that they make
     settings: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     columns: list[Column] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
-    """names and addresses of images, as many as were seen"""
+    images: list[str] = field(default_factory=list)  # names and addresses of images, as many as were seen
 
 
 def recognize(path: Path, *, reserved: Iterable[str] = ()) -> Recognition:
-    """What a file is, told by its header and first rows. Raises `InputError` for what is no catalogue.
-
-    reserved: names that no column can have in the vector file.
-    """
+    """What a file is, told by its header and first rows; `reserved`: names that a column cannot have."""
     names = read_records(path)[0]
     records = read_records(path, ImageNames(tuple(names), path.parent, path.stem))[1]
     sample = [record for record in islice(records, _SAMPLE_ROWS) if not record.reason]
     if not sample:
         raise InputError(f"`{path}` has no row that can be read", hint="export the catalogue again")
-    known = _short_names(names)
-    fits = [each for each in formats()["format"] if _fits(each, known)]
+    known: dict[str, str] = {}
+    for name in names:
+        known.setdefault(short_name(name) or name, name)
+    fits = [
+        each
+        for each in formats()["format"]
+        if all(not known.keys().isdisjoint(alternatives) for alternatives in each["needs"])
+    ]
     chosen = {**_PLAIN, **(fits[0] if fits else {})}
     found = Recognition(chosen["name"], chosen["why"], [each["name"] for each in fits[1:]], len(sample), 0)
     chooser = _Chooser(chosen, known, sample, found, path.parent)
@@ -85,37 +82,21 @@ def recognize(path: Path, *, reserved: Iterable[str] = ()) -> Recognition:
     return found
 
 
-def _short_names(names: Sequence[str]) -> dict[str, str]:
-    """Columns by their short names; of two with one name, the first."""
-    known: dict[str, str] = {}
-    for name in names:
-        known.setdefault(short_name(name) or name, name)
-    return known
-
-
-def _fits(format: dict[str, Any], known: dict[str, str]) -> bool:
-    return all(not known.keys().isdisjoint(alternatives) for alternatives in format["needs"])
-
-
 def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
     """Matches the names of `more_images`, with any words before them."""
     escaped = (re.escape(pattern).replace(r"\*", r"\w*").replace(r"\#", r"\d+") for pattern in patterns)
     return re.compile(rf"(\w+_)?({'|'.join(escaped)})")
 
 
+@dataclass
 class _Chooser:
     """Chooses the columns of one file, and notes the reason of each choice."""
 
-    def __init__(
-        self,
-        format: dict[str, Any],
-        known: dict[str, str],
-        sample: list[Record],
-        found: Recognition,
-        folder: Path,
-    ) -> None:
-        self._format, self._known, self.sample, self._found = format, known, sample, found
-        self._folder = folder
+    _format: dict[str, Any]
+    _known: dict[str, str]  # columns by their short names
+    sample: list[Record]
+    _found: Recognition
+    _folder: Path
 
     def choose(self) -> None:
         """Fills in the settings and reasons of the recognition."""
@@ -184,7 +165,7 @@ class _Chooser:
 
     def _are_images(self, cells: Sequence[str]) -> bool:
         names = [name for cell in cells for name in image_names(cell)]
-        return bool(names) and sum(map(has_image_ending, names)) >= _MOST * len(names)
+        return bool(names) and sum(_ENDING.search(name) is not None for name in names) >= _MOST * len(names)
 
     def _take_text(self) -> str:
         taken = self._found.settings.values()
@@ -247,20 +228,11 @@ def _names_in(text: str) -> list[str]:
     return [text]
 
 
-def has_image_ending(name: str) -> bool:
-    """Whether a name or an address ends as those of images do."""
-    return _ENDING.search(name) is not None
-
-
+@lru_cache(maxsize=1)
 def image_table(path: Path) -> Mapping[str, str]:
     """The file of each image by its id, as a table of the shop has them. Raises `InputError`."""
-    return _image_table(path, path.stat().st_mtime_ns if path.is_file() else 0)
-
-
-@lru_cache(maxsize=1)
-def _image_table(path: Path, changed_ns: int) -> Mapping[str, str]:
     hint = "`paths.image_table` is a table with the columns `image_id` and `path`; empty: images have names"
-    columns, records = read_records(path) if changed_ns else ([], iter(()))
+    columns, records = read_records(path) if path.is_file() else ([], iter(()))
     if not {"image_id", "path"} <= set(columns):
         raise InputError(f"`{path}` is no table of images", hint=hint)
     return {record.fields["image_id"]: record.fields["path"] for record in records if not record.reason}

@@ -32,10 +32,7 @@ _MAX_SHOWN_CHARS = 40
 
 
 class Product(NamedTuple):
-    """One usable row. `row` counts from 1, without the header; `fields` has every column as written.
-
-    `title` is without HTML. Of a product of several rows, `row` is the first, and `fields` has all cells.
-    """
+    """One usable row, or several: `row` is the first, from 1 without the header; `fields` has every cell."""
 
     row: int
     product_id: str
@@ -43,8 +40,7 @@ class Product(NamedTuple):
     images: tuple[str, ...]
     group: str
     fields: dict[str, str]
-    file_rows: int = 1
-    """rows of the file that make this product"""
+    file_rows: int = 1  # rows of the file that make this product
 
 
 @dataclass(frozen=True)
@@ -152,10 +148,8 @@ def read_products(
 ) -> Iterator[Product | Rejection]:
     """Every row as a product or as a rejection with its reason, in file order, streamed.
 
-    `lines`: of a table, instead of those below its header.
-
-    Raises `InputError` for a file that cannot be read and `ConfigError` for a column that is not
-    there, both before the first row.
+    `lines`: of a table, instead of those below its header. Raises `InputError` for a file that cannot be read
+    and `ConfigError` for a column that is not there, both before the first row.
     """
     image_columns = (paths.image_column, *paths.more_image_columns)
     columns, records = _open(path, paths, ImageStore(image_columns, paths.images, path.stem), lines)
@@ -197,7 +191,6 @@ def uncleaned_rows(paths: DataPaths) -> int:
     """Rows of the catalogue that are in neither `cleaned.csv` nor `rejected.csv`: added or left out since.
 
     0 where nothing was cleaned yet, or where the raw catalogue is gone: then there is no other catalogue.
-    Ids are held as hashes of 8 bytes.
     """
     import numpy as np
 

@@ -1,15 +1,9 @@
 """Rows of any supported file, streamed, with damaged ones marked; and CSV files of our own.
 
-The kind of a file is recognized by its content. What we write is safe to open in a spreadsheet, which runs a
-cell such as `=HYPERLINK(...)` as a formula: on its way out such a cell, or one with apostrophes before such a
-sign, gets an apostrophe in front, and loses it on its way in. Numbers stay numbers.
-
-Several rows can make one product (`merged`), and variations lack what their parent says (`with_parents`).
-`Record.file_rows` says how many rows of the file a record is made of, so that all are accounted for. Both
-readings leave a table that was read so as it is.
-
-A column of the catalogue that has the name of one of ours is called `raw_NAME` in our files (and
-`raw_NAME` is called `raw_raw_NAME`), so no two columns have one name.
+What we write is safe to open in a spreadsheet, which runs a cell such as `=HYPERLINK(...)` as a formula: on
+its way out such a cell, or one with apostrophes before such a sign, gets an apostrophe in front, and loses it
+on its way in. A column of the catalogue that has the name of one of ours is called `raw_NAME` in our files
+(and `raw_NAME` is called `raw_raw_NAME`), so no two columns have one name.
 """
 
 from __future__ import annotations
@@ -77,10 +71,8 @@ class Record(NamedTuple):
     fields: dict[str, str]
     reason: str = ""
     detail: str = ""
-    file_rows: int = 1
-    """rows of the file that make this one"""
-    group: str = ""
-    """id of the product that this one is a variation of; empty where a column tells"""
+    file_rows: int = 1  # rows of the file that make this one
+    group: str = ""  # id of the product that this one is a variation of; empty where a column tells
 
 
 def read_records(
@@ -88,8 +80,7 @@ def read_records(
 ) -> tuple[list[str], Iterator[Record]]:
     """Columns and streamed records of any supported format; damaged rows are marked, not dropped.
 
-    `images`: where to put images that are inside the file. `language`: preferred of texts in several.
-    `lines`: of a table, instead of those below its header.
+    `images`: where to put images inside the file. `lines`: of a table, instead of those below its header.
     """
     if not path.exists():
         hint = "set `paths.products` in furnclip.toml to your file"
@@ -127,15 +118,14 @@ def _read(
     path: Path, images: ImageStore | None, language: str, lines: Iterable[str] | None
 ) -> tuple[list[str], Iterator[Record]]:
     kind = kind_of_file(path)
-    if kind == "parquet":
-        columns, rows = read_parquet(path)
-        return columns, _typed_records(columns, rows, images, language)
-    if kind == "xml":
-        columns, rows = read_xml(path)
-        return columns, _typed_records(columns, rows, images, language)
-    if kind.startswith("json"):
-        inside = "array" if kind == "json array" else _json_kind(path, path.suffix.lower())
-        columns, rows = read_json(path, inside)
+    if kind != "table":
+        if kind == "parquet":
+            columns, rows = read_parquet(path)
+        elif kind == "xml":
+            columns, rows = read_xml(path)
+        else:
+            inside = "array" if kind == "json array" else _json_kind(path, path.suffix.lower())
+            columns, rows = read_json(path, inside)
         return columns, _typed_records(columns, rows, images, language)
     table = Table(path)
     if lines is not None:

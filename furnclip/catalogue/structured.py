@@ -1,11 +1,8 @@
 """JSON, Parquet and XML: cells that are not text become the text or the image file that a CSV would have.
 
 Lists are joined by `|`; of `{language, value}` lists one language is taken; of an object its value or
-address, or else `name: value` pairs. Image bytes, as Hugging Face data sets have them, become files in the
-image folder.
-
-An XML feed is RSS or Atom with `g:` names as for Google Merchant Center, or anything that holds `<product>`s.
-It is streamed; a document type with entities is refused: those can grow without bound or read other files.
+address, or else `name: value` pairs. An XML feed is streamed; a document type with entities is refused: those
+can grow without bound or read other files.
 """
 
 from __future__ import annotations
@@ -103,10 +100,7 @@ class ImageNames(ImageStore):
 
 
 def cell_text(value: object, language: str = "en", depth: int = 0) -> str:
-    """A cell of any type as the text a CSV would have, in the preferred `language`.
-
-    Raises `ValueError` where there is no such text.
-    """
+    """A cell of any type as the text a CSV would have. Raises `ValueError` where there is no such text."""
     if value is None or value != value:  # NaN, the null of many exporters, is not equal to itself
         return ""
     if isinstance(value, str):
@@ -165,10 +159,7 @@ def _text_of_object(value: Mapping[Any, object], language: str, depth: int) -> s
 def read_json(
     path: Path, kind: Literal["array", "lines", "object"]
 ) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
-    """Columns, in the order in which they first occur, and every object; a message where there is none.
-
-    kind: what the file is: one array, an object a line, or one object that has the array in it.
-    """
+    """Columns, in the order in which they first occur, and every object; a message where there is none."""
     read = _json_lines if kind == "lines" else partial(_array_items, is_inside=kind == "object")
     columns: dict[str, None] = {}
     for item in map(_with_variants, read(path)):

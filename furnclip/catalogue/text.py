@@ -2,8 +2,7 @@
 
 UTF-8, UTF-16 and UTF-32 are recognized by their bytes. In a file that is mostly UTF-8, a line that is not
 stays marked, so that its row alone is rejected. Any other file is read in the one encoding that fits it best,
-which is announced once; its lines that are UTF-8 after all are read as UTF-8. `.gz` is unpacked on the way.
-HTML in a cell becomes the text that it shows.
+which is announced once; its lines that are UTF-8 after all are read as UTF-8.
 """
 
 from __future__ import annotations
@@ -54,10 +53,7 @@ codecs.register_error(_MARKING, lambda error: ("\udcff", getattr(error, "end", 0
 
 
 def text_lines(path: Path) -> Generator[str, None, None]:
-    """The lines of a text file with their ends, `\\n`, `\\r` or both.
-
-    Raises `InputError` for a file that is no text, has a line of over `MAX_LINE_CHARS`, or is damaged.
-    """
+    """The lines of a text file with their ends, of any kind. Raises `InputError` for what is no text."""
     encoding, _ = find_encoding(path)
     if encoding.startswith("utf"):
         yield from _lines(path, encoding)
@@ -174,10 +170,7 @@ def _wide_encoding(head: bytes) -> str:
 
 
 def _legacy_encoding(sample: bytes) -> str:
-    """The encoding that makes sense of bytes that are not UTF-8; empty where none does.
-
-    Western is told by the bytes beyond ASCII that stand alone, as accented letters and signs do.
-    """
+    """Western, by bytes that stand alone as accented letters do, or what fits best; empty if nothing does."""
     sample = _WITH_SHARP_S.sub(rb"\1s", sample)
     alone = total = 0
     for before, byte, after in zip(b"\n" + sample, sample, sample[1:] + b"\n", strict=False):

@@ -57,7 +57,10 @@ def init(
         todo = "fill in the [paths] section, then run" if not found else "run"
         console.say(f"next: {todo} `furnclip doctor`")
 
-    payload = {"written": written, **({"recognized": _as_payload(found, paths)} if found else {})}
+    payload: dict[str, Any] = {"written": written}
+    if found:
+        payload["recognized"] = {**asdict(found), "settings": paths}
+        del payload["recognized"]["images"]
     call.emit(payload, human)
 
 
@@ -133,13 +136,6 @@ def _show_recognized(found: Recognition, paths: dict[str, Any]) -> None:
     more = f" and {len(told) - _SHOWN_COLUMNS} more" if len(told) > _SHOWN_COLUMNS else ""
     if names:
         console.note(f"a search can filter by {', '.join(names)}{more}")
-
-
-def _as_payload(found: Recognition, paths: dict[str, Any]) -> dict[str, Any]:
-    """For `--json`."""
-    facts = asdict(found)
-    del facts["images"]
-    return {**facts, "settings": paths}
 
 
 @takes(config=False)

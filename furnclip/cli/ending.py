@@ -1,7 +1,6 @@
 """How a command ends: its exit code, its errors as two lines, and what signals do to it.
 
-Ctrl-C is exit 130 and one `error:` line at any moment. SIGTERM and SIGHUP unwind the command, so that what
-it started ends with it, and exit with 128 and their number; a second one ends it at once.
+SIGTERM and SIGHUP unwind the command, so that what it started ends with it; a second one ends it at once.
 """
 
 from __future__ import annotations
@@ -192,10 +191,7 @@ def explain(error: BaseException) -> FurnclipError | None:
 
 
 def full_disk(error: BaseException, written: Iterable[Path] = ()) -> StorageError | None:
-    """The error that names the disk, where `error` says that one is full: the system does not say which.
-
-    Without a file name the one with the least room left is meant, of those that were `written` to.
-    """
+    """The error that names the full disk; without a file name, the fullest of those `written` to."""
     if getattr(error, "errno", None) not in FULL_DISK and not _NO_SPACE.search(str(error)):
         return None
     folders = [path for folder in written for path in (folder, *folder.glob("*/"), *folder.glob("*/*/"))]

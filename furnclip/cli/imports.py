@@ -1,10 +1,8 @@
 """What a search needs, imported in half the time, for commands that have to answer at once.
 
 LanceDB builds hundreds of models of a client for catalog services (`lance_namespace`), reads the bytecode of
-its own methods (`overrides`), and by way of pyarrow brings pandas where that is installed. Tables are opened
-by their path and read as Arrow here, so while LanceDB is imported empty classes stand in for the client,
-`override` does nothing, and there is no pandas. Only for a process of furnclip's own, where nobody else uses
-LanceDB.
+its own methods (`overrides`), and by way of pyarrow brings pandas where that is installed. While it is
+imported, empty classes stand in for the client, `override` does nothing, and there is no pandas.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What every command shares: options, settings from flags, and errors as two lines.
-
-Only typer is imported here; everything heavier waits until a command runs.
-"""
+"""What every command shares: options, settings from flags, errors as two lines. Only typer is imported."""
 
 from __future__ import annotations
 
@@ -89,8 +86,7 @@ class Call:
 def takes(*names: str, config: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a function a command with the options of these settings, `--config` and `--json`.
 
-    `@takes("train.epochs")` makes `--epochs 3` arrive in its first parameter, a `Call`, whose `flags` are
-    then `{"train": {"epochs": 3}}`.
+    `@takes("train.epochs")`: `--epochs 3` arrives as `{"train": {"epochs": 3}}` in the `flags` of its `Call`.
     """
     options = {}
     for name in names:

@@ -1,8 +1,7 @@
 """`furnclip fetch`, `prepare` and `train`: images from the web, shards without leaks, a model; and `update`.
 
-`update` is what a cron line calls to bring search in line with the catalogue. Each of its stages is a command
-and a process of its own, so that the memory of one is free for the next. What they say, and their results,
-are appended to `work/update.log`.
+Each stage of `update` is a process of its own, so that the memory of one is free for the next; what they
+say, and their results, are appended to `work/update.log`.
 """
 
 from __future__ import annotations

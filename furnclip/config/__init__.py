@@ -2,9 +2,7 @@
 
 A value is taken from the first of: a flag, an environment variable, `.env`, `furnclip.toml`, the
 default here. `FURNCLIP_TRAIN__EPOCHS=3` sets `train.epochs`; `MODEL_NAME` and `OPENAI_API_KEY` work
-as they are. The libraries' variables in `.env` (keys, regions, `CUDA_VISIBLE_DEVICES` ...) are handed to
-the process. A folder may come from somebody else: `trust` says which of its settings the user is asked
-about. Relative paths are taken from the folder that `furnclip.toml` lies in.
+as they are. Relative paths are taken from the folder that `furnclip.toml` lies in.
 """
 
 from __future__ import annotations
@@ -64,10 +62,8 @@ def load_config(
 ) -> Config:
     """Settings from flags, environment, `.env`, the file and the defaults, checked.
 
-    `path`: the file; None takes `furnclip.toml` of the current folder if there is one.
-    `flags`: nested like the file, e.g. `{"train": {"epochs": 3}}`; they win over everything.
-    `trust`: allow the folder's sensitive settings without a question, and remember that.
-
+    `path`: the file; None takes `furnclip.toml` of the current folder if there is one. `flags`: nested like
+    the file. `trust`: allow the folder's sensitive settings without a question, and remember that.
     Raises `ConfigError` for an unreadable file, an unknown key (with the nearest known one), a value out
     of range (with the key, the value and what is allowed) or a sensitive setting that is not allowed.
     """
@@ -108,10 +104,7 @@ def settings_file(path: Path | None) -> Path:
 def _permitted(
     files: Mapping[Path, dict[str, Any]], own: Mapping[str, Any], *, trust: bool
 ) -> dict[str, Any]:
-    """The settings of the folder's files, highest precedence first, once the user permits the sensitive ones.
-
-    The user's own values need no permission. A viewer that is not permitted is replaced by `auto`.
-    """
+    """The settings of the files, highest precedence first, once the user permits the sensitive ones."""
     settings: dict[str, Any] = {}
     for values in files.values():
         settings = merged(values, settings)
@@ -138,10 +131,9 @@ def _value(values: Mapping[str, Any], name: str) -> Any:
 
 
 def _check_addresses(config: Config, own: Mapping[str, Any]) -> None:
-    """No key in clear text to another machine, unless the user named that machine.
+    """No key in clear text to another machine, unless the user named that machine and nothing secret is sent.
 
-    An address from the environment or a flag is fine where nothing secret goes over the wire: requests to
-    S3 are signed with the secret key, and only a session token is sent along.
+    Requests to S3 are signed with the secret key, and only a session token is sent along.
     """
     key, token = config.openai_api_key.get_secret_value(), environment_variables().get("AWS_SESSION_TOKEN")
     if key or _value(own, "clean.base_url") is None:
@@ -185,10 +177,7 @@ def _explain(error: ValidationError, file: Path) -> ConfigError:
 
 
 def config_template(paths: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """The commented `furnclip.toml`: every key, its default, and its meaning and unit.
-
-    paths: other values than the defaults in its section `paths`.
-    """
+    """The commented `furnclip.toml`: every key, its meaning and its default, or the value in `paths`."""
     lines = [
         "# Settings of furnclip. Every key is here with its default; change what you need.",
         "# A flag wins over the environment, that over .env, that over this file.",
@@ -207,10 +196,7 @@ def config_template(paths: Mapping[str, Any] = MappingProxyType({})) -> str:
 def write_templates(
     folder: Path, *, force: bool = False, paths: Mapping[str, Any] = MappingProxyType({})
 ) -> list[Path]:
-    """Write `furnclip.toml`, with these `paths`, and `.env.example` into `folder`; the paths written.
-
-    Raises `ConfigError` when one exists and `force` is off; then nothing is written.
-    """
+    """Write `furnclip.toml` and `.env.example`; the paths written. Without `force` nothing is overwritten."""
     contents = {folder / _FILE_NAME: config_template(paths), folder / ".env.example": _ENV_EXAMPLE}
     existing = [path.name for path in contents if path.exists()]
     if existing and not force:

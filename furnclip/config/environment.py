@@ -1,7 +1,4 @@
-"""Variables: the process environment, which is the user's, and `.env`, which is the folder's.
-
-Lists are written `a,b` or as JSON, tables as JSON. Of `.env` only the names listed here are used.
-"""
+"""Variables: the process environment, which is the user's, and `.env`, which is the folder's."""
 
 from __future__ import annotations
 
@@ -64,10 +61,7 @@ class Launch:
 
 
 def torchrun_launch() -> Launch:
-    """What torchrun started; a single process unless all of its variables are there and fit together.
-
-    A left-over `RANK` would make a process wait for others that were never started.
-    """
+    """What torchrun started; one process unless its variables fit together: a left-over `RANK` would wait."""
     missing = [name for name in (*_TORCHRUN_NUMBERS, *_TORCHRUN_TEXTS) if not os.environ.get(name)]
     texts = {name: os.environ.get(name, "") for name in _TORCHRUN_NUMBERS}
     if not missing and all(text.isdecimal() for text in texts.values()):
@@ -87,8 +81,7 @@ def torchrun_launch() -> Launch:
 def adopt_dotenv(folder: Path, *, trust: bool = False) -> dict[str, str]:
     """Set the libraries' variables of `folder/.env` in the process; furnclip's own ones are returned.
 
-    Call it before a library that reads its variables on import. Raises `ConfigError` for a sensitive one
-    that the user has not allowed; a warning lists the names that are not used.
+    Raises `ConfigError` for a sensitive one that is not allowed; a warning lists those that are not used.
     """
     path = folder / ".env"
     own: dict[str, str] = {}
@@ -128,10 +121,7 @@ def _read_dotenv(path: Path) -> dict[str, str]:
 
 
 def read_text(path: Path) -> str:
-    """A settings file's text: UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it.
-
-    Raises `ConfigError` naming the file when it is neither, or `InputError` when it is no regular file.
-    """
+    """A settings file's text: UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it."""
     with open_regular(path, what="the settings file") as file:
         data = file.read(_LARGEST_BYTES + 1)
     if len(data) > _LARGEST_BYTES:
@@ -149,10 +139,7 @@ def read_text(path: Path) -> str:
 
 
 def nested(variables: Mapping[str, str]) -> dict[str, Any]:
-    """Settings from variables, nested like the file; empty ones and those of others are left out.
-
-    Raises `ConfigError` for a name with our prefix that is no setting, with the nearest one.
-    """
+    """Settings from variables, nested like the file. Raises `ConfigError` for what is nearly a setting."""
     known: dict[str, tuple[str, ...]] = {**_SHORT_NAMES, f"{_PREFIX}OPENAI_API_KEY": ("openai_api_key",)}
     for section, model in sections().items():
         known[f"{_PREFIX}{section.upper()}"] = (section,)

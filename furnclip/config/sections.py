@@ -1,8 +1,4 @@
-"""The settings of each command: type, default, unit and meaning.
-
-The docstring under a field is its documentation: `config_template` prints it into the commented
-`furnclip.toml` that `furnclip init` writes, and `cli/flags.json` is generated from it.
-"""
+"""The settings of each command: `config_template` and `cli/flags.json` are made of the docstrings here."""
 
 from __future__ import annotations
 

@@ -1,12 +1,8 @@
 """Settings of a folder that can do harm when the folder came from somebody else: one rule for all of them.
 
-A setting is sensitive when it starts a program (`arena.viewer`), names a file with credentials
-(`AWS_CONFIG_FILE` ...), sends a key to an address of its choice (`clean.base_url`, `HF_ENDPOINT` ...) or
-opens the network behind the machine to the catalogue (`fetch.allow_private`).
-Standing in `furnclip.toml` or `.env` it needs the user's permission: asked for once on a terminal and
-remembered in the user's own state folder for this folder and this exact value; without a terminal it is
-refused. Flags and the process environment are the user's own. An address on this machine or of the
-vendor itself needs no permission.
+Standing in `furnclip.toml` or `.env` a setting of `SETTINGS` or `_VARIABLES` needs the user's permission:
+asked for once on a terminal and remembered in the user's own state folder for this folder and this exact
+value; without a terminal it is refused. Flags and the process environment are the user's own.
 
 Plain http to another machine shows the key to everybody on the way: the user has to name that machine in
 FURNCLIP_ALLOW_HTTP, which counts only in the process environment.
@@ -104,10 +100,7 @@ def danger_of(variable: str) -> str | None:
 
 
 def require_permission(found: FolderSetting, *, trust: bool = False) -> None:
-    """Nothing, if the user allows this setting, has allowed it before or says so now (`trust`).
-
-    Raises `ConfigError` with the way to allow it.
-    """
+    """Raise `ConfigError` unless the user allows this setting, allowed it before or does so by `trust`."""
     if found.is_harmless():
         return
     key, record = found.key(), _permissions_file()

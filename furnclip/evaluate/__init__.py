@@ -1,11 +1,9 @@
 """`furnclip eval`: did it get better? With intervals, paired tests and images.
 
 In: a split of `work/shards/` and models (the base, runs under `work/runs/`). Out: `work/eval/report.json`
-and `work/eval/report.html`, one self-contained page.
-
-Every query is ranked against the whole gallery of the split, a product that shares a group or a
-caption with the right one is right as well, and ties count against the model. The gallery is small
-next to a shop's whole catalogue, so the numbers rank models; they do not predict what a shopper sees.
+and `work/eval/report.html`. Every query is ranked against the whole gallery of the split; ties count against
+the model. The gallery is small next to a shop's whole catalogue: the numbers rank models, and do not predict
+what a shopper sees.
 """
 
 from __future__ import annotations

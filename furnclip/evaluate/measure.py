@@ -1,13 +1,8 @@
 """The models that are compared, what they say of a split, and from that the numbers of the report.
 
-Vectors are those that `embed` wrote, so that what is measured is what is served. Where it has not run, they
-come from the cache of features, so that a killed evaluation finds the models it has finished with. Numbers
-are each query's scores, their means, intervals, slices and paired tests.
-
-Latency is wall time of the public encode call, warm: tokenizing or resizing, the tower, and the copy
-back, which also waits for a GPU. Decoding the JPEG is not in it. The models take turns, call by call,
-so that a busy minute of the machine hits all of them; on a machine with other work to do trust the
-median only.
+Vectors are those that `embed` wrote, so that what is measured is what is served; else they come from the
+cache of features. Latency is wall time of the public encode call, warm, without decoding the JPEG. The models
+take turns, call by call, so that a busy minute of the machine hits all of them.
 """
 
 from __future__ import annotations
@@ -57,8 +52,7 @@ class ModelVectors:
     label: str
     clip: Clip
     vectors: dict[Side, Floats]  # each (N, D); `requests` (R, D), `queries` (Q, D)
-    served: int = 0
-    """products whose vectors are those that `embed` wrote"""
+    served: int = 0  # products whose vectors are those that `embed` wrote
 
 
 def encode_model(
@@ -122,10 +116,7 @@ def _cached(
 
 
 def measure_latency(models: Sequence[ModelVectors], split: Split, *, seconds: float) -> dict[str, Any]:
-    """Milliseconds by label, for texts, images, and a search of one text in the split's images.
-
-    `seconds`: to spend on each figure of each model; for 0 there are no figures.
-    """
+    """Milliseconds by label, for texts, images, and a search; `seconds`: for each figure, 0: no figures."""
     figures: dict[str, dict[str, Any]] = {model.label: {} for model in models}
     if seconds <= 0:
         return figures
@@ -280,10 +271,7 @@ def _compare(measured: Measurement, name: str, first: str, second: str) -> dict[
 
 
 def _slices(attribute: str, measured: Measurement) -> dict[str, Any]:
-    """Text to image of each model for the queries of one type, material, color or style; whole gallery.
-
-    Values with fewer queries than `slice_min_queries` are counted in `left_out` only.
-    """
+    """Text to image of each model for the queries of one type, material, color or style; whole gallery."""
     task = measured.tasks["text_to_image"]
     values = np.asarray(measured.split.attributes[attribute])[task.rows]
     names, counts = np.unique(values[values != ""], return_counts=True)

@@ -1,12 +1,8 @@
 """The report in words and images: lines and a table for the terminal, `report.html` for a browser.
 
-The page is one self-contained file for phones and desks, without a single outside address. Images are
-JPEG data URIs, each in the page once. Product titles are shop data: the template escapes everything.
-Gains and regressions are picked for their size and prove nothing; the queries drawn at random are the ones to
-judge by.
-
-Plots are places on a drawing as wide as a phone's screen, which `templates/plots.html` draws; each model has
-a marker of its own besides its color.
+The page is one self-contained file without a single outside address. Product titles are shop data: the
+template escapes everything. Gains and regressions are picked for their size and prove nothing; the queries
+drawn at random are the ones to judge by. Plots are places on a drawing, which `templates/plots.html` draws.
 """
 
 from __future__ import annotations
@@ -33,6 +29,7 @@ _MOST_TIMES = 100  # as many test products as there are, beyond which no shop wi
 _THUMBNAIL_PX = 160
 _TOP = 5
 ReportJson = Mapping[str, Any]
+PagePart = Mapping[str, Any]  # title, note and examples
 Points = Sequence[tuple[float, float]]
 WIDTH = 330
 MARKERS = (
@@ -49,33 +46,6 @@ _MODEL_HEIGHT, _ROW_GAP = 13, 16
 _LETTER_WIDTH, _MOST_LETTERS = 6, 22
 _MOST_TICKS, _MOST_SLICES = 5, 12
 _STEPS = (0.02, 0.05, 0.1, 0.2, 0.25, 0.5)
-
-
-@dataclass(frozen=True)
-class ModelAnswer:
-    """The first images that a model gives, and the rank of its first relevant one."""
-
-    label: str
-    rank: int
-    hits: Sequence[tuple[int, bool]]  # product, and whether it is relevant
-
-
-@dataclass(frozen=True)
-class Example:
-    """A query, the product it is about (None for a request), and each model's answer."""
-
-    query: str
-    target: int | None
-    answers: Sequence[ModelAnswer]
-
-
-@dataclass(frozen=True)
-class ReportSection:
-    """Examples under one heading of the report."""
-
-    title: str
-    note: str
-    examples: Sequence[Example]
 
 
 def summary_table(report: ReportJson) -> tuple[list[str], list[list[object]]]:
@@ -121,10 +91,7 @@ def _verdict(test: Mapping[str, float]) -> str:
 
 
 def _missing_products(test: Mapping[str, float], products: int) -> str:
-    """How many more test products would show a difference as large as this one.
-
-    An interval shrinks with the square root of the number of groups.
-    """
+    """How many more test products would tell: intervals shrink with the root of the number of groups."""
     half_width, difference = (test["high"] - test["low"]) / 2, abs(test["difference"])
     if difference * math.sqrt(_MOST_TIMES) <= half_width:
         return "the two are too alike to tell apart with any usual test split"
@@ -137,7 +104,7 @@ def _p_text(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
-def render(report: ReportJson, sections: Sequence[ReportSection], split: Split) -> str:
+def render(report: ReportJson, sections: Sequence[PagePart], split: Split) -> str:
     """The whole page."""
     environment = Environment(
         loader=PackageLoader("furnclip.evaluate"),
@@ -146,9 +113,8 @@ def render(report: ReportJson, sections: Sequence[ReportSection], split: Split) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        p_value=_p_text, verdict=_verdict, shown=lambda label: shown_name(report, label)
-    )
+    names = partial(shown_name, report)
+    environment.filters.update(p_value=_p_text, verdict=_verdict, shown=names)
     labels = report["labels"]
     plots = {
         "How often the first result is relevant": plot_metrics(report, "recall@1"),
@@ -180,11 +146,11 @@ def render(report: ReportJson, sections: Sequence[ReportSection], split: Split) 
     )
 
 
-def _images(sections: Sequence[ReportSection], split: Split) -> dict[int, str]:
+def _images(sections: Sequence[PagePart], split: Split) -> dict[int, str]:
     """Product index -> data URI, for every image that is shown."""
-    examples = [example for section in sections for example in section.examples]
-    shown = {index for example in examples for answer in example.answers for index, _ in answer.hits}
-    shown |= {example.target for example in examples if example.target is not None}
+    examples = [example for section in sections for example in section["examples"]]
+    shown = {index for example in examples for answer in example["answers"] for index, _ in answer["hits"]}
+    shown |= {example["target"] for example in examples} - {None}
     uris = {}
     for index in sorted(shown):
         image = split.image(index)
@@ -194,7 +160,7 @@ def _images(sections: Sequence[ReportSection], split: Split) -> dict[int, str]:
     return uris
 
 
-def choose(measured: Measurement) -> list[ReportSection]:
+def choose(measured: Measurement) -> list[PagePart]:
     """The sections that have something to show, in the report's order."""
     random = np.random.default_rng(measured.config.seed)
     products = partial(_section, measured, "text_to_image")
@@ -215,11 +181,11 @@ def choose(measured: Measurement) -> list[ReportSection]:
         sections.append(products("Regressions", f"Where {name} is most behind {first}", losses))
     hardest = [row for row in np.argsort(-ranks, kind="stable") if ranks[row] > _TOP]
     sections.append(products("Hardest", f"Where {name} finds the relevant image last", hardest))
-    return [section for section in sections if section.examples]
+    return [section for section in sections if section["examples"]]
 
 
-def _section(measured: Measurement, name: str, title: str, note: str, rows: Iterable[int]) -> ReportSection:
-    """The first of a task's `rows`, as many as the settings ask for."""
+def _section(measured: Measurement, name: str, title: str, note: str, rows: Iterable[int]) -> PagePart:
+    """The first of a task's `rows`, as many as the settings ask for, and the answers."""
     task = measured.tasks[name]
     about_product = task.queries == "captions"
     texts = measured.split.captions if about_product else [request.text for request in measured.requests]
@@ -235,16 +201,14 @@ def _section(measured: Measurement, name: str, title: str, note: str, rows: Iter
     examples = []
     for place, (row, source) in enumerate(zip(chosen, sources.tolist(), strict=True)):
         relevant = set(task.relevant[row].tolist())
-        answers = [
-            ModelAnswer(
-                label,
-                rank=int(measured.answers[name][label].first_ranks[row]),
-                hits=[(index, index in relevant) for index in top[place].tolist()],
-            )
-            for label, top in tops.items()
-        ]
-        examples.append(Example(texts[source], source if about_product else None, answers))
-    return ReportSection(title, note, examples)
+        answers = []
+        for label, top in tops.items():
+            rank = int(measured.answers[name][label].first_ranks[row])
+            hits = [(index, index in relevant) for index in top[place].tolist()]
+            answers.append({"label": label, "rank": rank, "hits": hits})
+        target = source if about_product else None
+        examples.append({"query": texts[source], "target": target, "answers": answers})
+    return {"title": title, "note": note, "examples": examples}
 
 
 @dataclass(frozen=True)

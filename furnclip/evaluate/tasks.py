@@ -1,16 +1,15 @@
 """What is asked of a model: the products of a split, and queries, gallery and relevant items of each task.
 
-What is relevant to a product is every product of the same group or with the same caption: nothing
-tells those apart. nDCG also has grades between: the same type in the same color, material or style is
-worth 3, the same type alone 1, a relevant item 7 (2^grade - 1). A shopper query asks for every product that
-it was written for, and for what nothing tells apart from one; it is asked on the test split alone, since
-training may read those of the others.
+Relevant to a product is every product of the same group or with the same caption. nDCG also has grades
+between: the same type in the same color, material or style is worth 3, the same type alone 1, a relevant item
+7 (2^grade - 1). A shopper query asks for every product that it was written for, on the test split alone,
+since training may read those of the others.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -77,10 +76,7 @@ class Split:
 
 
 def read_split(config: Config) -> Split:
-    """The split that `config.eval` names.
-
-    Raises `MissingStageError` without shards and `InputError` when the split is empty.
-    """
+    """The split that is set. Raises `MissingStageError` without shards, `InputError` for an empty split."""
     name = config.eval.split
     dataset = ShardDataset(open_shards(config), name)
     if not len(dataset):
@@ -101,18 +97,13 @@ def read_split(config: Config) -> Split:
         for text in dataset.texts()
     ]
     image_keys, seen, titles, captions, groups, fields = zip(*rows, strict=True)
-    known = known_attributes(fields)
-    queries = _drawn_queries(fields, seed=config.eval.seed) if name == "test" else {}
-    return Split(name, dataset, image_keys, seen, titles, captions, groups, known, queries)
-
-
-def _drawn_queries(fields: Sequence[Mapping[str, str]], *, seed: int) -> dict[str, list[int]]:
-    """The shopper queries of a split in alphabetical order, at most 500, with the products of each."""
-    rows: defaultdict[str, list[int]] = defaultdict(list)
-    for row, product in enumerate(fields):
+    asked: defaultdict[str, list[int]] = defaultdict(list)
+    for row, product in enumerate(fields if name == "test" else ()):
         for query in shopper_queries(product):
-            rows[query].append(row)
-    return {query: rows[query] for query in _some(sorted(rows), seed)}
+            asked[query].append(row)
+    queries = {query: asked[query] for query in _some(sorted(asked), config.eval.seed)}
+    known = known_attributes(fields)
+    return Split(name, dataset, image_keys, seen, titles, captions, groups, known, queries)
 
 
 @dataclass(frozen=True)

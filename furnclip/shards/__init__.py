@@ -11,35 +11,17 @@ numbers, `ProductImages` finds the images of one product. The tar files are plai
 any of its readers.
 """
 
-from furnclip.journal import MANIFEST_NAME
-from furnclip.shards.manifest import (
-    FOLDERS,
-    MINI_TRAIN,
-    REST,
-    SPLITS,
-    Manifest,
-    read_assignments,
-    read_manifest,
-    write_manifest,
-)
-from furnclip.shards.place import ShardPlace, open_shards
-from furnclip.shards.reader import ProductImages, ShardDataset
-from furnclip.shards.tar import Sample, seen_hash
-
-__all__ = [
-    "FOLDERS",
-    "MANIFEST_NAME",
-    "MINI_TRAIN",
-    "REST",
-    "SPLITS",
-    "Manifest",
-    "ProductImages",
-    "Sample",
-    "ShardDataset",
-    "ShardPlace",
-    "open_shards",
-    "read_assignments",
-    "read_manifest",
-    "seen_hash",
-    "write_manifest",
-]
+from furnclip.journal import MANIFEST_NAME as MANIFEST_NAME
+from furnclip.shards.manifest import FOLDERS as FOLDERS
+from furnclip.shards.manifest import MINI_TRAIN as MINI_TRAIN
+from furnclip.shards.manifest import REST as REST
+from furnclip.shards.manifest import SPLITS as SPLITS
+from furnclip.shards.manifest import Manifest as Manifest
+from furnclip.shards.manifest import read_manifest as read_manifest
+from furnclip.shards.manifest import write_manifest as write_manifest
+from furnclip.shards.place import ShardPlace as ShardPlace
+from furnclip.shards.place import open_shards as open_shards
+from furnclip.shards.reader import ProductImages as ProductImages
+from furnclip.shards.reader import ShardDataset as ShardDataset
+from furnclip.shards.tar import Sample as Sample
+from furnclip.shards.tar import seen_hash as seen_hash

@@ -1,8 +1,4 @@
-"""`manifest.json`: which shards there are, what is in them, and that they are complete.
-
-It is written last, so where it exists everything it names exists. `assignments.parquet` beside it
-says which group and split each product was ever given.
-"""
+"""`manifest.json`: which shards there are and what is in them; written last, so all that it names exists."""
 
 from __future__ import annotations
 
@@ -15,7 +11,6 @@ from furnclip.catalogue import content_hash
 from furnclip.catalogue.columns import Column
 from furnclip.errors import ConfigError, InputError, MissingStageError
 from furnclip.journal import MANIFEST_NAME, parse_json, read_text, write_json
-from furnclip.shards.tar import read_index
 
 SPLITS = ("train", "validation", "test")
 MINI_TRAIN = "mini_train"
@@ -117,15 +112,3 @@ def _problem(manifest: Manifest) -> str:
         if not 0 <= split.groups <= split.samples:
             return f"`splits.{name}.groups` is {split.groups} for {split.samples} samples"
     return ""
-
-
-def read_assignments(folder: Path) -> dict[str, tuple[str, str]]:
-    """Product id -> (group, split) of every product in the shards of `folder`."""
-    found: dict[str, tuple[str, str]] = {}
-    manifest = read_manifest(folder)
-    for name in SPLITS:
-        for shard in manifest.splits[name].shards:
-            table = read_index(folder / shard.name, ["product_id", "group"], samples=shard.samples)
-            ids, groups = table["product_id"].to_pylist(), table["group"].to_pylist()
-            found.update((product_id, (group, name)) for product_id, group in zip(ids, groups, strict=True))
-    return found

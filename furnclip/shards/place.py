@@ -1,7 +1,6 @@
 """Where the shards lie: a folder of this machine, or the bucket that another machine sent them to.
 
-From a bucket each file comes once, when it is first needed, into `work/cache/shards/`, named by its content
-and compared with the manifest: killed downloads go on, and of what changed in the bucket only that comes.
+From a bucket each file comes once, when it is first needed, into `work/cache/shards/`, named by its content.
 """
 
 from __future__ import annotations

@@ -85,7 +85,6 @@ class ShardDataset:
         return [f"{seen:016x}" for seen in index["seen"].slice(first, len(rows)).to_pylist()]
 
     def keys(self) -> Iterator[str]:
-        """The key of each sample, in order."""
         for number in range(len(self.shards)):
             yield from self._index(number)["key"].to_pylist()
 
@@ -106,10 +105,7 @@ class ShardDataset:
 
 
 class ProductImages:
-    """The images of every product in the shards, by product id; for those who show products.
-
-    Holds 16 bytes a product. Raises `MissingStageError` where there are no shards.
-    """
+    """The images of every product in the shards, by product id. Raises `MissingStageError` without shards."""
 
     def __init__(self, place: ShardPlace | Path) -> None:
         place = ShardFolder(place) if isinstance(place, Path) else place

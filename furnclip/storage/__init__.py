@@ -4,16 +4,10 @@
     manager.upload_dataset("work/shards", "furnclip/shards")
     manager.download_dataset("furnclip/shards", "work/shards")
 
-`.furnclip-inventory.json` lists the files with their sizes and SHA-256: a download starts from it and
-checks every file against it. While an upload is running it says `"complete": false`.
-
-Up: the inventory, not complete; the files; what announces them; the inventory again, complete. The same
-call continues where it was killed: what is there already is not sent again, and parts of large files that
-never became an object are thrown away. One upload at a time may send to a prefix.
-
-Down: inventory and manifest are read first; what announces an older dataset in the folder is taken
-away; then come the files, each checked and flushed to the disk; the manifest gets its name last. A
-partial download is therefore never taken for a dataset, and the same call continues it.
+`.furnclip-inventory.json` lists the files with their sizes and SHA-256, and says `"complete": false` while an
+upload is running. Up: the inventory, not complete; the files; what announces them; the inventory, complete.
+Down: inventory and manifest are read first; an older manifest in the folder is taken away; the files come,
+each checked and flushed; the manifest gets its name last. A killed transfer continues by the same call.
 """
 
 from __future__ import annotations
@@ -24,7 +18,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -39,7 +32,6 @@ if TYPE_CHECKING:
 
 INVENTORY_NAME = ".furnclip-inventory.json"
 _ANNOUNCEMENTS = (journal.MANIFEST_NAME, journal.CARD_NAME)  # sent and written after everything else
-_FLUSHERS = 4  # the disk writes while the next files are on their way
 
 
 class S3Manager(Bucket):
@@ -155,19 +147,14 @@ class S3Manager(Bucket):
             target.unlink(missing_ok=True)
         names = [name for name in wanted if targets[name] not in announcements]
         total_bytes = sum(wanted[name].size_bytes for name in names)
-        flushes: list[Future[None]] = []
-        with (
-            console.progress(f"downloading {self.where(prefix)}", total=total_bytes, unit="bytes") as meter,
-            ThreadPoolExecutor(_FLUSHERS, thread_name_prefix="furnclip-flush") as flusher,
-        ):
+        with console.progress(f"downloading {self.where(prefix)}", total=total_bytes, unit="bytes") as meter:
 
             def fetch(name: str) -> None:
                 self.fetch(key_of(prefix, name), wanted[name], targets[name], meter.advance)
-                flushes.append(flusher.submit(_flush, targets[name]))
+                with explained(name), targets[name].open("rb+") as file:  # a full disk may say so only here
+                    os.fsync(file.fileno())
 
             self.side_by_side(fetch, names)
-        for flush in flushes:
-            flush.result()
         for parent in {targets[name].parent for name in names}:
             journal.sync_folder(parent)
         for target, content in announcements.items():
@@ -204,8 +191,7 @@ class S3Manager(Bucket):
     def _inventory(self, prefix: str) -> tuple[bool, dict[str, S3File]] | None:
         """(whether all of it is there, the files) of the inventory under a prefix, None without one.
 
-        Raises `StorageError` where it cannot be read: it comes from outside. Checked by hand, because loading
-        pydantic for three fields takes a sixth of the time of a small transfer.
+        Raises `StorageError` for a damaged one. Checked by hand: pydantic is slow to load for three fields.
         """
         content = self.find(key_of(prefix, INVENTORY_NAME))
         if content is None:
@@ -290,8 +276,3 @@ def _is_same(path: Path, entry: S3File) -> bool:
     if "-" in entry.etag:  # of several parts
         return False
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == entry.etag
-
-
-def _flush(path: Path) -> None:
-    with explained(path.name), path.open("rb+") as file:  # a full disk may say so only here
-        os.fsync(file.fileno())

@@ -50,21 +50,17 @@ class S3File:
     """One file, in the bucket or to be."""
 
     size_bytes: int
-    sha256: str = ""
-    """hex; empty: unknown, another program uploaded it"""
-    etag: str = ""
-    """of what another program uploaded, where the server said it"""
+    sha256: str = ""  # hex; empty: unknown, another program uploaded it
+    etag: str = ""  # of what another program uploaded, where the server said it
 
 
 @dataclass(frozen=True)
 class Transfer:
     """What an upload or a download did."""
 
-    sent: int
-    """files that went over the network"""
+    sent: int  # files that went over the network
     sent_bytes: int
-    kept: int
-    """files that were the same on both sides already"""
+    kept: int  # files that were the same on both sides already
 
 
 class Bucket:
@@ -130,10 +126,7 @@ class Bucket:
         return f"s3://{self.name}/{prefix}".rstrip("/")
 
     def side_by_side(self, function: Callable[[Item], Result], items: Iterable[Item]) -> dict[Item, Result]:
-        """`function` of every item, several at once, by item and in their order.
-
-        After the first failure nothing new is begun; what is under way is waited for.
-        """
+        """`function` of every item, several at once, by item; after the first failure nothing new begins."""
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="furnclip-s3")
         futures = {item: pool.submit(function, item) for item in items}
         try:
@@ -245,10 +238,9 @@ class Bucket:
         return S3File(before.st_size, digest)
 
     def abandon(self, prefix: str, keys: Container[str]) -> None:
-        """Throw away the parts of uploads to these keys that were begun and will never end.
+        """Throw away parts that killed uploads to these keys left: they are paid for, and in no listing.
 
-        A killed upload leaves them; they cannot be seen in a listing and are paid for. Nobody may be
-        sending these keys now. It is housekeeping: a server or a policy that refuses stops nothing.
+        Nobody may be sending these keys now. A server or a policy that refuses stops nothing.
         """
         with self._explained(prefix), suppress(ClientError):
             pages = self._client.get_paginator("list_multipart_uploads")
@@ -266,10 +258,7 @@ class Bucket:
         self.remove(key)
 
     def fetch(self, key: str, expected: S3File, target: Path, report: Report) -> None:
-        """Write an object to `target`, whole and as `expected` says, or not at all.
-
-        The caller flushes it to the disk, while the next files are on their way.
-        """
+        """Write an object to `target`, whole and as `expected` says, or not at all; the caller flushes it."""
         with self._explained(key), replacing(target, durable=False) as file:
             if expected.size_bytes <= PART_BYTES:
                 digest = self._answer(key, lambda body: _written(body, file))

@@ -1,8 +1,4 @@
-"""What boto3 raises, told as one `StorageError` with what to do about it.
-
-The codes are those of "List of error codes" in Amazon's S3 API reference; MinIO, R2 and Ceph use the
-same ones. HEAD answers have no body, so there a bare status number stands in for the code.
-"""
+"""What boto3 raises, told as one `StorageError` with what to do about it."""
 
 from __future__ import annotations
 

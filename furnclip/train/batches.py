@@ -1,8 +1,7 @@
 """The effective batch of a step, made ready while the step before is still computing.
 
-The samples of a batch are sorted by the length of their captions, so that micro-batches carry little
-padding; the loss does not see their order. Every process makes the captions of the whole effective
-batch, because the loss needs all labels, and the images of its own share only.
+Samples are sorted by the length of their captions, so that micro-batches carry little padding. Every process
+makes the captions of the whole batch, because the loss needs all labels, and the images of its own share.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +44,6 @@ class Batch:
     inputs: dict[Tower, list[Inputs]]
     keys: dict[Tower, Keys]
 
-    @property
-    def micro_batch_size(self) -> int:
-        return max(len(self.indices[rows]) for rows in self.micro_batches)
-
     def chunks(self, encoder: TowerEncoder, tower: Tower, *, seed: int, step: int) -> list[Chunk]:
         """The tower's part as micro-batches, images (b, D) or texts (b, F, D); as one when it is frozen."""
         if tower in self.keys:
@@ -57,17 +53,15 @@ class Batch:
                 encoder.live(tower, inputs, dropout_seed(seed, step=step, tower=tower, start=rows.start))
                 for inputs, rows in zip(self.inputs[tower], self.micro_batches, strict=True)
             ]
-        return chunks if tower == "vision" else [self._by_product(chunk) for chunk in chunks]
+        if tower == "vision":
+            return chunks
+        texts = len(self.positives)
 
-    def _by_product(self, chunk: Chunk) -> Chunk:
-        """Vectors (F * b, D), all captions first, as (b, F, D)."""
-
-        def by_product() -> Tensor:
-            vectors = chunk()
-            texts = len(self.positives)
+        def by_product(chunk: Chunk) -> Tensor:
+            vectors = chunk()  # (F * b, D), all captions first
             return vectors.view(texts, len(vectors) // texts, vectors.shape[1]).transpose(0, 1)
 
-        return by_product
+        return [partial(by_product, chunk) for chunk in chunks]
 
 
 def batches(ready: Prepared, epoch: int, first: int) -> Iterator[Batch]:
@@ -97,27 +91,18 @@ def make_batch(ready: Prepared, indices: Indices, epoch: int) -> Batch:
         positives.append(positives_of(texts[1], data, indices) | _answers(queries, data, indices))
     own, size = ready.processes.slice_of(len(indices)), ready.micro_batch_size
     parts = [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
-    keys: dict[Tower, Keys] = {
-        "vision": data.image_keys[data.drawn_images(indices[own], epoch=epoch)],
-        "text": feature_keys(content_hash(text) for each in texts for text in each[own]),
-    }
-    return Batch(
-        indices=indices,
-        positives=positives,
-        own=own,
-        micro_batches=parts,
-        inputs={
-            tower: [
-                encoder.inputs(
-                    tower, data, indices[rows], [text for each in texts for text in each[rows]], epoch=epoch
-                )
-                for rows in parts
-            ]
-            for tower in TOWERS
-            if tower not in encoder.stores
-        },
-        keys={tower: keys[tower] for tower in encoder.stores},
-    )
+    inputs: dict[Tower, list[Inputs]] = {}
+    keys: dict[Tower, Keys] = {}
+    if "vision" in encoder.stores:
+        keys["vision"] = data.image_keys[data.drawn_images(indices[own], epoch=epoch)]
+    else:
+        inputs["vision"] = [data.squares(indices[rows], epoch=epoch) for rows in parts]
+    if "text" in encoder.stores:
+        keys["text"] = feature_keys(content_hash(text) for each in texts for text in each[own])
+    else:
+        asked = ([text for each in texts for text in each[rows]] for rows in parts)
+        inputs["text"] = list(map(encoder.clip.tokenize, asked))
+    return Batch(indices, positives, own, parts, inputs, keys)
 
 
 def texts_of(queries: Sequence[AttributeQuery | None], data: TrainingData, indices: Indices) -> list[str]:

@@ -1,8 +1,6 @@
 """Checkpoints: the training weights, the optimizer's state and the position; nothing pickled.
 
-Out: `work/runs/NAME/checkpoints/last/` and `best/`, each `state.safetensors` and `position.json`,
-replaced whole. Data order, captions, images and dropout are functions of the seed and the position,
-so a run that continues from here repeats the uninterrupted one bit for bit (on a CPU in float32).
+Out: `work/runs/NAME/checkpoints/last/` and `best/`, each `state.safetensors` and `position.json`.
 """
 
 from __future__ import annotations

@@ -2,20 +2,12 @@
 
 In: `work/shards/SPLIT/`. Every sample comes once an epoch, with one of its images. Every choice (order,
 image, caption, mirroring, shift) is a function of the seed, the epoch and the sample, so a resumed run, a
-second rank and a second look at the same micro-batch all draw the same, and resuming needs nothing but the
-position.
-
-Augmentation keeps the product whole: half a chair is not the product, so there is no random crop.
-
-    none       as prepared
-    simple     mirrored half of the time
-    advanced   also tilted up to 8 degrees, brightness, contrast and saturation within 20 %, shrunk to 80 to
-               100 % and shifted on white
+second rank and a second look at the same micro-batch all draw the same.
 
 A training caption is the product's own, with words left out at random (`train.word_dropout`), or built anew
 from its fields (`train.caption_sampling`, LaCLIP, https://arxiv.org/abs/2305.20088). Beside it each product
 has a short query: made of its attributes, "red velvet armchair", or one of its shopper queries. Evaluation
-takes `relevance.default_caption`. `docs/train.md` has what each of these gains.
+takes `relevance.default_caption`.
 """
 
 from __future__ import annotations
@@ -25,7 +17,8 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Literal
 
@@ -59,16 +52,12 @@ _CAPTION, _IMAGE, _QUERY, _VIEW = 1, 2, 3, 4  # kinds of random choices, so that
 
 
 def step_batches(samples: int, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
-    """The epoch's order cut into steps of nearly equal size, none above `batch_size` and none left out.
-
-    A short last batch would contrast against fewer negatives than the others.
-    """
+    """The epoch's order in steps of like size: a short last batch would contrast fewer negatives."""
     order = random_stream(seed, epoch).permutation(samples)
     return np.array_split(order, steps_per_epoch(samples, batch_size))
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Optimizer steps in an epoch."""
     return max(1, -(-samples // batch_size))
 
 
@@ -78,7 +67,10 @@ def random_stream(*key: int) -> np.random.Generator:
 
 
 def augment(image: Image.Image, kind: Augmentation, random: np.random.Generator) -> Image.Image:
-    """The square image changed at random, of the same size."""
+    """The square image changed at random, of the same size; whole, because half a chair is not the product.
+
+    `simple`: mirrored half of the time; `advanced`: also tilted, recolored, shrunk and shifted on white.
+    """
     if kind == "none":
         return image
     if random.random() < 0.5:
@@ -141,26 +133,17 @@ class Text:
 
 
 class Texts:
-    """The texts of a split as columns: as objects, those of millions of products take gigabytes.
-
-    Holds the objects of the first `_HELD_TEXTS` that are asked for: a linear probe reads each of its batch
-    several times a step.
-    """
+    """The texts of a split as columns: as objects, those of millions of products take gigabytes."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table.combine_chunks()  # (N,) rows of `_TEXT_SCHEMA`
-        self._held: dict[int, Text] = {}
+        self._held = lru_cache(maxsize=_HELD_TEXTS)(self._read)  # a step reads each several times
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Text:
-        text = self._held.get(index)
-        if text is None:
-            text = self._read(index)
-            if len(self._held) < _HELD_TEXTS:
-                self._held[index] = text
-        return text
+        return self._held(int(index))
 
     def _read(self, index: int) -> Text:
         product_id, group, caption, used = (column[index].as_py() for column in self._table.columns)
@@ -179,16 +162,13 @@ def _text_row(sample: Sample) -> dict[str, str]:
 
 
 def _short_queries(fields: Mapping[str, str]) -> list[AttributeQuery]:
-    return [*queries_of(fields), *_typed_queries(fields)]
-
-
-def _typed_queries(fields: Mapping[str, str]) -> list[AttributeQuery]:
-    """The product's shopper queries; each asks for the attributes whose values it names."""
+    """Those of its attributes, then its shopper queries, which ask for the attributes that they name."""
     values = {name: known(fields.get(name)) for name in ATTRIBUTES}
-    return [
+    typed = [
         AttributeQuery(text, {name: value for name, value in values.items() if value and value in text})
         for text in shopper_queries(fields)
     ]
+    return queries_of(fields) + typed
 
 
 def duplicate_rate(captions: Sequence[str]) -> float:
@@ -197,35 +177,26 @@ def duplicate_rate(captions: Sequence[str]) -> float:
     return sum(count for count in counts.values() if count > 1) / max(1, len(captions))
 
 
-@dataclass
 class TrainingData:
     """One split, its texts in memory and as many images as `image_cache_mb` holds."""
 
-    dataset: ShardDataset
-    preprocessing: Preprocessing
-    config: TrainingConfig
-    texts: Texts = field(init=False)
-    image_keys: Keys = field(init=False)  # (V,) of all images, sample by sample
-    image_counts: Indices = field(init=False)  # (N,) images of each sample
-    asks_attributes: bool = field(default=False, init=False)
-    _squares: dict[int, Squares] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, dataset: ShardDataset, preprocessing: Preprocessing, config: TrainingConfig) -> None:
+        self.dataset, self.preprocessing, self.config = dataset, preprocessing, config
         counts, hashes = array("q"), array("Q")
         has_queries, batches = False, [pa.RecordBatch.from_pylist([], _TEXT_SCHEMA)]
-        texts = self.dataset.texts()
+        texts = dataset.texts()
         while rows := list(islice(texts, _TEXTS_AT_ONCE)):
             batches.append(pa.RecordBatch.from_pylist([_text_row(row.sample) for row in rows], _TEXT_SCHEMA))
             hashes.extend(chain.from_iterable(row.image_hashes for row in rows))
             counts.extend(len(row.image_hashes) for row in rows)
             has_queries = has_queries or any(_short_queries(row.sample.fields) for row in rows)
         self.texts = Texts(pa.Table.from_batches(batches))
-        self.image_counts = np.array(counts, dtype=np.int64)
-        self.image_keys = np.array(hashes, dtype=np.uint64)
+        self.image_counts: Indices = np.array(counts, dtype=np.int64)  # (N,) images of each sample
+        self.image_keys: Keys = np.array(hashes, dtype=np.uint64)  # (V,) of all images, sample by sample
         self._first_image = np.cumsum(self.image_counts) - self.image_counts
-        self.asks_attributes = self.config.attribute_weight > 0 and has_queries
-        square_bytes = 3 * self.preprocessing.image_px**2
-        self._squares_limit = self.config.image_cache_mb * 2**20 // square_bytes
+        self.asks_attributes = config.attribute_weight > 0 and has_queries
+        self._squares: dict[int, Squares] = {}
+        self._squares_limit = config.image_cache_mb * 2**20 // (3 * preprocessing.image_px**2)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -240,19 +211,18 @@ class TrainingData:
 
     def captions(self, indices: Indices, *, epoch: int) -> list[str]:
         """The captions of this epoch."""
-        if not self.config.caption_sampling and self.config.word_dropout <= 0:
-            return [self.texts[index].caption for index in indices]
-        return [self._varied_caption(int(index), epoch) for index in indices]
-
-    def _varied_caption(self, index: int, epoch: int) -> str:
-        config, text = self.config, self.texts[index]
-        variant = int(random_stream(config.seed, _CAPTION, epoch, index).integers(config.caption_variants))
-        random = random_stream(config.seed, _CAPTION, index, variant, 0)
-        caption = text.caption
-        if config.caption_sampling:
-            dropout = config.attribute_dropout
-            caption = sample_caption(text.fields, caption, dropout=dropout, random=random)
-        return without_words(caption, config.word_dropout, random) if config.word_dropout > 0 else caption
+        config, captions = self.config, [self.texts[index].caption for index in indices]
+        if not config.caption_sampling and config.word_dropout <= 0:
+            return captions
+        for row, index in enumerate(map(int, indices)):
+            drawn = random_stream(config.seed, _CAPTION, epoch, index).integers(config.caption_variants)
+            random = random_stream(config.seed, _CAPTION, index, int(drawn), 0)
+            if config.caption_sampling:
+                fields, dropout = self.texts[index].fields, config.attribute_dropout
+                captions[row] = sample_caption(fields, captions[row], dropout=dropout, random=random)
+            if config.word_dropout > 0:
+                captions[row] = without_words(captions[row], config.word_dropout, random)
+        return captions
 
     def short_queries(self, indices: Indices, *, epoch: int) -> list[AttributeQuery | None]:
         """One attribute query of each product, drawn each epoch; None where too little is known."""
@@ -265,29 +235,24 @@ class TrainingData:
 
     def drawn_images(self, indices: Rows, *, epoch: int | None) -> list[int]:
         """The place in `image_keys` of each sample's image in this epoch; `epoch` None: the main image."""
-        return [self._drawn_image(int(index), epoch) for index in indices]
-
-    def _drawn_image(self, index: int, epoch: int | None) -> int:
-        first, count = int(self._first_image[index]), int(self.image_counts[index])
-        if epoch is None or count == 1:
-            return first
-        return first + int(random_stream(self.config.seed, _VIEW, epoch, index).integers(count))
+        places = []
+        for index in map(int, indices):
+            count, view = int(self.image_counts[index]), 0
+            if epoch is not None and count > 1:
+                view = int(random_stream(self.config.seed, _VIEW, epoch, index).integers(count))
+            places.append(int(self._first_image[index]) + view)
+        return places
 
     def squares(self, indices: Rows, *, epoch: int | None) -> Squares:
         """(B, H, W, 3) bytes, drawn and changed at random for training; `epoch` None: as prepared."""
         squares = self.image_squares(self.drawn_images(indices, epoch=epoch))
         if epoch is None or self.config.augment == "none":
             return squares
-        return np.stack(
-            [
-                self._augmented(square, int(index), epoch)
-                for square, index in zip(squares, indices, strict=True)
-            ]
-        )
-
-    def _augmented(self, square: Squares, index: int, epoch: int) -> Squares:
-        random = random_stream(self.config.seed, _IMAGE, epoch, index)
-        return np.asarray(augment(Image.fromarray(square), self.config.augment, random))
+        changed = []
+        for square, index in zip(squares, indices, strict=True):
+            random = random_stream(self.config.seed, _IMAGE, epoch, int(index))
+            changed.append(np.asarray(augment(Image.fromarray(square), self.config.augment, random)))
+        return np.stack(changed)
 
     def image_squares(self, images: Rows) -> Squares:
         """(B, H, W, 3) bytes of images by their places in `image_keys`, as prepared."""

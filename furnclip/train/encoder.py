@@ -8,8 +8,9 @@ Letters: b micro-batch, N samples of a split, W width of a tower, D shared dimen
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,14 @@ from furnclip.model.towers import TOWERS, Tower, pooled_images, pooled_texts, pr
 from furnclip.runs import PrecisionChoice
 from furnclip.shards import ShardDataset
 from furnclip.train.data import Rows, Squares, TrainingData
-from furnclip.train.exact import Chunk
+from furnclip.train.exact import Chunk, free_bytes, measured, storage_addresses
 from furnclip.train.scenarios import Scenario
 from furnclip.vectors import unit_mean
 
 Inputs = Squares | Tensor  # images (b, H, W, 3) or tokens (b, T)
 _FILL_CHUNK = 128
 _FROZEN_CHUNK = 1 << 14
+_MEASURED, _USED_SHARE = 8, 0.5  # samples and share of memory, for the largest micro-batch
 
 
 @dataclass
@@ -60,12 +62,6 @@ class TowerEncoder:
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(torch.bfloat16)
 
-    def inputs(
-        self, tower: Tower, data: TrainingData, rows: Rows, captions: Sequence[str], *, epoch: int | None
-    ) -> Inputs:
-        """What the tower reads of these samples; `captions` are theirs, `epoch` is for augmentation."""
-        return data.squares(rows, epoch=epoch) if tower == "vision" else self.clip.tokenize(captions)
-
     def live(self, tower: Tower, inputs: Inputs, seed: int) -> Chunk:
         """A micro-batch through the tower and projected."""
 
@@ -88,10 +84,7 @@ class TowerEncoder:
         *,
         advance: Callable[[int], None] = lambda rows: None,
     ) -> Keys:
-        """Encode what the frozen tower has not seen; the keys of all images (or captions).
-
-        `advance` is told how many were encoded.
-        """
+        """Encode what the frozen tower has not seen; the keys of all images, or of the captions."""
         texts = data.fixed_captions() if captions is None else captions
         keys = data.image_keys if tower == "vision" else feature_keys(map(content_hash, texts))
 
@@ -106,10 +99,7 @@ class TowerEncoder:
 
     @torch.no_grad()
     def vectors(self, tower: Tower, data: TrainingData) -> NDArray[np.float32]:
-        """(N, D): the whole split as evaluation sees it, in the order of the split.
-
-        A product's image vector is the unit mean of those of its images.
-        """
+        """(N, D): the whole split as evaluation sees it; of several images their unit mean."""
         was_training = self.clip.module.training
         self.clip.module.eval()
         if tower in self.stores:
@@ -185,3 +175,24 @@ def retrieval_figures(encoder: TowerEncoder, data: TrainingData) -> dict[str, fl
         figures[f"{way}_recall@5"] = recall_at_k(first, 5)
         figures[f"{way}_mrr"] = mean_reciprocal_rank(first)
     return {"score": float(np.mean(list(figures.values()))), **figures}
+
+
+def largest_micro_batch(encoder: TowerEncoder, *, limit: int, texts: int, tokens: int) -> int:
+    """A power of two, at most `limit`; `texts`: of each product; `tokens`: the longest text expected."""
+    live = [tower for tower in TOWERS if encoder.scenario.is_live(tower)]
+    if not live or limit <= _MEASURED:
+        return limit
+    clip = copy.copy(encoder.clip)
+    clip.module = copy.deepcopy(clip.module).train()
+    scratch = replace(encoder, clip=clip, cache=None)
+    positions = int(clip.module.config.text_config.max_position_embeddings)
+    length = min(tokens, positions) if clip.family.pads_to_longest else positions
+    captions = torch.zeros((_MEASURED * texts, length), dtype=torch.long)
+    captions[:, -1] = clip.tokenizer.eos_token_id  # what comes behind the end would cost nothing
+    blank = np.zeros((_MEASURED, clip.image_px, clip.image_px, 3), dtype=np.uint8)
+    inputs: dict[Tower, Inputs] = {"vision": blank, "text": captions}
+    weights, graph_bytes = storage_addresses(clip.module), 0
+    for tower in live:
+        graph_bytes += measured(scratch.live(tower, inputs[tower], seed=0), weights)[1]
+    fitting = int(free_bytes(encoder.device) * _USED_SHARE / graph_bytes * _MEASURED)
+    return min(limit, 1 << max(0, fitting.bit_length() - 1))

@@ -1,18 +1,12 @@
 """The contrastive loss of a large batch, and its exact gradient on a small machine.
 
 `softmax` is CLIP's loss (https://arxiv.org/abs/2103.00020), `sigmoid` is SigLIP's
-(https://arxiv.org/abs/2303.15343), both with several positives a row: products that share a caption or a
-group are positives of each other, because as negatives they would teach the model a falsehood.
+(https://arxiv.org/abs/2303.15343), both with several positives a row.
 
-The loss over 1024 samples is not the mean of 16 losses over 64: each sample would meet 63 negatives
-instead of 1023, and the two gradients point in different directions. GradCache
-(https://arxiv.org/abs/2101.06983) gets the true one in constant memory: encode all micro-batches
-without a graph, take the loss and its gradient with respect to the vectors, then encode each
-micro-batch again with a graph and push its share of that gradient through.
-
-Here a micro-batch is a `Chunk`: a function that encodes it, and draws the same dropout each time it
-is called. Micro-batches whose graphs fit into `Memory` keep them and are not encoded twice; that
-changes the time, not one bit of the result.
+The loss over 1024 samples is not the mean of 16 losses over 64. GradCache (https://arxiv.org/abs/2101.06983)
+gets the true one in constant memory: encode all micro-batches without a graph, take the loss and its gradient
+with respect to the vectors, then encode each micro-batch again with a graph and push its share of that
+gradient through. Micro-batches whose graphs fit into `Memory` keep them; that changes the time, not one bit.
 
 Letters: B effective batch, b micro-batch, F texts of a product, D dimension.
 """
@@ -20,18 +14,23 @@ Letters: B effective batch, b micro-batch, F texts of a product, D dimension.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from furnclip.errors import ConfigError
 from furnclip.model.precision import release_freed
 from furnclip.model.towers import Family, LossName
+from furnclip.parallel import free_memory_bytes
 
+_KEPT_SHARE = 0.25
+_ASSUMED_BYTES = 4 * 2**30  # where the system does not tell (Windows)
 Chunk = Callable[[], Tensor]  # -> images (b, D), texts (b, F, D)
 Loss = Callable[[Tensor, Tensor], Tensor]  # images (B, D), texts (B, F, D) -> scalar
 
@@ -54,12 +53,10 @@ def contrastive_loss(
 
 
 def distillation_loss(image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, teacher_BB: Tensor) -> Tensor:
-    """How far a batch of unit vectors is from what a teacher says of it.
+    """How far a batch of unit vectors is from the teacher's logits, an image a row, a text a column.
 
     The teacher's distributions over the batch, both ways, are the targets: the contrastive relational
-    distillation of CLIP-KD (https://arxiv.org/abs/2307.12732). A bias changes none of them, so a base of any
-    loss can learn from any other.
-    `teacher_BB`: the teacher's logits, an image a row, a text a column.
+    distillation of CLIP-KD (https://arxiv.org/abs/2307.12732).
     """
     logits_BB = image_BD @ text_BD.t() * logit_scale.exp()
     of_image_BB, of_text_BB = teacher_BB.softmax(dim=1), teacher_BB.t().softmax(dim=1)
@@ -181,3 +178,29 @@ def measured(chunk: Chunk, weights: frozenset[int]) -> tuple[Tensor, int]:
     with saved_tensors_hooks(count, lambda tensor: tensor):
         vectors = chunk()
     return vectors, sum(size for address, size in storages.items() if address not in weights)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free now on the device; on Linux hosts also within the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return free_memory_bytes() or _ASSUMED_BYTES
+
+
+def kept_activations_bytes(wanted_mb: int, device: torch.device) -> int:
+    """Budget for graphs that are kept between the two passes; -1 is a quarter of what is free."""
+    return int(free_bytes(device) * _KEPT_SHARE) if wanted_mb < 0 else wanted_mb * 2**20
+
+
+def peak_memory_mb(device: torch.device) -> float | None:
+    """The most memory that this process has had on a GPU, or on Linux in all; None elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    text = status.read_text(encoding="utf-8") if status.is_file() else ""
+    peak = re.search(r"VmHWM:\s+(\d+) kB", text)
+    return int(peak[1]) / 1024 if peak else None
+
+
+def storage_addresses(module: nn.Module) -> frozenset[int]:
+    return frozenset(parameter.untyped_storage().data_ptr() for parameter in module.parameters())

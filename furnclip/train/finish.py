@@ -1,12 +1,9 @@
-"""From the trained weights to a model that others can load.
-
-Out: `adapter/` (PEFT), `model/` (merged, a plain Hugging Face folder with tokenizer and preprocessing).
+"""From the trained weights to a model that others can load: `adapter/` (PEFT) and `model/` (merged).
 
 How far to go from the base to the trained weights is chosen on validation: WiSE-FT
-(https://arxiv.org/abs/2109.01903), weights between the two often beat both. Share 0 is the base, so what is
-kept is never worse than it on validation. Known bias: the best of eleven measurements flatters itself on a
-small split. The folder just written is loaded again and compared with the base plus adapter: cosines below
-0.9999 stop the run, because a model that is not what was measured must not be handed on.
+(https://arxiv.org/abs/2109.01903). Share 0 is the base, so what is kept is never worse than it on validation.
+Known bias: the best of eleven measurements flatters itself on a small split. The folder just written is
+loaded again: cosines below 0.9999 to the base plus adapter stop the run.
 """
 
 from __future__ import annotations
@@ -40,10 +37,7 @@ _TIMED = 9
 
 
 def finish(ready: Prepared) -> None:
-    """Sweep, merge, save and check the trained model, which holds its best weights already.
-
-    Its figures go to `ready.card`; how fast it is, is measured with one image or caption at a time.
-    """
+    """Sweep, merge, save and check the trained model, which holds its best weights; fill in its card."""
     config, trained, validation = ready.config, ready.encoder, ready.validation
     clip = load_float32(trained.clip.name, config.model, runs=config.paths.runs)
     changes = weight_changes(trained.clip.module, clip.module)

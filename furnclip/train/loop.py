@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,11 +35,14 @@ from furnclip.train.exact import (
     contrastive_loss,
     distillation_loss,
     exact_backward,
+    kept_activations_bytes,
+    peak_memory_mb,
+    storage_addresses,
 )
-from furnclip.train.memory import kept_activations_bytes, peak_memory_mb, storage_addresses
 from furnclip.train.prepared import Prepared
 from furnclip.train.processes import Interrupts
 from furnclip.train.scenarios import build_optimizer, learning_rate
+from furnclip.train.trackers import Tracker
 
 _CHANCE_STEPS = 100  # so long the loss may stay at chance before the run stops
 _CHANCE_SHARE = 0.99
@@ -52,7 +55,7 @@ class Loop:
 
     ready: Prepared
     interrupts: Interrupts = field(default_factory=Interrupts)
-    trackers: list[Callable[[Mapping[str, Any]], None]] = field(default_factory=list)
+    trackers: list[Tracker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         ready = self.ready
@@ -166,7 +169,8 @@ class Loop:
         gather = ready.processes.gather(len(batch.indices))
         while True:
             try:
-                if batch.micro_batch_size > ready.micro_batch_size:
+                largest = max(len(batch.indices[rows]) for rows in batch.micro_batches)
+                if largest > ready.micro_batch_size:
                     batch = make_batch(ready, batch.indices, position.epoch)
                 images, texts = (
                     batch.chunks(ready.encoder, tower, seed=self.config.seed, step=position.step)
@@ -179,7 +183,7 @@ class Loop:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or ready.micro_batch_size == 1:
                     raise
-            size = min(ready.micro_batch_size, batch.micro_batch_size)
+            size = min(ready.micro_batch_size, largest)
             ready.micro_batch_size = max(1, size // 2)
             console.warn(
                 f"out of memory: continuing with micro-batches of {ready.micro_batch_size} instead of {size}"

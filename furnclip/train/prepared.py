@@ -28,9 +28,8 @@ from furnclip.runs import RunCard
 from furnclip.shards import MINI_TRAIN, ShardDataset, ShardPlace, open_shards
 from furnclip.storage import S3Manager
 from furnclip.train.data import TrainingData
-from furnclip.train.encoder import Teacher, TowerEncoder
+from furnclip.train.encoder import Teacher, TowerEncoder, largest_micro_batch
 from furnclip.train.exact import checked_loss
-from furnclip.train.memory import largest_micro_batch
 from furnclip.train.processes import Processes
 from furnclip.train.scenarios import SCENARIOS, settled, unfreeze
 
@@ -123,11 +122,10 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
     for model in filter(None, (clip, teacher)):
         shards.manifest.require_side(model.image_px, model=model.name)
     loss_name = checked_loss(config.train.loss, clip.family)
-    datasets = [
-        _split(shards, name) for name in (MINI_TRAIN if config.train.mini_train else "train", "validation")
-    ]
-    train_data = TrainingData(datasets[0], clip.preprocessing, config.train)
+    train_split = _split(shards, MINI_TRAIN if config.train.mini_train else "train")
+    train_data = TrainingData(train_split, clip.preprocessing, config.train)
     train = train_data.config = settled(config.train, clip, train_data.fixed_captions())
+    validation_data = TrainingData(_split(shards, "validation"), clip.preprocessing, train)
     config = config.model_copy(update={"train": train})
     models = {"base model": clip, "teacher": teacher}
     card = _card(config, folder, data_hash=shards.manifest.data_hash, models=models, earlier=card)
@@ -151,7 +149,7 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
         encoder=encoder,
         parameters=parameters,
         train=train_data,
-        validation=TrainingData(datasets[1], clip.preprocessing, train),
+        validation=validation_data,
         loss_name=loss_name,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size
@@ -189,10 +187,7 @@ def _card(
     models: Mapping[str, Clip | None],
     earlier: RunCard | None,
 ) -> RunCard:
-    """The card of the run that is resumed, or a new one; `ConfigError` where they would differ.
-
-    `identity` is everything that decides what a run gives; two runs with the same one are the same run.
-    """
+    """The card of the run that is resumed, or a new one; `ConfigError` where their `identity` differs."""
     settings = json.loads(config.train.model_dump_json())
     identity = {
         **{f"train.{name}": value for name, value in settings.items() if name not in _HARMLESS},
@@ -203,7 +198,7 @@ def _card(
     if earlier is not None:
         before = earlier.identity
         changed = [
-            f"`{key}` was {_shown(before.get(key))}, is {_shown(identity.get(key))}"
+            f"`{key}` was {json.dumps(before.get(key))}, is {json.dumps(identity.get(key))}"
             for key in sorted({*before, *identity})
             if before.get(key) != identity.get(key)
         ]
@@ -227,10 +222,6 @@ def _card(
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         git=_commit(config.paths.work.parent),
     )
-
-
-def _shown(value: object) -> str:
-    return "not set" if value is None else json.dumps(value)
 
 
 def _commit(folder: Path) -> str | None:

@@ -1,10 +1,7 @@
 """One process, or one of several that `torchrun --nproc-per-node N -m furnclip train ...` started; signals.
 
-The vectors of all processes are gathered before the loss, so N processes contrast the same effective
-batch as one; parameter gradients are summed. Only the first process writes and talks.
-
-Ctrl-C, SIGTERM and SIGHUP wait while weights and position change together, so that what is saved is always
-a whole step; then they do what they did before.
+The vectors of all processes are gathered before the loss, so N processes contrast the same effective batch as
+one; parameter gradients are summed. Signals wait while weights and position change together.
 """
 
 from __future__ import annotations
@@ -74,7 +71,6 @@ class Processes:
                 parameter.grad /= self.count
 
     def wait(self) -> None:
-        """Until every process has come here."""
         if self.count > 1:
             dist.barrier()
 
@@ -102,7 +98,7 @@ class Interrupts:
     """Passes each of the signals on to its former handler, but not within `held`."""
 
     def __init__(self) -> None:
-        self._holds = 0
+        self._is_held = False
         self._waiting = 0
         self._before: dict[int, Any] = {}
 
@@ -125,16 +121,16 @@ class Interrupts:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Within the block signals wait until its end."""
-        self._holds += 1
+        self._is_held = True
         try:
             yield
         finally:
-            self._holds -= 1
-        if self._waiting and not self._holds:
+            self._is_held = False
+        if self._waiting:
             self._interrupt(self._waiting, None)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._holds:
+        if self._is_held:
             self._waiting = number
             return
         self._waiting = 0

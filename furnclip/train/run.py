@@ -1,10 +1,7 @@
 """One run, from settings to a finished folder; or all scenarios one after another, and a table of them.
 
-In: `work/shards/`, a base model. Out: `work/runs/NAME/` with `run.json`, `metrics.jsonl`, `checkpoints/`,
-`adapter/`, `model/` and `README.md`. `run.json` says `finished` only when all the rest is there.
-
-Where a run starts from, in this order: its own last checkpoint, else the base model. Run again, a
-finished run does nothing; an interrupted one continues; a changed one is refused, with what changed.
+In: `work/shards/`, a base model. Out: `work/runs/NAME/`, as `furnclip.runs` has it. Run again, a finished run
+does nothing; an interrupted one continues; a changed one is refused, with what changed.
 """
 
 from __future__ import annotations
@@ -20,15 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from furnclip import console
 from furnclip.config import Config, TrainingConfig, torchrun_launch
 from furnclip.errors import InputError, ModelError, UsageError
-from furnclip.journal import (
-    Journal,
-    discard_folder,
-    exclusive,
-    sweep,
-    utc_now,
-    write_json,
-    write_text,
-)
+from furnclip.journal import Journal, discard_folder, exclusive, sweep, utc_now, write_json, write_text
 from furnclip.runs import CHECKPOINTS, METRICS_NAME, MODEL, PUBLISHED, README, read_card, write_card
 from furnclip.train.checkpoints import Position, load_checkpoint
 from furnclip.train.data import duplicate_rate
@@ -38,7 +27,7 @@ from furnclip.train.loop import Loop
 from furnclip.train.prepared import Prepared, check_settings, prepare_run
 from furnclip.train.processes import Interrupts, Processes, joined
 from furnclip.train.scenarios import ABLATION
-from furnclip.train.trackers import LiveView, WandbTracker, forget_after
+from furnclip.train.trackers import WandbTracker, forget_after, progress_tracker
 
 _MANY_DUPLICATES = 0.5
 
@@ -46,9 +35,8 @@ _MANY_DUPLICATES = 0.5
 def train_all(config: Config, *, prefix: str = "", resume: bool = True) -> dict[str, Any]:
     """Train every scenario of the ablation; returns one row for each, and writes them to `ablation.json`.
 
-    Run again, finished scenarios are not trained again. The figures are of the validation split, which also
-    chose each run's share, so they flatter all of them alike; `furnclip eval` compares runs on the test
-    split. Raises `UsageError` under torchrun: the scenarios share nothing but this process.
+    The figures are of the validation split, which also chose each run's share, so they flatter all alike.
+    Raises `UsageError` under torchrun: the scenarios share nothing but this process.
     """
     if torchrun_launch().count > 1:
         raise UsageError(
@@ -71,9 +59,7 @@ def train_all(config: Config, *, prefix: str = "", resume: bool = True) -> dict[
 
 
 def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, Any]:
-    """Train one scenario; returns the run card of the finished run, plus `already_done`.
-
-    Of several processes only the first has a card, the others return an empty one.
+    """Train one scenario; the card of the finished run, plus `already_done`; empty in all but one process.
 
     `run`: its name; empty: the scenario's. `resume` off: an older run of that name is removed.
     """
@@ -159,8 +145,7 @@ def _announce(ready: Prepared) -> None:
 def _run_loop(ready: Prepared, interrupts: Interrupts) -> Position:
     """Train from the last checkpoint if anything trains; the model then holds the weights to keep.
 
-    Those of the last epoch: the rate has come down to 0 there, and which epoch is best by a small validation
-    split is mostly noise. With `patience`, which ends a run before its rate is down, those of the best.
+    The last epoch's: which one is best by a small validation split is mostly noise. With `patience` the best.
     """
     loop = Loop(ready, interrupts)
     position, last = Position(), loop.checkpoints / "last"
@@ -170,10 +155,9 @@ def _run_loop(ready: Prepared, interrupts: Interrupts) -> Position:
         if ready.processes.first:
             forget_after(ready.folder, position.step)
             journal = stack.enter_context(Journal(ready.folder / METRICS_NAME))
-            epochs = ready.config.train.epochs
-            view = LiveView(ready.folder.name, epochs=epochs, total_steps=loop.total_steps)
-            stack.callback(view.live.stop)
-            loop.trackers += [journal.append, view.log]
+            epochs, total = ready.config.train.epochs, loop.total_steps
+            meter = stack.enter_context(console.progress("validating the base", total=total))
+            loop.trackers += [journal.append, progress_tracker(meter, epochs=epochs, total_steps=total)]
             if ready.config.train.wandb != "off":
                 wandb = WandbTracker(ready.config, ready.folder, ready.card.tracker_id)
                 stack.callback(wandb.close)

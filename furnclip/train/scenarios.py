@@ -1,13 +1,5 @@
 """What each scenario trains, and how: batch size, learning rate, weight decay.
 
-    zero_shot      nothing
-    linear_probe   both projections
-    dual_lora      LoRA on both encoders, both projections
-    vision_lora    LoRA on the vision encoder, both projections; the text encoder stays as it is
-    text_lora      LoRA on the text encoder, both projections; the vision encoder stays as it is
-    full           every weight
-    auto           `full` where the base is small, else `dual_lora`
-
 The temperature (and SigLIP's bias) trains wherever anything does. What a setting leaves open is decided here
 and nowhere else in training.
 """
@@ -81,10 +73,9 @@ def unfreeze(clip: Clip, config: TrainingConfig) -> dict[str, nn.Parameter]:
 def settled(config: TrainingConfig, clip: Clip, captions: Sequence[str]) -> TrainingConfig:
     """The settings with all that they leave open decided, by the catalogue's captions and the base.
 
-    Swept on catalogues of 1,000, 4,000 and 14,000 products (`docs/train.md`): small ones want more epochs and
-    more word dropout, but none where captions have few words, "a photo of blue chair". Rates were swept with
-    bases 64 and 320 wide. For wider ones they are extrapolated, not measured: LoRA's as 1 / width
-    (https://arxiv.org/abs/2203.03466), a whole tower's as its square.
+    Swept on catalogues of 1,000, 4,000 and 14,000 products (`docs/train.md`), with bases 64 and 320 wide. For
+    wider ones rates are extrapolated, not measured: LoRA's as 1 / width (https://arxiv.org/abs/2203.03466), a
+    whole tower's as its square.
     """
     width, samples = int(clip.module.config.vision_config.hidden_size), len(captions)
     scenario = config.scenario

@@ -1,21 +1,13 @@
-"""Where figures of a run go: `metrics.jsonl` always, the terminal if there is one, W&B if asked for.
-
-Out: `work/runs/NAME/metrics.jsonl`, one JSON object a line with `event` `step` or `validation`. Lines behind
-the checkpoint that a run is resumed from are removed, so no step is there twice.
-"""
+"""Where figures of a run go: `metrics.jsonl` always, a progress bar on a terminal, W&B if asked for."""
 
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from configparser import ConfigParser
 from configparser import Error as ParserError
 from pathlib import Path
 from typing import Any
-
-from rich.live import Live
-from rich.text import Text
 
 from furnclip import console
 from furnclip.config import Config, environment_variables
@@ -24,8 +16,7 @@ from furnclip.journal import encode_event, read_journal, read_text, write_bytes
 from furnclip.runs import METRICS_NAME
 
 _WANDB = "https://api.wandb.ai"
-_BARS = "▁▂▃▄▅▆▇█"
-_POINTS = 40
+Tracker = Callable[[Mapping[str, Any]], None]
 
 
 class WandbTracker:
@@ -65,10 +56,9 @@ class WandbTracker:
 
 
 def _check_settings_of_folder(path: Path) -> None:
-    """W&B takes settings from this file of the current folder, whoever wrote it, and sends its key to the
-    address there. What `wandb init` writes for W&B's own service is harmless.
+    """W&B sends its key to the address in this file of the current folder, whoever wrote it.
 
-    Raises `ConfigError` for anything else in it.
+    Raises `ConfigError` for anything but what `wandb init` writes for W&B's own service.
     """
     parser = ConfigParser(interpolation=None, default_section="")
     try:
@@ -104,40 +94,15 @@ def forget_after(run: Path, step: int) -> None:
         write_bytes(path, b"".join(kept))
 
 
-class LiveView:
-    """A tracker that redraws three lines on stderr; nothing where stderr is not a terminal."""
+def progress_tracker(meter: console.Meter, *, epochs: int, total_steps: int) -> Tracker:
+    """A tracker that moves a progress bar, with the latest figures beside it."""
 
-    def __init__(self, name: str, *, epochs: int, total_steps: int) -> None:
-        self._name, self._epochs, self._total_steps = name, epochs, total_steps
-        self._losses: deque[float] = deque(maxlen=_POINTS)
-        self._step, self._validation = "", "validating the base"
-        self.live = Live(console=console.stderr(), refresh_per_second=4, transient=True)
-        if console.stderr().is_terminal:
-            self.live.start()
-
-    def log(self, event: Mapping[str, Any]) -> None:
+    def show(event: Mapping[str, Any]) -> None:
         if event["event"] == "step":
-            self._losses.append(event["loss"])
             chance = f" (chance {event['chance']:.2f})" if event["chance"] else ""
-            self._step = (
-                f"epoch {min(event['epoch'] + 1, self._epochs)}/{self._epochs}  "
-                f"step {event['step']}/{self._total_steps}  loss {event['loss']:.3f}{chance}  "
-                f"lr {event['lr']:.1e}  gradient {event['gradient_norm']['all']:.2f}  "
-                f"{event['samples_per_s']:.0f} samples/s, {event['data_wait']:.0%} waiting"
-            )
+            figures = f"epoch {event['epoch'] + 1}/{epochs}, loss {event['loss']:.3f}{chance}"
         else:
-            self._validation = (
-                f"validation after epoch {event['epoch']}: text to image recall@1 "
-                f"{event['text_to_image_recall@1']:.3f}, recall@5 {event['text_to_image_recall@5']:.3f}"
-            )
-        lines = [self._step, f"loss {sparkline(list(self._losses))}", self._validation]
-        self.live.update(Text("\n").join([Text(self._name, "bold"), *map(Text, lines)]))
+            figures = f"validation recall@1 {event['text_to_image_recall@1']:.3f}"
+        meter.show(event["step"], total_steps, figures)
 
-
-def sparkline(values: Sequence[float]) -> str:
-    """Values as a row of bars, the lowest and the highest at the ends of the scale."""
-    if not values:
-        return ""
-    low, high = min(values), max(values)
-    steps = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BARS[round((value - low) * steps)] for value in values)
+    return show

@@ -43,8 +43,15 @@ from furnclip.model.precision import choose_precision
 from furnclip.model.towers import CLIP
 from furnclip.relevance import positive_mask
 from furnclip.train.encoder import TowerEncoder
-from furnclip.train.exact import Chunk, Memory, contrastive_loss, exact_backward
-from furnclip.train.memory import kept_activations_bytes, peak_memory_mb, storage_addresses
+from furnclip.train.exact import (
+    Chunk,
+    Memory,
+    contrastive_loss,
+    exact_backward,
+    kept_activations_bytes,
+    peak_memory_mb,
+    storage_addresses,
+)
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from tests.bench.measure import median_s, parse, report
 

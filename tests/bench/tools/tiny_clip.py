@@ -33,7 +33,8 @@ from furnclip.journal import write_text
 from furnclip.metrics.retrieval import ranks, recall_at_k
 from furnclip.model.loading import load_clip
 from furnclip.relevance import default_caption
-from furnclip.shards import ShardDataset, read_assignments
+from furnclip.shards import ShardDataset
+from tests.prepare_shop import read_assignments
 
 IMAGE_PX = 96
 SETTINGS = """\
