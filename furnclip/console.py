@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -120,11 +120,8 @@ def one_line(text: str) -> str:
     return " ".join(clean_text(text).split())
 
 
-def emit(payload: Mapping[str, Any], *, as_json: bool, human: Callable[[], None]) -> None:
-    """A command's result: one JSON object on stdout, or what `human` prints."""
-    if not as_json:
-        human()
-        return
+def print_json(payload: Mapping[str, Any]) -> None:
+    """A command's result as one JSON object on stdout."""
     text = json.dumps(payload, ensure_ascii=False, allow_nan=False)
     encoding = sys.stdout.encoding or "ascii"
     # escaped where it could drive a terminal, or the output's encoding does not have it

@@ -125,7 +125,7 @@ class Column:
     unread: int = 0
 
     def value(self, cell: str) -> Value | None:
-        """The cell as a value of the kind, or None: of several the lowest, the first day, any that is true."""
+        """The cell as a value of the kind, or None; of several the lowest, the first day, or any."""
         text = cell.strip()
         if says_nothing(text):
             return None

@@ -18,7 +18,7 @@ import tomli
 
 from furnclip.catalogue.columns import Column, ColumnTypes, known_as, known_names, short_name
 from furnclip.catalogue.rows import Record, merged, read_records
-from furnclip.catalogue.structured import ImageNames
+from furnclip.catalogue.structured import ImageStore
 from furnclip.errors import InputError
 
 _SAMPLE_ROWS = 1000
@@ -59,7 +59,7 @@ class Recognition:
 def recognize(path: Path, *, reserved: Iterable[str] = ()) -> Recognition:
     """What a file is, told by its header and first rows; `reserved`: names that a column cannot have."""
     names = read_records(path)[0]
-    records = read_records(path, ImageNames(tuple(names), path.parent, path.stem))[1]
+    records = read_records(path, ImageStore(tuple(names), None, path.stem))[1]
     sample = [record for record in islice(records, _SAMPLE_ROWS) if not record.reason]
     if not sample:
         raise InputError(f"`{path}` has no row that can be read", hint="export the catalogue again")

@@ -19,7 +19,7 @@ from furnclip.catalogue.rows import (
     renamed_column,
     with_parents,
 )
-from furnclip.catalogue.structured import ImageNames, ImageStore
+from furnclip.catalogue.structured import ImageStore
 from furnclip.catalogue.text import plain_text
 from furnclip.errors import ConfigError, InputError, nearest
 
@@ -200,7 +200,7 @@ def uncleaned_rows(paths: DataPaths) -> int:
     for path in (paths.cleaned, paths.rejected, paths.products):
         if path.is_file():
             # an image can be the id, where the file has the images themselves
-            columns, records = _open(path, paths, ImageNames((paths.id_column,), paths.images, path.stem))
+            columns, records = _open(path, paths, ImageStore((paths.id_column,), None, path.stem))
             # of every row, damaged ones as well: each row of the catalogue has its counterpart
             ids = (record.fields.get(columns.id, "").strip() for record in records)
             hashes.append(np.fromiter(map(hash, ids), np.int64))

@@ -29,13 +29,7 @@ from furnclip.catalogue.structured import (
     read_parquet,
     read_xml,
 )
-from furnclip.catalogue.text import (
-    KINDS_HINT,
-    find_encoding,
-    first_bytes,
-    text_lines,
-    warn_once,
-)
+from furnclip.catalogue.text import KINDS_HINT, find_encoding, first_bytes, text_lines, unreadable, warn_once
 from furnclip.errors import InputError
 
 _OTHER_KINDS = {
@@ -159,10 +153,8 @@ def _json_kind(path: Path, suffix: str) -> Literal["lines", "object"]:
     if value is not None and not is_inside:
         return "lines"
     if not has_table(path):
-        hint = "save its rows as a JSON array, or as one object a line"
-        raise InputError(
-            f"`{path}` is one JSON object" + (f"; its rows are in `{table}`" if table else ""), hint=hint
-        )
+        problem = "is one JSON object" + (f"; its rows are in `{table}`" if table else "")
+        raise unreadable(path, problem, hint="save its rows as a JSON array, or as one object a line")
     return "object"
 
 

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from xml.parsers import expat
 
-from furnclip.catalogue.text import MAX_LINE_CHARS, content_hash, text_chunks, text_lines, unpacked, warn_once
+from furnclip.catalogue.text import (
+    MAX_LINE_CHARS,
+    content_hash,
+    text_chunks,
+    text_lines,
+    unpacked,
+    unreadable,
+    warn_once,
+)
 from furnclip.errors import InputError
 from furnclip.journal import replacing
 
@@ -53,10 +61,10 @@ class NoText(ValueError):
 
 
 class ImageStore(NamedTuple):
-    """Where image bytes of the image columns go: files in `root / folder`, named in the cells."""
+    """Where image bytes of the image columns go: files in `root / folder`; None: they are only named."""
 
     columns: tuple[str, ...]
-    root: Path | str
+    root: Path | str | None
     folder: str
 
     def cell(self, value: object, language: str, depth: int = 0) -> str:
@@ -66,37 +74,25 @@ class ImageStore(NamedTuple):
         if isinstance(value, dict):
             image = next((value[key] for key in ("bytes", *_ADDRESS_KEYS) if value.get(key)), None)
             return cell_text(value, language) if image is None else self.cell(image, language, depth + 1)
-        if not isinstance(value, bytes):
-            return cell_text(value, language)
-        return self.kept(value)
+        return self._kept(value) if isinstance(value, bytes) else cell_text(value, language)
 
-    def name_of(self, content: bytes) -> str:
-        """The name that the file with this content has below `root`."""
-        return f"{self.folder}/{content_hash(content)}.img"
-
-    def kept(self, content: bytes) -> str:
-        """The name of the file in which the content of an image is now."""
+    def _kept(self, content: bytes) -> str:
+        """The name of the file in which the content of an image is now, or would be."""
+        name = f"{self.folder}/{content_hash(content)}.img"
+        if self.root is None:
+            with suppress(UnicodeDecodeError):
+                return content.decode("utf-8")
+            return name
         if isinstance(self.root, str):
             raise InputError(
                 f"the images in `{self.columns[0]}` cannot be written to `{self.root}`",
                 hint="set `paths.images` to a folder: furnclip writes the images of this file there",
             )
-        name = self.name_of(content)
         if not (self.root / name).exists():
             warn_once(f"the images in column `{self.columns[0]}` are written to `{self.root / self.folder}`")
             with replacing(self.root / name, durable=False) as file:
                 file.write(content)
         return name
-
-
-class ImageNames(ImageStore):
-    """Names images inside a file without writing them."""
-
-    def kept(self, content: bytes) -> str:
-        try:
-            return content.decode("utf-8")
-        except UnicodeDecodeError:
-            return self.name_of(content)
 
 
 def cell_text(value: object, language: str = "en", depth: int = 0) -> str:
@@ -166,7 +162,7 @@ def read_json(
         if isinstance(item, dict):
             columns.update(dict.fromkeys(item))
     if not columns:
-        raise InputError(f"`{path}` holds no JSON object", hint="each line has to be one JSON object")
+        raise unreadable(path, "holds no JSON object", hint="each line has to be one JSON object")
     return list(columns), map(_with_variants, read(path))
 
 
@@ -231,10 +227,7 @@ def _array_items(path: Path, *, is_inside: bool = False) -> Iterator[dict[str, A
             break
     if match or text[at:].lstrip("[ \t\r\n")[:1] != "]":
         problem = problem if match else "a comma is missing"
-        raise InputError(
-            f"`{path}` is damaged at item {number + bool(match)} of its JSON array: {problem}",
-            hint="export the catalogue again",
-        )
+        raise unreadable(path, f"is damaged at item {number + bool(match)} of its JSON array: {problem}")
 
 
 def read_parquet(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
@@ -253,15 +246,13 @@ def read_parquet(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]
                 unpacked = chunk.total_uncompressed_size
                 values = max(chunk.num_values, metadata.num_rows)
                 if unpacked > most_bytes or values > most_values:
-                    raise InputError(
-                        f"`{path}` has {size_bytes:,} bytes, but its column `{chunk.path_in_schema}` "
-                        f"unpacks to {unpacked:,} bytes in {values:,} values",
-                        hint="this is no catalogue; export it again",
+                    problem = (
+                        f"has {size_bytes:,} bytes, but its column `{chunk.path_in_schema}` "
+                        f"unpacks to {unpacked:,} bytes in {values:,} values"
                     )
+                    raise unreadable(path, problem, hint="this is no catalogue; export it again")
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"`{path}` is not a Parquet file: {error}", hint="export the catalogue again"
-        ) from None
+        raise unreadable(path, f"is not a Parquet file: {error}") from None
     return columns, _parquet_rows(path, file)
 
 
@@ -276,9 +267,7 @@ def _parquet_rows(path: Path, file: pyarrow.parquet.ParquetFile) -> Iterator[dic
                     number += 1
                     yield row
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"`{path}` is damaged after row {number}: {error}", hint="export the catalogue again"
-        ) from None
+        raise unreadable(path, f"is damaged after row {number}: {error}") from None
 
 
 def _rows_of(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | str]:
@@ -301,10 +290,8 @@ def read_xml(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
     for row in _feed_rows(path):
         columns.update(dict.fromkeys(row))
     if not columns:
-        raise InputError(
-            f"`{path}` is XML or HTML without products",
-            hint="furnclip reads RSS and Atom feeds for Google Merchant Center; export it as one, or as CSV",
-        )
+        hint = "furnclip reads RSS and Atom feeds for Google Merchant Center; export it as one, or as CSV"
+        raise unreadable(path, "is XML or HTML without products", hint=hint)
     return list(columns), _feed_rows(path)
 
 
@@ -321,7 +308,7 @@ def _feed_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield from reader.taken()
             parser.Parse(b"", True)
     except (expat.ExpatError, ValueError) as error:
-        raise InputError(f"`{path}` is damaged: {error}", hint="export the catalogue again") from None
+        raise unreadable(path, f"is damaged: {error}") from None
     yield from reader.taken()
 
 

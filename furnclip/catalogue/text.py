@@ -115,13 +115,16 @@ def _doubtful_encoding(path: Path) -> str:
         return "utf-8-sig"
     name = _legacy_encoding(bytes(sample))
     if not name:
-        raise InputError(
-            f"`{path}` is not UTF-8, and its encoding cannot be told", hint="save it as UTF-8 and run again"
-        )
+        problem = "is not UTF-8, and its encoding cannot be told"
+        raise unreadable(path, problem, hint="save it as UTF-8 and run again")
     warn_once(
         f"`{path}` is not UTF-8 but looks like {name}, and is read as that; save it as UTF-8 to be sure"
     )
     return name
+
+
+def unreadable(path: Path, problem: str, *, hint: str = "export the catalogue again") -> InputError:
+    return InputError(f"`{path}` {problem}", hint=hint)
 
 
 @cache
@@ -143,7 +146,6 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file is gzipped."""
     with open_regular(path, what="the catalogue") as file:
         return file.read(len(_GZIP)) == _GZIP
 
@@ -203,9 +205,7 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
     with unpacked(path) as file, io.TextIOWrapper(file, encoding, _MARKING, newline="") as text:
         while line := text.readline(MAX_LINE_CHARS):
             if len(line) >= MAX_LINE_CHARS:
-                raise InputError(
-                    f"`{path}` has a line of over {MAX_LINE_CHARS:,} characters", hint=KINDS_HINT
-                )
+                raise unreadable(path, f"has a line of over {MAX_LINE_CHARS:,} characters", hint=KINDS_HINT)
             yield line
 
 

@@ -80,7 +80,10 @@ class Call:
 
     def emit(self, payload: Mapping[str, Any], human: Callable[[], None]) -> None:
         """Print the result: as JSON, or as `human` does."""
-        console.emit(payload, as_json=self.as_json, human=human)
+        if self.as_json:
+            console.print_json(payload)
+        else:
+            human()
 
 
 def takes(*names: str, config: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -256,12 +256,11 @@ def plot_curve(report: ReportJson) -> Plot:
     top = _top(value for curve in curves.values() for value in curve[:most])
     floor, right = _CURVE_HEIGHT - _BOTTOM, WIDTH - _RIGHT
 
+    across = np.linspace(_CURVE_LEFT, right, most).round(1).tolist()
+
     def places(curve: Sequence[float]) -> list[tuple[float, float]]:
-        across = (right - _CURVE_LEFT) / max(1, most - 1)
-        return [
-            (round(_CURVE_LEFT + across * index, 1), round(floor - (floor - _MARGIN_TOP) * value / top, 1))
-            for index, value in enumerate(curve[:most])
-        ]
+        up = (round(floor - (floor - _MARGIN_TOP) * value / top, 1) for value in curve)
+        return list(zip(across, up, strict=False))
 
     baseline = places([0] * most)
     lines = {label: places(curve) for label, curve in curves.items()}
