@@ -211,10 +211,7 @@ def _not_fetched(address: str) -> BrokenImage:
 
 
 def fetched_images(journal: Path) -> Iterator[tuple[int, Event]]:
-    """(hash of the address, what `fetch` wrote down of its image); of several the last one counts.
-
-    Raises `JournalError` for a line that is none of `fetch`.
-    """
+    """(hash of the address, what `fetch` wrote of its image), the last one counts. Raises `JournalError`."""
     for number, event in enumerate(read_journal(journal), start=1):
         key, name, size_bytes = (event.get(field) for field in ("key", "name", "size_bytes"))
         is_named = isinstance(name, str) and name.startswith(FETCHED_FOLDER) and ".." not in name

@@ -152,11 +152,7 @@ def _items(text: str, separator: str) -> list[str]:
 
 
 def _amount(text: str, decimal: str = "") -> tuple[float | None, str]:
-    """A number or an amount of money, and its decimal sign where that is certain.
-
-    Of a lone sign before three digits only the column can tell what it is: `decimal`, or else a comma parts
-    thousands and a point decimals.
-    """
+    """An amount of money, or a number, and its decimal sign if certain; else `decimal`, or a point, is it."""
     if _SCIENTIFIC.fullmatch(text):
         number = float(text)
         return (number if math.isfinite(number) else None), "."
@@ -323,10 +319,7 @@ class ColumnTypes:
                 counts.add(text, times)
 
     def columns(self, reserved: Collection[str] = ()) -> list[Column]:
-        """Every column that has a value, in the catalogue's order; no name is one of `reserved`.
-
-        A quantity gives two: itself, and `in_stock` where nothing else tells that.
-        """
+        """Every column that has a value, in order, by free names; a quantity may give `in_stock` as well."""
         kinds = {source: counts.kind(source) for source, counts in self._counts.items() if counts.cells}
         taken = {*reserved, *known_names()["words"]["sql"]}
         usual = {

@@ -192,10 +192,7 @@ def _lines_above_header(lines: Sequence[str], delimiter: str) -> int:
 
 
 def _declared_header(lines: Sequence[str]) -> tuple[int, int] | None:
-    """Of an Amazon flat file, told by its first line: the lines above its header, and above its rows.
-
-    The header is the third line, below people's names for the columns, or as the first line says.
-    """
+    """Of an Amazon flat file, told by its first line: the lines above its header, and above its rows."""
     first = lines[0] if lines else ""
     if not (first.lstrip('\ufeff"').startswith("TemplateType=") or "attributeRow=" in first):
         return None

@@ -188,10 +188,7 @@ def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | R
 
 
 def uncleaned_rows(paths: DataPaths) -> int:
-    """Rows of the catalogue that are in neither `cleaned.csv` nor `rejected.csv`: added or left out since.
-
-    0 where nothing was cleaned yet, or where the raw catalogue is gone: then there is no other catalogue.
-    """
+    """Rows of the catalogue in neither `cleaned.csv` nor `rejected.csv`; 0 where nothing was cleaned yet."""
     import numpy as np
 
     if not paths.cleaned.is_file() or not paths.products.is_file():

@@ -131,10 +131,7 @@ def _value(values: Mapping[str, Any], name: str) -> Any:
 
 
 def _check_addresses(config: Config, own: Mapping[str, Any]) -> None:
-    """No key in clear text to another machine, unless the user named that machine and nothing secret is sent.
-
-    Requests to S3 are signed with the secret key, and only a session token is sent along.
-    """
+    """No key in clear text to another machine that the user has not named; S3 sends only a session token."""
     key, token = config.openai_api_key.get_secret_value(), environment_variables().get("AWS_SESSION_TOKEN")
     if key or _value(own, "clean.base_url") is None:
         require_encryption("clean.base_url", config.clean.base_url)

@@ -79,10 +79,7 @@ def torchrun_launch() -> Launch:
 
 
 def adopt_dotenv(folder: Path, *, trust: bool = False) -> dict[str, str]:
-    """Set the libraries' variables of `folder/.env` in the process; furnclip's own ones are returned.
-
-    Raises `ConfigError` for a sensitive one that is not allowed; a warning lists those that are not used.
-    """
+    """Set the libraries' variables of `folder/.env` in the process, if permitted; furnclip's are returned."""
     path = folder / ".env"
     own: dict[str, str] = {}
     ignored: list[str] = []

@@ -108,10 +108,7 @@ def _labels(run_names: Sequence[str], config: Config) -> dict[str, str]:
 
 
 def _warnings(models: Sequence[ModelVectors], split: Split, config: Config) -> list[str]:
-    """What may make the comparison unfair.
-
-    Raises `ModelMismatchError` when a run was trained from another base than the one measured.
-    """
+    """What may make the comparison unfair. Raises `ModelMismatchError` for a run from another base."""
     warnings = []
     if len(split) < _FEW_PRODUCTS:
         warnings.append(

@@ -311,10 +311,7 @@ def read_piece(shard: Path, start: int, size_bytes: int) -> bytes:
 def read_sample(
     shard: Path, index: pyarrow.Table, row: int, read: Callable[[int, int], bytes] | None = None
 ) -> Sample:
-    """The sample of a row of the index. Raises `StorageError` where it is not what was written.
-
-    read: so many bytes from a place in the shard on; without it, they are read of the file.
-    """
+    """The sample of a row of the index. Raises `StorageError` if it is damaged. read: instead of the file."""
     names = ("key", "offset", "crc32", "jpg_bytes", "json_bytes", "txt_bytes")
     key, offset, crc32, jpg_bytes, *text_bytes = (index[name][row].as_py() for name in names)
     more = index[_MORE.name][row].as_py() if _MORE.name in index.column_names else []

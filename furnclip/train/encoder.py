@@ -163,9 +163,7 @@ class Teacher:
 
 
 def retrieval_figures(encoder: TowerEncoder, data: TrainingData) -> dict[str, float]:
-    """recall@1, recall@5 and MRR both ways of a split, and `score`, their mean.
-
-    MRR is in it because a small split gives the same recall for many models."""
+    """recall@1, recall@5 and MRR both ways, and `score`, their mean: recall alone is too coarse."""
     images, texts = encoder.vectors("vision", data), encoder.vectors("text", data)
     relevant = data.positives()
     figures: dict[str, float] = {}

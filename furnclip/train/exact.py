@@ -89,8 +89,7 @@ class NonFiniteLossError(ArithmeticError):
 class Memory:
     """Bytes that graphs of micro-batches may occupy between the two passes of a step.
 
-    `weights`: addresses of the model's own storages, which graphs point to but do not own.
-    `largest_bytes` is remembered from step to step, `used_bytes` belongs to one step.
+    `weights`: addresses of the model's own storages. `largest_bytes` is remembered from step to step.
     """
 
     budget_bytes: int = 0

@@ -57,10 +57,7 @@ class Processes:
         return gathered
 
     def sum_gradients(self, parameters: Mapping[str, nn.Parameter], *, replicated: Collection[str]) -> None:
-        """Add up what each process's samples contributed.
-
-        `replicated`: parameters of the loss itself, whose whole gradient every process has already.
-        """
+        """Add up what the processes' samples gave; of `replicated` ones each has the whole gradient."""
         if self.count == 1:
             return
         for name, parameter in parameters.items():

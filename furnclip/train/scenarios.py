@@ -132,10 +132,7 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConf
 
 
 def depth_below_top(name: str, layers: Mapping[str, int]) -> int:
-    """0 for the projections and what lies above the encoder, then one more a layer, embeddings last.
-
-    `layers`: number of encoder layers of each tower.
-    """
+    """0 for the projections, then one more a layer, embeddings last; `layers`: of each tower."""
     match = _LAYER.match(name)
     if match:
         return layers[match[1]] - int(match[2])
@@ -148,10 +145,8 @@ class Muon(torch.optim.AdamW):
     """AdamW whose groups with `orthogonal` are stepped by Muon; each of those holds matrices only.
 
     Muon (https://kellerjordan.github.io/posts/muon/) moves a matrix by the orthogonal matrix nearest to its
-    momentum, so that rare directions learn as fast as common ones. In the few hundred steps of a small
-    catalogue nothing else tried is worth as much (`docs/train.md`). An update is scaled to the usual size of
-    AdamW's (https://arxiv.org/abs/2502.16982), so both share one learning rate. Its momentum lies where
-    AdamW's is, in `exp_avg`, so a checkpoint has one format.
+    momentum. An update is scaled to the usual size of AdamW's (https://arxiv.org/abs/2502.16982): a rate fits
+    both. Its momentum lies where AdamW's is, in `exp_avg`, so a checkpoint has one format.
     """
 
     @torch.no_grad()
@@ -175,10 +170,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """Nearly U V' of a matrix U S V': its singular values come out between 0.7 and 1.2, zeros stay.
-
-    In bfloat16 on a GPU, in the matrix's own type elsewhere.
-    """
+    """Nearly U V' of a matrix U S V': its singular values come out between 0.7 and 1.2, zeros stay."""
     is_tall = matrix.shape[0] > matrix.shape[1]
     rows = matrix.t() if is_tall else matrix
     rows = rows.bfloat16() if rows.is_cuda else rows
