@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from furnclip.config import load_config
-from furnclip.console import clean_text, emit, format_cell, hide, one_line, redact
+from furnclip.console import clean_text, format_cell, hide, one_line, print_json, redact
 from furnclip.errors import ConfigError
 from tests.conftest import Cli
 
@@ -210,7 +210,7 @@ def test_what_is_no_secret_is_shown(text: str) -> None:
 
 def test_data_is_never_redacted(capsys: pytest.CaptureFixture[str]) -> None:
     assert format_cell("sk-100234-oak-brown") == "sk-100234-oak-brown"
-    emit({"id": "sk-100234-oak-brown", "title": "\x9b2Kbüro"}, as_json=True, human=lambda: None)
+    print_json({"id": "sk-100234-oak-brown", "title": "\x9b2Kbüro"})
     shown = capsys.readouterr().out
     assert json.loads(shown) == {"id": "sk-100234-oak-brown", "title": "\x9b2Kbüro"}
     assert "\x9b" not in shown

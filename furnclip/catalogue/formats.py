@@ -228,11 +228,15 @@ def _names_in(text: str) -> list[str]:
     return [text]
 
 
-@lru_cache(maxsize=1)
 def image_table(path: Path) -> Mapping[str, str]:
     """The file of each image by its id, as a table of the shop has them. Raises `InputError`."""
+    return _image_table(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=1)
+def _image_table(path: Path, changed_ns: int) -> Mapping[str, str]:
     hint = "`paths.image_table` is a table with the columns `image_id` and `path`; empty: images have names"
-    columns, records = read_records(path) if path.is_file() else ([], iter(()))
+    columns, records = read_records(path) if changed_ns else ([], iter(()))
     if not {"image_id", "path"} <= set(columns):
         raise InputError(f"`{path}` is no table of images", hint=hint)
     return {record.fields["image_id"]: record.fields["path"] for record in records if not record.reason}
