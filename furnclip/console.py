@@ -102,6 +102,12 @@ def warn(text: str) -> None:
     _print_labeled("warning: ", "yellow", clean_text(text))
 
 
+@cache
+def warn_once(text: str) -> None:
+    """A warning on stderr, the first time only: the same file is read several times in a run."""
+    warn(text)
+
+
 def print_error(error: FurnclipError) -> None:
     """`error: ...` and `hint: ...`, one line each, on stderr."""
     _print_labeled("error: ", "red", one_line(error.message))

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFile, ImageOps, UnidentifiedImageError
@@ -28,6 +29,7 @@ from PIL import Image, ImageDraw, ImageFile, ImageOps, UnidentifiedImageError
 from furnclip.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_PLUGINS = {"WEBP": "WebP"}  # where the plugin is not called as the format, capitalized
 MAX_BYTES = 100 * 2**20
 MAX_PIXELS = 80_000_000
 _MAX_PIXELS_OF = {"WEBP": 40_000_000, "AVIF": 40_000_000}  # their decoders keep two or three whole copies
@@ -143,8 +145,10 @@ def _identify(data: bytes, name: str) -> ImageFile.ImageFile:
 
 @cache
 def _known_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow can read."""
-    Image.init()
+    """Those of `FORMATS` that this Pillow can read; all plugins would take more time and address space."""
+    for name in FORMATS:
+        with suppress(ImportError):
+            import_module(f"PIL.{_PLUGINS.get(name, name.capitalize())}ImagePlugin")
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 

@@ -15,7 +15,8 @@ from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 
-from furnclip.catalogue.text import text_lines, warn_once
+from furnclip import console
+from furnclip.catalogue.text import text_lines
 from furnclip.errors import InputError
 
 MAX_CELL_CHARS = 2**20
@@ -47,7 +48,8 @@ class Table(Iterator[str]):
         self.delimiter = declared[1] if declared else _find_delimiter(sample, path.suffix)
         above = _lines_above_header(sample[start:], self.delimiter)
         if above:
-            warn_once(f"the header of `{path}` is line {start + above + 1}; the lines above it are skipped")
+            number = start + above + 1
+            console.warn_once(f"the header of `{path}` is line {number}; the lines above it are skipped")
         self.header, count = _read_header(sample[start + above :], self.delimiter)
         if not count:
             raise InputError(f"`{path}` has no header line", hint="the first line has to name the columns")

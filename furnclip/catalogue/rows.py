@@ -18,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
+from furnclip import console
 from furnclip.catalogue.columns import known_names, plain_name
 from furnclip.catalogue.delimited import MAX_CELL_CHARS, Table
 from furnclip.catalogue.structured import (
@@ -29,7 +30,7 @@ from furnclip.catalogue.structured import (
     read_parquet,
     read_xml,
 )
-from furnclip.catalogue.text import KINDS_HINT, find_encoding, first_bytes, text_lines, unreadable, warn_once
+from furnclip.catalogue.text import KINDS_HINT, find_encoding, first_bytes, text_lines, unreadable
 from furnclip.errors import InputError
 
 _OTHER_KINDS = {
@@ -256,7 +257,7 @@ def _typed_records(
                 to_text = images.cell if images and name in images.columns else cell_text
                 fields[name] = to_text(value, language)
             except NoText:
-                warn_once(f"column `{name}` holds bytes that are no text; they are left out")
+                console.warn_once(f"column `{name}` holds bytes that are no text; they are left out")
             except ValueError as error:
                 problem = f"column `{name}` {error}"
         checked = checked_record(number, fields)

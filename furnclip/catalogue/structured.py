@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from xml.parsers import expat
 
+from furnclip import console
 from furnclip.catalogue.text import (
     MAX_LINE_CHARS,
     content_hash,
@@ -24,7 +25,6 @@ from furnclip.catalogue.text import (
     text_lines,
     unpacked,
     unreadable,
-    warn_once,
 )
 from furnclip.errors import InputError
 from furnclip.journal import replacing
@@ -89,7 +89,8 @@ class ImageStore(NamedTuple):
                 hint="set `paths.images` to a folder: furnclip writes the images of this file there",
             )
         if not (self.root / name).exists():
-            warn_once(f"the images in column `{self.columns[0]}` are written to `{self.root / self.folder}`")
+            folder = self.root / self.folder
+            console.warn_once(f"the images in column `{self.columns[0]}` are written to `{folder}`")
             with replacing(self.root / name, durable=False) as file:
                 file.write(content)
         return name

@@ -16,7 +16,7 @@ import unicodedata
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import IO, cast
@@ -111,13 +111,14 @@ def _doubtful_encoding(path: Path) -> str:
             other_lines += 1
             sample += data[: _SAMPLE_BYTES - len(sample)]
     if utf8_lines >= other_lines:
-        warn_once(f"{other_lines} lines of `{path}` are not UTF-8 as the others are; their rows are rejected")
+        rejected = "are not UTF-8 as the others are; their rows are rejected"
+        console.warn_once(f"{other_lines} lines of `{path}` {rejected}")
         return "utf-8-sig"
     name = _legacy_encoding(bytes(sample))
     if not name:
         problem = "is not UTF-8, and its encoding cannot be told"
         raise unreadable(path, problem, hint="save it as UTF-8 and run again")
-    warn_once(
+    console.warn_once(
         f"`{path}` is not UTF-8 but looks like {name}, and is read as that; save it as UTF-8 to be sure"
     )
     return name
@@ -125,12 +126,6 @@ def _doubtful_encoding(path: Path) -> str:
 
 def unreadable(path: Path, problem: str, *, hint: str = "export the catalogue again") -> InputError:
     return InputError(f"`{path}` {problem}", hint=hint)
-
-
-@cache
-def warn_once(text: str) -> None:
-    """A warning on stderr, the first time only: a catalogue is read several times in a run."""
-    console.warn(text)
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from furnclip.cli.options import (
 from furnclip.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from furnclip.embed import EmbedSummary
     from furnclip.search import Answer, Hit, Searcher
 
 _SERVING = {"anyio", "prometheus_client", "setproctitle", "starlette", "uvicorn"}
@@ -93,20 +92,20 @@ def embed(
         "up_to_date": summary.was_there,
         "models": {label: model.model_dump() for label, model in summary.provenance.models.items()},
     }
-    call.emit(payload, lambda: _show_vectors(summary))
 
+    def show() -> None:
+        rows = [
+            (label, model.name, model.precision, summary.encoded.get(label, 0), model.image_weight)
+            for label, model in summary.provenance.models.items()
+        ]
+        title = f"{summary.products} products in {summary.seconds:.1f} s"
+        console.show_table(("vectors", "model", "precision", "encoded", "image weight"), rows, title=title)
+        for reason, count in sorted(summary.missing.items()):
+            console.say(f"found by its text alone: {count} ({reason}), see {summary.missing_file}")
+        console.say(f"vectors: {summary.vectors}")
+        console.say('next: furnclip search "a red armchair"')
 
-def _show_vectors(summary: EmbedSummary) -> None:
-    rows = [
-        (label, model.name, model.precision, summary.encoded.get(label, 0), model.image_weight)
-        for label, model in summary.provenance.models.items()
-    ]
-    title = f"{summary.products} products in {summary.seconds:.1f} s"
-    console.show_table(("vectors", "model", "precision", "encoded", "image weight"), rows, title=title)
-    for reason, count in sorted(summary.missing.items()):
-        console.say(f"found by its text alone: {count} ({reason}), see {summary.missing_file}")
-    console.say(f"vectors: {summary.vectors}")
-    console.say('next: furnclip search "a red armchair"')
+    call.emit(payload, show)
 
 
 @takes()

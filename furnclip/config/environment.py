@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ _FOR_LIBRARIES = re.compile(
 )
 _TORCHRUN_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
 _TORCHRUN_TEXTS = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID")
-_warn_once = cache(console.warn)
 
 
 def environment_variables() -> Mapping[str, str]:
@@ -98,7 +96,7 @@ def adopt_dotenv(folder: Path, *, trust: bool = False) -> dict[str, str]:
             ignored.append(name)
     if ignored:
         names = ", ".join(ignored)
-        _warn_once(f"`{path}`: not taken: {names}; set them in the environment if they are needed")
+        console.warn_once(f"`{path}`: not taken: {names}; set them in the environment if they are needed")
     return own
 
 

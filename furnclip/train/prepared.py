@@ -38,18 +38,9 @@ _ENOUGH_VALIDATED = 20_000  # every query is compared with every product: of a m
 _PACKAGES = ("furnclip", "torch", "transformers", "peft", "numpy", "pillow")
 
 # Settings that change how a run is watched or kept, not what comes out of it.
-_HARMLESS = frozenset(
-    {
-        "kept_activations_mb",
-        "gradient_checkpointing",
-        "checkpoint_interval_s",
-        "image_cache_mb",
-        "feature_cache",
-        "wandb",
-        "wandb_project",
-        "wandb_artifacts",
-        "upload",
-    }
+_HARMLESS = (
+    *("kept_activations_mb", "gradient_checkpointing", "checkpoint_interval_s", "image_cache_mb"),
+    *("feature_cache", "wandb", "wandb_project", "wandb_artifacts", "upload"),
 )
 
 
