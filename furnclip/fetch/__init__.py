@@ -1,38 +1,39 @@
 """`furnclip fetch`: the images that a catalogue names by web address, brought once into `paths.images`.
 
-In: the addresses in the image cells of `paths.products`. Out: the images (see `shelf`), the journal of what
-came from where, and `work/fetch/failed.csv` with a reason for each that did not come.
+In: the addresses in the image cells of `paths.products`. Out: the images, the journal of what came from
+where, and `work/fetch/failed.csv` with a reason for each that did not come.
 
-An address is asked once, however many products name it. Addresses are worked on server by server, so that
-one that is slow or wants to be left alone holds up no other. What an earlier run kept is not asked again;
-what failed is. `refresh` asks for all of them again, and gets those that have changed.
+An image lies at `fetched/HA/HASH.jpg` under the hash of its bytes: equal ones lie there once, and one that
+has changed never takes the place of another. The journal's line is written before the image gets its name,
+so an image that is there is known; a line whose image is not there, or has another size, counts for nothing.
+So nothing waits for the disk: what a power cut costs, the next run fetches again.
 
-Proxies of the environment are not used: a proxy would resolve the names itself, and reach what `guard`
-keeps this machine from reaching.
+Proxies of the environment are not used: a proxy would resolve the names itself, and reach what
+`AddressGuard` keeps this machine from reaching.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Thread
+from threading import Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from furnclip import console
-from furnclip.catalogue import Rejection, read_products, write_row
+from furnclip.catalogue import Rejection, content_hash, read_products, write_row
 from furnclip.console import redact
-from furnclip.errors import InputError
-from furnclip.fetch.download import NO_ANSWER, Downloader, Failure
-from furnclip.fetch.shelf import Shelf, key_of
-from furnclip.journal import Journal, replacing
-from furnclip.sources import web_address
+from furnclip.errors import InputError, Interrupted
+from furnclip.fetch.download import NO_ANSWER, Download, Downloader, Failure
+from furnclip.journal import Event, Journal, replacing, utc_now
+from furnclip.sources import FETCHED_FOLDER, fetched_images, image_place, web_address
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -52,15 +53,11 @@ class FetchSummary:
 
     images: str
     failed_csv: str
-    addresses: int = 0
-    """in the catalogue"""
-    kept: int = 0
-    """of them, from earlier runs"""
+    addresses: int = 0  # in the catalogue
+    kept: int = 0  # of them, from earlier runs
     fetched: int = 0
-    changed: int = 0
-    """fetched again, because they are other images now"""
-    unchanged: int = 0
-    """asked for again, and still the same"""
+    changed: int = 0  # fetched again, because they are other images now
+    unchanged: int = 0  # asked for again, and still the same
     fetched_bytes: int = 0
     failed: dict[str, int] = field(default_factory=dict)
 
@@ -69,55 +66,28 @@ class FetchSummary:
         return dict(vars(self))
 
 
-class _Named(NamedTuple):
-    """An address, and the product that names it."""
-
-    row: int
-    product_id: str
-    address: str
-
-
-@dataclass
-class _Host:
-    """What is known of one server name while a run asks it."""
-
-    jobs: asyncio.Queue[_Job] = field(default_factory=asyncio.Queue)
-    free_at: float = 0.0
-    """time before which the server wants to be left alone"""
-    is_there: bool = False
-    """it has answered in this run"""
-    silences: int = 0
-    """requests that it did not answer"""
-
-
-@dataclass
-class _Job:
-    """An address to ask, and how often it was asked in vain."""
-
-    address: str
-    host: _Host
-    attempts: int = 0
-
-
 def fetch(config: Config, *, refresh: bool = False) -> FetchSummary:
     """Bring the images of all addresses that the catalogue has.
 
-    Raises `InputError` where no row names an image at all, and where nothing can be had of any address.
+    An address is asked once, however many products name it; what an earlier run kept is not asked again,
+    unless `refresh` says so. Raises `InputError` where no row names an image at all, and where nothing can be
+    had of any address.
     """
     paths = config.paths
     failed = paths.fetched.with_name(FAILED_NAME)
     summary = FetchSummary(str(paths.images), str(failed))
     with Journal(paths.fetched) as journal:
-        with closing(Shelf(config, journal)) as shelf:
-            run = _Run(config, shelf, summary, refresh=refresh)
-            run.fetch_all()
+        with closing(_Shelf(config, journal)) as shelf:
+            run = _Run(config, shelf, summary)
+            run.fetch_all(refresh=refresh)
         summary.failed = dict(Counter(reason for reason, _ in run.failures.values()).most_common())
         with replacing(failed) as file:
             write_row(file, _COLUMNS)
             for row, product_id, address in _named(config):
-                if problem := run.failures.get(key_of(address)):
+                if problem := run.failures.get(_key_of(address)):
                     write_row(file, (row, product_id, redact(address), *problem))
-    if not summary.addresses and not any(_has_images(config)):
+    rows = () if summary.addresses else read_products(paths.products, paths)
+    if not summary.addresses and not any(row.images for row in rows if not isinstance(row, Rejection)):
         raise InputError(
             f"no row of `{paths.products}` names an image",
             hint="set `paths.image_column` to the column with the addresses of images",
@@ -129,173 +99,216 @@ def fetch(config: Config, *, refresh: bool = False) -> FetchSummary:
     return summary
 
 
-def _named(config: Config) -> Iterator[_Named]:
-    """Every address of every usable row, in file order."""
+def _named(config: Config) -> Iterator[tuple[int, str, str]]:
+    """(row, product id, address) of every address of every usable row, in file order."""
     for product in read_products(config.paths.products, config.paths):
         if not isinstance(product, Rejection):
             for address in filter(None, map(web_address, product.images)):
-                yield _Named(product.row, product.product_id, address)
+                yield product.row, product.product_id, address
 
 
-def _has_images(config: Config) -> Iterator[bool]:
-    rows = read_products(config.paths.products, config.paths)
-    return (bool(row.images) for row in rows if not isinstance(row, Rejection))
+def _key_of(address: str) -> int:
+    """What an address is known by."""
+    return int(content_hash(address), 16)
+
+
+@dataclass
+class _Server:
+    """What is known of one server name while a run asks it."""
+
+    free_at: float = 0.0  # time before which it wants to be left alone
+    has_answered: bool = False
+    silences: int = 0  # requests that it did not answer
 
 
 class _Run:
     """One run: what is left to do, and what became of it."""
 
-    def __init__(self, config: Config, shelf: Shelf, summary: FetchSummary, *, refresh: bool) -> None:
-        self._config, self._shelf, self._summary, self._refresh = config, shelf, summary, refresh
+    def __init__(self, config: Config, shelf: _Shelf, summary: FetchSummary) -> None:
+        self._config, self._settings, self._shelf, self._summary = config, config.fetch, shelf, summary
         self.failures: dict[int, tuple[str, str]] = {}
-        self._error: list[BaseException] = []
+        self._error: BaseException | None = None
         self._writing_s, self._written = 0.0, 0
 
-    def fetch_all(self) -> None:
-        todo = self._todo()
-        with console.progress("fetching images", total=sum(map(len, todo.values()))) as meter:
-            # Ctrl-C ends the main thread alone: nothing of libcurl's is interrupted half done.
-            thread = Thread(target=self._work, args=(todo, meter), daemon=True)
-            thread.start()
-            thread.join()
-        if self._error:
-            raise self._error[0]
-
-    def _todo(self) -> dict[str, list[str]]:
-        """The addresses to ask, by server."""
+    def fetch_all(self, *, refresh: bool) -> None:
         seen: set[int] = set()
-        todo: dict[str, list[str]] = defaultdict(list)
+        todo: defaultdict[str, list[str]] = defaultdict(list)  # by server
         for _, _, address in _named(self._config):
-            if (key := key_of(address)) in seen:
+            if (key := _key_of(address)) in seen:
                 continue
             seen.add(key)
-            if self._shelf.find(key) and not self._refresh:
+            if self._shelf.find(key) and not refresh:
                 self._summary.kept += 1
             else:
                 todo[address.split("/")[2].lower()].append(address)
         self._summary.addresses = len(seen)
-        return todo
+        with console.progress("fetching images", total=sum(map(len, todo.values()))) as self._meter:
+            # Ctrl-C ends the main thread alone: nothing of libcurl's is interrupted half done.
+            thread = Thread(target=self._work, args=(todo.values(),), daemon=True)
+            thread.start()
+            thread.join()
+        if self._error:
+            raise self._error
 
-    def _work(self, todo: dict[str, list[str]], meter: console.Meter) -> None:
+    def _work(self, servers: list[list[str]]) -> None:
         """What the thread does."""
         loop = asyncio.SelectorEventLoop()  # libcurl wants this one, on Windows as well
         try:
-            loop.run_until_complete(self._ask_all(todo, meter))
+            loop.run_until_complete(self._ask_all(servers))
         except BaseException as error:  # the disk is full, the bucket refuses
-            self._error.append(error)
+            self._error = error
         finally:
             loop.close()
 
-    async def _ask_all(self, todo: dict[str, list[str]], meter: console.Meter) -> None:
-        settings = self._config.fetch
-        downloader = Downloader(settings)
-
-        async def ask(job: _Job) -> float | None:
-            again_in_s = await self._fetch(downloader, job, writers)
-            if again_in_s is None:
-                meter.advance()
-            return again_in_s
-
-        with ThreadPoolExecutor(_WRITERS) as writers:
+    async def _ask_all(self, servers: list[list[str]]) -> None:
+        """All addresses, server by server, so that one that is slow holds up no other."""
+        self._downloader, self._room = (
+            Downloader(self._settings),
+            asyncio.Semaphore(self._settings.concurrency),
+        )
+        with ThreadPoolExecutor(_WRITERS) as self._writers:
             try:
-                await _ask_all(todo, ask, per_host=settings.per_host, concurrency=settings.concurrency)
+                await asyncio.gather(*map(self._ask_server, servers))
             finally:
-                await downloader.close()
+                for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                    task.cancel()
+                await self._downloader.close()
 
-    async def _fetch(self, downloader: Downloader, job: _Job, writers: Executor) -> float | None:
-        """Try an address once; the seconds until it is tried again, or None."""
-        summary, key = self._summary, key_of(job.address)
+    async def _ask_server(self, addresses: list[str]) -> None:
+        """The addresses of one server; those that failed and may work in a moment come after the others."""
+        server, again = _Server(), list[str]()
+
+        async def ask_some(attempt: int, waiting: Iterator[str]) -> None:
+            for address in waiting:
+                while (pause_s := server.free_at - monotonic()) > 0:
+                    await asyncio.sleep(pause_s)
+                async with self._room:
+                    is_settled = await self._fetch(address, server, attempt)
+                if is_settled:
+                    self._meter.advance()
+                else:
+                    again.append(address)
+
+        for attempt in range(1, self._settings.attempts + 1):
+            workers, waiting = min(self._settings.per_host, len(addresses)), iter(addresses)
+            await asyncio.gather(*(ask_some(attempt, waiting) for _ in range(workers)))
+            addresses, again = again, []
+            if addresses:
+                await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1))
+
+    async def _fetch(self, address: str, server: _Server, attempt: int) -> bool:
+        """Try an address once; whether it needs no other attempt."""
+        summary, key = self._summary, _key_of(address)
         kept, is_other = self._shelf.find(key), False
+        is_silent = not server.has_answered and server.silences >= _SILENCES * self._settings.per_host
         try:
-            self._give_up_silent(job)
-            found = await downloader.get(job.address, kept.conditions() if kept else {})
+            if is_silent and attempt == 1:
+                raise Failure("host-down", f"its server did not answer {server.silences} requests")
+            found = await self._downloader.get(address, kept.conditions() if kept else {})
         except Failure as failure:
-            pause_s = self._pause_s(job, failure)
-            if pause_s is None:
-                self.failures[key] = (failure.reason, redact(str(failure)))
-            return pause_s
-        job.host.is_there = True
+            if self._may_work_again(failure, server, attempt):
+                return False
+            self.failures[key] = (failure.reason, redact(str(failure)))
+            return True
+        server.has_answered = True
         if found:
-            is_other = await self._keep(partial(self._shelf.keep, key, job.address, found), writers)
+            is_other = await self._keep(partial(self._shelf.keep, key, address, found))
         summary.fetched_bytes += len(found.content) if found else 0
         summary.fetched += not kept
         summary.changed += bool(kept) and is_other
         summary.unchanged += bool(kept) and not is_other
-        return None
+        return True
 
-    async def _keep(self, keep: Callable[[], bool], writers: Executor) -> bool:
+    def _may_work_again(self, failure: Failure, server: _Server, attempt: int) -> bool:
+        is_silence = failure.reason in NO_ANSWER
+        server.silences += is_silence
+        server.has_answered |= not is_silence and failure.reason != "host-down"
+        pause_s = failure.pause_s or 0.0
+        if not failure.is_passing or attempt == self._settings.attempts or pause_s > _MOST_PAUSE_S:
+            return False
+        server.free_at = max(server.free_at, monotonic() + pause_s)  # it was said to all requests
+        return True
+
+    async def _keep(self, keep: Callable[[], bool]) -> bool:
         """Keep an image: here, or in another thread where that takes long.
 
         At a disk that answers at once, threads wait for the interpreter more than for the disk; at a bucket,
         or on a busy machine, more of them get more done.
         """
         if self._written >= _FIRST_WRITES and self._writing_s / self._written > _SLOW_WRITE_S:
-            return await asyncio.get_running_loop().run_in_executor(writers, keep)
+            return await asyncio.get_running_loop().run_in_executor(self._writers, keep)
         start = monotonic()
         is_other = keep()
         self._writing_s, self._written = self._writing_s + monotonic() - start, self._written + 1
         return is_other
 
-    def _give_up_silent(self, job: _Job) -> None:
-        is_silent = not job.host.is_there and job.host.silences >= _SILENCES * self._config.fetch.per_host
-        if is_silent and not job.attempts:
-            raise Failure("host-down", f"its server did not answer {job.host.silences} requests")
 
-    def _pause_s(self, job: _Job, failure: Failure) -> float | None:
-        """Seconds until an address is to be tried again; None when it is not, in this run."""
-        job.attempts += 1
-        job.host.silences += failure.reason in NO_ANSWER
-        job.host.is_there |= failure.reason not in (*NO_ANSWER, "host-down")
-        pause_s = failure.pause_s or _FIRST_PAUSE_S * 2**job.attempts * random.uniform(0.5, 1)
-        if not failure.is_passing or job.attempts >= self._config.fetch.attempts or pause_s > _MOST_PAUSE_S:
-            return None
-        if failure.pause_s:  # it was said to all requests
-            job.host.free_at = monotonic() + pause_s
-        return pause_s
+class _KeptImage(NamedTuple):
+    """An image that was fetched."""
+
+    name: str
+    size_bytes: int
+    etag: str = ""
+    modified: str = ""
+
+    def conditions(self) -> dict[str, str]:
+        """Headers that ask for the image only if it has changed since."""
+        headers = {"If-None-Match": self.etag, "If-Modified-Since": self.modified}
+        return {name: text for name, text in headers.items() if text}
 
 
-async def _ask_all(
-    todo: Mapping[str, Iterable[str]],
-    ask: Callable[[_Job], Awaitable[float | None]],
-    *,
-    per_host: int,
-    concurrency: int,
-) -> None:
-    """Ask all addresses, given by server; `ask` says after how many seconds one is tried again, or None.
+class _Shelf:
+    """Keeps images in `paths.images`, and notes them in the journal; used by several threads at once."""
 
-    What `ask` raises ends it.
-    """
-    room, asking, answered = asyncio.Semaphore(concurrency), [], []
-    for addresses in todo.values():
-        host = _Host()
-        for address in addresses:
-            host.jobs.put_nowait(_Job(address, host))
-        asking += [_ask_host(host, room, ask) for _ in range(min(per_host, host.jobs.qsize()))]
-        answered.append(host.jobs.join())
-    tasks = [asyncio.ensure_future(each) for each in (asyncio.gather(*answered), *asking)]
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    for task in done:
-        task.result()
+    def __init__(self, config: Config, journal: Journal) -> None:
+        self._place = image_place(config)
+        self._place.tidy(FETCHED_FOLDER)
+        self._journal, self._lock, self._is_closed = journal, Lock(), False
+        known: dict[int, _KeptImage] = {}
+        for key, event in fetched_images(journal.path):
+            known[key] = _KeptImage(**{name: event[name] for name in _KeptImage._fields if name in event})
+        statuses = ((key, kept, self._place.status(kept.name)) for key, kept in known.items())
+        self._known = {
+            key: kept for key, kept, status in statuses if status.split(" ")[0] == str(kept.size_bytes)
+        }
+        self._uses = Counter(kept.name for kept in self._known.values())
 
+    def find(self, key: int) -> _KeptImage | None:
+        """What was kept of an address before this run or in it."""
+        return self._known.get(key)
 
-async def _ask_host(
-    host: _Host, room: asyncio.Semaphore, ask: Callable[[_Job], Awaitable[float | None]]
-) -> None:
-    """One of the requests that a server gets at once."""
-    while True:
-        job = await host.jobs.get()
-        while (pause_s := host.free_at - monotonic()) > 0:
-            await asyncio.sleep(pause_s)
-        async with room:
-            again_in_s = await ask(job)
-        if again_in_s is None:
-            host.jobs.task_done()
+    def keep(self, key: int, address: str, found: Download) -> bool:
+        """Keep an image, and say whether it is another than before. Raises `OSError`, `StorageError`."""
+        digest = hashlib.sha256(found.content).hexdigest()
+        ending = found.format.lower().replace("jpeg", "jpg")
+        name = f"{FETCHED_FOLDER}/{digest[:2]}/{digest[:32]}.{ending}"
+        kept, before = _KeptImage(name, len(found.content), found.etag, found.modified), self._known.get(key)
+        about = {"address": redact(address), "at": utc_now(), "type": found.format, "sha256": digest}
+        event = {"key": f"{key:016x}", **about, **kept._asdict()}
+        with self._lock:
+            is_new = not self._uses[name]
+            self._uses[name] += 1
+            self._known[key] = kept
+        if is_new:
+            self._place.write(name, found.content, lambda: self._announce(event))
         else:
-            asyncio.get_running_loop().call_later(again_in_s, _again, job)
+            self._announce(event)
+        if before:
+            with self._lock:
+                self._uses[before.name] -= 1
+                is_unused = not self._uses[before.name]
+            if is_unused:
+                self._place.remove(before.name)
+        return before is None or before.name != name
 
+    def _announce(self, event: Event) -> None:
+        with self._lock:
+            if self._is_closed:  # after Ctrl-C, in a thread that is left over
+                raise Interrupted
+            self._journal.append(event, durable=False)
 
-def _again(job: _Job) -> None:
-    job.host.jobs.put_nowait(job)
-    job.host.jobs.task_done()  # of the time before
+    def close(self) -> None:
+        """Keep nothing more."""
+        with self._lock:
+            self._is_closed = True
+            self._journal.sync()

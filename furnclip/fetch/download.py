@@ -1,18 +1,9 @@
 """One image from the web: where its address leads, how long it may take, how large it may be, what it is.
 
-In: an address. Out: its bytes, whole and an image by their content, or a `Failure` with a stable reason:
-
-    bad-address, private-address    it cannot be asked, or must not be
-    unreachable, timeout, cut-off   no connection, no answer in time, an answer that broke off
-    http-404 ...                    the server refuses
-    redirects                       more than `MOST_REDIRECTS`, or in a circle
-    too-many-bytes                  more than `fetch.max_mb`, announced or sent
-    host-down                       its server did not answer once, so that it is not asked any more
-
-and those of `images` for what is no image, a damaged one or one that is too large. Times are limited three
-times over: to connect, between two pieces of an answer, and for all of it, so that no drip is endless.
-
-libcurl does the talking, for all requests in one thread: a fifth of the processor time of clients in Python.
+In: an address. Out: its bytes, whole and an image by their content, or a `Failure` with one of the stable
+reasons of `docs/fetch.md`. libcurl does the talking, for all requests in one thread: a fifth of the processor
+time of clients in Python. Times are limited three times over: to connect, between two pieces of an answer,
+and for all of it, so that no drip is endless.
 
 A catalogue comes from outside. An address in it that leads into the shop's own network, such as
 `http://169.254.169.254/`, would let its author read what only this machine can reach. So `AddressGuard` comes
@@ -33,7 +24,7 @@ from functools import partial
 from http import HTTPStatus
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit
 
 import certifi
 import pycurl
@@ -110,10 +101,19 @@ class Downloader:
         """
         curl = self._idle.pop() if self._idle else self._new_request()
         curl.setopt(pycurl.HTTPHEADER, [*_HEADERS, *(f"{name}: {text}" for name, text in conditions.items())])
+        deadline = monotonic() + self._settings.total_timeout_s
         try:
-            return await self._follow(curl, address, is_refresh=bool(conditions))
+            for _ in range(MOST_REDIRECTS + 1):
+                content, about = await self._ask(curl, address, deadline - monotonic())
+                status, target = curl.getinfo(pycurl.RESPONSE_CODE), curl.getinfo(pycurl.REDIRECT_URL)
+                if status == HTTPStatus.NOT_MODIFIED and conditions:
+                    return None
+                if status not in _REDIRECTS or not target:
+                    return self._judge(curl, status, content, about)
+                address = target
         finally:
             self._idle.append(curl)
+        raise Failure("redirects", f"more than {MOST_REDIRECTS} redirects")
 
     def _new_request(self) -> pycurl.Curl:
         trusted, curl = ssl.get_default_verify_paths(), pycurl.Curl()
@@ -135,33 +135,20 @@ class Downloader:
             curl.setopt(pycurl.CAPATH, trusted.capath)
         return curl
 
-    async def _follow(self, curl: pycurl.Curl, address: str, *, is_refresh: bool) -> Download | None:
-        deadline = monotonic() + self._settings.total_timeout_s
-        for _ in range(MOST_REDIRECTS + 1):
-            left_s = deadline - monotonic()
-            content, about = await self._ask(curl, address, left_s)
-            status, target = curl.getinfo(pycurl.RESPONSE_CODE), curl.getinfo(pycurl.REDIRECT_URL)
-            if status == HTTPStatus.NOT_MODIFIED and is_refresh:
-                return None
-            if status not in _REDIRECTS or not target:
-                return self._judge(curl, status, content, about)
-            address = target
-        raise Failure("redirects", f"more than {MOST_REDIRECTS} redirects")
-
     async def _ask(self, curl: pycurl.Curl, address: str, left_s: float) -> tuple[bytes, dict[bytes, bytes]]:
         """The body and the headers of what one server says."""
         try:
-            scheme, host, path, query, _ = urlsplit(address)
-            name = urlsplit(address).hostname
+            parts = urlsplit(address)
+            name = parts.hostname
         except ValueError as error:
             raise Failure("bad-address", f"this is no address: {error}") from None
-        if scheme not in ("http", "https") or not name:
+        if parts.scheme not in ("http", "https") or not name:
             raise Failure("bad-address", f"it leads to `{address}`, which is no address of the web")
         pieces: list[bytes] = []
         lines: list[bytes] = []
         refused: list[str] = []
-        target = urlunsplit((scheme, host, quote(path, _QUOTED), quote(query, _QUOTED), ""))
-        curl.setopt(pycurl.URL, target)
+        path, query = quote(parts.path, _QUOTED), quote(parts.query, _QUOTED)
+        curl.setopt(pycurl.URL, parts._replace(path=path, query=query, fragment="").geturl())
         curl.setopt(pycurl.TIMEOUT_MS, max(1, int(left_s * 1000)))
         curl.setopt(pycurl.WRITEFUNCTION, pieces.append)
         curl.setopt(pycurl.HEADERFUNCTION, lines.append)
@@ -236,10 +223,8 @@ class AddressGuard:
         """For `OPENSOCKETFUNCTION`: a socket to an address of `host`; or none, told in `refused`."""
         # a scope such as `%eth0` is a way to write a link-local address
         address = ipaddress.ip_address(to.addr[0].partition("%")[0])
-        if self._allows_all or is_public(address) or self._is_allowed(host, address):
+        is_named = host.lower() in self._names or any(address in net for net in self._nets)
+        if self._allows_all or is_named or is_public(address):
             return _Lent(to.family, to.socktype, to.protocol)
         refused.append(f"`{host}` is {address}, inside your own network")
         return int(pycurl.SOCKET_BAD)
-
-    def _is_allowed(self, host: str, address: _Address) -> bool:
-        return host.lower() in self._names or any(address in net for net in self._nets)
