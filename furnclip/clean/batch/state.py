@@ -1,8 +1,5 @@
 """Where every part stands: a pure fold over the journal's events, and the shape that each must have.
 
-Nothing here reads a clock, a file or the network, so a test replays any crash by cutting the list of
-events.
-
     planned -> uploading -> uploaded -> creating -> open -> ended -> downloaded -> merged
                    ^           ^ | not created, queue full          (any) -> replaced, dropped
                    +-----------+ upload lost
@@ -32,15 +29,14 @@ DAMAGED_HINT = "restore the file from a backup; without it, answers that were pa
 UNSENT: frozenset[Status] = frozenset({"planned", "uploading", "uploaded"})
 SENT: frozenset[Status] = frozenset({"creating", "open"})
 
-
 _Count = Annotated[int, Field(ge=0)]
 _Number = Annotated[int, Field(ge=1)]
 _Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 _Id = Annotated[str, Field(min_length=1)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_Counts = Annotated[list[_Count], Field(min_length=3, max_length=3)]
-_Tokens = Annotated[list[_Count], Field(min_length=2, max_length=2)]
+_Counts = Annotated[tuple[_Count, _Count, _Count], Field(strict=False)]  # a list in JSON
+_Tokens = Annotated[tuple[_Count, _Count], Field(strict=False)]
 
 
 @dataclass(frozen=True)
@@ -153,22 +149,30 @@ def apply(state: State, event: Event) -> State:
     name = event.get("event")
     if not isinstance(name, str):
         raise JournalError("the event has no name", hint=DAMAGED_HINT)
-    _check_shape(name, event)
+    if name not in _RUN_EVENTS and name not in _PART_EVENTS:
+        raise JournalError(
+            f"the journal holds an event `{name}` that this version does not know",
+            hint="if a newer furnclip wrote it, `pip install -U furnclip`; else restore it from a backup",
+        )
+    try:
+        facts = vars(_shape(name).model_validate(event))
+    except ValidationError as error:
+        where, problem = first_problem(error)
+        message = f"`{where}` of the event `{name}`: {problem.lower()}"
+        raise JournalError(message, hint=DAMAGED_HINT) from None
     if name != "started" and not state.run:
         raise JournalError(f"the event `{name}` stands before the start of the run", hint=DAMAGED_HINT)
     if "part" in event and name != "planned" and event["part"] not in state.parts:
         raise JournalError(
             f"the event `{name}` is about part {event['part']}, never planned", hint=DAMAGED_HINT
         )
-    if change_part := _PART_EVENTS.get(name):
-        part = state.parts[event["part"]]
-        return _with_parts(state, part.model_copy(update=change_part(part, event)))
-    if change := _RUN_EVENTS.get(name):
-        return change(state, event)
-    raise JournalError(
-        f"the journal holds an event `{name}` that this version does not know",
-        hint="if a newer furnclip wrote it, `pip install -U furnclip`; else restore it from a backup",
-    )
+    if name in _RUN_EVENTS:
+        return _RUN_EVENTS[name][1](state, event)
+    _, status, change = _PART_EVENTS[name]
+    part = state.parts[event["part"]]
+    same = {field: value for field, value in facts.items() if field in BatchPart.model_fields}
+    more = change(part, event) if change else {}
+    return _with_parts(state, part.model_copy(update={**same, "status": status or part.status, **more}))
 
 
 def _usage(event: Event) -> Usage:
@@ -205,81 +209,6 @@ def _canary_refused(state: State, event: Event) -> State:
     return replace(state, unanswered=sent[:-1] if is_last else sent)
 
 
-# What each event changes in the run ...
-_RUN_EVENTS: dict[str, Callable[[State, Event], State]] = {
-    "started": lambda state, event: replace(state, run=event["run"], key_print=event["key_print"]),
-    "preparing": _preparing,
-    "planned": lambda state, event: _with_new_parts(state, [event]),
-    "prepared": lambda state, event: replace(state, prepared=event),
-    # A part whose batch never ran gives way to others; lines that can never run are rejected.
-    "replaced": lambda state, event: _with_status(
-        _with_new_parts(state, event["by"]),
-        "replaced",
-        state.parts[event["part"]],
-        rejected_lines=tuple(event["rejected_lines"]),
-    ),
-    # Its files are damaged, and making them again costs nothing: its rows have to be prepared again.
-    "dropped": lambda state, event: replace(
-        _with_status(state, "dropped", state.parts[event["part"]]), prepared=None
-    ),
-    "again": lambda state, event: _with_new_parts(state, event["parts"]),
-    "canary_asking": lambda state, event: replace(state, unanswered=(*state.unanswered, event)),
-    "canary_refused": _canary_refused,
-    "canary": lambda state, event: replace(
-        _canary_refused(state, event), canaries={**state.canaries, event["recipe"]: event}
-    ),
-    "queue_limit": lambda state, event: replace(state, queue_limit=event["limit"]),
-    "halted": lambda state, event: replace(state, halted=event["reason"]),
-    "resumed": lambda state, _event: replace(state, halted=""),
-    "finalized": lambda state, event: replace(state, finalized=event),
-}
-
-
-# ... and in its part: the fields that get another value.
-_PART_EVENTS: dict[str, Callable[[BatchPart, Event], dict[str, Any]]] = {
-    "uploading": lambda part, event: (
-        {"status": "uploading", "filename": event["filename"], "uploads": part.uploads + 1}
-    ),
-    "uploaded": lambda _part, event: {"status": "uploaded", "file_id": event["file_id"]},
-    "upload_lost": lambda part, _event: (
-        {"status": "planned", "file_id": "", "filename": "", "batch_id": "", "old_batches": part.batches}
-    ),
-    "creating": lambda part, _event: {"status": "creating", "creations": part.creations + 1},
-    # The service said no: nothing runs, and the uploaded file can be used again.
-    "not_created": lambda part, event: {
-        "status": "uploaded",
-        "not_before": event["not_before"],
-        "refusals": part.refusals + 1,
-        "old_batches": part.batches,
-        "batch_id": "",
-        "batch_status": "",
-    },
-    "created": lambda _part, event: (
-        {"status": "open", "batch_id": event["batch_id"], "batch_status": event["status"]}
-    ),
-    "seen": lambda _part, event: {"batch_status": event["status"], "counts": tuple(event["counts"])},
-    "ended": lambda _part, event: {
-        "status": "ended",
-        "batch_status": event["status"],
-        "output_file_id": event["output_file_id"],
-        "error_file_id": event["error_file_id"],
-        "counts": tuple(event["counts"]),
-        "billed": tuple(event["billed"]),
-    },
-    "downloaded": lambda _part, event: {"status": "downloaded", "results": event.get("results", {})},
-    # The user gave up what the service does not keep: its rows count as unanswered.
-    "results_lost": lambda _part, _event: {"results": {}, "output_file_id": "", "error_file_id": ""},
-    "billed": lambda _part, event: {"usage": _usage(event), "unconfirmed_usd": event["unconfirmed_usd"]},
-    "merged": lambda part, event: {
-        "status": "merged",
-        "outcomes": (event["cleaned"], event["rejected"], event["again"]),
-        "results": event.get("results") or part.results,
-        "usage": _usage(event),
-        "unconfirmed_usd": event.get("unconfirmed_usd", 0.0),
-    },
-}
-
-
 class _BadLine(BaseModel):
     custom_id: _Id
     code: str
@@ -288,56 +217,111 @@ class _BadLine(BaseModel):
 
 _BILL = {"prompt_tokens": _Count, "completion_tokens": _Count, "cost_usd": _Usd}
 _OUTCOMES = {"cleaned": _Count, "rejected": _Count}
-_SUMMARY = {"rows": _Count, **_OUTCOMES, "pending": _Count}
 _RESULTS: Any = (dict[str, _Digest], {})  # file name -> SHA-256; 0.1.0 did not note it
-_LIVE: Any = {"unconfirmed_usd": (_Usd, 0.0)}
-_STATUS = {"part": _Number, "status": str, "counts": _Counts}
+_SEEN: Any = {"batch_status": (str, Field(alias="status")), "counts": _Counts}
 
-_FIELDS: dict[str, dict[str, Any]] = {
-    "started": {"run": _Id, "at": _Seconds, "key_print": str},
-    "preparing": {"fingerprint": _Id},
-    "prepared": {
-        **dict.fromkeys(("rows", "requests", "rejected"), _Count),
-        **dict.fromkeys(("fingerprint", "backend", "identity", "catalogue_sha256"), str),
-        "rows_sha256": _Digest,
-    },
-    "dropped": {"part": _Number},
-    "replaced": {"part": _Number, "by": list[BatchPart], "rejected_lines": list[_BadLine]},
-    "again": {"parts": list[BatchPart]},
-    "canary_asking": {"recipe": _Id, **_BILL},
-    "canary_refused": {"recipe": _Id},
-    "canary": {"recipe": _Id, **_BILL, "overhead_tokens": _Usd},
-    "queue_limit": {"limit": _Number},
-    "halted": {"reason": _Id},
-    "resumed": {},
-    "finalized": {"fingerprint": _Id, **_SUMMARY, "reasons": dict[str, _Count]},
-    "uploading": {"part": _Number, "filename": _Id},
-    "uploaded": {"part": _Number, "file_id": _Id},
-    "upload_lost": {"part": _Number},
-    "creating": {"part": _Number, "at": _Seconds},
-    "not_created": {"part": _Number, "not_before": _Seconds},
-    "created": {"part": _Number, "batch_id": _Id, "status": str},
-    "seen": _STATUS,
-    "ended": {**_STATUS, "output_file_id": str, "error_file_id": str, "billed": _Tokens},
-    "downloaded": {"part": _Number, "results": _RESULTS},
-    "results_lost": {"part": _Number},
-    "billed": {"part": _Number, **_BILL, "unconfirmed_usd": _Usd},
-    "merged": {"part": _Number, **_OUTCOMES, "again": _Count, **_BILL, **_LIVE, "results": _RESULTS},
+# Events about the run: their fields, and what they change.
+_RUN_EVENTS: dict[str, tuple[dict[str, Any], Callable[[State, Event], State]]] = {
+    "started": (
+        {"run": _Id, "at": _Seconds, "key_print": str},
+        lambda state, event: replace(state, run=event["run"], key_print=event["key_print"]),
+    ),
+    "preparing": ({"fingerprint": _Id}, _preparing),
+    "planned": ({}, lambda state, event: _with_new_parts(state, [event])),  # the shape of a `BatchPart`
+    "prepared": (
+        {
+            **dict.fromkeys(("rows", "requests", "rejected"), _Count),
+            **dict.fromkeys(("fingerprint", "backend", "identity", "catalogue_sha256"), str),
+            "rows_sha256": _Digest,
+        },
+        lambda state, event: replace(state, prepared=event),
+    ),
+    # A part whose batch never ran gives way to others; lines that can never run are rejected.
+    "replaced": (
+        {"part": _Number, "by": list[BatchPart], "rejected_lines": list[_BadLine]},
+        lambda state, event: _with_status(
+            _with_new_parts(state, event["by"]),
+            "replaced",
+            state.parts[event["part"]],
+            rejected_lines=tuple(event["rejected_lines"]),
+        ),
+    ),
+    # Its files are damaged, and making them again costs nothing: its rows have to be prepared again.
+    "dropped": (
+        {"part": _Number},
+        lambda state, event: replace(
+            _with_status(state, "dropped", state.parts[event["part"]]), prepared=None
+        ),
+    ),
+    "again": ({"parts": list[BatchPart]}, lambda state, event: _with_new_parts(state, event["parts"])),
+    "canary_asking": (
+        {"recipe": _Id, **_BILL},
+        lambda state, event: replace(state, unanswered=(*state.unanswered, event)),
+    ),
+    "canary_refused": ({"recipe": _Id}, _canary_refused),
+    "canary": (
+        {"recipe": _Id, **_BILL, "overhead_tokens": _Usd},
+        lambda state, event: replace(
+            _canary_refused(state, event), canaries={**state.canaries, event["recipe"]: event}
+        ),
+    ),
+    "queue_limit": ({"limit": _Number}, lambda state, event: replace(state, queue_limit=event["limit"])),
+    "halted": ({"reason": _Id}, lambda state, event: replace(state, halted=event["reason"])),
+    "resumed": ({}, lambda state, _event: replace(state, halted="")),
+    "finalized": (
+        {"fingerprint": _Id, "rows": _Count, **_OUTCOMES, "pending": _Count, "reasons": dict[str, _Count]},
+        lambda state, event: replace(state, finalized=event),
+    ),
+}
+
+# Events about a part: their fields, of which the part takes those that it has; its status after them (None:
+# as before); and what else changes in it.
+_PART_EVENTS: dict[
+    str, tuple[dict[str, Any], Status | None, Callable[[BatchPart, Event], dict[str, Any]] | None]
+] = {
+    "uploading": ({"filename": _Id}, "uploading", lambda part, _: {"uploads": part.uploads + 1}),
+    "uploaded": ({"file_id": _Id}, "uploaded", None),
+    "upload_lost": (
+        {},
+        "planned",
+        lambda part, _: {"file_id": "", "filename": "", "batch_id": "", "old_batches": part.batches},
+    ),
+    "creating": ({"at": _Seconds}, "creating", lambda part, _: {"creations": part.creations + 1}),
+    # The service said no: nothing runs, and the uploaded file can be used again.
+    "not_created": (
+        {"not_before": _Seconds},
+        "uploaded",
+        lambda part, _: {
+            "refusals": part.refusals + 1,
+            "old_batches": part.batches,
+            "batch_id": "",
+            "batch_status": "",
+        },
+    ),
+    "created": ({"batch_id": _Id, "batch_status": _SEEN["batch_status"]}, "open", None),
+    "seen": (_SEEN, None, None),
+    "ended": ({**_SEEN, "output_file_id": str, "error_file_id": str, "billed": _Tokens}, "ended", None),
+    "downloaded": ({"results": _RESULTS}, "downloaded", None),
+    # The user gave up what the service does not keep: its rows count as unanswered.
+    "results_lost": ({}, None, lambda _part, _: {"results": {}, "output_file_id": "", "error_file_id": ""}),
+    "billed": ({**_BILL, "unconfirmed_usd": _Usd}, None, lambda _part, event: {"usage": _usage(event)}),
+    "merged": (
+        {**_OUTCOMES, "again": _Count, **_BILL, "unconfirmed_usd": (_Usd, 0.0), "results": _RESULTS},
+        "merged",
+        lambda part, event: {
+            "outcomes": (event["cleaned"], event["rejected"], event["again"]),
+            "results": event.get("results") or part.results,
+            "usage": _usage(event),
+        },
+    ),
 }
 
 
 @cache
 def _shape(name: str) -> type[BaseModel]:
-    fields = {key: kind if isinstance(kind, tuple) else (kind, ...) for key, kind in _FIELDS[name].items()}
-    return create_model(name, **fields)  # type: ignore[call-overload,no-any-return]
-
-
-def _check_shape(name: str, event: Event) -> None:
-    if name not in _FIELDS and name != "planned":
-        return  # `apply` does not know it either
-    try:
-        (BatchPart if name == "planned" else _shape(name)).model_validate(event, strict=True)
-    except ValidationError as error:
-        where, problem = first_problem(error)
-        message = f"`{where}` of the event `{name}`: {problem.lower()}"
-        raise JournalError(message, hint=DAMAGED_HINT) from None
+    """What the event must look like."""
+    if name == "planned":
+        return BatchPart
+    fields = _RUN_EVENTS[name][0] if name in _RUN_EVENTS else {"part": _Number, **_PART_EVENTS[name][0]}
+    typed = {key: kind if isinstance(kind, tuple) else (kind, ...) for key, kind in fields.items()}
+    return create_model(name, __config__=ConfigDict(strict=True), **typed)  # type: ignore[call-overload,no-any-return]
