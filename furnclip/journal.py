@@ -1,11 +1,9 @@
 """Files that survive a kill: an append-only journal, and files replaced whole or not at all.
 
 A journal is one JSON object a line, flushed to the disk before `append` returns. A process killed in the
-middle of a line leaves a torn tail; replay drops it, because whoever was told that the event is safe was
-told after the newline.
-
-Everything else that furnclip writes goes through `replacing`, so that a file under its final name is always
-complete. What is read back goes through `read_json` and `read_text`: users copy, edit and damage these files.
+middle of a line leaves a torn tail; replay drops it: nobody was told that this event is safe. Everything else
+goes through `replacing`, so that a file under its final name is always complete, and is read back through
+`read_json` and `read_text`: users copy, edit and damage these files.
 """
 
 from __future__ import annotations
@@ -61,17 +59,16 @@ class Journal:
 
     def __enter__(self) -> Journal:
         self._lock = _take_lock(self.path, f"{self.path.name}.lock", wait_s=self._wait_s)
-        is_new = not self.path.exists()
-        last: deque[bytes] = deque(maxlen=1)
+        is_new, last = not self.path.exists(), b""
         if not is_new:
             with open_regular(self.path, what="the journal") as lines:
-                last.extend(lines)
+                last = b"".join(deque(lines, maxlen=1))
         self._file = self.path.open("ab", buffering=0)
-        if last and not last[0].endswith(b"\n"):  # the next event would be glued to it, and both lost
-            if self._keep_whole_tail and _event(last[0]) is not None:
+        if last and not last.endswith(b"\n"):  # the next event would be glued to it, and both lost
+            if self._keep_whole_tail and _event(last) is not None:
                 self._file.write(b"\n")
             else:
-                self._file.truncate(self._file.tell() - len(last[0]))
+                self._file.truncate(self._file.tell() - len(last))
             os.fsync(self._file.fileno())
         if is_new:
             sync_folder(self.path.parent)
@@ -107,8 +104,7 @@ def exclusive(folder: Path, *, wait_s: float = 0) -> Iterator[None]:
     """Within the block this is the only process that may change `folder`, or remove it.
 
     The lock lies beside the folder, so that it outlives it. Raises `JournalError` when another process
-    has it for longer than `wait_s` (-1: waits for ever). What `sweep` finds inside is then left over,
-    whoever wrote it.
+    has it for longer than `wait_s` (-1: waits for ever).
     """
     with _take_lock(folder, f".{folder.name}.lock", wait_s=wait_s):
         yield
@@ -149,7 +145,7 @@ def journal_lines(path: Path, *, keep_whole_tail: bool = False) -> Iterator[tupl
     """Numbered lines of a journal, unread, without taking its lock; a torn last line is left out.
 
     `keep_whole_tail`: a last line that is a complete JSON object and lacks only its newline counts, for files
-    that people edit. Where an event costs money it must not: whoever wrote it was not told that it is safe.
+    that people edit. Where an event costs money it must not.
     """
     if not path.exists():
         return
@@ -198,8 +194,8 @@ def read_text(path: Path, *, what: str, hint: str) -> str:
 
 
 def read_json(path: Path, shape: type[T], *, what: str, hint: str) -> T:
-    """One of furnclip's own JSON files, checked against `shape`: a dataclass, TypedDict or other type
-    that pydantic can validate, without conversions (`"3"` is no number).
+    """One of furnclip's own JSON files, checked against `shape`: a type that pydantic can validate, without
+    conversions (`"3"` is no number).
 
     `what` names the file's role ("the run card"), `hint` says how to get a good one. Raises `InputError`
     naming the file and the first wrong field; a missing file is a `FileNotFoundError`.
@@ -212,8 +208,7 @@ def parse_json(content: str | bytes, shape: type[T], *, what: str, hint: str) ->
     from pydantic import ValidationError  # here, not above: `--help` comes by this file
 
     try:
-        checked: T = _adapter(cast(Any, shape)).validate_json(content, strict=True)
-        return checked
+        return cast(T, _adapter(cast(Any, shape)).validate_json(content, strict=True))
     except ValidationError as error:
         field, problem = first_problem(error)
         reason = f"`{field}`: {problem}" if field else problem
@@ -237,14 +232,13 @@ def sweep(folder: Path, *, exclusively: bool = False) -> None:
     """Remove what processes of this machine that no longer run were writing directly in `folder`.
 
     Another machine on a shared disk may still be writing its own, so those stay, unless the caller holds
-    the folder `exclusively`: then every writer is gone, also one in a container of another name. A folder
-    that was moved away while its replacement was renamed is put back where the replacement never arrived.
+    the folder `exclusively`: then every writer is gone. A folder that was moved away is put back where its
+    replacement never arrived.
     """
     for path in folder.glob(".*"):
         match = _LEFTOVER.fullmatch(path.name)
-        if not match:
-            continue
-        if not exclusively and (match["host"] != _HOST or _is_running(int(match["process"]))):
+        is_ours = match and match["host"] == _HOST and not _is_running(int(match["process"]))
+        if not match or not (exclusively or is_ours):
             continue
         target = path.with_name(match["name"])
         if path.suffix == ".old" and not target.exists():
@@ -265,15 +259,6 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _created(path: Path) -> IO[bytes]:
-    """A new file, in a folder that is made where it is not there."""
-    try:
-        return path.open("wb")
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("wb")
-
-
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well, and not before.
@@ -282,8 +267,9 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     `durable` nothing waits for the disk, and a power cut may leave the file empty: for caches.
     """
     aside = aside_name(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _created(aside) as file:
+        with aside.open("wb") as file:
             yield file
             if durable:
                 file.flush()

@@ -24,7 +24,7 @@ from typer.main import get_command
 import furnclip
 from furnclip.cli.commands import app
 from furnclip.config import load_config, write_templates
-from furnclip.demo.tour import SETTINGS, apply_settings, stages, unpack
+from furnclip.demo import SETTINGS, STAGES, apply_settings, unpack
 from tests.bench.tools.pack_catalogue import ORDER, pack
 from tests.conftest import Cli
 
@@ -104,7 +104,7 @@ def test_a_seed_changes_product_ids_and_nothing_else(tmp_path: Path) -> None:
 
 def test_every_command_of_the_tour_exists() -> None:
     """Parsed by the real command line, without running anything."""
-    for stage in stages():
+    for stage in STAGES:
         command, words = get_command(app), list(stage.words)
         while hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
