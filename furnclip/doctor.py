@@ -1,8 +1,7 @@
 """`furnclip doctor`: is this machine ready? One line for each thing that the other commands will need.
 
-In: the settings. Out: a list of `Check`; nothing is written, unless the bucket is to be probed.
-The checks run concurrently, with a common timeout of `LIMIT_S` seconds. An `ok` for a base model on the hub
-means that it is cached or that the hub offers it, not that it has been downloaded.
+In: the settings. Out: a list of `Check`; nothing is written, unless the bucket is to be probed. The checks
+run concurrently, with a common timeout of `LIMIT_S` seconds.
 """
 
 from __future__ import annotations
@@ -132,8 +131,8 @@ def check_base_model(config: Config) -> str:
         clip = load_clip(name, config.model)
         return f"{name} loads: {clip.image_px} px, {clip.dimension} dimensions"
     elsewhere = "download it once where there is a network, and give its folder to `model.name`"
+    files = ("model.safetensors", "pytorch_model.bin")
     try:
-        files = ("model.safetensors", "pytorch_model.bin")
         cached = [try_to_load_from_cache(name, file, revision=revision) for file in files]
     except HFValidationError:
         hint = "give a folder that exists, or an id like `openai/clip-vit-base-patch32`"

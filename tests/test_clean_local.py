@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from furnclip.catalogue import Product
 from furnclip.clean.offline import clean_title, find_brands, local_answer, object_type, plain_title
-from furnclip.clean.offline.colors import color_shares
+from furnclip.clean.offline.reading import color_shares
 from furnclip.clean.prompt import AllowedWords, CleanAnswer
 from furnclip.config import CleaningConfig
 from tests.clean_labels import accuracy

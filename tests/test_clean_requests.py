@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from furnclip.catalogue import Product
-from furnclip.clean.batch.parts import Limits, queue_limit, write_parts
 from furnclip.clean.batch.requests import Recipe, find_model, image_tokens, request_image, with_cap
 from furnclip.clean.batch.results import classify, read_lines
+from furnclip.clean.plan import Limits, queue_limit, write_parts
 from furnclip.clean.prompt import (
     AllowedWords,
     BadAnswerError,

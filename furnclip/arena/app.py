@@ -1,19 +1,10 @@
 """Voting without a terminal: which trial is next, what a vote means, and `ArenaApp`, the door for code.
 
-    app = ArenaApp(rater="anna")
-    while question := app.next_query():
-        app.vote("A" if looks_better(question.a, question.b) else "B")
-    standings = app.standings()
-
 Nothing in a `Question` tells which model is on which side. What comes next is a function of the lineup, the
 seed, the rater and the votes that stand, so a session that was killed continues with the trial that was on
-the screen:
-
-    order     of queries: every so often one that all raters are shown, else the rater's own order
-    sides     for each rater and each two models, two of every four queries have the baseline as A
-    repeats   every so often an earlier query comes back with sides swapped; it measures the rater
-              and does not count for the models
-    duels     with more than two models, the two with the largest information gain from one more vote
+the screen. For each rater and each two models, two of every four queries have the baseline as A. Every so
+often an earlier query comes back with sides swapped: it measures the rater and does not count for the models.
+With more than two models, the two with the largest information gain from one more vote are next.
 """
 
 from __future__ import annotations
@@ -68,14 +59,10 @@ class Judging:
         shared_share: float = 0.25,
         repeat_every: int = 10,
     ) -> None:
-        self._lineup = lineup
-        self._rater = rater
-        self._repeat_every = repeat_every
+        self._lineup, self._rater, self._repeat_every = lineup, rater, repeat_every
         self._votes = list(votes)
-        self._contest: dict[str, Any] = {
-            **{"rater": rater, "models": lineup.models, "lineup": lineup.key},
-            **{"k": lineup.k, "seed": lineup.seed},
-        }
+        about = {"models": lineup.models, "lineup": lineup.key, "k": lineup.k, "seed": lineup.seed}
+        self._contest: dict[str, Any] = {"rater": rater, **about}
         self._places = {query.query_id: place for place, query in enumerate(lineup.queries)}
         self._order = query_order(len(lineup.queries), lineup.seed, rater, shared_share=shared_share)
         self._differing = {duel: set(lineup.differing(duel)) for duel in lineup.duels()}
@@ -97,10 +84,7 @@ class Judging:
             raise UsageError("everything has been judged", hint="see `furnclip arena stats`")
         if choice not in OUTCOMES:
             raise UsageError(f"`{choice}` is not a valid vote", hint=f"valid votes: {', '.join(OUTCOMES)}")
-        return self._vote(self.current, choice, vote_id, at, seconds)
-
-    def _vote(self, trial: Trial, choice: str, vote_id: str, at: str, seconds: float) -> Vote:
-        facts = vars(trial) | self._contest
+        facts = vars(self.current) | self._contest
         return Vote(**facts, choice=choice, vote_id=vote_id, at=at, seconds=seconds)
 
     def accept(self, vote: Vote) -> None:
@@ -114,15 +98,12 @@ class Judging:
         self.current = Trial(vote.query, vote.duel, vote.sides, vote.results, vote.repeat)
 
     def expected(self, ahead: int) -> Iterator[Trial]:
-        """The next `ahead` trials, if every vote until then is a tie: a guess, to prepare images by.
-
-        With two models it is right whatever is voted.
-        """
+        """The next `ahead` trials if all votes are ties: a guess to draw images by, right with two models."""
         votes, trial = list(self._votes), self.current
         for _ in range(ahead):
             if trial is None:
                 return
-            votes.append(self._vote(trial, "T", "", "", 0))
+            votes.append(Vote(**vars(trial), **self._contest, choice="T", vote_id="", at="", seconds=0))
             trial = self._next(votes)
             if trial is not None:
                 yield trial
@@ -150,11 +131,7 @@ class Judging:
         if not self._repeat_every or (len(own) + 1) % self._repeat_every:
             return None
         done = {vote.subject for vote in own if vote.repeat}
-        candidates = [
-            vote
-            for vote in own[:-_REPEAT_DISTANCE]
-            if not vote.repeat and vote.choice != "N" and vote.subject not in done
-        ]
+        candidates = [vote for vote in own[:-_REPEAT_DISTANCE] if vote.counts and vote.subject not in done]
         dice = _seeded(self._lineup.seed, self._rater, "repeat", len(own))
         return dice.choice(candidates) if candidates else None
 
@@ -170,9 +147,8 @@ class Judging:
         duels = self._lineup.duels()
         if len(duels) == 1:
             return duels
-        models = self._lineup.order
+        models, shown = self._lineup.order, Counter(vote.duel for vote in votes)
         fit = fit_strengths([(vote.duel, vote.winner) for vote in votes if vote.counts], models)
-        shown = Counter(vote.duel for vote in votes)
 
         def worth(duel: tuple[str, str]) -> tuple[float, int]:
             gain = information_gain(fit, models.index(duel[0]), models.index(duel[1]))
@@ -211,11 +187,15 @@ class Question:
 class ArenaApp(AbstractContextManager["ArenaApp"]):
     """One rater's voting on one contest.
 
-    `config`: None reads `furnclip.toml`. `rater`: the name votes are written under; empty is the
-    login name. `runs`: names of the fine-tuned models; empty takes the one in the vector file. `model`:
-    the base model that the vectors must have been made with; None takes any. Raises
-    `MissingStageError` without vectors, `ModelMismatchError` for another base model and `JournalError`
-    when this rater votes elsewhere already.
+        with ArenaApp(rater="anna") as app:
+            while question := app.next_query():
+                app.vote("A" if looks_better(question.a, question.b) else "B")
+            standings = app.standings()
+
+    `config`: None reads `furnclip.toml`. `rater`: empty is the login name. `runs`: names of the fine-tuned
+    models; empty takes the one in the vector file. `model`: the base model that the vectors must have been
+    made with; None takes any. Raises `MissingStageError` without vectors, `ModelMismatchError` for another
+    base model and `JournalError` when this rater votes elsewhere already.
     """
 
     def __init__(
@@ -244,8 +224,7 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
         self.judging = Judging(
             self.lineup, self.rater, votes, shared_share=arena.shared_share, repeat_every=arena.repeat_every
         )
-        self._asked = False
-        self._asked_at = time.monotonic()
+        self._asked, self._asked_at = False, time.monotonic()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -277,10 +256,7 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
         return sum(vote.choice != "N" for vote in self.judging.own)
 
     def next_query(self) -> Question | None:
-        """The next thing to judge, or None when there is no more.
-
-        Called again before a vote, it skips, as the N key does.
-        """
+        """The next thing to judge, None when there is no more; called again before a vote, it skips."""
         if self._asked and self.trial is not None:
             self.vote("N")
         self._asked = self.trial is not None
@@ -293,10 +269,7 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
         return None if trial is None else Question(trial.query, *trial.results)
 
     def vote(self, choice: str) -> int:
-        """Record A, B, T (tie), X (both bad) or N (skip); the number of votes cast so far.
-
-        When this returns, the vote is on the disk, with the time since the question was asked.
-        """
+        """Record A, B, T (tie), X (both bad) or N (skip), on the disk; the number of votes cast so far."""
         taken_s = round(time.monotonic() - self._asked_at, 3)
         vote = self.judging.cast(choice.upper(), vote_id=uuid.uuid4().hex, at=utc_now(), seconds=taken_s)
         if not self.judging.own:
@@ -311,11 +284,11 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
 
     def undo(self) -> bool:
         """Take the last vote back, to judge it again; False when there is none."""
-        own = self.judging.own
-        if not own:
+        if not self.judging.own:
             return False
-        self.book.append({"event": "undo", "vote_id": own[-1].vote_id, "rater": self.rater, "at": utc_now()})
-        self.judging.take_back(own[-1])
+        last = self.judging.own[-1]
+        self.book.append({"event": "undo", "vote_id": last.vote_id, "rater": self.rater, "at": utc_now()})
+        self.judging.take_back(last)
         self._asked = False
         return True
 

@@ -1,8 +1,7 @@
 """The same contest for raters in a browser: what a page may know of a trial, and what its keys do.
 
-Nothing here leaves the room that tells the models apart: a ballot has titles, and names of images that are
-the same whichever model showed them. Votes go through `ArenaApp`, which holds the rater's lock as a terminal
-does, until the rater quits or has been idle for some time.
+A ballot has titles, and names of images that are the same whichever model showed them. Votes go through
+`ArenaApp`, which holds the rater's lock until the rater quits or has been idle for some time.
 """
 
 from __future__ import annotations
@@ -43,18 +42,14 @@ class BrowserContest:
         with self._lock:
             app = self._session(rater)
             shown: dict[str, Any] = {"rater": app.rater, "votes": app.votes_cast, "left": app.judging.left}
-            trial = app.trial
-            if trial is None:
+            if (trial := app.trial) is None:
                 return {**shown, "rows": (), "ballot": ""}
             ballot = self._ballot(app, trial)
             if self._asked.get(rater) != ballot:
                 app.question()
                 self._asked[rater] = ballot
-            query = {
-                "text": trial.query.text,
-                "image": self._name(trial.query.image),
-                "kind": trial.query.kind,
-            }
+            asked = trial.query
+            query = {"text": asked.text, "image": self._name(asked.image), "kind": asked.kind}
             rows = [[self._card(card) for card in row] for row in trial.results]
             return {**shown, "rows": rows, "query": query, "ballot": ballot}
 

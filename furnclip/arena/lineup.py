@@ -1,10 +1,8 @@
 """What is judged: the queries, and what each model answered to them, fixed before the first vote.
 
-A lineup is computed once from `master_vectors.parquet` and kept in `work/arena/lineups/KEY.json`, so that a
-later session starts at once and shows exactly the same contest. The gallery is every product for which all
-models have a vector, so that no model is compared on products it has no vector of. An image query is not
-its own answer. Queries from the test split come with their vectors; those from a text file or an image
-folder are encoded by the models themselves.
+A lineup is computed once from `master_vectors.parquet` and kept in `work/arena/lineups/KEY.json`. The gallery
+is every product for which all models have a vector. An image query is not its own answer. Queries from the
+test split come with their vectors; those from a text file or an image folder are encoded by the models.
 """
 
 from __future__ import annotations
@@ -32,8 +30,8 @@ from furnclip.vectors import Floats, VectorTable, column_name, read_provenance, 
 _Products = Sequence[Mapping[str, str | None]]
 _FORMAT = "1"
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+# Words for queries of the test split -> kinds of query.
 _FROM_SPLIT = {"images": ("image",), "texts": ("text",), "both": ("image", "text")}
-"""Words for queries of the test split -> kinds of query."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +57,15 @@ class JudgedQuery:
 
 @dataclass(frozen=True)
 class Lineup:
-    """Q queries and each model's answers, as it is stored.
-
-    `models`: name -> fingerprint, in the `order` of names, baseline first. `answers`: name -> Q lists of at
-    most k product ids, each with a card.
-    """
+    """Q queries and each model's answers, as it is stored."""
 
     key: str
-    models: dict[str, str]
-    order: list[str]
+    models: dict[str, str]  # name -> fingerprint
+    order: list[str]  # of the names, baseline first
     k: int
     seed: int
     queries: list[JudgedQuery]
-    answers: dict[str, list[list[str]]]
+    answers: dict[str, list[list[str]]]  # name -> Q lists of at most k product ids, each with a card
     cards: list[Card]
 
     def duels(self) -> list[tuple[str, str]]:
@@ -172,24 +166,22 @@ class _Contender:
 
     def encode(self, queries: list[JudgedQuery], config: Config) -> Floats:
         """Queries of one kind as vectors, (Q, D), by the model that made the file's."""
-        from furnclip.model.loading import (
-            load_clip,  # torch takes seconds to import, and most contests need no model
-        )
+        from furnclip.model.loading import load_clip  # torch takes seconds to import, and few need it
 
         note(f"encoding the queries with `{self.made_by.name}`")
         clip = load_clip(self.made_by.name, config.model, runs=config.paths.runs)
         self.table.provenance.require(self._label, clip.fingerprint, where=self.table.path)
         if queries[0].kind == "text":
             return clip.encode_texts([query.text for query in queries])
-        images = [open_image(Path(query.image), longest_px=2 * clip.image_px) for query in queries]
-        return clip.encode_images(images)
+        side_px = 2 * clip.image_px
+        return clip.encode_images([open_image(Path(query.image), longest_px=side_px) for query in queries])
 
 
 def _find_contenders(config: Config, runs: Sequence[str]) -> list[_Contender]:
-    """The base model and the chosen runs; without `runs`, the one in the master file.
+    """The base model and the chosen runs, whose vectors `furnclip embed` keeps beside the master file.
 
-    `furnclip embed` keeps the vectors of every run beside the master file, as `RUN.parquet`. Raises
-    `MissingStageError` when a run has none, `ModelMismatchError` when it was trained again since.
+    Without `runs`, the one in the master file. Raises `MissingStageError` when a run has none,
+    `ModelMismatchError` when it was trained again since.
     """
     master = config.paths.vectors
     provenance = read_provenance(master)
@@ -233,12 +225,9 @@ def _compute_lineup(config: Config, contenders: list[_Contender], key: str) -> L
     answers: dict[str, list[list[int]]] = {}  # rows of products, best first
     for contender, encoded in zip(contenders, vectors, strict=True):
         _, found = top_k(encoded, contender.vectors("vec"), k + 1, present=common)
-        answers[contender.name] = [
-            [row for row in rows if row != own][:k]
-            for rows, own in zip(found.tolist(), own_rows, strict=True)
-        ]
-    used = {row for rows in answers.values() for answer in rows for row in answer}
-    images = ShopImages(config)
+        pairs = zip(found.tolist(), own_rows, strict=True)
+        answers[contender.name] = [[row for row in rows if row != own][:k] for rows, own in pairs]
+    used, images = {row for rows in answers.values() for answer in rows for row in answer}, ShopImages(config)
     cards = {row: _card(products[row], images) for row in sorted(used)}
     return Lineup(
         key=key,
@@ -248,8 +237,7 @@ def _compute_lineup(config: Config, contenders: list[_Contender], key: str) -> L
         seed=config.arena.seed,
         queries=queries,
         answers={
-            model: [[cards[row].product_id for row in answer] for answer in rows]
-            for model, rows in answers.items()
+            name: [[cards[r].product_id for r in row] for row in rows] for name, rows in answers.items()
         },
         cards=list(cards.values()),
     )

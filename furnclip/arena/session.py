@@ -1,11 +1,9 @@
 """Voting in a terminal: one screen a trial, one key a vote.
 
 `compose` is pure: a `View` and a `Window` in, a `Frame` out. It does not know which model is on which side.
-Color is never the only carrier: rows are called A and B, keys stand in front of their meaning.
 
-A key counts only while its trial is on the screen with its image: what was typed before is thrown
-away, and so is what comes within the first moments after, which is a bounce or a second thought
-about the screen before.
+A key counts only while its trial is on the screen with its image: what was typed before is thrown away, and
+so is what comes within the first moments after, a bounce or a second thought about the screen before.
 """
 
 from __future__ import annotations
@@ -64,8 +62,7 @@ class View:
     left: int
     message: str = ""
     images: bool = True
-    max_cells: tuple[int, int] | None = None
-    """columns and rows that the image may take; None: all that are free"""
+    max_cells: tuple[int, int] | None = None  # columns and rows that the image may take; None: all
     help: bool = False
 
 
@@ -75,8 +72,7 @@ class Frame:
 
     lines: tuple[str, ...]
     box: Box | None
-    usable: bool = True
-    """off where the window is too small to show both rows: what is cut off cannot be judged"""
+    usable: bool = True  # off where the window is too small: what is cut off cannot be judged
 
 
 def compose(view: View, window: Window, *, color: bool) -> Frame:
@@ -85,10 +81,8 @@ def compose(view: View, window: Window, *, color: bool) -> Frame:
     header = Table.grid(expand=True)
     header.add_column(no_wrap=True, overflow="ellipsis")
     header.add_column(justify="right", no_wrap=True)
-    header.add_row(
-        _line(("furnclip arena", "bold"), (f"  {view.rater}", "dim")),
-        _line(votes, (f"  {view.left} left", "dim")),
-    )
+    rater = _line(("furnclip arena", "bold"), (f"  {view.rater}", "dim"))
+    header.add_row(rater, _line(votes, (f"  {view.left} left", "dim")))
     query = _line(("query ", "bold"), (f"({view.query.kind}): ", "dim"), (view.query.text, "bold cyan"))
     above = _painted(Group(header, query), window, color=color)
     below = _painted(Group(_line((view.message, "dim")), _keys(window.cols)), window, color=color)
@@ -114,19 +108,18 @@ def compose(view: View, window: Window, *, color: bool) -> Frame:
 
 def _painted(renderable: RenderableType, window: Window, *, color: bool) -> list[str]:
     """Lines of the window's width."""
+    file = io.StringIO()
     console = Console(
-        file=io.StringIO(),
+        file=file,
         width=window.cols,
         height=1000,
         force_terminal=True,
         color_system="standard" if color else None,
         legacy_windows=False,
-        highlight=False,
     )
-    with console.capture() as capture:
-        # a bare Text would be joined into a new one, which forgets that it must not wrap
-        console.print(Group(renderable), end="")
-    return capture.get().splitlines()
+    # a bare Text would be joined into a new one, which forgets that it must not wrap
+    console.print(Group(renderable), end="", highlight=False)
+    return file.getvalue().splitlines()
 
 
 def _line(*parts: tuple[str, str]) -> Text:
@@ -137,13 +130,12 @@ def _line(*parts: tuple[str, str]) -> Text:
 
 def _results(view: View, *, details: bool) -> RenderableType:
     """Both rows as columns side by side, best first."""
-    grid = Table.grid(expand=True, padding=(0, 1))
+    grid, labels = Table.grid(expand=True, padding=(0, 1)), []
     for _ in "AB":
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    where = ("", "") if details else (" upper row", " lower row")
-    grid.add_row(
-        *(_line((label, "bold reverse"), (place, "dim")) for label, place in zip("AB", where, strict=True))
-    )
+    for label, where in (("A", " upper row"), ("B", " lower row")):
+        labels.append(_line((label, "bold reverse"), ("" if details else where, "dim")))
+    grid.add_row(*labels)
     for place, cards in enumerate(zip_longest(*view.results), start=1):
         grid.add_row(*(_line((f"{place} ", "dim"), (card.title, "")) if card else "" for card in cards))
         if details:
@@ -182,16 +174,11 @@ class Session:
     """One rater at one terminal."""
 
     def __init__(self, app: ArenaApp, terminal: Terminal, images: DrawingQueue, *, color: bool) -> None:
-        self._app = app
-        self._terminal = terminal
-        self._images = images
-        self._color = color
-        size = app.config.arena.viewer_size
-        cols, _, rows = size.partition("x")
-        self._max_cells = None if size == "auto" else (int(cols), int(rows))
+        self._app, self._terminal, self._images, self._color = app, terminal, images, color
+        cols, _, rows = app.config.arena.viewer_size.partition("x")
+        self._max_cells = (int(cols), int(rows)) if rows else None  # `auto`
         self._message = "which row answers the query better, A or B? press ? for help"
-        self._help = False
-        self._quitting = False
+        self._help = self._quitting = False
         self._asked: Trial | None = None
 
     def run(self, *, max_votes: int | None = None) -> None:
@@ -204,9 +191,8 @@ class Session:
 
     def _show(self, trial: Trial) -> None:
         """Show a trial and wait for what makes this screen out of date: a vote, help, a new size."""
-        window = self._terminal.window()
+        window, drawn = self._terminal.window(), None
         frame = self._frame(trial, window)
-        drawn = None
         if frame.box is not None:
             drawn = self._wait_for(self._images.start(trial, frame.box))
             if drawn is None or self._terminal.window() != window:
@@ -282,14 +268,13 @@ class Session:
 def vote_in_terminal(app: ArenaApp, *, viewer: ViewerSetting = "auto", max_votes: int | None = None) -> None:
     """Let a rater vote in this process's terminal, until they quit or nothing is left.
 
-    Where everything was judged the terminal is left alone. Raises `InputError` where the models agreed on
-    every query, `UsageError` where there is no terminal, `TerminalGone` when it is closed.
+    Raises `InputError` where the models agreed on every query, `UsageError` where there is no terminal,
+    `TerminalGone` when it is closed.
     """
     app.lineup.require_difference()
     if app.trial is None:
         return
     plan = detect(viewer)
-    shown_by = Viewer(plan, timeout_s=app.config.arena.viewer_timeout_s)
-    cache = app.config.paths.cache / "arena"
-    with Terminal() as terminal, DrawingQueue(shown_by, cache) as images:
+    viewing = Viewer(plan, timeout_s=app.config.arena.viewer_timeout_s)
+    with Terminal() as terminal, DrawingQueue(viewing, app.config.paths.cache / "arena") as images:
         Session(app, terminal, images, color=plan.colors != "none").run(max_votes=max_votes)

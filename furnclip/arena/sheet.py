@@ -1,11 +1,9 @@
 """The image of one trial: the query, row A and row B, in the shape of the place it is shown in.
 
 Sheets lie in a folder of their own as long as the session lasts; the next one removes what a killed one left.
-Neither name nor image tells the models apart.
-A product whose image cannot be read gets a cell that says so.
-
-A rater waits for what happens here: that is why it is JPEG (encoded in a twentieth of the time of PNG,
-and every viewer reads it), and why the next sheets are drawn while the rater looks at this one.
+Neither name nor image tells the models apart. A rater waits for what happens here: that is why it is JPEG
+(encoded in a twentieth of the time of PNG, and every viewer reads it), and why the next sheets are drawn
+while the rater looks at this one.
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -31,18 +29,14 @@ _LABEL_SHARE = 0.35  # width of the column with A and B, in cells
 _MARGIN_SHARE = 0.04  # white around every image, in cells
 _MAX_PX = 1600  # a sheet's longest side; more would only slow a viewer down
 _MIN_CELL_PX = 4
-_INK = (90, 90, 90)
-_PALE = (235, 235, 235)
+_INK, _PALE = (90, 90, 90), (235, 235, 235)
 AHEAD = 2  # trials whose images are drawn before they are needed: fast raters need the second
 _MAX_DRAWINGS = AHEAD + 2  # besides them the one on the screen, and the one before, for undoing
-Square = tuple[int, int, int]
-"""left, top and side in pixels"""
-Drawn = tuple[Drawing, Path]
-"""a drawing for the terminal, and the sheet that it shows"""
+Square = tuple[int, int, int]  # left, top and side in pixels
+Drawn = tuple[Drawing, Path]  # for the terminal, and the sheet that it shows
 
 
-@dataclass(frozen=True)
-class SheetLayout:
+class SheetLayout(NamedTuple):
     """Where things are on a sheet, in pixels."""
 
     size_px: tuple[int, int]
@@ -65,11 +59,8 @@ def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> Sheet
     upper, lower = (
         tuple((left + gutter + column * side, y, side) for column in range(k)) for y in (top, top + side)
     )
-    return SheetLayout(
-        size_px=(left + gutter + k * side, top + 2 * side),
-        query=query if with_query else None,
-        rows=(upper, lower),
-    )
+    size_px = (left + gutter + k * side, top + 2 * side)
+    return SheetLayout(size_px, query if with_query else None, (upper, lower))
 
 
 class ContactSheets:
@@ -83,14 +74,9 @@ class ContactSheets:
     def draw(self, trial: Trial, *, width_px: int, height_px: int) -> Path:
         """The sheet of a trial that fits into this many pixels."""
         scale = min(1.0, _MAX_PX / max(width_px, height_px))
-        sheet = self._draw(trial, int(width_px * scale), int(height_px * scale))
-        path = next(self._paths)
-        sheet.save(path, format="JPEG", quality=_QUALITY, subsampling=0)
-        return path
-
-    def _draw(self, trial: Trial, width_px: int, height_px: int) -> Image.Image:
         k = max(1, *(len(row) for row in trial.results))
-        layout = arrange(width_px, height_px, k=k, with_query=trial.query.kind == "image")
+        with_query = trial.query.kind == "image"
+        layout = arrange(int(width_px * scale), int(height_px * scale), k=k, with_query=with_query)
         shown = [(layout.query, trial.query.image)] if layout.query is not None else []
         for row, cards in zip(layout.rows, trial.results, strict=True):
             shown += [(cell, card.image) for cell, card in zip(row, cards, strict=False)]
@@ -101,9 +87,10 @@ class ContactSheets:
             margin = (side - image.width) // 2
             sheet.paste(image, (left + margin, top + margin))
         for label, ((left, top, side), *_) in zip("AB", layout.rows, strict=True):
-            center, font = (left - _LABEL_SHARE * side / 2, top + side / 2), _font(int(side * 0.45))
-            ImageDraw.Draw(sheet).text(center, label, fill="black", anchor="mm", font=font)
-        return sheet
+            _write(sheet, label, (left - _LABEL_SHARE * side / 2, top + side / 2), int(side * 0.45), "black")
+        path = next(self._paths)
+        sheet.save(path, format="JPEG", quality=_QUALITY, subsampling=0)
+        return path
 
 
 @lru_cache(maxsize=256)  # about 20 MB of thumbnails: results come back in later queries
@@ -113,14 +100,15 @@ def thumbnail(source: str, side_px: int) -> Image.Image:
         return letterbox(open_image(Path(source), longest_px=side_px), side_px)
     except BrokenImage:
         blank = Image.new("RGB", (side_px, side_px), _PALE)
-        center, font = (side_px / 2, side_px / 2), _font(side_px // 6)
-        ImageDraw.Draw(blank).text(center, "no image", fill=_INK, anchor="mm", font=font)
+        _write(blank, "no image", (side_px / 2, side_px / 2), side_px // 6, _INK)
         return blank
 
 
-@lru_cache(maxsize=32)
-def _font(height_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(max(6, height_px))
+def _write(
+    image: Image.Image, text: str, center: tuple[float, float], height_px: int, ink: str | tuple[int, ...]
+) -> None:
+    font = ImageFont.load_default(max(6, height_px))
+    ImageDraw.Draw(image).text(center, text, fill=ink, anchor="mm", font=font)
 
 
 class DrawingQueue(AbstractContextManager["DrawingQueue"]):

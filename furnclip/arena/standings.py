@@ -1,17 +1,14 @@
 """`furnclip arena stats`: the results of the votes with their uncertainty.
 
 In: the standing votes of `votes.jsonl`. Out: `Standings`, printed as tables, as JSON or as
-`work/arena/report.html`. That page has the images behind the votes inside it, shrunk to thumbnails and each
-stored once. It names the models: it is for after the voting.
+`work/arena/report.html`, which names the models and has their images inside it, as thumbnails.
 
-What counts: every query once for each two models. Where several raters judged it, the majority
-decides and a draw is a tie; repeats measure raters and never models; skips count for nothing. Win
-rates are over decisive queries, ties and both-bad apart.
+Every query counts once for each two models: of several raters the majority decides, and a draw is a tie.
+Repeats measure raters and never models; skips count for nothing. Win rates are over decisive queries.
 
-Not to be trusted: a win rate tells that people preferred one row, not that it was good (see both
-bad), and only for queries on which the models differ; the share on which they agreed stands beside
-it. With several raters a later vote can turn an earlier majority, which the always-valid interval
-does not know.
+Not to be trusted: a win rate tells that people preferred one row, not that it was good, and only for queries
+on which the models differ. With several raters a later vote can turn an earlier majority, which the
+always-valid interval does not know.
 """
 
 from __future__ import annotations
@@ -69,17 +66,17 @@ class WinRate:
 
 @dataclass(frozen=True)
 class Duel:
-    """Two models; the rate is the challenger's."""
+    """Two models; the rate is the challenger's.
+
+    votes_still_needed: for a decision at 80 % power if the rate seen is the true one; None: cannot be told.
+    """
 
     baseline: str
     challenger: str
     score: WinRate
-    always_valid: Interval
-    """95 % interval that holds however often one looks"""
-    decided: str
-    """the better model once the always-valid interval leaves 50 % out, else empty"""
+    always_valid: Interval  # 95 %, holds however often one looks
+    decided: str  # the better model once the always-valid interval leaves 50 % out, else empty
     votes_still_needed: int | None
-    """more votes for a decision at 80 % power if the rate seen is the true one; None: cannot be told"""
     queries_agreed: int | None
     queries: int | None
 
@@ -103,10 +100,10 @@ class Rater:
 
 @dataclass(frozen=True)
 class ModelRating:
-    """A model's place among three or more; `rating` is in log-odds, 0 the average."""
+    """A model's place among three or more."""
 
     model: str
-    rating: float
+    rating: float  # in log-odds, 0 the average
     interval: Interval
 
 
@@ -117,12 +114,9 @@ class Standings:
     votes: int
     raters: tuple[Rater, ...]
     duels: tuple[Duel, ...]
-    categories: Mapping[str, Mapping[str, WinRate]]
-    """`challenger against baseline` -> category, the most judged first -> score"""
-    side: WinRate
-    """wins and losses of row A, whichever model was on it"""
-    alpha: float | None
-    """agreement between raters, Krippendorff's alpha; None without queries judged twice"""
+    categories: Mapping[str, Mapping[str, WinRate]]  # `challenger against baseline` -> category -> score
+    side: WinRate  # wins and losses of row A, whichever model was on it
+    alpha: float | None  # agreement between raters, Krippendorff's; None without queries judged twice
     queries_judged_by_several: int
     ranking: tuple[ModelRating, ...]
     ranking_is_regularised: bool
@@ -143,8 +137,8 @@ def compute_standings(votes: Sequence[Vote], contests: Mapping[str, JudgedLineup
     fresh = [vote for vote in votes if vote.counts]
     by_query = _grouped(fresh, lambda vote: vote.subject)
     winners = {subject: majority([vote.winner for vote in group]) for subject, group in by_query.items()}
-    by_duel = _grouped([group[0] for group in by_query.values()], lambda vote: vote.duel)
     duels, categories = [], {}
+    by_duel = _grouped([group[0] for group in by_query.values()], lambda vote: vote.duel)
     for (first, second), judged in by_duel.items():
         duels.append(_duel(first, second, judged, winners, contests))
         by_category = _grouped(judged, lambda vote: vote.query.category or UNKNOWN)
@@ -179,20 +173,17 @@ def _distinguish_retrained(
         for name, fingerprint in vote.models.items():
             known[name].add(fingerprint)
 
-    def label(name: str, models: Mapping[str, str]) -> str:
-        return f"{name} ({models[name][:6]})" if len(known[name]) > 1 else name
-
-    def both(names: tuple[str, str], models: Mapping[str, str]) -> tuple[str, str]:
-        return label(names[0], models), label(names[1], models)
+    def named(names: Iterable[str], models: Mapping[str, str]) -> Any:
+        return tuple(f"{name} ({models[name][:6]})" if len(known[name]) > 1 else name for name in names)
 
     renamed = []
     for vote in votes:
-        models = {label(name, vote.models): fingerprint for name, fingerprint in vote.models.items()}
-        duel, sides = both(vote.duel, vote.models), both(vote.sides, vote.models)
+        duel, sides = named(vote.duel, vote.models), named(vote.sides, vote.models)
+        models = dict(zip(named(vote.models, vote.models), vote.models.values(), strict=True))
         renamed.append(replace(vote, duel=duel, sides=sides, models=models))
     relabeled = {}
     for lineup, contest in contests.items():
-        agreed = (replace(each, models=both(each.models, contest.models)) for each in contest.agreed)
+        agreed = (replace(each, models=named(each.models, contest.models)) for each in contest.agreed)
         relabeled[lineup] = replace(contest, agreed=tuple(agreed))
     return renamed, relabeled
 
@@ -207,7 +198,7 @@ def _duel(
     baseline: str,
     challenger: str,
     judged: Sequence[Vote],
-    winners: Mapping[tuple[str, tuple[str, str], str], str],
+    winners: Mapping[Any, str],
     contests: Mapping[str, JudgedLineup],
 ) -> Duel:
     """The result of two models; `judged` has one vote for each of their queries."""
@@ -295,16 +286,13 @@ def _between(interval: Interval) -> str:
 
 def duel_lines(duel: Duel) -> Iterator[str]:
     """The result of two models, in lines that fit on a narrow terminal."""
-    score = duel.score
-    yield (
-        f"{duel.challenger} against {duel.baseline}: {score.wins} won, {score.losses} lost, "
-        f"{score.ties} tied, {score.both_bad} both bad"
-    )
+    score, needed = duel.score, duel.votes_still_needed
+    counts = f"{score.wins} won, {score.losses} lost, {score.ties} tied, {score.both_bad} both bad"
+    yield f"{duel.challenger} against {duel.baseline}: {counts}"
     rate, interval = _percent(score.win_rate), _between(score.interval)
-    always = _between(duel.always_valid)
     yield f"win rate {rate} of {score.decisive} decisive queries, 95 % interval {interval} (Wilson)"
+    always = _between(duel.always_valid)
     yield f"sign test p = {score.p_value:.3g}; always valid, however often you look: {always}"
-    needed = duel.votes_still_needed
     if duel.decided:
         yield f"decided: {duel.decided} is preferred"
     elif needed is None:
@@ -314,10 +302,8 @@ def duel_lines(duel: Duel) -> Iterator[str]:
     else:
         yield f"not decided: about {needed} more votes for 80 % power, if this is the true rate"
     if duel.queries is not None:
-        yield (
-            f"both models gave the same results for {duel.queries_agreed} of {duel.queries} queries; "
-            "those were not shown"
-        )
+        agreed = f"{duel.queries_agreed} of {duel.queries} queries"
+        yield f"both models gave the same results for {agreed}; those were not shown"
 
 
 def tables(standings: Standings) -> Iterator[StandingsTable]:
@@ -333,10 +319,10 @@ def tables(standings: Standings) -> Iterator[StandingsTable]:
         yield StandingsTable("ranking", ("model", "log-odds", "95 % interval"), ranks, note)
     for duel, scores in standings.categories.items():
         if len(scores) > 1:
-            rows = []
-            for name, score in list(scores.items())[:_CATEGORIES_SHOWN]:
-                counts = (name, score.wins, score.losses, score.ties, score.both_bad)
-                rows.append((*counts, _percent(score.win_rate), _between(score.interval)))
+            rows = [
+                (name, s.wins, s.losses, s.ties, s.both_bad, _percent(s.win_rate), _between(s.interval))
+                for name, s in list(scores.items())[:_CATEGORIES_SHOWN]
+            ]
             columns = ("category", "wins", "losses", "ties", "both bad", "win rate", "95 % interval")
             note = "intervals of small categories are wide; some will leave 50 % out by chance"
             yield StandingsTable(f"by category: {duel}", columns, rows, note)
@@ -349,12 +335,10 @@ def tables(standings: Standings) -> Iterator[StandingsTable]:
 
 
 def _raters(standings: Standings) -> StandingsTable:
-    agreement = "agreement between raters: unknown until two of them have judged the same queries"
+    agreement = ": unknown until two of them have judged the same queries"
     if standings.alpha is not None:
-        agreement = (
-            f"agreement between raters (Krippendorff's alpha) {standings.alpha:.2f} "
-            f"on {standings.queries_judged_by_several} queries"
-        )
+        queries = standings.queries_judged_by_several
+        agreement = f" (Krippendorff's alpha) {standings.alpha:.2f} on {queries} queries"
     rows = []
     for each in standings.raters:
         counts = (each.name, each.votes, each.ties, each.both_bad, each.skips)
@@ -365,18 +349,17 @@ def _raters(standings: Standings) -> StandingsTable:
         ("rater", "votes", "ties", "both bad", "skips", "median s", "chose A", "same on repeat"),
         rows,
         f"row A won {_percent(standings.side.win_rate)} of decisive votes "
-        f"(p = {standings.side.p_value:.3g} for no favorite side)\n{agreement}",
+        f"(p = {standings.side.p_value:.3g} for no favorite side)\nagreement between raters{agreement}",
     )
 
 
 def write_page(path: Path, standings: Standings, votes: Sequence[Vote]) -> None:
     """Write the page with the latest votes first; an image that cannot be read shows its title alone."""
     shown = list(reversed(votes))[:_VOTES_SHOWN]
-    images: list[str] = []
-    for vote in shown:
-        images += [vote.query.image, *(card.image for row in vote.results for card in row)]
+    images = {card.image: None for vote in shown for row in vote.results for card in row}
+    images |= {vote.query.image: None for vote in shown}
     thumbnails = {}
-    for image in filter(None, dict.fromkeys(images)):
+    for image in filter(None, images):
         with suppress(BrokenImage):
             data = encode_jpeg(load_square(Path(image), _THUMBNAIL_PX), _JPEG_QUALITY)
             thumbnails[content_hash(image)] = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"

@@ -1,9 +1,8 @@
 """`work/arena/votes.jsonl`: one vote a line, on the disk before it is acknowledged.
 
-A line holds everything needed to check the vote later: the query, both rows of results, which model
-was on which side, seed, fingerprints, seconds taken, rater. Undoing adds a line that takes the
-earlier one back; nothing is ever rewritten. The file is held only while a line is written, so
-several raters can vote at the same time.
+A line holds everything needed to check the vote later. Undoing adds a line that takes the earlier one back;
+nothing is ever rewritten. The file is held only while a line is written, so that several raters can vote at
+the same time.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from furnclip.journal import Journal, journal_lines, parse_json, write_text
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0)]
 
-OUTCOMES = {"A": "A", "B": "B", "T": "tie", "X": "both bad", "N": "skip"}
-"""Key -> what it means."""
+OUTCOMES = {"A": "A", "B": "B", "T": "tie", "X": "both bad", "N": "skip"}  # key -> what it means
 _WAIT_S = 5.0
 _HINT = "correct that line, restore the file from a backup, or move it away to start again"
 
@@ -52,7 +50,6 @@ class Vote:
 
     @property
     def outcome(self) -> str:
-        """`A`, `B`, `tie`, `both bad` or `skip`."""
         return OUTCOMES[self.choice]
 
     @property
@@ -71,7 +68,6 @@ class Vote:
         return self.lineup, self.duel, self.query.query_id
 
     def event(self) -> dict[str, Any]:
-        """As a line of the journal."""
         return {"event": "vote", **asdict(self), "outcome": self.outcome, "winner": self.winner}
 
 

@@ -2,9 +2,8 @@
 
 In: `products.csv` and its images. Out: `work/clean/cleaned.csv` and `rejected.csv`; every row is in exactly
 one of them, raw columns first and in their order, then the cleaned fields. A raw column that has the name
-of a cleaned one is kept as `raw_NAME`. The work is done by one of three backends: `openai` (Batch API),
-`live` (any chat-completions server) or `local` (offline rules). Everything is journalled before it is done,
-in `work/clean/journal.jsonl`, so each command can be killed at any moment and run again.
+of a cleaned one is kept as `raw_NAME`. Everything is journalled before it is done, in
+`work/clean/journal.jsonl`, so each command can be killed at any moment and run again.
 
 Here are the commands, each from start to end; what they return is what `cli` prints. The client library
 takes over a second to load, so only what talks to a service imports it.
@@ -36,7 +35,7 @@ from furnclip.catalogue import (
     write_row,
 )
 from furnclip.clean import offline
-from furnclip.clean.batch import parts as pricing
+from furnclip.clean import plan as pricing
 from furnclip.clean.batch.results import Outcome, collect
 from furnclip.clean.batch.state import SENT, UNSENT, State
 from furnclip.clean.offline import find_brands, names_of, plain_title, settled
@@ -172,7 +171,8 @@ def _status(state: State) -> Report:
         {
             "part": part.number,
             "attempt": part.attempt,
-            "status": part.shown_status,
+            # the service's own word while the batch is open
+            "status": part.batch_status if part.status == "open" else part.status,
             "done": sum(part.counts[1:]),
             "requests": part.requests,
             "batch_id": part.batch_id,
@@ -260,7 +260,7 @@ def finalize(ledger: CleaningLedger, *, partial: bool) -> Report:
 def _write_files(ledger: CleaningLedger, *, partial: bool) -> Event:
     """Both files, or neither: an error in here leaves the old ones as they were; counts of the rows."""
     counts = dict.fromkeys(("rows", "cleaned", "rejected", "pending", "queries_by_rule"), 0)
-    reasons: Counter[str] = Counter()
+    reasons, wanted = Counter[str](), ledger.config.clean.queries
     columns = read_records(ledger.config.paths.products)[0]
     header = [renamed_column(name) for name in columns]
     with ExitStack() as stack:
@@ -275,7 +275,9 @@ def _write_files(ledger: CleaningLedger, *, partial: bool) -> Event:
             counts["rows"] += 1
             counts[outcome.kind if outcome else "pending"] += 1
             if outcome and outcome.kind == "cleaned":
-                queries = _queries(product, outcome, ledger.config.clean.queries)
+                names = names_of(product) if wanted and isinstance(product, Product) else []
+                values = dict(zip(FIELDS, outcome.values, strict=True))
+                queries = settled(outcome.queries, values, names, wanted)
                 counts["queries_by_rule"] += not set(queries).issubset(outcome.queries)
                 write_row(cleaned, [*raw, *outcome.values, " | ".join(queries), outcome.source])
             elif outcome:
@@ -289,29 +291,20 @@ def _write_files(ledger: CleaningLedger, *, partial: bool) -> Event:
     return {**counts, "reasons": dict(sorted(reasons.items()))}
 
 
-def _queries(product: Product | Rejection, outcome: Outcome, count: int) -> list[str]:
-    """Shopper queries of a product: those written, and those of rules where they are too few."""
-    names = names_of(product) if count and isinstance(product, Product) else []
-    return settled(outcome.queries, dict(zip(FIELDS, outcome.values, strict=True)), names, count)
-
-
 def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Outcome | None]]:
     """Each selected row with what became of it, None while it is pending, in catalogue order."""
-    config = ledger.config
-    vocabulary = ledger.recipe.vocabulary
+    clean, vocabulary = ledger.config.clean, ledger.recipe.vocabulary
     answered = collect(ledger.workspace, ledger.state, vocabulary)
-    falls_back = config.clean.fallback == "local"
+    falls_back = clean.fallback == "local"
     brands = find_brands(ledger.products() if falls_back else (), vocabulary)
     products = ledger.products()
     for entry in ledger.workspace.read_rows():
-        product = next(products)
-        while product.row != entry.row:  # a row that was not selected
-            product = next(products)
+        product = next(product for product in products if product.row == entry.row)
         outcome = answered.get(entry.custom_id)
         if entry.reason:  # rejected before anything was sent
             outcome = Outcome("rejected", reason=entry.reason, detail=entry.detail)
         elif outcome:
-            outcome = outcome.settled(config.clean.max_attempts)
+            outcome = outcome.settled(clean.max_attempts)
             outcome = None if outcome.kind == "again" else outcome
         if falls_back and outcome and outcome.kind == "rejected" and isinstance(product, Product):
             image = _first_image(product, ledger.images, offline.IMAGE_PX)
@@ -329,10 +322,7 @@ def _first_image(product: Product, images: ShopImages, longest_px: int) -> Image
 
 
 def review(config: Config, *, rows: int, seed: int) -> Report:
-    """Some rows before and after, and the contact sheet that shows them in the same order.
-
-    Which rows are shown depends on the seed alone, so two people look at the same ones.
-    """
+    """Some rows before and after, chosen by the seed alone, and the contact sheet with their images."""
     if not config.paths.cleaned.is_file():
         raise MissingStageError(config.paths.cleaned, command="furnclip clean run")
     check_finished(config.paths)

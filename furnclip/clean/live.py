@@ -2,11 +2,10 @@
 
 In: planned parts. Out: `results/part-NNNN.live.jsonl`, one fsynced line an answer, as it arrives.
 
-A request that was sent may have been billed, whether its reply arrives or not. So a run that is
-interrupted, reaches its budget or fails sends nothing more, but waits for the replies in flight and keeps
-them. A request to a paid model is noted before it is sent, and where its reply is lost its price stays on
-the bill as unconfirmed. What may have been billed is not retried at once: its next attempt has twice the
-time.
+A request that was sent may have been billed. So a run that is interrupted, reaches its budget or fails sends
+nothing more, but waits for the replies in flight and keeps them. A request to a paid model is noted before it
+is sent, and where its reply is lost its price stays on the bill as unconfirmed. What may have been billed is
+not retried at once: its next attempt has twice the time.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from typing import Any
 import openai
 
 from furnclip import console
-from furnclip.clean.batch.parts import Calibration, calibrate, plan_retries
 from furnclip.clean.batch.results import (
     classify,
     is_reply_lost,
@@ -38,6 +36,7 @@ from furnclip.clean.batch.results import (
 )
 from furnclip.clean.batch.service import OFFICIAL_URL, RefusedError
 from furnclip.clean.batch.state import UNSENT, BatchPart
+from furnclip.clean.plan import Calibration, calibrate, plan_retries
 from furnclip.clean.workspace import CleaningLedger, RequestLine
 from furnclip.errors import FurnclipError, ServiceError
 from furnclip.journal import Journal, aside_name
@@ -49,7 +48,6 @@ _BUSY = frozenset({429, 503})
 _LONGEST_PAUSE_S = 60.0
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
 _STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-
 
 Reply = dict[str, Any] | FurnclipError | None  # a result line, why nothing can be sent, or not sent
 
@@ -79,8 +77,7 @@ class LiveSender:
 
     def __init__(self, ledger: CleaningLedger, client: openai.OpenAI) -> None:
         self._ledger, self._recipe, self._clean = ledger, ledger.recipe, ledger.config.clean
-        self._client = client
-        self._next_start, self._lock = 0.0, threading.Lock()
+        self._client, self._next_start, self._lock = client, 0.0, threading.Lock()
         self._stopping, self._is_leaving, self._signal = threading.Event(), False, 0
         self._seen: Counter[str] = Counter()  # replies by what they were
         self._committed_usd = 0.0  # paid, perhaps paid, or expected for what is in flight
@@ -91,24 +88,22 @@ class LiveSender:
     def ask_part(self, part: BatchPart) -> None:
         """Send what has no answer yet; however it ends, what was answered is kept and billed."""
         self._record_bill(part)  # of a run that was killed
-        path = self._ledger.workspace.live(part.number)
-        answered: set[object] = set()
-        for line in read_lines(path):
-            # A refused request is asked again after a stop: the server may have been repaired since.
-            was_asked = "asked_usd" in line
-            if not was_asked and classify(line, self._recipe.vocabulary).reason != "request-refused":
-                answered.add(line.get("custom_id"))
+        path, vocabulary = self._ledger.workspace.live(part.number), self._recipe.vocabulary
+        replies = (line for line in read_lines(path) if "asked_usd" not in line)
+        # A refused request is asked again after a stop: the server may have been repaired since.
+        answered = {
+            line.get("custom_id")
+            for line in replies
+            if classify(line, vocabulary).reason != "request-refused"
+        }
         requests = self._ledger.workspace.read_index(part.number)
         todo = [request for request in requests if request.custom_id not in answered]
         self._timeout_s = self._clean.timeout_s * 2 ** (part.attempt - 1)
         self._calibration = calibrate(self._ledger)
         self._committed_usd = self._ledger.state.paid.cost_usd + self._ledger.state.unconfirmed_usd
         try:
-            with (
-                console.progress(f"asking `{self._clean.model}`", total=len(todo)) as self._meter,
-                self._answer_file(path),
-                self._until_signal(),
-            ):
+            progress = console.progress(f"asking `{self._clean.model}`", total=len(todo))
+            with progress as self._meter, self._answer_file(path), self._until_signal():
                 self._send_all(self._ledger.workspace.read_requests(part.number, todo))
         except BaseException:
             with suppress(OSError):  # a full disk: the next run notes it
@@ -125,7 +120,6 @@ class LiveSender:
             self._ledger.record("billed", part=part.number, **vars(usage), unconfirmed_usd=unconfirmed_usd)
 
     def _send_all(self, lines: Iterable[RequestLine]) -> None:
-        """Send them all; however it ends, the replies in flight are waited for."""
         try:
             for line in lines:
                 if len(self._in_flight) >= self._clean.concurrency:
@@ -157,9 +151,9 @@ class LiveSender:
     def _send(self, line: RequestLine) -> None:
         if self._stopping.is_set():
             raise self._interruption()
-        prompt = self._calibration.overhead_tokens + line.image_tokens + line.text_tokens
-        price_usd = self._recipe.model.cost_usd(prompt, self._calibration.answer_tokens, batch=False)
-        limit = self._clean.max_cost_usd
+        calibration, limit = self._calibration, self._clean.max_cost_usd
+        prompt = calibration.overhead_tokens + line.image_tokens + line.text_tokens
+        price_usd = self._recipe.model.cost_usd(prompt, calibration.answer_tokens, batch=False)
         if limit and self._committed_usd + price_usd > limit:
             raise ServiceError(
                 f"the limit of ${limit:g} is reached", hint="raise `clean.max_cost_usd` and run again"
@@ -257,7 +251,7 @@ class LiveSender:
         except FurnclipError as error:
             reply = error
         except Exception as error:
-            reply = _failure(custom_id, 0, "unreadable", str(error))
+            reply = _reply_line(custom_id, 0, "unreadable", str(error))
         self._replies.put((custom_id, reply))
 
     def _reply(self, custom_id: str, content: bytes) -> Reply:
@@ -273,15 +267,17 @@ class LiveSender:
             if self._stopping.is_set():
                 return None
             try:
-                reply = client.post("/chat/completions", body=body, cast_to=object)
-                return _line(custom_id, 200, reply)
+                answer = client.post("/chat/completions", body=body, cast_to=object)
+                return _reply_line(custom_id, 200, body=answer)
             except openai.APIStatusError as error:
                 refused = RefusedError.from_error(error)
                 if problem := refused.account_problem():
                     raise problem from None
                 if error.status_code not in _BUSY or tries == _RETRIES:
-                    return _failure(custom_id, refused.status, refused.code, refused.message)
-                self._stopping.wait(_pause_s(error.response.headers, tries))
+                    return _reply_line(custom_id, refused.status, refused.code, refused.message)
+                asked_s = error.response.headers.get("retry-after", "")
+                pause_s = float(asked_s) if asked_s.isdigit() else 0.5 * 2**tries
+                self._stopping.wait(min(_LONGEST_PAUSE_S, pause_s))
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
                 if type(cause).__name__ in _NOT_SENT:
@@ -290,22 +286,11 @@ class LiveSender:
                         hint="start it or correct `clean.base_url`, then run the same command again",
                     ) from None
                 if isinstance(error, openai.APITimeoutError):
-                    return _failure(custom_id, 408, "timeout", "no answer in time")
-                return _failure(custom_id, 0, "connection", str(cause))
+                    return _reply_line(custom_id, 408, "timeout", "no answer in time")
+                return _reply_line(custom_id, 0, "connection", str(cause))
         raise AssertionError("unreachable")
 
 
-def _pause_s(headers: Mapping[str, str], tries: int) -> float:
-    with suppress(ValueError):
-        for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-            if asked := headers.get(name):
-                return min(_LONGEST_PAUSE_S, float(asked) * unit_s)
-    return float(0.5 * 2**tries)
-
-
-def _line(custom_id: str, status: int, body: object) -> dict[str, Any]:
+def _reply_line(custom_id: str, status: int, code: str = "", message: str = "", body: object = None) -> Reply:
+    body = body if status == 200 else {"error": {"code": code, "message": message}}
     return {"custom_id": custom_id, "response": {"status_code": status, "body": body}, "error": None}
-
-
-def _failure(custom_id: str, status: int, code: str, message: str) -> dict[str, Any]:
-    return _line(custom_id, status, {"error": {"code": code, "message": message}})

@@ -1,9 +1,13 @@
-"""`clean prepare`: the catalogue -> request parts, or the offline rules' answers.
+"""What is to be asked: the catalogue -> parts, files of requests each small enough for one batch.
 
-Out: `parts/`, `rows.jsonl` and, in the journal, one `planned` event a part and `prepared` at the end. A
-kill loses at most the part being written; requests planned before, also with other settings, are not
-planned twice. Rows are encoded on all cores, in catalogue order; only a bounded number of them is under way
-at once.
+In: catalogue and images. Out: `parts/`, `rows.jsonl` and, in the journal, one `planned` event a part and
+`prepared` at the end; for the offline rules their answers. A kill loses at most the part being written:
+requests planned before, also with other settings, are not planned twice, and the same requests and limits
+give the same bytes. Parts that take the place of others come into being with one event.
+
+The price is estimated before sending. An image counts by the patch rule; text by its length, until the
+canary says what prompt and schema really take. Answers are guessed from the model table first, then from
+the canary, then from the parts that came back; with hidden reasoning they are the larger half of the bill.
 """
 
 from __future__ import annotations
@@ -11,29 +15,34 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterable, Iterator
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import IO
+from typing import IO, NamedTuple
 
 from furnclip import console
 from furnclip.catalogue import Product, Rejection, content_hash
 from furnclip.clean import offline
-from furnclip.clean.batch.parts import part_limits, write_parts
-from furnclip.clean.batch.requests import Recipe, is_openai, request_image, text_tokens
-from furnclip.clean.batch.results import merge
-from furnclip.clean.batch.state import UNSENT
-from furnclip.clean.offline import BrandName, find_brands, plain_title
+from furnclip.clean.batch.requests import Recipe, is_openai, request_image, text_tokens, with_cap
+from furnclip.clean.batch.results import Outcome, collect, merge
+from furnclip.clean.batch.state import UNSENT, BatchPart
 from furnclip.clean.prompt import user_text
 from furnclip.clean.workspace import (
     CleaningLedger,
+    PartRequest,
     RequestLine,
     RowEntry,
+    Workspace,
     drop_damaged,
     is_intact,
     repair_indexes,
 )
+from furnclip.config import CleaningConfig
 from furnclip.errors import InputError
 from furnclip.images import BrokenImage
 from furnclip.journal import Event, encode_event, replacing, sha256_of
@@ -41,6 +50,9 @@ from furnclip.parallel import Workers
 from furnclip.sources import FoundImage
 
 _INLINE_PRODUCTS = 256  # starting processes costs more than this many images
+_QUEUE_HEADROOM = 0.9  # the service counts tokens in its own way; stay below its limit
+_CAP_CEILING_TOKENS = 8000
+_MAX_WAIT_S = 900.0
 
 
 def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) -> Event:
@@ -57,8 +69,11 @@ def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) ->
     drop_damaged(ledger)
     repair_indexes(ledger)
     facts = ledger.state.prepared
-    is_same = facts is not None and facts["fingerprint"] == fingerprint
-    was_done = facts is not None and is_same and is_intact(workspace.rows, facts["rows_sha256"])
+    was_done = (
+        facts is not None
+        and facts["fingerprint"] == fingerprint
+        and is_intact(workspace.rows, facts["rows_sha256"])
+    )
     if facts is None or not was_done:
         for part in ledger.state.with_status(*UNSENT, backend="live"):
             # answers of an interrupted run, before other settings drop what was not sent
@@ -69,7 +84,7 @@ def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) ->
             workspace.content(part.number, part.backend).unlink(missing_ok=True)
             workspace.index(part.number).unlink(missing_ok=True)
         products = _selected(ledger, limit, sample)
-        counts = _write_parts(ledger, products, total=limit or sample or total)
+        counts = _plan_rows(ledger, products, total=limit or sample or total)
         if not counts["rows"]:
             raise InputError(f"`{paths.products}` has no rows", hint="export the catalogue again")
         facts = {
@@ -85,24 +100,29 @@ def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) ->
     return {**found, "parts": len(ledger.state.current_parts), "was_done": was_done}
 
 
-def _write_parts(ledger: CleaningLedger, products: Iterable[Product | Rejection], *, total: int) -> Event:
+def _plan_rows(ledger: CleaningLedger, products: Iterable[Product | Rejection], *, total: int) -> Event:
     """Write `rows.jsonl` and the parts, each of them journalled when it is complete; counts of the rows."""
     clean, is_local = ledger.config.clean, ledger.config.clean.backend == "local"
     counts = dict.fromkeys(("rows", "requests", "rejected"), 0)
     with console.progress("reading images", total=total) as meter, replacing(ledger.workspace.rows) as file:
-        parts = write_parts(
+        more = {"status": "downloaded", "source": offline.SOURCE} if is_local else {"status": "planned"}
+        lines = _lines_to_send(ledger, products, file, counts, meter)
+        for facts in write_parts(
             ledger.workspace,
-            _lines_to_send(ledger, products, file, counts, meter),
-            part_limits(clean, ledger.recipe),
+            lines,
+            _part_limits(clean, ledger.recipe),
             first_number=ledger.state.next_number,
-            backend=clean.backend,
-            source=offline.SOURCE if is_local else f"{clean.backend}:{clean.model}",
-            identity=ledger.recipe.identity,
-            status="downloaded" if is_local else "planned",
-        )
-        for facts in parts:
+            **{**_made_by(ledger), **more},
+        ):
             ledger.record("planned", **facts)
     return counts
+
+
+def _made_by(ledger: CleaningLedger) -> Event:
+    """What all parts of these settings share."""
+    clean = ledger.config.clean
+    source = f"{clean.backend}:{clean.model}"
+    return {"backend": clean.backend, "source": source, "identity": ledger.recipe.identity}
 
 
 def _mention_family(ledger: CleaningLedger) -> None:
@@ -162,13 +182,10 @@ def _lines_to_send(
 ) -> Iterator[RequestLine]:
     """The lines to be sent; the entries of the rows are written, and counted, while they stream by."""
     clean, state, recipe = ledger.config.clean, ledger.state, ledger.recipe
-    known = {
-        request.custom_id
-        for part in state.current_parts
-        for request in ledger.workspace.read_index(part.number)
-    }
-    known.update(line["custom_id"] for part in state.parts.values() for line in part.rejected_lines)
-    brands = find_brands(ledger.products(), recipe.vocabulary) if clean.backend == "local" else None
+    known = {line["custom_id"] for part in state.parts.values() for line in part.rejected_lines}
+    for part in state.current_parts:
+        known.update(request.custom_id for request in ledger.workspace.read_index(part.number))
+    brands = offline.find_brands(ledger.products(), recipe.vocabulary) if clean.backend == "local" else None
     items = ((product, _found(ledger, product)) for product in products)
     function = partial(encode_product, recipe=recipe, known=known, brands=brands)
     with Workers(function, clean.workers, here_first=_INLINE_PRODUCTS, setting="clean.workers") as pool:
@@ -194,7 +211,7 @@ def encode_product(
     *,
     recipe: Recipe,
     known: set[str],
-    brands: frozenset[BrandName] | None,
+    brands: frozenset[offline.BrandName] | None,
 ) -> tuple[RowEntry, RequestLine | None]:
     """A row and the line to send for it, None where that is known already: planned, sent or answered.
 
@@ -206,13 +223,11 @@ def encode_product(
     entry = RowEntry(product.row, product.product_id)
     if isinstance(product, Rejection):
         return entry._replace(reason=product.reason, detail=product.detail), None
-    if not product.images and product.title:
-        custom_id, line = _encode(product, b"", recipe, known, brands)
-        return entry._replace(custom_id=custom_id), line
     problem = found if isinstance(found, BrokenImage) else None
-    for image in found if isinstance(found, list) else ():
+    reads = [] if isinstance(found, BrokenImage) else [image.read for image in found]
+    for read in [bytes] if not product.images and product.title else reads:
         try:
-            custom_id, line = _encode(product, image.read(), recipe, known, brands)
+            custom_id, line = _encode(product, read(), recipe, known, brands)
             return entry._replace(custom_id=custom_id), line
         except BrokenImage as error:
             problem = problem or error
@@ -221,10 +236,14 @@ def encode_product(
 
 
 def _encode(
-    product: Product, image: bytes, recipe: Recipe, known: set[str], brands: frozenset[BrandName] | None
+    product: Product,
+    image: bytes,
+    recipe: Recipe,
+    known: set[str],
+    brands: frozenset[offline.BrandName] | None,
 ) -> tuple[str, RequestLine | None]:
     if brands is not None:
-        title, vocabulary = plain_title(product, brands), recipe.vocabulary
+        title, vocabulary = offline.plain_title(product, brands), recipe.vocabulary
         rules = offline.rules_identity(vocabulary)
         custom_id = f"local-{content_hash(rules, product.product_id, title, image)}"
         if custom_id in known:
@@ -236,3 +255,187 @@ def _encode(
     jpeg, image_tokens = request_image(image, recipe) if image else (b"", 0)
     content = recipe.line(custom_id, recipe.body(product.title, jpeg))
     return custom_id, RequestLine(custom_id, content, image_tokens, text_tokens(user_text(product.title)))
+
+
+class Limits(NamedTuple):
+    """What one part may hold at most."""
+
+    requests: int
+    size_bytes: int
+    tokens: int
+    overhead_tokens: int  # of every request: prompt and schema
+
+
+def _part_limits(config: CleaningConfig, recipe: Recipe) -> Limits:
+    size_bytes = int(config.part_mb * 1e6)
+    return Limits(config.part_requests, size_bytes, queue_limit(config, recipe), recipe.overhead_tokens)
+
+
+def queue_limit(config: CleaningConfig, recipe: Recipe, *, learned: int = 0) -> int:
+    """Input tokens that may wait at once: configured or from the table, and learned from the service."""
+    limit = config.max_queued_tokens or recipe.model.queue_limit(config.tier)
+    known = [tokens for tokens in (limit, learned) if tokens]
+    return int(min(known) * _QUEUE_HEADROOM) if known else sys.maxsize
+
+
+def write_parts(
+    workspace: Workspace, lines: Iterable[RequestLine], limits: Limits, *, first_number: int, **shared: object
+) -> Iterator[Event]:
+    """Write parts one after another; yields the facts of each, with those `shared`, when it is complete."""
+    source, number = iter(lines), first_number
+    pending = next(source, None)
+    while pending is not None:
+        requests: dict[str, PartRequest] = {}
+        size_bytes = tokens = 0
+        path = workspace.content(number, str(shared.get("backend")))
+        with replacing(path) as file:
+            while pending is not None:
+                custom_id, content, *own_tokens = pending
+                end_bytes, total_tokens = size_bytes + len(content), tokens + sum(own_tokens)
+                overhead_tokens = (len(requests) + 1) * limits.overhead_tokens
+                is_full = len(requests) >= limits.requests or end_bytes > limits.size_bytes
+                if requests and (is_full or total_tokens + overhead_tokens > limits.tokens):
+                    break
+                if custom_id in requests:
+                    raise InputError(f"two rows ask for `{custom_id}`", hint="make the product ids unique")
+                requests[custom_id] = PartRequest(custom_id, size_bytes, len(content), *own_tokens)
+                file.write(content)
+                size_bytes, tokens = end_bytes, total_tokens
+                pending = next(source, None)
+        workspace.write_index(number, requests.values())
+        yield {
+            "part": number,
+            "requests": len(requests),
+            "size_bytes": size_bytes,
+            "tokens": tokens,
+            "sha256": sha256_of(path),
+            "index_sha256": sha256_of(workspace.index(number)),
+            **shared,
+        }
+        number += 1
+
+
+class Calibration(NamedTuple):
+    """The best knowledge of the tokens that a request takes besides its image and title."""
+
+    overhead_tokens: float
+    answer_tokens: float
+    basis: str  # "table", "canary" or "results"
+
+    def prompt_tokens(self, part: BatchPart) -> int:
+        return round(part.tokens + part.requests * self.overhead_tokens)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected tokens and price of some requests."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    basis: str
+
+
+def calibrate(ledger: CleaningLedger) -> Calibration:
+    state, recipe = ledger.state, ledger.recipe
+    overhead, answer, basis = float(recipe.overhead_tokens), float(recipe.answer_tokens), "table"
+    if canary := state.canaries.get(recipe.identity):
+        overhead, answer, basis = canary["overhead_tokens"], canary["completion_tokens"], "canary"
+    seen = [part for part in state.with_status("merged") if part.identity == recipe.identity]
+    billed = [part for part in seen if part.usage.prompt_tokens and _answered(part)]
+    if answered := sum(map(_answered, billed)):
+        prompt_tokens = sum(part.usage.prompt_tokens for part in billed)
+        estimated = sum(part.tokens * _answered(part) / part.requests for part in billed)
+        overhead = (prompt_tokens - estimated) / answered
+        answer = sum(part.usage.completion_tokens for part in billed) / answered
+        basis = "results"
+    return Calibration(max(0.0, overhead), answer, basis)
+
+
+def _answered(part: BatchPart) -> int:
+    """Requests that the service ran, and billed."""
+    total, completed, _ = part.counts
+    return completed if total else part.requests
+
+
+def estimate(parts: Sequence[BatchPart], ledger: CleaningLedger) -> Estimate:
+    """What these parts will take together."""
+    calibration = calibrate(ledger)
+    requests = sum(part.requests for part in parts)
+    prompt = sum(map(calibration.prompt_tokens, parts))
+    completion = round(requests * calibration.answer_tokens)
+    is_batch = ledger.config.clean.backend == "openai"
+    cost_usd = ledger.recipe.model.cost_usd(prompt, completion, batch=is_batch)
+    return Estimate(requests, prompt, completion, cost_usd, calibration.basis)
+
+
+def backoff_s(wait_s: float, refusals: int) -> float:
+    """`wait_s`, doubled with every refusal after the first, up to a quarter of an hour."""
+    return min(_MAX_WAIT_S, wait_s * 2.0 ** max(0, refusals - 1))
+
+
+def plan_retries(ledger: CleaningLedger) -> int:
+    """Plan the rows that have to be retried; how many there are."""
+    clean, recipe = ledger.config.clean, ledger.recipe
+    outcomes = collect(ledger.workspace, ledger.state, recipe.vocabulary)
+    wanted = {entry.custom_id for entry in ledger.workspace.read_rows() if entry.custom_id}
+    by_attempt: dict[int, dict[str, Outcome]] = defaultdict(dict)
+    for custom_id in wanted & outcomes.keys():
+        outcome = outcomes[custom_id]
+        if outcome.settled(clean.max_attempts).kind == "again":
+            by_attempt[outcome.attempt][custom_id] = outcome
+    planned: list[Event] = []
+    for attempt, failed in sorted(by_attempt.items()):
+        at_once = all(outcome.reason != "service-error" for outcome in failed.values())
+        wait_s = 0.0 if at_once else backoff_s(clean.retry_wait_s, attempt)
+        planned += write_parts(
+            ledger.workspace,
+            _lines_to_retry(ledger, failed),
+            _part_limits(clean, recipe),
+            first_number=ledger.state.next_number + len(planned),
+            attempt=attempt + 1,
+            not_before=time.time() + wait_s,
+            **_made_by(ledger),
+        )
+    if planned:
+        ledger.record("again", parts=planned)
+    return sum(facts["requests"] for facts in planned)
+
+
+def _lines_to_retry(ledger: CleaningLedger, failed: Mapping[str, Outcome]) -> Iterator[RequestLine]:
+    """The requests as they were sent last; with a higher cap where the answer was cut."""
+    left, found = set(failed), []
+    for part in reversed(ledger.state.with_status("merged")):
+        requests = [r for r in ledger.workspace.read_index(part.number) if r.custom_id in left]
+        left.difference_update(request.custom_id for request in requests)
+        if requests:
+            found.append((part, requests))
+    for part, requests in reversed(found):
+        path = ledger.workspace.part(part.number)
+        if not is_intact(path, part.sha256):
+            raise InputError(
+                f"`{path}` is missing or damaged, and {len(requests)} of its rows have to be retried",
+                hint="restore it from a backup, or write what is there: `furnclip clean finalize --partial`",
+            )
+        for line in ledger.workspace.read_requests(part.number, requests):
+            is_cut = failed[line.custom_id].reason in ("cut-off", "empty-answer")
+            yield line._replace(content=with_cap(line.content, 2, _CAP_CEILING_TOKENS)) if is_cut else line
+
+
+def cut_part(
+    ledger: CleaningLedger,
+    part: BatchPart,
+    limits: Limits,
+    *,
+    requests: Iterable[PartRequest] | None = None,
+    rejected: Sequence[Event] = (),
+) -> None:
+    """Replace a part by others within these limits; `requests`: only these, the `rejected` are left out."""
+    if requests is None:
+        requests = ledger.workspace.read_index(part.number)
+    shared = {name: getattr(part, name) for name in ("attempt", "backend", "source", "identity")}
+    lines = ledger.workspace.read_requests(part.number, requests)
+    first = ledger.state.next_number
+    new = list(write_parts(ledger.workspace, lines, limits, first_number=first, **shared))
+    ledger.record("replaced", part=part.number, by=new, rejected_lines=list(rejected))

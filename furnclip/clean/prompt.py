@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,9 +68,7 @@ class CleanAnswer(BaseModel):
     # servers without strict schemas add a `reason` or a `confidence`, which do no harm
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
-    clean_title: Annotated[
-        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TITLE_CHARACTERS)
-    ]
+    clean_title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_TITLE_CHARACTERS)]
     style: str
     material: str
     color: str
@@ -105,11 +104,10 @@ class CleanAnswer(BaseModel):
 
 
 def check_answer(text: str, vocabulary: AllowedWords, *, in_thoughts: bool = True) -> CleanAnswer:
-    """The answer in a model's reply, bare or wrapped: in a code fence, behind a train of thought, between
-    sentences, in an array or a tool call, encoded twice, with invisible characters.
+    """The answer in a model's reply, however it is wrapped; of several the last valid one.
 
-    Of several the last valid one counts. `in_thoughts`: where the reply holds none, one in its train of
-    thought will do. Raises `BadAnswerError` saying what is wrong.
+    `in_thoughts`: where the reply holds none, one in its train of thought will do. Raises `BadAnswerError`
+    saying what is wrong.
     """
     try:
         return CleanAnswer.model_validate_json(_encodable(text), context=vocabulary)
@@ -140,11 +138,8 @@ _MAX_DEPTH = 6
 
 def _candidates(text: str) -> list[dict[str, Any]]:
     """JSON objects in `text` that look like answers, in the order of the text."""
-    for unquoted in text, text.replace('\\"', '"'):
-        found = [fields for value in _json_values(unquoted) for fields in _with_fields(value)]
-        if found:
-            break
-    return found
+    plain, unquoted = (map(_with_fields, _json_values(t)) for t in (text, text.replace('\\"', '"')))
+    return list(chain.from_iterable(plain)) or list(chain.from_iterable(unquoted))
 
 
 def _json_values(text: str) -> Iterator[Any]:
@@ -161,17 +156,17 @@ def _json_values(text: str) -> Iterator[Any]:
 
 def _with_fields(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
     """The objects inside a JSON value that look like answers; an array of different ones is none."""
-    if isinstance(value, str) and "{" in value and depth < _MAX_DEPTH:
-        for inner in _json_values(value):
-            yield from _with_fields(inner, depth + 1)
-    elif isinstance(value, list) and depth < _MAX_DEPTH:
-        if value and all(item == value[0] for item in value):
-            yield from _with_fields(value[0], depth + 1)
+    inside: Iterable[Any] = ()
+    if isinstance(value, str) and "{" in value:
+        inside = _json_values(value)
+    elif isinstance(value, list) and all(item == value[0] for item in value):
+        inside = value[:1]
     elif isinstance(value, dict) and FIELDS[0] in value:
         yield value
-    elif isinstance(value, dict) and depth < _MAX_DEPTH:
-        for inner in value.values():
-            yield from _with_fields(inner, depth + 1)
+    elif isinstance(value, dict):
+        inside = value.values()
+    for inner in inside if depth < _MAX_DEPTH else ():
+        yield from _with_fields(inner, depth + 1)
 
 
 def _encodable(text: str) -> str:

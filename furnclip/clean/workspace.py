@@ -7,9 +7,9 @@ parts/part-0001.index.jsonl       id, place and estimated tokens of every reques
 results/part-0001.output.jsonl    answers as received; `.errors.jsonl`: the error file
 cleaned.csv, rejected.csv         what `finalize` writes
 
-Files that are missing or damaged are told by the journal's checksums. What costs nothing is planned anew; an
-index is read off its part; a result file is fetched from the service, which keeps it for 30 days. Answers
-that were paid for and are nowhere any more are an error: buying them again is the user's decision.
+Damaged files are told by the journal's checksums. What costs nothing is planned anew; an index is read off
+its part; a result file is fetched from the service, which keeps it for 30 days. Answers that were paid for
+and are nowhere any more are an error: buying them again is the user's decision.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeVar
@@ -87,7 +87,7 @@ IndexLine = TypeVar("IndexLine", RowEntry, PartRequest)
 
 
 class Workspace:
-    """Paths inside `work/clean/`, and the small indexes beside the big files."""
+    """Paths inside `work/clean/`, and its indexes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -104,12 +104,11 @@ class Workspace:
 
     def results(self, number: int) -> tuple[Path, Path, Path]:
         """Where answers are: the service's output file and error file, and replies of the live backend."""
-        names = (f"part-{number:04d}.{kind}.jsonl" for kind in ("output", "errors", "live"))
-        output, errors, live = (self.folder / "results" / name for name in names)
-        return output, errors, live
+        part = self.folder / "results" / f"part-{number:04d}.jsonl"
+        return part.with_suffix(".output.jsonl"), part.with_suffix(".errors.jsonl"), self.live(number)
 
     def live(self, number: int) -> Path:
-        return self.results(number)[2]
+        return self.folder / "results" / f"part-{number:04d}.live.jsonl"
 
     def content(self, number: int, backend: str) -> Path:
         """What a part holds: its requests, or with the offline backend its answers."""
@@ -153,10 +152,8 @@ def is_intact(path: Path, sha256: str) -> bool:
 
 
 def check_finished(paths: DataPaths) -> None:
-    """Raw titles serve where cleaning was never begun.
-
-    Raises `MissingStageError` when cleaning has begun and is not finished, and `InputError` when it is and
-    not one row could be cleaned.
+    """Raises `MissingStageError` where cleaning has begun and is not finished, `InputError` where it is and
+    not one row could be cleaned. Where it was never begun, raw titles serve.
     """
     has_begun = Workspace(paths.clean).journal.exists()
     if has_begun and not paths.cleaned.is_file():
@@ -178,41 +175,37 @@ class CleaningLedger:
     def products(self) -> Iterator[Product | Rejection]:
         """Every row of the raw catalogue, in file order; one pass at a time.
 
-        The file is parsed once a command, and its rows are spooled to the disk: memory does not grow with
-        them, and all passes see the same ones.
+        The file is parsed once a command, and its rows are spooled to the disk: memory does not grow.
         """
         self._spool.seek(0)
         if self._spooled_rows < 0:
-            rows = 0
-            for product in read_products(self.config.paths.products, self.config.paths):
-                pickle.dump(product, self._spool, pickle.HIGHEST_PROTOCOL)
-                rows += 1
-            self._spooled_rows = rows
+            products = read_products(self.config.paths.products, self.config.paths)
+            dump = partial(pickle.dump, file=self._spool, protocol=pickle.HIGHEST_PROTOCOL)
+            self._spooled_rows = sum(1 for _ in map(dump, products))
             self._spool.seek(0)
         for _ in range(self._spooled_rows):
             yield pickle.load(self._spool)
 
     @cached_property
     def images(self) -> ShopImages:
-        """The images of the catalogue."""
         return ShopImages(self.config)
 
     @cached_property
     def recipe(self) -> Recipe:
         """How requests are made with these settings. Raises `ConfigError` for an unknown model.
 
-        A run goes on with as many shopper queries as it was begun with: rows that were asked with more or
-        fewer would be bought again.
+        A run goes on with as many shopper queries as it was begun with: other requests would be bought again.
         """
         wanted = Recipe.from_config(self.config.clean)
-        paid = {part.identity for part in self.state.parts.values() if self._was_asked(part)}
+        paid = {
+            part.identity
+            for part in self.state.parts.values()
+            if part.backend != "local"
+            and (part.status not in (*UNSENT, "dropped") or self.workspace.live(part.number).is_file())
+        }
         others = (replace(wanted, queries=count) for count in range(MAX_QUERIES + 1))
         is_free = wanted.identity in paid or self.config.clean.backend == "local"
         return wanted if is_free else next((other for other in others if other.identity in paid), wanted)
-
-    def _was_asked(self, part: BatchPart) -> bool:
-        is_sent = part.status not in (*UNSENT, "dropped") or self.workspace.live(part.number).is_file()
-        return part.backend != "local" and is_sent
 
     def record(self, name: str, **facts: object) -> None:
         event = {"event": name, **facts}
@@ -270,12 +263,11 @@ def drop_damaged(ledger: CleaningLedger) -> None:
     state, workspace = ledger.state, ledger.workspace
     for part in [*state.with_status(*UNSENT), *state.with_status("downloaded", backend="local")]:
         was_asked = workspace.live(part.number).exists()
-        path = workspace.content(part.number, part.backend)
-        is_part_intact = is_intact(path, part.sha256)
         is_index_intact = is_intact(workspace.index(part.number), part.index_sha256)
-        if is_part_intact and (was_asked or is_index_intact):
-            continue
-        if was_asked:
+        if is_intact(workspace.content(part.number, part.backend), part.sha256):
+            if was_asked or is_index_intact:
+                continue
+        elif was_asked:
             raise InputError(
                 f"`{workspace.part(part.number)}` is missing or damaged, and some of its rows were asked",
                 hint="restore the file from a backup",
@@ -325,10 +317,8 @@ def check_results(ledger: CleaningLedger) -> None:
 
 
 def restore_results(ledger: CleaningLedger, service: BatchService | None, *, give_up: bool) -> None:
-    """Fetch damaged result files again.
-
-    Raises `InputError` where the service does not keep one any more; with `give_up` its rows count as
-    unanswered instead.
+    """Fetch damaged result files again. Raises `InputError` where the service does not keep one any more;
+    with `give_up` its rows count as unanswered instead.
     """
     for part, path, sha256, file_id in list(_damaged_results(ledger)):
         content = service.download(file_id) if service and file_id else None

@@ -18,7 +18,7 @@ import asyncio
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -42,8 +42,7 @@ FAILED_NAME = "failed.csv"
 _COLUMNS = ("row", "product_id", "address", "reason", "detail")
 _FIRST_PAUSE_S = 0.5
 _MOST_PAUSE_S = 60.0  # a server that asks for more is left for the next run
-_WRITERS = 4  # threads, where a write takes longer than this, as the mean of the first ones at least:
-_SLOW_WRITE_S, _FIRST_WRITES = 0.001, 8
+_WRITERS = 4  # threads that write to a bucket
 _SILENCES = 4  # requests for each of those that go on at once, after which a server is not there
 
 
@@ -128,7 +127,6 @@ class _Run:
         self._config, self._settings, self._shelf, self._summary = config, config.fetch, shelf, summary
         self.failures: dict[int, tuple[str, str]] = {}
         self._error: BaseException | None = None
-        self._writing_s, self._written = 0.0, 0
 
     def fetch_all(self, *, refresh: bool) -> None:
         seen: set[int] = set()
@@ -152,13 +150,13 @@ class _Run:
 
     def _work(self, servers: list[list[str]]) -> None:
         """What the thread does."""
-        loop = asyncio.SelectorEventLoop()  # libcurl wants this one, on Windows as well
+        self._loop = asyncio.SelectorEventLoop()  # libcurl wants this one, on Windows as well
         try:
-            loop.run_until_complete(self._ask_all(servers))
+            self._loop.run_until_complete(self._ask_all(servers))
         except BaseException as error:  # the disk is full, the bucket refuses
             self._error = error
         finally:
-            loop.close()
+            self._loop.close()
 
     async def _ask_all(self, servers: list[list[str]]) -> None:
         """All addresses, server by server, so that one that is slow holds up no other."""
@@ -212,7 +210,10 @@ class _Run:
             return True
         server.has_answered = True
         if found:
-            is_other = await self._keep(partial(self._shelf.keep, key, address, found))
+            keep = partial(self._shelf.keep, key, address, found)
+            # a folder answers at once; a bucket takes its time, so other threads write to it
+            is_remote = isinstance(self._config.paths.images, str)
+            is_other = await self._loop.run_in_executor(self._writers, keep) if is_remote else keep()
         summary.fetched_bytes += len(found.content) if found else 0
         summary.fetched += not kept
         summary.changed += bool(kept) and is_other
@@ -228,19 +229,6 @@ class _Run:
             return False
         server.free_at = max(server.free_at, monotonic() + pause_s)  # it was said to all requests
         return True
-
-    async def _keep(self, keep: Callable[[], bool]) -> bool:
-        """Keep an image: here, or in another thread where that takes long.
-
-        At a disk that answers at once, threads wait for the interpreter more than for the disk; at a bucket,
-        or on a busy machine, more of them get more done.
-        """
-        if self._written >= _FIRST_WRITES and self._writing_s / self._written > _SLOW_WRITE_S:
-            return await asyncio.get_running_loop().run_in_executor(self._writers, keep)
-        start = monotonic()
-        is_other = keep()
-        self._writing_s, self._written = self._writing_s + monotonic() - start, self._written + 1
-        return is_other
 
 
 class _KeptImage(NamedTuple):

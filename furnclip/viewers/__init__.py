@@ -1,16 +1,10 @@
 """Showing an image in a terminal, by an external viewer first.
 
-    drawing = show_image(path, cache=folder)     # bytes for the cursor's place
-    console.show_bytes(drawing.data)    # empty when drawing.viewer is `none`: print the path instead
-
 `detect` chooses among the viewers installed here, or takes the user's own command. `Viewer` runs them so that
 none of them can do harm: no shell, no keyboard (its own session has no terminal to read from), a timeout and
 a maximum of output. What it writes is captured and only handed on when it is complete: text keeps colors and
 characters, a graphics protocol must end what it began, everything else is dropped. A viewer that failed is
 not tried again by the same `Viewer`; the next one is, and at last half blocks.
-
-Not to be trusted: a terminal's environment variables are inherited and can name the wrong terminal;
-then the image looks wrong, and `viewer = "builtin"` or `"none"` is the way out.
 """
 
 from __future__ import annotations
@@ -49,8 +43,8 @@ _MAX_OUTPUT_BYTES = 32 * 2**20  # a full-screen sixel image is about 1 MB
 _POLL_S = 0.004
 _WSLPATH_TIMEOUT_S = 2.0
 _PREVIEW_PX = 1024
+# Color bars, a gray ramp and a circle: round and in order, or the viewer is wrong.
 TEST_CARD = Path(__file__).with_name("test-card.png")
-"""color bars, a gray ramp and a circle: round and in order, or the viewer is wrong"""
 # How images begin in kitty's, sixel's and iTerm2's protocols, and such a string with its end; through tmux
 # to the terminal around it every escape is doubled.
 _IMAGE = r"\x1b(?:_G|P[0-9;]*q|\]1337;File)"
@@ -108,14 +102,10 @@ class Viewer:
     """Draws images as a plan says, and remembers which viewers failed."""
 
     def __init__(self, plan: Plan, *, timeout_s: float = 5.0) -> None:
-        self._colors = plan.colors
-        self._timeout_s = timeout_s
-        self.candidates = list(plan.candidates)
-        """those that have not failed, best first"""
-        self.stopped = threading.Event()
-        """once set, a drawing that another thread waits for ends, and nothing more is drawn"""
-        self.erasing = b""
-        """what removes earlier images that clearing the screen may leave behind"""
+        self._colors, self._timeout_s = plan.colors, timeout_s
+        self.candidates = list(plan.candidates)  # those that have not failed, best first
+        self.stopped = threading.Event()  # once set, a drawing in another thread ends, and none begins
+        self.erasing = b""  # removes earlier images that clearing the screen may leave behind
 
     def draw(self, image: Path, box: Box, *, original: Path | None = None) -> Drawing:
         """The image for this box from the first viewer that can; `original` fills `{original}`.
@@ -143,12 +133,12 @@ class Viewer:
                 lines = half_blocks(image, cols=box.cols, rows=box.rows, colors=self._colors)
             return _place_lines(lines, box)
         (width_px, height_px), window = box.size_px, box.window
+        window_px = Box(window.cols, window.rows, window=window).size_px
         values: dict[str, object] = {
             **{"path": path, "uri": path.as_uri(), "original": original},
             **{"cols": box.cols, "rows": box.rows, "left": box.left or 0, "top": box.top or 0},
             **{"pxw": width_px, "pxh": height_px, "tcols": window.cols, "trows": window.rows},
-            "tpxw": window.cols * window.cell_width_px,
-            "tpxh": window.rows * window.cell_height_px,
+            **{"tpxw": window_px[0], "tpxh": window_px[1]},
         }
         if "winpath" in placeholders(*candidate.arguments):  # for Windows programs in WSL
             converted = self._run(["wslpath", "-w", str(path)], _WSLPATH_TIMEOUT_S)
@@ -158,11 +148,7 @@ class Viewer:
         return _presentable(output, box, colors=self._colors)
 
     def _run(self, arguments: Sequence[str], timeout_s: float) -> str:
-        """What the command wrote to stdout.
-
-        Raises `ViewerFailed` when it cannot start, takes too long, exits with another code than 0, or
-        writes more than any image needs, or when drawing was stopped. It and its children are then gone.
-        """
+        """What the command wrote to stdout; however it ends, it and its children are gone."""
         deadline = time.monotonic() + timeout_s
         with TemporaryFile() as output, TemporaryFile() as errors:
             try:
@@ -193,9 +179,9 @@ class Viewer:
 
 
 def half_blocks(image: Image.Image, *, cols: int, rows: int, colors: str = "truecolor") -> list[str]:
-    """Lines of half blocks that show `image` inside `cols` x `rows` cells, its aspect ratio kept.
+    """Lines of half blocks, square pixels, that show `image` inside `cols` x `rows` cells.
 
-    A cell is about twice as high as wide, so half of one is a square pixel. `colors` is `truecolor` or `256`.
+    `colors` is `truecolor` or `256`.
     """
     scale = min(cols / image.width, 2 * rows / image.height)
     width = max(1, min(cols, round(image.width * scale)))
@@ -251,10 +237,10 @@ def _only(allowed: re.Pattern[str] | None, text: str, *, keep: str = "") -> str:
 def show_image(
     path: Path, viewer: ViewerSetting | Plan = "auto", *, cache: Path, cols: int = 0, rows: int = 0
 ) -> Drawing:
-    """What draws the image at the cursor, for `console.show_bytes` to write.
+    """What draws the image at the cursor, for `console.show_bytes` to write. Raises `BrokenImage`.
 
     `cache`: folder, readable by us alone, for a small PNG copy: old viewers know neither WebP nor odd names.
-    `cols` and `rows`: the maximum size in cells; 0 chooses for this terminal. Raises `BrokenImage`.
+    `cols` and `rows`: the maximum size in cells; 0 chooses for this terminal.
     """
     plan = viewer if isinstance(viewer, Plan) else detect(viewer)
     if not plan.candidates:

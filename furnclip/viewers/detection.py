@@ -1,9 +1,8 @@
 """Which viewers to try here, in which order, and why; the user's own viewer command; and desktop windows.
 
-Environment variables lie: a terminal started from another inherits its variables, and tmux keeps
-those of whoever started its server. So in `terminals.csv` multiplexers and editors come first, and of the
-rest only variables that every terminal sets afresh are read; without one, symbols, which look right
-everywhere. `query_terminal` asks the terminal itself, which is truer.
+Environment variables lie: a terminal started from another inherits its variables. So in `terminals.csv`
+multiplexers and editors come first, and of the rest only variables that every terminal sets afresh are read;
+without one, symbols, which look right everywhere. `query_terminal` asks the terminal itself, which is truer.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ class TerminalEnvironment:
     which: Callable[[str], str | None]
     isatty: bool
     platform: str
-    graphics: str = ""
-    """what the terminal itself replied when it was queried, which takes precedence over `variables`"""
+    graphics: str = ""  # the terminal's own reply, which takes precedence over `variables`
 
     @classmethod
     def here(cls) -> TerminalEnvironment:
@@ -62,8 +60,7 @@ class Candidate:
 
     name: str
     arguments: tuple[str, ...] = ()
-    needs_place: bool = False
-    """its output positions itself on the screen, so it cannot be drawn at the cursor"""
+    needs_place: bool = False  # it positions itself on the screen, and cannot draw at the cursor
 
 
 BUILTIN = Candidate("half blocks")
@@ -87,11 +84,14 @@ _ICAT = (
 )
 
 
+_WEZTERM = ("wezterm", "imgcat", "--width={cols}", "--height={rows}", "{path}")
+
+
 def detect(setting: ViewerSetting = "auto", environment: TerminalEnvironment | None = None) -> Plan:
     """The plan for a viewer setting in this environment (None: of this process).
 
-    A command of the user's own is followed by half blocks and nothing else: its failure must be
-    visible. Raises `ConfigError` for a command that cannot work.
+    A command of the user's own is followed by half blocks alone: its failure must be visible. Raises
+    `ConfigError` for a command that cannot work.
     """
     here = environment or TerminalEnvironment.here()
     variables, term = here.variables, here.variables.get("TERM", "")
@@ -107,14 +107,13 @@ def detect(setting: ViewerSetting = "auto", environment: TerminalEnvironment | N
         command = parse_template(setting)
         own = Candidate(command[0].rsplit("/", 1)[-1], command)
         return Plan(terminal, "set to your own command", "yours", colors, (own, BUILTIN))
-    obstacles = {
-        "the output is not a terminal": not here.isatty,
-        f"TERM is `{term}`": term in ("", "dumb") and here.platform != "win32",
-        "CI is set": bool(variables.get("CI")),
-        "NO_COLOR is set": colors == "none",
-    }
-    if any(obstacles.values()):
-        unable = next(obstacle for obstacle, exists in obstacles.items() if exists)
+    obstacles = (
+        ("the output is not a terminal", not here.isatty),
+        (f"TERM is `{term}`", term in ("", "dumb") and here.platform != "win32"),
+        ("CI is set", bool(variables.get("CI"))),
+        ("NO_COLOR is set", colors == "none"),
+    )
+    if unable := next((obstacle for obstacle, exists in obstacles if exists), ""):
         return Plan(terminal, unable, "none", colors)
     if setting == "builtin":
         return Plan(terminal, "set to `builtin`", "symbols", colors, (BUILTIN,))
@@ -139,8 +138,7 @@ def _choices(terminal: str, graphics: str, colors: str) -> Iterator[Candidate]:
     if terminal in ("kitty", "ghostty"):
         yield Candidate("kitten icat", _ICAT, needs_place=True)
     if terminal == "WezTerm":
-        wezterm = ("wezterm", "imgcat", "--width={cols}", "--height={rows}", "{path}")
-        yield Candidate("wezterm imgcat", wezterm)
+        yield Candidate("wezterm imgcat", _WEZTERM)
     palette = ("--colors", "full" if colors == "truecolor" else "256") if graphics == "symbols" else ()
     chafa = ("chafa", "--format", graphics, "--animate", "off", *palette, "--size", "{cols}x{rows}", "{path}")
     yield Candidate(f"chafa ({graphics})", chafa)
@@ -186,12 +184,10 @@ def open_on_desktop(image: Path, command: Sequence[str] | None = None) -> str:
 
 def parse_template(setting: ViewerSetting) -> tuple[str, ...]:
     """The arguments of the user's own viewer command; raises `ConfigError` when it cannot work."""
-    arguments: tuple[str, ...] = ()
-    used: set[str] = set()
+    arguments, used, problem = tuple[str, ...](), set[str](), ""
     try:
         arguments = tuple(shlex.split(setting) if isinstance(setting, str) else setting)
         used = placeholders(*arguments)
-        problem = "" if arguments else "is empty"
     except ValueError as error:
         problem = f"cannot be split: {str(error).lower()}"
     if unknown := sorted(used.difference(_PLACEHOLDERS)):
@@ -201,7 +197,9 @@ def parse_template(setting: ViewerSetting) -> tuple[str, ...]:
             f"the viewer's `{{{unknown[0]}}}` is not a placeholder",
             hint=f"did you mean `{{{close}}}`?" if close else f"known here: {known}",
         )
-    if not problem and placeholders(arguments[0]):
+    if not problem and not arguments:
+        problem = "is empty"
+    elif not problem and placeholders(arguments[0]):
         problem = "starts with a placeholder instead of a program"
     elif not problem and used.isdisjoint(_PLACEHOLDERS[:4]):
         problem = "does not contain {path}"
@@ -244,8 +242,7 @@ class TerminalReply:
 def query_terminal(terminal: Path = Path("/dev/tty"), *, timeout_s: float = 0.5) -> TerminalReply | None:
     """The terminal's reply; None where there is no terminal, or none within the timeout.
 
-    Only for `furnclip doctor --probe`, which a person starts and waits for: over a slow line a reply can
-    come late and look like typing, so nothing is queried while voting.
+    Only for `furnclip doctor --probe`: over a slow line a reply can come late and look like typing.
     """
     if sys.platform == "win32":
         return None

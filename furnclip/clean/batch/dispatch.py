@@ -1,22 +1,19 @@
 """Sending parts: checks before money is spent, uploads, batches, and finding out after a crash.
 
 Every batch is journalled before it is asked for, and marked with run, part and try in its metadata. When
-the reply to a creation is lost, the service's list is read until it is certain enough that there is no such
-batch.
+the reply to a creation is lost, the service's list is read until it is certain enough that there is none.
 
-The canary is one real request, sent at once, before the first batch of a model, prompt and schema: a wrong
-parameter shows there in seconds; inside a batch it shows after hours, in every line. Its bill tells what
-prompt and schema really take. It cannot be looked up after a crash, so it is journalled first, with its
-expected price. When its reply is lost, that price stays on the bill as "unconfirmed" and counts against
-`max_cost_usd`; it is never sent again by itself (`clean estimate --calibrate` does), and the first batch
-goes alone in its place.
+The canary is one real request, sent before the first batch of a model, prompt and schema: a wrong parameter
+shows there in seconds, inside a batch after hours. Its bill tells what prompt and schema really take. It
+cannot be looked up after a crash, so it is journalled first, with its expected price. When its reply is lost,
+that price stays on the bill as "unconfirmed" and counts against `max_cost_usd`; it is never sent again by
+itself (`clean estimate --calibrate` does), and the first batch goes alone in its place.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -24,10 +21,10 @@ from typing import Any
 from openai.types import Batch
 
 from furnclip import console
-from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, estimate, queue_limit
 from furnclip.clean.batch.results import classify, usage_of
-from furnclip.clean.batch.service import TERMINAL, BatchService, RefusedError, UnsureError, marks_of
+from furnclip.clean.batch.service import TERMINAL, BatchService, RefusedError, UnsureError
 from furnclip.clean.batch.state import SENT, UNSENT, BatchPart
+from furnclip.clean.plan import Limits, backoff_s, calibrate, cut_part, estimate, queue_limit
 from furnclip.clean.workspace import CleaningLedger, RequestLine, key_print
 from furnclip.errors import ConfigError, JournalError, ServiceError
 from furnclip.journal import sha256_of
@@ -36,7 +33,7 @@ _WARN_DAYS = 30
 _BATCH_DAYS = 2  # a batch may take 24 h; the other day is for clocks and time zones
 _LOOKUPS = 3
 _FRESH_FILE_TRIES = 6  # with waits of 1, 2, 4, 8 and 16 s
-_FURTHEST = ("completed", "finalizing", "in_progress", "validating")
+_RANKS = {"completed": 0, "finalizing": 1, "in_progress": 2, "validating": 3}
 _BUSY_WAIT_S = 2.0
 
 
@@ -71,20 +68,18 @@ class Dispatcher:
             self._settle_unknown_batches()
 
     def send(self) -> None:
-        """Send what may be sent now."""
         while (part := self._next()) is not None:
             if not self._is_checked:  # before the first batch of a process
                 self._check_retirement()
                 send_canary(self._ledger, self._service, part)
                 self._is_checked = True
             calibration, limit = calibrate(self._ledger), self._queue_limit()
-            if part.requests > 1 and calibration.prompt_tokens(part) > limit:
-                # the queue would never take it, now that its real limit is known
+            if part.requests == 1 or calibration.prompt_tokens(part) <= limit:
+                self._send(part)
+            else:  # the queue would never take it, now that its real limit is known
                 overhead = round(calibration.overhead_tokens)
                 limits = Limits(self._clean.part_requests, part.size_bytes, limit, overhead)
                 cut_part(self._ledger, part, limits)
-            else:
-                self._send(part)
 
     def _next(self) -> BatchPart | None:
         """The first waiting part, unless a limit says to wait."""
@@ -149,22 +144,16 @@ class Dispatcher:
                 raise error.as_service_error() from None
 
     def _upload(self, part: BatchPart) -> None:
-        ledger, path, filename = self._ledger, self._ledger.workspace.part(part.number), part.filename
+        ledger, path = self._ledger, self._ledger.workspace.part(part.number)
         if sha256_of(path) != part.sha256:
             raise JournalError(
                 f"`{path}` was changed after it was planned",
                 hint="restore the file, or remove the folder `work/clean` to start again",
             )
-        file_id: str | None = None
-        if part.status == "uploading":  # a crash came between the upload and its note
-            file_id = self._service.find_upload(filename, part.size_bytes)
-        else:
-            number = f"{part.number:04d}-{part.uploads + 1}"
-            filename = f"furnclip-{ledger.state.run}-{number}-{part.sha256[:8]}.jsonl"
-            ledger.record("uploading", part=part.number, filename=filename)
-        if file_id is None:
-            file_id = self._service.upload(path, filename)
-        ledger.record("uploaded", part=part.number, file_id=file_id)
+        number = f"{part.number:04d}-{part.uploads + 1}"
+        filename = f"furnclip-{ledger.state.run}-{number}-{part.sha256[:8]}.jsonl"
+        ledger.record("uploading", part=part.number, filename=filename)
+        ledger.record("uploaded", part=part.number, file_id=self._service.upload(path, filename))
 
     def _create(self, part: BatchPart) -> Batch:
         """Ask for the batch; a file that was just uploaded may take a moment to be found."""
@@ -179,52 +168,44 @@ class Dispatcher:
             time.sleep(wait_s * 2**tries)
         raise AssertionError("unreachable")
 
-    def _record_created(self, part: BatchPart, batch: Batch, *, adopted: bool) -> None:
-        facts = {"batch_id": batch.id, "status": batch.status, "at": float(batch.created_at)}
-        self._ledger.record("created", part=part.number, **facts, adopted=adopted)
-
     def _find_created(self, part: BatchPart) -> None:
-        """Look for the batch of a part whose creation was not confirmed; adopt it if there is one."""
+        """Adopt the batch of a part whose creation was not confirmed, if there is one."""
         for lookup in range(_LOOKUPS):
             if lookup:
                 time.sleep(self._clean.reconcile_wait_s)
-            new = [batch for batch in self._service.list_batches() if batch.id not in part.old_batches]
-            if found := [batch for batch in new if self._is_of(batch, part)]:
-                self._adopt(part, found)
+            self._settle_unknown_batches()
+            if self._ledger.state.parts[part.number].status == "open":
                 return
         self._ledger.record("not_created", part=part.number, not_before=0.0)
 
     def _settle_unknown_batches(self) -> None:
-        """Take over batches of this run that the journal lost, as after a restored backup; and stop those
-        whose requests are in another batch already."""
+        """Take over batches of this run that the journal lost, as after a crash or a restored backup; and
+        stop those whose requests are in another batch already."""
         state = self._ledger.state
         known = {batch_id for part in state.parts.values() for batch_id in part.batches}
-        ours = (b for b in self._service.list_batches() if marks_of(b).get("furnclip_run") == state.run)
-        unknown = [batch for batch in ours if batch.id not in known and batch.status != "failed"]
+        batches = self._service.list_batches()
+        unknown = [batch for batch in batches if batch.id not in known and batch.status != "failed"]
         for part in state.parts.values():
             found = [batch for batch in unknown if self._is_of(batch, part)]
-            if found and part.status in UNSENT:
-                self._adopt(part, found)
-            elif part.batch_id:
-                self._stop_others(part, found)
+            # the one that is furthest along is kept, of equals the earliest
+            found.sort(key=lambda batch: (_RANKS.get(batch.status, len(_RANKS)), batch.created_at))
+            if found and part.status in (*UNSENT, "creating"):
+                self._record_created(part, found.pop(0), adopted=True)
+            elif not part.batch_id:
+                continue
+            for other in found:
+                if other.status not in (*TERMINAL, "cancelling"):
+                    console.warn(f"part {part.number} has a second batch `{other.id}`; it is cancelled")
+                    self._service.cancel(other.id)
+
+    def _record_created(self, part: BatchPart, batch: Batch, *, adopted: bool) -> None:
+        facts = {"batch_id": batch.id, "status": batch.status, "at": float(batch.created_at)}
+        self._ledger.record("created", part=part.number, **facts, adopted=adopted)
 
     def _is_of(self, batch: Batch, part: BatchPart) -> bool:
         """Whether a batch runs this part's requests, by what it is marked with or by its very file."""
-        is_marked = self._mark(part).items() <= marks_of(batch).items()
+        is_marked = self._mark(part).items() <= (batch.metadata or {}).items()
         return is_marked or bool(part.file_id and batch.input_file_id == part.file_id)
-
-    def _adopt(self, part: BatchPart, found: Sequence[Batch]) -> None:
-        """Keep the batch that is furthest along, of equals the earliest; stop the others."""
-        ranks = {status: rank for rank, status in enumerate(_FURTHEST)}
-        ranked = sorted(found, key=lambda batch: (ranks.get(batch.status, len(ranks)), batch.created_at))
-        self._stop_others(part, ranked[1:])
-        self._record_created(part, ranked[0], adopted=True)
-
-    def _stop_others(self, part: BatchPart, others: Sequence[Batch]) -> None:
-        for other in others:
-            if other.status not in (*TERMINAL, "cancelling"):
-                console.warn(f"part {part.number} has a second batch `{other.id}`; it is cancelled")
-                self._service.cancel(other.id)
 
     def _mark(self, part: BatchPart) -> dict[str, str]:
         """The metadata by which a batch of this part is known again, down to its content."""

@@ -1,7 +1,7 @@
 """`clean monitor`: watching batches to their end, fetching and judging what they give.
 
-A batch counts as ended only when the service says so in a word we know; whatever finished rows it has by
-then are used, be it completed, expired or cancelled. Nothing here depends on the local clock being right.
+A batch counts as ended only when the service says so in a word we know; the rows that it has finished by
+then are used, also of one that expired or was cancelled. Nothing here depends on the local clock.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from openai.types import Batch, BatchError
 
 from furnclip import console
 from furnclip.clean.batch.dispatch import Dispatcher
-from furnclip.clean.batch.parts import Limits, backoff_s, calibrate, cut_part, estimate, plan_retries
 from furnclip.clean.batch.results import halt_on_same_error, merge, stop_if_halted
 from furnclip.clean.batch.service import TERMINAL, BatchService, OutageError, counts_of
 from furnclip.clean.batch.state import BatchPart
+from furnclip.clean.plan import Limits, backoff_s, cut_part, estimate, plan_retries
 from furnclip.clean.workspace import CleaningLedger, PartRequest
 from furnclip.errors import ServiceError
 from furnclip.journal import Event, write_bytes
 
 _LATE_ID_POLLS = 10
 _MAX_CREATIONS = 3
-_SURPRISE = 0.25  # share of the estimate
-_MAX_FAILED_POLLS = 20  # failed polls in a row
+_MAX_OUTAGES = 20  # in a row
 _MAX_INTERVALS = 10  # times the poll interval
 _KNOWN = TERMINAL | {"validating", "in_progress", "finalizing", "cancelling"}
 
@@ -41,7 +40,7 @@ class Monitor:
         self._polled: dict[int, Batch] = {}  # part number -> its batch as it was seen last
         self._late: Counter[int] = Counter()  # polls of a part whose file ids are not there yet
         self._unknown: set[str] = set()
-        self._outages = 0  # failed polls in a row
+        self._outages = 0  # in a row
 
     def watch(self) -> None:
         """Send, poll, fetch and retry until every part is merged or something has to be decided."""
@@ -50,11 +49,8 @@ class Monitor:
         with console.progress("rows answered", total=None) as meter:
             while True:
                 before = self.ledger.state
-                self._fetch_ended()
+                self._receive()
                 self._dispatcher.send()
-                for part in self.ledger.state.with_status("open"):
-                    self._poll(part)
-                self._fetch_ended()
                 has_moved = self.ledger.state is not before
                 if has_moved:
                     self._dispatcher.stop_second_batches()
@@ -87,17 +83,22 @@ class Monitor:
                 "`furnclip clean finalize --partial`",
             )
 
-    def _poll(self, part: BatchPart) -> None:
+    def _receive(self) -> None:
+        """Poll the batches and fetch what has ended. An outage is waited out: it may take hours."""
         try:
-            batch = self.service.get(part.batch_id)
-        except OutageError as error:  # it may take hours
+            self._fetch_ended()
+            for part in self.ledger.state.with_status("open"):
+                self._poll(part, self.service.get(part.batch_id))
+            self._fetch_ended()
+            self._outages = 0
+        except OutageError as error:
             self._outages += 1
             if self._outages == 1:
                 console.warn(f"{error.message}; retrying")
-            if self._outages > _MAX_FAILED_POLLS:
+            if self._outages > _MAX_OUTAGES:
                 raise
-            return
-        self._outages = 0
+
+    def _poll(self, part: BatchPart, batch: Batch) -> None:
         before = self._polled.get(part.number)
         self._polled[part.number] = batch
         if before is None or before.status != batch.status:
@@ -173,15 +174,7 @@ class Monitor:
         for part in self.ledger.state.with_status("ended"):
             self._download(part)
         for part in self.ledger.state.with_status("downloaded", backend="openai"):
-            expected = calibrate(self.ledger).prompt_tokens(part)
             merge(self.ledger, part)
-            billed = self.ledger.state.parts[part.number].usage.prompt_tokens
-            if part.counts[1] == part.requests and abs(billed - expected) > _SURPRISE * expected:
-                # prices and limits would be off as well
-                console.warn(
-                    f"part {part.number} was billed {billed:,} input tokens, {expected:,} were expected; "
-                    "check `image_multiplier` of the model"
-                )
 
     def _download(self, part: BatchPart) -> None:
         output, errors, _ = self.ledger.workspace.results(part.number)

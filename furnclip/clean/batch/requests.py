@@ -2,11 +2,8 @@
 
 The image is upright, on white, at most `image_px` long, and set on the smallest canvas whose sides are
 multiples of 32: the service bills whole patches, so the few white pixels cost nothing and a square would.
-`custom_id` names the product and a hash of everything that decides the answer. A row whose title, image,
-model or prompt changed is a new question; an unchanged one is never asked twice.
-
-Models are data: `models.toml` beside this file and `[clean.models]` of `furnclip.toml`. Prices change
-without notice, also those of the bill at the end: compare it with the provider's own page now and then.
+`custom_id` names the product and a hash of everything that decides the answer, so that an unchanged row is
+never asked twice. Models are data: `models.toml` beside this file and `[clean.models]` of `furnclip.toml`.
 """
 
 from __future__ import annotations
@@ -36,7 +33,6 @@ from furnclip.journal import encode_event
 PATCH_PX = 32
 QUERY_TOKENS = 5  # more in an answer for each shopper query; the table is generous to the rest
 CHARACTERS_PER_TOKEN = 4.0  # English prose; the first real answer corrects it
-_SCHEMA_NAME = "furniture"
 _ANY = "*"
 _Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -76,14 +72,12 @@ class VisionModel(BaseModel):
 
 
 def find_model(config: CleaningConfig) -> VisionModel:
-    """The row of `clean.model`, or of the family that a dated, prefixed or fine-tuned name belongs to, with
-    the user's changes.
+    """The row of `clean.model` or of its family, with the user's changes.
 
     Raises `ConfigError` when the Batch API is asked for a model without a row, since its price would be a
     guess, and when the effort is none of the model's.
     """
-    name = config.model
-    shipped, own = _shipped(), config.models
+    name, shipped, own = config.model, _shipped(), config.models
     family = _family(name, shipped.keys() | own.keys() - {name})
     known = [rows[family] for rows in (shipped, own) if family in rows]
     if not known and name not in own and config.backend == "openai":
@@ -128,10 +122,10 @@ def _family(name: str, known: Collection[str]) -> str:
         return name
     for piece in _SEPARATORS.split(name.lower()):
         piece = _VERSION.sub("", piece)
-        endings = (piece[start:] for start in range(len(piece)) if not start or piece[start - 1] in "-_")
-        for ending in endings:  # the longest first, as in `shop-gpt-5-nano`
-            if ending in known and ending != _ANY:
-                return ending
+        # every ending, the longest first, as in `shop-gpt-5-nano`
+        for start in (0, *(match.end() for match in re.finditer("[-_]", piece))):
+            if piece[start:] in known and piece[start:] != _ANY:
+                return piece[start:]
     return ""
 
 
@@ -200,7 +194,7 @@ class Recipe:
     def body(self, title: str, jpeg: bytes) -> dict[str, Any]:
         """The request for a title and the image from `request_image`, empty for a product without one."""
         url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii") if jpeg else ""
-        schema = {"name": _SCHEMA_NAME, "strict": True, "schema": self.schema}
+        schema = {"name": "furniture", "strict": True, "schema": self.schema}
         if self.endpoint == "/v1/responses":
             return self._responses_body(user_text(title), url, {"type": "json_schema", **schema})
         content = [

@@ -1,8 +1,8 @@
 """Result lines -> what became of each request, and what it cost.
 
 Output and error files hold lines in any order, some missing, doubled or damaged. A status of 200 is no
-success yet: refusals, cut and empty answers come with it too. Which of the two files a line stands in does
-not matter, and the files are the truth, not the service's counts.
+success yet: refusals, cut and empty answers come with it too. The files are the truth, not the service's
+counts, and which of the two a line stands in does not matter.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -55,16 +56,14 @@ def part_outcomes(workspace: Workspace, part: BatchPart, vocabulary: AllowedWord
     detail = "the service returned no line for this row"
     missing = Outcome("again", reason="no-answer", detail=detail, attempt=part.attempt)
     outcomes = {request.custom_id: missing for request in workspace.read_index(part.number)}
-    for path in workspace.results(part.number):
-        for line in read_lines(path):
-            custom_id = line.get("custom_id")
-            if not isinstance(custom_id, str) or custom_id not in outcomes or "asked_usd" in line:
-                continue
-            if outcomes[custom_id].kind == "cleaned":
-                continue
-            found = classify(line, vocabulary)
-            if found.kind != "again" or outcomes[custom_id].kind == "again":
-                outcomes[custom_id] = found._replace(source=part.source, attempt=part.attempt)
+    for line in chain.from_iterable(map(read_lines, workspace.results(part.number))):
+        custom_id = str(line.get("custom_id"))
+        before = outcomes.get(custom_id)
+        if before is None or before.kind == "cleaned" or "asked_usd" in line:
+            continue
+        found = classify(line, vocabulary)
+        if found.kind != "again" or before.kind == "again":
+            outcomes[custom_id] = found._replace(source=part.source, attempt=part.attempt)
     return outcomes
 
 
@@ -103,17 +102,16 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def classify(line: dict[str, Any], vocabulary: AllowedWords) -> Outcome:
-    """What one result line means, whichever file it came from."""
-    response = _object(line.get("response"))
+    response, failure = _object(line.get("response")), _object(line.get("error"))
     status, body = response.get("status_code"), response.get("body")
     if line.get("error") or not response:  # a request that was not executed, or not to its end
-        code, message = (str(_object(line.get("error")).get(name) or "") for name in ("code", "message"))
+        code, message = (str(failure.get(name) or "") for name in ("code", "message"))
         reason = {"batch_expired": "expired", "batch_cancelled": "cancelled"}.get(code, "service-error")
         return Outcome("again", reason=reason, detail=_short(f"{code}: {message}"))
     if status == 200 and isinstance(body, dict):
-        prompt_tokens, completion_tokens = usage_of(body)
+        prompt, completion = usage_of(body)
         found = _answer_outcome(*_reply(body), vocabulary)
-        return found._replace(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        return found._replace(prompt_tokens=prompt, completion_tokens=completion)
     status = status if isinstance(status, int) else 0
     error = _object(_object(body).get("error"))
     code, message = str(error.get("code") or error.get("type") or ""), str(error.get("message") or "")
@@ -134,18 +132,26 @@ def _answer_outcome(text: str, refusal: str, finish: str, vocabulary: AllowedWor
     try:
         answer = check_answer(text, vocabulary, in_thoughts=finish != "length")
     except BadAnswerError as error:
+        reason, detail = "invalid-answer", _short(str(error))
         if finish == "length":
-            return Outcome("again", reason="cut-off", detail="the answer reached the token cap")
-        if not text.strip():
-            return Outcome("again", reason="empty-answer", detail="the model answered nothing")
-        return Outcome("again", reason="invalid-answer", detail=_short(str(error)))
+            reason, detail = "cut-off", "the answer reached the token cap"
+        elif not text.strip():
+            reason, detail = "empty-answer", "the model answered nothing"
+        return Outcome("again", reason=reason, detail=detail)
     return Outcome("cleaned", values=answer.values(), queries=answer.queries)
 
 
 def _reply(body: dict[str, Any]) -> tuple[str, str, str]:
     """(text, refusal, finish reason) of a chat completion or a response."""
     if "output" in body:
-        return _responses_reply(body)
+        text = refusal = ""
+        for item in map(_object, _list(body["output"])):
+            text += _text(item.get("arguments"))  # of a tool call
+            for piece in map(_object, _list(item.get("content"))):
+                text += _text(piece.get("text")) if piece.get("type") in ("output_text", "text") else ""
+                refusal += _text(piece.get("refusal"))
+        reason = str(_object(body.get("incomplete_details")).get("reason") or "")
+        return text, refusal, {"max_output_tokens": "length"}.get(reason, reason)
     choice = _object(next(iter(_list(body.get("choices"))), None))
     message = _object(choice.get("message"))
     text = _text(message.get("content")) or _text(choice.get("text"))
@@ -155,17 +161,6 @@ def _reply(body: dict[str, Any]) -> tuple[str, str, str]:
     if not text.strip():  # some servers file the whole reply under the train of thought
         text = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
     return text, _text(message.get("refusal")), str(choice.get("finish_reason") or "")
-
-
-def _responses_reply(body: dict[str, Any]) -> tuple[str, str, str]:
-    text = refusal = ""
-    for item in map(_object, _list(body["output"])):
-        text += _text(item.get("arguments"))  # of a tool call
-        for piece in map(_object, _list(item.get("content"))):
-            text += _text(piece.get("text")) if piece.get("type") in ("output_text", "text") else ""
-            refusal += _text(piece.get("refusal"))
-    reason = str(_object(body.get("incomplete_details")).get("reason") or "")
-    return text, refusal, {"max_output_tokens": "length"}.get(reason, reason)
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -1,14 +1,12 @@
 """The client of OpenAI's Files and Batches: the one place that calls them.
 
 Creating a batch is never retried here: the service has no idempotency, so a lost reply is an `UnsureError`
-and `dispatch` looks before it asks again. Results are held in memory while they are checked: about 15 MB a
-part.
+and `dispatch` looks before it asks again.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +24,6 @@ from furnclip.errors import ServiceError
 OFFICIAL_URL = "https://api.openai.com/v1"
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 _UPLOAD_TIMEOUT_S = 900
-_DOWNLOAD_TRIES = 6
 
 
 class OutageError(ServiceError):
@@ -47,7 +44,6 @@ class RefusedError(Exception):
 
     @classmethod
     def from_error(cls, error: openai.APIStatusError) -> RefusedError:
-        """The service's no in its own words, without the client's "Error code: 404 - " in front."""
         message = error.message.removeprefix(f"Error code: {error.status_code} - ")
         return cls(error.status_code, str(error.code or ""), redact(message))
 
@@ -80,11 +76,6 @@ def counts_of(batch: Batch) -> tuple[int, int, int]:
     return (counts.total, counts.completed, counts.failed) if counts else (0, 0, 0)
 
 
-def marks_of(batch: Batch) -> Mapping[str, str]:
-    """Its metadata."""
-    return batch.metadata or {}
-
-
 class BatchService:
     """Files, batches, models and single requests of one account."""
 
@@ -93,7 +84,6 @@ class BatchService:
         self._url = config.clean.base_url or OFFICIAL_URL
         self._client = openai.OpenAI(api_key=key, base_url=self._url, timeout=config.clean.timeout_s)
         self._once = self._client.with_options(max_retries=0)
-        self._retry_s = min(2.0, config.clean.poll_interval_s)
 
     def close(self) -> None:
         self._client.close()
@@ -128,14 +118,6 @@ class BatchService:
         client = self._client.with_options(timeout=_UPLOAD_TIMEOUT_S)
         with self._explained(), path.open("rb") as file:
             return client.files.create(file=(filename, file), purpose="batch").id
-
-    def find_upload(self, filename: str, size_bytes: int) -> str | None:
-        """A file that we uploaded before a crash could note its id."""
-        with self._explained():
-            for file in self._client.files.list(purpose="batch", limit=1000, order="desc"):
-                if file.filename == filename and file.bytes == size_bytes:
-                    return file.id
-        return None
 
     def create(self, file_id: str, endpoint: str, metadata: Mapping[str, str]) -> Batch:
         """A new batch. Raises `RefusedError` for a definite no and `UnsureError` for anything else."""
@@ -172,32 +154,24 @@ class BatchService:
             return self.get(batch_id)
 
     def download(self, file_id: str) -> bytes | None:
-        """A result file, checked for completeness; None when the service does not have it any more."""
-        problem = ""
-        for attempt in range(_DOWNLOAD_TRIES):
-            if attempt:
-                time.sleep(min(30.0, self._retry_s * 2 ** (attempt - 1)))
-            try:
-                with self._explained(404):
-                    expected_bytes = self._client.files.retrieve(file_id).bytes
-                    content = self._client.files.content(file_id).content
-            except RefusedError:
-                return None
-            except OutageError as error:
-                problem = error.message
-                continue
-            if expected_bytes and len(content) != expected_bytes:
-                problem = f"{len(content)} of {expected_bytes} bytes"
-                continue
-            try:
-                json.loads(content.rsplit(b"\n", 1)[-1] or b"{}")
-                return content
-            except ValueError:
-                problem = "the last line is cut"
-        raise ServiceError(
-            f"the result file `{file_id}` does not arrive whole: {problem}",
-            hint="run the same command again later; the answers are kept by the service for 30 days",
-        )
+        """A result file, about 15 MB; None when the service does not have it any more.
+
+        Raises `OutageError` where it does not arrive whole: the service keeps it for 30 days.
+        """
+        try:
+            with self._explained(404):
+                expected_bytes = self._client.files.retrieve(file_id).bytes
+                content = self._client.files.content(file_id).content
+                json.loads(content.rsplit(b"\n", 1)[-1] or b"{}")  # the last line may be cut
+        except RefusedError:
+            return None
+        if expected_bytes and len(content) != expected_bytes:
+            problem = f"{len(content)} of {expected_bytes} bytes"
+            raise OutageError(
+                f"the result file `{file_id}` does not arrive whole ({problem})",
+                hint="run the same command again later; nothing is lost",
+            )
+        return content
 
     @contextmanager
     def _explained(self, *expected: int) -> Iterator[None]:

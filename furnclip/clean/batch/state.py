@@ -92,11 +92,6 @@ class BatchPart(BaseModel):
         """Every batch that was ever made of it."""
         return (*self.old_batches, self.batch_id) if self.batch_id else self.old_batches
 
-    @property
-    def shown_status(self) -> str:
-        """The service's own word while the batch is open."""
-        return self.batch_status if self.status == "open" else self.status
-
 
 @dataclass(frozen=True)
 class State:
@@ -119,7 +114,7 @@ class State:
 
     def with_status(self, *statuses: Status, backend: str = "") -> list[BatchPart]:
         """Parts in any of these states, in order of their number; `backend`: only those made for it."""
-        parts = (self.parts[number] for number in sorted(self.parts))
+        parts = (part for _, part in sorted(self.parts.items()))
         return [part for part in parts if part.status in statuses and backend in ("", part.backend)]
 
     @property

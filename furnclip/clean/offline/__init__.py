@@ -5,14 +5,10 @@ English, German and French, and no better than the word lists of `lexicon.toml`.
 title says it. A color that the title does not name is taken from the image only where the product is cut out.
 
 Names go, of a maker and of a series alike, where they open a title in capitals ("LOMMA Bookcase"), where a
-column of the catalogue holds them, where `lexicon.toml` lists them, and where `find_brands` finds them; every
-other word stays. `find_brands` goes by the whole catalogue. A name counts when it opens at least three titles
-of at least two kinds of things, hardly ever stands elsewhere, is made of no word that describes furniture,
-and at least once shows that it is a name: set apart ("Nor - oak chair"), in capitals or in CamelCase. Do not
-trust it for a catalogue of a few rows or for names that are plain words ("Habitat chair").
-
-`settled` also writes shopper queries, of attributes and everyday words. Nothing is drawn by lot: the same
-values give the same queries.
+column of the catalogue holds them, where `lexicon.toml` lists them, and where `find_brands` finds them: in
+the whole catalogue, a name opens at least three titles of at least two kinds of things, hardly ever stands
+elsewhere, is made of no word that describes furniture, and at least once is set apart ("Nor - oak chair"), in
+capitals or in CamelCase. Do not trust it for a few rows or for names that are plain words ("Habitat chair").
 """
 
 from __future__ import annotations
@@ -29,8 +25,18 @@ from itertools import chain
 from PIL import Image
 
 from furnclip.catalogue import UNKNOWN, Product, Rejection, content_hash
-from furnclip.clean.offline.reading import TitleReading, folded, known_words, lexicon, singular, words_of
-from furnclip.clean.prompt import MAX_TITLE_CHARACTERS, AllowedWords, CleanAnswer, readable, sendable
+from furnclip.clean.offline.reading import (
+    TitleReading,
+    color_shares,
+    folded,
+    has_plain_border,
+    known_words,
+    lexicon,
+    read_pixels,
+    singular,
+    words_of,
+)
+from furnclip.clean.prompt import FIELDS, MAX_TITLE_CHARACTERS, AllowedWords, CleanAnswer, readable, sendable
 from furnclip.images import open_image
 from furnclip.journal import encode_event
 from furnclip.relevance import known
@@ -70,29 +76,19 @@ def local_answer(title: str, image: Image.Image | None, vocabulary: AllowedWords
     color = _color(said.first("color"), image, vocabulary)
     if material == "wood" and color == "orange" and "brown" in vocabulary.color:
         color = "brown"  # varnished wood is orange to a camera and brown to people
-    values = {
-        "clean_title": name or (kind if kind != UNKNOWN else "product"),
-        "style": said.first("style"),
-        "material": material,
-        "color": color,
-        "object_type": kind,
-    }
+    title = name or (kind if kind != UNKNOWN else "product")
+    values = dict(zip(FIELDS, (title, said.first("style"), material, color, kind), strict=True))
     return CleanAnswer.model_validate(values, context=vocabulary)
 
 
 def _color(named: str, image: Image.Image | None, vocabulary: AllowedWords) -> str:
-    """The color that the title names; of a cut-out the image's where it clearly is another or none is named.
-
-    In a room nothing tells the product from the floor and the walls.
-    """
+    """The color that the title names; of a cut-out the image's, where none is named or it clearly differs."""
     if image is None:
         return named
-    from furnclip.clean.offline import colors  # it needs numpy, which takes longer to load than all the rest
-
-    pixels = colors.read_pixels(image, IMAGE_PX)
-    if not colors.has_plain_border(pixels):
+    pixels = read_pixels(image, IMAGE_PX)
+    if not has_plain_border(pixels):
         return named
-    shares = colors.color_shares(pixels)
+    shares = color_shares(pixels)
     ranked = [color for color in shares if color in vocabulary.color]
     if not ranked:
         return named

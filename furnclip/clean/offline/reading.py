@@ -1,27 +1,47 @@
-"""What a title says of a product: its type, material, color and style, by the words of `lexicon.toml`.
+"""What a title says of a product: its type, material, color and style; and the colors on its image.
+
+In: a title, and the words of `lexicon.toml`.
 
 A title is read as pieces between commas, and each piece as a noun phrase in front of "with", "for", "mit",
 "avec" ... English and German put the thing last in it ("chair cushion", "Wandspiegel"), French first. A
 number, a color, a material or "and" ends the phrase: what follows describes or comes with the thing. Words
 that are more often a material, a color or a decoration than a thing ("glass", "light", "rose") count only
-where nothing else does. Follows no paper.
+where nothing else does.
+
+On an image the product's pixels are counted, background and shadow taken off, by hue, saturation and
+brightness. Do not trust that in a room, or in colored light. Both follow no paper.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tomli
+from numpy.typing import NDArray
+from PIL import Image
 
 from furnclip.catalogue import UNKNOWN
 from furnclip.clean.prompt import AllowedWords
 
+Pixels = NDArray[np.int16]
+
+_BACKGROUND_DISTANCE = 24  # RGB, 0 to 255 a channel
+_PLAIN_BORDER = 0.9  # share of the border that has its usual color when the background is uniform ...
+_WHITE_BORDER = 0.55  # ... or white, where the product may reach the border
+_WHITE = 235  # of each channel, at least
+_SHADOW_DISTANCE = 14  # between a pixel and the background made darker
+_SHADOW_DEPTH = 0.4  # what a shadow leaves of the background's light, at least
+_BESIDE_SHADOW = 0.3  # share of the product that must be left when shadow is taken off
+_WHITE_FROM, _BLACK_TO = 195, 90  # brightness of the lit side, 0 to 255
+_PLAIN = frozenset({"white", "black", "gray", "beige", "brown"})
 _LONGEST = 5  # words of a known phrase
 _TOKEN = re.compile(r"[^\W_]+|[,(|;]")
 _AND = re.compile(r"[/&+]")
@@ -34,6 +54,10 @@ class Found(NamedTuple):
     value: str
     start: int
     end: int
+
+    @property
+    def places(self) -> range:
+        return range(self.start, self.end)
 
 
 class Words(NamedTuple):
@@ -137,12 +161,8 @@ class TitleReading:
             field: known_words(field, getattr(vocabulary, field)).find(self.tokens)
             for field in ("object_type", "material", "color", "style")
         }
-        self._qualities = {
-            place
-            for field in ("material", "color", "style")
-            for found in self._found[field]
-            for place in range(found.start, found.end)
-        }
+        qualities = (found for field in ("material", "color", "style") for found in self._found[field])
+        self._qualities = {place for found in qualities for place in found.places}
         self._is_romance = not _set("romance").isdisjoint(self.tokens)
         self._head = self._kind()
         self.object_type = self._head.value if self._head else UNKNOWN
@@ -164,8 +184,10 @@ class TitleReading:
 
     def _kind(self) -> Found | None:
         """The thing that the title is about."""
-        strong = [found for found in self._found["object_type"] if not self._is_weak(found)]
-        weak = [found for found in self._found["object_type"] if not self._is_shade(found)]
+        kinds, shades = self._found["object_type"], _set("shades")
+        strong = [found for found in kinds if not self._is_weak(found)]
+        # not the "light" before a color, a material or a style
+        weak = [k for k in kinds if self.tokens[k.start] not in shades or k.end not in self._qualities]
         pieces = list(self._pieces())
         heads = [(start, head) for start, head, _ in pieces]
         whole = [(start, end) for start, _, end in pieces]
@@ -179,25 +201,17 @@ class TitleReading:
     def _last_of_phrase(self, found: list[Found]) -> Found:
         head = found[0]
         for following in found[1:]:
-            gap = range(head.end, following.start)
-            comes_first = self._is_romance or self.tokens[head.start] in _set("head_first")
-            if comes_first or any(self._ends_phrase(place) for place in gap):
+            gap = [(place, self.tokens[place]) for place in range(head.end, following.start)]
+            has_ended = any(n in self._qualities or w[0].isdigit() or w in _set("and") for n, w in gap)
+            if has_ended or self._is_romance or self.tokens[head.start] in _set("head_first"):
                 break
             head = following
         return head
 
-    def _ends_phrase(self, place: int) -> bool:
-        word = self.tokens[place]
-        return place in self._qualities or word[0].isdigit() or word in _set("and")
-
-    def _is_shade(self, found: Found) -> bool:
-        """ "light" before a color, a material or a style."""
-        return self.tokens[found.start] in _set("shades") and found.end in self._qualities
-
     def _is_weak(self, found: Found) -> bool:
         if self._word(found.end) in _set("likeness"):
             return True
-        is_single = found.end - found.start == 1
+        is_single = len(found.places) == 1
         return is_single and self.tokens[found.start] in _set("weak") | _alone("material") | _alone("color")
 
     def _what_it_is_for(self) -> set[int]:
@@ -211,7 +225,7 @@ class TitleReading:
     def _what_parts_have(self) -> set[int]:
         """Places of the qualities of a part: the gold of "gold legs"."""
         places: set[int] = set()
-        head = range(self._head.start, self._head.end) if self._head else range(0)
+        head = self._head.places if self._head else range(0)
         for place, word in enumerate(self.tokens):
             if place in head or not self._is_part(place, word):
                 continue
@@ -255,17 +269,98 @@ class TitleReading:
         """Not the gold of "gold legs", the "charcoal" of a charcoal grill, the marble of "marble effect"."""
         if found.start in self._parts:
             return False
-        kinds = (kind for kind in self._found["object_type"] if kind.start <= found.start < kind.end)
-        if any(kind.end - kind.start > found.end - found.start for kind in kinds):
+        kinds = (kind.places for kind in self._found["object_type"])
+        if any(found.start in kind and len(kind) > len(found.places) for kind in kinds):
             return False
-        is_like = self._word(found.end) in _set("likeness") or self._word(found.start - 1) in _set(
-            "imitation"
-        )
-        return field != "material" or not is_like
+        before, after = self._word(found.start - 1), self._word(found.end)
+        return field != "material" or not (after in _set("likeness") or before in _set("imitation"))
 
     def _is_secondary(self, field: str, found: Found) -> bool:
         """A wood's or metal's own color where another is named; "tufted" where a fabric is."""
-        if field == "color":
-            is_single = found.end - found.start == 1
-            return is_single and self.tokens[found.start] in _alone("material") | _set("weak")
-        return self.tokens[found.start] in _set("vague")
+        words = _alone("material") | _set("weak") if field == "color" else _set("vague")
+        return self.tokens[found.start] in words and (field != "color" or len(found.places) == 1)
+
+
+def read_pixels(image: Image.Image, side_px: int) -> Pixels:
+    """(side, side, 3), 0 to 255, without regard to the image's proportions."""
+    return np.asarray(image.convert("RGB").resize((side_px, side_px)), dtype=np.int16)
+
+
+def color_shares(pixels: Pixels) -> dict[str, float]:
+    """Color name -> share of the product's pixels, largest first; `multicolor` leads where none does."""
+    product = _product(pixels)  # (N, 3)
+    counts = Counter(_names(product))
+    shares = {name: count / len(product) for name, count in counts.most_common()}
+    vivid = [name for name, share in shares.items() if share >= 0.12 and name not in _PLAIN]
+    if len(vivid) >= 3 and max(shares.values()) < 0.4:
+        return {"multicolor": 1.0, **shares}
+    return shares
+
+
+def _product(pixels: Pixels) -> Pixels:
+    """(N, 3): the pixels without background and, where enough is left, without the shadow cast on it."""
+    product = pixels[~_background(pixels)]
+    if len(product) < len(pixels):  # nearly all of it looks like background: a white thing on white
+        return pixels.reshape(-1, 3)
+    usual = np.median(_border(pixels), axis=0)
+    light = product @ usual / max(1.0, usual @ usual)  # (N,), 1 where a pixel is as bright as the background
+    off = np.abs(product - light[:, None] * usual).max(axis=1)
+    kept = product[(off > _SHADOW_DISTANCE) | (light >= 1) | (light <= _SHADOW_DEPTH)]
+    return kept if len(kept) >= _BESIDE_SHADOW * len(product) else product
+
+
+def has_plain_border(pixels: Pixels) -> bool:
+    """Whether the product is cut out and not in a room: most of the border has one color."""
+    border = _border(pixels)
+    usual = np.median(border, axis=0)
+    share = (np.abs(border - usual).max(axis=1) <= _BACKGROUND_DISTANCE).mean()
+    return bool(share >= (_WHITE_BORDER if usual.min() >= _WHITE else _PLAIN_BORDER))
+
+
+def _border(pixels: Pixels) -> Pixels:
+    """(4 * side, 3)"""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+
+
+def _background(pixels: Pixels) -> NDArray[np.bool_]:
+    """(H, W): pixels like the border's usual color that hang together with the border."""
+    usual = np.median(_border(pixels), axis=0)
+    alike: NDArray[np.bool_] = np.abs(pixels - usual).max(axis=2) <= _BACKGROUND_DISTANCE  # (H, W)
+    reached = np.zeros_like(alike)
+    reached[[0, -1]], reached[:, [0, -1]] = alike[[0, -1]], alike[:, [0, -1]]
+    while True:
+        grown = reached.copy()
+        grown[1:] |= reached[:-1]
+        grown[:-1] |= reached[1:]
+        grown[:, 1:] |= reached[:, :-1]
+        grown[:, :-1] |= reached[:, 1:]
+        grown &= alike
+        if (grown == reached).all():
+            return reached
+        reached = grown
+
+
+def _names(pixels: Pixels) -> list[str]:
+    """The color name of each pixel, by hue, saturation and brightness."""
+    high, low = pixels.max(axis=1), pixels.min(axis=1)
+    spread = np.maximum(high - low, 1)
+    saturation = (high - low) / np.maximum(high, 1)
+    red, green, blue = pixels[:, 0], pixels[:, 1], pixels[:, 2]
+    hue = np.where(
+        high == red,
+        (60 * (green - blue) / spread) % 360,
+        np.where(high == green, 60 * (blue - red) / spread + 120, 60 * (red - green) / spread + 240),
+    )
+    limits, hues = zip(*lexicon()["colors"]["hues"], strict=True)
+    names = np.array(hues, dtype="<U10")[np.searchsorted(limits, hue, side="right")]
+    warm = (hue >= 8) & (hue < 60)
+    names[((hue >= 330) | (hue < 15)) & (saturation < 0.45) & (high > 170)] = "pink"
+    names[warm & (saturation < 0.45) & (high >= 150)] = "beige"
+    names[warm & (saturation >= 0.18) & (high < 185) & ~((saturation > 0.75) & (high > 150))] = "brown"
+    names[(hue >= 42) & (hue < 60) & (saturation > 0.6) & (high > 140)] = "yellow"
+    plain = (saturation < 0.14) | (high < 50) | ((saturation < 0.25) & (high < 65))
+    if plain.any():  # all of it gets one name, since shade darkens half of a white thing
+        lit = float(np.quantile(high[plain], 0.6))
+        names[plain] = "white" if lit >= _WHITE_FROM else "black" if lit < _BLACK_TO else "gray"
+    colors: list[str] = names.tolist()  # a loop over NumPy strings loses what a signal handler raises
+    return colors
