@@ -186,10 +186,9 @@ def check_cleaning(config: Config, ask_provider: Callable[[], tuple[date | None,
     hint = "set `clean.model`" + (f" to `{successor}`" if successor else "")
     if left_days <= 0:
         raise ServiceError(f"{model} was shut down on {shutdown}", hint=hint)
-    message = f"key accepted, {model} is shut down on {shutdown}"
     if left_days < _WARN_DAYS:
-        raise Caution(message, hint=hint)
-    return message
+        raise Caution(f"key accepted, {model} is shut down on {shutdown}", hint=hint)
+    return f"key accepted, {model} is shut down on {shutdown}"
 
 
 def check_bucket(config: Config, *, write_probe: bool = False) -> str:

@@ -129,7 +129,7 @@ def encode_event(event: Mapping[str, Any]) -> bytes:
 def read_journal(path: Path) -> Iterator[Event]:
     """Events of a journal without taking its lock; a torn last line is left out.
 
-    Raises `JournalError` naming the line when a complete line is not a JSON object.
+    Raises `JournalError` naming a complete line that is not a JSON object.
     """
     for number, line in journal_lines(path):
         event = _event(line)
@@ -179,10 +179,8 @@ def open_regular(path: Path, *, what: str) -> IO[bytes]:
 
 
 def read_text(path: Path, *, what: str, hint: str) -> str:
-    """The UTF-8 text of one of furnclip's own files.
-
-    Raises `InputError` with `hint` where it is no regular file, larger than 1 GiB or not UTF-8; a missing
-    file is a `FileNotFoundError`.
+    """The UTF-8 text of one of furnclip's own files. Raises `InputError` with `hint` where it is no regular
+    file, larger than 1 GiB or not UTF-8; a missing file is a `FileNotFoundError`.
     """
     with open_regular(path, what=what) as file:
         if os.fstat(file.fileno()).st_size > _LARGEST_TEXT_BYTES:
@@ -334,10 +332,7 @@ def discard_folder(path: Path) -> None:
 
 
 def keep_copy(source: Path, path: Path) -> None:
-    """Give `source` a second name, `path`, without a second copy where the file system can do that.
-
-    When `source` is replaced later, `path` stays what it was.
-    """
+    """Give `source` a second name, `path`, which stays what it was when `source` is replaced later."""
     aside = aside_name(path)
     aside.unlink(missing_ok=True)
     try:

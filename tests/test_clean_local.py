@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from furnclip.catalogue import Product
-from furnclip.clean.offline import clean_title, find_brands, local_answer, object_type, plain_title
-from furnclip.clean.offline.reading import color_shares
+from furnclip.clean.offline import clean_title, find_brands, local_answer, plain_title
+from furnclip.clean.offline.reading import TitleReading, color_shares
 from furnclip.clean.prompt import AllowedWords, CleanAnswer
 from furnclip.config import CleaningConfig
 from tests.clean_labels import accuracy
@@ -95,7 +95,7 @@ def test_titles(raw: str, clean: str) -> None:
     ],
 )
 def test_object_types(title: str, kind: str) -> None:
-    assert object_type(title, VOCABULARY) == kind
+    assert TitleReading(title, VOCABULARY).object_type == kind
 
 
 @pytest.mark.parametrize(

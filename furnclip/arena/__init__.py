@@ -4,11 +4,11 @@ Input: `work/embeddings/master_vectors.parquet`. Output: `work/arena/votes.jsonl
 standings, a CSV file and `work/arena/report.html`.
 
 `lineup` computes what is judged, `app` chooses the next trial, `votes` stores the votes, `session` runs in
-a terminal, `browser` serves one, `standings` evaluates. `ArenaApp` is the interface for code.
+a terminal, `standings` evaluates. `ArenaApp` is the interface for code.
 """
 
 from furnclip.arena.app import ArenaApp as ArenaApp
-from furnclip.arena.browser import BrowserContest as BrowserContest
+from furnclip.arena.app import BrowserContest as BrowserContest
 from furnclip.arena.session import vote_in_terminal as vote_in_terminal
 from furnclip.arena.standings import Standings as Standings
 from furnclip.arena.standings import compute_standings as compute_standings

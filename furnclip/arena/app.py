@@ -1,4 +1,9 @@
-"""Voting without a terminal: which trial is next, what a vote means, and `ArenaApp`, the door for code.
+"""Voting without a terminal: which trial is next, and what a vote means.
+
+    with ArenaApp(rater="anna") as app:
+        while question := app.next_query():
+            app.vote("A" if looks_better(question.a, question.b) else "B")
+        standings = app.standings()
 
 Nothing in a `Question` tells which model is on which side. What comes next is a function of the lineup, the
 seed, the rater and the votes that stand, so a session that was killed continues with the trial that was on
@@ -12,28 +17,34 @@ from __future__ import annotations
 import getpass
 import hashlib
 import random
+import secrets
+import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from furnclip.arena.lineup import Card, JudgedQuery, Lineup, make_lineup
+from furnclip.arena.sheet import thumbnail
 from furnclip.arena.standings import Standings, compute_standings, fit_strengths
 from furnclip.arena.votes import OUTCOMES, Agreed, JudgedLineup, Vote, VoteBook
 from furnclip.catalogue import content_hash
 from furnclip.config import Config, load_config
-from furnclip.errors import JournalError, UsageError
+from furnclip.errors import InputError, JournalError, UsageError
+from furnclip.images import encode_jpeg
 from furnclip.journal import utc_now
 from furnclip.metrics.standings import information_gain
 
 _BLOCK = 4  # queries within which sides are balanced
 _REPEAT_DISTANCE = 4  # votes after which a repeated query is no longer fresh in mind
 _LONGEST_NAME = 40
+_THUMBNAIL_PX, _JPEG_QUALITY = 320, 88  # of a page
+_IDLE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -175,8 +186,7 @@ def query_order(queries: int, seed: int, rater: str, *, shared_share: float) -> 
     return own
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """What a rater is asked: does row `a` or row `b` answer `query` better?"""
 
     query: JudgedQuery
@@ -186,11 +196,6 @@ class Question:
 
 class ArenaApp(AbstractContextManager["ArenaApp"]):
     """One rater's voting on one contest.
-
-        with ArenaApp(rater="anna") as app:
-            while question := app.next_query():
-                app.vote("A" if looks_better(question.a, question.b) else "B")
-            standings = app.standings()
 
     `config`: None reads `furnclip.toml`. `rater`: empty is the login name. `runs`: names of the fine-tuned
     models; empty takes the one in the vector file. `model`: the base model that the vectors must have been
@@ -216,10 +221,8 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise JournalError(
-                f"rater `{self.rater}` is voting in another window",
-                hint="continue there, or choose another name with `--rater`",
-            ) from None
+            hint = "continue there, or choose another name with `--rater`"
+            raise JournalError(f"rater `{self.rater}` is voting in another window", hint=hint) from None
         arena, votes = self.config.arena, self._votes_so_far()
         self.judging = Judging(
             self.lineup, self.rater, votes, shared_share=arena.shared_share, repeat_every=arena.repeat_every
@@ -265,8 +268,7 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
     def question(self) -> Question | None:
         """What is to be judged now; starts the clock of the vote."""
         self._asked_at = time.monotonic()
-        trial = self.trial
-        return None if trial is None else Question(trial.query, *trial.results)
+        return Question(self.trial.query, *self.trial.results) if self.trial else None
 
     def vote(self, choice: str) -> int:
         """Record A, B, T (tie), X (both bad) or N (skip), on the disk; the number of votes cast so far."""
@@ -303,12 +305,101 @@ def _rater_name(rater: str) -> str:
     try:
         name = " ".join((rater or getpass.getuser()).split())
     except (ImportError, KeyError, OSError):  # a container's user without a passwd entry
-        raise UsageError(
-            "this user has no login name", hint="choose a name for your votes with `--rater`"
-        ) from None
+        hint = "choose a name for your votes with `--rater`"
+        raise UsageError("this user has no login name", hint=hint) from None
     if not name or len(name) > _LONGEST_NAME or not name.isprintable():
-        raise UsageError(
-            f"`{name[:_LONGEST_NAME]}` cannot be a rater's name",
-            hint=f"use 1 to {_LONGEST_NAME} printable characters",
-        )
+        hint = f"use 1 to {_LONGEST_NAME} printable characters"
+        raise UsageError(f"`{name[:_LONGEST_NAME]}` cannot be a rater's name", hint=hint)
     return name
+
+
+class BrowserContest:
+    """The same contest for raters in a browser; safe to share between threads.
+
+    A ballot has titles, and names of images that are the same whichever model showed them. A rater's lock is
+    held until they quit or have been idle for some time.
+    """
+
+    def __init__(self, config: Config, *, runs: Sequence[str] = (), model: str | None = None) -> None:
+        self._config, self._runs, self._model = config, runs, model
+        self._salt = secrets.token_hex()  # names of images and ballots say nothing, and end with the process
+        self._images: dict[str, str] = {}
+        self._sessions: dict[str, tuple[ArenaApp, float]] = {}
+        self._asked: dict[str, str] = {}  # rater -> the ballot whose clock runs
+        self._lock = threading.Lock()
+        make_lineup(config, runs, model=model).require_difference()
+
+    def ballot(self, rater: str) -> dict[str, Any]:
+        """What is to be judged now; `rows` is empty where everything has been."""
+        with self._lock:
+            app = self._session(rater)
+            shown: dict[str, Any] = {"rater": app.rater, "votes": app.votes_cast, "left": app.judging.left}
+            if (trial := app.trial) is None:
+                return {**shown, "rows": (), "ballot": ""}
+            ballot = self._ballot(app, trial)
+            if self._asked.get(rater) != ballot:
+                app.question()
+                self._asked[rater] = ballot
+            asked = trial.query
+            query = {"text": asked.text, "image": self._name(asked.image), "kind": asked.kind}
+            rows = [[self._card(card) for card in row] for row in trial.results]
+            return {**shown, "rows": rows, "query": query, "ballot": ballot}
+
+    def press(self, rater: str, key: str, ballot: str) -> None:
+        """A key: a vote, U or Q. A vote for another ballot than that shown now came twice and is dropped."""
+        with self._lock:
+            if key == "Q":
+                self._close(rater)
+                return
+            app = self._session(rater)
+            if key == "U":
+                app.undo()
+            elif app.trial is None or ballot == self._ballot(app, app.trial):
+                app.vote(key)
+
+    def image(self, name: str) -> bytes:
+        """The JPEG of an image that a ballot has shown. Raises `InputError` for any other name."""
+        if name not in self._images:
+            raise InputError("there is no such image", hint="it stands on no ballot")
+        return encode_jpeg(thumbnail(self._images[name], _THUMBNAIL_PX), _JPEG_QUALITY)
+
+    def close(self) -> None:
+        """Let every rater vote elsewhere."""
+        with self._lock:
+            for rater in list(self._sessions):
+                self._close(rater)
+
+    def _session(self, rater: str) -> ArenaApp:
+        now = time.monotonic()
+        for name, (_, used) in list(self._sessions.items()):
+            if now - used > _IDLE_S and name != rater:
+                self._close(name)
+        if not rater.strip():  # which elsewhere means whoever started this
+            raise UsageError("a rater needs a name", hint="type it where the contest begins")
+        if rater not in self._sessions:
+            app = ArenaApp(self._config, rater=rater, runs=self._runs, model=self._model)
+        else:
+            app, _ = self._sessions[rater]
+        self._sessions[rater] = app, now
+        return app
+
+    def _close(self, rater: str) -> None:
+        if session := self._sessions.pop(rater, None):
+            session[0].close()
+            self._asked.pop(rater, None)
+
+    def _ballot(self, app: ArenaApp, trial: Trial) -> str:
+        return self._hash(app.rater, trial.query.query_id, *trial.duel, str(trial.repeat))
+
+    def _card(self, card: Card) -> dict[str, str]:
+        return {"title": card.title, "detail": card.detail, "image": self._name(card.image)}
+
+    def _name(self, image: str) -> str:
+        if not image:
+            return ""
+        name = self._hash(image)
+        self._images[name] = image
+        return name
+
+    def _hash(self, *words: str) -> str:
+        return hashlib.sha256("\0".join((self._salt, *words)).encode()).hexdigest()[:24]

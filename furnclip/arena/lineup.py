@@ -118,12 +118,9 @@ def make_lineup(config: Config, runs: Sequence[str], *, model: str | None = None
         state = content_hash(source.read_bytes())
     elif arena.queries not in _FROM_SPLIT and source.is_dir():
         state = content_hash(*(path.name for path in _images(source)))
-    key = content_hash(
-        _FORMAT,
-        *(f"{each.name}:{each.made_by.fingerprint}:{each.table.provenance.key}" for each in contenders),
-        *(str(value) for value in (arena.k, arena.seed, arena.queries, arena.query_limit)),
-        state,
-    )
+    models = (f"{each.name}:{each.made_by.fingerprint}:{each.table.provenance.key}" for each in contenders)
+    settings = map(str, (arena.k, arena.seed, arena.queries, arena.query_limit))
+    key = content_hash(_FORMAT, *models, *settings, state)
     path = config.paths.arena / "lineups" / f"{key}.json"
     try:
         kept = read_json(path, Lineup, what="the lineup", hint="remove it")
@@ -141,9 +138,7 @@ class _Contender:
     """One model and its vectors, which have the column suffix `label` in the file at `path`."""
 
     def __init__(self, name: str, path: Path, label: str) -> None:
-        self.name = name
-        self._label = label
-        self.table = VectorTable(path)
+        self.name, self._label, self.table = name, label, VectorTable(path)
         if label not in self.table.provenance.models:
             raise MissingStageError(f"{path}: {label} vectors", command="furnclip embed")
         self.made_by = self.table.provenance.models[label]
@@ -184,10 +179,10 @@ def _find_contenders(config: Config, runs: Sequence[str]) -> list[_Contender]:
     `ModelMismatchError` when it was trained again since.
     """
     master = config.paths.vectors
-    provenance = read_provenance(master)
-    if not runs and "finetuned" not in provenance.models:
+    models = read_provenance(master).models
+    if not runs and "finetuned" not in models:
         raise MissingStageError(f"{master}: fine-tuned vectors", command="furnclip embed")
-    wanted = list(dict.fromkeys(runs)) or [Path(provenance.models["finetuned"].name).name]
+    wanted = list(dict.fromkeys(runs)) or [Path(models["finetuned"].name).name]
     return [_Contender("base", master, "base"), *(_find_run(run, config.paths) for run in wanted)]
 
 
@@ -260,19 +255,16 @@ _Encoded = tuple[list[JudgedQuery], list[Floats], list[int]]
 
 def _encode_queries(config: Config, contenders: list[_Contender], products: _Products) -> _Encoded:
     wanted, limit = config.arena.queries, config.arena.query_limit
-    path = Path(wanted).expanduser()
+    path, queries = Path(wanted).expanduser(), list[JudgedQuery]()
     if wanted in _FROM_SPLIT:
         return _split_queries(config, contenders, products)
     if path.is_dir():
-        queries = [
-            JudgedQuery(f"picture:{content_hash(file.name)}", "image", file.stem, str(file), "picture folder")
-            for file in _images(path)[:limit]
-        ]
+        for file in _images(path)[:limit]:
+            query_id = f"picture:{content_hash(file.name)}"
+            queries.append(JudgedQuery(query_id, "image", file.stem, str(file), "picture folder"))
     elif path.is_file():
-        texts = read_queries(path)[:limit]
-        queries = [
-            JudgedQuery(f"text:{content_hash(text)}", "text", text, category="text file") for text in texts
-        ]
+        for text in read_queries(path)[:limit]:
+            queries.append(JudgedQuery(f"text:{content_hash(text)}", "text", text, category="text file"))
     else:
         raise InputError(
             f"`arena.queries` is `{wanted}`, which is neither a file nor a folder",

@@ -15,6 +15,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import zip_longest
 from textwrap import wrap
+from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -66,8 +67,7 @@ class View:
     help: bool = False
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """Lines to write, top to bottom, and where the image goes, if there is room for one."""
 
     lines: tuple[str, ...]

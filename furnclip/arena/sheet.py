@@ -14,14 +14,16 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from furnclip.arena.app import Trial
 from furnclip.images import BrokenImage, letterbox, open_image
 from furnclip.journal import aside_name, sweep
 from furnclip.viewers import Box, Drawing, Viewer
+
+if TYPE_CHECKING:
+    from furnclip.arena.app import Trial
 
 _QUALITY = 92
 _DECODERS = 4

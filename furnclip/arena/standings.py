@@ -233,19 +233,10 @@ def _rater(name: str, votes: Sequence[Vote]) -> Rater:
     repeats = [vote for vote in votes if vote.repeat and vote.choice != "N"]
     alike = sum(first_answers.get(vote.subject) == vote.winner for vote in repeats)
     skips = sum(vote.choice == "N" for vote in votes)
-    return Rater(
-        name=name,
-        votes=len(votes) - skips,
-        ties=side.ties,
-        both_bad=side.both_bad,
-        skips=skips,
-        median_s=sorted(vote.seconds for vote in votes)[len(votes) // 2],
-        share_a=side.win_rate,
-        share_a_p_value=side.p_value,
-        repeats=len(repeats),
-        repeats_alike=alike,
-        consistency=wilson_interval(alike, len(repeats)),
-    )
+    median_s = sorted(vote.seconds for vote in votes)[len(votes) // 2]
+    counts = (len(votes) - skips, side.ties, side.both_bad, skips)
+    consistency = wilson_interval(alike, len(repeats))
+    return Rater(name, *counts, median_s, side.win_rate, side.p_value, len(repeats), alike, consistency)
 
 
 def _grouped(votes: Iterable[Vote], key: Callable[[Vote], Any]) -> dict[Any, list[Vote]]:
@@ -312,10 +303,7 @@ def tables(standings: Standings) -> Iterator[StandingsTable]:
         note = "Bradley-Terry; 0 is the average, +1 beats it in 73 of 100 queries"
         if standings.ranking_is_regularised:
             note += "; half a win each way was added, because some model never won or never lost"
-        ranks = [
-            (each.model, each.rating, f"{each.interval[0]:+.2f} to {each.interval[1]:+.2f}")
-            for each in standings.ranking
-        ]
+        ranks = [(r.model, r.rating, "{:+.2f} to {:+.2f}".format(*r.interval)) for r in standings.ranking]
         yield StandingsTable("ranking", ("model", "log-odds", "95 % interval"), ranks, note)
     for duel, scores in standings.categories.items():
         if len(scores) > 1:

@@ -1,8 +1,8 @@
 """The terminal while voting: single keys, the alternate screen, and everything put back at the end.
 
-Terminals answer questions (which a viewer may have asked) and send arrows and pastes as sequences
-that contain letters: `ESC [ A` is the arrow up, not a vote for A. So nothing but a single pressed key is ever
-a key. Not for Windows, whose console has another interface; WSL is a Unix terminal.
+Terminals send replies, arrows and pastes as sequences that contain letters: `ESC [ A` is the arrow up, not a
+vote for A. So nothing but a single pressed key is ever a key. Not for Windows, whose console has another
+interface; WSL is a Unix terminal.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ if sys.platform != "win32":
 
 ESCAPE = "\x1b"
 CTRL_C = "\x03"
-# An escape that nothing follows within this time was the Esc key; slow lines deliver in less.
-_ALONE_S = 0.5
-# A string (kitty's, sixel's or a title's answer) that is not ended by then never will be.
-_STRING_S = 2.0
+_ALONE_S = 0.5  # an escape that nothing follows within this time was the Esc key
+_STRING_S = 2.0  # a string (kitty's or a title's answer) that is not ended by then never will be
 # A control sequence, a string up to its end, Alt and a key, or a key; an escape inside cuts a sequence off.
 # `[`, `]` and `_` are no keys of ours: seen alone, they are the rest of a sequence whose escape came much
 # too early.
@@ -49,10 +47,8 @@ _PASTE_START, _PASTE_END = "200~", "201~"
 _ENTER = b"\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[2J"
 # end a half-written string; colors, pastes, cursor and screen as before
 _LEAVE = b"\x1b\\\x1b[0m\x1b[?2004l\x1b[?25h\x1b[?1049l"
-# Signals that end the session after the terminal was put back.
-_ENDINGS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
-]
+# They end the session after the terminal was put back.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
@@ -104,15 +100,14 @@ class Terminal:
                 "this terminal cannot place text (TERM is empty or `dumb`)",
                 hint="use another terminal, or vote from Python with `furnclip.ArenaApp`",
             )
-        self._output = screens[0]
-        self._reader = KeyReader()
+        self._output, self._reader = screens[0], KeyReader()
         self._old_handlers: dict[int, Any] = {}
-        self._ended_by = 0
-        self._waiting = False
+        self._ended_by, self._waiting = 0, False
 
     def __enter__(self) -> Terminal:
         self._saved = termios.tcgetattr(_STDIN)
-        for number in _ENDINGS:
+        for name in _SIGNALS:
+            number = getattr(signal, name)
             self._old_handlers[number] = signal.signal(number, self._end)
         try:
             tty.setcbreak(_STDIN, termios.TCSANOW)
@@ -145,10 +140,9 @@ class Terminal:
         except OSError as error:
             raise _ending(signal.SIGHUP) from error
         rows, cols, width_px, height_px = struct.unpack("HHHH", size)
-        window = Window(cols or 80, rows or 24)
-        if not width_px or not height_px:
-            return window
-        return Window(window.cols, window.rows, width_px // window.cols, height_px // window.rows)
+        cols, rows = cols or 80, rows or 24
+        cell_px = (width_px // cols, height_px // rows) if width_px and height_px else ()
+        return Window(cols, rows, *cell_px)
 
     def write(self, data: bytes) -> None:
         """All of `data`; raises `TerminalGone` when the terminal was closed."""
@@ -205,9 +199,9 @@ class Terminal:
 
 def _ending(number: int) -> Interrupted:
     """What a signal ends the session with; SIGHUP, or a failing read or write: the terminal was closed."""
+    hint = "run `furnclip arena` again; every vote is kept"
     if number == signal.SIGINT:
         return Interrupted()
-    hint = "run `furnclip arena` again; every vote is kept"
     if number == signal.SIGHUP:
         return TerminalGone("the terminal was closed", hint=hint)
     return Interrupted(f"stopped by {signal.Signals(number).name}", hint=hint)

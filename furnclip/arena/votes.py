@@ -113,10 +113,7 @@ class VoteBook:
         return list(self.numbered_votes().values())
 
     def numbered_votes(self) -> dict[int, Vote]:
-        """Every vote that counts by its line: neither taken back, nor a rater's second one on the same trial.
-
-        Raises `InputError` naming the line that cannot be one of this file.
-        """
+        """Every vote that counts by its line: not taken back, nor a rater's second one on the same trial."""
         lines: dict[str, int] = {}
         votes: dict[int, Vote] = {}
         for number, line, content in self._lines():
@@ -124,10 +121,9 @@ class VoteBook:
                 vote = self._parse(number, content, Vote)
                 if vote.vote_id in lines:
                     raise self.damaged(number, f"it has the `vote_id` of line {lines[vote.vote_id]}")
-                if vote.sides not in (vote.duel, vote.duel[::-1]) or len({*vote.duel}) < 2:
-                    raise self.damaged(number, "`sides` are not the two models of `duel`")
-                if not {*vote.duel} <= {*vote.models}:
-                    raise self.damaged(number, "`duel` names a model that `models` does not have")
+                is_duel = {*vote.sides} == {*vote.duel} and len({*vote.duel}) == 2
+                if not is_duel or not {*vote.duel} <= {*vote.models}:
+                    raise self.damaged(number, "`sides`, `duel` and `models` do not fit together")
                 lines[vote.vote_id] = number
                 votes[number] = vote
             elif line.event == "undo":
@@ -139,10 +135,8 @@ class VoteBook:
             counted.setdefault((vote.rater, vote.subject, vote.repeat), number)
         if ignored := sorted(set(votes).difference(counted.values())):
             shown = ", ".join(map(str, ignored[:10])) + (" ..." if len(ignored) > 10 else "")
-            warn(
-                f"votes in `{self.path}` that do not count: {len(ignored)}, because the rater had judged the "
-                f"same query before (line {shown})"
-            )
+            why = f"because the rater had judged the same query before (line {shown})"
+            warn(f"votes in `{self.path}` that do not count: {len(ignored)}, {why}")
         return {number: votes[number] for number in counted.values()}
 
     def contests(self) -> dict[str, JudgedLineup]:

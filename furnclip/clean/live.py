@@ -78,7 +78,7 @@ class LiveSender:
     def __init__(self, ledger: CleaningLedger, client: openai.OpenAI) -> None:
         self._ledger, self._recipe, self._clean = ledger, ledger.recipe, ledger.config.clean
         self._client, self._next_start, self._lock = client, 0.0, threading.Lock()
-        self._stopping, self._is_leaving, self._signal = threading.Event(), False, 0
+        self._stopping, self._is_leaving, self._signal = threading.Event(), False, int(signal.SIGINT)
         self._seen: Counter[str] = Counter()  # replies by what they were
         self._committed_usd = 0.0  # paid, perhaps paid, or expected for what is in flight
         self._in_flight: dict[str, float] = {}  # custom_id -> expected price
@@ -177,14 +177,11 @@ class LiveSender:
             return
         self._keep(reply)
         self._meter.advance()
-        outcome, seen = classify(reply, self._recipe.vocabulary), self._seen
-        if is_reply_lost(reply):
-            seen["lost"] += 1
-        else:
-            seen["replied"] += 1
+        outcome, seen, is_lost = classify(reply, self._recipe.vocabulary), self._seen, is_reply_lost(reply)
+        seen.update(("lost" if is_lost else "replied", outcome.kind, outcome.reason))
+        if not is_lost:
             tokens = (outcome.prompt_tokens, outcome.completion_tokens)
             self._committed_usd += self._recipe.model.cost_usd(*tokens, batch=False) - price_usd
-        seen.update((outcome.kind, outcome.reason))
         if seen["request-refused"] >= _MAX_REFUSALS and not seen["cleaned"]:
             raise ServiceError(
                 f"the first {seen['request-refused']} requests were refused: {outcome.detail}",
@@ -217,8 +214,7 @@ class LiveSender:
 
     def _interruption(self) -> BaseException:
         """What the signal does everywhere else in furnclip."""
-        is_ctrl_c = self._signal in (0, signal.SIGINT)
-        return KeyboardInterrupt() if is_ctrl_c else SystemExit(128 + self._signal)
+        return KeyboardInterrupt() if self._signal == signal.SIGINT else SystemExit(128 + self._signal)
 
     @contextmanager
     def _until_signal(self) -> Iterator[None]:

@@ -1,13 +1,11 @@
 """What is to be asked: the catalogue -> parts, files of requests each small enough for one batch.
 
 In: catalogue and images. Out: `parts/`, `rows.jsonl` and, in the journal, one `planned` event a part and
-`prepared` at the end; for the offline rules their answers. A kill loses at most the part being written:
-requests planned before, also with other settings, are not planned twice, and the same requests and limits
-give the same bytes. Parts that take the place of others come into being with one event.
+`prepared` at the end. A kill loses at most the part being written: requests planned before, also with other
+settings, are not planned twice, and the same requests and limits give the same bytes.
 
-The price is estimated before sending. An image counts by the patch rule; text by its length, until the
-canary says what prompt and schema really take. Answers are guessed from the model table first, then from
-the canary, then from the parts that came back; with hidden reasoning they are the larger half of the bill.
+The price is estimated before sending: an image by the patch rule, text by its length, answers by the model
+table; then by what the canary took, then by the parts that came back.
 """
 
 from __future__ import annotations
@@ -69,11 +67,8 @@ def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) ->
     drop_damaged(ledger)
     repair_indexes(ledger)
     facts = ledger.state.prepared
-    was_done = (
-        facts is not None
-        and facts["fingerprint"] == fingerprint
-        and is_intact(workspace.rows, facts["rows_sha256"])
-    )
+    is_same = facts is not None and facts["fingerprint"] == fingerprint
+    was_done = facts is not None and is_same and is_intact(workspace.rows, facts["rows_sha256"])
     if facts is None or not was_done:
         for part in ledger.state.with_status(*UNSENT, backend="live"):
             # answers of an interrupted run, before other settings drop what was not sent
@@ -102,27 +97,26 @@ def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) ->
 
 def _plan_rows(ledger: CleaningLedger, products: Iterable[Product | Rejection], *, total: int) -> Event:
     """Write `rows.jsonl` and the parts, each of them journalled when it is complete; counts of the rows."""
-    clean, is_local = ledger.config.clean, ledger.config.clean.backend == "local"
+    is_local = ledger.config.clean.backend == "local"
     counts = dict.fromkeys(("rows", "requests", "rejected"), 0)
     with console.progress("reading images", total=total) as meter, replacing(ledger.workspace.rows) as file:
-        more = {"status": "downloaded", "source": offline.SOURCE} if is_local else {"status": "planned"}
         lines = _lines_to_send(ledger, products, file, counts, meter)
-        for facts in write_parts(
-            ledger.workspace,
-            lines,
-            _part_limits(clean, ledger.recipe),
-            first_number=ledger.state.next_number,
-            **{**_made_by(ledger), **more},
-        ):
+        status = "downloaded" if is_local else "planned"
+        for facts in _write_own(ledger, lines, ledger.state.next_number, status=status):
             ledger.record("planned", **facts)
     return counts
 
 
-def _made_by(ledger: CleaningLedger) -> Event:
-    """What all parts of these settings share."""
-    clean = ledger.config.clean
-    source = f"{clean.backend}:{clean.model}"
-    return {"backend": clean.backend, "source": source, "identity": ledger.recipe.identity}
+def _write_own(
+    ledger: CleaningLedger, lines: Iterable[RequestLine], first_number: int, **more: object
+) -> Iterator[Event]:
+    """Write parts for the backend, model and limits of the settings."""
+    clean, recipe = ledger.config.clean, ledger.recipe
+    tokens = queue_limit(clean, recipe)
+    limits = Limits(clean.part_requests, int(clean.part_mb * 1e6), tokens, recipe.overhead_tokens)
+    source = offline.SOURCE if clean.backend == "local" else f"{clean.backend}:{clean.model}"
+    made_by = {"backend": clean.backend, "source": source, "identity": recipe.identity}
+    return write_parts(ledger.workspace, lines, limits, first_number=first_number, **made_by, **more)
 
 
 def _mention_family(ledger: CleaningLedger) -> None:
@@ -266,11 +260,6 @@ class Limits(NamedTuple):
     overhead_tokens: int  # of every request: prompt and schema
 
 
-def _part_limits(config: CleaningConfig, recipe: Recipe) -> Limits:
-    size_bytes = int(config.part_mb * 1e6)
-    return Limits(config.part_requests, size_bytes, queue_limit(config, recipe), recipe.overhead_tokens)
-
-
 def queue_limit(config: CleaningConfig, recipe: Recipe, *, learned: int = 0) -> int:
     """Input tokens that may wait at once: configured or from the table, and learned from the service."""
     limit = config.max_queued_tokens or recipe.model.queue_limit(config.tier)
@@ -342,27 +331,22 @@ def calibrate(ledger: CleaningLedger) -> Calibration:
     overhead, answer, basis = float(recipe.overhead_tokens), float(recipe.answer_tokens), "table"
     if canary := state.canaries.get(recipe.identity):
         overhead, answer, basis = canary["overhead_tokens"], canary["completion_tokens"], "canary"
-    seen = [part for part in state.with_status("merged") if part.identity == recipe.identity]
-    billed = [part for part in seen if part.usage.prompt_tokens and _answered(part)]
-    if answered := sum(map(_answered, billed)):
-        prompt_tokens = sum(part.usage.prompt_tokens for part in billed)
-        estimated = sum(part.tokens * _answered(part) / part.requests for part in billed)
-        overhead = (prompt_tokens - estimated) / answered
-        answer = sum(part.usage.completion_tokens for part in billed) / answered
-        basis = "results"
+    answered = prompt = completion = 0.0
+    for part in state.with_status("merged"):
+        total, completed, _ = part.counts
+        count = completed if total else part.requests  # the service ran and billed so many
+        if count and part.identity == recipe.identity and part.usage.prompt_tokens:
+            answered += count
+            prompt += part.usage.prompt_tokens - part.tokens * count / part.requests
+            completion += part.usage.completion_tokens
+    if answered:
+        overhead, answer, basis = prompt / answered, completion / answered, "results"
     return Calibration(max(0.0, overhead), answer, basis)
-
-
-def _answered(part: BatchPart) -> int:
-    """Requests that the service ran, and billed."""
-    total, completed, _ = part.counts
-    return completed if total else part.requests
 
 
 def estimate(parts: Sequence[BatchPart], ledger: CleaningLedger) -> Estimate:
     """What these parts will take together."""
-    calibration = calibrate(ledger)
-    requests = sum(part.requests for part in parts)
+    calibration, requests = calibrate(ledger), sum(part.requests for part in parts)
     prompt = sum(map(calibration.prompt_tokens, parts))
     completion = round(requests * calibration.answer_tokens)
     is_batch = ledger.config.clean.backend == "openai"
@@ -377,27 +361,20 @@ def backoff_s(wait_s: float, refusals: int) -> float:
 
 def plan_retries(ledger: CleaningLedger) -> int:
     """Plan the rows that have to be retried; how many there are."""
-    clean, recipe = ledger.config.clean, ledger.recipe
-    outcomes = collect(ledger.workspace, ledger.state, recipe.vocabulary)
-    wanted = {entry.custom_id for entry in ledger.workspace.read_rows() if entry.custom_id}
+    clean = ledger.config.clean
+    outcomes = collect(ledger.workspace, ledger.state, ledger.recipe.vocabulary)
     by_attempt: dict[int, dict[str, Outcome]] = defaultdict(dict)
-    for custom_id in wanted & outcomes.keys():
-        outcome = outcomes[custom_id]
-        if outcome.settled(clean.max_attempts).kind == "again":
-            by_attempt[outcome.attempt][custom_id] = outcome
+    for entry in ledger.workspace.read_rows():
+        outcome = outcomes.get(entry.custom_id)
+        if outcome and outcome.settled(clean.max_attempts).kind == "again":
+            by_attempt[outcome.attempt][entry.custom_id] = outcome
     planned: list[Event] = []
     for attempt, failed in sorted(by_attempt.items()):
         at_once = all(outcome.reason != "service-error" for outcome in failed.values())
         wait_s = 0.0 if at_once else backoff_s(clean.retry_wait_s, attempt)
-        planned += write_parts(
-            ledger.workspace,
-            _lines_to_retry(ledger, failed),
-            _part_limits(clean, recipe),
-            first_number=ledger.state.next_number + len(planned),
-            attempt=attempt + 1,
-            not_before=time.time() + wait_s,
-            **_made_by(ledger),
-        )
+        lines, first_number = _lines_to_retry(ledger, failed), ledger.state.next_number + len(planned)
+        more = {"attempt": attempt + 1, "not_before": time.time() + wait_s}
+        planned += _write_own(ledger, lines, first_number, **more)
     if planned:
         ledger.record("again", parts=planned)
     return sum(facts["requests"] for facts in planned)

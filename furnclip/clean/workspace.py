@@ -328,11 +328,10 @@ def restore_results(ledger: CleaningLedger, service: BatchService | None, *, giv
         elif give_up:
             ledger.record("results_lost", part=part.number)
         else:
-            why = "the service does not keep it any more" if file_id else "no service keeps a copy"
-            if file_id and service is None:
-                why = "only the backend `openai` can fetch it"
+            why = "the service does not keep it any more" if service else "only `openai` can fetch it"
+            why = why if file_id else "no service keeps a copy"
+            price = f"up to {part.requests}, about ${part.usage.cost_usd:.4f}"
             raise InputError(
                 f"the result file `{path}` is missing or damaged, and {why}",
-                hint="restore it from a backup; `furnclip clean run --ignore-errors` asks its rows again "
-                f"(up to {part.requests}, about ${part.usage.cost_usd:.4f})",
+                hint=f"restore it, or let `furnclip clean run --ignore-errors` ask its rows again ({price})",
             )

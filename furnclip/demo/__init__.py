@@ -72,8 +72,7 @@ STAGES = (
 )
 
 
-@dataclass(frozen=True)
-class Tour:
+class Tour(NamedTuple):
     """What the tour did: seconds of each stage, those that were finished before, and `eval`'s page."""
 
     folder: Path

@@ -19,11 +19,10 @@ import math
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import certifi
@@ -72,8 +71,7 @@ class Failure(Exception):
         self.reason, self.is_passing, self.pause_s = reason, is_passing, pause_s
 
 
-@dataclass(frozen=True)
-class Download:
+class Download(NamedTuple):
     """An image as it was sent; `format` as Pillow calls it."""
 
     content: bytes

@@ -18,10 +18,10 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -59,8 +59,7 @@ _MOVE = re.compile(r"\x1b(?:\[[0-9;:]*[A-HKXdm]|[78])")
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[_P\]X^][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~]?)")
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """Size of the terminal in cells, and of a cell in pixels: the usual one where it is not reported."""
 
     cols: int = 80
@@ -69,8 +68,7 @@ class Window:
     cell_height_px: int = 16
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """Where an image goes, in cells; without `left` and `top` it goes to the cursor."""
 
     cols: int
@@ -85,8 +83,7 @@ class Box:
         return self.cols * self.window.cell_width_px, self.rows * self.window.cell_height_px
 
 
-@dataclass(frozen=True)
-class Drawing:
+class Drawing(NamedTuple):
     """Bytes for the terminal, the viewer that made them (`none`: all failed), and the failures before."""
 
     data: bytes

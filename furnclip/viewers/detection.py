@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from string import Formatter
+from typing import NamedTuple
 
 from furnclip.config import VIEWER_WORDS, environment_variables
 from furnclip.errors import ConfigError, nearest
@@ -54,8 +55,7 @@ class TerminalEnvironment:
         return cls(environment_variables(), shutil.which, isatty, sys.platform)
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One viewer: a command with placeholders; without arguments, the built-in half blocks."""
 
     name: str
@@ -66,8 +66,7 @@ class Candidate:
 BUILTIN = Candidate("half blocks")
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What to try, best first; no candidates means that only the path is printed."""
 
     terminal: str
@@ -231,8 +230,7 @@ _ATTRIBUTES = re.compile(rb"\x1b\[\?([0-9;]*)c")
 _NAME = re.compile(rb"\x1bP>\|([^\x1b]*)\x1b\\")
 
 
-@dataclass(frozen=True)
-class TerminalReply:
+class TerminalReply(NamedTuple):
     """What a terminal reports: its name, or empty, and the best graphics that it draws, as in a `Plan`."""
 
     name: str

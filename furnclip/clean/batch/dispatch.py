@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 
 from openai.types import Batch
@@ -110,18 +110,14 @@ class Dispatcher:
         day = self._service.shutdown_date(model.id)
         if day is None:
             return
-        left = day - datetime.now(timezone.utc).date()
+        left_days = (day - datetime.now(timezone.utc).date()).days
         successor = f"; its successor is `{model.successor}`" if model.successor else ""
-        if left <= timedelta(days=_BATCH_DAYS) and not self._clean.allow_retiring_model:
-            raise ConfigError(
-                f"the model `{model.id}` is shut down on {day}, before a batch sent now is sure to end",
-                hint=f"set `clean.model` in furnclip.toml to another one{successor}",
-            )
-        if left < timedelta(days=_WARN_DAYS):
-            console.warn(
-                f"the model `{model.id}` is shut down on {day}, in {left.days} days; "
-                f"`clean.model` in furnclip.toml chooses another one{successor}"
-            )
+        hint = f"set `clean.model` in furnclip.toml to another one{successor}"
+        told = f"the model `{model.id}` is shut down on {day}"
+        if left_days <= _BATCH_DAYS and not self._clean.allow_retiring_model:
+            raise ConfigError(f"{told}, before a batch sent now is sure to end", hint=hint)
+        if left_days < _WARN_DAYS:
+            console.warn(f"{told}, in {left_days} days; {hint}")
 
     def _send(self, part: BatchPart) -> None:
         if part.status != "uploaded":
@@ -229,10 +225,10 @@ def send_canary(
             _ask_canary(ledger, service, part)
             return
         lost = [ledger.state.unanswered[-1]]
+    price = f"about ${lost[-1]['cost_usd']:.6f}"
     console.warn(
-        "the reply to a trial request was lost, so it may have been billed "
-        f"(about ${lost[-1]['cost_usd']:.6f}); it is not sent again, and the first batch goes alone instead "
-        "(`furnclip clean estimate --calibrate` sends another one)"
+        f"the reply to a trial request was lost, so it may have been billed ({price}); it is not sent again, "
+        "and the first batch goes alone instead (`furnclip clean estimate --calibrate` sends another one)"
     )
 
 
@@ -273,6 +269,5 @@ def _record_canary(ledger: CleaningLedger, line: RequestLine, reply: dict[str, A
     overhead = usage.prompt_tokens - line.image_tokens - line.text_tokens
     overhead = overhead if overhead > 0 else recipe.overhead_tokens
     ledger.record("canary", recipe=recipe.identity, overhead_tokens=overhead, **vars(usage))
-    console.note(
-        f"trial request: {usage.prompt_tokens} + {usage.completion_tokens} tokens, ${usage.cost_usd:.6f}"
-    )
+    tokens = f"{usage.prompt_tokens} + {usage.completion_tokens} tokens"
+    console.note(f"trial request: {tokens}, ${usage.cost_usd:.6f}")

@@ -38,8 +38,7 @@ class Monitor:
         self.ledger, self.service, self._clean = ledger, service, ledger.config.clean
         self._dispatcher = Dispatcher(ledger, service)
         self._polled: dict[int, Batch] = {}  # part number -> its batch as it was seen last
-        self._late: Counter[int] = Counter()  # polls of a part whose file ids are not there yet
-        self._unknown: set[str] = set()
+        self._late = Counter[int]()  # polls of a part whose file ids are not there yet
         self._outages = 0  # in a row
 
     def watch(self) -> None:
@@ -54,7 +53,7 @@ class Monitor:
                 has_moved = self.ledger.state is not before
                 if has_moved:
                     self._dispatcher.stop_second_batches()
-                if not self._dispatcher.open():
+                if not self._dispatcher.open() and not self._outages:
                     if not self._dispatcher.waiting() and not plan_retries(self.ledger):
                         return
                     self._stop_if_blocked()
@@ -62,14 +61,9 @@ class Monitor:
                 interval_s = min(interval_s, self._clean.poll_interval_s * _MAX_INTERVALS)
                 if not has_moved:
                     meter.show(*rows_answered(self.ledger, self._polled))
-                    time.sleep(self._pause_s(interval_s))
-
-    def _pause_s(self, interval_s: float) -> float:
-        """Until the next poll, or until a waiting part may be sent if nothing is open."""
-        waiting = self._dispatcher.waiting()
-        if self._dispatcher.open() or not waiting:
-            return interval_s
-        return max(0.01, min(backoff_s(interval_s, 1), waiting[0].not_before - time.time()))
+                    waiting = [] if self._dispatcher.open() else self._dispatcher.waiting()
+                    left_s = waiting[0].not_before - time.time() if waiting else interval_s
+                    time.sleep(max(0.01, min(interval_s, left_s)))
 
     def _stop_if_blocked(self) -> None:
         """Nothing is open and something waits: say so when it waits for the user."""
@@ -104,9 +98,8 @@ class Monitor:
         if before is None or before.status != batch.status:
             total, completed, failed = counts_of(batch)
             console.note(f"part {part.number}: {batch.status}, {completed + failed} of {total} done")
-        if batch.status not in _KNOWN and batch.status not in self._unknown:
-            self._unknown.add(batch.status)
-            console.warn(f"batch `{batch.id}` has the unknown status `{batch.status}`; still waiting")
+            if batch.status not in _KNOWN:
+                console.warn(f"batch `{batch.id}` has the unknown status `{batch.status}`; still waiting")
         if batch.status == "failed":
             self._failed(part, batch)
         elif batch.status in TERMINAL:
@@ -159,8 +152,7 @@ class Monitor:
 
     def _drop_bad_lines(self, part: BatchPart, errors: Sequence[BatchError]) -> None:
         bad = {error.line - 1: error for error in reversed(errors) if error.line and error.line > 0}
-        good: list[PartRequest] = []
-        rejected: list[Event] = []
+        good, rejected = list[PartRequest](), list[Event]()
         for place, request in enumerate(self.ledger.workspace.read_index(part.number)):
             if error := bad.get(place):
                 why = {"code": error.code or "", "message": error.message or ""}
@@ -178,8 +170,7 @@ class Monitor:
 
     def _download(self, part: BatchPart) -> None:
         output, errors, _ = self.ledger.workspace.results(part.number)
-        results: dict[str, str] = {}
-        is_lost = False
+        results, is_lost = dict[str, str](), False
         for file_id, path in ((part.output_file_id, output), (part.error_file_id, errors)):
             content = self.service.download(file_id) if file_id else b""
             if content is None:

@@ -77,8 +77,7 @@ def collect(workspace: Workspace, state: State, vocabulary: AllowedWords) -> dic
         if part.status == "replaced":
             continue
         for custom_id, found in part_outcomes(workspace, part, vocabulary).items():
-            before = outcomes.get(custom_id)
-            if before is None or before.kind == "again":
+            if custom_id not in outcomes or outcomes[custom_id].kind == "again":
                 outcomes[custom_id] = found
     return outcomes
 
@@ -238,9 +237,9 @@ def merge(ledger: CleaningLedger, part: BatchPart) -> None:
     elif any(part.billed):
         usage = model.usage(part.billed, batch=True)
     else:  # the batch does not report it: the lines are added up
-        prompt_tokens = sum(outcome.prompt_tokens for outcome in outcomes.values())
-        completion_tokens = sum(outcome.completion_tokens for outcome in outcomes.values())
-        usage = model.usage((prompt_tokens, completion_tokens), batch=True)
+        prompt = sum(outcome.prompt_tokens for outcome in outcomes.values())
+        completion = sum(outcome.completion_tokens for outcome in outcomes.values())
+        usage = model.usage((prompt, completion), batch=True)
     kinds = Counter[str](outcome.kind for outcome in outcomes.values())
     counts = {kind: kinds[kind] for kind in ("cleaned", "rejected", "again")}
     ledger.record("merged", part=part.number, **counts, **vars(usage), **more)
@@ -259,8 +258,5 @@ def stop_if_halted(ledger: CleaningLedger) -> None:
     """Raises `ServiceError` where sending was stopped and the user has not said to go on."""
     if ledger.state.halted:
         rows = sum(part.requests for part in ledger.state.with_status(*UNSENT))
-        raise ServiceError(
-            f"sending stopped: {ledger.state.halted}",
-            hint="fix the cause, then `furnclip clean run --ignore-errors` sends the rest "
-            f"({rows} rows wait)",
-        )
+        hint = f"fix the cause, then `furnclip clean run --ignore-errors` sends the rest ({rows} rows wait)"
+        raise ServiceError(f"sending stopped: {ledger.state.halted}", hint=hint)

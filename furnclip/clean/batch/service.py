@@ -48,10 +48,9 @@ class RefusedError(Exception):
         return cls(error.status_code, str(error.code or ""), redact(message))
 
     def as_service_error(self) -> ServiceError:
-        return self.account_problem() or ServiceError(
-            f"the service refused (HTTP {self.status} {self.code}): {self.message}",
-            hint="fix the cause and run the same command again; nothing is lost",
-        )
+        said = f"the service refused (HTTP {self.status} {self.code}): {self.message}"
+        hint = "fix the cause and run the same command again; nothing is lost"
+        return self.account_problem() or ServiceError(said, hint=hint)
 
     def account_problem(self) -> ServiceError | None:
         """What the user has to fix before anything can be sent, or None when it is about one request."""
@@ -162,15 +161,16 @@ class BatchService:
             with self._explained(404):
                 expected_bytes = self._client.files.retrieve(file_id).bytes
                 content = self._client.files.content(file_id).content
-                json.loads(content.rsplit(b"\n", 1)[-1] or b"{}")  # the last line may be cut
         except RefusedError:
             return None
-        if expected_bytes and len(content) != expected_bytes:
-            problem = f"{len(content)} of {expected_bytes} bytes"
-            raise OutageError(
-                f"the result file `{file_id}` does not arrive whole ({problem})",
-                hint="run the same command again later; nothing is lost",
-            )
+        try:
+            json.loads(content.rsplit(b"\n", 1)[-1] or b"{}")  # the last line may be cut
+            is_whole = len(content) == (expected_bytes or len(content))
+        except ValueError:
+            is_whole = False
+        if not is_whole:
+            said = f"the result file `{file_id}` does not arrive whole"
+            raise OutageError(said, hint="run the same command again later; nothing is lost")
         return content
 
     @contextmanager

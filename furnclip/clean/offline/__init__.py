@@ -131,9 +131,8 @@ def title_pieces(title: str) -> list[str]:
 def _unnamed(title: str) -> list[str]:
     """Its pieces without names in capitals at their start."""
     pieces = title_pieces(title)
-    if title.isupper():
-        return pieces
-    return [piece for piece in map(_without_name, pieces) if piece] or pieces
+    named = () if title.isupper() else map(_without_name, pieces)
+    return [piece for piece in named if piece] or pieces
 
 
 def _is_shouted(word: str) -> bool:
@@ -146,11 +145,6 @@ def _without_name(piece: str) -> str:
     while words and _is_shouted(words[0]) and not _describes(words[0]):
         del words[0]
     return " ".join(words).strip(_EDGES)
-
-
-def object_type(title: str, vocabulary: AllowedWords) -> str:
-    """The kind of thing that a title is about, or `unknown`."""
-    return TitleReading(title, vocabulary).object_type
 
 
 def usual_material(name: str, kind: str, vocabulary: AllowedWords) -> str:
@@ -203,7 +197,7 @@ def find_brands(products: Iterable[Product | Rejection], vocabulary: AllowedWord
         folded = tuple(word.casefold() for word in opening)
         for length, word in enumerate(folded):
             following[folded[:length]][word] += 1
-        kinds[folded[0]].add(object_type(", ".join(pieces), vocabulary))
+        kinds[folded[0]].add(TitleReading(", ".join(pieces), vocabulary).object_type)
         is_apart = len(pieces) > 1 and len(opening) == len(pieces[0].split())
         if is_apart or _SHAPED.fullmatch(opening[0]):
             shown.add(folded[0])
