@@ -115,10 +115,8 @@ def _take_lock(path: Path, name: str, *, wait_s: float = 0) -> AcquireReturnProx
     try:
         return FileLock(path.with_name(name)).acquire(timeout=wait_s, poll_interval=0.01)
     except Timeout:
-        raise JournalError(
-            f"`{path}` is in use by another furnclip process",
-            hint="wait for that process to end, or stop it; nothing was changed",
-        ) from None
+        hint = "wait for that process to end, or stop it; nothing was changed"
+        raise JournalError(f"`{path}` is in use by another furnclip process", hint=hint) from None
 
 
 def encode_event(event: Mapping[str, Any]) -> bytes:
@@ -134,10 +132,8 @@ def read_journal(path: Path) -> Iterator[Event]:
     for number, line in journal_lines(path):
         event = _event(line)
         if event is None:
-            raise JournalError(
-                f"line {number} of `{path}` is damaged",
-                hint="restore the file from a backup, or move it away to start again",
-            )
+            hint = "restore the file from a backup, or move it away to start again"
+            raise JournalError(f"line {number} of `{path}` is damaged", hint=hint)
         yield event
 
 

@@ -206,16 +206,12 @@ def _compute_lineup(config: Config, contenders: list[_Contender], key: str) -> L
         contender.align(products)
     common = np.logical_and.reduce([contender.present("vec") for contender in contenders])
     if not common.any():
-        raise InputError(
-            "the vector files of these models have no product in common",
-            hint="run `furnclip embed` for each run on the same catalogue",
-        )
+        hint = "run `furnclip embed` for each run on the same catalogue"
+        raise InputError("the vector files of these models have no product in common", hint=hint)
     queries, vectors, own_rows = _encode_queries(config, contenders, products)
     if not queries:
-        raise InputError(
-            f"no queries found in `{config.arena.queries}`",
-            hint="use a text file with a query a line, a folder of images, or a larger test split",
-        )
+        hint = "use a text file with a query a line, a folder of images, or a larger test split"
+        raise InputError(f"no queries found in `{config.arena.queries}`", hint=hint)
     k = config.arena.k
     answers: dict[str, list[list[int]]] = {}  # rows of products, best first
     for contender, encoded in zip(contenders, vectors, strict=True):
@@ -266,10 +262,8 @@ def _encode_queries(config: Config, contenders: list[_Contender], products: _Pro
         for text in read_queries(path)[:limit]:
             queries.append(JudgedQuery(f"text:{content_hash(text)}", "text", text, category="text file"))
     else:
-        raise InputError(
-            f"`arena.queries` is `{wanted}`, which is neither a file nor a folder",
-            hint="use `images`, `texts`, `both`, a text file with a query a line, or a folder of images",
-        )
+        hint = "use `images`, `texts`, `both`, a text file with a query a line, or a folder of images"
+        raise InputError(f"`arena.queries` is `{wanted}`, which is neither a file nor a folder", hint=hint)
     vectors = [contender.encode(queries, config) for contender in contenders] if queries else []
     return queries, vectors, [-1] * len(queries)
 

@@ -91,15 +91,11 @@ class Terminal:
     def __init__(self) -> None:
         screens = [number for number in (_STDOUT, _STDERR) if os.isatty(number)]
         if not os.isatty(_STDIN) or not screens or sys.platform == "win32":
-            raise UsageError(
-                "the arena needs a terminal to vote in",
-                hint="run it in one, or vote from Python with `furnclip.ArenaApp`",
-            )
+            hint = "run it in one, or vote from Python with `furnclip.ArenaApp`"
+            raise UsageError("the arena needs a terminal to vote in", hint=hint)
         if environment_variables().get("TERM", "") in ("", "dumb"):
-            raise UsageError(
-                "this terminal cannot place text (TERM is empty or `dumb`)",
-                hint="use another terminal, or vote from Python with `furnclip.ArenaApp`",
-            )
+            hint = "use another terminal, or vote from Python with `furnclip.ArenaApp`"
+            raise UsageError("this terminal cannot place text (TERM is empty or `dumb`)", hint=hint)
         self._output, self._reader = screens[0], KeyReader()
         self._old_handlers: dict[int, Any] = {}
         self._ended_by, self._waiting = 0, False

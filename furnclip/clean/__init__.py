@@ -206,20 +206,16 @@ def _start_sending(ledger: CleaningLedger, *, ignore_errors: bool) -> None:
     prepared, clean = check_rows(ledger), ledger.config.clean
     repair_indexes(ledger)
     if (clean.backend, ledger.recipe.identity) != (prepared["backend"], prepared["identity"]):
-        raise UsageError(
-            "the requests were prepared for another backend, model or vocabulary",
-            hint="run `furnclip clean prepare` with these settings first",
-        )
+        hint = "run `furnclip clean prepare` with these settings first"
+        raise UsageError("the requests were prepared for another backend, model or vocabulary", hint=hint)
     if ignore_errors and ledger.state.halted:
         ledger.record("resumed", at=time.time())
 
 
 def _need_key(config: Config) -> None:
     if not config.openai_api_key.get_secret_value():
-        raise ConfigError(
-            "there is no OPENAI_API_KEY",
-            hint="put it into `.env` or the environment, or use `--backend local`: free and offline",
-        )
+        hint = "put it into `.env` or the environment, or use `--backend local`: free and offline"
+        raise ConfigError("there is no OPENAI_API_KEY", hint=hint)
 
 
 @contextmanager
@@ -238,10 +234,8 @@ def finalize(ledger: CleaningLedger, *, partial: bool) -> Report:
     check_results(ledger)
     repair_indexes(ledger)
     if prepared["catalogue_sha256"] != sha256_of(paths.products):
-        raise InputError(
-            f"`{paths.products}` was changed after it was prepared",
-            hint="run `furnclip clean run`: unchanged rows are not asked again",
-        )
+        hint = "run `furnclip clean run`: unchanged rows are not asked again"
+        raise InputError(f"`{paths.products}` was changed after it was prepared", hint=hint)
     # changes when another result file counts or a setting that shapes the output changes
     counted = [part.number for part in state.with_status("downloaded", "merged", "replaced")]
     facts = (prepared["rows_sha256"], counted, clean.fallback, clean.max_attempts, clean.queries)
@@ -284,10 +278,8 @@ def _write_files(ledger: CleaningLedger, *, partial: bool) -> Event:
                 reasons[outcome.reason] += 1
                 write_row(rejected, [*raw, outcome.reason, outcome.detail])
         if counts["pending"] and not partial:
-            raise ServiceError(
-                f"{counts['pending']} rows have no answer yet",
-                hint="run `furnclip clean run` to get them, or add `--partial` to write what is there",
-            )
+            hint = "run `furnclip clean run` to get them, or add `--partial` to write what is there"
+            raise ServiceError(f"{counts['pending']} rows have no answer yet", hint=hint)
     return {**counts, "reasons": dict(sorted(reasons.items()))}
 
 

@@ -218,8 +218,10 @@ def encode_product(
     if isinstance(product, Rejection):
         return entry._replace(reason=product.reason, detail=product.detail), None
     problem = found if isinstance(found, BrokenImage) else None
-    reads = [] if isinstance(found, BrokenImage) else [image.read for image in found]
-    for read in [bytes] if not product.images and product.title else reads:
+    readers = [] if isinstance(found, BrokenImage) else [image.read for image in found]
+    if not product.images and product.title:
+        readers = [bytes]  # no bytes: there is no image to look at
+    for read in readers:
         try:
             custom_id, line = _encode(product, read(), recipe, known, brands)
             return entry._replace(custom_id=custom_id), line

@@ -140,10 +140,8 @@ def _read_lines(path: Path, kind: type[IndexLine]) -> Iterator[IndexLine]:
             try:
                 yield kind(**from_json(line))
             except (ValueError, TypeError):
-                raise InputError(
-                    f"line {number} of `{path}` is damaged",
-                    hint="remove the file and run `furnclip clean run`: it is made again",
-                ) from None
+                hint = "remove the file and run `furnclip clean run`: it is made again"
+                raise InputError(f"line {number} of `{path}` is damaged", hint=hint) from None
 
 
 def is_intact(path: Path, sha256: str) -> bool:
@@ -251,10 +249,8 @@ def check_rows(ledger: CleaningLedger) -> Event:
     if prepared is None or not rows.is_file():
         raise MissingStageError(rows, command="furnclip clean prepare")
     if not is_intact(rows, prepared["rows_sha256"]):
-        raise InputError(
-            f"`{rows}` was changed after it was prepared",
-            hint="run `furnclip clean run`: it makes the file again, and no row is asked twice",
-        )
+        hint = "run `furnclip clean run`: it makes the file again, and no row is asked twice"
+        raise InputError(f"`{rows}` was changed after it was prepared", hint=hint)
     return prepared
 
 
@@ -310,10 +306,8 @@ def _damaged_results(ledger: CleaningLedger) -> Iterator[tuple[BatchPart, Path, 
 def check_results(ledger: CleaningLedger) -> None:
     """Raises `InputError` where an answer that arrived is missing."""
     for _, path, _, _ in _damaged_results(ledger):
-        raise InputError(
-            f"the result file `{path}` is missing or damaged",
-            hint="run `furnclip clean run`: it gets the file again, or tells what cannot be got",
-        )
+        hint = "run `furnclip clean run`: it gets the file again, or tells what cannot be got"
+        raise InputError(f"the result file `{path}` is missing or damaged", hint=hint)
 
 
 def restore_results(ledger: CleaningLedger, service: BatchService | None, *, give_up: bool) -> None:
@@ -331,7 +325,5 @@ def restore_results(ledger: CleaningLedger, service: BatchService | None, *, giv
             why = "the service does not keep it any more" if service else "only `openai` can fetch it"
             why = why if file_id else "no service keeps a copy"
             price = f"up to {part.requests}, about ${part.usage.cost_usd:.4f}"
-            raise InputError(
-                f"the result file `{path}` is missing or damaged, and {why}",
-                hint=f"restore it, or let `furnclip clean run --ignore-errors` ask its rows again ({price})",
-            )
+            hint = f"restore it, or let `furnclip clean run --ignore-errors` ask its rows again ({price})"
+            raise InputError(f"the result file `{path}` is missing or damaged, and {why}", hint=hint)

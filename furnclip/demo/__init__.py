@@ -181,10 +181,8 @@ def _run(folder: Path, stage: Stage, *, quietly: bool) -> Any:
     if code == Interrupted.exit_code:
         raise Interrupted
     if code:
-        raise FurnclipError(
-            f"`furnclip {stage.words[0]}` ended with exit code {code}",
-            hint="its own message is above; fix the cause and run the same `furnclip demo` again",
-        )
+        hint = "its own message is above; fix the cause and run the same `furnclip demo` again"
+        raise FurnclipError(f"`furnclip {stage.words[0]}` ended with exit code {code}", hint=hint)
     return json.loads(output) if quietly else None
 
 

@@ -87,10 +87,8 @@ def fetch(config: Config, *, refresh: bool = False) -> FetchSummary:
                     write_row(file, (row, product_id, redact(address), *problem))
     rows = () if summary.addresses else read_products(paths.products, paths)
     if not summary.addresses and not any(row.images for row in rows if not isinstance(row, Rejection)):
-        raise InputError(
-            f"no row of `{paths.products}` names an image",
-            hint="set `paths.image_column` to the column with the addresses of images",
-        )
+        hint = "set `paths.image_column` to the column with the addresses of images"
+        raise InputError(f"no row of `{paths.products}` names an image", hint=hint)
     if summary.addresses and sum(summary.failed.values()) == summary.addresses:
         counts = ", ".join(f"{count} {reason}" for reason, count in summary.failed.items())
         hint = f"`{failed}` has the reason of each; the same command tries them again"

@@ -169,8 +169,8 @@ class Viewer:
                 process.wait()
             if process.returncode != 0:
                 errors.seek(0)
-                said = errors.read(4096).decode("utf-8", "replace").strip().splitlines()
-                raise ViewerFailed(f"exit code {process.returncode}{f': {said[0][:120]}' if said else ''}")
+                said = errors.read(4096).decode("utf-8", "replace").strip().partition("\n")[0][:120]
+                raise ViewerFailed(": ".join(filter(None, (f"exit code {process.returncode}", said))))
             output.seek(0)
             return output.read(_MAX_OUTPUT_BYTES).decode("utf-8", "replace")
 

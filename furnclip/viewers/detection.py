@@ -192,10 +192,8 @@ def parse_template(setting: ViewerSetting) -> tuple[str, ...]:
     if unknown := sorted(used.difference(_PLACEHOLDERS)):
         close = nearest(unknown[0], _PLACEHOLDERS)
         known = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
-        raise ConfigError(
-            f"the viewer's `{{{unknown[0]}}}` is not a placeholder",
-            hint=f"did you mean `{{{close}}}`?" if close else f"known here: {known}",
-        )
+        hint = f"did you mean `{{{close}}}`?" if close else f"known here: {known}"
+        raise ConfigError(f"the viewer's `{{{unknown[0]}}}` is not a placeholder", hint=hint)
     if not problem and not arguments:
         problem = "is empty"
     elif not problem and placeholders(arguments[0]):

@@ -142,10 +142,8 @@ class Dispatcher:
     def _upload(self, part: BatchPart) -> None:
         ledger, path = self._ledger, self._ledger.workspace.part(part.number)
         if sha256_of(path) != part.sha256:
-            raise JournalError(
-                f"`{path}` was changed after it was planned",
-                hint="restore the file, or remove the folder `work/clean` to start again",
-            )
+            hint = "restore the file, or remove the folder `work/clean` to start again"
+            raise JournalError(f"`{path}` was changed after it was planned", hint=hint)
         number = f"{part.number:04d}-{part.uploads + 1}"
         filename = f"furnclip-{ledger.state.run}-{number}-{part.sha256[:8]}.jsonl"
         ledger.record("uploading", part=part.number, filename=filename)

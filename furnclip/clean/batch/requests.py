@@ -82,10 +82,8 @@ def find_model(config: CleaningConfig) -> VisionModel:
     known = [rows[family] for rows in (shipped, own) if family in rows]
     if not known and name not in own and config.backend == "openai":
         close = nearest(name, (*shipped, *own))
-        raise ConfigError(
-            f"no price or limits are known for the model `{name}`",
-            hint=f"did you mean `{close}`?" if close else f'add a `[clean.models."{name}"]` table',
-        )
+        hint = f"did you mean `{close}`?" if close else f'add a `[clean.models."{name}"]` table'
+        raise ConfigError(f"no price or limits are known for the model `{name}`", hint=hint)
     base = {"input_usd": 0.0, "output_usd": 0.0} if is_openai(config) else shipped[_ANY]
     rows = (*([] if family in shipped else [base]), *known, own.get(name, {}))
     row: dict[str, Any] = {key: value for facts in rows for key, value in facts.items()}
@@ -95,10 +93,8 @@ def find_model(config: CleaningConfig) -> VisionModel:
         model = VisionModel(id=name, family="" if name in shipped else family, **row)
     except ValidationError as error:
         key, problem = first_problem(error)
-        raise ConfigError(
-            f'`clean.models."{name}".{key}`: {problem.lower()}',
-            hint=f"keys of the table: {', '.join(VisionModel.model_fields)}",
-        ) from None
+        hint = f"keys of the table: {', '.join(VisionModel.model_fields)}"
+        raise ConfigError(f'`clean.models."{name}".{key}`: {problem.lower()}', hint=hint) from None
     if config.effort and config.effort not in model.efforts:
         efforts = ", ".join(model.efforts) or "none: it takes no such parameter"
         raise ConfigError(

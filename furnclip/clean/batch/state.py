@@ -145,10 +145,8 @@ def apply(state: State, event: Event) -> State:
     if not isinstance(name, str):
         raise JournalError("the event has no name", hint=DAMAGED_HINT)
     if name not in _RUN_EVENTS and name not in _PART_EVENTS:
-        raise JournalError(
-            f"the journal holds an event `{name}` that this version does not know",
-            hint="if a newer furnclip wrote it, `pip install -U furnclip`; else restore it from a backup",
-        )
+        hint = "if a newer furnclip wrote it, `pip install -U furnclip`; else restore it from a backup"
+        raise JournalError(f"the journal holds an event `{name}` that this version does not know", hint=hint)
     try:
         facts = vars(_shape(name).model_validate(event))
     except ValidationError as error:
