@@ -113,7 +113,9 @@ def check_answer(text: str, vocabulary: AllowedWords, *, in_thoughts: bool = Tru
         return CleanAnswer.model_validate_json(_encodable(text), context=vocabulary)
     except ValidationError as error:
         problem = error
-    text = _visible(text)
+    # without byte order marks, zero-width and control characters, and with plain blanks
+    kinds = ((c, unicodedata.category(c)[0]) for c in text)
+    text = "".join(" " if kind == "Z" else c for c, kind in kinds if kind != "C" or c in "\t\r\n")
     said = _THOUGHT_BEGINS.split(_THOUGHT_ENDS.split(text)[-1])[0]
     for place in (said, text) if in_thoughts else (said,):
         candidates = _candidates(place)
@@ -172,12 +174,6 @@ def _with_fields(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
 def _encodable(text: str) -> str:
     """`text` with lone surrogates replaced: no file and no terminal takes them."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _visible(text: str) -> str:
-    """`text` without byte order marks, zero-width and control characters, and with plain blanks."""
-    kinds = ((c, unicodedata.category(c)[0]) for c in text)
-    return "".join(" " if kind == "Z" else c for c, kind in kinds if kind != "C" or c in "\t\r\n")
 
 
 def user_text(title: str) -> str:
