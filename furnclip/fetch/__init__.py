@@ -110,8 +110,8 @@ def _key_of(address: str) -> int:
 
 
 @dataclass
-class _Server:
-    """What is known of one server name while a run asks it."""
+class _Host:
+    """What is known of one server while a run asks it."""
 
     free_at: float = 0.0  # time before which it wants to be left alone
     has_answered: bool = False
@@ -172,7 +172,7 @@ class _Run:
 
     async def _ask_server(self, addresses: list[str]) -> None:
         """The addresses of one server; those that failed and may work in a moment come after the others."""
-        server, again = _Server(), list[str]()
+        server, again = _Host(), list[str]()
 
         async def ask_some(attempt: int, waiting: Iterator[str]) -> None:
             for address in waiting:
@@ -192,7 +192,7 @@ class _Run:
             if addresses:
                 await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1))
 
-    async def _fetch(self, address: str, server: _Server, attempt: int) -> bool:
+    async def _fetch(self, address: str, server: _Host, attempt: int) -> bool:
         """Try an address once; whether it needs no other attempt."""
         summary, key = self._summary, _key_of(address)
         kept, is_other = self._shelf.find(key), False
@@ -218,7 +218,7 @@ class _Run:
         summary.unchanged += bool(kept) and not is_other
         return True
 
-    def _may_work_again(self, failure: Failure, server: _Server, attempt: int) -> bool:
+    def _may_work_again(self, failure: Failure, server: _Host, attempt: int) -> bool:
         is_silence = failure.reason in NO_ANSWER
         server.silences += is_silence
         server.has_answered |= not is_silence and failure.reason != "host-down"
