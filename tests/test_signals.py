@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from furnclip.clean.offline import colors
+from furnclip.clean.offline import reading
 from furnclip.images import encode_jpeg, letterbox, open_image
 from furnclip.prepare.fingerprint import fingerprint
 
@@ -120,7 +120,7 @@ def read_jpeg(jpeg: bytes) -> None:
 
 
 def name_colors(jpeg: bytes) -> None:
-    colors.color_shares(colors.read_pixels(open_image(jpeg, longest_px=64), 64))
+    reading.color_shares(reading.read_pixels(open_image(jpeg, longest_px=64), 64))
 
 
 def find_fingerprint(jpeg: bytes) -> None:
