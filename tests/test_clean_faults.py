@@ -313,11 +313,13 @@ def test_24_batch_is_listed_late(shop: CleanShop, server: BatchServer) -> None:
     assert len(server.batches) == 1
 
 
-def test_24_lost_upload_is_repeated(shop: CleanShop, server: BatchServer) -> None:
+def test_24_lost_upload_is_adopted_or_repeated(shop: CleanShop, server: BatchServer) -> None:
     server.faults.append(Fault("POST /files", "drop-reply", times=3))
     assert shop.run("run", env=server.env).code == 1
+    uploads = len(server.files)
     shop.run("run", env=server.env).ok()
     shop.check_all_settled()
+    assert len([file for file in server.files.values() if file.purpose == "batch"]) == uploads
     assert len(server.batches) == 1
 
 
@@ -533,6 +535,30 @@ def test_outage_while_watching_is_waited_out(shop: CleanShop, server: BatchServe
     server.faults.append(Fault("GET /batches/", "status:503", times=12))
     warned = shop.run("run", env=server.env).ok()
     assert warned.stderr.count("answers with HTTP 503; retrying") == 1
+    shop.check_all_settled()
+
+
+def test_a_batch_that_cannot_be_asked_for_does_not_hold_up_the_others(
+    shop: CleanShop, server: BatchServer
+) -> None:
+    fault = Fault("GET /batches/batch_000001", "status:503", times=10**6)
+    server.faults.append(fault)
+    stopped = shop.run("run", env=with_parts_of(server, 3))
+    assert stopped.code == 1
+    assert "HTTP 503" in stopped.stderr
+    parts = {event["part"] for event in shop.events("merged")}
+    assert len(parts) == len(server.batches) - 1
+    fault.times = 0
+    shop.run("run", env=with_parts_of(server, 3)).ok()
+    shop.check_all_settled()
+    assert set(server.asked.values()) == {1}
+
+
+def test_a_bill_far_from_the_estimate_is_warned_of(shop: CleanShop, server: BatchServer) -> None:
+    with (shop.folder / "furnclip.toml").open("a", encoding="utf-8") as file:
+        file.write('\n[clean.models."gpt-5-nano"]\nimage_multiplier = 1000.0\n')
+    warned = shop.run("run", env=server.env).ok()
+    assert "check `image_multiplier`" in warned.stderr
     shop.check_all_settled()
 
 

@@ -35,10 +35,10 @@ from furnclip.catalogue import (
     write_row,
 )
 from furnclip.clean import offline
-from furnclip.clean import plan as pricing
 from furnclip.clean.batch.results import Outcome, collect
 from furnclip.clean.batch.state import SENT, UNSENT, State
 from furnclip.clean.offline import find_brands, names_of, plain_title, settled
+from furnclip.clean.plan import estimate as estimate_parts
 from furnclip.clean.plan import prepare
 from furnclip.clean.prompt import FIELDS
 from furnclip.clean.workspace import (
@@ -136,7 +136,7 @@ def estimate(ledger: CleaningLedger, *, limit: int | None, sample: int | None, c
 
         with _service(ledger.config) as service:
             send_canary(ledger, service, waiting[0], once_more=True)
-    return asdict(pricing.estimate(waiting, ledger))
+    return asdict(estimate_parts(waiting, ledger))
 
 
 def cancel(ledger: CleaningLedger) -> list[int]:

@@ -272,7 +272,7 @@ class LiveSender:
                 if error.status_code not in _BUSY or tries == _RETRIES:
                     return _reply_line(custom_id, refused.status, refused.code, refused.message)
                 asked_s = error.response.headers.get("retry-after", "")
-                pause_s = float(asked_s) if asked_s.isdigit() else 0.5 * 2**tries
+                pause_s = float(asked_s) if asked_s.isdecimal() else 0.5 * 2**tries
                 self._stopping.wait(min(_LONGEST_PAUSE_S, pause_s))
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error

@@ -140,14 +140,19 @@ class Dispatcher:
                 raise error.as_service_error() from None
 
     def _upload(self, part: BatchPart) -> None:
-        ledger, path = self._ledger, self._ledger.workspace.part(part.number)
+        ledger, path, filename = self._ledger, self._ledger.workspace.part(part.number), part.filename
         if sha256_of(path) != part.sha256:
             hint = "restore the file, or remove the folder `work/clean` to start again"
             raise JournalError(f"`{path}` was changed after it was planned", hint=hint)
-        number = f"{part.number:04d}-{part.uploads + 1}"
-        filename = f"furnclip-{ledger.state.run}-{number}-{part.sha256[:8]}.jsonl"
-        ledger.record("uploading", part=part.number, filename=filename)
-        ledger.record("uploaded", part=part.number, file_id=self._service.upload(path, filename))
+        file_id: str | None = None
+        if part.status == "uploading":  # a crash came between the upload and its note
+            file_id = self._service.find_upload(filename, part.size_bytes)
+        else:
+            number = f"{part.number:04d}-{part.uploads + 1}"
+            filename = f"furnclip-{ledger.state.run}-{number}-{part.sha256[:8]}.jsonl"
+            ledger.record("uploading", part=part.number, filename=filename)
+        file_id = file_id or self._service.upload(path, filename)
+        ledger.record("uploaded", part=part.number, file_id=file_id)
 
     def _create(self, part: BatchPart) -> Batch:
         """Ask for the batch; a file that was just uploaded may take a moment to be found."""

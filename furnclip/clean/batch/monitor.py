@@ -19,13 +19,14 @@ from furnclip.clean.batch.dispatch import Dispatcher
 from furnclip.clean.batch.results import halt_on_same_error, merge, stop_if_halted
 from furnclip.clean.batch.service import TERMINAL, BatchService, OutageError, counts_of
 from furnclip.clean.batch.state import BatchPart
-from furnclip.clean.plan import Limits, backoff_s, cut_part, estimate, plan_retries
+from furnclip.clean.plan import Limits, backoff_s, calibrate, cut_part, estimate, plan_retries
 from furnclip.clean.workspace import CleaningLedger, PartRequest
 from furnclip.errors import ServiceError
 from furnclip.journal import Event, write_bytes
 
 _LATE_ID_POLLS = 10
 _MAX_CREATIONS = 3
+_SURPRISE = 0.25  # share of the estimate
 _MAX_OUTAGES = 20  # in a row
 _MAX_INTERVALS = 10  # times the poll interval
 _KNOWN = TERMINAL | {"validating", "in_progress", "finalizing", "cancelling"}
@@ -61,7 +62,8 @@ class Monitor:
                 interval_s = min(interval_s, self._clean.poll_interval_s * _MAX_INTERVALS)
                 if not has_moved:
                     meter.show(*rows_answered(self.ledger, self._polled))
-                    waiting = [] if self._dispatcher.open() else self._dispatcher.waiting()
+                    is_expected = self._dispatcher.open() or self._outages
+                    waiting = [] if is_expected else self._dispatcher.waiting()
                     left_s = waiting[0].not_before - time.time() if waiting else interval_s
                     time.sleep(max(0.01, min(interval_s, left_s)))
 
@@ -79,18 +81,22 @@ class Monitor:
 
     def _receive(self) -> None:
         """Poll the batches and fetch what has ended. An outage is waited out: it may take hours."""
-        try:
-            self._fetch_ended()
-            for part in self.ledger.state.with_status("open"):
-                self._poll(part, self.service.get(part.batch_id))
-            self._fetch_ended()
-            self._outages = 0
-        except OutageError as error:
-            self._outages += 1
-            if self._outages == 1:
-                console.warn(f"{error.message}; retrying")
-            if self._outages > _MAX_OUTAGES:
-                raise
+        outage: OutageError | None = None
+        for part in self.ledger.state.with_status("open", "ended"):
+            try:
+                if part.status == "open":
+                    self._poll(part, self.service.get(part.batch_id))
+                if self.ledger.state.parts[part.number].status == "ended":
+                    self._download(self.ledger.state.parts[part.number])
+            except OutageError as error:  # other parts may still come
+                outage = error
+        for part in self.ledger.state.with_status("downloaded", backend="openai"):
+            self._merge(part)
+        self._outages = self._outages + 1 if outage else 0
+        if outage and self._outages > _MAX_OUTAGES:
+            raise outage
+        if outage and self._outages == 1:
+            console.warn(f"{outage.message}; retrying")
 
     def _poll(self, part: BatchPart, batch: Batch) -> None:
         before = self._polled.get(part.number)
@@ -162,11 +168,16 @@ class Monitor:
         limits = Limits(part.requests, part.size_bytes + 1, part.tokens + 1, 0)
         cut_part(self.ledger, part, limits, requests=good, rejected=rejected)
 
-    def _fetch_ended(self) -> None:
-        for part in self.ledger.state.with_status("ended"):
-            self._download(part)
-        for part in self.ledger.state.with_status("downloaded", backend="openai"):
-            merge(self.ledger, part)
+    def _merge(self, part: BatchPart) -> None:
+        expected = calibrate(self.ledger).prompt_tokens(part)
+        merge(self.ledger, part)
+        billed = self.ledger.state.parts[part.number].usage.prompt_tokens
+        if part.counts[1] == part.requests and abs(billed - expected) > _SURPRISE * expected:
+            # prices and limits would be off as well
+            console.warn(
+                f"part {part.number} was billed {billed:,} input tokens, {expected:,} were expected; "
+                "check `image_multiplier` of the model"
+            )
 
     def _download(self, part: BatchPart) -> None:
         output, errors, _ = self.ledger.workspace.results(part.number)

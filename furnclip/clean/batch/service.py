@@ -118,6 +118,14 @@ class BatchService:
         with self._explained(), path.open("rb") as file:
             return client.files.create(file=(filename, file), purpose="batch").id
 
+    def find_upload(self, filename: str, size_bytes: int) -> str | None:
+        """A file that was uploaded before a crash could note its id."""
+        with self._explained():
+            for file in self._client.files.list(purpose="batch", limit=1000, order="desc"):
+                if file.filename == filename and file.bytes == size_bytes:
+                    return file.id
+        return None
+
     def create(self, file_id: str, endpoint: str, metadata: Mapping[str, str]) -> Batch:
         """A new batch. Raises `RefusedError` for a definite no and `UnsureError` for anything else."""
         with _sure():
