@@ -113,7 +113,10 @@ class VoteBook:
         return list(self.numbered_votes().values())
 
     def numbered_votes(self) -> dict[int, Vote]:
-        """Every vote that counts by its line: not taken back, nor a rater's second one on the same trial."""
+        """Every vote that counts by its line: not taken back, nor a rater's second one on the same trial.
+
+        Raises `InputError` naming the line that cannot be one of this file.
+        """
         lines: dict[str, int] = {}
         votes: dict[int, Vote] = {}
         for number, line, content in self._lines():

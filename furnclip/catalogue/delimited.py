@@ -34,7 +34,10 @@ Row = tuple[list[str], str, str]  # cells; a reason and its detail where they ca
 
 
 class Table(Iterator[str]):
-    """A file's header, and its rows: read strictly and, where that fails, line by line."""
+    """A file's header, and its rows: read strictly and, where that fails, line by line.
+
+    Iterating gives the lines below the header to `csv`. Raises `InputError` where there is no header.
+    """
 
     def __init__(self, path: Path) -> None:
         sample: list[str] = []

@@ -57,7 +57,10 @@ class Recognition:
 
 
 def recognize(path: Path, *, reserved: Iterable[str] = ()) -> Recognition:
-    """What a file is, told by its header and first rows; `reserved`: names that a column cannot have."""
+    """What a file is, told by its header and first rows. Raises `InputError` for what is no catalogue.
+
+    reserved: names that a column cannot have.
+    """
     names = read_records(path)[0]
     records = read_records(path, ImageStore(tuple(names), None, path.stem))[1]
     sample = [record for record in islice(records, _SAMPLE_ROWS) if not record.reason]

@@ -104,7 +104,10 @@ def settings_file(path: Path | None) -> Path:
 def _permitted(
     files: Mapping[Path, dict[str, Any]], own: Mapping[str, Any], *, trust: bool
 ) -> dict[str, Any]:
-    """The settings of the files, highest precedence first, once the user permits the sensitive ones."""
+    """The settings of the files, highest precedence first, once the user permits the sensitive ones.
+
+    The user's own values need no permission. A viewer that is not permitted is replaced by `auto`.
+    """
     settings: dict[str, Any] = {}
     for values in files.values():
         settings = merged(values, settings)
@@ -193,7 +196,10 @@ def config_template(paths: Mapping[str, Any] = MappingProxyType({})) -> str:
 def write_templates(
     folder: Path, *, force: bool = False, paths: Mapping[str, Any] = MappingProxyType({})
 ) -> list[Path]:
-    """Write `furnclip.toml` and `.env.example`; the paths written. Without `force` nothing is overwritten."""
+    """Write `furnclip.toml`, with these `paths`, and `.env.example` into `folder`; the paths written.
+
+    Raises `ConfigError` when one exists and `force` is off; then nothing is written.
+    """
     contents = {folder / _FILE_NAME: config_template(paths), folder / ".env.example": _ENV_EXAMPLE}
     existing = [path.name for path in contents if path.exists()]
     if existing and not force:

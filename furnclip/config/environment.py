@@ -59,7 +59,10 @@ class Launch:
 
 
 def torchrun_launch() -> Launch:
-    """What torchrun started; one process unless its variables fit together: a left-over `RANK` would wait."""
+    """What torchrun started; a single process unless all of its variables are there and fit together.
+
+    A left-over `RANK` would make a process wait for others that were never started.
+    """
     missing = [name for name in (*_TORCHRUN_NUMBERS, *_TORCHRUN_TEXTS) if not os.environ.get(name)]
     texts = {name: os.environ.get(name, "") for name in _TORCHRUN_NUMBERS}
     if not missing and all(text.isdecimal() for text in texts.values()):
@@ -77,7 +80,11 @@ def torchrun_launch() -> Launch:
 
 
 def adopt_dotenv(folder: Path, *, trust: bool = False) -> dict[str, str]:
-    """Set the libraries' variables of `folder/.env` in the process, if permitted; furnclip's are returned."""
+    """Set the libraries' variables of `folder/.env` in the process, and return furnclip's own ones.
+
+    Call it before a library that reads its variables on import. Raises `ConfigError` for a sensitive one
+    that the user has not allowed.
+    """
     path = folder / ".env"
     own: dict[str, str] = {}
     ignored: list[str] = []
@@ -116,7 +123,10 @@ def _read_dotenv(path: Path) -> dict[str, str]:
 
 
 def read_text(path: Path) -> str:
-    """A settings file's text: UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it."""
+    """A settings file's text: UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it.
+
+    Raises `ConfigError` naming the file when it is neither, or `InputError` when it is no regular file.
+    """
     with open_regular(path, what="the settings file") as file:
         data = file.read(_LARGEST_BYTES + 1)
     if len(data) > _LARGEST_BYTES:

@@ -158,10 +158,8 @@ class _Run:
 
     async def _ask_all(self, servers: list[list[str]]) -> None:
         """All addresses, server by server, so that one that is slow holds up no other."""
-        self._downloader, self._room = (
-            Downloader(self._settings),
-            asyncio.Semaphore(self._settings.concurrency),
-        )
+        self._downloader = Downloader(self._settings)
+        self._room = asyncio.Semaphore(self._settings.concurrency)
         with ThreadPoolExecutor(_WRITERS) as self._writers:
             try:
                 await asyncio.gather(*map(self._ask_server, servers))
