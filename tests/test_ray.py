@@ -165,9 +165,10 @@ def run(shop: Path, command: str, environment: dict[str, str]) -> subprocess.Pop
 def hashes(shop: Path, command: str) -> dict[str, str]:
     """Of what a command has written."""
     work = shop / "work"
-    vectors = work / "embeddings/master_vectors.parquet"
-    files = [vectors] if command == "embed" else sorted((work / "shards").rglob("*.*"))
-    return {str(path.relative_to(work)): sha256_of(path) for path in files}
+    written = work / ("embeddings/master_vectors.parquet" if command == "embed" else "shards")
+    found = {str(path.relative_to(work)): sha256_of(path) for path in written.rglob("*.*")}
+    assert found
+    return found
 
 
 def has_begun(shop: Path, command: str) -> bool:
