@@ -18,20 +18,25 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
 ROOT = Path(__file__).parents[1]
-# `search` and `serve` must do without torch, and `demo` and `update` start processes themselves.
-COMMANDS = ("clean", "prepare", "fetch", "train", "embed", "eval")
+# `serve` names its process; `demo` and `update` start others.
+_STARTED = ("serve", "demo", "update")
 # The first letters of variables that Python and the libraries read while they are imported.
 _READ_AT_IMPORT = re.compile("PYTHON|HF_|TRANSFORMERS_|TOKENIZERS_|OMP_|MKL_|TORCH|CUDA_|LANG|LC_|LD_")
+# Of LanceDB what it imports: itself it starts threads, which a fork would lose.
 _LIBRARIES = (
-    *("boto3", "httpx", "numpy", "openai", "peft", "PIL.Image", "pyarrow.parquet", "pydantic"),
-    *("rich.console", "safetensors.torch", "typer"),
+    *("boto3", "httpx", "lance_namespace", "numpy", "onnx", "openai", "pandas", "peft", "pyarrow.dataset"),
+    *("pyarrow.parquet", "pydantic", "rapidfuzz", "rich.console", "safetensors.torch", "snowballstemmer"),
+    *("typer", "furnclip.clean.batch.monitor", "furnclip.clean.live", "furnclip.evaluate.measure"),
+    *("furnclip.fetch", "furnclip.prepare.run", "furnclip.train.run"),
 )
 _OF_CLIP = ("configuration_clip", "modeling_clip", "tokenization_clip", "image_processing_clip")
 
@@ -75,6 +80,18 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
+    def kill_while_waited_for(self) -> None:
+        """SIGKILL until it is gone, while another thread is in `wait`."""
+        with suppress(ProcessLookupError):
+            while True:
+                os.kill(self.pid, signal.SIGKILL)
+                time.sleep(0.001)
+
 
 def run_ranks(
     count: int, words: Sequence[str], cwd: Path, *, module: str = "furnclip", env: Mapping[str, str] = {}
@@ -98,7 +115,7 @@ def run_ranks(
 
 def can_fork(command: str, env: Mapping[str, str]) -> bool:
     """Whether the libraries would read the same variables as those that are imported."""
-    return command in COMMANDS and _read_at_import(env) == _read_at_import(of_the_server())
+    return command not in _STARTED and _read_at_import(env) == _read_at_import(of_the_server())
 
 
 def _read_at_import(env: Mapping[str, str]) -> dict[str, str]:

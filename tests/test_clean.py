@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import sys
-from multiprocessing import connection
 from pathlib import Path
 
 import pexpect
@@ -507,14 +506,12 @@ def test_live_answers_survive_a_kill(shop: CleanShop, server: BatchServer, chang
         if call == "POST /chat/completions" and moment == "before":
             answered += 1
             if answered == 5:
-                process.kill()
-                connection.wait([process.sentinel])
+                process.kill_while_waited_for()
 
     server.on_call = count
     env = {**live(server), "FURNCLIP_CLEAN__CONCURRENCY": "1"}
     process = clean_child.start(shop.folder, env, "clean", "run")
-    process.join(60)
-    assert process.exitcode == -9
+    assert process.wait(60) == -9
     if changed:  # other settings: parts are cut again, but what was answered stays
         env = {**live(server), "FURNCLIP_CLEAN__PART_REQUESTS": "5"}
         shop.run("run", env=env).ok()

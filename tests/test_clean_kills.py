@@ -15,8 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from tests import clean_child
 from tests.batch_server import BatchServer, CutError
 from tests.clean_shop import fold, with_parts_of
 from tests.drawn_shop import rows, write_shop
+from tests.forked import Forked
 
 PRODUCTS = 20
 PARTS = 7  # of three requests; the retry of one row makes an eighth
@@ -67,8 +66,7 @@ def environment(server: BatchServer) -> dict[str, str]:
 def finish(folder: Path, server: BatchServer) -> Result:
     """Run the command to its end and collect what matters."""
     process = clean_child.start(folder, environment(server), "clean", "run")
-    process.join(60)
-    assert process.exitcode == 0, (folder / "talk.txt").read_text(encoding="utf-8")
+    assert process.wait(60) == 0, (folder / "talk.txt").read_text(encoding="utf-8")
     work = folder / "work" / "clean"
     assert server.calls.count("POST /chat/completions") <= 1, "a trial request is never sent twice"
     return Result(
@@ -92,7 +90,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 def kill_on_call(
-    server: BatchServer, process: Callable[[], ForkServerProcess], call: str, moment: str, *, skip: int
+    server: BatchServer, process: Callable[[], Forked], call: str, moment: str, *, skip: int
 ) -> threading.Event:
     """SIGKILL when the server gets the (skip + 1)th such call; `instead`: and never acts on it."""
     done = threading.Event()
@@ -105,9 +103,7 @@ def kill_on_call(
         if sum(seen.values()) <= skip:
             return
         done.set()
-        process().kill()
-        # Not `join`: the test itself is joining, and only one of two threads would get the exit code.
-        connection.wait([process().sentinel])
+        process().kill_while_waited_for()
         if moment == "instead":
             raise CutError
 
@@ -132,13 +128,12 @@ def test_killed_around_a_request(
 ) -> None:
     folder = shop_folder(tmp_path / "shop")
     skips = {"GET /models": 0, "POST /chat": 0}
-    running: list[ForkServerProcess] = []
+    running: list[Forked] = []
     skip = skips.get(call, 2)
     killed = kill_on_call(server, lambda: running[0], call, moment, skip=skip)
     running.append(clean_child.start(folder, environment(server), "clean", "run"))
-    running[0].join(60)
+    assert running[0].wait(60) == -9
     assert killed.is_set()
-    assert running[0].exitcode == -9
     assert finish(folder, server) == undisturbed
 
 
@@ -168,12 +163,12 @@ def test_killed_after_an_event(tmp_path: Path, server: BatchServer, undisturbed:
     journal = folder / "work" / "clean" / "journal.jsonl"
     process = clean_child.start(folder, environment(server), "clean", "run")
     wanted = f'{{"event": "{event}"'.encode()
-    while process.is_alive():
+    while process.poll() is None:
         if journal.exists() and journal.read_bytes().count(wanted) >= EVENTS[event]:
             process.kill()
             break
         time.sleep(0.0005)
-    process.join(60)
+    process.wait(60)
     assert journal.read_bytes().count(wanted) >= EVENTS[event]
     assert finish(folder, server) == undisturbed
 
@@ -187,8 +182,7 @@ def test_killed_between_a_deed_and_its_note(
 ) -> None:
     folder = shop_folder(tmp_path / "shop")
     process = clean_child.start(folder, environment(server), "clean", "run", die_before=event)
-    process.join(60)
-    assert process.exitcode == -9
+    assert process.wait(60) == -9
     assert finish(folder, server) == undisturbed
 
 
@@ -198,7 +192,7 @@ def test_lost_trial_request_stays_on_the_bill(
     """Answered and perhaps billed, but nobody noted it: not sent again, and counted as unconfirmed."""
     folder = shop_folder(tmp_path / "shop")
     process = clean_child.start(folder, environment(server), "clean", "run", die_before="canary")
-    process.join(60)
+    assert process.wait(60) == -9
     assert finish(folder, server) == undisturbed
     assert len(server.bodies) == 1
     state = fold(read_journal(folder / "work" / "clean" / "journal.jsonl"))
@@ -221,12 +215,11 @@ def test_killed_at_random_moments(tmp_path: Path, undisturbed: Result) -> None:
             prepare_scripts(server)
             for _ in range(chance.randint(1, 8)):
                 process = clean_child.start(folder, environment(server), "clean", "run")
-                process.join(chance.uniform(0.0, 0.7))
-                if process.exitcode is not None:
-                    assert process.exitcode == 0, (folder / "talk.txt").read_text(encoding="utf-8")
+                time.sleep(chance.uniform(0.0, 0.7))
+                if (code := process.poll()) is not None:
+                    assert code == 0, (folder / "talk.txt").read_text(encoding="utf-8")
                     break
                 process.kill()
-                process.join()
                 kills += 1
             assert finish(folder, server) == undisturbed
     print(f"{kills} kills over {shops} runs")
@@ -239,9 +232,7 @@ def test_two_at_once(tmp_path: Path, server: BatchServer, undisturbed: Result) -
     while not (folder / "work" / "clean" / "journal.jsonl").exists():
         time.sleep(0.001)
     second = clean_child.start(folder, environment(server), "clean", "run")
-    second.join(60)
-    assert second.exitcode == 1
+    assert second.wait(60) == 1
     assert "is in use by another furnclip process" in (folder / "talk.txt").read_text(encoding="utf-8")
-    first.join(60)
-    assert first.exitcode == 0
+    assert first.wait(60) == 0
     assert finish(folder, server) == undisturbed

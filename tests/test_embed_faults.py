@@ -7,29 +7,44 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
 
 from furnclip import vectors
-from furnclip.cli.commands import app
 from furnclip.errors import InputError
+from tests.conftest import invoke
+from tests.drawn_shop import write_shop
+from tests.forked import Forked
 from tests.test_embed import embed, prepare, table_of
+from tests.test_signals import wait_for_our_code
 
 FULL = os.environ.get("FURNCLIP_FULL") == "1"
 VECTORS = "work/embeddings/master_vectors.parquet"
 
 
 def run(shop: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(app, [*arguments, "--config", str(shop / "furnclip.toml")])
+    return invoke(*arguments, "--config", shop / "furnclip.toml")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+    """A shop with its vectors."""
+    shop = write_shop(tmp_path_factory.mktemp("made") / "shop", products=12, model=tiny_clip)
+    embed(shop)
+    return shop
+
+
+@pytest.fixture
+def embedded(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "shop"))
 
 
 def refused(done: Result, *words: str) -> None:
@@ -99,8 +114,8 @@ DAMAGES: dict[str, Callable[[pa.Table], pa.Table]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_vector_file_is_told_and_made_again(shop: Path, damage: str) -> None:
-    embed(shop)
+def test_a_damaged_vector_file_is_told_and_made_again(embedded: Path, damage: str) -> None:
+    shop = embedded
     good = (shop / VECTORS).read_bytes()
     rewritten(shop / VECTORS, DAMAGES[damage])
     with pytest.raises(InputError, match=r"master_vectors\.parquet`"):
@@ -110,8 +125,8 @@ def test_a_damaged_vector_file_is_told_and_made_again(shop: Path, damage: str) -
 
 
 @pytest.mark.parametrize("value", ["not hexadecimal", None, "f" * 40])
-def test_hashes_of_another_shape_are_not_used_again(shop: Path, value: str | None) -> None:
-    embed(shop)
+def test_hashes_of_another_shape_are_not_used_again(embedded: Path, value: str | None) -> None:
+    shop = embedded
     good = (shop / VECTORS).read_bytes()
     rewritten(
         shop / VECTORS,
@@ -129,9 +144,8 @@ def with_key(table: pa.Table, key: str) -> str:
     return json.dumps({**json.loads(table.schema.metadata[b"furnclip"]), "key": key})
 
 
-def test_other_bytes_in_a_vector_file_are_told_or_harmless(shop: Path) -> None:
-    embed(shop)
-    path = shop / VECTORS
+def test_other_bytes_in_a_vector_file_are_told_or_harmless(embedded: Path) -> None:
+    path = embedded / VECTORS
     good, whole = contents(path), path.read_bytes()
     chance, told = random.Random(5), 0
     for _ in range(10_000 if FULL else 100):
@@ -146,11 +160,12 @@ def test_other_bytes_in_a_vector_file_are_told_or_harmless(shop: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [os.mkfifo, Path.mkdir, Path.touch, lambda path: path.symlink_to(path)])
-def test_something_else_in_place_of_a_vector_file_is_told(shop: Path, place: Callable[[Path], None]) -> None:
-    embed(shop)
-    (shop / VECTORS).unlink()
-    place(shop / VECTORS)
-    assert "master_vectors.parquet" in contents(shop / VECTORS)
+def test_something_else_in_place_of_a_vector_file_is_told(
+    embedded: Path, place: Callable[[Path], None]
+) -> None:
+    (embedded / VECTORS).unlink()
+    place(embedded / VECTORS)
+    assert "master_vectors.parquet" in contents(embedded / VECTORS)
 
 
 def contents(path: Path) -> str:
@@ -165,8 +180,8 @@ def contents(path: Path) -> str:
 
 
 @pytest.mark.parametrize("column", ["title", "image", "content_hash", "vec_clip_base"])
-def test_a_small_file_that_unpacks_to_gigabytes_is_refused(shop: Path, column: str) -> None:
-    embed(shop)
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(embedded: Path, column: str) -> None:
+    shop = embedded
     table = pq.read_table(shop / VECTORS)
     if column == "vec_clip_base":
         groups, many = 1, table.take(pa.array([0] * 250_000))
@@ -184,10 +199,12 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused(shop: Path, column: s
 # --- row groups left by a kill, and what lies beside them
 
 
-@pytest.fixture
-def unfinished(shop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     """A shop whose row groups are encoded, and whose vector file is not written: a kill's leftovers."""
-    monkeypatch.setenv("FURNCLIP_EMBED__ROW_GROUP_ROWS", "5")
+    shop = write_shop(tmp_path_factory.mktemp("stopped") / "shop", products=12, model=tiny_clip)
+    with (shop / "furnclip.toml").open("a") as settings:
+        settings.write("\n[embed]\nrow_group_rows = 5\n")
     row_groups = embed(shop)["row_groups"]
     expected = (shop / VECTORS).read_bytes()
     shutil.rmtree(shop / "work/embeddings")
@@ -197,6 +214,11 @@ def unfinished(shop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (shop / "expected").write_bytes(expected)
     assert len(list((shop / "work/embeddings/parts").glob("*/part-*"))) == row_groups > 2
     return shop
+
+
+@pytest.fixture
+def unfinished(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "shop"))
 
 
 def shortened(path: Path) -> None:
@@ -309,17 +331,20 @@ def test_an_interrupt_at_any_moment_is_one_line(shop: Path, command: tuple[str, 
 
 
 def interrupted(shop: Path, command: tuple[str, ...], *, after_s: float) -> tuple[int, str, str]:
-    """Exit code and output of a process that gets SIGINT after so long, or ends before."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "furnclip", *command],
-        cwd=shop,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        stdout, stderr = process.communicate(timeout=after_s)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
-    return process.returncode, stdout, stderr
+    """Exit code and output of a command that gets SIGINT so long after its first line, or ends before.
+
+    What happens while Python and the libraries are loaded is in `test_signals.py`.
+    """
+    with TemporaryFile() as stdout, TemporaryFile() as stderr:
+        process = Forked(command, shop, os.environ, stdout, stderr)
+        wait_for_our_code(process)
+        try:
+            code = process.wait(after_s)
+        except TimeoutError:
+            process.send_signal(signal.SIGINT)
+            code = process.wait(60)
+        said = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            said.append(file.read().decode())
+    return code, said[0], said[1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ from furnclip.train.checkpoints import Position
 from furnclip.train.run import verdict
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from tests.conftest import Cli
-from tests.forked import Forked, run_ranks
-from tests.training import command, loop_of, losses, run_train, weights_of
+from tests.forked import run_ranks
+from tests.training import command, loop_of, losses, run_train, start_train, wait_for_events, weights_of
 
 CPU = ModelConfig(device="cpu", precision="fp32")
 KILLS = 20 if os.environ.get("FURNCLIP_FULL") else 2
@@ -194,11 +194,12 @@ def test_other_settings_or_data_are_refused_with_what_changed(ready: Path) -> No
 
 
 def test_a_teacher_counts_as_its_weight_says_and_is_named(ready: Path) -> None:
-    run_train(ready, scenario="full", run="teacher", epochs=3, lr=3e-3)
+    run_train(ready, scenario="full", run="teacher", epochs=3, lr=3e-3, wise_ft=False)
     teacher = ready / "work" / "runs" / "teacher" / "model"
     first = {}
     for weight in (0, 1, 3):
         flags = {"teacher": str(teacher), "teacher_weight": weight, "lora_dropout": 0, "attribute_weight": 0}
+        flags |= {"wise_ft": False}
         run_train(ready, run=f"weight-{weight}", scenario="dual_lora", epochs=1, **flags)
         first[weight] = losses(ready / "work" / "runs" / f"weight-{weight}")[0][1]
     distance = 2 * first[1] - first[0]
@@ -228,15 +229,11 @@ def _weights(run: Path) -> bytes:
 
 def _killed(folder: Path, run: str, *, after_events: int, delay_s: float) -> bool:
     """Start the run and SIGKILL it once its metrics have grown; False when it ended before."""
-    metrics = folder / "work" / "runs" / run / "metrics.jsonl"
-    with Path(os.devnull).open("wb") as silent:
-        process = Forked(["train", "--run", run], folder, os.environ, silent, silent)
-    while process.poll() is None and len(list(read_journal(metrics))) < after_events:
-        time.sleep(0.005)
+    process = start_train(folder, "--run", run)
+    wait_for_events(process, folder / "work" / "runs" / run, after_events)
     time.sleep(delay_s)
     ended = process.poll() is not None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     return not ended
 
 
@@ -295,16 +292,19 @@ def test_a_poisoned_weight_stops_before_the_step_and_names_samples(ready: Path) 
     assert all(torch.equal(before[name], after[name]) for name in before if name != poisoned)
 
 
+STUCK: dict[str, Any] = {"lr": 1e-12, "epochs": 40, "effective_batch_size": 12, "checkpoint_interval_s": 600}
+
+
 def test_a_loss_that_stays_at_chance_stops_with_a_diagnosis(ready: Path) -> None:
     with pytest.raises(ModelError, match="the loss has stayed at") as caught:
-        run_train(ready, scenario="linear_probe", lr=1e-12, epochs=40, effective_batch_size=12, run="stuck")
+        run_train(ready, scenario="linear_probe", run="stuck", **STUCK)
     assert "chance (ln" in caught.value.message
     assert "--lr" in caught.value.hint
 
 
 def test_a_teacher_that_knows_nothing_is_no_reason_to_stop(ready: Path, tiny_clip: Path) -> None:
-    flags = {"lr": 1e-12, "epochs": 40, "effective_batch_size": 12, "teacher": str(tiny_clip)}
-    assert run_train(ready, scenario="linear_probe", **flags)["epochs_done"] == 40
+    card = run_train(ready, scenario="linear_probe", teacher=str(tiny_clip), **STUCK)
+    assert card["epochs_done"] == 40
 
 
 @pytest.mark.parametrize(

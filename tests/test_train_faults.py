@@ -19,10 +19,9 @@ import pytest
 
 from furnclip.config import torchrun_launch
 from furnclip.journal import aside_name, read_journal
-from tests import train_child
 from tests.conftest import Cli
 from tests.small_disk import small_disk
-from tests.training import command, losses, run_train
+from tests.training import SAID, command, end_train, losses, run_train, start_train, wait_for_events
 
 DEAD = 2**22 + 1  # no process has this number
 HERE = "0" * 8  # no machine has this name's checksum
@@ -44,28 +43,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    "flags", [(), ("--no-resume",), ("--lr", "0.5"), ("--scenario", "linear_probe", "--no-resume")]
-)
-def test_a_second_training_changes_nothing_of_the_first(
-    ready: Path, whole: Path, flags: tuple[str, ...]
-) -> None:
-    first = train_child.start(ready, "--run", "one")
+def test_a_second_training_changes_nothing_of_the_first(ready: Path, whole: Path) -> None:
+    first = start_train(ready, "--run", "one")
     run = ready / "work" / "runs" / "one"
-    train_child.wait_for_events(first, run, 5)
-    assert first.pid is not None
-    os.kill(first.pid, signal.SIGSTOP)
+    wait_for_events(first, run, 5)
+    first.send_signal(signal.SIGSTOP)
     try:
         before = contents(run)
-        refused = command(ready, "train", "--run", "one", *flags)
-        assert contents(run) == before
+        for flags in ((), ("--no-resume",), ("--lr", "0.5"), ("--scenario", "linear_probe", "--no-resume")):
+            refused = command(ready, "train", "--run", "one", *flags)
+            assert contents(run) == before
+            assert refused.code == 1
+            assert "runs/one` is in use by another furnclip process" in refused.stderr.replace("\n", "")
+            assert "nothing was changed" in refused.stderr
     finally:
-        os.kill(first.pid, signal.SIGCONT)
-    first.join()
-    assert refused.code == 1
-    assert "runs/one` is in use by another furnclip process" in refused.stderr.replace("\n", "")
-    assert "nothing was changed" in refused.stderr
-    assert first.exitcode == 0
+        first.send_signal(signal.SIGCONT)
+    assert first.wait(60) == 0
     assert losses(run) == losses(whole)
 
 
@@ -78,24 +71,24 @@ def test_starting_over_keeps_the_old_run_until_the_new_one_can_begin(ready: Path
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "moments"), [(signal.SIGTERM, (1, 3)), (signal.SIGHUP, (3, 9)), (signal.SIGINT, (9, 1))]
+)
 def test_a_signal_ends_a_run_that_goes_on_bit_for_bit(
-    ready: Path, whole: Path, number: signal.Signals
+    ready: Path, whole: Path, number: signal.Signals, moments: tuple[int, ...]
 ) -> None:
     run = ready / "work" / "runs" / "one"
     chance = random.Random(int(number))
-    for events in (1, 3, 9):  # from the first on the command handles signals
-        process = train_child.start(ready, "--run", "one")
-        train_child.wait_for_events(process, run, events)
+    for events in moments:  # from the first on the command handles signals
+        process = start_train(ready, "--run", "one")
+        wait_for_events(process, run, events)
         time.sleep(chance.random() * 0.05)
-        assert process.pid is not None
-        os.kill(process.pid, number)
-        process.join()
-        assert process.exitcode in (128 + number, 0)
-    said = (ready / train_child.SAID).read_text()
+        process.send_signal(number)
+        assert process.wait(60) in (128 + number, 0)
+    said = (ready / SAID).read_text()
     assert "interrupted" in said
     assert "Traceback" not in said
-    assert train_child.run(ready, "--run", "one")[0] == 0
+    assert end_train(ready, "--run", "one")[0] == 0
     assert losses(run) == losses(whole)
     assert model_bytes(run) == model_bytes(whole)
 
@@ -103,10 +96,9 @@ def test_a_signal_ends_a_run_that_goes_on_bit_for_bit(
 def interrupted(ready: Path, name: str, *flags: str) -> Path:
     """The folder of a run that was killed after some checkpoints."""
     run = ready / "work" / "runs" / name
-    process = train_child.start(ready, "--run", name, *flags)
-    train_child.wait_for_events(process, run, 8)
+    process = start_train(ready, "--run", name, *flags)
+    wait_for_events(process, run, 8)
     process.kill()
-    process.join()
     return run
 
 
@@ -116,56 +108,64 @@ def interrupted(ready: Path, name: str, *flags: str) -> Path:
     ids=["dead", "number in use", "other machine", "number of this process"],
 )
 def test_killed_between_the_two_renames_of_a_checkpoint_nothing_is_lost(
-    ready: Path, whole: Path, writer: str
+    torn: Path, tmp_path: Path, whole: Path, writer: str
 ) -> None:
     """`last` was moved away and its successor not yet in its place; the writer's name says nothing."""
-    run = interrupted(ready, "one")
+    ready = Path(shutil.copytree(torn, tmp_path / "ready"))
+    run = ready / "work" / "runs" / "one"
     last = run / "checkpoints" / "last"
     steps = json.loads((last / "position.json").read_text())["step"]
     lines = (run / "metrics.jsonl").read_bytes().splitlines()[:steps]
     shutil.copytree(last, last.with_name(f".last.{writer}.part"))
     last.replace(last.with_name(f".last.{writer}.old"))
-    assert train_child.run(ready, "--run", "one")[0] == 0
+    assert end_train(ready, "--run", "one")[0] == 0
     assert (run / "metrics.jsonl").read_bytes().splitlines()[:steps] == lines, "steps were taken again"
     assert losses(run) == losses(whole)
     assert not [path for path in run.rglob(".*") if path.name.endswith((".part", ".old"))]
 
 
-@pytest.mark.parametrize(
-    "place",
-    ["one/checkpoints/.last", "one/.model", "one/.run.json", ".one"],
-)
-def test_what_dead_processes_left_is_removed(ready: Path, place: str) -> None:
+def test_what_dead_processes_left_is_removed(ready: Path) -> None:
     run_train(ready, scenario="zero_shot", run="one")
     host = aside_name(ready / "x").name.split(".")[2].split("-")[0]
-    left = ready / "work" / "runs" / f"{place}.{host}-{DEAD}.part"
-    left.mkdir(parents=True)
-    (left / "state.safetensors").write_bytes(b"half")
+    places = ("one/checkpoints/.last", "one/.model", "one/.run.json", ".one")
+    left = [ready / "work" / "runs" / f"{place}.{host}-{DEAD}.part" for place in places]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "state.safetensors").write_bytes(b"half")
     assert command(ready, "train", "--scenario", "zero_shot", "--run", "one").ok()
-    assert not left.exists()
+    assert not [folder for folder in left if folder.exists()]
+
+
+@pytest.fixture(scope="module")
+def probed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, float]]:
+    """The losses of an uninterrupted linear probe."""
+    folder = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("probed") / "ready"))
+    run_train(folder, scenario="linear_probe", run="one")
+    return losses(folder / "work" / "runs" / "one")
 
 
 @pytest.mark.parametrize(
     ("disk", "size_kb"), [("work/runs", 4), ("work/runs", 160), ("work/runs", 420), ("work/cache", 4)]
 )
-def test_a_full_disk_is_named_and_the_run_goes_on(ready: Path, whole: Path, disk: str, size_kb: int) -> None:
+def test_a_full_disk_is_named_and_the_run_goes_on(
+    ready: Path, probed: list[tuple[int, float]], disk: str, size_kb: int
+) -> None:
     folder = ready / disk
     shutil.rmtree(folder, ignore_errors=True)
     flags = ("--scenario", "linear_probe", "--run", "one")
     with small_disk(folder, size_kb) as resize:
-        code, said = train_child.run(ready, *flags)
+        code, said = end_train(ready, *flags)
         assert code == 1, said
         assert "Traceback" not in said
         assert f"error: the disk `{folder}` is full" in said.replace("\n", "")
         resize(20_000)
-        assert train_child.run(ready, *flags)[0] == 0
-        found = losses(ready / "work" / "runs" / "one")
-    run_train(ready, scenario="linear_probe", run="other")
-    assert found == losses(ready / "work" / "runs" / "other")
+        assert end_train(ready, *flags)[0] == 0
+        assert losses(ready / "work" / "runs" / "one") == probed
 
 
-@pytest.mark.parametrize("limit_mb", [400, 800, 1200])
-@pytest.mark.parametrize("name", ["train", "embed", "eval"])
+@pytest.mark.parametrize(
+    ("name", "limit_mb"), [("train", 400), ("train", 1200), ("embed", 400), ("embed", 800), ("eval", 1200)]
+)
 def test_too_little_address_space_is_told_at_once(ready: Path, name: str, limit_mb: int) -> None:
     done = within(limit_mb, ready, name)
     assert done.returncode == 1
@@ -173,11 +173,11 @@ def test_too_little_address_space_is_told_at_once(ready: Path, name: str, limit_
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("limit_mb", [200, 400, 700])
-def test_a_search_needs_less_address_space(ready: Path, limit_mb: int) -> None:
-    done = within(limit_mb, ready, "search", "chair")
-    assert done.returncode == 1
-    assert f"error: the memory limit of {limit_mb} MB is too low for LanceDB" in done.stderr
+def test_a_search_needs_less_address_space(ready: Path) -> None:
+    for limit_mb in (200, 400, 700):
+        done = within(limit_mb, ready, "search", "chair")
+        assert done.returncode == 1
+        assert f"error: the memory limit of {limit_mb} MB is too low for LanceDB" in done.stderr
     done = within(1200, ready, "search", "chair")
     assert done.returncode == 2  # there is no table yet
     assert "furnclip embed" in done.stderr

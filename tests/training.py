@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from typer.testing import CliRunner
 
-from furnclip.cli.commands import app
 from furnclip.config import load_config
 from furnclip.journal import read_journal
 from furnclip.train import train
 from furnclip.train.loop import Loop
 from furnclip.train.prepared import Prepared, prepare_run
 from furnclip.train.processes import Processes
-from tests.conftest import Outcome, run_cli
+from tests.conftest import Outcome, invoke, run_here
 from tests.drawn_shop import write_shop
+from tests.forked import Forked
 
+SAID = "said.txt"
 # Small steps and a checkpoint after each, so that there is something to kill.
 SETTINGS = """
 [train]
@@ -38,7 +40,7 @@ def prepare_shop(folder: Path, model: Path) -> Path:
     """A shop of 60 products whose shards are made."""
     write_shop(folder, products=60, model=model)
     for command in (("clean", "run"), ("prepare",)):
-        run_cli(*command, cwd=folder).ok()
+        run_here(*command, cwd=folder).ok()
     with (folder / "furnclip.toml").open("a") as file:
         file.write(SETTINGS)
     return folder
@@ -52,8 +54,27 @@ def run_train(folder: Path, *, run: str = "", resume: bool = True, **flags: Any)
 
 def command(folder: Path, *args: str | Path) -> Outcome:
     """`furnclip ARGS` through its command line, in this process."""
-    done = CliRunner().invoke(app, [*map(str, args), "--config", str(folder / "furnclip.toml")])
+    done = invoke(*args, "--config", folder / "furnclip.toml")
     return Outcome(done.exit_code, done.stdout, done.stderr)
+
+
+def start_train(folder: Path, *args: str) -> Forked:
+    """A running `furnclip train ARGS` in a process of its own, whose words go to `said.txt` in the folder."""
+    with (folder / SAID).open("ab") as said:
+        return Forked(["train", *args], folder, os.environ, said, said)
+
+
+def end_train(folder: Path, *args: str) -> tuple[int, str]:
+    """Exit code and what was said of a `furnclip train ARGS` that ended by itself."""
+    (folder / SAID).unlink(missing_ok=True)
+    code = start_train(folder, *args).wait(300)
+    return code, (folder / SAID).read_text()
+
+
+def wait_for_events(process: Forked, run: Path, count: int) -> None:
+    """Until the run has logged so many events, or has ended."""
+    while process.poll() is None and len(list(read_journal(run / "metrics.jsonl"))) < count:
+        time.sleep(0.005)
 
 
 def loop_of(
