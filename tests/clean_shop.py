@@ -14,7 +14,7 @@ import pytest
 
 from furnclip.clean.batch.state import State, apply
 from tests.batch_server import BatchServer
-from tests.conftest import Outcome, invoke
+from tests.conftest import Outcome, run_here
 from tests.drawn_shop import write_shop
 
 
@@ -31,12 +31,7 @@ class CleanShop:
         return self.furnclip("clean", *args, env=env)
 
     def furnclip(self, *args: str, env: Mapping[str, str] | None = None) -> Outcome:
-        with self.monkeypatch.context() as patch:
-            patch.chdir(self.folder)
-            result = invoke(*args, env=env)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Outcome(result.exit_code, result.stdout, result.stderr)
+        return run_here(*args, cwd=self.folder, env=env)
 
     @property
     def work(self) -> Path:

@@ -49,8 +49,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # Few tests that take long. Begun last, where xdist would put them, one of them leaves the other cores idle.
-_LONG = ("demo", "embed_faults", "examples_pages", "fuzz_catalogues", "light", "pipeline", "prepare_kills")
-_LONG += ("shards_bucket", "signals", "train", "train_exact", "update")
+_LONG = ("arena_terminal", "clean_kills", "demo", "examples_pages", "fuzz_catalogues", "fuzz_files", "light")
+_LONG += ("pipeline", "prepare_kills", "search_faults", "shards_bucket", "signals", "storage_faults", "train")
+_LONG += ("train_exact", "train_faults", "update", "upsert")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -126,13 +127,23 @@ def _command_line() -> Any:
     return typer.main.get_command(app)
 
 
-def invoke(*words: str | Path, env: Mapping[str, str] | None = None) -> Result:
+def invoke(*words: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> Result:
     """`furnclip WORDS` in this process, which saves seconds of starting one.
 
     The command line is built once: typer would build it again for each call, which takes as long as many a
     command.
     """
-    return CliRunner().invoke(_command_line(), [*map(str, words)], env=env)
+    return CliRunner().invoke(_command_line(), [*map(str, words)], env=env, **options)
+
+
+def run_here(*words: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> Outcome:
+    """`furnclip WORDS` in this process and that folder; what no command may raise it raises."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        result = invoke(*words, env=env)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
 
-from furnclip.cli.commands import app
 from furnclip.shards import SPLITS, read_manifest
 from furnclip.shards.tar import read_index
+from tests.conftest import invoke
 
 Row = dict[str, str]
 
@@ -54,11 +53,8 @@ class Shop:
             )
 
     def run(self, *arguments: str) -> Result:
-        return CliRunner().invoke(
-            app,
-            ["prepare", "--config", str(self.folder / "furnclip.toml"), *arguments],
-            catch_exceptions=False,
-        )
+        settings = self.folder / "furnclip.toml"
+        return invoke("prepare", "--config", settings, *arguments, catch_exceptions=False)
 
     def prepared(self, *arguments: str) -> dict[str, Any]:
         self.write()

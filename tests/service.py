@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from furnclip.config import load_config
 from furnclip.vectors.index import index_location, write_index
 from furnclip.vectors.parquet import provenance_of
-from tests.conftest import run_cli
+from tests.conftest import run_here
 from tests.drawn_shop import write_shop
 from tests.test_embed import add_run
 
@@ -33,7 +33,7 @@ NASTY = """<script>document.title="ran"</script><img src=x onerror="document.tit
 def make_shop(folder: Path, model: Path, *, run: bool = False) -> Path:
     """24 products with shards and a table; one title is HTML. With `run` a fine-tuned model too."""
     shop = write_shop(folder, products=24, model=model)
-    run_cli("clean", "run", "--backend", "local", cwd=shop).ok()
+    run_here("clean", "run", "--backend", "local", cwd=shop).ok()
     cleaned = shop / "work/clean/cleaned.csv"
     with cleaned.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -42,10 +42,10 @@ def make_shop(folder: Path, model: Path, *, run: bool = False) -> Path:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)
-    run_cli("prepare", cwd=shop, env=FRACTIONS).ok()
+    run_here("prepare", cwd=shop, env=FRACTIONS).ok()
     if run:
         add_run(shop, "tuned", seed=1)
-    run_cli("embed", cwd=shop).ok()
+    run_here("embed", cwd=shop).ok()
     return shop
 
 

@@ -34,11 +34,17 @@ from furnclip.config import Config, DataPaths, load_config
 from furnclip.errors import ConfigError, InputError
 from furnclip.images import BrokenImage
 from furnclip.sources import FoundImage, ShopImages
-from tests.conftest import Cli
+from tests.conftest import Cli, run_cli, run_here
 from tests.drawn_shop import write_shop
 
 HEADER = "product_id,title,image\n"
 PATHS = DataPaths()
+
+
+@pytest.fixture
+def cli() -> Cli:
+    """In this process: what is read does not depend on it."""
+    return run_here
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -541,11 +547,11 @@ def test_another_kind_of_file_is_named_without_its_bytes_on_the_terminal(
 @pytest.mark.parametrize(
     "name", ["products.csv", "products.jsonl", "products.parquet", "work/clean/cleaned.csv"]
 )
-def test_a_pipe_in_place_of_a_catalogue_does_not_hang(cli: Cli, tmp_path: Path, name: str) -> None:
+def test_a_pipe_in_place_of_a_catalogue_does_not_hang(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(tmp_path / name)
     env = {} if name.startswith("work") else {"FURNCLIP_PATHS__PRODUCTS": name}
-    done = cli("prepare", cwd=tmp_path, env=env, timeout_s=60)
+    done = run_cli("prepare", cwd=tmp_path, env=env, timeout_s=60)
     assert (done.code, "is not a file" in done.stderr) == (1, True)
 
 

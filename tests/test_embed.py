@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from typer.testing import CliRunner
 
 from examples.make_tiny_clip import build_tiny_clip
 from furnclip import EmbeddingGenerator, vectors
-from furnclip.cli.commands import app
 from furnclip.config import load_config
 from furnclip.embed.plan import LEAST_COSINE, choose_image_weight, settle_precision
 from furnclip.errors import InputError
@@ -33,7 +31,7 @@ from furnclip.model.clip import Clip
 from furnclip.model.loading import load_clip
 from furnclip.model.precision import can_pack, pack
 from furnclip.runs import PrecisionChoice as Choice
-from tests.conftest import Cli
+from tests.conftest import Cli, invoke
 from tests.drawn_shop import captions, write_shop
 from tests.forked import Forked, run_ranks
 
@@ -43,7 +41,7 @@ FULL = os.environ.get("FURNCLIP_FULL") == "1"
 
 def prepare(shop: Path) -> Path:
     """Bring the shards in line with the catalogue, run in this process to save the imports."""
-    done = CliRunner().invoke(app, ["prepare", "--config", str(shop / "furnclip.toml")])
+    done = invoke("prepare", "--config", shop / "furnclip.toml")
     assert done.exit_code == 0, done.output
     return shop
 
@@ -54,7 +52,7 @@ def embed(shop: Path, *flags: str) -> dict[str, Any]:
 
 
 def embed_shards(shop: Path, *flags: str) -> dict[str, Any]:
-    done = CliRunner().invoke(app, ["embed", "--json", "--config", str(shop / "furnclip.toml"), *flags])
+    done = invoke("embed", "--json", "--config", shop / "furnclip.toml", *flags)
     assert done.exit_code == 0, done.output
     said: dict[str, Any] = json.loads(done.stdout)
     return said
@@ -138,7 +136,7 @@ def test_what_a_kill_left_half_written_is_removed(shop: Path) -> None:
 def test_the_second_run_does_nothing_and_says_so(shop: Path) -> None:
     embed(shop)
     before = (shop / "work/embeddings/master_vectors.parquet").stat().st_mtime_ns
-    done = CliRunner().invoke(app, ["embed", "--config", str(shop / "furnclip.toml")])
+    done = invoke("embed", "--config", shop / "furnclip.toml")
     assert done.exit_code == 0
     assert "nothing to do: every product is embedded by these models already" in done.stderr
     assert (shop / "work/embeddings/master_vectors.parquet").stat().st_mtime_ns == before
@@ -216,7 +214,7 @@ def test_half_precision_halves_the_vectors_and_keeps_their_direction(shop: Path)
 
 
 def test_without_shards_the_command_that_makes_them_is_told(shop: Path) -> None:
-    done = CliRunner().invoke(app, ["embed", "--config", str(shop / "furnclip.toml")])
+    done = invoke("embed", "--config", shop / "furnclip.toml")
     assert done.exit_code == 2
     assert "furnclip prepare" in done.stderr
 
@@ -226,7 +224,7 @@ def test_a_model_of_larger_squares_than_the_shards_is_refused(shop: Path) -> Non
     toml.write_text(toml.read_text().replace("[prepare]\n", "[prepare]\nimage_px = 24\n"))
     prepare(shop)
     for command in ("embed", "train", "eval"):
-        done = CliRunner().invoke(app, [command, "--config", str(toml)])
+        done = invoke(command, "--config", toml)
         assert done.exit_code == 2, command
         assert "reads images of 32 px, and the shards hold squares of 24 px" in done.stderr
         assert "`prepare.image_px = 32`" in done.stderr
@@ -257,11 +255,11 @@ def test_the_vector_of_several_images_is_the_unit_mean_of_theirs(shop: Path, tin
 
 def test_eval_measures_the_vectors_that_are_served(shop: Path) -> None:
     embed(shop)
-    said = CliRunner().invoke(app, ["eval", "--json", "--config", str(shop / "furnclip.toml")])
+    said = invoke("eval", "--json", "--config", shop / "furnclip.toml")
     report = json.loads(said.stdout)
     assert report["served_vectors"] == {"base": report["gallery_size"]}
     (shop / "work/embeddings/master_vectors.parquet").unlink()
-    said = CliRunner().invoke(app, ["eval", "--json", "--config", str(shop / "furnclip.toml")])
+    said = invoke("eval", "--json", "--config", shop / "furnclip.toml")
     own = json.loads(said.stdout)
     assert own["served_vectors"] == {"base": 0}
     served, encoded = (each["models"]["base"]["text_to_image"]["mrr"] for each in (report, own))

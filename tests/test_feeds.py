@@ -11,15 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from furnclip.catalogue import Product, read_products, recognize
 from furnclip.catalogue.columns import ColumnTypes
-from furnclip.cli.commands import app
 from furnclip.config import load_config
 from furnclip.errors import InputError
 from tests import feed_files
-from tests.conftest import Outcome
+from tests.conftest import Outcome, run_here
 from tests.drawn_shop import draw, rows
 from tests.feed_files import FEEDS, PRODUCTS, FeedFile, Names, price, table, title
 from tests.image_server import ImageServer, image_server
@@ -59,10 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*words: str) -> Outcome:
-    result = CliRunner().invoke(app, list(words))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Outcome(result.exit_code, result.stdout, result.stderr)
+    return run_here(*words, cwd=Path())
 
 
 def set_up(feed: FeedFile, folder: Path, names: Names = "{}.png".format) -> Outcome:

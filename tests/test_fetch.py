@@ -26,7 +26,7 @@ import pytest
 from furnclip.config import FetchConfig
 from furnclip.fetch.download import Downloader, Failure, is_public
 from furnclip.sources import ShopImages
-from tests.conftest import Cli, Outcome, run_cli
+from tests.conftest import Cli, Outcome, run_here
 from tests.image_server import ImageServer, image, image_server
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server
 
@@ -37,6 +37,11 @@ QUICK = {
     "FURNCLIP_FETCH__READ_TIMEOUT_S": "1",
     "FURNCLIP_FETCH__TOTAL_TIMEOUT_S": "3",
 }
+
+
+@pytest.fixture
+def cli() -> Cli:
+    return run_here
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ def write_catalogue(folder: Path, cells: Iterable[str]) -> Path:
 
 
 def fetched(shop: Path, *flags: str, env: Mapping[str, str] = QUICK) -> Outcome:
-    return run_cli("fetch", *flags, cwd=shop, env=env, timeout_s=120)
+    return run_here("fetch", *flags, cwd=shop, env=env)
 
 
 def failures(shop: Path) -> dict[str, str]:
@@ -185,7 +190,7 @@ def test_no_secret_of_an_address_is_written_down_or_printed(server: ImageServer,
     assert secret not in "".join([outcome.stdout, outcome.stderr, *texts])
     assert any(secret in path for path in server.asked)
     assert all("authorization" in headers for headers in server.headers)
-    check = run_cli("prepare", "--check", cwd=shop)
+    check = run_here("prepare", "--check", cwd=shop)
     assert secret not in check.stdout + check.stderr
 
 

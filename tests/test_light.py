@@ -13,18 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from examples.make_tiny_clip import build_tiny_clip
 from furnclip import Searcher
-from furnclip.cli.commands import app
 from furnclip.config import Config, load_config
 from furnclip.errors import ModelMismatchError
 from furnclip.journal import read_json
 from furnclip.model.export import write_onnx
 from furnclip.model.light import LightEncoder
 from furnclip.model.loading import load_clip
-from tests.conftest import run_cli
+from tests.conftest import invoke, run_cli
 from tests.drawn_shop import captions, write_shop
 from tests.pages import ROOT
 from tests.siglip import build_tiny_siglip
@@ -43,7 +41,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
 
 def embed(shop: Path) -> Path:
     for command in ("prepare", "embed"):
-        done = CliRunner().invoke(app, [command, "--config", str(shop / "furnclip.toml")])
+        done = invoke(command, "--config", shop / "furnclip.toml")
         assert done.exit_code == 0, done.output
     return shop
 
@@ -230,7 +228,7 @@ def test_towers_lie_in_the_bucket_beside_the_table(
     monkeypatch.setenv("FURNCLIP_STORAGE__ENDPOINT_URL", server)
     monkeypatch.setenv("FURNCLIP_SEARCH__INDEX", f"s3://{bucket}/shop/index.lance")
     for command in ("prepare", "embed", "embed"):
-        done = CliRunner().invoke(app, [command, "--config", str(shop / "furnclip.toml")])
+        done = invoke(command, "--config", shop / "furnclip.toml")
         assert done.exit_code == 0, done.output
     config = load_config(shop / "furnclip.toml")
     assert not (shop / "work" / "index.model").exists()

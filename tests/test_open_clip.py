@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,24 @@ def write_tokenizer(folder: Path, tokenizer: Path, *, end: int) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokens), encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def drawn(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ViT-B-32; drawing its weights takes longer than any test."""
+    config = shallow(MODELS["ViT-B-32"], LAYERS)
+    return write_model(tmp_path_factory.mktemp("drawn") / "model", config, tiny_clip)
+
+
+@pytest.fixture
+def vit_b32(drawn: Path, tmp_path: Path) -> Path:
+    """A folder of its own; the files are linked, so a test replaces them and does not write to them."""
+    return Path(shutil.copytree(drawn, tmp_path / "model", copy_function=os.link))
+
+
+def replace(path: Path, value: Any) -> None:
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_vectors_are_those_of_open_clip(name: str, tiny_clip: Path, tmp_path: Path) -> None:
     config = shallow(MODELS[name], LAYERS)
@@ -91,13 +110,10 @@ def test_a_command_takes_such_a_folder_and_converts_it_once(
     np.testing.assert_array_equal(first.encode_texts(["a red chair"]), again.encode_texts(["a red chair"]))
 
 
-def test_a_config_that_only_the_repositorys_code_can_read_is_no_obstacle(
-    tiny_clip: Path, tmp_path: Path
-) -> None:
-    folder = write_model(tmp_path / "model", shallow(MODELS["ViT-B-32"], LAYERS), tiny_clip)
+def test_a_config_that_only_the_repositorys_code_can_read_is_no_obstacle(vit_b32: Path) -> None:
     own_code = {"model_type": "shop_clip", "auto_map": {"AutoConfig": "shop.ShopConfig"}}
-    (folder / "config.json").write_text(json.dumps(own_code), encoding="utf-8")
-    assert load_float32(str(folder), ModelConfig()).dimension == 512
+    replace(vit_b32 / "config.json", own_code)
+    assert load_float32(str(vit_b32), ModelConfig()).dimension == 512
 
 
 SIGLIP_TIMM = "vit_base_patch16_siglip_224"
@@ -118,19 +134,17 @@ SIGLIP_TIMM = "vit_base_patch16_siglip_224"
     ],
 )
 def test_what_cannot_be_converted_is_refused_by_name(
-    config: dict[str, Any], said: str, tiny_clip: Path, tmp_path: Path
+    config: dict[str, Any], said: str, vit_b32: Path
 ) -> None:
-    folder = write_model(tmp_path / "model", shallow(MODELS["ViT-B-32"], LAYERS), tiny_clip)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}), encoding="utf-8")
+    replace(vit_b32 / "open_clip_config.json", {"model_cfg": config})
     with pytest.raises(ModelError, match=said) as caught:
-        load_float32(str(folder), ModelConfig())
+        load_float32(str(vit_b32), ModelConfig())
     assert caught.value.hint
 
 
-def test_without_a_tokenizer_the_hint_says_where_it_comes_from(tiny_clip: Path, tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "model", shallow(MODELS["ViT-B-32"], LAYERS), tiny_clip)
-    for file in folder.glob("tokenizer*"):
+def test_without_a_tokenizer_the_hint_says_where_it_comes_from(vit_b32: Path) -> None:
+    for file in vit_b32.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(ModelError, match="no tokenizer") as caught:
-        load_float32(str(folder), ModelConfig())
+        load_float32(str(vit_b32), ModelConfig())
     assert "openai/clip-vit-base-patch32" in caught.value.hint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Cli
+from tests.conftest import Cli, run_here
 
 STAGES = (
     ("clean", "run"),
@@ -76,20 +76,18 @@ def snapshot(folder: Path) -> dict[str, int]:
         (("arena", "stats"), "furnclip arena"),
     ],
 )
-def test_a_stage_out_of_order_names_the_one_it_needs(
-    cli: Cli, shop: Path, stage: tuple[str, ...], needed: str
-) -> None:
-    outcome = cli(*stage, cwd=shop)
+def test_a_stage_out_of_order_names_the_one_it_needs(shop: Path, stage: tuple[str, ...], needed: str) -> None:
+    outcome = run_here(*stage, cwd=shop)
     assert outcome.code == 2
     assert f"hint: run `{needed}`" in outcome.stderr
     assert "Traceback" not in outcome.stderr
 
 
 @pytest.mark.parametrize("stage", ["prepare", "embed"])
-def test_raw_titles_are_never_used_in_silence(cli: Cli, shop: Path, stage: str) -> None:
-    cli("prepare", cwd=shop).ok()
-    assert "warning: used the raw titles" in cli(stage, cwd=shop).ok().stderr
-    cli("clean", "prepare", cwd=shop).ok()  # begun, not finished
-    outcome = cli(stage, cwd=shop)
+def test_raw_titles_are_never_used_in_silence(shop: Path, stage: str) -> None:
+    run_here("prepare", cwd=shop).ok()
+    assert "warning: used the raw titles" in run_here(stage, cwd=shop).ok().stderr
+    run_here("clean", "prepare", cwd=shop).ok()  # begun, not finished
+    outcome = run_here(stage, cwd=shop)
     assert outcome.code == 2
     assert "hint: run `furnclip clean run` first" in outcome.stderr

@@ -20,16 +20,23 @@ import pytest
 
 from furnclip.errors import InputError, StorageError
 from furnclip.shards import ShardDataset, read_manifest
+from tests.conftest import Outcome, run_cli, run_here
 from tests.prepare_shop import Shop, read_assignments
 from tests.small_disk import small_disk
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Shop:
-    shop = Shop(tmp_path, settings={"image_px": 32, "workers": 1, "shard_samples": 20})
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    settings: dict[str, object] = {"image_px": 32, "workers": 1, "shard_samples": 20}
+    shop = Shop(tmp_path_factory.mktemp("made") / "shop", settings=settings)
     shop.add(range(30))
     shop.prepared()
     return shop
+
+
+@pytest.fixture
+def store(made: Shop, tmp_path: Path) -> Shop:
+    return Shop(Path(shutil.copytree(made.folder, tmp_path / "shop")), [*made.rows], made.settings)
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +49,18 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return value
 
 
-def run(store: Shop, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(store: Shop, *arguments: str) -> Outcome:
+    return run_here("prepare", *arguments, cwd=store.folder)
+
+
+def run_apart(store: Shop, *arguments: str) -> Outcome:
     """`furnclip prepare` as a process that may not hang."""
-    return subprocess.run(
-        [sys.executable, "-m", "furnclip", "prepare", *arguments],
-        cwd=store.folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return run_cli("prepare", *arguments, cwd=store.folder, timeout_s=60)
 
 
-def assert_two_lines(done: subprocess.CompletedProcess[str], name: str) -> None:
+def assert_two_lines(done: Outcome, name: str) -> None:
     error, hint = done.stderr.splitlines()
-    assert done.returncode == 1
+    assert done.code == 1
     assert error.startswith("error: ")
     assert name in error
     assert hint.startswith("hint: ")
@@ -164,9 +168,9 @@ def test_a_damaged_index_is_named_and_rebuilt(
     with pytest.raises(StorageError, match=rf"{index.name}` is damaged") as caught:
         list(ShardDataset(store.shards, "train"))
     assert "--rebuild" in caught.value.hint
-    assert run(store).returncode == 0
+    assert run(store).code == 0
     if damage in (other_type, with_nulls):  # only a reader of the columns sees it; this run read none
-        assert run(store, "--rebuild").returncode == 0
+        assert run(store, "--rebuild").code == 0
     assert store.hashes() == before
 
 
@@ -176,7 +180,7 @@ def test_an_index_that_says_nonsense_about_its_shard_is_rebuilt(store: Shop, abo
     index = next((store.shards / "train").glob("*.parquet"))
     table = pyarrow.parquet.read_table(index).replace_schema_metadata({"furnclip.shard": about})
     pyarrow.parquet.write_table(table, index)
-    assert run(store).returncode == 0
+    assert run(store).code == 0
     assert store.hashes() == before
 
 
@@ -263,12 +267,12 @@ def test_a_damaged_cache_is_rebuilt_or_named(store: Shop, damage: Callable[[Path
     path = next((store.folder / "work/cache/prepare").glob("samples-*"))
     damage(path)
     shutil.rmtree(store.shards / "train")  # so that the samples are needed
-    done = run(store)
-    if done.returncode:
+    done = run_apart(store)
+    if done.code:
         assert_two_lines(done, path.name)
         assert "furnclip prepare --rebuild" in done.stderr
-        done = run(store, "--rebuild")
-    assert done.returncode == 0, done.stderr
+        done = run_apart(store, "--rebuild")
+    assert done.code == 0, done.stderr
     assert store.hashes() == before
 
 
@@ -290,9 +294,9 @@ def test_a_fifo_in_place_of_a_file_does_not_hang(store: Shop, name: str, survive
     path = store.folder / "work" / name
     path.unlink()
     os.mkfifo(path)
-    done = run(store)
+    done = run_apart(store)
     if survives:
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.stderr
         assert store.hashes() == before
     else:
         assert_two_lines(done, path.name)
@@ -358,8 +362,8 @@ def test_a_full_disk_is_named_with_its_folder(tmp_path: Path, full: str) -> None
     store.write()
     folder = store.folder / full
     with small_disk(folder, 40) as resize:
-        done = run(store)
+        done = run_apart(store)
         assert_two_lines(done, f"the disk `{folder}` is full: no room in `{folder}")
         assert "free some space" in done.stderr
         resize(10_000)
-        assert run(store).returncode == 0
+        assert run_apart(store).code == 0

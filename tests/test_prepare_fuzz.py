@@ -13,12 +13,10 @@ import random
 import time
 from pathlib import Path
 
-from typer.testing import CliRunner
-
 from furnclip.catalogue import Product, read_products
-from furnclip.cli.commands import app
 from furnclip.config import DataPaths
 from furnclip.errors import FurnclipError
+from tests.conftest import invoke
 from tests.prepare_shop import draw
 from tests.test_images import SEEDS, mutated
 
@@ -61,9 +59,7 @@ def _write_round(folder: Path, chance: random.Random) -> bytes:
 
 def _prepared(folder: Path) -> dict[str, int]:
     """Rows by what became of them; exactly those that the reader sees."""
-    result = CliRunner().invoke(
-        app, ["prepare", "--config", str(folder / "furnclip.toml"), "--json"], catch_exceptions=False
-    )
+    result = invoke("prepare", "--config", folder / "furnclip.toml", "--json", catch_exceptions=False)
     paths = DataPaths(products=folder / "products.csv", images=folder / "images")
     try:
         rows = list(read_products(paths.products, paths))

@@ -54,9 +54,8 @@ def test_an_output_on_a_full_disk(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
 
 
-@pytest.mark.parametrize("limit_kb", [300_000, 600_000])
-def test_too_little_address_space(shop: Path, limit_kb: int) -> None:
-    command = f'ulimit -v {limit_kb}; exec "{sys.executable}" -m furnclip embed'
+def test_too_little_address_space(shop: Path) -> None:
+    command = f'ulimit -v 300000; exec "{sys.executable}" -m furnclip embed'
     done = subprocess.run(["sh", "-c", command], cwd=shop, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     # Below what torch needs, the limit is told before torch is loaded.

@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from examples.make_tiny_clip import build_tiny_clip
 from furnclip import Searcher, vectors
-from furnclip.cli.commands import app
 from furnclip.config import Config, load_config
 from furnclip.embed import embed_catalogue
 from furnclip.errors import MissingStageError, ModelMismatchError, UsageError
 from furnclip.search.encoder import Together
 from furnclip.vectors.index import index_location, write_index
+from tests.conftest import invoke
 from tests.drawn_shop import captions, write_shop
 from tests.s3_server import CREDENTIALS, create_bucket, s3_server
 from tests.test_embed import embed, prepare
@@ -66,9 +66,7 @@ def searcher(config: Config) -> Searcher:
 
 
 def run(shop: Path, *arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(
-        app, ["search", "--config", str(shop / "furnclip.toml"), *arguments], input=stdin
-    )
+    return invoke("search", "--config", shop / "furnclip.toml", *arguments, input=stdin)
 
 
 def test_json_is_one_object_with_ranked_hits(embedded: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from tests.service import Service, make_shop, serving
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to show the page")
 SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 860}}
+# Each size and each scheme; all four with FURNCLIP_FULL=1.
+EVERY_LOOK = [("phone", "dark"), ("desktop", "light")]
+EVERY_LOOK += [("phone", "light"), ("desktop", "dark")] * bool(os.environ.get("FURNCLIP_FULL"))
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +190,7 @@ def test_a_ballot_counts_once(service: Service, shop: Path) -> None:
     assert [vote.choice for vote in votes if vote.rater == "ben"] == ["A"]
 
 
-LOOKS = [
-    {"viewport": size, "color_scheme": scheme} for size in SIZES.values() for scheme in ("light", "dark")
-]
+LOOKS = [{"viewport": SIZES[size], "color_scheme": scheme} for size, scheme in EVERY_LOOK]
 
 
 @pytest.mark.parametrize("page", LOOKS, indirect=True)

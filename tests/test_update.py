@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from furnclip.journal import exclusive
-from tests.conftest import Cli
+from tests.conftest import Cli, run_here
 from tests.drawn_shop import write_shop
 from tests.test_embed import rewrite, table_of
 
@@ -49,17 +49,17 @@ def test_two_do_not_run_at_once(cli: Cli, shop: Path) -> None:
     assert "in use by another furnclip process" in outcome.stderr
 
 
-def test_a_night_s_change_is_embedded_without_torch(cli: Cli, tmp_path: Path, tiny_clip: Path) -> None:
+def test_a_night_s_change_is_embedded_without_torch(tmp_path: Path, tiny_clip: Path) -> None:
     """In a shop of more than one part, with the model beside the table; torch takes seconds to import."""
     shop = write_shop(tmp_path / "shop", products=40, model=tiny_clip)
     toml = shop / "furnclip.toml"
     toml.write_text(toml.read_text().replace("[prepare]\n", "[prepare]\nshard_samples = 1\n"))
-    cli("prepare", cwd=shop).ok()
-    cli("embed", cwd=shop).ok()
+    run_here("prepare", cwd=shop).ok()
+    run_here("embed", cwd=shop).ok()
     for change in ({"title": "a velvet bed"}, {}):
         if change:
             rewrite(shop, change, product=4)
-            cli("prepare", cwd=shop).ok()
+            run_here("prepare", cwd=shop).ok()
         script = "import sys; from furnclip.cli.commands import app; app(sys.argv[1:], standalone_mode=False)"
         script += "; assert not {'torch', 'transformers'} & {*sys.modules}"
         done = subprocess.run(
@@ -68,5 +68,5 @@ def test_a_night_s_change_is_embedded_without_torch(cli: Cli, tmp_path: Path, ti
         assert json.loads(done.stdout)["encoded"] == ({"base": 1} if change else {})
     vectors = table_of(shop).matrix("vec_clip_base")
     shutil.rmtree(shop / "work/embeddings")
-    cli("embed", cwd=shop).ok()
+    run_here("embed", cwd=shop).ok()
     np.testing.assert_allclose(vectors, table_of(shop).matrix("vec_clip_base"), atol=1e-6)
