@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,14 @@ def test_a_short_word_is_no_slip_for_one_that_begins_otherwise(searcher: Searche
     answer = searcher.search(f"{word} chair", k=3, mode="keyword")
     assert f"no product has `{word}`" in answer.understood
     assert {hit.object_type for hit in answer} == {"chair"}
+
+
+@pytest.mark.parametrize("text", ["x" * 2000, "abcdefghijklmnopqrstuvwxyzabcdefghi " * 60])
+def test_a_word_longer_than_any_is_not_taken_apart(text: str) -> None:
+    known = vocabulary("black lamp", "white clock")
+    start_s = time.process_time()
+    assert not any(term.stems for term in understand(text, known, (), literal=False).terms)
+    assert time.process_time() - start_s < 2
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "keyword"])

@@ -21,6 +21,7 @@ from furnclip.vectors.words import Vocabulary, code_of, fold, knowledge, name_of
 
 PRICE = "price"
 _TYPOS = ((8, 2), (4, 1))  # from so many letters on: so many errors
+_LONG = 32  # letters, from which a word is not guessed: the ways to read one grow with the square of them
 _SHORT = 7  # letters, up to which hardly anybody misses the first one: "seater" is no "heater"
 _NEAR_SIZE = 0.04  # of a size: beds come in steps of a twentieth
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([a-z]*)")
@@ -263,6 +264,9 @@ def _guessed(word: str, vocabulary: Vocabulary) -> Iterator[Term]:
     def kinds(part: str) -> list[str]:
         return stems if len(part) > 3 and vocabulary.is_kind(stems := vocabulary.meanings(part)) else []
 
+    if len(word) > _LONG:
+        yield Term(word, ())
+        return
     slips = [word[:at] + word[at + 1] + word[at] + word[at + 2 :] for at in range(len(word) - 1)]
     if not (found := _parts([word], known, known)) and (typos := _typos(word, vocabulary)):
         yield Term(word, tuple(dict.fromkeys(map(vocabulary.stem, typos))), typos[0])
@@ -276,9 +280,10 @@ def _guessed(word: str, vocabulary: Vocabulary) -> Iterator[Term]:
 
 def _parts(words: Sequence[str], *known: Callable[[str], list[str]]) -> list[tuple[str, list[str]]]:
     """Two words that one of these is made of, as far as what is `known` of both goes, and their stems."""
+    first, second = known
     cuts = ((word[:cut], word[cut:]) for word in words for cut in range(3, len(word) - 2))
-    pairs = ([(part, look(part)) for part, look in zip(cut, known, strict=True)] for cut in cuts)
-    return next((pair for pair in pairs if all(stems for _, stems in pair)), [])
+    pairs = ([(one, first(one)), (other, second(other))] for one, other in cuts if first(one))
+    return next((pair for pair in pairs if pair[1][1]), [])
 
 
 def _typos(word: str, vocabulary: Vocabulary) -> list[str]:
