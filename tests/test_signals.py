@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -44,13 +45,14 @@ def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
 
 def wait_for_our_code(process: subprocess.Popen[str] | psutil.Process | Forked) -> None:
     """Until the process has come to our code: before that Python itself answers to Ctrl-C."""
-    while Path(f"/proc/{process.pid}").exists():
-        caught = next(
-            line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "SigCgt" in line
-        )
-        if int(caught.split()[1], 16) & 1 << signal.SIGTERM - 1:  # the command line has taken over
-            return
-        time.sleep(0.001)
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        while True:
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            fields = dict(line.split(":", 1) for line in lines)
+            # On a busy machine it may end between two looks, and nobody has waited for it yet.
+            if "Z" in fields["State"] or int(fields["SigCgt"], 16) & 1 << signal.SIGTERM - 1:
+                return
+            time.sleep(0.001)
 
 
 @pytest.mark.skipif(
