@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 _STARTED = ("serve", "demo", "update")
 # The first letters of variables that Python and the libraries read while they are imported.
 _READ_AT_IMPORT = re.compile("PYTHON|HF_|TRANSFORMERS_|TOKENIZERS_|OMP_|MKL_|TORCH|CUDA_|LANG|LC_|LD_")
+_SET_AT_IMPORT = ("TORCHINDUCTOR_CACHE_DIR",)  # by torch, in a test's process too
 # Of LanceDB what it imports: itself it starts threads, which a fork would lose.
 _LIBRARIES = (
     *("boto3", "httpx", "lance_namespace", "numpy", "onnx", "openai", "pandas", "peft", "pyarrow.dataset"),
@@ -54,7 +55,8 @@ class Forked:
         *,
         module: str = "furnclip",
     ) -> None:
-        self._line, theirs = socket.socketpair()
+        # Of packets: a number and an end that come together must not be read as one number.
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             request = json.dumps([module, list(words), str(cwd), dict(env)]).encode()
             files = [stdout.fileno(), stderr.fileno(), theirs.fileno()]
@@ -119,7 +121,11 @@ def can_fork(command: str, env: Mapping[str, str]) -> bool:
 
 
 def _read_at_import(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if _READ_AT_IMPORT.match(name)}
+    return {
+        name: value
+        for name, value in env.items()
+        if _READ_AT_IMPORT.match(name) and name not in _SET_AT_IMPORT
+    }
 
 
 @cache
