@@ -29,9 +29,11 @@ from typing import IO
 ROOT = Path(__file__).parents[1]
 # `serve` names its process; `demo` and `update` start others.
 _STARTED = ("serve", "demo", "update")
-# The first letters of variables that Python and the libraries read while they are imported.
-_READ_AT_IMPORT = re.compile("PYTHON|HF_|TRANSFORMERS_|TOKENIZERS_|OMP_|MKL_|TORCH|CUDA_|LANG|LC_|LD_")
-_SET_AT_IMPORT = ("TORCHINDUCTOR_CACHE_DIR",)  # by torch, in a test's process too
+# The first letters of variables that Python and the libraries read while they are imported; not those that
+# torch sets then, in a test's process too, or that it reads when ranks meet.
+_READ_AT_IMPORT = re.compile(
+    "PYTHON|HF_|TRANSFORMERS_|TOKENIZERS_|OMP_|MKL_|TORCH(?!INDUCTOR_|ELASTIC_)|CUDA_|LANG|LC_|LD_"
+)
 # Of LanceDB what it imports: itself it starts threads, which a fork would lose.
 _LIBRARIES = (
     *("boto3", "httpx", "lance_namespace", "numpy", "onnx", "openai", "pandas", "peft", "pyarrow.dataset"),
@@ -121,11 +123,7 @@ def can_fork(command: str, env: Mapping[str, str]) -> bool:
 
 
 def _read_at_import(env: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in env.items()
-        if _READ_AT_IMPORT.match(name) and name not in _SET_AT_IMPORT
-    }
+    return {name: value for name, value in env.items() if _READ_AT_IMPORT.match(name)}
 
 
 @cache
