@@ -120,7 +120,8 @@ def test_hits_are_those_of_torch(embedded: Path) -> None:
     light.clip.text = "text.onnx"
     by_torch = Searcher(settings(embedded))
     by_torch.clip = load_clip(light.clip.name, by_torch.config.model)
-    queries = [f"{color} {text}" for color in ("red", "dark", "") for text in captions()[: 100 if FULL else 30]]
+    texts = captions()[: 100 if FULL else 30]
+    queries = [f"{color} {text}" for color in ("red", "dark", "") for text in texts]
     for mode in ("vector", "hybrid"):
         found = [searcher.search_many(queries, k=10, mode=mode) for searcher in (light, by_torch)]
         ours, theirs = ([[hit.product_id for hit in hits] for hits in side] for side in found)
