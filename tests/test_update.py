@@ -16,7 +16,15 @@ from tests.drawn_shop import write_shop
 from tests.test_embed import rewrite, table_of
 
 
-def test_a_night_s_change_reaches_search(cli: Cli, shop: Path) -> None:
+def in_parts(shop: Path) -> Path:
+    """The shop with a shard a product: what changes at night is then embedded without torch."""
+    toml = shop / "furnclip.toml"
+    toml.write_text(toml.read_text().replace("[prepare]\n", "[prepare]\nshard_samples = 1\n"))
+    return shop
+
+
+def test_a_night_s_change_reaches_search(cli: Cli, tmp_path: Path, tiny_clip: Path) -> None:
+    shop = in_parts(write_shop(tmp_path / "shop", products=40, model=tiny_clip))
     first = cli("update", "--json", cwd=shop).ok()
     assert first.json["results"].keys() == {"fetch", "prepare", "embed"}
     assert "clean run` was never started" in first.stderr
@@ -26,7 +34,7 @@ def test_a_night_s_change_reaches_search(cli: Cli, shop: Path) -> None:
     second = cli("update", "--json", cwd=shop).ok().json["results"]
     assert second["prepare"]["decoded"] == 0
     assert second["embed"]["encoded"] == {"base": 1}
-    assert [str(row["product_id"]) for row in table_of(shop).products] == [f"P{n:05d}" for n in range(11)]
+    assert [str(row["product_id"]) for row in table_of(shop).products] == [f"P{n:05d}" for n in range(39)]
     assert cli("update", "--json", cwd=shop).ok().json["results"]["embed"]["up_to_date"]
     log = (shop / "work/update.log").read_text()
     assert log.count("furnclip prepare\n") == log.count("furnclip embed\n") == 3
@@ -51,9 +59,7 @@ def test_two_do_not_run_at_once(cli: Cli, shop: Path) -> None:
 
 def test_a_night_s_change_is_embedded_without_torch(tmp_path: Path, tiny_clip: Path) -> None:
     """In a shop of more than one part, with the model beside the table; torch takes seconds to import."""
-    shop = write_shop(tmp_path / "shop", products=40, model=tiny_clip)
-    toml = shop / "furnclip.toml"
-    toml.write_text(toml.read_text().replace("[prepare]\n", "[prepare]\nshard_samples = 1\n"))
+    shop = in_parts(write_shop(tmp_path / "shop", products=40, model=tiny_clip))
     run_here("prepare", cwd=shop).ok()
     run_here("embed", cwd=shop).ok()
     for change in ({"title": "a velvet bed"}, {}):
