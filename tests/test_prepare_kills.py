@@ -120,7 +120,7 @@ def test_killed_at_a_step_with_other_rows_afterwards_nothing_moves(tmp_path: Pat
     done = subprocess.run([sys.executable, "-c", script, "prepare"], cwd=store.folder, check=False)
     assert done.returncode == -signal.SIGKILL
     store.rows = store.rows[:90]
-    store.prepared()
+    assert store.prepared()["products"] == 90
     assert before.items() <= read_assignments(store.shards).items()
 
 

@@ -9,16 +9,18 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from furnclip.catalogue import content_hash, pieces
 from furnclip.config import DataPaths
-from furnclip.prepare import reading
+from furnclip.prepare import kept, reading
 from furnclip.prepare.kept import Kept
 from furnclip.prepare.nearby import near_pairs
 from furnclip.prepare.scan import Scanner
+from furnclip.sources import Folder
 from tests.prepare_shop import Shop, draw
 
 FULL = os.environ.get("FURNCLIP_FULL") == "1"
@@ -65,8 +67,8 @@ def judged_anew(shop: Shop, folder: Path) -> Shop:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "cut", lambda *_: None)
 
-        def near(kept: Kept, _: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return near_pairs(kept.column("prints")[places])
+        def near(columns: Kept, _: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return near_pairs(columns.column("prints")[places])
 
         patch.setattr(Kept, "near_pairs", near)
         copy.prepared()
@@ -112,9 +114,13 @@ def test_hashes_taken_over_by_blocks_are_those_of_the_rows(
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "_BLOCK_ROWS_LOG2", block_rows_log2)
-        known = pieces_of(Path(folder) / "before.csv", before).digests(pieces.NO_DIGESTS)
+        known, _ = pieces_of(Path(folder) / "before.csv", before).digests(pieces.NO_DIGESTS)
         now = pieces_of(Path(folder) / "after.csv", [*before[: len(before) // 2], *after, *before[9:]])
-        expected, found = now.digests(pieces.NO_DIGESTS), now.digests(known)
+        (expected, nowhere), (found, was) = now.digests(pieces.NO_DIGESTS), now.digests(known)
+    assert (nowhere < 0).all()
+    there, new = ({*found.rows[rows].tolist()} for rows in (was >= 0, was < 0))
+    assert new.isdisjoint({*known.rows.tolist()} - there)  # of equal rows one is enough
+    assert (known.rows[was[was >= 0]] == found.rows[was >= 0]).all()
     assert found.rows.tolist() == expected.rows.tolist()
     assert found.blocks.tolist() == expected.blocks.tolist()
 
@@ -157,3 +163,41 @@ def test_an_address_that_was_fetched_again_is_judged_again(tmp_path: Path) -> No
     copy = judged_anew(shop, tmp_path.with_name("copy"))
     assert shop.prepared()["decoded"] == 1
     assert shop.hashes() == copy.hashes()
+
+
+def test_columns_of_another_version_are_made_again_and_nothing_is_decoded(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, settings={"image_px": 32, "workers": 1, "shard_samples": 8})
+    shop.add(range(24))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "_FORMAT", 6)
+        shop.prepared()
+    before = shop.hashes()
+    (rows,) = (tmp_path / "work/cache/prepare").glob("kept-*/key")
+    rows.rename(rows.with_name("rows"))
+    assert shop.prepared()["decoded"] == 0
+    assert shop.hashes() == before
+    assert not list((tmp_path / "work/cache/prepare").glob("kept-*/rows"))
+
+
+def test_image_files_are_told_by_a_look_at_their_folders(tmp_path: Path) -> None:
+    names = [
+        b"a.jpg",
+        b"in/a.jpg",
+        b"in/deeper/a b.jpg",
+        b"line\nbreak.jpg",
+        b"odd/\xff.jpg",
+        "t\u00fcr.jpg".encode(),
+    ]
+    folder, lines = Folder(tmp_path), []
+    for name in names:
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"image of " + name)
+        lines.append(name + b"\0" + folder.status(os.fsdecode(name)).encode() + b"\0")
+    told = pyarrow.array([*lines, b"gone/a.jpg\x001 2\0", b"in\x001 2\0"], pyarrow.large_binary())
+    assert reading._listed(folder, told).tolist() == [True] * len(names) + [False] * 2
+    (tmp_path / "in/a.jpg").write_bytes(b"image of in/b.jpg")
+    os.utime(tmp_path / "a.jpg", ns=(0, 1))
+    there = pyarrow.array(lines, pyarrow.large_binary())
+    assert reading._listed(folder, there).tolist() == [False, False, True, True, True, True]
+    assert not reading._listed(Folder(tmp_path / "none"), there).any()

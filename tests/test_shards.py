@@ -9,12 +9,13 @@ import random
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from furnclip.catalogue import content_hash
 from furnclip.errors import MissingStageError, StorageError, UsageError
 from furnclip.images import BrokenImage
+from furnclip.journal import sha256_of
 from furnclip.shards import (
     SPLITS,
     Manifest,
@@ -36,6 +38,7 @@ from furnclip.shards import (
 from furnclip.shards.manifest import ShardInfo, SplitInfo
 from furnclip.shards.tar import (
     ShardAbout,
+    WrittenShard,
     decode_sample,
     encode_sample,
     index_path,
@@ -321,3 +324,65 @@ def test_an_image_is_found_by_the_id_of_its_product(tmp_path: Path) -> None:
     for product_id, view in (("p-8", 1), ("p-9", 0), ("p-1", -1)):
         with pytest.raises(BrokenImage, match=f"no image {view} of `{product_id}`"):
             images.image_bytes(product_id, view)
+
+
+# --- pieces of a shard, and samples taken over
+
+
+def spread(number: int) -> Sample:
+    return replace(sample(number), key=content_hash(str(number)), group=content_hash("group", str(number)))
+
+
+def in_order(numbers: Iterable[int]) -> list[Sample]:
+    return sorted(map(spread, numbers), key=lambda item: item.key)
+
+
+@given(st.sets(st.integers(0, 60), min_size=1), st.sets(st.integers(0, 60), min_size=1))
+@settings(max_examples=20, deadline=None)
+def test_a_shard_of_samples_taken_over_is_what_is_written_anew(
+    tmp_path_factory: pytest.TempPathFactory, before: set[int], after: set[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("shard")
+    old, new, anew = (folder / f"{name}.tar" for name in ("old", "new", "anew"))
+    about = write(old, in_order(before))
+    written = WrittenShard(old, about.sha256, sha256_of(index_path(old)))
+    samples = in_order(after)
+    hashes = [content_hash(*encode_sample(item).values()) for item in samples]
+    told = [
+        [int(text, 16) for text in texts]
+        for texts in zip(*((i.key, h, i.group) for i, h in zip(samples, hashes, strict=True)), strict=True)
+    ]
+    columns = [np.array(each, dtype=np.uint64) for each in (*told, [1] * len(samples))]
+    places = written.places(*columns)
+    assert (places >= 0).tolist() == [int(item.product_id[2:]) in before for item in samples]
+    columns[3][0] = 2
+    assert written.places(*columns)[0] == -1
+    taken = [
+        written.run(place, 1) if place >= 0 else (found, item)
+        for place, found, item in zip(places.tolist(), hashes, samples, strict=True)
+    ]
+    assert write_shard(new, taken, content="content") == write(anew, samples)
+    assert new.read_bytes() == anew.read_bytes()
+    assert index_path(new).read_bytes() == index_path(anew).read_bytes()
+
+
+def test_of_a_shard_that_is_not_as_told_nothing_is_taken_over(tmp_path: Path) -> None:
+    about = write(tmp_path / "a.tar", in_order(range(9)))
+    written = WrittenShard(tmp_path / "a.tar", about.sha256, "")
+    assert written.places(*[np.arange(3, dtype=np.uint64)] * 4).tolist() == [-1] * 3
+
+
+def test_a_product_that_comes_changes_one_piece_of_its_shard(tmp_path: Path) -> None:
+    pieces = []
+    for name, numbers in (("a", range(40)), ("b", range(41))):
+        about = write(tmp_path / f"{name}/train/shard-000000.tar", in_order(numbers))
+        info = ShardInfo("train/shard-000000.tar", about.sha256, about.bytes, about.samples, "", 1)
+        splits = {each: SplitInfo(0, 0, ()) for each in SPLITS}
+        splits["train"] = SplitInfo(info.samples, 1, (info,))
+        write_manifest(tmp_path / name, Manifest("", splits).with_hash())
+        pieces.append(ShardDataset(tmp_path / name, "train").pieces_of(info, 8))
+    before, after = ({source for _, source in each} for each in pieces)
+    assert len(before) > 4
+    assert len(after - before) == 1
+    assert max(size for size, _ in pieces[1]) <= 8
+    assert [sum(size for size, _ in each) for each in pieces] == [40, 41]

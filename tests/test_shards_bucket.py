@@ -159,9 +159,9 @@ def test_what_is_wrong_is_told_with_what_to_do(proxy: Proxy, receiver: Path) -> 
     told = furnclip(receiver, *TRAIN, code=2)
     assert "`s3://shop/furnclip/shards/manifest.json` does not exist yet" in told
     assert "run `furnclip prepare --upload` first" in told
-    proxy.faults[:] = [Fault("corrupt", "GET", r"\.tar")]
-    assert "is not what was uploaded" in furnclip(receiver, "embed", code=1)
     proxy.faults[:] = [Fault("status", "GET", r"\.parquet", status=403, code="AccessDenied")]
     furnclip(receiver, "eval", code=1)
+    proxy.faults[:] = [Fault("corrupt", "GET", r"\.tar")]
+    assert "is not what was uploaded" in furnclip(receiver, "embed", code=1)
     (receiver / "work/shards").mkdir()  # `prepare` was killed here: what is in the bucket may be older
     assert "run `furnclip prepare` first" in furnclip(receiver, "eval", code=2)

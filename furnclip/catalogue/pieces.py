@@ -12,11 +12,12 @@ import io
 import mmap
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow
+import pyarrow.compute as pc
 
 from furnclip.catalogue.delimited import Table
 from furnclip.catalogue.products import Product, Rejection, read_products
@@ -59,22 +60,28 @@ class Pieces:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def digests(self, before: Digests) -> Digests:
-        """A hash of each row; `before`: of an earlier state of the file, which unchanged blocks take over."""
+    def digests(self, before: Digests) -> tuple[Digests, np.ndarray]:
+        """A hash of each row, and where in an earlier state of the file each was, -1 for nowhere: (P,).
+
+        Rows of unchanged blocks are not read again.
+        """
         first = np.append(np.flatnonzero(self._begins_block()), len(self))
-        starts, ends = self._starts[first[:-1]], self._ends[first[1:] - 1]
-        hashes = self._hashes(starts, ends)
-        place = {each: number for number, each in enumerate(before.blocks["hash"].tolist())}
+        blocks = np.empty(len(first) - 1, dtype=_BLOCK)
+        blocks["hash"] = self._hashes(self._starts[first[:-1]], self._ends[first[1:] - 1])
+        blocks["rows"] = np.diff(first)
+        was, block = np.full(len(self), -1), _places(blocks["hash"], before.blocks["hash"])
         first_before = np.cumsum(before.blocks["rows"]) - before.blocks["rows"]
-        rows = np.empty(len(self), dtype=np.uint64)
-        for block, (start, end) in zip(hashes.tolist(), pairwise(first.tolist()), strict=True):
-            if (number := place.get(block)) is None:
-                rows[start:end] = self._hashes(self._starts[start:end], self._ends[start:end])
-            else:
-                rows[start:end] = before.rows[first_before[number] :][: end - start]
-        blocks = np.empty(len(hashes), dtype=_BLOCK)
-        blocks["hash"], blocks["rows"] = hashes, np.diff(first)
-        return Digests(rows, blocks)
+        known, counts = block[block >= 0], blocks["rows"][block >= 0]
+        was[spans(first[:-1][block >= 0], counts)] = spans(first_before[known], counts)
+        rows, others = np.empty(len(self), dtype=np.uint64), np.flatnonzero(was < 0)
+        rows[was >= 0] = before.rows[was[was >= 0]]
+        rows[others] = self._hashes(self._starts[others], self._ends[others])
+        is_left = np.ones(len(before.rows), dtype=bool)
+        is_left[was[was >= 0]] = False
+        left = np.flatnonzero(is_left)
+        place = _places(rows[others], before.rows[left])
+        was[others[place >= 0]] = left[place[place >= 0]]
+        return Digests(rows, blocks), was
 
     def _hashes(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         hashes = bytearray()
@@ -110,6 +117,19 @@ class Pieces:
     def _lines(self, number: int) -> list[str]:
         text = self._data[self._starts[number] : self._ends[number]].decode()
         return list(io.StringIO(text, newline="\n"))
+
+
+def spans(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The numbers from each first one on, as many as its count, one span after the other."""
+    counts = counts.astype(np.int64)
+    before = np.cumsum(counts) - counts
+    return np.repeat(first.astype(np.int64) - before, counts) + np.arange(counts.sum())
+
+
+def _places(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Where each value is among others, -1 for nowhere: (N,)."""
+    found = pc.index_in(pyarrow.array(values), pyarrow.array(among))
+    return np.asarray(found.fill_null(-1))
 
 
 def cut(path: Path, paths: DataPaths) -> Pieces | None:

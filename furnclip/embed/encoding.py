@@ -9,7 +9,7 @@ On a CPU every core encodes a batch of its own: cores that share one wait for ea
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -24,14 +24,20 @@ from PIL import Image
 
 from furnclip.catalogue import ATTRIBUTES, content_hash, image_names, renamed_column
 from furnclip.config import Config
-from furnclip.errors import InputError, ModelError
+from furnclip.errors import FurnclipError, InputError, ModelError
 from furnclip.features import StoredVectors
 from furnclip.images import open_image
 from furnclip.model.light import LightEncoder
 from furnclip.parallel import cores
 from furnclip.shards import REST, SPLITS, Sample, ShardDataset, open_shards
 from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, unit_mean, vector_array, vector_schema
-from furnclip.vectors.parquet import COLUMN_TYPES, MODEL_KINDS, part_paths, views_array
+from furnclip.vectors.parquet import (
+    COLUMN_TYPES,
+    MODEL_KINDS,
+    part_paths,
+    read_vector_manifest,
+    views_array,
+)
 
 if TYPE_CHECKING:
     from furnclip.model.clip import Clip
@@ -45,11 +51,12 @@ Encodes = Callable[[Iterable[int]], Iterator[Encoded]]  # numbers of row groups 
 
 
 class RowGroup(NamedTuple):
-    """Some of the samples of one shard. `source` names what they hold."""
+    """Some of the samples of one shard. `source` names what they hold, `shard` what the shard does."""
 
     split: str
     rows: range
     source: str
+    shard: str
 
 
 @dataclass(frozen=True)
@@ -78,15 +85,22 @@ class ShardReader:
         # By the shop's own word: groups of the splits hold near-duplicates too, which are other products.
         named = (config.paths.group_column, config.paths.parent_column)
         self._group_columns = [column for name in named if name for column in (name, renamed_column(name))]
-        self.row_groups: list[RowGroup] = []
+        self.row_groups = list(self._row_groups(config))
+
+    def _row_groups(self, config: Config) -> Iterator[RowGroup]:
+        """All of them; those of a shard that the vector file was made of are told by that."""
+        earlier, most = defaultdict[str, list[tuple[int, str]]](list), config.embed.row_group_rows
+        with suppress(FurnclipError):
+            manifest = read_vector_manifest(config.paths.vectors)
+            for part in manifest.parts if manifest else ():
+                earlier[part.shard].append((part.rows, part.source))
         for split, dataset in self._datasets.items():
-            end = 0
+            start = 0
             for shard in dataset.shards:
-                start, end, most = end, end + shard.samples, config.embed.row_group_rows
-                for first in range(start, end, most):
-                    rows = range(first, min(first + most, end))
-                    source = f"{split} {shard.sha256} {first - start}"
-                    self.row_groups.append(RowGroup(split, rows, source))
+                told = f"{split} {shard.sha256} {most}"
+                for samples, source in earlier.get(told) or dataset.pieces_of(shard, most):
+                    yield RowGroup(split, range(start, start + samples), source, told)
+                    start += samples
 
     def __len__(self) -> int:
         return sum(map(len, self._datasets.values()))

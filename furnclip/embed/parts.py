@@ -121,10 +121,11 @@ class VectorWriter:
 
     def _part(self, number: int, there: Mapping[str, Part], staged: Path) -> Part:
         """A part, written aside unless it is there."""
-        source = self._folder.groups[number].source
+        group = self._folder.groups[number]
+        source = group.source
         names = [self._name(source, has_bare=has_bare) for has_bare in (False, True)]
         if known := next(filter(None, map(there.get, names)), None):
-            return known
+            return known.model_copy(update={"shard": group.shard})
         table = self._folder.read(number)
         missing = len(table) - table["missing_reason"].null_count
         table = self._fused(table)
@@ -132,7 +133,8 @@ class VectorWriter:
         path = staged / name
         with replacing(path) as file:
             write_row_groups(file, vector_schema(self._provenance.model_copy(update={"key": ""})), [table])
-        return Part(name=name, source=source, rows=len(table), bytes=path.stat().st_size, missing=missing)
+        rows, size_bytes = len(table), path.stat().st_size
+        return Part(name=name, source=source, shard=group.shard, rows=rows, bytes=size_bytes, missing=missing)
 
     def _name(self, source: str, *, has_bare: bool) -> str:
         stand_ins = repr(sorted(self._stand_ins.items())) if has_bare else ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ import numpy as np
 from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.errors import FurnclipError
-from furnclip.journal import MANIFEST_NAME, move_file, sync_folder
+from furnclip.journal import MANIFEST_NAME, move_file, sha256_of, sync_folder
 from furnclip.parallel import Workers
 from furnclip.prepare.splits import LEDGER_NAME, UNDECIDED, Assignment, Ledger
 from furnclip.prepare.store import Members, Records, read_samples
@@ -39,10 +39,12 @@ from furnclip.shards.manifest import (
 )
 from furnclip.shards.tar import (
     Sample,
+    SampleRun,
     ShardAbout,
     WrittenShard,
     decode_sample,
     index_path,
+    key_ranges,
     read_about,
     read_index,
     write_shard,
@@ -92,21 +94,21 @@ class PlannedShard:
 def plan_shards(
     records: Records, assignment: Assignment, changes: Mapping[int, SampleChange], settings: PrepConfig
 ) -> list[PlannedShard]:
-    """Every shard of every split, in order. `changes`: by row."""
+    """Every shard of every split, in order. records: by key. changes: by row."""
     rows_of = {split: np.flatnonzero(assignment.split == number) for number, split in enumerate(SPLITS)}
     rows_of[REST] = np.flatnonzero(assignment.split == UNDECIDED)
     rows_of[MINI_TRAIN] = _mini_train(records, rows_of["train"], settings.mini_train_samples)
-    planned = []
+    planned, is_changed = [], np.zeros(len(records), dtype=bool)
+    is_changed[list(changes)] = True
     for split, rows in rows_of.items():
         if not len(rows):
             continue
-        rows = rows[np.argsort(records["key"][rows])]
         sizes = records["sample_bytes"][rows].astype(np.int64)
         most_bytes = settings.shard_mb * 10**6
-        shards = _shard_numbers(records["key"][rows], sizes, settings.shard_samples, most_bytes)
-        for number, inside in enumerate(np.split(rows, np.flatnonzero(np.diff(shards)) + 1)):
+        ranges = key_ranges(records["key"][rows], settings.shard_samples, sizes, most_bytes)
+        for number, inside in enumerate(np.split(rows, ranges)):
             contents, groups = records["content"][inside], assignment.group[inside]
-            changed = {int(records["key"][row]): changes[row] for row in inside.tolist() if row in changes}
+            changed = {int(records["key"][row]): changes[row] for row in inside[is_changed[inside]].tolist()}
             told = repr(sorted(changed.items())).encode() if changed else b""
             holds = contents.tobytes() + groups.tobytes() + told
             content = hashlib.blake2b(holds, digest_size=16).hexdigest()
@@ -117,35 +119,25 @@ def plan_shards(
     return planned
 
 
-def _shard_numbers(keys: np.ndarray, sizes: np.ndarray, most_samples: int, most_bytes: int) -> np.ndarray:
-    """Ascending numbers for the sorted keys: the fewest halvings of the key space within the limits."""
-    for halvings in range(64):
-        # a shift by all 64 bits is undefined
-        shards = (keys >> np.uint64(64 - halvings) if halvings else keys * 0).astype(np.int64)
-        samples = np.bincount(shards - shards[0])
-        size = np.bincount(shards - shards[0], weights=sizes)
-        if samples.max() <= most_samples and (size.max() <= most_bytes or samples.max() == 1):
-            break
-    return shards
-
-
 def _mini_train(records: Records, rows: np.ndarray, samples: int) -> np.ndarray:
     """A sample of the rows with the same share of every object type."""
     if len(rows) <= samples:
         return rows
-    order = np.lexsort((records["key"][rows], records["stratum"][rows]))
+    order = np.argsort(records["stratum"][rows], kind="stable")
     # of the rows sorted by type, every n-th: each type gets its share, rounded up or down
-    return rows[order[(np.arange(samples) * len(rows) + len(rows) // 2) // samples]]
+    return np.sort(rows[order[(np.arange(samples) * len(rows) + len(rows) // 2) // samples]])
 
 
 def write_shards(
     planned: list[PlannedShard], folder: Path, *, staged: Path, store: Path, ledger: Ledger, processes: int
 ) -> dict[str, ShardAbout]:
-    """Write and publish the shards that are not in `folder` already; what is said of those that were."""
+    """Write and publish the shards that are not in `folder` already; what is said of those that were.
+
+    planned: with what is there.
+    """
     known = {shard.name: about for shard in planned if (about := shard.at(folder / shard.name))}
     changed = [shard for shard in planned if shard.name not in known]
     unwritten = [shard for shard in changed if not shard.at(shard.staged_in(staged))]  # by a killed run
-    unwritten = _with_earlier(unwritten, folder)
     pack = partial(pack_shard, folder=folder, staged=staged, store=store)
     workers = Workers(pack, processes, here_first=_HERE_FIRST, setting="prepare.workers")
     with workers, console.progress("writing shards", total=len(unwritten), unit="shards") as meter:
@@ -169,7 +161,7 @@ def write_shards(
     return known
 
 
-def _with_earlier(planned: list[PlannedShard], folder: Path) -> list[PlannedShard]:
+def with_earlier(planned: list[PlannedShard], folder: Path) -> list[PlannedShard]:
     """The shards, each with what the manifest in `folder` says of the one that it replaces."""
     there: dict[str, ShardInfo] = {}
     with suppress(FurnclipError):  # there is no manifest, or a damaged one
@@ -185,18 +177,25 @@ def pack_shard(shard: PlannedShard, *, folder: Path, staged: Path, store: Path) 
     """
     earlier = shard.earlier or ShardInfo(shard.name, "", 0, 0, "", 0)
     written = WrittenShard(folder / shard.name, earlier.sha256, earlier.index_sha256)
-    columns = (shard.keys, shard.contents, shard.groups, shard.images)
+    same = written.places(shard.keys, shard.contents, shard.groups, shard.images)
+    same[np.isin(shard.keys, list(shard.changes))] = -1
+    columns = (shard.keys, shard.contents, shard.groups)
     rows = list(zip(*(column.tolist() for column in columns), strict=True))
-    same = {key for key, *told in rows if key not in shard.changes and written.has(key, *told)}
-    others = [(key, content) for key, content, *_ in rows if key not in same]
+    others = ((key, content) for (key, content, _), place in zip(rows, same, strict=True) if place < 0)
+    first = np.append(0, np.flatnonzero((np.diff(same) != 1) | (same[1:] < 1)) + 1)  # of each run, or alone
+    counts = np.diff(np.append(first, len(same)))
     with closing(read_samples(store, others)) as members:
-        samples = (
-            written.sample(key)
-            if key in same
-            else (f"{content:016x}", _sample(key, group, next(members), shard.changes.get(key, _UNCHANGED)))
-            for key, content, group, _ in rows
-        )
-        write_shard(shard.staged_in(staged), samples, content=shard.content)
+
+        def samples() -> Iterator[tuple[str, Sample] | SampleRun]:
+            for row, count in zip(first.tolist(), counts.tolist(), strict=True):
+                if same[row] >= 0:
+                    yield written.run(int(same[row]), count)
+                else:
+                    key, content, group = rows[row]
+                    change = shard.changes.get(key, _UNCHANGED)
+                    yield f"{content:016x}", _sample(key, group, next(members), change)
+
+        write_shard(shard.staged_in(staged), samples(), content=shard.content)
 
 
 def _sample(key: int, group: int, members: Members, change: SampleChange) -> Sample:
@@ -235,14 +234,19 @@ def describe_split(folder: Path, shards: list[PlannedShard], known: Mapping[str,
     for shard in shards:
         about = known.get(shard.name) or read_about(folder / shard.name)
         assert about is not None
-        index = index_path(folder / shard.name).read_bytes()
-        digest = hashlib.sha256(index).hexdigest()
-        infos.append(ShardInfo(shard.name, about.sha256, about.bytes, about.samples, digest, len(index)))
+        index = index_path(folder / shard.name)
+        info = ShardInfo(shard.name, about.sha256, about.bytes, about.samples, "", index.stat().st_size)
+        is_as_told = shard.earlier and info == replace(shard.earlier, index_sha256="")
+        if shard.earlier and is_as_told and shard.name in known:
+            infos.append(shard.earlier)
+        else:
+            infos.append(replace(info, index_sha256=sha256_of(index)))
         for name, values in about.attributes.items():
             counts.setdefault(name, Counter()).update(values)
     attributes = {
         name: dict(sorted(values.items(), key=lambda item: (-item[1], item[0]))[:MOST_VALUES])
         for name, values in counts.items()
     }
-    groups = len(np.unique(np.concatenate([np.empty(0, np.uint64), *(shard.groups for shard in shards)])))
-    return SplitInfo(sum(info.samples for info in infos), groups, tuple(infos), attributes)
+    groups = np.sort(np.concatenate([np.empty(0, np.uint64), *(shard.groups for shard in shards)]))
+    count = len(groups[:1]) + int((groups[1:] != groups[:-1]).sum())
+    return SplitInfo(sum(info.samples for info in infos), count, tuple(infos), attributes)

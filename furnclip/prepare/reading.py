@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow
+import pyarrow.compute as pc
 
 from furnclip import __version__, console
 from furnclip.catalogue import Product, Rejection, catalogue_path, content_hash, read_products
 from furnclip.catalogue.columns import Column, ColumnTypes
-from furnclip.catalogue.pieces import NO_DIGESTS, Digests, Pieces, cut
+from furnclip.catalogue.pieces import NO_DIGESTS, Digests, Pieces, cut, spans
 from furnclip.images import BrokenImage
-from furnclip.prepare.kept import Kept, Writer, spans, taken
+from furnclip.prepare.kept import Kept, Rows, Writer, taken
 from furnclip.prepare.scan import Scanner, decoders, stored_columns
 from furnclip.prepare.store import ImageProblem, Records, SampleStore, Scanned
 from furnclip.sources import Folder, Place, image_place
@@ -47,11 +50,10 @@ class Note(NamedTuple):
 class Catalogue:
     """What was read: N products with V images, by key."""
 
-    records: Records  # (N,)
+    records: Rows  # (N,)
     images: Records  # (V,)
     rows: np.ndarray  # (V,) which of the products each image is of
     places: np.ndarray  # (V,) of the images in the columns
-    live: np.ndarray  # (N,) of the products in the columns
     notes: list[Note]
     rejections: list[Rejection]
     columns: tuple[Column, ...]
@@ -67,7 +69,9 @@ class Reading:
         self._config, self._store, self._kept = config, store, kept
         self._path = catalogue_path(config.paths)
         self._pieces = cut(self._path, config.paths)
-        self._digests = self._pieces.digests(kept.digests) if self._pieces else NO_DIGESTS
+        self._digests, self._was = NO_DIGESTS, np.empty(0, dtype=np.int64)
+        if self._pieces:
+            self._digests, self._was = self._pieces.digests(kept.digests)
         self._settings = _settings(config, self._pieces)
         self._fetched = _fetched(config.paths.fetched)
         self._rejections: list[Rejection] = []
@@ -81,8 +85,7 @@ class Reading:
         if plain is None:  # nothing can be taken over
             current, numbers, plain = current[:0], numbers[:0], ColumnTypes()
             rows = read_products(self._path, self._config.paths)
-        kept.note_looks()
-        first = 0 if not len(current) else len(kept.column("rows"))
+        before, first = kept.before.places[current], kept.length("key") if len(current) else 0
         with (
             kept.writing(anew=not len(current)) as writer,
             decoders(self._config.prepare) as workers,
@@ -92,11 +95,11 @@ class Reading:
             scanner = Scanner(self._config, self._store, workers, rows)
             count, rest = self._judge(scanner, writer, plain, meter)
         self._store.commit()
-        live = np.concatenate([kept.live[current] if len(current) else current, self._new_places(first)])
-        records = taken(kept.column("rows"), live)
-        records["row"][: len(current)] = numbers + 1
-        order = np.argsort(records["key"])
-        records, live = taken(records, order), live[order]
+        new = kept.rows(np.arange(first, kept.length("key")))
+        live, row = np.append(before, new.places), np.append(numbers + 1, new["row"].astype(np.int64))
+        keys = np.append(kept.column("key")[before], new["key"])
+        order = np.argsort(keys, kind="stable")  # of two that are sorted already
+        records = kept.rows(live[order], key=keys[order], row=row[order])
         places = spans(records["first_image"], records["images"])
         from furnclip.vectors.parquet import RESERVED_COLUMNS  # with pydantic, which workers do not need
 
@@ -106,8 +109,7 @@ class Reading:
             taken(kept.column("looks"), places),
             np.repeat(np.arange(len(records)), records["images"].astype(np.int64)),
             places,
-            live,
-            _notes(records, kept.texts("notes")),
+            _notes(records, kept.notes()),
             self._rejections,
             tuple((plain + rest).columns(RESERVED_COLUMNS)),
             scanner.decoded,
@@ -144,11 +146,8 @@ class Reading:
     def _digest(self, sample: Scanned) -> int:
         number = sample.entry.row - 1
         is_plain = sample.is_as_named and number < len(self._digests.rows)
-        is_plain = is_plain and not any("\n" in image.name or "\0" in image.name for image in sample.found)
+        is_plain = is_plain and not any("\0" in image.name for image in sample.found)
         return int(self._digests.rows[number]) if is_plain else 0
-
-    def _new_places(self, first: int) -> np.ndarray:
-        return np.arange(first, len(self._kept.column("rows")))
 
     def _unchanged(self) -> tuple[np.ndarray, np.ndarray, list[Product | Rejection] | None]:
         """Rows of the last finished run that are as they were, (M,), and where in the file, (M,); the others.
@@ -160,11 +159,15 @@ class Reading:
             return nothing, nothing, None
         if self._kept.is_worn or self._fetched_since is None:
             return nothing, nothing, None
-        order = np.argsort(before["digest"])
-        place = order[np.minimum(np.searchsorted(before["digest"][order], digests), len(order) - 1)]
-        numbers = np.flatnonzero((before["digest"][place] == digests) & (digests > 0))
-        current, first = np.unique(place[numbers], return_index=True)
-        numbers = numbers[first]
+        row_of = np.full(len(self._kept.digests.rows) + 1, -1)  # by place in the file; the last: of none
+        known = np.flatnonzero(before["digest"] > 0)
+        row_of[before["row"][known] - 1] = known
+        place = row_of[self._was]
+        found = np.flatnonzero(place >= 0)[::-1]
+        numbers = np.full(len(before), -1)
+        numbers[place[found]] = found  # the first one of several
+        current = np.flatnonzero(numbers >= 0)
+        numbers = numbers[current]
         there = self._images_are_as_they_were(current)
         current, numbers = current[there], numbers[there]
         while True:
@@ -182,7 +185,7 @@ class Reading:
             current, numbers = current[~twice], numbers[~twice]
 
     @cached_property
-    def _fetched_since(self) -> set[str] | None:
+    def _fetched_since(self) -> set[int] | None:
         """Hashes of the addresses fetched since the last finished run; None where that is not known."""
         before = self._kept.about["fetched"]
         try:
@@ -190,69 +193,86 @@ class Reading:
                 return None
             with self._config.paths.fetched.open("rb") as file:
                 file.seek(before[0])
-                return {str(json.loads(line)["key"]) for line in file}
+                return {int(str(json.loads(line)["key"]), 16) for line in file}
         except (OSError, ValueError, KeyError, TypeError):
             return set() if before == _NOT_FETCHED else None
 
     def _images_are_as_they_were(self, current: np.ndarray) -> np.ndarray:
         """Which rows have their images as they were: (M,)."""
-        rows = taken(self._kept.before, current)
-        named = self._kept.names(rows).dictionary_encode()
-        changed = _changed(image_place(self._config), named.dictionary.to_pylist(), self._fetched_since or ())
-        of_row = np.repeat(np.arange(len(rows)), rows["names"].astype(np.int64))
-        return np.asarray(np.bincount(of_row[changed[named.indices.to_numpy()]], minlength=len(rows)) == 0)
+        kept, place = self._kept, image_place(self._config)
+        first, counts = (kept.before[name][current].astype(np.int64) for name in ("first_name", "names"))
+        files, again = kept.files(), np.array(sorted(self._fetched_since or ()), dtype=np.uint64)
+        doubts = np.cumsum(np.append(0, ~_listed(place, files) | np.isin(kept.column("addresses"), again)))
+        is_same = np.asarray(doubts[first + counts] == doubts[first])
+        rows = np.flatnonzero(~is_same)
+        lines = spans(first[rows], counts[rows])
+        named = files.take(pyarrow.array(lines)).dictionary_encode()
+        differs = np.array([not _is_as_it_was(place, line) for line in named.dictionary.to_pylist()], bool)
+        changed = differs[named.indices.to_numpy()] | np.isin(kept.column("addresses")[lines], again)
+        of_row = np.repeat(np.arange(len(rows)), counts[rows])
+        is_same[rows] = np.bincount(of_row[changed], minlength=len(rows)) == 0
+        return is_same
 
     def _types_without(self, current: np.ndarray) -> ColumnTypes | None:
         """The column types of the current rows; None where a row that is gone cannot be looked up."""
-        types, gone = ColumnTypes(self._kept.about["types"]), np.ones(len(self._kept.before), dtype=bool)
+        before, types = self._kept.before, ColumnTypes(self._kept.about["types"])
+        gone = before["digest"] > 0
         gone[current] = False
         stored = stored_columns(self._config.paths)
-        for row in self._kept.before[gone & (self._kept.before["digest"] > 0)]:
-            key = int(row["key"])
-            if self._store.text(key) != int(row["text"]):  # a killed run has gone on
+        for row in np.flatnonzero(gone).tolist():
+            key = int(before["key"][row])
+            if self._store.text(key) != int(before["text"][row]):  # a killed run has gone on
                 return None
             fields = json.loads(self._store.members(key).json)["fields"]
             types.add({name: cell for name, cell in fields.items() if name not in stored}, -1)
         return types
 
 
-def _changed(place: Place, lines: Sequence[bytes], fetched: Collection[str]) -> np.ndarray:
-    """Which files, as `Kept.names` has them, are others now or of an address `fetched` since: (L,)."""
-    there, again = set[bytes](), {address.encode() for address in fetched}
-    lists = isinstance(place, Folder) and place.links_may_lead_out
-    if isinstance(place, Folder) and lists:  # a look at each folder instead of each file
-        for folder in {line[: line.rfind(b"/") + 1] for line in lines}:
-            there.update(_listed(place, folder))
-
-    def is_same(line: bytes) -> bool:
-        """Of one that is not there as it stands: it may have an address, which a folder does not list."""
-        told, _, address = line[:-1].rpartition(b"\0")
-        return address not in again and (told + b"\0\n" in there if lists else _is_as_it_was(place, told))
-
-    return np.array([line not in there and not is_same(line) for line in lines], dtype=bool)
-
-
-def _is_as_it_was(place: Place, told: bytes) -> bool:
-    name, was = told.decode("utf-8", "surrogateescape").split("\0")
+def _is_as_it_was(place: Place, line: bytes) -> bool:
+    name, was, _ = line.decode("utf-8", "surrogateescape").split("\0")
     with suppress(BrokenImage, OSError, ValueError):  # the row is judged again, which says why
         return place.status(name) == was
     return False
 
 
-def _listed(place: Folder, folder: bytes) -> list[bytes]:
-    """Every file in a folder below the place, which ends in `/` or is empty; none where it is gone."""
-    path = place.path(os.fsdecode(folder))
+def _listed(place: Place, files: pyarrow.LargeBinaryArray) -> np.ndarray:
+    """Which files, as `Kept.files` has them, are so in their folders, each listed once: (L,).
+
+    Of others a look at the file itself has to tell.
+    """
+    if not isinstance(place, Folder) or not place.links_may_lead_out or not len(files):
+        return np.zeros(len(files), dtype=bool)
+    folders: list[bytes] = [b""]
+    if ord("/") in np.frombuffer(files.buffers()[2], np.uint8):
+        cut = pc.replace_substring_regex(files, pattern=r"(?s)[^/]*\x00.*", replacement="")
+        folders = cut.unique().to_pylist()
+    found = [_files_in(place, folder) for folder in folders]
+    names, sizes, times = (list(chain.from_iterable(each)) for each in zip(*found, strict=True))
+    text, data = pyarrow.string(), pyarrow.large_binary()
+    numbers = (pyarrow.array(each, pyarrow.int64()).cast(text) for each in (sizes, times))
+    status = pc.binary_join_element_wise(*numbers, " ")
+    end, zero = pyarrow.scalar(b"", data), pyarrow.scalar(b"\0", data)
+    there = pc.binary_join_element_wise(pyarrow.array(names, data), status.cast(data), end, zero)
+    return np.asarray(pc.is_in(files, there))
+
+
+def _files_in(place: Folder, folder: bytes) -> tuple[list[bytes], list[int], list[int]]:
+    """Names, sizes and times of the files in a folder below the place, which ends in `/` or is empty."""
+    path = os.fsencode(place.path(os.fsdecode(folder)))
     for _ in range(_TRIES):  # a file may go while the others are looked at
-        with suppress(OSError, ValueError), os.scandir(os.fsencode(path)) as entries:
-            return [
-                b"%b%b\0%d %d\0\n" % (folder, entry.name, (file := entry.stat()).st_size, file.st_mtime_ns)
-                for entry in entries
-                if entry.is_file()
-            ]
-    return []
+        names, sizes, times = list[bytes](), list[int](), list[int]()
+        with suppress(OSError, ValueError), os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    file = entry.stat()
+                    names.append(folder + entry.name)
+                    sizes.append(file.st_size)
+                    times.append(file.st_mtime_ns)
+            return names, sizes, times
+    return [], [], []
 
 
-def _notes(records: Records, lines: Sequence[bytes]) -> list[Note]:
+def _notes(records: Rows, lines: Sequence[bytes]) -> list[Note]:
     """Products that have something not used."""
     found = []
     for number in np.flatnonzero(records["note"]).tolist():

@@ -32,6 +32,7 @@ from furnclip.prepare.pack import (
     SampleChange,
     describe_split,
     plan_shards,
+    with_earlier,
     write_shards,
 )
 from furnclip.prepare.reading import Catalogue, Note, Reading
@@ -207,21 +208,21 @@ class _Preparation:
 
         def near(looks: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             pairs, apart = self.kept.near_pairs(looks, catalogue.places[first])
-            found.extend((looks[pairs], apart))
+            found.extend((looks, looks[pairs], apart))
             return pairs, apart
 
         ties = find_ties(records, catalogue.images, catalogue.rows, near, by_column=by_column)
         ledger = read_ledger(folder / LEDGER_NAME)
         ties = self._without_placeholders(catalogue, ties)
         assignment = self._assign(catalogue, ties, ledger)
-        planned = plan_shards(records, assignment, self.changes, settings)
+        planned = with_earlier(plan_shards(records, assignment, self.changes, settings), folder)
         staged = self.cache / "staged"
         known = write_shards(
             planned, folder, staged=staged, store=self.store.path, ledger=ledger, processes=settings.workers
         )
         leaks = leak_report(ties, assignment, by_column=by_column)
         manifest = self._publish(catalogue, planned, known, near_groups(records, ties), leaks)
-        self._finish(catalogue, *found)
+        self._finish(catalogue, found)
         shutil.rmtree(staged, ignore_errors=True)
         products = sum(manifest.splits[name].samples for name in SPLITS)
         return PrepareSummary(
@@ -268,11 +269,14 @@ class _Preparation:
             write_manifest(folder, manifest)
         return manifest
 
-    def _finish(self, catalogue: Catalogue, pairs: np.ndarray, apart: np.ndarray) -> None:
+    def _finish(self, catalogue: Catalogue, found: Sequence[np.ndarray]) -> None:
         """Note that the shards hold these products, and forget all others."""
-        known = self.kept.before["key"] if self.kept.is_continued else self.store.keys()
-        self.store.forget(np.setdiff1d(known, catalogue.records["key"], assume_unique=True))
-        self.kept.finish(catalogue.live, pairs, apart, catalogue.digests, **catalogue.about)
+        records = catalogue.records
+        gone = self.kept.gone(records)
+        if not self.kept.is_continued:
+            gone = np.setdiff1d(self.store.keys(), records["key"], assume_unique=True)
+        self.store.forget(gone)
+        self.kept.finish(records, found, catalogue.digests, **catalogue.about)
 
     def _note(self, note: Note, row: int) -> None:
         """What of a product is not used, and why; `row`: in the catalogue."""
@@ -333,9 +337,11 @@ class _Preparation:
         lines: list[tuple[object, ...]] = [
             ("group", "products", "types", "titles", "product_id", "object_type", "title")
         ]
-        listed = zip(*(values[:_LISTED_GROUPS].tolist() for values in groups[1:]), strict=True)
-        for number, (start, *counts) in enumerate(listed, start=1):
-            for row in groups.members[start : start + min(counts[0], _LISTED_PRODUCTS)].tolist():
+        listed = zip(groups.starts[:_LISTED_GROUPS].tolist(), groups.sizes.tolist(), strict=False)
+        for number, (start, size) in enumerate(listed, start=1):
+            members = groups.members[start : start + size]
+            counts = size, *(len(np.unique(records[name][members])) for name in ("stratum", "title"))
+            for row in members[:_LISTED_PRODUCTS].tolist():
                 product = self._about(int(records["key"][row]))
                 shown = product["product_id"], product["fields"].get("object_type", ""), product["title"]
                 lines.append((number, *counts, *map(console.printable, shown)))
@@ -367,8 +373,8 @@ def _about_groups(groups: NearGroups) -> dict[str, int]:
     return {
         "near_duplicate_groups": len(groups.sizes),
         "largest_near_duplicate_group": int(groups.sizes.max(initial=0)),
-        "near_duplicate_groups_of_several_types": int((groups.types > 1).sum()),
-        "near_duplicate_groups_of_several_titles": int((groups.titles > 1).sum()),
+        "near_duplicate_groups_of_several_types": int(groups.has_types.sum()),
+        "near_duplicate_groups_of_several_titles": int(groups.has_titles.sum()),
     }
 
 

@@ -14,7 +14,7 @@ outcome depends on the rows and the ledger, not on the order of the catalogue or
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,21 +30,24 @@ from furnclip.journal import replacing
 from furnclip.prepare.store import Records
 from furnclip.prepare.ties import NO_NODE, Ties
 from furnclip.shards.manifest import SPLITS
-from furnclip.shards.tar import read_table
+from furnclip.shards.tar import numbers_of, read_table
 
 LEDGER_NAME = "assignments.parquet"
 UNDECIDED = -1
 _NUMBER, _TEXT = pyarrow.uint64(), pyarrow.string()
 _SCHEMA = pyarrow.schema({"key": _NUMBER, "product_id": _TEXT, "group": _NUMBER, "split": _TEXT})
 _NO_SHARE = 1e-9
+_NO_NAME = np.uint64(2**64 - 1)
 
 
 class Ledger:
     """The group and split that each product was ever given, sorted by key. It only grows."""
 
     def __init__(self, table: pyarrow.Table) -> None:
-        self._table = table.sort_by("key")
-        self._keys = self._table["key"].to_numpy()
+        keys = table["key"].to_numpy()
+        order = np.argsort(keys, kind="stable")  # quick for few behind many that are sorted
+        self._table = table.take(order) if (keys[1:] < keys[:-1]).any() else table
+        self._keys = keys[order]
         self._groups = self._table["group"].to_numpy()
         numbers = pc.index_in(self._table["split"], pyarrow.array(SPLITS))
         if numbers.null_count:
@@ -69,10 +72,7 @@ class Ledger:
         """This ledger with the products that it does not have yet of (split, index of a shard)."""
         tables = [self._table]
         for split, index in shards:
-            keys, groups = (
-                np.array([int(digits, 16) for digits in index[name].to_pylist()], dtype=np.uint64)
-                for name in ("key", "group")
-            )
+            keys, groups = (numbers_of(index[name]) for name in ("key", "group"))
             new = self.lookup(keys)[0] == UNDECIDED
             if new.any():
                 ids = index["product_id"].filter(pyarrow.array(new))
@@ -83,7 +83,8 @@ class Ledger:
     def write(self, path: Path) -> None:
         """Replace the file, whole or not at all."""
         with replacing(path) as file:
-            pyarrow.parquet.write_table(self._table, file, compression="zstd")
+            # hashes have no equals, and do not get smaller
+            pyarrow.parquet.write_table(self._table, file, compression="lz4", use_dictionary=["split"])
 
 
 def read_ledger(path: Path) -> Ledger:
@@ -145,7 +146,15 @@ def assign(
     # The smallest group of the ledger, else the smallest key, names what belongs together.
     is_new = known_split == UNDECIDED
     names = np.where(is_new, keys, known_group)
-    by_name = np.lexsort((names, is_new))[::-1]  # the best one last, which stays
+
+    def named_of(nodes: np.ndarray) -> np.ndarray:
+        """The name of each node, by the nodes of the rows; 0 without one."""
+        named = np.zeros(ties.node_count, dtype=np.uint64)
+        for among in (placed & is_new, placed & ~is_new):
+            least = np.full(ties.node_count, _NO_NAME)
+            np.minimum.at(least, nodes[among], names[among])
+            named = np.where(least == _NO_NAME, named, least)
+        return named
 
     part = _kept_together(ties, placed)  # (N,)
     contested = np.flatnonzero(placed & _is_of_several_splits(part, placed, known_split, ties)[part])
@@ -156,15 +165,14 @@ def assign(
     settled, split_of = placed & ~is_new, np.full(ties.node_count, UNDECIDED, dtype=np.int8)
     split_of[part[settled]] = known_split[settled]
 
-    ranked = by_name[placed[by_name]]
     assignment = Assignment(known_group, known_group.copy(), np.full(len(keys), UNDECIDED, dtype=np.int8))
-    assignment.together[placed] = _named(part, ranked, names, ties)[part[placed]]
+    assignment.together[placed] = named_of(part)[part[placed]]
     assignment.split[placed] = split_of[part[placed]]
     _draw_splits(assignment, np.flatnonzero(placed & (assignment.split == UNDECIDED)), shares)
 
     groups = _connected(ties, placed, ties.middle)
     group = groups[_first_of(ties, ties.middle)]
-    named, new = _named(group, ranked, names, ties), placed & is_new
+    named, new = named_of(group), placed & is_new
     assignment.group[new] = named[group[new]]
     for row in np.flatnonzero(assignment.split == UNDECIDED).tolist():
         label = int(ties.label[row])
@@ -172,13 +180,6 @@ def assign(
         assignment.group[row] = among or keys[row]
     _fill_empty_splits(assignment, known_split, shares)
     return assignment
-
-
-def _named(nodes: np.ndarray, ranked: np.ndarray, names: np.ndarray, ties: Ties) -> np.ndarray:
-    """The name of each node: that of the last of the `ranked` rows on it, 0 without one."""
-    named = np.zeros(ties.node_count, dtype=np.uint64)
-    named[nodes[ranked]] = names[ranked]
-    return named
 
 
 def _is_of_several_splits(
@@ -202,7 +203,8 @@ def _draw_splits(assignment: Assignment, rows: np.ndarray, shares: tuple[float, 
 
 def _first_of(ties: Ties, nodes: np.ndarray) -> np.ndarray:
     """The node (of `nodes`, one an image) of each row's first image; any node where it has none: (N,)."""
-    first = np.searchsorted(ties.rows, np.arange(len(ties.label)))
+    counts = np.bincount(ties.rows, minlength=len(ties.label))
+    first = np.cumsum(counts) - counts
     return nodes[np.minimum(first, len(nodes) - 1)] if len(nodes) else np.zeros(len(first), dtype=np.int64)
 
 
@@ -213,14 +215,21 @@ def _connected(
     first, used = _first_of(ties, nodes), placed[ties.rows]
     labelled = placed & (ties.label != NO_NODE)
     filed = used & (ties.file != NO_NODE)
-    edges = [
-        (first[labelled], ties.label[labelled]),
-        (nodes[filed], ties.file[filed]),
+    hubs = np.arange(ties.node_count)  # in the place of a label or file, the last of the nodes on it
+    hubs[ties.label[labelled]] = first[labelled]
+    hubs[ties.file[filed]] = nodes[filed]
+    edges: list[Sequence[np.ndarray]] = [
+        (first[labelled], hubs[ties.label[labelled]]),
+        (nodes[filed], hubs[ties.file[filed]]),
         (first[ties.rows[used]], nodes[used]),
-        *([] if more is None else [more.T]),
+        *([] if more is None else [(more[:, 0], more[:, 1])]),
     ]
-    left, right = (np.concatenate(ends) for ends in zip(*edges, strict=True))
-    return _components(ties.node_count, left, right)
+    differ = [np.flatnonzero(ends[0] != ends[1]) for ends in edges]
+    left, right = (
+        np.concatenate([ends[side][some] for ends, some in zip(edges, differ, strict=True)])
+        for side in (0, 1)
+    )
+    return np.asarray(_components(ties.node_count, left, right)[hubs])
 
 
 def _kept_together(ties: Ties, placed: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,8 +29,15 @@ from furnclip.prepare.fingerprint import PRINT_BYTES
 from furnclip.sources import FoundImage
 
 VERSION = 6  # raise it when an entry has other fields, or the same image file would give other bytes
-Records = np.ndarray[Any, np.dtype[np.void]]
 _COMMIT_AFTER_S = 1.0
+
+
+class Records(Protocol):
+    """Rows in columns: an array of several fields, or one that is read column by column."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, name: str, /) -> np.ndarray: ...
 
 
 class Members(NamedTuple):
@@ -121,12 +128,12 @@ _PACKED, _PACKED_IMAGE = _packed(_NAMES), _packed(_IMAGE_NAMES)
 RECORD, IMAGE = _computable(_PACKED), _computable(_PACKED_IMAGE)
 
 
-def records_of(entries: Iterable[SampleEntry]) -> Records:
+def records_of(entries: Iterable[SampleEntry]) -> np.ndarray:
     """Entries as the rows of one array."""
     return np.array([tuple(vars(entry).values()) for entry in entries], dtype=_PACKED).view(RECORD)
 
 
-def images_of(entries: Iterable[ImageEntry]) -> Records:
+def images_of(entries: Iterable[ImageEntry]) -> np.ndarray:
     """Images as the rows of one array."""
     return np.array([tuple(vars(entry).values()) for entry in entries], dtype=_PACKED_IMAGE).view(IMAGE)
 

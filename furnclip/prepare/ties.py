@@ -55,7 +55,7 @@ class Ties:
         return replace(self, **left)
 
 
-def looks_of(images: Records) -> Records:
+def looks_of(images: Records) -> np.ndarray:
     """What ties each image to others."""
     light, colors, _ = parts(images["fingerprint"])  # without the edge:
     flat = (np.ptp(light[:, 1:-1, 1:-1], axis=(1, 2)) <= _FLAT_LEVELS) & (
@@ -79,9 +79,9 @@ def find_ties(records: Records, images: Records, rows: np.ndarray, near: Nearby,
     label = "group" if by_column else "title"
     labels, first_free, same_label = _shared(records[label], 0, ignore_zero=True)
     files, first_free, same_image = _shared(images["source"], first_free, ignore_zero=False)
-    looks, first, look, counted = np.unique(
-        images["look"], return_index=True, return_inverse=True, return_counts=True
-    )
+    looks, look, counted = np.unique(images["look"], return_inverse=True, return_counts=True)
+    first = np.zeros(len(looks), dtype=np.int64)
+    first[look[::-1]] = np.arange(len(look))[::-1]
     pairs, apart = near(looks, first)
     middle = middles(pairs[apart <= SAME], len(first))
     count = (counted * (counted - 1) // 2).sum() + (counted[pairs[:, 0]] * counted[pairs[:, 1]]).sum()
@@ -126,25 +126,33 @@ class NearGroups(NamedTuple):
     members: np.ndarray  # (M,) rows, group by group
     starts: np.ndarray  # (G,) where each group begins among the members
     sizes: np.ndarray  # (G,)
-    types: np.ndarray  # (G,) how many object types are in each
-    titles: np.ndarray  # (G,) and how many titles
+    has_types: np.ndarray  # (G,) whether several object types are in each
+    has_titles: np.ndarray  # (G,) or titles
 
 
 def near_groups(records: Records, ties: Ties) -> NearGroups:
     """The groups, told by the images alone."""
     in_catalogue = records["row"]
     last = int(in_catalogue.max(initial=0))
-    order = np.argsort(ties.middle * (last + 1) + in_catalogue[ties.rows].astype(np.int64), kind="stable")
+    order = np.argsort(ties.middle * (last + 1) + in_catalogue[ties.rows].astype(np.int64))
     middle, rows = ties.middle[order], ties.rows[order]
     once = np.ones(len(rows), dtype=bool)
     once[1:] = (middle[1:] != middle[:-1]) | (rows[1:] != rows[:-1])
     middle, rows = middle[once], rows[once]
     several = np.bincount(middle, minlength=1)[middle] > 1
     middle, rows = middle[several], rows[several]
-    _, starts, sizes = np.unique(middle, return_index=True, return_counts=True)
-    types, titles = (_distinct(records[name][rows], middle, starts) for name in ("stratum", "title"))
-    ranks = np.lexsort((in_catalogue[rows[starts]], -sizes, types == 1))
+    starts = np.flatnonzero(np.diff(middle, prepend=NO_NODE))
+    sizes = np.diff(np.append(starts, len(middle)))
+    types, titles = (_are_several(records[name][rows], starts) for name in ("stratum", "title"))
+    ranks = np.lexsort((in_catalogue[rows[starts]], -sizes, ~types))
     return NearGroups(rows, *(values[ranks] for values in (starts, sizes, types, titles)))
+
+
+def _are_several(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Whether the values of groups, which begin at `starts`, differ: (G,)."""
+    if not len(starts):
+        return np.zeros(0, dtype=bool)
+    return np.asarray(np.minimum.reduceat(values, starts) != np.maximum.reduceat(values, starts))
 
 
 def _distinct(values: np.ndarray, groups: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -187,18 +195,23 @@ def placeholder_images(
 
 def _sharing_an_image(records: Records, ties: Ties) -> Iterator[np.ndarray]:
     """Images of several products that are copies of one, the largest sets first; none has an image twice."""
-    order = np.argsort(ties.look, kind="stable")
     counts = np.bincount(ties.look, minlength=ties.node_count)
-    ends = np.cumsum(counts)
-    group = records["group"][ties.rows[order]]  # variants of one group count once
-    owners = np.where(group > 0, group, ties.rows[order].astype(np.uint64))
-    starts = np.flatnonzero(np.diff(ties.look[order], prepend=NO_NODE))
-    products = np.zeros(ties.node_count, dtype=np.int64)
-    products[ties.look[order[starts]]] = _distinct(owners, ties.look[order], starts)
     copies = ties.pairs[ties.apart <= COPIED]
     copies = np.concatenate([copies, copies[:, ::-1]])
-    sizes, most = counts.copy(), products.copy()
+    sizes = counts.copy()
     np.add.at(sizes, copies[:, 0], counts[copies[:, 1]])
+    is_large = sizes >= MIN_PRODUCTS  # other sets cannot be of so many products
+    is_large[copies[is_large[copies[:, 0]], 1]] = True
+    order = np.flatnonzero(is_large[ties.look])
+    order = order[np.argsort(ties.look[order], kind="stable")]
+    looks = ties.look[order]
+    ends = np.cumsum(np.where(is_large, counts, 0))
+    group = records["group"][ties.rows[order]]  # variants of one group count once
+    owners = np.where(group > 0, group, ties.rows[order].astype(np.uint64))
+    starts = np.flatnonzero(np.diff(looks, prepend=NO_NODE))
+    products = np.zeros(ties.node_count, dtype=np.int64)
+    products[looks[starts]] = _distinct(owners, looks, starts)
+    most = products.copy()
     np.add.at(most, copies[:, 0], products[copies[:, 1]])
     copies = copies[np.argsort(copies[:, 0], kind="stable")]
     shared = np.flatnonzero(most >= MIN_PRODUCTS)

@@ -13,9 +13,17 @@ import pyarrow
 
 from furnclip.catalogue import content_hash
 from furnclip.images import BrokenImage
-from furnclip.shards.manifest import MINI_TRAIN
+from furnclip.shards.manifest import MINI_TRAIN, ShardInfo
 from furnclip.shards.place import ShardFolder, ShardPlace, split_shards
-from furnclip.shards.tar import Sample, TextSample, read_index, read_sample, read_texts
+from furnclip.shards.tar import (
+    Sample,
+    TextSample,
+    key_ranges,
+    numbers_of,
+    read_index,
+    read_sample,
+    read_texts,
+)
 
 
 class ShardDataset:
@@ -77,6 +85,21 @@ class ShardDataset:
         within = range(first, first + len(rows))
         return read_texts(self.place.indexed(shard), samples=shard.samples, rows=within)
 
+    def pieces_of(self, shard: ShardInfo, most: int) -> list[tuple[int, str]]:
+        """The samples of a shard in ranges of keys: how many, at most `most`, and a hash of what they hold.
+
+        So what is added to a shard changes one of its pieces.
+        """
+        names = ["key", "json", "txt", "seen"]  # the last one knows the images
+        index = read_index(self.place.indexed(shard), names, samples=shard.samples)
+        ends = np.append(key_ranges(numbers_of(index["key"]), most), shard.samples).tolist()
+        pieces, start = [], 0
+        for end in ends:
+            piece = (value for name in names for value in index[name].slice(start, end - start).to_pylist())
+            pieces.append((end - start, content_hash(self.split, *map(str, piece))))
+            start = end
+        return pieces
+
     def seen_of(self, rows: range) -> list[str]:
         """What models see of samples of one shard, see `seen_hash`."""
         number, first = self._find(rows[0])
@@ -84,9 +107,9 @@ class ShardDataset:
         index = read_index(self.place.indexed(shard), ["seen"], samples=shard.samples)
         return [f"{seen:016x}" for seen in index["seen"].slice(first, len(rows)).to_pylist()]
 
-    def keys(self) -> Iterator[str]:
+    def keys(self) -> Iterator[np.ndarray]:
         for number in range(len(self.shards)):
-            yield from self._index(number)["key"].to_pylist()
+            yield numbers_of(self._index(number)["key"])
 
     def _find(self, index: int) -> tuple[int, int]:
         """Which shard a sample is in, and where in it."""
@@ -129,8 +152,7 @@ class ProductImages:
         """Of each dataset the keys, ascending, and their places in it: (N,) and (N,)."""
         found = []
         for dataset in self._datasets:
-            digits = bytes.fromhex("".join(dataset.keys()))
-            keys = np.frombuffer(digits, dtype=">u8").astype(np.uint64)
+            keys = np.concatenate([np.empty(0, np.uint64), *dataset.keys()])
             places = np.argsort(keys, kind="stable")
             found.append((keys[places], places))
         return found

@@ -23,7 +23,9 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from furnclip.catalogue import ATTRIBUTES, content_hash
@@ -51,6 +53,7 @@ _TEXT_SCHEMA = pyarrow.schema(
     }
 )
 _MORE = pyarrow.field("more_jpg_bytes", pyarrow.list_(pyarrow.int32()))  # where a sample has several images
+_WHOLE_SCHEMA = pyarrow.unify_schemas([_INDEX_SCHEMA, _TEXT_SCHEMA]).append(_MORE)
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,11 @@ class ShardAbout:
     attributes: dict[str, dict[str, int]]
 
 
-class PackedSample(NamedTuple):
-    """A sample as it lies in the tar, and its row in the index but for the place."""
+class SampleRun(NamedTuple):
+    """Samples as they lie in a tar, one after the other, and their rows in its index, from offset 0 on."""
 
     data: bytes
-    row: dict[str, Any]
+    index: pyarrow.Table
 
 
 def seen_hash(sample: Sample) -> str:
@@ -144,8 +147,8 @@ def _image_suffixes(count: int) -> list[str]:
     return ["jpg", *(f"{number}.jpg" for number in range(1, count))][:count]
 
 
-def packed(sample_hash: str, sample: Sample) -> PackedSample:
-    """The bytes of a sample and what the index says of it. sample_hash: of its content."""
+def _packed(sample_hash: str, sample: Sample) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a sample and what the index says of it but for the place. sample_hash: of its content."""
     data = b""
     row: dict[str, Any] = {"content": sample_hash, "jpg_bytes": 0}
     row |= {name: getattr(sample, name) for name in ("key", "product_id", "group")}
@@ -159,7 +162,28 @@ def packed(sample_hash: str, sample: Sample) -> PackedSample:
     row["seen"] = int(seen_hash(sample), 16)
     row["image_hashes"] = [int(content_hash(image), 16) for image in sample.images]
     row[_MORE.name] = list(map(len, sample.more_images))
-    return PackedSample(data, {**row, "crc32": zlib.crc32(data)})
+    return data, {**row, "crc32": zlib.crc32(data)}
+
+
+def numbers_of(column: pyarrow.ChunkedArray) -> np.ndarray:
+    """The numbers whose 16 digits a column of the index has: (N,)."""
+    return np.frombuffer(bytes.fromhex("".join(column.to_pylist())), ">u8").astype(np.uint64)
+
+
+def key_ranges(
+    keys: np.ndarray, most_samples: int, sizes: np.ndarray | None = None, most_bytes: int = 0
+) -> np.ndarray:
+    """Where the second and further ranges of the sorted keys begin: the fewest halvings of the key space
+    within the limits.
+    """
+    for halvings in range(64):
+        # a shift by all 64 bits is undefined
+        ranges = (keys >> np.uint64(64 - halvings) if halvings else keys * 0).astype(np.int64)
+        samples = np.bincount(ranges - ranges[0])
+        size = np.bincount(ranges - ranges[0], weights=sizes) if sizes is not None else samples * 0
+        if samples.max() <= most_samples and (size.max() <= most_bytes or samples.max() == 1):
+            break
+    return np.flatnonzero(np.diff(ranges)) + 1
 
 
 class WrittenShard:
@@ -167,68 +191,82 @@ class WrittenShard:
 
     def __init__(self, path: Path, sha256: str, index_sha256: str) -> None:
         """There are none unless tar and index are, byte for byte, those of these hashes."""
-        self._rows: dict[int, dict[str, Any]] = {}
-        with suppress(OSError, ValueError, FurnclipError):  # it is gone, empty, or no shard
+        self._index = _WHOLE_SCHEMA.empty_table()
+        with suppress(OSError, ValueError, KeyError, FurnclipError):  # it is gone, empty, or no shard
             with open_regular(path, what="the shard") as file:
                 self._data = mmap(file.fileno(), 0, access=ACCESS_READ)
             with open_regular(index_path(path), what="the index") as file:
                 index = file.read()
             hashes = [hashlib.sha256(content).hexdigest() for content in (self._data, index)]
             if hashes == [sha256, index_sha256]:
-                rows = pyarrow.parquet.read_table(pyarrow.BufferReader(index)).to_pylist()
-                self._rows = {int(row["key"], 16): row for row in rows}
+                table = pyarrow.parquet.read_table(pyarrow.BufferReader(index))
+                if _MORE.name not in table.column_names:
+                    table = table.append_column(_MORE, pyarrow.array([[]] * len(table), _MORE.type))
+                self._index = table.select(_WHOLE_SCHEMA.names).cast(_WHOLE_SCHEMA)
+        self._told = [numbers_of(self._index[name]) for name in ("key", "content", "group")]
+        self._told.append(pc.list_value_length(self._index["image_hashes"]).to_numpy())
 
-    def has(self, key: int, content: int, group: int, images: int) -> bool:
-        """Whether the sample is there with this content, group and number of images."""
-        row = self._rows.get(key)
-        wanted = f"{content:016x}", f"{group:016x}", images
-        return row is not None and (row["content"], row["group"], len(row["image_hashes"])) == wanted
+    def places(self, *told: np.ndarray) -> np.ndarray:
+        """Where samples of these keys, contents, groups and numbers of images are; -1 for none: (N,)."""
+        place = np.searchsorted(self._told[0], told[0])
+        place[place == len(self._index)] = -1
+        for had, has in zip(self._told, told, strict=True):
+            place[np.append(had, np.zeros(1, had.dtype))[place] != has] = -1
+        return place
 
-    def sample(self, key: int) -> PackedSample:
-        """The sample of a key that is there."""
-        row = self._rows[key]
-        sizes = [row["jpg_bytes"]] * bool(row["jpg_bytes"]) + row.get(_MORE.name, [])
-        size_bytes = sum(map(member_bytes, [*sizes, row["json_bytes"], row["txt_bytes"]]))
-        return PackedSample(self._data[row["offset"] : row["offset"] + size_bytes], row)
+    def run(self, first: int, count: int) -> SampleRun:
+        """So many samples from a place on."""
+        offsets = np.append(self._index["offset"].to_numpy(), len(self._data) - _END_BYTES)
+        start, end = offsets[[first, first + count]].tolist()
+        return SampleRun(self._data[start:end], _moved(self._index.slice(first, count), -start))
 
 
-def write_shard(
-    path: Path, samples: Iterable[PackedSample | tuple[str, Sample]], *, content: str
-) -> ShardAbout:
+def _moved(index: pyarrow.Table, size_bytes: int) -> pyarrow.Table:
+    """The index of samples that lie so many bytes further back."""
+    place = index.column_names.index("offset")
+    return index.set_column(place, index.schema.field(place), pc.add(index["offset"], size_bytes))
+
+
+def write_shard(path: Path, samples: Iterable[SampleRun | tuple[str, Sample]], *, content: str) -> ShardAbout:
     """Write the tar at `path` and then its index; what the manifest says about the shard.
 
-    samples: packed, or (content hash, sample).
+    samples: as they are in another shard, or (content hash, sample).
     content: names what should be in the shard; an index with that name proves that the tar beside it
     is complete, because it is written after the tar.
     """
     index_path(path).unlink(missing_ok=True)
-    rows: list[dict[str, Any]] = []
-    attributes: dict[str, Counter[str]] = {name: Counter() for name in ATTRIBUTES}
+    tables, rows = list[pyarrow.Table](), list[dict[str, Any]]()
     digest, size_bytes = hashlib.sha256(), 0
     end = bytes(_END_BYTES)
     with replacing(path) as file:
         for sample in samples:
-            data, row = sample if isinstance(sample, PackedSample) else packed(*sample)
-            rows.append({_MORE.name: [], **row, "offset": size_bytes})
-            fields = json.loads(row["json"])["fields"]
-            for name, counts in attributes.items():
-                counts[fields.get(name, "")] += 1
+            if isinstance(sample, SampleRun):
+                data = sample.data
+                made = pyarrow.Table.from_pylist(rows, schema=_WHOLE_SCHEMA)
+                tables += [made, _moved(sample.index, size_bytes)]
+                rows = []
+            else:
+                data, row = _packed(*sample)
+                rows.append({**row, "offset": size_bytes})
             file.write(data)
             digest.update(data)
             size_bytes += len(data)
         file.write(end)
         digest.update(end)
+    tables.append(pyarrow.Table.from_pylist(rows, schema=_WHOLE_SCHEMA))
+    table = pyarrow.concat_tables(tables).combine_chunks()
+    fields = [json.loads(about)["fields"] for about in table["json"].to_pylist()]
+    counts = {name: Counter(each.get(name, "") for each in fields) for name in ATTRIBUTES}
     about = ShardAbout(
         content=content,
         sha256=digest.hexdigest(),
         bytes=size_bytes + len(end),
-        samples=len(rows),
-        attributes={name: dict(sorted(counts.items())) for name, counts in attributes.items()},
+        samples=len(table),
+        attributes={name: dict(sorted(values.items())) for name, values in counts.items()},
     )
-    metadata = {_METADATA_KEY: json.dumps(asdict(about), sort_keys=True).encode()}
-    schema = pyarrow.unify_schemas([_INDEX_SCHEMA, _TEXT_SCHEMA])
-    schema = schema.append(_MORE) if any(row[_MORE.name] for row in rows) else schema
-    table = pyarrow.Table.from_pylist(rows, schema=schema.with_metadata(metadata))
+    if not pc.sum(pc.list_value_length(table[_MORE.name])).as_py():
+        table = table.drop_columns([_MORE.name])
+    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(about), sort_keys=True).encode()})
     with replacing(index_path(path)) as file:
         pyarrow.parquet.write_table(table, file, compression="zstd")
     return about

@@ -195,6 +195,8 @@ def is_index_of(location: IndexLocation, key: str, search: SearchConfig) -> Inde
     """
     try:
         table, provenance = open_index(location)
+        if provenance.key != key:
+            return None
         language = vocabulary_of(table, where=location.uri).language
         with explained(location.uri):
             indexed = {name for index in table.list_indices() for name in index.columns}
@@ -202,7 +204,7 @@ def is_index_of(location: IndexLocation, key: str, search: SearchConfig) -> Inde
         if isinstance(error, StorageError) and location.options:
             raise
         return None
-    if provenance.key != key or KEYWORDS not in indexed or search.language not in ("auto", language):
+    if KEYWORDS not in indexed or search.language not in ("auto", language):
         return None
     return IndexReport(location.uri, exact=not any(name.startswith("vec_") for name in indexed))
 

@@ -223,6 +223,7 @@ class Part(BaseModel):
 
     name: Annotated[str, StringConstraints(pattern=r"^part-[0-9a-f]+\.parquet$")]
     source: str  # names the rows it was made from
+    shard: str = ""  # names the shard that has them
     rows: int
     bytes: int
     missing: int

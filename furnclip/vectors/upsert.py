@@ -27,7 +27,7 @@ from furnclip.vectors.parquet import PRODUCT_COLUMNS, Provenance, VectorFile, pa
 _INDEXED_IN = 200
 _MOST_VERSIONS = 100  # each holds the vocabulary
 _MOST_CHANGED = 0.2  # of the products; with more, the table is made anew
-_IDS_AT_ONCE = 1000
+_IDS_AT_ONCE, _ROWS_AT_ONCE = 1000, 1000
 _TARGET, _SINCE = b"furnclip_target", b"furnclip_since"
 """of an upsert that was begun: the key that it leads to, and when the version before it was written"""
 
@@ -68,9 +68,11 @@ def update_index(location: IndexLocation, vectors: Path, search: SearchConfig) -
         moved = pa.array(sorted(changed.union(deleted)), pa.string())  # what the table has otherwise
         sizes, others = _groups(table, old, new, moved)
         for batch in _batches(vectors, come, maker.columns):
-            _merge(table, maker.batch(batch.filter(pc.is_in(batch["product_id"], moved)), sizes))
-        for rows in others:
-            _merge(table, rows)
+            rows = maker.batch(batch.filter(pc.is_in(batch["product_id"], moved)), sizes)
+            others.append(pa.Table.from_batches([rows]))
+            if sum(map(len, others)) > _ROWS_AT_ONCE:
+                others = _merge(table, others)
+        _merge(table, others)
         for start in range(0, len(deleted), _IDS_AT_ONCE):
             table.delete(_among("product_id", deleted[start : start + _IDS_AT_ONCE]))
         _tidy(table, file.rows, since)
@@ -162,10 +164,13 @@ def _counted(rows: pa.Table, sizes: Mapping[str, int]) -> pa.Table:
     return rows.set_column(place, rows.schema.field(place), made).filter(differs)
 
 
-def _merge(table: Any, rows: pa.Table | pa.RecordBatch) -> None:
-    if len(rows):
+def _merge(table: Any, parts: Sequence[pa.Table]) -> list[pa.Table]:
+    """Merge rows, of which none are left then: each merge looks through the ids of all products."""
+    if any(map(len, parts)):
+        rows = pa.concat_tables([part.cast(table.schema) for part in parts])
         merge = table.merge_insert("product_id").when_matched_update_all().when_not_matched_insert_all()
         merge.execute(rows)
+    return []
 
 
 def _among(column: str, values: Iterable[str]) -> str:

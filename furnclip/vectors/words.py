@@ -28,11 +28,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import snowballstemmer
 import tomli
+from pydantic import TypeAdapter
 
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.relevance import known
@@ -259,8 +261,9 @@ class Vocabulary:
         counts = Counter(self.frequencies)
         counts.subtract(_counted(gone, fields)[1])
         counts.update(_counted(come, fields)[1])
-        left = dict((+counts).most_common(_MOST_WORDS))
-        return Vocabulary(self.products - len(gone) + len(come), left, self.language)
+        left = sorted((item for item in counts.items() if item[1] > 0), key=itemgetter(1), reverse=True)
+        products = self.products - len(gone) + len(come)
+        return Vocabulary(products, dict(left[:_MOST_WORDS]), self.language)
 
     @cached_property
     def alphabetic(self) -> list[str]:
@@ -271,8 +274,8 @@ class Vocabulary:
 
     def pack(self) -> bytes:
         """As bytes for the metadata of a table."""
-        text = json.dumps([self.products, self.language, self.frequencies], ensure_ascii=False)
-        return base64.b64encode(zlib.compress(text.encode()))
+        text = TypeAdapter(Any).dump_json([self.products, self.language, self.frequencies])
+        return base64.b64encode(zlib.compress(text, 1))
 
     @classmethod
     def unpack(cls, packed: bytes) -> Vocabulary:
