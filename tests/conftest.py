@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import typer.main
 from click.testing import CliRunner, Result
+from hypothesis import settings
 
 from tests.drawn_shop import write_shop
 from tests.forked import Forked, can_fork, of_the_server
@@ -41,6 +42,8 @@ os.environ.update(
     }
 )
 of_the_server()
+settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("busy")
 
 
 # A shell starts background jobs with SIGINT ignored and `nohup` them with SIGHUP ignored; commands under
@@ -51,8 +54,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Few tests that take long. Begun last, where xdist would put them, one of them leaves the other cores idle.
 _LONG = ("arena_terminal", "clean_kills", "demo", "examples_pages", "fuzz_catalogues", "fuzz_files", "light")
-_LONG += ("pipeline", "prepare_kills", "search_faults", "shards_bucket", "signals", "storage_faults", "train")
-_LONG += ("train_exact", "train_faults", "update", "upsert")
+_LONG += ("pipeline", "prepare_kills", "ray", "serve_page", "shards_bucket", "signals", "storage_faults")
+_LONG += ("train", "train_exact", "train_faults", "update", "upsert")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
