@@ -54,8 +54,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Few tests that take long. Begun last, where xdist would put them, one of them leaves the other cores idle.
 _LONG = ("arena_terminal", "clean_kills", "demo", "examples_pages", "fuzz_catalogues", "fuzz_files", "light")
-_LONG += ("pipeline", "prepare_kills", "ray", "serve_page", "shards_bucket", "signals", "storage_faults")
-_LONG += ("train", "train_exact", "train_faults", "update", "upsert")
+_LONG += ("pipeline", "prepare_kills", "ray", "real_catalogue", "serve_page", "shards_bucket", "signals")
+_LONG += ("storage_faults", "train", "train_exact", "train_faults", "update", "upsert")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
