@@ -112,6 +112,10 @@ def test_whatever_is_written_comes_back_by_index_and_by_tar(
     ]
     write(shard, samples)
     assert indexed(shard) == list(read_tar(shard)) == samples
+    written = shard.read_bytes()
+    with tarfile.open(shard) as tar:  # headers are those of the library
+        for member in tar:
+            assert written[member.offset :][:512] == member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def read_tar(path: Path) -> Iterator[Sample]:

