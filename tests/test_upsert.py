@@ -128,6 +128,27 @@ def test_what_changed_is_merged_and_what_is_gone_is_not_found(built: Path, tmp_p
     assert embed(shop)["up_to_date"]
 
 
+def test_each_change_of_a_small_shop_reaches_its_table(tmp_path: Path, tiny_clip: Path) -> None:
+    """Its vectors are one file, which has the same name whatever it holds."""
+    shop = write_shop(tmp_path / "shop", products=12, model=tiny_clip)
+    embed(shop)
+    assert (shop / VECTORS).is_file()
+    rows = (shop / "products.csv").read_text().splitlines()
+    added = rows[2].replace("P00001", "N00001")
+    for changed in (
+        [*rows[:2], rows[2].replace("ACME", "changed"), *rows[3:]],
+        [*rows, added],
+        [*rows[:4], *rows[5:], added],
+        rows,
+    ):
+        (shop / "products.csv").write_text("\n".join(changed) + "\n")
+        embed(shop)
+        table, _ = open_index(index_location(load_config(shop / "furnclip.toml")))
+        held = table.to_arrow().select(["product_id", "title"]).to_pylist()
+        wanted = [(row["product_id"], row["title"]) for row in csv.DictReader(changed)]
+        assert sorted((row["product_id"], row["title"]) for row in held) == sorted(wanted)
+
+
 def test_after_many_changes_the_weight_is_chosen_anew(built: Path, tmp_path: Path) -> None:
     shop = Path(shutil.copytree(built, tmp_path / "shop"))
     lines = (shop / "products.csv").read_text().splitlines()

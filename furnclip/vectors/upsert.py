@@ -48,7 +48,8 @@ def update_index(location: IndexLocation, vectors: Path, search: SearchConfig) -
         # for several images of a product; otherwise the table has one of each
         has_room = any(index.holds_views(table.schema, name) for name in table.schema.names)
         can = (
-            _leads_to(table, made, wanted)
+            vectors.is_dir()  # one file has the same name whatever it holds
+            and _leads_to(table, made, wanted)
             and search.language in ("auto", vocabulary.language)
             and not {*before}.isdisjoint(now)
             and all((vectors / name).is_file() for name in gone)
