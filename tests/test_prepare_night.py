@@ -139,6 +139,21 @@ def test_only_what_changed_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert judged == [10, 40]  # counted in the catalogue without the deleted one
 
 
+def test_a_catalogue_that_loses_all_its_images_gets_them_back(tmp_path: Path) -> None:
+    """As where the image column is set to one that names none."""
+    shop = Shop(tmp_path, settings={"image_px": 32, "workers": 1})
+    shop.add(range(12))
+    first = shop.prepared()
+    images = [row.pop("image") for row in shop.rows]
+    shop.rows = [{**row, "image": ""} for row in shop.rows]
+    shop.write()
+    assert (
+        "the row names no image" in shop.run().stderr
+    )  # not one can be used: an error, as on the first night
+    shop.rows = [{**row, "image": image} for row, image in zip(shop.rows, images, strict=True)]
+    assert shop.prepared()["data_hash"] == first["data_hash"]
+
+
 def test_an_address_that_was_fetched_again_is_judged_again(tmp_path: Path) -> None:
     shop = Shop(tmp_path, settings={"image_px": 32, "workers": 1})
     shop.add(range(12))

@@ -13,7 +13,7 @@ import numpy as np
 from furnclip.journal import exclusive
 from tests.conftest import Cli, run_here
 from tests.drawn_shop import write_shop
-from tests.test_embed import rewrite, table_of
+from tests.test_embed import embed, embed_shards, rewrite, table_of
 
 
 def in_parts(shop: Path) -> Path:
@@ -46,8 +46,25 @@ def test_a_stage_that_fails_ends_it_and_is_in_the_log(cli: Cli, shop: Path) -> N
         path.unlink()
     outcome = cli("update", cwd=shop)
     assert outcome.code == 1
-    assert "`furnclip prepare` ended with exit code 1" in outcome.stderr
+    assert "`furnclip prepare` ended with exit code 1: no row of" in " ".join(outcome.stderr.split())
     assert "can be used; 12 of 12: missing" in (shop / "work/update.log").read_text()
+
+
+def test_a_night_that_would_empty_search_leaves_it_as_it_was(
+    cli: Cli, tmp_path: Path, tiny_clip: Path
+) -> None:
+    """A cut export, or one whose images are gone, is a mistake more often than a sale; `embed` takes it."""
+    shop = write_shop(tmp_path / "shop", products=12, model=tiny_clip)
+    embed(shop)
+    path = shop / "products.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    outcome = cli("update", cwd=shop)
+    assert outcome.code == 1
+    assert "of 12 products in search the catalogue has 4 left" in " ".join(outcome.stderr.split())
+    assert len(table_of(shop).products) == 12
+    embed_shards(shop)
+    cli("update", cwd=shop).ok()
+    assert len(table_of(shop).products) == 4
 
 
 def test_two_do_not_run_at_once(cli: Cli, shop: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _LARGE_GROUP_SHARE = 0.1
 _SHOWN_TYPES = 8
+_LEAST_LEFT = 0.5  # of the products in search, after a night
 _SHARED = {
     "title": "their title: set `paths.group_column` to the column that tells variants apart",
     "group": "their group: check `paths.group_column`",
@@ -305,6 +307,8 @@ def update(call: Call) -> None:
         for words in _stages(chosen):
             console.note(f"furnclip {' '.join(words)}")
             results[words[0]] = _run(words, call.config, log)
+            if words == ("prepare",):
+                _check_shrinking(chosen, results["prepare"]["products"])
     payload = {"seconds": round(time.monotonic() - start, 1), "log": str(log), "results": results}
     embedded = results["embed"]
 
@@ -325,6 +329,20 @@ def _stages(config: Config) -> list[tuple[str, ...]]:
     return [("fetch",), ("prepare",), ("embed",)]
 
 
+def _check_shrinking(config: Config, products: int) -> None:
+    """Raise where a night takes most products out of search: an export was cut, a column renamed."""
+    from furnclip.vectors.parquet import VectorFile
+
+    before = 0
+    with suppress(FurnclipError):
+        before = VectorFile(config.paths.vectors).rows
+    if products < before * _LEAST_LEFT:
+        raise FurnclipError(
+            f"of {before:,} products in search the catalogue has {products:,} left; search stays as it is",
+            hint="fix the export and run `furnclip update` again; where it is right, run `furnclip embed`",
+        )
+
+
 def _run(words: tuple[str, ...], config: Path | None, log: Path) -> Any:
     """The JSON result of a command, whose messages go to the log."""
     from furnclip.parallel import run_furnclip
@@ -333,11 +351,14 @@ def _run(words: tuple[str, ...], config: Path | None, log: Path) -> Any:
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} furnclip {' '.join(words)}\n")
         file.flush()
+        start = file.tell()
         code, output = run_furnclip([*words, *options], stdout=subprocess.PIPE, stderr=file)
         file.write(f"{output.strip()}\nexit code {code}\n")
     if code:
+        told = log.read_bytes()[start:].decode(errors="replace").splitlines()
+        cause = next((f": {line.removeprefix('error: ')}" for line in told if line.startswith("error: ")), "")
         raise FurnclipError(
-            f"`furnclip {' '.join(words)}` ended with exit code {code}",
-            hint=f"`{log}` has its message; fix the cause and run the same command again",
+            f"`furnclip {' '.join(words)}` ended with exit code {code}{cause}",
+            hint=f"fix the cause and run the same command again; all messages: `{log}`",
         )
     return json.loads(output)

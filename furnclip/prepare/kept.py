@@ -183,7 +183,7 @@ class Kept:
         """
         prints, had = self.column("prints"), self._stored["looks"]
         new = np.flatnonzero(_place_among(had, looks) < 0)
-        if len(new) > max(_MOST_NEW * len(looks), 16) or not len(had):
+        if len(new) > max(_MOST_NEW * len(looks), 16) or not (len(had) and len(looks)):
             return near_pairs(prints[places])
         ends = np.searchsorted(looks, self._stored["pairs"])
         there = (looks[np.minimum(ends, len(looks) - 1)] == self._stored["pairs"]).all(axis=1)
