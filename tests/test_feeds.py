@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -117,6 +118,12 @@ def test_a_feed_becomes_search_as_init_wrote_it(
     assert run("embed", "--json").ok().json["products"] == PRODUCTS
     found = run("search", "green chair", "-k", "50", "--where", "price < 100", "--json").ok().json["hits"]
     assert 0 < len(found) <= sum(cost < 100 for cost in expected) < PRODUCTS  # groups are one hit each
+    groups = {product.product_id: product.group for product in products}
+    sizes = Counter(groups.values())
+    assert {hit["product_id"]: hit["variants"] for hit in found} == {
+        hit["product_id"]: sizes[groups[hit["product_id"]]] if groups[hit["product_id"]] else 1
+        for hit in found
+    }
 
 
 LOCALE = "[marketplace_id=A1][language_tag=en_US]#1"

@@ -213,6 +213,7 @@ def _as_one(records: Sequence[Record], first: Collection[str]) -> Record:
 def with_parents(read: Callable[[], Iterable[Record]], parent: str, own: Sequence[str]) -> Iterator[Record]:
     """The records of `read`, variations with what only their parents say; each with its parent's id as group.
 
+    The column itself says that id too, of parents as well: what reads it later need not know the parents.
     parent: the column that names the parent, by its cell (or `id:` and its cell) in one of the columns `own`,
     the first of which has the id. Reads the file three times and holds the parents, which may come last.
     """
@@ -222,18 +223,19 @@ def with_parents(read: Callable[[], Iterable[Record]], parent: str, own: Sequenc
         for name in own:
             if (reference := _reference(record, name)) in named and not record.reason:
                 parents.setdefault(reference, record)
+    ids = {record.fields[own[0]].strip() for record in parents.values()}
     for record in read():
-        reference = _reference(record, parent)
-        found = parents.get(reference)
+        reference, itself = _reference(record, parent), record.fields.get(own[0], "").strip()
+        found = parents.get(reference or itself * (itself in ids))
         if found is None or record.reason:
-            yield record._replace(group=reference or record.fields.get(own[0], "").strip())
+            yield record._replace(group=reference or itself)
             continue
-        group = found.fields[own[0]].strip()
         inherited = {
             name: found.fields.get(name, "") if name not in own and not cell.strip() else cell
             for name, cell in record.fields.items()
         }
-        yield record._replace(fields=inherited, group=group)
+        group = found.fields[own[0]].strip()
+        yield record._replace(fields=inherited | {parent: group}, group=group)
 
 
 def _reference(record: Record, column: str) -> str:
