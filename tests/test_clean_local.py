@@ -47,6 +47,7 @@ FLOORS = {
         ("Shaker Style 3-Drawer Chest", "shaker style 3-drawer chest"),
         ("Desk W120 x 60 cm", "desk w120 x 60 cm"),
         ("2-in-1 Sofa Bed 180 x 200, 1950s", "2-in-1 sofa bed 180 x 200 1950s"),
+        ("Tisch Zürich 120,5 x 59,40 cm, Eiche", "tisch zürich 120,5 x 59,40 cm eiche"),
         ("   ", ""),
     ],
 )
@@ -119,6 +120,7 @@ def test_object_types(title: str, kind: str) -> None:
         ("Sessel, Samt dunkelgrün", "green", "velvet"),
         ("Holztisch natur", "beige", "wood"),
         ("fauteuil en cuir marron", "brown", "leather"),
+        ("Tisch 120,5 cm breit aus Eiche", "brown", "wood"),
     ],
 )
 def test_colors_and_materials_of_the_thing_itself(title: str, color: str, material: str) -> None:
@@ -237,6 +239,8 @@ def test_columns_say_what_is_a_maker_or_a_number() -> None:
         }
     )
     assert clean_title(plain_title(product, frozenset())) == "oak chair"
+    [product] = products({"title": "Stuhl Oslo II", "Serie": "Oslo II"})
+    assert clean_title(plain_title(product, frozenset())) == "stuhl"
     [product] = products({"title": "Oak Chair 4", "vendor": "oak", "model": "4"})
     assert clean_title(plain_title(product, frozenset())) == "oak chair 4", "words and counts stay"
 

@@ -142,7 +142,8 @@ def test_rules_write_them_offline(shop: CleanShop) -> None:
              "object_type": "desk"},
             ["wood desk", "wood desk for the home office", "wooden computer table"],
         ),
-        ({"clean_title": "quux 30 cm", "color": "red"}, ["red quux cm", "quux cm red"]),
+        ({"clean_title": "quux 30 cm", "color": "red"}, ["red quux", "quux red"]),
+        ({"clean_title": "quux w59,4 x 60 cm zorp", "color": "red"}, ["red quux zorp", "quux zorp red"]),
     ],
 )  # fmt: skip
 def test_queries_of_attributes(values: dict[str, str], queries: list[str]) -> None:

@@ -155,6 +155,7 @@ def test_nothing_that_could_be_fetched_is_a_failure(server: ImageServer, tmp_pat
     outcome = fetched(shop, env={})
     assert outcome.code == 1
     assert "not one of 1 images could be fetched (1 private-address)" in outcome.stderr
+    assert "hint: if the server is yours, name it in `fetch.allow_private`; " in outcome.stderr
     assert not server.asked
 
 

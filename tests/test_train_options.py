@@ -16,12 +16,19 @@ from torch import Tensor
 from furnclip.journal import read_journal
 from furnclip.train import encoder
 from furnclip.train.encoder import TowerEncoder
+from tests.conftest import run_here
 from tests.siglip import build_tiny_siglip
 from tests.training import command, losses, run_train
 
 
 def weights(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
+
+
+def test_missing_shards_are_told_before_a_base_is_loaded(tmp_path: Path) -> None:
+    outcome = run_here("train", "--model", "shop.example/nowhere", cwd=tmp_path)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert "work/shards/manifest.json` does not exist yet" in outcome.stderr
 
 
 def test_the_micro_batch_that_is_found_trains_as_if_it_had_been_given(

@@ -92,6 +92,8 @@ def fetch(config: Config, *, refresh: bool = False) -> FetchSummary:
     if summary.addresses and sum(summary.failed.values()) == summary.addresses:
         counts = ", ".join(f"{count} {reason}" for reason, count in summary.failed.items())
         hint = f"`{failed}` has the reason of each; the same command tries them again"
+        if "private-address" in summary.failed:
+            hint = f"if the server is yours, name it in `fetch.allow_private`; {hint}"
         raise InputError(f"not one of {summary.addresses} images could be fetched ({counts})", hint=hint)
     return summary
 

@@ -108,10 +108,11 @@ def check_settings(config: Config) -> None:
 def prepare_run(config: Config, folder: Path, processes: Processes, *, card: RunCard | None) -> Prepared:
     """Load, check and place what the run needs; `card`: of the run that is resumed, if there is one."""
     shards = open_shards(config)
+    manifest = shards.manifest  # before a base is downloaded
     load = partial(load_float32, config=config.model, runs=config.paths.runs)
     clip, teacher = load(config.model.name), load(config.train.teacher) if config.train.teacher else None
     for model in filter(None, (clip, teacher)):
-        shards.manifest.require_side(model.image_px, model=model.name)
+        manifest.require_side(model.image_px, model=model.name)
     loss_name = checked_loss(config.train.loss, clip.family)
     train_split = _split(shards, MINI_TRAIN if config.train.mini_train else "train")
     train_data = TrainingData(train_split, clip.preprocessing, config.train)
@@ -119,7 +120,7 @@ def prepare_run(config: Config, folder: Path, processes: Processes, *, card: Run
     validation_data = TrainingData(_split(shards, "validation"), clip.preprocessing, train)
     config = config.model_copy(update={"train": train})
     models = {"base model": clip, "teacher": teacher}
-    card = _card(config, folder, data_hash=shards.manifest.data_hash, models=models, earlier=card)
+    card = _card(config, folder, data_hash=manifest.data_hash, models=models, earlier=card)
     device = choose_device(config.model.device)
     parameters = unfreeze(clip, train)
     # a resumed run keeps the precision and the micro-batch that it began with

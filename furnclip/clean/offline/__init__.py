@@ -41,7 +41,7 @@ from furnclip.images import open_image
 from furnclip.journal import encode_event
 from furnclip.relevance import known
 
-SOURCE = "local:rules-3"
+SOURCE = "local:rules-4"
 IMAGE_PX = 64  # enough to judge a color
 _CLEARLY = 0.6  # share of the product's pixels that overrules the title
 _HARDLY = 0.04  # share under which a color named in the title is not on the image
@@ -105,7 +105,9 @@ _TAGS = re.compile(r"<[^>]{0,80}>")
 _EMPTY_BRACKETS = re.compile(r"[(\[{]\s*[)\]}]")
 _DASHES = "\u2013\u2014"
 _EDGES = f" \t-{_DASHES}_|/,;:.!*~+#'\"\u201c\u201d\u2018\u2019"
-_JOINTS = re.compile(rf"\s*[|{_DASHES};,:*~!]\s*|\s+[-/+]\s+")
+_COMMA = r"(?<!\d),|,(?!\d)"  # not that of "120,5 cm"
+_JOINTS = re.compile(rf"\s*(?:[|{_DASHES};:*~!]|{_COMMA})\s*|\s+[-/+]\s+")
+_MEASURES = re.compile(r"\S*\d\S*(?:\s+(?:[x\u00d7]|[cm]?m|kg|in|inch(?:es)?|ft|zoll)\b)*")
 
 
 def clean_title(title: str) -> str:
@@ -326,5 +328,4 @@ def made(values: Mapping[str, str]) -> Iterator[str]:
 
 
 def _without_measures(title: str) -> str:
-    words = [word for word in title.split() if not any(map(str.isdigit, word))]
-    return " ".join(words[:_TITLE_WORDS])
+    return " ".join(_MEASURES.sub(" ", title).split()[:_TITLE_WORDS])

@@ -43,7 +43,7 @@ _BESIDE_SHADOW = 0.3  # share of the product that must be left when shadow is ta
 _WHITE_FROM, _BLACK_TO = 195, 90  # brightness of the lit side, 0 to 255
 _PLAIN = frozenset({"white", "black", "gray", "beige", "brown"})
 _LONGEST = 5  # words of a known phrase
-_TOKEN = re.compile(r"[^\W_]+|[,(|;]")
+_TOKEN = re.compile(r"\d+,\d+|[^\W_]+|[,(|;]")
 _AND = re.compile(r"[/&+]")
 _LETTER = re.compile(r"\b([^\W\d_])-(?=[^\W\d_])")  # "T-shirt" is one word
 
