@@ -39,7 +39,7 @@ _REDUCING_GAP = 2.0
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 _LABEL_PX = 16  # the line of text under an image of a contact sheet
 WHITE = (255, 255, 255)
-_REPLACE = "replace the image or drop the row"
+_REPLACE = "use another image, or leave this one out"
 
 # The decoders of Pillow answer damaged data with any of these.
 _DECODER_ERRORS: tuple[type[Exception], ...] = (

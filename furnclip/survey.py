@@ -153,9 +153,9 @@ def _advice(config: Config, reason: str, names: Sequence[str]) -> str:
     paths = config.paths
     if reason == "not-fetched":
         return "run `furnclip fetch`"
-    if reason in ("missing", "outside") and (best := likely_folder(config, names)):
-        folder, found = best
-        return f'set `paths.images = "{folder}"`, which has {found} of the {len(names)} images looked for'
+    best = likely_folder(config, names) if reason in ("missing", "outside") else None
+    if best and best[0] != paths.images:
+        return f'set `paths.images = "{best[0]}"`, which has {best[1]} of the {len(names)} images looked for'
     if reason not in ("no-id", "bad-id", "duplicate-id", _NO_IMAGE, "missing", "outside"):
         return "export the catalogue again, or correct these rows"
     try:

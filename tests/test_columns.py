@@ -34,7 +34,7 @@ AMOUNTS = {
     "1e999": None,
     "": None,
     "n/a": None,
-    "from 12": None,
+    "from 12": 12,
 }
 
 
@@ -132,6 +132,10 @@ def test_what_most_cells_are_counts_and_the_rest_is_counted() -> None:
     column = only([*map(str, range(99)), "on request"], "price")
     assert (column.kind, column.unread, column.value("on request")) == ("number", 1, None)
     assert only(["1", "on request"]).kind == "text"
+    prices = ["ab 1.299,00 €", "2.499,00 €", "auf Anfrage"]
+    column = only(prices, "Preis")
+    assert (column.kind, [column.value(cell) for cell in prices]) == ("number", [1299, 2499, None])
+    assert only(prices[1:], "Preis").kind == "text"
 
 
 @pytest.mark.parametrize("cells", [["00123", "456"], ["4006381333931000"], ["12", "007"]])

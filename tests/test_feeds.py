@@ -321,6 +321,15 @@ def test_a_wrong_image_folder_is_told_with_the_likely_right_one(wrong: str, fold
         assert "12 of the 12" in line
 
 
+def test_the_folder_that_is_set_is_no_advice(folder: Path) -> None:
+    set_up(FEEDS["plain"], folder)
+    for number in range(4):
+        (folder / "photos" / "large" / f"{number}.png").unlink()
+    told = run("prepare", "--check").ok()
+    assert "4 without one that can be used" in told.stdout + told.stderr
+    assert "set `paths.images" not in told.stdout + told.stderr
+
+
 # where the images lie, what the cells say of them, the folder that `init` settles on
 WRITTEN_WITH = {
     "the folder's name": ("images", "images/{}.jpg", "."),

@@ -107,7 +107,7 @@ def test_a_code_leads_whatever_stands_beside_it(searcher: Searcher, text: str) -
     ],
 )
 def test_years_sizes_and_prices_are_no_codes(searcher: Searcher, text: str) -> None:
-    assert understand(text, vocabulary("chair"), (), literal=False).exact[1:] == ()
+    assert understand(text, vocabulary("chair"), {}, literal=False).exact[1:] == ()
     assert not any("exact" in hit.why for hit in searcher.search(text))
 
 
@@ -189,20 +189,20 @@ def test_words_that_a_catalogue_writes_otherwise(text: str, stems: str) -> None:
         "oak table",
     )
     known = vocabulary(*titles, "nightstand", "wool rug")
-    found = [stem for term in understand(text, known, (), literal=False).terms for stem in term.stems]
+    found = [stem for term in understand(text, known, {}, literal=False).terms for stem in term.stems]
     assert set(found) >= set(stems.split())
 
 
 def test_what_a_title_says_a_product_is_without() -> None:
     known = vocabulary("red sofa", "desk chair without armrests chair", "desk chair", "non-slip rug")
-    asked = understand("chair without armrest", known, (), literal=False)
+    asked = understand("chair without armrest", known, {}, literal=False)
     row = {"product_id": "P1", "title": "Desk chair without armrests"}
     shares = asked.shares({0: known.keywords(row, fields_of({})), 1: "desk chair desk chair |"})
     assert shares[0] > shares[1]
-    unknown = understand("sofa without wheels", known, (), literal=False)
+    unknown = understand("sofa without wheels", known, {}, literal=False)
     assert [term.word for term in unknown.terms] == ["sofa"]
     assert "no product has `wheels`" in unknown.understood
-    assert understand("rug non slip", known, (), literal=False).understood == ("without slip",)
+    assert understand("rug non slip", known, {}, literal=False).understood == ("without slip",)
 
 
 def test_a_title_that_opens_with_the_name_as_written_comes_first() -> None:
@@ -211,27 +211,29 @@ def test_a_title_that_opens_with_the_name_as_written_comes_first() -> None:
     rows = [{"product_id": f"P{place}", "title": title} for place, title in enumerate(titles)]
     words = {place: known.keywords(row, fields_of({})) for place, row in enumerate(rows)}
     for text, first in (("van", 0), ("vans", 1)):
-        shares = understand(text, known, (), literal=False).shares(words)
+        shares = understand(text, known, {}, literal=False).shares(words)
         assert max(shares, key=lambda place: shares[place]) == first
 
 
 def test_the_word_as_typed_comes_before_what_means_the_same() -> None:
     known = vocabulary("sofa", "couch")
-    shares = understand("couches", known, (), literal=False).shares({0: "sofa sofa |", 1: "couch couch |"})
+    shares = understand("couches", known, {}, literal=False).shares({0: "sofa sofa |", 1: "couch couch |"})
     assert shares[1] > shares[0] > 0
 
 
 def test_without_prices_a_price_is_no_word() -> None:
-    asked = understand("mesas de sofa under 500", vocabulary("oak table", "red sofa"), (), literal=False)
+    asked = understand("mesas de sofa under 500", vocabulary("oak table", "red sofa"), {}, literal=False)
     assert [term.word for term in asked.terms] == ["mesas", "sofa"]
     assert "no column `price` for `price <= 500.0`" in asked.understood
+    asked = understand("sofa under 500", vocabulary("red sofa"), {"price": "text"}, literal=False)
+    assert (asked.where, asked.understood) == ((), ("column `price` holds texts: `price <= 500.0`",))
 
 
 @pytest.mark.parametrize("text", ["lamp and clock", "Lampe oder Uhr", "black and white lamp"])
 def test_one_of_two_things_is_enough_but_not_one_of_two_colors(text: str) -> None:
     known = vocabulary("black lamp", "white clock", "gray lamp")
     rows = {0: "lamp", 1: "clock", 2: "black lamp", 3: "black clock"}
-    shares = understand(text, known, (), literal=False).shares(rows)
+    shares = understand(text, known, {}, literal=False).shares(rows)
     if "black" in text:
         assert shares[2] > shares[0] > shares[3]
     else:
@@ -250,7 +252,7 @@ def test_a_short_word_is_no_slip_for_one_that_begins_otherwise(searcher: Searche
 def test_a_word_longer_than_any_is_not_taken_apart(text: str) -> None:
     known = vocabulary("black lamp", "white clock")
     start_s = time.process_time()
-    assert not any(term.stems for term in understand(text, known, (), literal=False).terms)
+    assert not any(term.stems for term in understand(text, known, {}, literal=False).terms)
     assert time.process_time() - start_s < 2
 
 
@@ -502,13 +504,13 @@ def test_a_size_finds_those_nearby_and_is_looked_for_as_a_word(searcher: Searche
 def test_what_a_request_says_beside_the_product_is_not_looked_for(text: str, kept: set[str]) -> None:
     rows = [{"title": "red lamp 40 cm"}, {"title": "chair and table, 2 heaters, wine"}]
     vocabulary = Vocabulary.gather(rows, fields_of({}), "en")
-    assert {term.word for term in understand(text, vocabulary, (), literal=False).terms} == kept
+    assert {term.word for term in understand(text, vocabulary, {}, literal=False).terms} == kept
 
 
 def test_another_first_letter_is_another_word() -> None:
     vocabulary = Vocabulary.gather([{"title": "heater sofa"}], fields_of({}), "en")
-    assert understand("seater", vocabulary, (), literal=False).unknown == ["seater"]
-    assert [term.spelled for term in understand("osfa", vocabulary, (), literal=False).terms] == ["sofa"]
+    assert understand("seater", vocabulary, {}, literal=False).unknown == ["seater"]
+    assert [term.spelled for term in understand("osfa", vocabulary, {}, literal=False).terms] == ["sofa"]
 
 
 @pytest.mark.parametrize(
@@ -516,6 +518,6 @@ def test_another_first_letter_is_another_word() -> None:
 )
 def test_what_is_kept_out_may_have_an_article(text: str) -> None:
     vocabulary = Vocabulary.gather([{"title": "chair with back"}], fields_of({}), "en")
-    asked = understand(text, vocabulary, (), literal=False)
+    asked = understand(text, vocabulary, {}, literal=False)
     assert asked.avoided == ("back",)
     assert {stem for term in asked.terms for stem in term.stems if "!" not in stem} == {"chair"}

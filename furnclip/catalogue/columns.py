@@ -31,6 +31,7 @@ Kind = Literal["text", "number", "boolean", "date", "list"]
 Written = Literal["", ",", ".", "day", "month"]
 Value = str | float | bool | date | list[str]
 _MOST = 0.95  # of a column's cells have to be of its kind
+_MOST_PRICES = 0.5  # of one that is called a price: "on request" is usual for kitchens and the like
 _CERTAIN_CELLS = 200  # so many misfits settle a column that is mostly text
 _LISTED = 0.1  # of a column's cells have a `|` in them, where it holds lists
 _LONGEST_ITEM = 100
@@ -274,6 +275,11 @@ class _Counts:
         if is_binary or self.fits["boolean"] == self.cells:
             return "boolean"
         if self._are_most("number") and not self.names and last not in kinds["text"]:
+            return "number"
+        if (
+            short_name(source) in names["columns"]["price"]
+            and self.fits["number"] > _MOST_PRICES * self.cells
+        ):
             return "number"
         orders = [order for order in ("day", "month") if self.signs[order]]
         if self._are_most("date") and len(orders) == (1 if self.signs["either"] else len(orders) > 0):

@@ -8,7 +8,7 @@ written as one or one written as two, a typing error (optimal string alignment),
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from itertools import pairwise
@@ -136,13 +136,14 @@ class Query:
         return shares
 
 
-def understand(text: str, vocabulary: Vocabulary, columns: Collection[str], *, literal: bool) -> Query:
-    """What `text` asks of a catalogue with these words and columns."""
+def understand(text: str, vocabulary: Vocabulary, columns: Mapping[str, str], *, literal: bool) -> Query:
+    """What `text` asks of a catalogue with these words and columns, name -> kind."""
     where, avoided, said = list[str](), list[str](), list[str]()
     rest = text
     if not literal:
         rest, where = _priced(rest)
-        missing = [f"no column `{PRICE}` for `{condition}`" for condition in where if PRICE not in columns]
+        why = f"column `{PRICE}` holds texts:" if PRICE in columns else f"no column `{PRICE}` for"
+        missing = [f"{why} `{condition}`" for condition in where if columns.get(PRICE) != "number"]
         where = [] if missing else where
         rest, avoided = _negated(rest, vocabulary)
         said = [*missing, *where, *(f"without {word}" for word in avoided)]
