@@ -48,6 +48,7 @@ FLOORS = {
         ("Desk W120 x 60 cm", "desk w120 x 60 cm"),
         ("2-in-1 Sofa Bed 180 x 200, 1950s", "2-in-1 sofa bed 180 x 200 1950s"),
         ("Tisch Zürich 120,5 x 59,40 cm, Eiche", "tisch zürich 120,5 x 59,40 cm eiche"),
+        ("Sessel „Nörrby“, «Oslo» \u201dx\u201d 24\u201d wide", "sessel nörrby oslo x 24\u201d wide"),
         ("   ", ""),
     ],
 )

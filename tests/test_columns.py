@@ -6,7 +6,7 @@ import re
 from datetime import date
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from furnclip.catalogue import Column, ColumnTypes
@@ -188,6 +188,7 @@ NAMES = st.one_of(
 
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(NAMES, st.text(min_size=1, max_size=12), min_size=1, max_size=8))
+@example({"": "|"})
 def test_every_name_is_free_and_works_in_a_filter(row: dict[str, str]) -> None:
     types = ColumnTypes()
     types.add(row)

@@ -321,7 +321,7 @@ class ColumnTypes:
             if counts.is_settled:
                 continue
             text = cell.strip()
-            if not says_nothing(text):
+            if not says_nothing(text.strip("| ")):
                 counts.add(text, times)
 
     def columns(self, reserved: Collection[str] = ()) -> list[Column]:

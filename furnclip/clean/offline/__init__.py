@@ -102,6 +102,7 @@ def _color(named: str, image: Image.Image | None, vocabulary: AllowedWords) -> s
 _BY_MAKER = re.compile(r"\s+by\s+[A-Z][\w&.'-]*(?:\s+[A-Z][\w&.'-]*){0,3}\s*(?=$|[,(|-])")
 _MARKED = re.compile(r"\b[\w&.'-]+\s?[®™©]")
 _TAGS = re.compile(r"<[^>]{0,80}>")
+_QUOTES = re.compile("(?<![0-9])[\u201c-\u201f\u00ab\u00bb]")  # a closing one behind a number means inches
 _EMPTY_BRACKETS = re.compile(r"[(\[{]\s*[)\]}]")
 _DASHES = "\u2013\u2014"
 _EDGES = f" \t-{_DASHES}_|/,;:.!*~+#'\"\u201c\u201d\u2018\u2019"
@@ -123,7 +124,7 @@ def _joined(pieces: list[str]) -> str:
 def title_pieces(title: str) -> list[str]:
     """What is left of the title, in the pieces that dashes, bars and commas make of it; case as written."""
     text = _TAGS.sub(" ", readable(html.unescape(html.unescape(sendable(title)))))
-    text = _MARKED.sub(" ", _BY_MAKER.sub(" ", text))
+    text = _MARKED.sub(" ", _BY_MAKER.sub(" ", _QUOTES.sub(" ", text)))
     text = _any_of(tuple(lexicon()["brands"]["names"])).sub(" ", text)
     text = _EMPTY_BRACKETS.sub(" ", _dropped().sub(" ", text))
     pieces = [piece.strip(_EDGES) for piece in _JOINTS.split(text)]
