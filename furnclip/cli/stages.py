@@ -308,7 +308,7 @@ def update(call: Call) -> None:
             console.note(f"furnclip {' '.join(words)}")
             results[words[0]] = _run(words, call.config, log)
             if words == ("prepare",):
-                _check_shrinking(chosen, results["prepare"]["products"])
+                _check_shrinking(chosen, results["prepare"]["splits"])
     payload = {"seconds": round(time.monotonic() - start, 1), "log": str(log), "results": results}
     embedded = results["embed"]
 
@@ -329,16 +329,16 @@ def _stages(config: Config) -> list[tuple[str, ...]]:
     return [("fetch",), ("prepare",), ("embed",)]
 
 
-def _check_shrinking(config: Config, products: int) -> None:
+def _check_shrinking(config: Config, splits: dict[str, dict[str, int]]) -> None:
     """Raise where a night takes most products out of search: an export was cut, a column renamed."""
     from furnclip.vectors.parquet import VectorFile
 
-    before = 0
+    before, left = 0, sum(split["samples"] for name, split in splits.items() if name != "mini_train")
     with suppress(FurnclipError):
         before = VectorFile(config.paths.vectors).rows
-    if products < before * _LEAST_LEFT:
+    if left < before * _LEAST_LEFT:
         raise FurnclipError(
-            f"of {before:,} products in search the catalogue has {products:,} left; search stays as it is",
+            f"of {before:,} products in search the catalogue has {left:,} left; search stays as it is",
             hint="fix the export and run `furnclip update` again; where it is right, run `furnclip embed`",
         )
 
