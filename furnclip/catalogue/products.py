@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from furnclip.catalogue.columns import known_as, known_names, plain_name, short_name
 from furnclip.catalogue.formats import formats, image_names
-from furnclip.catalogue.rows import (
-    Record,
-    is_our_sheet,
-    merged,
-    read_records,
-    renamed_column,
-    with_parents,
-)
+from furnclip.catalogue.rows import Record, is_our_sheet, merged, read_records, renamed_column, with_parents
 from furnclip.catalogue.structured import ImageStore
 from furnclip.catalogue.text import plain_text
 from furnclip.errors import ConfigError, InputError, nearest

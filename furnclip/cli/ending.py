@@ -36,15 +36,7 @@ from furnclip.errors import (
 )
 
 # What a machine that only searches may lack (`examples/serve/requirements.py`).
-_NOT_WHERE_SEARCHED = (
-    "torch",
-    "transformers",
-    "peft",
-    "safetensors",
-    "openai",
-    "onnx",
-    "pycurl",
-)
+_NOT_WHERE_SEARCHED = ("torch", "transformers", "peft", "safetensors", "openai", "onnx", "pycurl")
 _LITTLE_MEMORY_BYTES = 1 << 27
 # A full disk, as libraries say it in words of their own.
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|os error (28|122)\b", re.IGNORECASE)

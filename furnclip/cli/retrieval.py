@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from furnclip.search import Answer, Hit, Searcher
 
 _SERVING = {"anyio", "prometheus_client", "setproctitle", "starlette", "uvicorn"}
-_COUNTS = (
-    *("products", "missing", "encoded"),
-    *("row_groups", "row_groups_encoded", "row_groups_begun"),
-)
+_COUNTS = ("products", "missing", "encoded", "row_groups", "row_groups_encoded", "row_groups_begun")
 
 
 @takes("model.name", "eval.split", "eval.queries")
@@ -132,14 +129,8 @@ def export(
     about = encoder.about
     if was_there:
         console.note("nothing to do: these files were written from this model already")
-    payload = {
-        "folder": str(onnx),
-        "model": about.name,
-        "fingerprint": about.fingerprint,
-        "dimension": about.dimension,
-        "cosines": about.cosines,
-        "up_to_date": was_there,
-    }
+    told = {name: getattr(about, name) for name in ("fingerprint", "dimension", "cosines")}
+    payload = {"folder": str(onnx), "model": about.name, **told, "up_to_date": was_there}
 
     def show() -> None:
         sizes = {file: about.files[file] + about.files[f"{file}.data"] for file in about.cosines}

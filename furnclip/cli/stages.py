@@ -72,13 +72,10 @@ def fetch(
 
 
 def _show_fetched(summary: FetchSummary) -> None:
-    if not summary.addresses:
-        console.say(
-            f"nothing to fetch: the catalogue names no web address; images are read from {summary.images}"
-        )
-        return
     if summary.kept == summary.addresses:
-        console.say(f"nothing to do: all {summary.kept:,} images are in {summary.images}")
+        nothing = "nothing to fetch: the catalogue names no web address; images are read from"
+        done = f"nothing to do: all {summary.kept:,} images are in"
+        console.say(f"{done if summary.addresses else nothing} {summary.images}")
         return
     counts = ("fetched", "changed", "unchanged", "kept")
     rows = [[name, getattr(summary, name)] for name in counts if getattr(summary, name)]
@@ -116,8 +113,7 @@ def prepare(
             error.hint = "; ".join(filter(None, (advice(options), error.hint)))
             raise
     if check:
-        _check(call, options)
-        return
+        return _check(call, options)
     if upload:
         with furnclip.S3Manager.from_config(options.storage) as manager:
             manager.check()  # before hours of decoding, not after
@@ -218,11 +214,7 @@ def _show_summary(summary: PrepareSummary) -> None:
     *("train.mini_train", "train.gradient_checkpointing", "train.upload", "train.wandb"),
     *("storage.bucket", "storage.prefix"),
 )
-def train(
-    call: Call,
-    run: _Run = "",
-    resume: _Resume = True,
-) -> None:
+def train(call: Call, run: _Run = "", resume: _Resume = True) -> None:
     """Fine-tune CLIP on the shards.
 
     [bold]zero_shot[/bold]: nothing trains, the base is measured\n
@@ -246,11 +238,8 @@ def train(
     if checked.train.scenario == "all":
         result = train_all(checked, prefix=run, resume=resume)
         call.emit(result, lambda: _show_ablation(result))
-        return
-    card = train_run(checked, run=run, resume=resume)
-    if not card:  # one of several processes, and not the one that talks
-        return
-    call.emit(card, lambda: _show_run(card))
+    elif card := train_run(checked, run=run, resume=resume):  # none of a process that does not talk
+        call.emit(card, lambda: _show_run(card))
 
 
 def _show_run(card: Mapping[str, Any]) -> None:
@@ -310,13 +299,8 @@ def update(call: Call) -> None:
             if words == ("prepare",):
                 _check_shrinking(chosen, results["prepare"]["splits"])
     payload = {"seconds": round(time.monotonic() - start, 1), "log": str(log), "results": results}
-    embedded = results["embed"]
-
-    def show() -> None:
-        console.say(f"{embedded['products']:,} products can be searched, {payload['seconds']} s")
-        console.say(f"what was done: {log}")
-
-    call.emit(payload, show)
+    told = f"{results['embed']['products']:,} products can be searched, {payload['seconds']} s"
+    call.emit(payload, lambda: console.say(f"{told}\nwhat was done: {log}"))
 
 
 def _stages(config: Config) -> list[tuple[str, ...]]:
