@@ -80,7 +80,7 @@ def searcher(shop: Path) -> Searcher:
 
 
 @pytest.mark.parametrize(
-    "text", ["P00007", "p00007", "SKU-007/A", "sku 007 a", "4006381333007", "  4006381333007 "]
+    "text", ["P00007", "p00007", "SKU-007/A", "sku 007 a", "sku-007", "4006381333007", "  4006381333007 "]
 )
 def test_an_id_sku_or_barcode_leads(searcher: Searcher, text: str) -> None:
     answer = searcher.search(text)

@@ -13,7 +13,7 @@ from PIL import Image
 from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, open_image
 from furnclip.journal import write_bytes
 from furnclip.sources import ShopImages
-from furnclip.vectors.words import code_of, name_of
+from furnclip.vectors.words import codes_of, name_of
 
 if TYPE_CHECKING:
     from furnclip.search.query import Query
@@ -70,7 +70,10 @@ def explain(hit: Hit, query: Query, table: SearchTable) -> dict[str, Any]:
     fields = sorted(table.fields, key=lambda field_: field_.kind == "code")  # an id says least of all
     for field_ in fields if query.terms else ():
         texts = field_.texts(product)
-        if any({f"={code_of(text)}", f"@{name_of(text)}"} & set(query.exact) for text in texts):
+        told = {f"@{name_of(text)}" for text in texts} | {
+            f"={code}" for text in texts for code in codes_of(text)
+        }
+        if told & set(query.exact):
             exact += [field_.column] * (field_.kind in ("code", "name"))
         tokens = {token for text in texts for token in table.vocabulary.tokens(text)}
         for term in query.terms:

@@ -49,6 +49,7 @@ _LEAST_PART = 4  # letters of the last part of a compound, and three before it
 _LONG_TEXT = 12  # words; a shop's column with longer texts is one of descriptions
 _MOST_WORDS = 200_000  # of the vocabulary: the most frequent
 _MOST_LONG_WORDS = 150  # of a description
+_LEAST_START, _MOST_STARTS = 4, 8  # characters of a code's beginning that is one itself; signs looked at
 _LETTERS = str.maketrans({"ø": "o", "æ": "ae", "œ": "oe", "ł": "l", "đ": "d"})
 _POSSESSIVE = re.compile(r"(?<=\w)['\u2019]s\b")
 _NUMBER = r"\d+(?:[.,]\d+)?"
@@ -122,6 +123,13 @@ def code_of(text: object) -> str:
     if isinstance(text, float):
         text = f"{text:.0f}"
     return "".join(filter(str.isalnum, fold(str(text)))).lstrip("0")
+
+
+def codes_of(text: str) -> list[str]:
+    """The code, and what it begins with: "SH-1004/B" is a variant of "SH-1004"."""
+    starts = (code_of(text[: sign.start()]) for sign in islice(re.finditer(r"\W", text), _MOST_STARTS))
+    starts = (start for start in starts if len(start) >= _LEAST_START and any(map(str.isdigit, start)))
+    return list(dict.fromkeys((code_of(text), *starts)))
 
 
 def name_of(text: str) -> str:
@@ -340,7 +348,7 @@ class Vocabulary:
         for field in fields:
             for text in field.texts(row):
                 if field.kind == "code":
-                    named.append("=" + code_of(text))
+                    named += [f"={code}" for code in codes_of(text)]
                     continue
                 tokens = self.tokens(text)
                 if field.kind == "long" and (field.column == "description" or len(tokens) > _LONG_TEXT):
