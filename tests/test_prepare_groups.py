@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -102,8 +103,6 @@ def assigned(rows: list[Made], ledger: Ledger, by_column: bool = False) -> Assig
 
 
 def remembered(ledger: Ledger, rows: list[Made], assignment: Assignment) -> Ledger:
-    import pyarrow
-
     keys = records_of(rows)["key"]
     shards = []
     for number, split in enumerate(("train", "validation", "test")):
@@ -117,6 +116,26 @@ def remembered(ledger: Ledger, rows: list[Made], assignment: Assignment) -> Ledg
         )
         shards.append((split, index))
     return ledger.extended(shards)
+
+
+@pytest.mark.parametrize("new", [0, 1, 3, 3000])  # in a few runs, and in so many that rows are taken alone
+def test_what_a_ledger_learns_lies_by_key(tmp_path: Path, new: int) -> None:
+    keys = np.random.default_rng(new).permutation(8000).astype(np.uint64)
+    index = [f"{key:016x}" for key in keys.tolist()]
+
+    def learnt(ledger: Ledger, some: list[str]) -> Ledger:
+        return ledger.extended([("test", pyarrow.table(dict.fromkeys(("key", "product_id", "group"), some)))])
+
+    empty = read_ledger(tmp_path / "none")
+    for name, ledger in {
+        "twice": learnt(learnt(empty, sorted(index[new:])), index[:new]),
+        "once": learnt(empty, sorted(index)),
+    }.items():
+        ledger.write(tmp_path / name)
+        split, group = ledger.lookup(keys)
+        assert (split == 2).all()
+        assert (group == keys).all()
+    assert (tmp_path / "twice").read_bytes() == (tmp_path / "once").read_bytes()
 
 
 def tied(first: Made, second: Made) -> bool:

@@ -194,25 +194,23 @@ def test_columns_of_another_version_are_made_again_and_nothing_is_decoded(tmp_pa
     assert not list((tmp_path / "work/cache/prepare").glob("kept-*/rows"))
 
 
-def test_image_files_are_told_by_a_look_at_their_folders(tmp_path: Path) -> None:
-    names = [
-        b"a.jpg",
-        b"in/a.jpg",
-        b"in/deeper/a b.jpg",
-        b"line\nbreak.jpg",
-        b"odd/\xff.jpg",
-        "t\u00fcr.jpg".encode(),
-    ]
+def test_image_files_are_told_by_their_sizes_and_times(tmp_path: Path) -> None:
+    names = [b"a.jpg", b"in/a.jpg", b"in/deeper/a b.jpg", b"line\nbreak.jpg", "t\u00fcr.jpg".encode()]
     folder, lines = Folder(tmp_path), []
-    for name in names:
+    for name in [*names, b"odd/\xff.jpg"]:
         path = tmp_path / os.fsdecode(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"image of " + name)
         lines.append(name + b"\0" + folder.status(os.fsdecode(name)).encode() + b"\0")
-    told = pyarrow.array([*lines, b"gone/a.jpg\x001 2\0", b"in\x001 2\0"], pyarrow.large_binary())
-    assert reading._listed(folder, told).tolist() == [True] * len(names) + [False] * 2
+
+    def told(*lines: bytes) -> list[bool]:
+        return reading._statuses_are(folder, pyarrow.array(lines, pyarrow.large_binary()))
+
+    *plain, odd = lines
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    link = plain[0].replace(b"a.jpg", b"link.jpg")
+    assert told(*plain, link, b"gone/a.jpg\x001 2\0", b"in\x001 2\0") == [True] * 6 + [False] * 2
+    assert not any(told(*plain, odd))  # a look at each file has to tell
     (tmp_path / "in/a.jpg").write_bytes(b"image of in/b.jpg")
     os.utime(tmp_path / "a.jpg", ns=(0, 1))
-    there = pyarrow.array(lines, pyarrow.large_binary())
-    assert reading._listed(folder, there).tolist() == [False, False, True, True, True, True]
-    assert not reading._listed(Folder(tmp_path / "none"), there).any()
+    assert told(*plain) == [False, False, True, True, True]

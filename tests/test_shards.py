@@ -42,6 +42,7 @@ from furnclip.shards.tar import (
     decode_sample,
     encode_sample,
     index_path,
+    key_ranges,
     read_about,
     read_index,
     read_sample,
@@ -390,3 +391,21 @@ def test_a_product_that_comes_changes_one_piece_of_its_shard(tmp_path: Path) -> 
     assert len(after - before) == 1
     assert max(size for size, _ in pieces[1]) <= 8
     assert [sum(size for size, _ in each) for each in pieces] == [40, 41]
+
+
+@given(st.integers(0, 99), st.integers(1, 60), st.integers(1, 20), st.integers(1, 300))
+def test_a_split_is_halved_until_its_shards_are_within_the_limits_and_no_further(
+    seed: int, count: int, most_samples: int, most_bytes: int
+) -> None:
+    chance = random.Random(seed)  # keys are hashes
+    keys = sorted(chance.getrandbits(64) for _ in range(count))
+    sizes = [1 + key % 100 for key in keys]
+    for halvings in range(65):
+        ranges = [key >> (64 - halvings) for key in keys]
+        held = [[size for each, size in zip(ranges, sizes, strict=True) if each == one] for one in {*ranges}]
+        most = max(map(len, held))
+        if most <= most_samples and (max(map(sum, held)) <= most_bytes or most == 1):
+            break
+    expected = [place for place in range(1, len(keys)) if ranges[place] != ranges[place - 1]]
+    made = key_ranges(np.array(keys, dtype=np.uint64), most_samples, np.array(sizes), most_bytes)
+    assert made.tolist() == expected

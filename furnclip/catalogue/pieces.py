@@ -168,5 +168,6 @@ def _ends(data: np.ndarray, delimiter: int, first_line: int) -> np.ndarray | Non
 
 def _positions(data: np.ndarray, sign: int) -> np.ndarray:
     starts = range(0, len(data), _CHUNK_BYTES)
-    parts = [np.flatnonzero(data[start : start + _CHUNK_BYTES] == sign) + start for start in starts]
-    return np.concatenate(parts)
+    there = (data[start : start + _CHUNK_BYTES] == sign for start in starts)
+    parts = (np.flatnonzero(each) + start for start, each in zip(starts, there, strict=True) if each.any())
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 _LEFT_OUT = ("lance_namespace", "lance_namespace_urllib3_client", "overrides")
 
@@ -50,11 +50,11 @@ class _Finder(MetaPathFinder, Loader):
 
 
 @contextmanager
-def quick_imports() -> Iterator[None]:
-    """Import LanceDB, then what is inside, without stopping to collect garbage."""
+def quick_imports(library: Literal["lancedb", "pyarrow"] = "lancedb") -> Iterator[None]:
+    """Import a library, then what is inside, without stopping to collect garbage."""
     gc.disable()
     try:
-        import_lancedb()
+        import_lancedb() if library == "lancedb" else import_pyarrow()
         yield
     finally:
         gc.enable()

@@ -17,7 +17,7 @@ import typer
 
 import furnclip
 from furnclip import console
-from furnclip.cli.imports import import_pyarrow
+from furnclip.cli.imports import quick_imports
 from furnclip.cli.options import (
     Call,
     check_address_space,
@@ -99,9 +99,9 @@ def prepare(
     ] = False,
 ) -> None:
     """Split products without leaks and pack them into shards."""
-    import_pyarrow()
-    from furnclip.errors import InputError
-    from furnclip.prepare import prepare as prepare_shards
+    with quick_imports("pyarrow"):
+        from furnclip.errors import InputError
+        from furnclip.prepare import prepare as prepare_shards
 
     options = call.settings()
     if options.paths.cleaned.is_file() or not check:

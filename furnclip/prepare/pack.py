@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +27,7 @@ from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.errors import FurnclipError
 from furnclip.journal import MANIFEST_NAME, move_file, sha256_of, sync_folder
-from furnclip.parallel import Workers
+from furnclip.parallel import Workers, cores
 from furnclip.prepare.splits import LEDGER_NAME, UNDECIDED, Assignment, Ledger
 from furnclip.prepare.store import Members, Records, read_samples
 from furnclip.shards.manifest import (
@@ -140,8 +142,14 @@ def write_shards(
     unwritten = [shard for shard in changed if not shard.at(shard.staged_in(staged))]  # by a killed run
     pack = partial(pack_shard, folder=folder, staged=staged, store=store)
     workers = Workers(pack, processes, here_first=_HERE_FIRST, setting="prepare.workers")
-    with workers, console.progress("writing shards", total=len(unwritten), unit="shards") as meter:
-        for _ in workers.map(unwritten, name_of=lambda shard: shard.name, chunk_items=1):
+    write = partial(workers.map, name_of=attrgetter("name"), chunk_items=1)
+    with (
+        workers,
+        ThreadPoolExecutor(processes or cores()) as here,  # most of the work lets others run
+        console.progress("writing shards", total=len(unwritten), unit="shards") as meter,
+    ):
+        are_few = len(unwritten) <= _HERE_FIRST
+        for _ in here.map(lambda shard: [*write([shard])], unwritten) if are_few else write(unwritten):
             meter.advance()
     wanted = {shard.name: folder / shard.name for shard in planned}
     written = {shard.name: shard.staged_in(staged) for shard in changed}

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow
-import pyarrow.compute as pc
+import pyarrow.fs
 
 from furnclip import __version__, console
 from furnclip.catalogue import Product, Rejection, catalogue_path, content_hash, read_products
 from furnclip.catalogue.columns import Column, ColumnTypes
 from furnclip.catalogue.pieces import NO_DIGESTS, Digests, Pieces, cut, spans
 from furnclip.images import BrokenImage
+from furnclip.parallel import cores
 from furnclip.prepare.kept import Kept, Rows, Writer, taken
 from furnclip.prepare.scan import Scanner, decoders, stored_columns
 from furnclip.prepare.store import ImageProblem, Records, SampleStore, Scanned
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 _CHUNK_ROWS = 4096
 _MOST_READ = 0.5  # of the rows, before all of them are
 _TAIL_BYTES = 4096
-_TRIES = 3
 _NOT_FETCHED: list[Any] = [0, ""]
 
 
@@ -68,6 +68,9 @@ class Reading:
     def __init__(self, config: Config, store: SampleStore, kept: Kept) -> None:
         self._config, self._store, self._kept = config, store, kept
         self._path = catalogue_path(config.paths)
+        aside = ThreadPoolExecutor(1)
+        self._are_as_they_were = aside.submit(_are_as_they_were, image_place(config), kept)
+        aside.shutdown(wait=False)
         self._pieces = cut(self._path, config.paths)
         self._digests, self._was = NO_DIGESTS, np.empty(0, dtype=np.int64)
         if self._pieces:
@@ -201,12 +204,16 @@ class Reading:
         """Which rows have their images as they were: (M,)."""
         kept, place = self._kept, image_place(self._config)
         first, counts = (kept.before[name][current].astype(np.int64) for name in ("first_name", "names"))
-        files, again = kept.files(), np.array(sorted(self._fetched_since or ()), dtype=np.uint64)
-        doubts = np.cumsum(np.append(0, ~_listed(place, files) | np.isin(kept.column("addresses"), again)))
+        again = np.array(sorted(self._fetched_since or ()), dtype=np.uint64)
+        doubts = np.cumsum(
+            np.append(0, ~self._are_as_they_were.result() | np.isin(kept.column("addresses"), again))
+        )
         is_same = np.asarray(doubts[first + counts] == doubts[first])
         rows = np.flatnonzero(~is_same)
+        if not len(rows):
+            return is_same
         lines = spans(first[rows], counts[rows])
-        named = files.take(pyarrow.array(lines)).dictionary_encode()
+        named = kept.files().take(pyarrow.array(lines)).dictionary_encode()
         differs = np.array([not _is_as_it_was(place, line) for line in named.dictionary.to_pylist()], bool)
         changed = differs[named.indices.to_numpy()] | np.isin(kept.column("addresses")[lines], again)
         of_row = np.repeat(np.arange(len(rows)), counts[rows])
@@ -235,41 +242,31 @@ def _is_as_it_was(place: Place, line: bytes) -> bool:
     return False
 
 
-def _listed(place: Place, files: pyarrow.LargeBinaryArray) -> np.ndarray:
-    """Which files, as `Kept.files` has them, are so in their folders, each listed once: (L,).
-
-    Of others a look at the file itself has to tell.
-    """
-    if not isinstance(place, Folder) or not place.links_may_lead_out or not len(files):
-        return np.zeros(len(files), dtype=bool)
-    folders: list[bytes] = [b""]
-    if ord("/") in np.frombuffer(files.buffers()[2], np.uint8):
-        cut = pc.replace_substring_regex(files, pattern=r"(?s)[^/]*\x00.*", replacement="")
-        folders = cut.unique().to_pylist()
-    found = [_files_in(place, folder) for folder in folders]
-    names, sizes, times = (list(chain.from_iterable(each)) for each in zip(*found, strict=True))
-    text, data = pyarrow.string(), pyarrow.large_binary()
-    numbers = (pyarrow.array(each, pyarrow.int64()).cast(text) for each in (sizes, times))
-    status = pc.binary_join_element_wise(*numbers, " ")
-    end, zero = pyarrow.scalar(b"", data), pyarrow.scalar(b"\0", data)
-    there = pc.binary_join_element_wise(pyarrow.array(names, data), status.cast(data), end, zero)
-    return np.asarray(pc.is_in(files, there))
+def _are_as_they_were(place: Place, kept: Kept) -> np.ndarray:
+    """Which of `Kept.files` are known to be as they were: (L,). pyarrow lets others run while it looks."""
+    files = kept.files()
+    is_same = np.zeros(len(files), dtype=bool)
+    if not isinstance(place, Folder) or not place.links_may_lead_out:
+        return is_same
+    is_current = np.zeros(len(files), dtype=bool)
+    is_current[spans(kept.before["first_name"], kept.before["names"])] = True
+    lines = np.flatnonzero(is_current)
+    some = [lines[start : start + _CHUNK_ROWS] for start in range(0, len(lines), _CHUNK_ROWS)]
+    with ThreadPoolExecutor(cores()) as pool:
+        look = partial(_statuses_are, place)
+        for chunk, told in zip(some, pool.map(look, map(files.take, map(pyarrow.array, some))), strict=True):
+            is_same[chunk] = told
+    return is_same
 
 
-def _files_in(place: Folder, folder: bytes) -> tuple[list[bytes], list[int], list[int]]:
-    """Names, sizes and times of the files in a folder below the place, which ends in `/` or is empty."""
-    path = os.fsencode(place.path(os.fsdecode(folder)))
-    for _ in range(_TRIES):  # a file may go while the others are looked at
-        names, sizes, times = list[bytes](), list[int](), list[int]()
-        with suppress(OSError, ValueError), os.scandir(path) as entries:
-            for entry in entries:
-                if entry.is_file():
-                    file = entry.stat()
-                    names.append(folder + entry.name)
-                    sizes.append(file.st_size)
-                    times.append(file.st_mtime_ns)
-            return names, sizes, times
-    return [], [], []
+def _statuses_are(place: Folder, files: pyarrow.LargeBinaryArray) -> list[bool]:
+    """Whether each is as it was; False for all of them where a name is not UTF-8."""
+    with suppress(OSError, ValueError):
+        told = files.buffers()[2].to_pybytes().decode().split("\0")
+        root = f"{place.path('')}/"
+        found = pyarrow.fs.LocalFileSystem().get_file_info([root + name for name in told[:-1:2]])
+        return [f"{file.size} {file.mtime_ns}" == was for file, was in zip(found, told[1::2], strict=True)]
+    return [False] * len(files)
 
 
 def _notes(records: Rows, lines: Sequence[bytes]) -> list[Note]:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,7 +200,10 @@ class _Preparation:
     def run(self) -> PrepareSummary:
         settings, folder = self.config.prepare, self.config.paths.shards
         by_column = bool(self.config.paths.group_column)
-        catalogue = Reading(self.config, self.store, self.kept).catalogue()
+        reading = Reading(self.config, self.store, self.kept)
+        ledger = read_ledger(folder / LEDGER_NAME)  # while the images are looked at
+        catalogue = reading.catalogue()
+        del reading  # which holds the file
         records = catalogue.records
         self.rejections += catalogue.rejections
         for note in catalogue.notes:
@@ -212,16 +216,22 @@ class _Preparation:
             return pairs, apart
 
         ties = find_ties(records, catalogue.images, catalogue.rows, near, by_column=by_column)
-        ledger = read_ledger(folder / LEDGER_NAME)
         ties = self._without_placeholders(catalogue, ties)
         assignment = self._assign(catalogue, ties, ledger)
-        planned = with_earlier(plan_shards(records, assignment, self.changes, settings), folder)
         staged = self.cache / "staged"
-        known = write_shards(
-            planned, folder, staged=staged, store=self.store.path, ledger=ledger, processes=settings.workers
-        )
-        leaks = leak_report(ties, assignment, by_column=by_column)
-        manifest = self._publish(catalogue, planned, known, near_groups(records, ties), leaks)
+        with ThreadPoolExecutor(1) as aside:  # what is told of the ties, counted while shards are written
+            leaks = aside.submit(leak_report, ties, assignment, by_column=by_column)
+            alike = aside.submit(near_groups, records, ties)
+            planned = with_earlier(plan_shards(records, assignment, self.changes, settings), folder)
+            known = write_shards(
+                planned,
+                folder,
+                staged=staged,
+                store=self.store.path,
+                ledger=ledger,
+                processes=settings.workers,
+            )
+        manifest = self._publish(catalogue, planned, known, alike.result(), leaks.result())
         self._finish(catalogue, found)
         shutil.rmtree(staged, ignore_errors=True)
         products = sum(manifest.splits[name].samples for name in SPLITS)

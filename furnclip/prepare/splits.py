@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ UNDECIDED = -1
 _NUMBER, _TEXT = pyarrow.uint64(), pyarrow.string()
 _SCHEMA = pyarrow.schema({"key": _NUMBER, "product_id": _TEXT, "group": _NUMBER, "split": _TEXT})
 _NO_SHARE = 1e-9
+_MOST_RUNS = 1000  # of rows that are in order, before each row is taken by itself
 _NO_NAME = np.uint64(2**64 - 1)
 
 
@@ -46,7 +49,13 @@ class Ledger:
     def __init__(self, table: pyarrow.Table) -> None:
         keys = table["key"].to_numpy()
         order = np.argsort(keys, kind="stable")  # quick for few behind many that are sorted
-        self._table = table.take(order) if (keys[1:] < keys[:-1]).any() else table
+        first = np.flatnonzero(np.diff(order, prepend=-2, append=-2) != 1).tolist()  # of each run
+        if len(first) > _MOST_RUNS:
+            table = table.take(order)
+        elif len(first) > 2:
+            runs = [table.slice(order[start], end - start) for start, end in pairwise(first)]
+            table = pyarrow.concat_tables(runs).combine_chunks()
+        self._table = table
         self._keys = keys[order]
         self._groups = self._table["group"].to_numpy()
         numbers = pc.index_in(self._table["split"], pyarrow.array(SPLITS))
@@ -156,6 +165,9 @@ def assign(
             named = np.where(least == _NO_NAME, named, least)
         return named
 
+    aside = ThreadPoolExecutor(1)
+    grouped = aside.submit(_connected, ties, placed, ties.middle)
+    aside.shutdown(wait=False)
     part = _kept_together(ties, placed)  # (N,)
     contested = np.flatnonzero(placed & _is_of_several_splits(part, placed, known_split, ties)[part])
     rank = np.where(is_new, 2, changed.astype(int))[contested]
@@ -170,7 +182,7 @@ def assign(
     assignment.split[placed] = split_of[part[placed]]
     _draw_splits(assignment, np.flatnonzero(placed & (assignment.split == UNDECIDED)), shares)
 
-    groups = _connected(ties, placed, ties.middle)
+    groups = _connected(ties, placed, ties.middle) if len(contested) else grouped.result()
     group = groups[_first_of(ties, ties.middle)]
     named, new = named_of(group), placed & is_new
     assignment.group[new] = named[group[new]]

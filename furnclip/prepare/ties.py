@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import NamedTuple
@@ -77,13 +78,17 @@ def find_ties(records: Records, images: Records, rows: np.ndarray, near: Nearby,
     near-duplicates (P, 2) and how far they are apart (P,).
     """
     label = "group" if by_column else "title"
-    labels, first_free, same_label = _shared(records[label], 0, ignore_zero=True)
-    files, first_free, same_image = _shared(images["source"], first_free, ignore_zero=False)
-    looks, look, counted = np.unique(images["look"], return_inverse=True, return_counts=True)
-    first = np.zeros(len(looks), dtype=np.int64)
-    first[look[::-1]] = np.arange(len(look))[::-1]
-    pairs, apart = near(looks, first)
-    middle = middles(pairs[apart <= SAME], len(first))
+    with ThreadPoolExecutor(1) as aside:
+        numbered = aside.submit(_shared, records[label], ignore_zero=True)
+        more = aside.submit(_shared, images["source"], ignore_zero=False)
+        looks, look, counted = np.unique(images["look"], return_inverse=True, return_counts=True)
+        first = np.zeros(len(looks), dtype=np.int64)
+        first[look[::-1]] = np.arange(len(look))[::-1]
+        pairs, apart = near(looks, first)
+        middle = middles(pairs[apart <= SAME], len(first))
+    (labels, label_count, same_label), (files, file_count, same_image) = numbered.result(), more.result()
+    files[files != NO_NODE] += label_count
+    first_free = label_count + file_count
     count = (counted * (counted - 1) // 2).sum() + (counted[pairs[:, 0]] * counted[pairs[:, 1]]).sum()
     counts = {f"same_{label}": same_label, "same_picture": same_image, "near_duplicate_pairs": int(count)}
     nodes = labels, rows, files, look + first_free, middle[look] + first_free, images["flat"]
@@ -109,15 +114,15 @@ def middles(pairs: np.ndarray, count: int) -> np.ndarray:
     return middles
 
 
-def _shared(values: np.ndarray, first_node: int, *, ignore_zero: bool) -> tuple[np.ndarray, int, int]:
-    """(node of each row or `NO_NODE`, next free node number, rows whose value an earlier row has)."""
+def _shared(values: np.ndarray, *, ignore_zero: bool) -> tuple[np.ndarray, int, int]:
+    """(number of each row's value or `NO_NODE`, how many there are, rows whose value an earlier row has)."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     shared = counts > 1
     if ignore_zero:
         shared[inverse[values == 0]] = False
     numbers = np.full(len(counts), NO_NODE)
-    numbers[shared] = first_node + np.arange(shared.sum())
-    return numbers[inverse], first_node + int(shared.sum()), int((counts[shared] - 1).sum())
+    numbers[shared] = np.arange(shared.sum())
+    return numbers[inverse], int(shared.sum()), int((counts[shared] - 1).sum())
 
 
 class NearGroups(NamedTuple):

@@ -186,7 +186,7 @@ def key_ranges(
     """Where the second and further ranges of the sorted keys begin: the fewest halvings of the key space
     within the limits.
     """
-    for halvings in range(64):
+    for halvings in range(((len(keys) - 1) // most_samples).bit_length(), 64):
         # a shift by all 64 bits is undefined
         ranges = (keys >> np.uint64(64 - halvings) if halvings else keys * 0).astype(np.int64)
         samples = np.bincount(ranges - ranges[0])

@@ -17,7 +17,6 @@ A field's weight is how often its words are repeated, as BM25F weighs: before th
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 import threading
@@ -35,6 +34,7 @@ from typing import Any, Literal
 import snowballstemmer
 import tomli
 from pydantic import TypeAdapter
+from pydantic_core import from_json  # twice as fast as `json`
 
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.relevance import known
@@ -289,7 +289,7 @@ class Vocabulary:
     def unpack(cls, packed: bytes) -> Vocabulary:
         """The vocabulary; raises `ValueError` or `TypeError` where it is damaged."""
         try:
-            products, language, frequencies = json.loads(zlib.decompress(base64.b64decode(packed)))
+            products, language, frequencies = from_json(zlib.decompress(base64.b64decode(packed)))
         except zlib.error as error:
             raise ValueError(str(error)) from None
         return cls(int(products), frequencies, language)
