@@ -46,7 +46,9 @@ def test_a_stage_that_fails_ends_it_and_is_in_the_log(cli: Cli, shop: Path) -> N
         path.unlink()
     outcome = cli("update", cwd=shop)
     assert outcome.code == 1
-    assert "`furnclip prepare` ended with exit code 1: no row of" in " ".join(outcome.stderr.split())
+    told = " ".join(outcome.stderr.split())
+    assert "`furnclip prepare` ended with exit code 1: no row of" in told
+    assert "update.log`" in told.partition("hint: ")[2].partition("; all messages: ")[2]
     assert "can be used; 12 of 12: missing" in (shop / "work/update.log").read_text()
 
 

@@ -340,9 +340,10 @@ def _run(words: tuple[str, ...], config: Path | None, log: Path) -> Any:
         file.write(f"{output.strip()}\nexit code {code}\n")
     if code:
         told = log.read_bytes()[start:].decode(errors="replace").splitlines()
-        cause = next((f": {line.removeprefix('error: ')}" for line in told if line.startswith("error: ")), "")
+        said = {word: text for word, _, text in (line.partition(": ") for line in told)}
+        ended = f"`furnclip {' '.join(words)}` ended with exit code {code}"
         raise FurnclipError(
-            f"`furnclip {' '.join(words)}` ended with exit code {code}{cause}",
-            hint=f"fix the cause and run the same command again; all messages: `{log}`",
+            f"{ended}: {said['error']}" if "error" in said else ended,
+            hint=f"{said.get('hint', 'run the same command again')}; all messages: `{log}`",
         )
     return json.loads(output)

@@ -90,8 +90,7 @@ def check_settings(config: Config) -> None:
     train = config.train
     if train.effective_batch_size == 1:
         raise ConfigError(
-            "`train.effective_batch_size` cannot be 1",
-            hint="a contrastive loss needs negatives: 2 or more",
+            "`train.effective_batch_size` cannot be 1", hint="a contrastive loss needs negatives: 2 or more"
         )
     if 0 < train.effective_batch_size < train.micro_batch_size:
         raise ConfigError(

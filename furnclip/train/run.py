@@ -69,11 +69,7 @@ def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, An
     folder = config.paths.runs / name
     check_settings(config)
     interrupts = Interrupts()
-    with (
-        interrupts.handled(),
-        joined() as processes,
-        exclusive(folder) if processes.first else nullcontext(),
-    ):
+    with interrupts.handled(), joined() as processes, exclusive(folder) if processes.first else nullcontext():
         if processes.first:
             # Killed runs left files; a checkpoint that was moved away for its successor is put back.
             for inside in (folder, folder / CHECKPOINTS):

@@ -44,12 +44,7 @@ KEYWORDS = "keywords"
 DETAILS = "details"
 PROVENANCE, _VOCABULARY, PARTS = b"furnclip", b"furnclip_words", b"furnclip_parts"
 _FILTERABLE = (*ATTRIBUTES, "split")
-_KINDS = {
-    pa.string(): "text",
-    pa.float64(): "number",
-    pa.bool_(): "boolean",
-    pa.date32(): "date",
-}
+_KINDS = {pa.string(): "text", pa.float64(): "number", pa.bool_(): "boolean", pa.date32(): "date"}
 KEEP_OLD = timedelta(hours=1)  # for readers that opened the version before this one
 _BATCH_ROWS = 1024
 # Products of each partition that its center is found with, and rounds of finding: a tenth of the time of
