@@ -185,7 +185,7 @@ def test_no_word_can_break_out_of_its_place(searcher: Searcher, word: str, mode:
         ([], 2, "there is nothing to search for", "give a text"),
         (["x", "--mode", "magic"], 2, "`search.mode` cannot be", "search.mode"),
         (["x", "-k", "0"], 2, "`search.k` cannot be", "search.k"),
-        (["--image", "furnclip.toml"], 1, "`furnclip.toml`", "replace the image"),
+        (["--image", "furnclip.toml"], 1, "`furnclip.toml`", "use another image, or leave this one out"),
         (["x", "--run", "fast"], 1, "of the base model only, not by run `fast`", "embed --run fast"),
         (["x", "--run", "fast", "--model", "y"], 2, "ask for two models", "give one"),
     ],
