@@ -20,14 +20,14 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from furnclip.config import Config, load_config
-from furnclip.metrics.bootstrap import Floats, PairedTest, bootstrap_interval, paired_test
+from furnclip.metrics.bootstrap import Floats, bootstrap_interval, paired_test
 from furnclip.metrics.retrieval import chance_recall_at_k, ranks
 from furnclip.model.loading import load_clip
 from furnclip.relevance import positives
@@ -66,7 +66,7 @@ class Ranked:
 class Tours:
     """One value a query for each model and metric, all seeds in order."""
 
-    groups: list[str] = field(default_factory=list)
+    groups: list[list[str]] = field(default_factory=list)  # of each seed
     first_ranks: dict[str, list[Floats]] = field(default_factory=dict)
     chances: list[float] = field(default_factory=list)  # recall@1 of a gallery in random order, per seed
     seconds: list[float] = field(default_factory=list)
@@ -77,12 +77,22 @@ class Tours:
         for model in MODELS:
             test = Ranked.read(config, model)
             self.first_ranks.setdefault(model, []).append(test.first_ranks)
-        self.groups += test.groups
+        self.groups.append(test.groups)
         self.chances.append(test.chance)
 
     def values(self, model: str, metric: str, seeds: slice = slice(None)) -> Floats:
         first = np.concatenate(self.first_ranks[model][seeds])
         return 1 / first if metric == "MRR" else (first <= int(metric[-1])).astype(np.float64)
+
+    def steps(self, metric: str, seeds: slice = slice(None)) -> dict[str, str]:
+        """How far each model is above the one before."""
+        groups = list(chain.from_iterable(self.groups[seeds]))
+        steps = {}
+        for before, after in pairwise(MODELS):
+            test = paired_test(self.values(before, metric, seeds), self.values(after, metric, seeds), groups)
+            told = f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f}), p {test.p_value:.4f}"
+            steps[f"{metric}, {after} - {before}"] = told
+        return steps
 
 
 def take_tour(folder: Path, *, seed: int, products: int) -> float:
@@ -103,20 +113,16 @@ def figures_of(tours: Tours) -> dict[str, str]:
             means = [float(tours.values(model, metric, one).mean()) for metric in metrics]
             text = "  ".join(f"{metric} {mean:.3f}" for metric, mean in zip(metrics, means, strict=True))
             figures[f"seed {number}, {model}"] = f"{text}  {means[0] / chance:.0f}x chance"
+        for metric in metrics:
+            figures |= {f"seed {number}, {name}": told for name, told in tours.steps(metric, one).items()}
     for metric in metrics:
         for model in MODELS:
-            pooled = bootstrap_interval(tours.values(model, metric), tours.groups)
+            pooled = bootstrap_interval(tours.values(model, metric), list(chain.from_iterable(tours.groups)))
             figures[f"{metric}, {model}"] = f"{pooled.value:.3f} ({pooled.low:.3f} to {pooled.high:.3f})"
-        for before, after in pairwise(MODELS):
-            test = paired_test(tours.values(before, metric), tours.values(after, metric), tours.groups)
-            figures[f"{metric}, {after} - {before}"] = _step(test)
+        figures |= tours.steps(metric)
     if tours.seconds:
         figures["seconds"] = ", ".join(f"{seconds:.0f}" for seconds in tours.seconds)
     return figures
-
-
-def _step(test: PairedTest) -> str:
-    return f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f}), p {test.p_value:.4f}"
 
 
 def measure(root: Path, seeds: Sequence[int], products: int) -> Mapping[str, str]:
