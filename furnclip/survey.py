@@ -30,6 +30,10 @@ _DEEPEST = 3
 _ROWS_TOLD_BY = 1000
 _OPENED = 12
 _NO_IMAGE = "no-image"
+_ADVICE = {
+    "not-fetched": "run `furnclip fetch`",
+    "unpublished": "publish them in the shop, or empty `paths.published_columns`",
+}
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 
 
@@ -151,8 +155,8 @@ def _count_images(names: Sequence[str], images: ShopImages, found: Survey) -> tu
 def _advice(config: Config, reason: str, names: Sequence[str]) -> str:
     """What would mend the rows with this reason."""
     paths = config.paths
-    if reason == "not-fetched":
-        return "run `furnclip fetch`"
+    if reason in _ADVICE:
+        return _ADVICE[reason]
     best = likely_folder(config, names) if reason in ("missing", "outside") else None
     if best and best[0] != paths.images:
         return f'set `paths.images = "{best[0]}"`, which has {best[1]} of the {len(names)} images looked for'

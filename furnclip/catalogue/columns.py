@@ -195,6 +195,13 @@ def _boolean(text: str) -> bool | None:
     return None if number is None else number > 0
 
 
+@lru_cache(maxsize=256)
+def is_published(cell: str) -> bool:
+    """Whether a cell says that a product can be seen in the shop; an empty one does."""
+    words = [part.strip().casefold() for part in cell.split("|")]
+    return any(word not in _words("unpublished") and _boolean(word) is not False for word in words)
+
+
 def _date(text: str, first: str = "") -> date | None:
     """A day. Of 04.05.2026 the point tells that the day is first; of 04/05/2026 only the column can tell."""
     if match := _YEAR_FIRST.fullmatch(text):

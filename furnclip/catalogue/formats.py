@@ -16,8 +16,16 @@ from typing import Any
 
 import tomli
 
-from furnclip.catalogue.columns import Column, ColumnTypes, known_as, known_names, short_name
-from furnclip.catalogue.rows import Record, merged, read_records
+from furnclip.catalogue.columns import (
+    Column,
+    ColumnTypes,
+    is_published,
+    known_as,
+    known_names,
+    plain_name,
+    short_name,
+)
+from furnclip.catalogue.rows import Record, merged, read_records, with_parents
 from furnclip.catalogue.structured import ImageStore
 from furnclip.errors import InputError
 
@@ -118,10 +126,25 @@ class _Chooser:
             self._take("group")
         self._take_more_images(image)
         self._find_table()
+        self._take_published()
         columns = [name for name in (image, *self._found.settings.get("more_image_columns", ())) if name]
         self._found.images = [
             name for column in columns for cell in self._cells(column) for name in image_names(cell)
         ]
+
+    def _take_published(self) -> None:
+        """The columns by which products are not in the shop; those are left out of the sample."""
+        names = [self._known[name] for name in self._format.get("published", ()) if name in self._known]
+        if columns := [name for name in names if self._cells(name)]:
+            rows, settings = self.sample, self._found.settings
+            if parent := settings.get("parent_column"):
+                own = names_of_products(self._known.values(), settings["id_column"])
+                rows = list(with_parents(lambda: self.sample, parent, own, columns))
+            shown = [row for row in rows if all(is_published(row.fields.get(name, "")) for name in columns)]
+            why = f"of {len(rows):,} products {len(rows) - len(shown):,} are not published"
+            self._found.settings["published_columns"] = columns
+            self._found.reasons["published_columns"] = f"{why}; those are left out"
+            self.sample = shown
 
     def _find_table(self) -> None:
         """The table that says which files image ids are; where there is none, what to do about it."""
@@ -210,6 +233,12 @@ class _Chooser:
         if more and image:
             self._found.settings["more_image_columns"] = more
             self._found.reasons["more_image_columns"] = "further images of the same product"
+
+
+def names_of_products(columns: Iterable[str], id_column: str) -> list[str]:
+    """The columns by which a variation may name its parent, the id first."""
+    usual = formats()["usual"]["id"]
+    return [id_column, *(name for name in columns if plain_name(name) in usual and name != id_column)]
 
 
 def image_names(cell: str) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from furnclip.catalogue.columns import known_as, known_names, plain_name, short_name
-from furnclip.catalogue.formats import formats, image_names
+from furnclip.catalogue.columns import is_published, known_as, known_names, plain_name, short_name
+from furnclip.catalogue.formats import formats, image_names, names_of_products
 from furnclip.catalogue.rows import Record, is_our_sheet, merged, read_records, renamed_column, with_parents
 from furnclip.catalogue.structured import ImageStore
 from furnclip.catalogue.text import plain_text
@@ -34,6 +34,8 @@ class Product(NamedTuple):
     group: str
     fields: dict[str, str]
     file_rows: int = 1  # rows of the file that make this product
+    variant: str = ""
+    """options and title of a variation whose images are its parent's: what they say, the images may not"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class _Columns(NamedTuple):
     group: str
     parent: str
     more_images: tuple[str, ...]
+    published: tuple[str, ...]
 
 
 def _open(
@@ -108,14 +111,13 @@ def _open(
         error.hint = _remedy(path, paths) or error.hint
         raise
     find = partial(_find_column, path, names)
-    one = {name: find(f"{name}_column", getattr(paths, f"{name}_column")) for name in _Columns._fields[:-1]}
+    one = {name: find(f"{name}_column", getattr(paths, f"{name}_column")) for name in _Columns._fields[:-2]}
     more = tuple(find("more_image_columns", name) for name in paths.more_image_columns)
-    found = _Columns(**one, more_images=more)
+    published = tuple(find("published_columns", name) for name in paths.published_columns)
+    found = _Columns(**one, more_images=more, published=published)
     if found.parent:
-        numbers = [
-            name for name in names if plain_name(name) in formats()["usual"]["id"] and name != found.id
-        ]
-        records = with_parents(lambda: read()[1], found.parent, [found.id, *numbers])
+        own = names_of_products(names, found.id)
+        records = with_parents(lambda: read()[1], found.parent, own, published)
     return found, records
 
 
@@ -163,20 +165,25 @@ def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | R
             reason, detail = "bad-id", f"an id is printable and has at most {MAX_ID_CHARS} characters"
         elif hash(product_id) in seen:
             reason, detail = "duplicate-id", f"`{product_id}` is the id of an earlier row"
+        elif hidden := [name for name in columns.published if not is_published(fields[name])]:
+            reason, detail = "unpublished", f"column `{hidden[0]}` says `{fields[hidden[0]].strip()}`"
         if reason:
             yield Rejection(record.row, product_id[:MAX_ID_CHARS], reason, detail, fields, record.file_rows)
             continue
         seen.add(hash(product_id))
-        cells = [fields[name] for name in (columns.image, *columns.more_images) if name]
+        named = [name for name in (columns.image, *columns.more_images) if name and fields[name].strip()]
+        title = plain_text(fields[columns.title])
+        told = [*(text for text in record.options if text.casefold() not in title.casefold()), title]
         group = fields[columns.group].strip() if columns.group else ""
         yield Product(
             row=record.row,
             product_id=product_id,
-            title=plain_text(fields[columns.title]),
-            images=tuple(dict.fromkeys(name for cell in cells for name in image_names(cell))),
+            title=title,
+            images=tuple(dict.fromkeys(name for column in named for name in image_names(fields[column]))),
             group=group or record.group,
             fields=fields,
             file_rows=record.file_rows,
+            variant=", ".join(told) if named and record.inherited.issuperset(named) else "",
         )
 
 

@@ -15,11 +15,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from furnclip import console
-from furnclip.catalogue.columns import known_names, plain_name
+from furnclip.catalogue.columns import is_published, known_names, plain_name
 from furnclip.catalogue.delimited import MAX_CELL_CHARS, Table
 from furnclip.catalogue.structured import (
     ImageStore,
@@ -68,6 +69,8 @@ class Record(NamedTuple):
     detail: str = ""
     file_rows: int = 1  # rows of the file that make this one
     group: str = ""  # id of the product that this one is a variation of; empty where a column tells
+    inherited: frozenset[str] = frozenset()  # columns of a variation whose cells are its parent's
+    options: tuple[str, ...] = ()  # what its own cells for color, size and the like say
 
 
 def read_records(
@@ -210,12 +213,15 @@ def _as_one(records: Sequence[Record], first: Collection[str]) -> Record:
     return checked_record(records[0].row, fields)._replace(file_rows=len(records))
 
 
-def with_parents(read: Callable[[], Iterable[Record]], parent: str, own: Sequence[str]) -> Iterator[Record]:
+def with_parents(
+    read: Callable[[], Iterable[Record]], parent: str, own: Sequence[str], published: Collection[str] = ()
+) -> Iterator[Record]:
     """The records of `read`, variations with what only their parents say; each with its parent's id as group.
 
     The column itself says that id too, of parents as well: what reads it later need not know the parents.
     parent: the column that names the parent, by its cell (or `id:` and its cell) in one of the columns `own`,
-    the first of which has the id. Reads the file three times and holds the parents, which may come last.
+    the first of which has the id. published: columns in which a parent speaks for its variations as well.
+    Reads the file three times and holds the parents, which may come last.
     """
     named = {_reference(record, parent) for record in read()} - {""}
     parents: dict[str, Record] = {}
@@ -230,12 +236,27 @@ def with_parents(read: Callable[[], Iterable[Record]], parent: str, own: Sequenc
         if found is None or record.reason:
             yield record._replace(group=reference or itself)
             continue
-        inherited = {
-            name: found.fields.get(name, "") if name not in own and not cell.strip() else cell
+        cells, group = found.fields, found.fields[own[0]].strip()
+        inherited = frozenset(
+            name
             for name, cell in record.fields.items()
-        }
-        group = found.fields[own[0]].strip()
-        yield record._replace(fields=inherited | {parent: group}, group=group)
+            if cells.get(name, "").strip()
+            and name not in own
+            and (not cell.strip() or (name in published and not is_published(cells[name])))
+        )
+        options = tuple(
+            cell.strip()
+            for name, cell in record.fields.items()
+            if cell != cells.get(name) and _is_option(name) and any(map(str.isalpha, cell))
+        )
+        fields = record.fields | {name: cells[name] for name in inherited} | {parent: group}
+        yield record._replace(fields=fields, group=group, inherited=inherited, options=options)
+
+
+@lru_cache(maxsize=4096)
+def _is_option(column: str) -> bool:
+    """Whether a column says what tells the variations of a product apart."""
+    return not set(known_names()["words"]["option"]).isdisjoint(plain_name(column).split("_"))
 
 
 def _reference(record: Record, column: str) -> str:

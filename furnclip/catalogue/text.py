@@ -27,6 +27,10 @@ from furnclip.journal import open_regular
 
 MAX_LINE_CHARS = 2**25
 _HTML = re.compile(r"</?[A-Za-z][^<>]*>|<!--|&(#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]\w+);")
+# `[vc_row]`, `[caption id="1"]`, `[/tabs]`: what a page builder puts its own parts for
+_SHORTCODE = re.compile(r"""\[(/?)([a-z][\w-]*)(\s(?:[^][\"']|"[^"]*"|'[^']*')*)?/?\]""")
+_ATTRIBUTE = re.compile(r"\s[\w-]+=\S")
+_BUILDERS_NAME = re.compile(r"[a-z]+(_[a-z]+)+")
 # fmt: off
 _INLINE = frozenset((
     "a", "abbr", "b", "cite", "code", "em", "font", "i", "mark", "q", "s", "small", "span", "strong", "sub",
@@ -241,7 +245,7 @@ class _Words(HTMLParser):
 
 
 def plain_text(text: str) -> str:
-    """A text without HTML, escaped once or twice, on one line; one without HTML is only stripped."""
+    """A text without HTML, escaped once or twice, and shortcodes, on one line; any other is only stripped."""
     for _ in range(2):
         if not _HTML.search(text):
             break
@@ -249,4 +253,17 @@ def plain_text(text: str) -> str:
         words.feed(text)
         words.close()
         text = " ".join("".join(words.parts).split())
-    return text.strip()
+    plain = _without_shortcodes(text)
+    return text.strip() if plain == text else " ".join(plain.split())
+
+
+def _without_shortcodes(text: str) -> str:
+    """Brackets go that end with `[/name]`, have attributes or a builder's name; `[EU]`, `[2-pack]` stay."""
+    closed = {code[2] for code in _SHORTCODE.finditer(text) if code[1]}
+
+    def put(code: re.Match[str]) -> str:
+        _, name, more = code.groups(default="")
+        is_code = name in closed or _ATTRIBUTE.search(more) or (not more and _BUILDERS_NAME.fullmatch(name))
+        return " " if is_code else code[0]
+
+    return _SHORTCODE.sub(put, text)

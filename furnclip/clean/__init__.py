@@ -301,7 +301,8 @@ def _outcomes(ledger: CleaningLedger) -> Iterator[tuple[Product | Rejection, Out
         if falls_back and outcome and outcome.kind == "rejected" and isinstance(product, Product):
             image = _first_image(product, ledger.images, offline.IMAGE_PX)
             if image is not None or not product.images:
-                answer = offline.local_answer(plain_title(product, brands), image, vocabulary)
+                title, is_own_image = plain_title(product, brands), not product.variant
+                answer = offline.local_answer(title, image, vocabulary, is_own_image=is_own_image)
                 outcome = Outcome("cleaned", values=answer.values(), source=offline.SOURCE)
         yield product, outcome
 

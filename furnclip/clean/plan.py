@@ -241,16 +241,19 @@ def _encode(
     if brands is not None:
         title, vocabulary = offline.plain_title(product, brands), recipe.vocabulary
         rules = offline.rules_identity(vocabulary)
-        custom_id = f"local-{content_hash(rules, product.product_id, title, image)}"
+        is_own_image = not product.variant
+        marks = () if is_own_image else ("variant",)
+        custom_id = f"local-{content_hash(rules, product.product_id, title, image, *marks)}"
         if custom_id in known:
             return custom_id, None
-        return custom_id, RequestLine(custom_id, offline.answer_line(custom_id, title, image, vocabulary))
+        answer = offline.answer_line(custom_id, title, image, vocabulary, is_own_image=is_own_image)
+        return custom_id, RequestLine(custom_id, answer)
     custom_id = recipe.custom_id(product, image)
     if custom_id in known:
         return custom_id, None
     jpeg, image_tokens = request_image(image, recipe) if image else (b"", 0)
-    content = recipe.line(custom_id, recipe.body(product.title, jpeg))
-    return custom_id, RequestLine(custom_id, content, image_tokens, text_tokens(user_text(product.title)))
+    content = recipe.line(custom_id, recipe.body(product, jpeg))
+    return custom_id, RequestLine(custom_id, content, image_tokens, text_tokens(user_text(product)))
 
 
 class Limits(NamedTuple):

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from furnclip.catalogue import ATTRIBUTES, UNKNOWN
+from furnclip.catalogue import ATTRIBUTES, UNKNOWN, Product
 from furnclip.config import CleaningConfig
 from furnclip.errors import first_problem
 
@@ -40,6 +40,9 @@ _ABOUT_QUERIES = """
 - queries: {count} short requests that a shopper would type to find this product, in lower case English, each
   of two to six words, none with a brand: {kinds}.
 """
+_OF_PARENT = (
+    "of another variant: where it and the title disagree on color, material or size, the title is right"
+)
 _KINDS = ("first a plain one", "then one with its style or what it is used for", "then one in everyday words")
 
 
@@ -176,9 +179,10 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def user_text(title: str) -> str:
+def user_text(product: Product) -> str:
     """The title as JSON, so that nothing in it can pose as an instruction of ours."""
-    return json.dumps({"title": sendable(title)}, ensure_ascii=False)
+    facts = {"title": sendable(product.variant or product.title)}
+    return json.dumps(facts | ({"picture": _OF_PARENT} if product.variant else {}), ensure_ascii=False)
 
 
 def sendable(text: str) -> str:

@@ -71,6 +71,8 @@ class DataPaths(Section):
     """column that groups variants of one product; empty: same id, image or title"""
     parent_column: str = ""
     """column with the parent of a variation, whose empty cells are the parent's, and whose group is its"""
+    published_columns: tuple[str, ...] = ()
+    """columns that leave a product out where they say draft, archived, no, 0 or the like"""
     merge_rows: bool = False
     """take rows that follow each other and have one id as one product, as Shopify exports them"""
     merge_untitled_rows: bool = False

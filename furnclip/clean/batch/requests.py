@@ -185,16 +185,17 @@ class Recipe:
 
     def custom_id(self, product: Product, image: bytes) -> str:
         readable = re.sub(r"[^A-Za-z0-9._-]+", "_", product.product_id)[:40]
-        return f"{readable}-{content_hash(self.identity, product.product_id, product.title, image)}"
+        texts = (product.title, product.variant) if product.variant else (product.title,)
+        return f"{readable}-{content_hash(self.identity, product.product_id, *texts, image)}"
 
-    def body(self, title: str, jpeg: bytes) -> dict[str, Any]:
-        """The request for a title and the image from `request_image`, empty for a product without one."""
+    def body(self, product: Product, jpeg: bytes) -> dict[str, Any]:
+        """The request with the image from `request_image`, empty for a product without one."""
         url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii") if jpeg else ""
         schema = {"name": "furniture", "strict": True, "schema": self.schema}
         if self.endpoint == "/v1/responses":
-            return self._responses_body(user_text(title), url, {"type": "json_schema", **schema})
+            return self._responses_body(user_text(product), url, {"type": "json_schema", **schema})
         content = [
-            {"type": "text", "text": user_text(title)},
+            {"type": "text", "text": user_text(product)},
             {"type": "image_url", "image_url": {"url": url, "detail": "auto"}},
         ]
         body: dict[str, Any] = {

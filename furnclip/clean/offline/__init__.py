@@ -41,7 +41,7 @@ from furnclip.images import open_image
 from furnclip.journal import encode_event
 from furnclip.relevance import known
 
-SOURCE = "local:rules-4"
+SOURCE = "local:rules-5"
 IMAGE_PX = 64  # enough to judge a color
 _CLEARLY = 0.6  # share of the product's pixels that overrules the title
 _HARDLY = 0.04  # share under which a color named in the title is not on the image
@@ -54,26 +54,36 @@ def rules_identity(vocabulary: AllowedWords) -> str:
     return content_hash(json.dumps([SOURCE, asdict(vocabulary), dict(lexicon())], sort_keys=True))
 
 
-def answer_line(custom_id: str, title: str, image: bytes, vocabulary: AllowedWords) -> bytes:
+def answer_line(
+    custom_id: str, title: str, image: bytes, vocabulary: AllowedWords, *, is_own_image: bool
+) -> bytes:
     """The answer as one line of a result file, in the shape of the Batch API; `image` may be empty.
 
     Raises `BrokenImage`.
     """
-    answer = local_answer(title, open_image(image, longest_px=IMAGE_PX) if image else None, vocabulary)
+    opened = open_image(image, longest_px=IMAGE_PX) if image else None
+    answer = local_answer(title, opened, vocabulary, is_own_image=is_own_image)
     message = {"role": "assistant", "content": answer.model_dump_json()}
     body = {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
     response = {"status_code": 200, "body": body}
     return encode_event({"custom_id": custom_id, "response": response, "error": None})
 
 
-def local_answer(title: str, image: Image.Image | None, vocabulary: AllowedWords) -> CleanAnswer:
-    """The answer of the rules to a title from `plain_title`; `image` is None where only the title counts."""
+def local_answer(
+    title: str, image: Image.Image | None, vocabulary: AllowedWords, *, is_own_image: bool = True
+) -> CleanAnswer:
+    """The answer of the rules to a title from `plain_title`; `image` is None where only the title counts.
+
+    An image that is not the product's own but its parent's does not overrule the title.
+    """
     pieces = _unnamed(title)
     name, said = _joined(pieces), TitleReading(", ".join(pieces), vocabulary)
     kind, material = said.object_type, said.first("material")
     if material == UNKNOWN:
         material = usual_material(name, kind, vocabulary)
-    color = _color(said.first("color"), image, vocabulary)
+    color = said.first("color")
+    if image is not None and (color == UNKNOWN or is_own_image):
+        color = _color(color, image, vocabulary)
     if material == "wood" and color == "orange" and "brown" in vocabulary.color:
         color = "brown"  # varnished wood is orange to a camera and brown to people
     title = name or (kind if kind != UNKNOWN else "product")
@@ -81,10 +91,8 @@ def local_answer(title: str, image: Image.Image | None, vocabulary: AllowedWords
     return CleanAnswer.model_validate(values, context=vocabulary)
 
 
-def _color(named: str, image: Image.Image | None, vocabulary: AllowedWords) -> str:
+def _color(named: str, image: Image.Image, vocabulary: AllowedWords) -> str:
     """The color that the title names; of a cut-out the image's, where none is named or it clearly differs."""
-    if image is None:
-        return named
     pixels = read_pixels(image, IMAGE_PX)
     if not has_plain_border(pixels):
         return named
@@ -215,8 +223,9 @@ def find_brands(products: Iterable[Product | Rejection], vocabulary: AllowedWord
 def plain_title(product: Product, brands: frozenset[BrandName]) -> str:
     """The title without brands, and with the row's own numbers so that `clean_title` drops them."""
     own = dict(_own_names(product.fields, product.product_id))
-    words = list(_WORD.finditer(product.title))
-    title, place = product.title, len(words)
+    title = product.variant or product.title
+    words = list(_WORD.finditer(title))
+    place = len(words)
     while place > 0:  # from the end, so that earlier places stay true
         place -= 1
         for length in range(min(_MAX_WORDS, len(words) - place), 0, -1):
