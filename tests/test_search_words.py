@@ -116,7 +116,9 @@ def test_words_that_no_product_has_take_the_lead_from_no_rare_one(searcher: Sear
     assert searcher.search(text)[0].product_id == "P00009"
 
 
-@pytest.mark.parametrize("text", ["billy", "BILLY", "agget", "Ägget", "st moritz", "moritz", "bily", "malms"])
+@pytest.mark.parametrize(
+    "text", ["billy", "BILLY", "agget", "Ägget", "st moritz", "moritz", "bily", "malms", "AEGGET"]
+)
 def test_a_brand_is_found_however_it_is_typed(searcher: Searcher, text: str) -> None:
     brands = {hit.columns["brand"] for hit in searcher.search(text, k=5)}
     assert len(brands) == 1
@@ -219,6 +221,67 @@ def test_the_word_as_typed_comes_before_what_means_the_same() -> None:
     known = vocabulary("sofa", "couch")
     shares = understand("couches", known, {}, literal=False).shares({0: "sofa sofa |", 1: "couch couch |"})
     assert shares[1] > shares[0] > 0
+
+
+SPREAD = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "ß": "ss"})
+
+
+@pytest.mark.parametrize("language", ["en", "de", "nl", "sv", "fr"])
+@pytest.mark.parametrize("as_listed", [False, True])
+@pytest.mark.parametrize(
+    ("title", "other"),
+    [
+        *(("Bücherregal Ostsee", "Book bookcase Ostsee"), ("Tür Zürich", "Glass door Zürich")),
+        *(("Türen Zürich", "door Zürich"), ("Kleiderschränke Nørrby", "wardrobe Nørrby")),
+        *(("Küchenstühle Mårten", "kitchen chair Mårten"), ("Kommode weiß Ägget", "white cabinet Ägget")),
+        ("Grüner Sessel Jämtöland", "green armchair Jämtöland"),
+    ],
+)
+def test_umlauts_that_are_spelled_out_lead_before_what_means_the_same(
+    title: str, other: str, language: str, as_listed: bool
+) -> None:
+    """In the query or in the catalogue, which may be in a language that knows none."""
+    spread = title.translate(SPREAD)
+    listed, asked, like = (spread, title, other.translate(SPREAD)) if as_listed else (title, spread, other)
+    rows = [{"title": text, "object_type": text.split()[0]} for text in (like, listed, "Bett 3 Ostsee")]
+    known = Vocabulary.gather(rows, fields_of({}), language)
+    words = {place: known.keywords(row, fields_of({})) for place, row in enumerate(rows)}
+    query = understand(asked, known, {}, literal=False)
+    shares = query.shares(words)
+    assert max(shares, key=lambda place: shares[place]) == 1, (query.terms, shares)
+    assert "`" not in " ".join(query.understood)  # the model is not asked for another word
+
+
+@pytest.mark.parametrize(
+    ("text", "other"), [("Stuhl ueber 100", "Stuhl über 100"), ("Lampe fuer Oslo", "Lampe für Oslo")]
+)
+def test_umlauts_that_are_spelled_out_make_filters_and_say_nothing(
+    searcher: Searcher, text: str, other: str
+) -> None:
+    known = searcher._open.vocabulary
+    given, usual = (understand(each, known, searcher.columns, literal=False) for each in (text, other))
+    assert given.where == usual.where
+    assert given.unknown == usual.unknown
+
+
+@pytest.mark.parametrize("text", ["BLUE-100", "100-BLUE", "blue100"])
+def test_a_code_is_not_written_otherwise(text: str) -> None:
+    assert (
+        f"={text.lower().replace('-', '')}"
+        in understand(text, vocabulary("blu chair"), {}, literal=False).exact
+    )
+
+
+def test_one_word_for_a_coffee_table_finds_no_cups() -> None:
+    known = vocabulary("coffee table", "coffee cup", "oak table", "armchair")
+    rows = dict(enumerate(("coffe cup", "tabl oak", "coffe tabl")))
+    query = understand("Couchtisch", known, {}, literal=False)
+    shares = query.shares(rows)
+    assert max(shares, key=lambda place: shares[place]) == 2
+    assert query.text == "coffee table"
+    assert understand("coffee table", vocabulary("Couchtisch", "sofa"), {}, literal=False).groups == [
+        "couchtisch"
+    ]
 
 
 def test_without_prices_a_price_is_no_word() -> None:

@@ -139,7 +139,7 @@ class Query:
 def understand(text: str, vocabulary: Vocabulary, columns: Mapping[str, str], *, literal: bool) -> Query:
     """What `text` asks of a catalogue with these words and columns, name -> kind."""
     where, avoided, said = list[str](), list[str](), list[str]()
-    rest = text
+    rest = text = _as_written(text, vocabulary)
     if not literal:
         rest, where = _priced(rest)
         why = f"column `{PRICE}` holds texts:" if PRICE in columns else f"no column `{PRICE}` for"
@@ -160,6 +160,16 @@ def understand(text: str, vocabulary: Vocabulary, columns: Mapping[str, str], *,
         spelled[first.word + second.word] = " ".join(term.spelled or term.word for term in (first, second))
     corrected = re.sub(r"[^\W_]+", lambda match: spelled.get(fold(match[0]), match[0]), rest)
     return Query(corrected.strip(), tuple(terms), exact, tuple(where), tuple(avoided), tuple(said))
+
+
+def _as_written(text: str, vocabulary: Vocabulary) -> str:
+    """The text with umlauts as the catalogue has them; parts of an article number stay."""
+
+    def written(match: re.Match[str]) -> str:
+        word = vocabulary.written(fold(match[0]))
+        return match[0] if word == fold(match[0]) else word
+
+    return re.sub(r"\b(?<!\d-)[^\W\d_]+(?![\w-]*\d)", written, text)
 
 
 def _exact(text: str, rest: str, vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -192,7 +202,7 @@ def _weighed(terms: list[Term], vocabulary: Vocabulary) -> list[Term]:
     for term in terms:
         is_kind = vocabulary.is_kind(term.stems)
         may_be_name = term.stems and not is_kind and not vocabulary.is_look(term.stems)
-        opening = f"^{term.spelled or term.word}" if may_be_name else ""
+        opening = f"^{(term.spelled or term.word).split()[0]}" if may_be_name else ""
         weight = vocabulary.rarity(*term.stems)
         weighed.append(replace(term, weight=weight, is_kind=is_kind, opening=opening))
     kinds = sum(term.weight for term in weighed if term.is_kind)
@@ -232,7 +242,10 @@ def _terms(text: str, vocabulary: Vocabulary) -> Iterator[Term]:
             found[place + 1] += joined
             yield Term(word, tuple(dict.fromkeys(stems + joined)))
         elif stems:
-            yield Term(word, tuple(dict.fromkeys(stems)), vocabulary.translated(word))
+            spelled = vocabulary.translated(word)
+            yield Term(word, tuple(dict.fromkeys(stems)), spelled)
+            for other in spelled.split()[1:]:  # "couchtisch" is a coffee table, and no coffee cup
+                yield Term(other, tuple(vocabulary.meanings(other)))
         else:
             yield from _guessed(word, vocabulary)
         place += 1

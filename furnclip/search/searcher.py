@@ -284,7 +284,8 @@ class Searcher:
                 hint = f"give words of at most {_LONGEST_EXCLUDED} characters, one each `--not`"
                 raise UsageError(f"`{words[:40]}...` is too long to exclude", hint=hint)
             # Only in front of the words of descriptions, which also say what goes with a product.
-            stems = [known.meanings(forms[0]) or [known.stem(forms[0])] for forms in words_of(words)]
+            typed = [known.written(forms[0]) for forms in words_of(words)]
+            stems = [known.meanings(word) or [known.stem(word)] for word in typed]
             pattern = r"\S* ".join(f"({'|'.join(same)})" for same in stems)  # letters and digits
             conditions += [f"NOT regexp_like({KEYWORDS}, '^([^|]* )?{pattern}')"] if pattern else []
         return " AND ".join(conditions) or None

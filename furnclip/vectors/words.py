@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,7 @@ _MOST_WORDS = 200_000  # of the vocabulary: the most frequent
 _MOST_LONG_WORDS = 150  # of a description
 _LEAST_START, _MOST_STARTS = 4, 8  # characters of a code's beginning that is one itself; signs looked at
 _LETTERS = str.maketrans({"ø": "o", "æ": "ae", "œ": "oe", "ł": "l", "đ": "d"})
+_SPREAD = re.compile("(?<=[aou])e|(?<=a)a")  # of an umlaut or ring that was typed without: "Buecher"
 _POSSESSIVE = re.compile(r"(?<=\w)['\u2019]s\b")
 _NUMBER = r"\d+(?:[.,]\d+)?"
 
@@ -163,10 +164,17 @@ def _stop_words(language: str) -> frozenset[str]:
 
 
 @cache
+def _function_words() -> frozenset[str]:
+    """The words of any language that say nothing about a product, or are part of a filter."""
+    phrases = [*knowledge()["stop"].values(), *chain.from_iterable(knowledge()["filters"].values())]
+    return frozenset(" ".join(phrases).split())
+
+
+@cache
 def _same() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Word of another language -> the value of cleaned columns, and all words for it."""
     values = [(value, tuple(names.split())) for value, names in knowledge()["same"].items()]
-    return {name: (value, names) for value, names in values for name in (value, *names)}
+    return {name: (value, names) for value, names in values for name in (*value.split()[:1], *names)}
 
 
 @cache
@@ -315,18 +323,33 @@ class Vocabulary:
                 found += islice(longest, 1)
         return found
 
+    @cached_property
+    def _spread(self) -> dict[str, str]:
+        """Words that have umlauts spelled out, by what is left without; of several the most frequent."""
+        words = [word for word in reversed(self.frequencies) if word.isalpha() and _SPREAD.search(word)]
+        return {_SPREAD.sub("", word): word for word in words}
+
+    def written(self, word: str) -> str:
+        """A folded word as the catalogue has it: "buecherregal" as "bucherregal", or the other way."""
+        short = _SPREAD.sub("", word)
+        if word in self.frequencies or len(short) < 3:
+            return word
+        if short != word and (short in _function_words() or self.stem(short) in self.stems):
+            return short
+        return word if self.stem(word) in self.stems else self._spread.get(short, word)
+
     def meanings(self, word: str) -> list[str]:
         """The stems in the index that mean a folded word; none where no product has it."""
         own = self.stem(word)
         is_known = own in self.stems
         value, names = _names_of(word, self.language)
-        others = map(self.stem, (value,) if is_known else (value, *names))
+        others = map(self.stem, value.split()[:1] if is_known else (*value.split()[:1], *names))
         return list(dict.fromkeys([own] * is_known + [other for other in others if other in self.stems]))
 
     def translated(self, word: str) -> str:
         """What a foreign word or synonym that no product has is called here; else nothing."""
         value, names = _names_of(word, self.language)
-        there = (name for name in (value, *names) if self.stem(name) in self.stems)
+        there = (name for name in (value, *names) if self.stems.keys() >= set(map(self.stem, name.split())))
         return "" if self.stem(word) in self.stems else next(there, "")
 
     def is_kind(self, stems: Iterable[str]) -> bool:
