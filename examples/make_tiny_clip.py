@@ -2,7 +2,7 @@
 
     python examples/make_tiny_clip.py my-shop
 
-In: `my-shop/work/clean/cleaned.csv`, for the words of the tokenizer.
+In: `my-shop/furnclip.toml`, and the catalogue that it names, cleaned or not, for the words of the tokenizer.
 Out: `my-shop/tiny-clip/`, a plain Hugging Face folder for `model.name` or `--model`.
 
 The tokenizer is a byte-level BPE learnt from the captions given, so any text can be written with it. Search
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from furnclip.catalogue import read_records
+from furnclip.catalogue import Product, catalogue_path, read_products
+from furnclip.config import load_config
+from furnclip.errors import FurnclipError
 from furnclip.journal import replacing_folder, write_json
 from furnclip.model.clip import quiet
 from furnclip.model.inputs import Preprocessing
@@ -115,18 +118,30 @@ def _random_clip(
         return CLIPModel(config)
 
 
+def catalogue_captions(shop: Path) -> list[str]:
+    """The caption and the title of every product of a shop."""
+    settings = shop / "furnclip.toml"
+    paths = load_config(settings).paths
+    rows = read_products(catalogue_path(paths), paths)
+    products = [row for row in rows if isinstance(row, Product)]
+    return [
+        text for each in products for text in (default_caption(each.fields, title=each.title), each.title)
+    ]
+
+
 def main() -> None:
     """Read the folder from the command line and write the model into it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="folder of a catalogue that `furnclip clean` has cleaned")
+    parser.add_argument("folder", type=Path, help="folder of a shop, with its furnclip.toml")
     parser.add_argument("--image-px", type=int, default=64, help="side of the images it sees, in pixels")
     parser.add_argument("--width", type=int, default=96, help="width of its towers, a multiple of 32")
     parser.add_argument("--layers", type=int, default=3, help="layers in each tower")
     parser.add_argument("--patch-px", type=int, default=16, help="side of a patch, in pixels")
     arguments = parser.parse_args()
-    _, records = read_records(arguments.folder / "work" / "clean" / "cleaned.csv")
-    rows = [record.fields for record in records]
-    captions = [text for row in rows for text in (default_caption(row), row["title"])]
+    try:
+        captions = catalogue_captions(arguments.folder)
+    except FurnclipError as error:
+        sys.exit(f"error: {error.message}\nhint: {error.hint}")
     folder = build_tiny_clip(
         arguments.folder / "tiny-clip",
         captions,

@@ -24,7 +24,15 @@ from urllib.request import Request, urlopen
 
 from furnclip.config import Config
 from furnclip.console import redact
-from furnclip.errors import FurnclipError, InputError, ModelError, ServiceError, StorageError, first_line
+from furnclip.errors import (
+    HOW_TO_BEGIN,
+    FurnclipError,
+    InputError,
+    ModelError,
+    ServiceError,
+    StorageError,
+    first_line,
+)
 from furnclip.parallel import cores
 
 LIMIT_S = 30.0  # a slow machine needs half of it to import everything
@@ -159,8 +167,7 @@ def check_catalogue(config: Config) -> str:
 
     products = config.paths.products
     if not products.is_file():
-        hint = "run `furnclip init YOUR-FILE`, or set `paths.products`"
-        raise Caution(f"there is no catalogue `{products}`", hint=hint)
+        raise Caution(f"there is no catalogue `{products}`", hint=HOW_TO_BEGIN)
     found = survey(config, most_rows=_MOST_ROWS)
     start = f"the first {_MOST_ROWS:,} of " if found.products == _MOST_ROWS else ""
     message = f"{start}{products.name}: {found.text()}"

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+# Where there is no catalogue yet, whatever stage was asked for.
+HOW_TO_BEGIN = "run `furnclip init YOUR-FILE`, or set `paths.products` in furnclip.toml to your file"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_MEMORY = re.compile(
     r"(cannot|can't) allocate memory|not enough memory|out of memory|failed to map segment|bad_alloc"

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import run_here
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -31,3 +33,14 @@ def test_every_cell_of_the_notebook_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "object_type" in done.stdout
+
+
+def test_a_tiny_clip_is_made_of_any_catalogue_that_init_reads(tmp_path: Path) -> None:
+    (tmp_path / "products.csv").write_text("Sku,Produktname,Bild\n1,Roter Stuhl,a.jpg\n2,Blaues Sofa,b.jpg\n")
+    script = [sys.executable, str(EXAMPLES / "make_tiny_clip.py"), str(tmp_path), "--layers", "1"]
+    early = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert (early.returncode, "hint: run `furnclip init`" in early.stderr) == (1, True), early.stderr
+    run_here("init", "products.csv", cwd=tmp_path).ok()
+    subprocess.run(script, check=True)
+    merges = json.loads((tmp_path / "tiny-clip" / "tokenizer.json").read_text("utf-8"))["model"]["merges"]
+    assert merges  # of letters that stand together in two titles or captions

@@ -23,7 +23,7 @@ from furnclip.errors import InputError, MissingStageError, ModelMismatchError
 from furnclip.images import open_image
 from furnclip.journal import read_json, write_json
 from furnclip.relevance import default_caption, known, read_queries
-from furnclip.runs import read_card
+from furnclip.runs import latest_run, read_card
 from furnclip.sources import ShopImages
 from furnclip.vectors import Floats, VectorTable, column_name, read_provenance, top_k
 
@@ -181,7 +181,8 @@ def _find_contenders(config: Config, runs: Sequence[str]) -> list[_Contender]:
     master = config.paths.vectors
     models = read_provenance(master).models
     if not runs and "finetuned" not in models:
-        raise MissingStageError(f"{master}: fine-tuned vectors", command="furnclip embed")
+        command = "furnclip embed" if latest_run(config.paths.runs) else "furnclip train"
+        raise MissingStageError(f"{master}: fine-tuned vectors", command=command)
     wanted = list(dict.fromkeys(runs)) or [Path(models["finetuned"].name).name]
     return [_Contender("base", master, "base"), *(_find_run(run, config.paths) for run in wanted)]
 

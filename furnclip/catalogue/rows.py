@@ -32,7 +32,7 @@ from furnclip.catalogue.structured import (
     read_xml,
 )
 from furnclip.catalogue.text import KINDS_HINT, find_encoding, first_bytes, text_lines, unreadable
-from furnclip.errors import InputError
+from furnclip.errors import HOW_TO_BEGIN, InputError
 
 _OTHER_KINDS = {
     b"PK\x03\x04": "a spreadsheet (.xlsx) or another zip archive",
@@ -81,8 +81,7 @@ def read_records(
     `images`: where to put images inside the file. `lines`: of a table, instead of those below its header.
     """
     if not path.exists():
-        hint = "set `paths.products` in furnclip.toml to your file"
-        raise InputError(f"there is no catalogue `{path}`", hint=hint)
+        raise InputError(f"there is no catalogue `{path}`", hint=HOW_TO_BEGIN)
     if not path.is_file():  # opening a pipe would wait for ever
         raise InputError(f"the catalogue `{path}` is not a file", hint="set `paths.products` to a file")
     if path.stat().st_size == 0:

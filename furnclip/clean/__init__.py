@@ -75,7 +75,7 @@ def run(
     ledger: CleaningLedger, *, limit: int | None, sample: int | None, partial: bool, ignore_errors: bool
 ) -> Report:
     """Prepare, send, watch, write. Does nothing when nothing changed."""
-    if ledger.config.clean.backend == "openai":
+    if ledger.config.clean.backend == "openai" and ledger.config.paths.products.exists():
         _need_key(ledger.config)  # before an hour of reading images
     prepare(ledger, limit=limit, sample=sample)
     answer(ledger, ignore_errors=ignore_errors)
@@ -141,6 +141,8 @@ def estimate(ledger: CleaningLedger, *, limit: int | None, sample: int | None, c
 
 def cancel(ledger: CleaningLedger) -> list[int]:
     """Ask the service to stop every open batch; numbers of their parts."""
+    if not ledger.state.current_parts:
+        return []
     with _service(ledger.config) as service:
         from furnclip.clean.batch.dispatch import Dispatcher
         from furnclip.clean.batch.service import counts_of

@@ -54,6 +54,8 @@ def init(
     def human() -> None:
         for path in written:
             console.say(f"wrote {path}")
+        if not written:
+            console.say("nothing to do: both files are there already")
         todo = "fill in the [paths] section, then run" if not found else "run"
         console.say(f"next: {todo} `furnclip doctor`")
 

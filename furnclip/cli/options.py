@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from furnclip import console
 from furnclip.cli.ending import full_disk, report
-from furnclip.errors import FurnclipError
+from furnclip.errors import HOW_TO_BEGIN, FurnclipError, MissingStageError
 
 if TYPE_CHECKING:
     from furnclip.config import Config
@@ -60,7 +60,7 @@ VectorsOfRun = Annotated[
 VectorsOfModel = Annotated[str | None, typer.Option("--model", help="search the vectors of this base model")]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """What was typed besides a command's own options."""
 
@@ -68,13 +68,14 @@ class Call:
     flags: dict[str, dict[str, Any]]  # settings that were given, nested like the file
     as_json: bool
     written: list[Path] = field(default_factory=list)  # folders that the command writes to
+    catalogue: Path | None = None  # once the settings are known
 
     def settings(self, *, trust: bool = False) -> Config:
         """The settings of this call, checked."""
         from furnclip.config import load_config
 
         chosen = load_config(self.config, self.flags, trust=trust)
-        images = chosen.paths.images
+        self.catalogue, images = chosen.paths.products, chosen.paths.images
         self.written.extend([chosen.paths.work, *([images] if isinstance(images, Path) else [])])
         return chosen
 
@@ -108,6 +109,10 @@ def takes(*names: str, config: bool = True) -> Callable[[Callable[..., None]], C
             call = Call(config, flags, as_json)
             try:
                 function(call, **given)
+            except MissingStageError as error:
+                if call.catalogue and not call.catalogue.exists():
+                    error.hint = HOW_TO_BEGIN
+                raise
             except Exception as error:
                 if told := full_disk(error, call.written):
                     raise told from None

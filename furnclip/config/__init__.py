@@ -169,7 +169,9 @@ def _explain(error: ValidationError, file: Path) -> ConfigError:
     if key == "openai_api_key":
         return ConfigError("OPENAI_API_KEY is not a text", hint="set OPENAI_API_KEY to your key")
     given = json.dumps(first.get("input"), default=str)
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").partition(" for <class")[0]
+    if key in sections():
+        message = f"it is a section, which begins with the line `[{key}]`"
     return ConfigError(
         f"`{key}` cannot be {given}: {message[:1].lower()}{message[1:]}",
         hint=f"see `{key}` in `furnclip.toml` or `furnclip init` for what it means and its default",
@@ -198,12 +200,15 @@ def write_templates(
 ) -> list[Path]:
     """Write `furnclip.toml`, with these `paths`, and `.env.example` into `folder`; the paths written.
 
-    Raises `ConfigError` when one exists and `force` is off; then nothing is written.
+    Without `force`, a file that is the same already is left alone. Raises `ConfigError` when one differs;
+    then nothing is written.
     """
     contents = {folder / _FILE_NAME: config_template(paths), folder / ".env.example": _ENV_EXAMPLE}
-    existing = [path.name for path in contents if path.exists()]
-    if existing and not force:
-        raise ConfigError(f"`{existing[0]}` exists already", hint="add `--force` to overwrite it")
+    for path, text in list(contents.items() if not force else ()):
+        if path.is_file() and path.read_bytes() == text.encode():
+            del contents[path]
+        elif path.exists():
+            raise ConfigError(f"`{path.name}` exists already", hint="add `--force` to overwrite it")
     for path, text in contents.items():
         write_text(path, text)
     return list(contents)

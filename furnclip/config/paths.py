@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 from pydantic.types import PositiveFloat, PositiveInt
 
 
@@ -27,6 +27,13 @@ class Section(BaseModel, ignored_types=(_InWork,)):
     """Settings of one command; the docstring under a field is its documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_nul(cls, value: object) -> object:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("no file, address or name has a NUL character in it")
+        return value
 
     @classmethod
     def meanings(cls) -> dict[str, str]:

@@ -211,7 +211,8 @@ def open_index(location: IndexLocation) -> tuple[Any, Provenance]:
     and `StorageError` when it cannot be read or the bucket refuses.
     """
     with explained(location.uri):
-        _, _, table = location.connect()
+        is_there = location.options or Path(location.uri).exists()  # connecting would make its folder
+        table = location.connect()[-1] if is_there else None
         if table is None:
             raise MissingStageError(location.uri, command="furnclip embed")
         products = table.count_rows()
