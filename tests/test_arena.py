@@ -24,7 +24,7 @@ from furnclip.arena import VoteBook, compute_standings
 from furnclip.arena.app import Judging, query_order
 from furnclip.arena.lineup import Card, JudgedQuery, Lineup
 from furnclip.arena.session import View, compose
-from furnclip.arena.sheet import ContactSheets, arrange
+from furnclip.arena.sheet import DrawingQueue, arrange, draw_sheet
 from furnclip.arena.standings import majority
 from furnclip.arena.votes import Agreed, JudgedLineup, Vote
 from furnclip.config import Config, load_config
@@ -32,7 +32,7 @@ from furnclip.errors import InputError, JournalError, MissingStageError, ModelMi
 from furnclip.images import load_square
 from furnclip.journal import write_json
 from furnclip.vectors.parquet import ModelProvenance
-from furnclip.viewers import Window
+from furnclip.viewers import Box, Viewer, Window, detect
 from tests.arena_contest import product, write_contest, write_vectors
 from tests.conftest import Cli, invoke
 from tests.drawn_shop import captions
@@ -468,10 +468,12 @@ def test_three_models_are_ranked(tmp_path: Path) -> None:
 def test_a_sheet_tells_nothing(contest: Path) -> None:
     with app_in(contest) as app:
         assert app.trial is not None
-        path = ContactSheets(contest).draw(app.trial, width_px=640, height_px=208)
+        with DrawingQueue(Viewer(detect("builtin")), contest / "work" / "cache") as images:
+            _, path = images.start(app.trial, Box(80, 13)).result()
+            sheet = path.read_bytes()
     assert path.name == "0001.jpg"
-    assert b"tuned" not in path.read_bytes()
-    assert b"Exif" not in path.read_bytes()
+    assert b"tuned" not in sheet
+    assert b"Exif" not in sheet
 
 
 def test_screen_and_sheet_depend_on_nothing_but_what_is_shown(contest: Path) -> None:
@@ -481,8 +483,9 @@ def test_screen_and_sheet_depend_on_nothing_but_what_is_shown(contest: Path) -> 
         assert trial is not None
     other = replace(trial, sides=(trial.sides[1], trial.sides[0]), duel=("x", "y"), repeat=not trial.repeat)
     window = Window(80, 24, 8, 16)
-    drawn = ContactSheets(contest)
-    sheets = [drawn.draw(which, width_px=640, height_px=208) for which in (trial, other)]
+    sheets = [contest / "one.jpg", contest / "other.jpg"]
+    for which, sheet in zip((trial, other), sheets, strict=True):
+        draw_sheet(which, sheet, width_px=640, height_px=208)
     assert sheets[0].read_bytes() == sheets[1].read_bytes()
     frames = [
         compose(View(which.query, which.results, "anna", 1, 2), window, color=True)
@@ -509,7 +512,8 @@ def test_a_missing_picture_is_said_on_the_sheet(contest: Path) -> None:
         picture.unlink()
     with app_in(contest) as app:
         assert app.trial is not None
-        assert ContactSheets(contest).draw(app.trial, width_px=640, height_px=208).is_file()
+        draw_sheet(app.trial, contest / "sheet.jpg", width_px=640, height_px=208)
+    assert load_square(contest / "sheet.jpg", 64).size == (64, 64)
 
 
 @given(st.integers(40, 1600), st.integers(40, 900), st.integers(1, 10), st.booleans())

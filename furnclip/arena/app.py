@@ -227,7 +227,8 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
         self.judging = Judging(
             self.lineup, self.rater, votes, shared_share=arena.shared_share, repeat_every=arena.repeat_every
         )
-        self._asked, self._asked_at = False, time.monotonic()
+        self._asked: Trial | None = None
+        self._asked_at = time.monotonic()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -260,14 +261,14 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
 
     def next_query(self) -> Question | None:
         """The next thing to judge, None when there is no more; called again before a vote, it skips."""
-        if self._asked and self.trial is not None:
+        if self._asked is not None:
             self.vote("N")
-        self._asked = self.trial is not None
         return self.question()
 
     def question(self) -> Question | None:
-        """What is to be judged now; starts the clock of the vote."""
-        self._asked_at = time.monotonic()
+        """What is to be judged now; starts the clock of its vote, unless that runs."""
+        if self.trial != self._asked:
+            self._asked, self._asked_at = self.trial, time.monotonic()
         return Question(self.trial.query, *self.trial.results) if self.trial else None
 
     def vote(self, choice: str) -> int:
@@ -281,7 +282,7 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
             self.book.append({"event": "contest", **asdict(contest), "at": utc_now()})
         self.book.append(vote.event())
         self.judging.accept(vote)
-        self._asked = False
+        self._asked = None
         return self.votes_cast
 
     def undo(self) -> bool:
@@ -291,7 +292,7 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
         last = self.judging.own[-1]
         self.book.append({"event": "undo", "vote_id": last.vote_id, "rater": self.rater, "at": utc_now()})
         self.judging.take_back(last)
-        self._asked = False
+        self._asked = None
         return True
 
     def standings(self) -> Standings:
@@ -325,7 +326,6 @@ class BrowserContest:
         self._salt = secrets.token_hex()  # names of images and ballots say nothing, and end with the process
         self._images: dict[str, str] = {}
         self._sessions: dict[str, tuple[ArenaApp, float]] = {}
-        self._asked: dict[str, str] = {}  # rater -> the ballot whose clock runs
         self._lock = threading.Lock()
         make_lineup(config, runs, model=model).require_difference()
 
@@ -336,14 +336,11 @@ class BrowserContest:
             shown: dict[str, Any] = {"rater": app.rater, "votes": app.votes_cast, "left": app.judging.left}
             if (trial := app.trial) is None:
                 return {**shown, "rows": (), "ballot": ""}
-            ballot = self._ballot(app, trial)
-            if self._asked.get(rater) != ballot:
-                app.question()
-                self._asked[rater] = ballot
+            app.question()
             asked = trial.query
             query = {"text": asked.text, "image": self._name(asked.image), "kind": asked.kind}
             rows = [[self._card(card) for card in row] for row in trial.results]
-            return {**shown, "rows": rows, "query": query, "ballot": ballot}
+            return {**shown, "rows": rows, "query": query, "ballot": self._ballot(app, trial)}
 
     def press(self, rater: str, key: str, ballot: str) -> None:
         """A key: a vote, U or Q. A vote for another ballot than that shown now came twice and is dropped."""
@@ -359,7 +356,7 @@ class BrowserContest:
 
     def image(self, name: str) -> bytes:
         """The JPEG of an image that a ballot has shown. Raises `InputError` for any other name."""
-        if name not in self._images:
+        if not self._images.get(name):
             raise InputError("there is no such image", hint="it stands on no ballot")
         return encode_jpeg(thumbnail(self._images[name], _THUMBNAIL_PX), _JPEG_QUALITY)
 
@@ -386,7 +383,6 @@ class BrowserContest:
     def _close(self, rater: str) -> None:
         if session := self._sessions.pop(rater, None):
             session[0].close()
-            self._asked.pop(rater, None)
 
     def _ballot(self, app: ArenaApp, trial: Trial) -> str:
         return self._hash(app.rater, trial.query.query_id, *trial.duel, str(trial.repeat))
@@ -395,9 +391,7 @@ class BrowserContest:
         return {"title": card.title, "detail": card.detail, "image": self._name(card.image)}
 
     def _name(self, image: str) -> str:
-        if not image:
-            return ""
-        name = self._hash(image)
+        name = self._hash(image) if image else ""
         self._images[name] = image
         return name
 

@@ -179,7 +179,6 @@ class Session:
         self._max_cells = (int(cols), int(rows)) if rows else None  # `auto`
         self._message = "which row answers the query better, A or B? press ? for help"
         self._help = self._quitting = False
-        self._asked: Trial | None = None
 
     def run(self, *, max_votes: int | None = None) -> None:
         """Vote until the rater quits, everything is judged, or `max_votes` were cast in this sitting."""
@@ -204,9 +203,7 @@ class Session:
         text = "".join(f"\x1b[{number};1H{line}" for number, line in enumerate(frame.lines, start=1))
         image = drawn[0].data if drawn is not None and frame.box is not None else b""
         self._terminal.write(_CLEAR + self._images.viewer.erasing + text.encode() + image + b"\x1b[0m")
-        if trial != self._asked:
-            self._app.question()  # the clock of the vote starts when there is something to see
-            self._asked = trial
+        self._app.question()  # the clock of the vote starts when there is something to see
         if frame.box is not None:
             for expected in self._app.judging.expected(AHEAD):
                 self._images.start(expected, frame.box, ahead=True)

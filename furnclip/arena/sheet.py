@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from furnclip.images import BrokenImage, letterbox, open_image
+from furnclip.images import BrokenImage, load_square
 from furnclip.journal import aside_name, sweep
 from furnclip.viewers import Box, Drawing, Viewer
 
@@ -65,41 +65,32 @@ def arrange(width_px: int, height_px: int, *, k: int, with_query: bool) -> Sheet
     return SheetLayout(size_px, query if with_query else None, (upper, lower))
 
 
-class ContactSheets:
-    """Draws sheets into a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._paths = (folder / f"{number:04d}.jpg" for number in count(1))
-        # Pillow lets other threads run while it decodes
-        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="thumbnails")
-
-    def draw(self, trial: Trial, *, width_px: int, height_px: int) -> Path:
-        """The sheet of a trial that fits into this many pixels."""
-        scale = min(1.0, _MAX_PX / max(width_px, height_px))
-        k = max(1, *(len(row) for row in trial.results))
-        with_query = trial.query.kind == "image"
-        layout = arrange(int(width_px * scale), int(height_px * scale), k=k, with_query=with_query)
-        shown = [(layout.query, trial.query.image)] if layout.query is not None else []
-        for row, cards in zip(layout.rows, trial.results, strict=True):
-            shown += [(cell, card.image) for cell, card in zip(row, cards, strict=False)]
-        sides = [side - 2 * int(side * _MARGIN_SHARE) for (_, _, side), _ in shown]
-        images = self._decoders.map(thumbnail, [source for _, source in shown], sides)
-        sheet = Image.new("RGB", layout.size_px, "white")
-        for ((left, top, side), _), image in zip(shown, images, strict=True):
-            margin = (side - image.width) // 2
-            sheet.paste(image, (left + margin, top + margin))
-        for label, ((left, top, side), *_) in zip("AB", layout.rows, strict=True):
-            _write(sheet, label, (left - _LABEL_SHARE * side / 2, top + side / 2), int(side * 0.45), "black")
-        path = next(self._paths)
-        sheet.save(path, format="JPEG", quality=_QUALITY, subsampling=0)
-        return path
+def draw_sheet(trial: Trial, path: Path, *, width_px: int, height_px: int) -> None:
+    """Write the sheet of a trial that fits into this many pixels."""
+    scale = min(1.0, _MAX_PX / max(width_px, height_px))
+    k = max(1, *(len(row) for row in trial.results))
+    with_query = trial.query.kind == "image"
+    layout = arrange(int(width_px * scale), int(height_px * scale), k=k, with_query=with_query)
+    shown = [(layout.query, trial.query.image)] if layout.query is not None else []
+    for row, cards in zip(layout.rows, trial.results, strict=True):
+        shown += [(cell, card.image) for cell, card in zip(row, cards, strict=False)]
+    sides = [side - 2 * int(side * _MARGIN_SHARE) for (_, _, side), _ in shown]
+    with ThreadPoolExecutor(_DECODERS) as decoders:  # Pillow lets other threads run while it decodes
+        images = list(decoders.map(thumbnail, [source for _, source in shown], sides))
+    sheet = Image.new("RGB", layout.size_px, "white")
+    for ((left, top, side), _), image in zip(shown, images, strict=True):
+        margin = (side - image.width) // 2
+        sheet.paste(image, (left + margin, top + margin))
+    for label, ((left, top, side), *_) in zip("AB", layout.rows, strict=True):
+        _write(sheet, label, (left - _LABEL_SHARE * side / 2, top + side / 2), int(side * 0.45), "black")
+    sheet.save(path, format="JPEG", quality=_QUALITY, subsampling=0)
 
 
 @lru_cache(maxsize=256)  # about 20 MB of thumbnails: results come back in later queries
 def thumbnail(source: str, side_px: int) -> Image.Image:
     """The image as a square; one that cannot be read is a square that says so."""
     try:
-        return letterbox(open_image(Path(source), longest_px=side_px), side_px)
+        return load_square(Path(source), side_px)
     except BrokenImage:
         blank = Image.new("RGB", (side_px, side_px), _PALE)
         _write(blank, "no image", (side_px / 2, side_px / 2), side_px // 6, _INK)
@@ -121,7 +112,7 @@ class DrawingQueue(AbstractContextManager["DrawingQueue"]):
         sweep(cache)
         self._folder = aside_name(cache / "sheets")
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._sheets = ContactSheets(self._folder)
+        self._paths = (self._folder / f"{number:04d}.jpg" for number in count(1))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._started: dict[tuple[Trial, Box], Future[Drawn]] = {}
 
@@ -142,6 +133,6 @@ class DrawingQueue(AbstractContextManager["DrawingQueue"]):
         return self._started[key]
 
     def _draw(self, trial: Trial, box: Box) -> Drawn:
-        width_px, height_px = box.size_px
-        sheet = self._sheets.draw(trial, width_px=width_px, height_px=height_px)
+        (width_px, height_px), sheet = box.size_px, next(self._paths)
+        draw_sheet(trial, sheet, width_px=width_px, height_px=height_px)
         return self.viewer.draw(sheet, box), sheet

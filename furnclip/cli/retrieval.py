@@ -266,11 +266,10 @@ def _draw(searcher: Searcher, hits: Answer, *, quiet: bool) -> Path:
     from furnclip.sources import ShopImages
     from furnclip.viewers import show_image
 
-    paths = searcher.config.paths
-    sheet = write_preview(hits, ShopImages(searcher.config), paths.cache / "search" / "preview.jpg")
+    config = searcher.config
+    sheet = write_preview(hits, ShopImages(config), config.paths.cache / "search" / "preview.jpg")
     if not quiet:
-        drawing = show_image(sheet, searcher.config.arena.viewer, cache=paths.cache / "viewer")
-        console.show_bytes(drawing.data)
+        console.show_bytes(show_image(sheet, config.arena.viewer).data)
         console.say(f"preview: {sheet}")
     return sheet
 

@@ -178,8 +178,11 @@ def _explain(error: ValidationError, file: Path) -> ConfigError:
     )
 
 
-def config_template(paths: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """The commented `furnclip.toml`: every key, its meaning and its default, or the value in `paths`."""
+def config_template(values: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The commented `furnclip.toml`: every key, its meaning and its default, or the one in `values`.
+
+    `values`: nested like the file.
+    """
     lines = [
         "# Settings of furnclip. Every key is here with its default; change what you need.",
         "# A flag wins over the environment, that over .env, that over this file.",
@@ -189,9 +192,9 @@ def config_template(paths: Mapping[str, Any] = MappingProxyType({})) -> str:
         meanings = model.meanings()
         for name, field in model.model_fields.items():
             # what the defaults are made of is written alike in JSON and in TOML
-            value = paths.get(name, field.default) if section == "paths" else field.default
-            default = json.dumps(value, default=str, ensure_ascii=False)
-            lines.append(f"{name} = {default}  # {meanings[name]}")
+            value = values.get(section, {}).get(name, field.default)
+            written = json.dumps(value, default=str, ensure_ascii=False)
+            lines.append(f"{name} = {written}  # {meanings[name]}")
     return "\n".join(lines) + "\n"
 
 
@@ -203,7 +206,7 @@ def write_templates(
     Without `force`, a file that is the same already is left alone. Raises `ConfigError` when one differs;
     then nothing is written.
     """
-    contents = {folder / _FILE_NAME: config_template(paths), folder / ".env.example": _ENV_EXAMPLE}
+    contents = {folder / _FILE_NAME: config_template({"paths": paths}), folder / ".env.example": _ENV_EXAMPLE}
     for path, text in list(contents.items() if not force else ()):
         if path.is_file() and path.read_bytes() == text.encode():
             del contents[path]

@@ -23,8 +23,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tomli
+
 from furnclip import console
-from furnclip.config import environment_variables
+from furnclip.config import config_template, environment_variables
 from furnclip.errors import FurnclipError, InputError, Interrupted
 from furnclip.journal import read_json, write_json, write_text
 from furnclip.parallel import run_furnclip
@@ -189,15 +191,10 @@ def _run(folder: Path, stage: Stage, *, quietly: bool) -> Any:
 def apply_settings(folder: Path, settings: Mapping[str, object]) -> None:
     """Change the few settings that the tour needs, and show them."""
     path = folder / "furnclip.toml"
-    lines = path.read_text("utf-8").splitlines()
-    section = ""
-    for index, line in enumerate(lines):
-        if line.startswith("["):
-            section = line.strip("[]")
-        key, _, rest = line.partition(" = ")
-        value = settings.get(f"{section}.{key}")
-        if value is not None:
-            lines[index] = f"{key} = {json.dumps(value)}  # {rest.partition('  # ')[2]}"
-    write_text(path, "\n".join(lines) + "\n")
+    values = tomli.loads(path.read_text("utf-8"))
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        values[section][key] = value
+    write_text(path, config_template(values))
     changed = ", ".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
     console.note(f"edited furnclip.toml: {changed}")

@@ -28,10 +28,7 @@ from PIL import Image
 from rich.color import Color, ColorSystem
 from rich.style import Style
 
-from furnclip.catalogue import content_hash
 from furnclip.console import printable
-from furnclip.images import open_image
-from furnclip.journal import replacing
 from furnclip.viewers.detection import Candidate, Plan, placeholders
 from furnclip.viewers.detection import TerminalEnvironment as TerminalEnvironment
 from furnclip.viewers.detection import ViewerSetting as ViewerSetting
@@ -42,7 +39,6 @@ from furnclip.viewers.detection import query_terminal as query_terminal
 _MAX_OUTPUT_BYTES = 32 * 2**20  # a full-screen sixel image is about 1 MB
 _POLL_S = 0.004
 _WSLPATH_TIMEOUT_S = 2.0
-_PREVIEW_PX = 1024
 # Color bars, a gray ramp and a circle: round and in order, or the viewer is wrong.
 TEST_CARD = Path(__file__).with_name("test-card.png")
 # How images begin in kitty's, sixel's and iTerm2's protocols, and such a string with its end; through tmux
@@ -104,15 +100,15 @@ class Viewer:
         self.stopped = threading.Event()  # once set, a drawing in another thread ends, and none begins
         self.erasing = b""  # removes earlier images that clearing the screen may leave behind
 
-    def draw(self, image: Path, box: Box, *, original: Path | None = None) -> Drawing:
-        """The image for this box from the first viewer that can; `original` fills `{original}`.
+    def draw(self, image: Path, box: Box) -> Drawing:
+        """The image for this box from the first viewer that can.
 
-        `image` must be one that Pillow can read: a broken one would make every viewer look broken.
+        It must be one that Pillow can read: a broken one would make every viewer look broken.
         """
         failures: list[str] = []
         for candidate in [each for each in self.candidates if box.left is not None or not each.needs_place]:
             try:
-                data = self._draw_with(candidate, image.absolute(), box, (original or image).absolute())
+                data = self._draw_with(candidate, image.absolute(), box)
             except ViewerFailed as failure:
                 self.candidates.remove(candidate)
                 failures.append(f"{candidate.name}: {printable(str(failure))}")
@@ -122,7 +118,7 @@ class Viewer:
             return Drawing(data, candidate.name, tuple(failures))
         return Drawing(b"", "none", tuple(failures))
 
-    def _draw_with(self, candidate: Candidate, path: Path, box: Box, original: Path) -> bytes:
+    def _draw_with(self, candidate: Candidate, path: Path, box: Box) -> bytes:
         if not candidate.arguments:
             if self._colors == "none":
                 raise ViewerFailed("needs color support")
@@ -132,7 +128,7 @@ class Viewer:
         (width_px, height_px), window = box.size_px, box.window
         window_px = Box(window.cols, window.rows, window=window).size_px
         values: dict[str, object] = {
-            **{"path": path, "uri": path.as_uri(), "original": original},
+            **{"path": path, "uri": path.as_uri(), "original": path},
             **{"cols": box.cols, "rows": box.rows, "left": box.left or 0, "top": box.top or 0},
             **{"pxw": width_px, "pxh": height_px, "tcols": window.cols, "trows": window.rows},
             **{"tpxw": window_px[0], "tpxh": window_px[1]},
@@ -231,24 +227,12 @@ def _only(allowed: re.Pattern[str] | None, text: str, *, keep: str = "") -> str:
     return "".join(each for each in text if each == "\x1b" or each in keep or each.isprintable())
 
 
-def show_image(
-    path: Path, viewer: ViewerSetting | Plan = "auto", *, cache: Path, cols: int = 0, rows: int = 0
-) -> Drawing:
-    """What draws the image at the cursor, for `console.show_bytes` to write. Raises `BrokenImage`.
+def show_image(path: Path, viewer: ViewerSetting | Plan = "auto", *, cols: int = 0, rows: int = 0) -> Drawing:
+    """What draws an image of ours at the cursor, for `console.show_bytes` to write.
 
-    `cache`: folder, readable by us alone, for a small PNG copy: old viewers know neither WebP nor odd names.
     `cols` and `rows`: the maximum size in cells; 0 chooses for this terminal.
     """
     plan = viewer if isinstance(viewer, Plan) else detect(viewer)
-    if not plan.candidates:
-        return Drawing(b"", "none")
-    path, state = path.absolute(), path.stat()
-    copy = cache / f"{content_hash(str(path), str(state.st_mtime_ns), str(state.st_size))}.png"
-    if not copy.is_file():
-        image = open_image(path, longest_px=_PREVIEW_PX)
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with replacing(copy) as file:
-            image.save(file, format="PNG", compress_level=1)
     window = Window(*shutil.get_terminal_size())
     cols, rows = cols or max(10, int(window.cols * 0.6)), rows or max(5, window.rows // 2)
-    return Viewer(plan).draw(copy, Box(cols, rows, window=window), original=path)
+    return Viewer(plan).draw(path, Box(cols, rows, window=window))

@@ -76,16 +76,6 @@ class Plan(NamedTuple):
     candidates: tuple[Candidate, ...] = ()
 
 
-# With stdin, transfer mode, place and window size given, icat does not read the terminal.
-_ICAT = (
-    *("kitten", "icat", "--stdin=no", "--transfer-mode=stream", "--place={cols}x{rows}@{left}x{top}"),
-    *("--loop=0", "--use-window-size={tcols},{trows},{tpxw},{tpxh}", "{path}"),
-)
-
-
-_WEZTERM = ("wezterm", "imgcat", "--width={cols}", "--height={rows}", "{path}")
-
-
 def detect(setting: ViewerSetting = "auto", environment: TerminalEnvironment | None = None) -> Plan:
     """The plan for a viewer setting in this environment (None: of this process).
 
@@ -135,9 +125,14 @@ def _terminal(variables: Mapping[str, str]) -> tuple[str, str, str]:
 def _choices(terminal: str, graphics: str, colors: str) -> Iterator[Candidate]:
     """Every viewer worth trying here, best first, installed or not."""
     if terminal in ("kitty", "ghostty"):
-        yield Candidate("kitten icat", _ICAT, needs_place=True)
+        # with stdin, transfer mode, place and window size given, icat does not read the terminal
+        place = ("--transfer-mode=stream", "--place={cols}x{rows}@{left}x{top}", "--loop=0")
+        window = "--use-window-size={tcols},{trows},{tpxw},{tpxh}"
+        icat = ("kitten", "icat", "--stdin=no", *place, window, "{path}")
+        yield Candidate("kitten icat", icat, needs_place=True)
     if terminal == "WezTerm":
-        yield Candidate("wezterm imgcat", _WEZTERM)
+        imgcat = ("wezterm", "imgcat", "--width={cols}", "--height={rows}", "{path}")
+        yield Candidate("wezterm imgcat", imgcat)
     palette = ("--colors", "full" if colors == "truecolor" else "256") if graphics == "symbols" else ()
     chafa = ("chafa", "--format", graphics, "--animate", "off", *palette, "--size", "{cols}x{rows}", "{path}")
     yield Candidate(f"chafa ({graphics})", chafa)

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from furnclip import ArenaApp
-from furnclip.arena.sheet import ContactSheets
+from furnclip.arena.sheet import draw_sheet
 from furnclip.config import load_config
 from furnclip.viewers import Box, TerminalEnvironment, Viewer, detect
 from tests.arena_contest import write_contest
@@ -106,7 +106,7 @@ def _cold(folder: Path, votes: int) -> list[float]:
         platform="linux",
     )
     viewer = Viewer(detect("auto", around))
-    sheets = ContactSheets(Path(tempfile.mkdtemp(dir=folder)))
+    sheet = Path(tempfile.mkdtemp(dir=folder)) / "sheet.jpg"
     box = Box(cols=120, rows=28, left=0, top=2)
     seconds = []
     with ArenaApp(load_config(folder / "furnclip.toml"), rater="second") as app:
@@ -118,7 +118,8 @@ def _cold(folder: Path, votes: int) -> list[float]:
             if app.trial is None:
                 break
             width_px, height_px = box.size_px
-            viewer.draw(sheets.draw(app.trial, width_px=width_px, height_px=height_px), box)
+            draw_sheet(app.trial, sheet, width_px=width_px, height_px=height_px)
+            viewer.draw(sheet, box)
             seconds.append(time.perf_counter() - start)
     return seconds
 
