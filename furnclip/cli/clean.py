@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from furnclip import console
-from furnclip.cli.options import CONTEXT_SETTINGS, Call, FurnclipGroup, takes
+from furnclip.cli.options import CONTEXT_SETTINGS, Call, takes
 from furnclip.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ IgnoreOption = Annotated[
 ]
 
 group = typer.Typer(
-    cls=FurnclipGroup,
     context_settings=CONTEXT_SETTINGS,
     no_args_is_help=True,
     help="Clean titles and attributes with a vision model, from image and title.",

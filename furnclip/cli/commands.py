@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from furnclip import __version__, console
 from furnclip.cli.arena import group as arena
 from furnclip.cli.clean import group as clean
-from furnclip.cli.options import CONTEXT_SETTINGS, Call, FurnclipGroup, takes
+from furnclip.cli.ending import report
+from furnclip.cli.options import CONTEXT_SETTINGS, Call, takes
 from furnclip.cli.retrieval import embed, evaluate, export, search, serve
 from furnclip.cli.stages import fetch, prepare, train, update
 from furnclip.errors import InputError
@@ -261,11 +263,19 @@ COMMANDS: dict[str, tuple[Any, str]] = {
 }
 
 
-class PipelineGroup(FurnclipGroup):
-    """Lists the commands in the order of the table; typer would put sub-groups last."""
+class PipelineGroup(TyperGroup):
+    """Turns errors into `error:` and `hint:` on stderr and the right exit code."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+        return list(COMMANDS)  # typer would put sub-groups last
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, SystemExit):
+            raise
+        except BaseException as error:
+            raise typer.Exit(report(error)) from None
 
 
 app = typer.Typer(

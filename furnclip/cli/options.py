@@ -1,4 +1,4 @@
-"""What every command shares: options, settings from flags, errors as two lines. Only typer is imported."""
+"""What every command shares: options and settings from flags. Only typer is imported."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from furnclip import console
-from furnclip.cli.ending import full_disk, report
+from furnclip.cli.ending import full_disk
 from furnclip.errors import HOW_TO_BEGIN, FurnclipError, MissingStageError
 
 if TYPE_CHECKING:
@@ -68,15 +67,16 @@ class Call:
     flags: dict[str, dict[str, Any]]  # settings that were given, nested like the file
     as_json: bool
     written: list[Path] = field(default_factory=list)  # folders that the command writes to
-    catalogue: Path | None = None  # once the settings are known
+    has_begun: bool = True  # off where there is neither a catalogue nor anything made of one
 
     def settings(self, *, trust: bool = False) -> Config:
         """The settings of this call, checked."""
         from furnclip.config import load_config
 
         chosen = load_config(self.config, self.flags, trust=trust)
-        self.catalogue, images = chosen.paths.products, chosen.paths.images
-        self.written.extend([chosen.paths.work, *([images] if isinstance(images, Path) else [])])
+        paths = chosen.paths
+        self.has_begun = any(path.exists() for path in (paths.products, paths.shards, paths.embeddings))
+        self.written.extend(path for path in (paths.work, paths.images) if isinstance(path, Path))
         return chosen
 
     def emit(self, payload: Mapping[str, Any], human: Callable[[], None]) -> None:
@@ -110,7 +110,7 @@ def takes(*names: str, config: bool = True) -> Callable[[Callable[..., None]], C
             try:
                 function(call, **given)
             except MissingStageError as error:
-                if call.catalogue and not call.catalogue.exists():
+                if not call.has_begun:
                     error.hint = HOW_TO_BEGIN
                 raise
             except Exception as error:
@@ -168,15 +168,3 @@ def mention_uncleaned(rows: int) -> None:
             f"{rows} rows of the catalogue are not cleaned, and therefore not here: they were added since, "
             "or lie beyond `--limit`; `furnclip clean run` cleans them"
         )
-
-
-class FurnclipGroup(TyperGroup):
-    """Turns errors into `error:` and `hint:` on stderr and the right exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (typer.Exit, SystemExit):
-            raise
-        except BaseException as error:
-            raise typer.Exit(report(error)) from None

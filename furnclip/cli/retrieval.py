@@ -198,16 +198,13 @@ def search(
         )
         extra: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 4)}
         if facets:
+            columns = [name for each in facets.split(",") if (name := each.strip())]
             extra["facets"] = searcher.facets(
-                _names(facets), query, where=where, exclude=exclude or [], literal=literal
+                columns, query, where=where, exclude=exclude or [], literal=literal
             )
         if preview:
             extra["preview"] = str(_draw(searcher, answer, quiet=call.as_json))
         _answer(call, searcher, answer, query, extra)
-
-
-def _names(columns: str) -> list[str]:
-    return [name for each in columns.split(",") if (name := each.strip())]
 
 
 def _queries(text: str | None, image: Path | None, *, interactive: bool) -> Iterator[str | None]:
