@@ -495,7 +495,7 @@ def test_every_view_of_a_product_finds_it_first(shop: Path, searcher: Searcher) 
     )
     for product_id, views in zip(*stored.to_pydict().values(), strict=True):
         for view in views or ():
-            column = searcher._column("image")
+            column = vectors.column_name("image", searcher.label)
             row = next(iter(searcher._open.nearest(column, np.array(view, np.float32), 1, None)))
             assert searcher._open.hits({row: 1.0})[0].product_id == product_id
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, Union
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from furnclip.config import Config
 from furnclip.errors import FurnclipError, InputError, ModelError
 from furnclip.features import StoredVectors
 from furnclip.images import open_image
-from furnclip.model.light import LightEncoder
+from furnclip.model.light import Encoder, LightEncoder
 from furnclip.parallel import cores
 from furnclip.shards import REST, SPLITS, Sample, ShardDataset, open_shards
 from furnclip.vectors import PRODUCT_COLUMNS, Floats, Provenance, unit_mean, vector_array, vector_schema
@@ -39,10 +39,6 @@ from furnclip.vectors.parquet import (
     views_array,
 )
 
-if TYPE_CHECKING:
-    from furnclip.model.clip import Clip
-
-Encoder = Union["Clip", LightEncoder]  # by torch, or without
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _MOST_BATCHES = 16  # encoded at once; each takes some 60 MB beside the weights of a ViT-B/32
@@ -183,14 +179,10 @@ class RowGroupEncoder:
     threads: int
     batch_size: int
 
-    def decoded(self, rows: Iterable[Row], pool: ThreadPoolExecutor, *, ahead: int) -> Iterator[Row]:
-        """The products in order, their images decoded by the pool where a model has to see them."""
-
-        def decoded(row: Row) -> Row:
-            is_new = any(row.stored["content_hash"] not in known for known in self.known.values())
-            return replace(row, images=self.reader.images(row)) if is_new else row
-
-        return map_ahead(pool, decoded, rows, ahead=ahead)
+    def decoded(self, row: Row) -> Row:
+        """The product with its images where a model has to see them; for any thread."""
+        is_new = any(row.stored["content_hash"] not in known for known in self.known.values())
+        return replace(row, images=self.reader.images(row)) if is_new else row
 
     def encode(self, decoded: Iterable[Row], count: int) -> Encoded:
         """The row group of these `count` rows; images are freed batch by batch."""
@@ -308,7 +300,8 @@ def encoding(
             ahead, wanted = tee(reader.row_groups[number] for number in numbers)
             here = map_ahead(bringing, reader.bring, ahead, ahead=2)
             products = chain.from_iterable(map(reader.rows, here))
-            decoded = encoder.decoded(products, decoding_pool, ahead=(threads + 1) * batch_size)
+            ahead_rows = (threads + 1) * batch_size
+            decoded = map_ahead(decoding_pool, encoder.decoded, products, ahead=ahead_rows)
             for group in wanted:
                 rows = len(group.rows)
                 yield encoder.encode(islice(decoded, rows), rows)

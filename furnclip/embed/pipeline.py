@@ -8,7 +8,7 @@
    the table. A few products are encoded by the ONNX files beside it, because torch takes seconds to import.
 
 Under `torchrun`, process r of w encodes every w-th row group into a folder that all of them see; process 0
-finishes the work. On Ray (`far`), the cluster encodes and this process writes.
+finishes the work. On Ray, the cluster encodes and this process writes.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
+from pydantic import SecretStr
 
 from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.config import Config, torchrun_launch
 from furnclip.config.environment import Launch
 from furnclip.embed import plan as planning
-from furnclip.embed.encoding import Encoded, Encoder, RowGroup, ShardReader, encoding, stored_vectors
-from furnclip.embed.far import cluster
+from furnclip.embed.encoding import Encoded, Encodes, RowGroup, ShardReader, encoding, stored_vectors
 from furnclip.embed.parts import PartFolder, VectorWriter, copy_vectors, drop_old_parts, write_row_groups
-from furnclip.errors import FurnclipError, UsageError
+from furnclip.errors import FurnclipError, ModelError, UsageError
 from furnclip.journal import Journal, encode_event, read_journal, replacing, sweep
-from furnclip.model.light import LightEncoder
+from furnclip.model.light import Encoder, LightEncoder
+from furnclip.parallel import Workers
 from furnclip.vectors import Provenance, VectorTable, read_provenance
 from furnclip.vectors.index import IndexReport, index_location, is_index_of, write_index
 from furnclip.vectors.parquet import VectorFile, VectorManifest, read_vector_manifest
@@ -205,9 +206,11 @@ class _Work:
         if self.earlier:  # parts of the vector file are kept, and its plan with them
             make = partial(self.earlier.provenance.model_copy, update={"key": self.key})
         if self.config.embed.engine == "ray":
-            with cluster(self.config, self.run, self.key, self.reader) as far:
-                plan = self._settle(make or (lambda: next(far([0], None))))
-                self._encode(journal, lambda numbers: far(numbers, plan))
+            worker = FarEncoder(self.config, self.run, self.key, self.reader)
+            with Workers(worker, engine="ray", on_devices=True, here_first=0) as workers:
+                far: Any = partial(workers.map, name_of=lambda task: f"row group {task[0]}", chunk_items=1)
+                plan = self._settle(make or (lambda: next(far([(0, None)]))))
+                self._encode(journal, lambda numbers: far((number, plan) for number in numbers))
             return
         made = partial(planning.make_plan, self.key, self.reader, self.models, self.config)
         plan = self._settle(make or made)
@@ -310,3 +313,39 @@ def _missing(vectors: Path) -> Iterator[dict[str, str]]:
         for batch in VectorFile(path).batches(["product_id", "missing_reason"]):
             for row in batch.filter(pc.is_valid(batch.column(1))).to_pylist():
                 yield {"product_id": row["product_id"], "reason": row["missing_reason"]}
+
+
+_Task = tuple[int, Provenance | None]  # a row group and its plan; without one, make it
+
+
+class FarEncoder:
+    """Runs in an actor on a Ray cluster: every GPU holds the models once and takes row groups.
+
+    Pickled, it is settings and names; the models are loaded with its first task. The machines read the
+    models, the shards and earlier vectors by the same paths as this one, from a shared disk; or the shards
+    from the bucket.
+    """
+
+    def __init__(self, config: Config, run: str | None, key: str, reader: ShardReader) -> None:
+        self._config = config.model_copy(update={"openai_api_key": SecretStr("")})
+        self._run, self._key, self._reader = run, key, reader
+        self._encodes: Encodes | None = None
+
+    def __call__(self, task: _Task) -> Provenance | Encoded:
+        number, plan = task
+        if plan is None:
+            return planning.make_plan(self._key, self._reader, self._clips, self._config)
+        if self._encodes is None:
+            for label, model in plan.models.items():
+                if self._clips[label].fingerprint != model.fingerprint:
+                    hint = "let every machine read it from the same place"
+                    raise ModelError(f"a machine of the cluster has another `{model.name}`", hint=hint)
+                self._clips[label] = planning.place(self._clips[label], model.precision, self._config)
+            self._until_end = ExitStack()
+            at_work = encoding(self._config, self._reader, self._clips, plan)
+            self._encodes = self._until_end.enter_context(at_work)
+        return next(self._encodes([number]))
+
+    @cached_property
+    def _clips(self) -> dict[str, Clip]:
+        return planning.load_models(self._config, self._run, self._reader.manifest)

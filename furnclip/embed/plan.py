@@ -25,12 +25,12 @@ from PIL import Image
 from furnclip import __version__, console
 from furnclip.catalogue import ATTRIBUTES, catalogue_path
 from furnclip.config import Config, EmbeddingConfig
-from furnclip.embed.encoding import Encoder, ShardReader, stored_vectors
+from furnclip.embed.encoding import ShardReader, stored_vectors
 from furnclip.embed.parts import PartFolder
 from furnclip.errors import InputError, ModelError
 from furnclip.journal import read_json, write_text
 from furnclip.metrics.retrieval import average_precision, every_rank
-from furnclip.model.light import LightEncoder, home_of, is_whole, stamp
+from furnclip.model.light import Encoder, LightEncoder, home_of, is_whole, stamp
 from furnclip.relevance import OF_A_KIND, attribute_queries, known_attributes, positives
 from furnclip.runs import PrecisionChoice, latest_run
 from furnclip.shards import Manifest

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from furnclip.config import Config
+    from furnclip.model.clip import Clip
     from furnclip.storage import S3Manager
 
 BUNDLED = "furnclip-tiny"
 TOKENIZER, PREPROCESSOR, README = "tokenizer.json", "preprocessor_config.json", "README.md"
 _OPENED_TWICE = 2
+Encoder = Union["Clip", "LightEncoder"]  # by torch, or without
 _HINT = "remove that folder and run `furnclip embed` again"
 
 

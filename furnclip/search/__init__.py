@@ -11,7 +11,7 @@ contact sheet of a preview, `work/cache/search/preview.jpg`.
 Scores of one mode cannot be compared with those of another, nor with those of another model.
 """
 
-from furnclip.search.hits import Answer as Answer
-from furnclip.search.hits import Hit as Hit
-from furnclip.search.hits import write_preview as write_preview
 from furnclip.search.searcher import Searcher as Searcher
+from furnclip.search.table import Answer as Answer
+from furnclip.search.table import Hit as Hit
+from furnclip.search.table import write_preview as write_preview

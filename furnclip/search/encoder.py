@@ -11,30 +11,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
-
-from PIL import Image
+from typing import Generic, TypeVar
 
 from furnclip import console
 from furnclip.config import Config
 from furnclip.errors import ModelError, ModelMismatchError
-from furnclip.model.light import LightEncoder, home_of, is_here, is_unchanged
+from furnclip.model.light import Encoder, LightEncoder, home_of, is_here, is_unchanged
 from furnclip.runs import latest_run
 from furnclip.vectors import Floats, ModelProvenance, Provenance
 
 T = TypeVar("T")
 _MOST_INPUTS = 32  # of one call: bounds memory, and what the last of a crowd waits
-
-
-class Encoder(Protocol):
-    """`model.light.LightEncoder` or `model.Clip`."""
-
-    name: str
-    fingerprint: str
-    image_px: int
-
-    def encode_texts(self, texts: Sequence[str]) -> Floats: ...
-    def encode_images(self, images: Sequence[Image.Image]) -> Floats: ...
 
 
 def load_encoder(

@@ -17,12 +17,11 @@ from furnclip.config import Config, load_config
 from furnclip.errors import InputError, ModelMismatchError, UsageError
 from furnclip.images import letterbox, load_square
 from furnclip.search.encoder import Together, load_encoder
-from furnclip.search.hits import NOTHING, Answer, Hit, explain
 from furnclip.search.query import Query, understand
 from furnclip.search.ranking import Mode, Ranker, Ranking, Request
-from furnclip.search.table import SearchTable
+from furnclip.search.table import NOTHING, Answer, Hit, SearchTable, explain
 from furnclip.vectors import Floats, Provenance, column_name, unit
-from furnclip.vectors.index import DETAILS, KEYWORDS, explained, index_location, kind_of
+from furnclip.vectors.index import DETAILS, KEYWORDS, explained, index_location, kind_of, quoted
 from furnclip.vectors.words import knowledge, words_of
 
 ImageSource = Path | str | Image.Image
@@ -151,13 +150,13 @@ class Searcher:
         if not rows:
             raise InputError(f"there is no product `{product_id}`", hint="ids stand in the hits of a search")
         itself = self._open.hits({rows[0]: 1.0})[0]
-        text, image = (self._open.vector(self._column(kind), rows[0]) for kind in ("vec", "image"))
+        text, image = (self._open.vector(column_name(kind, self.label), rows[0]) for kind in ("vec", "image"))
         if text is None and image is None:
             return Answer()
         request = Request(text=text, image=image)
-        others = f"product_id <> {_quoted(product_id)}"
+        others = f"product_id <> {quoted(product_id)}"
         if itself.group:
-            others += f" AND group <> {_quoted(itself.group)}"
+            others += f" AND group <> {quoted(itself.group)}"
         return self._answer(request, "vector", _Wish(k, _given(where), others))
 
     def facets(
@@ -310,12 +309,9 @@ class Searcher:
         vector: Floats = unit(self._images([square]))[0]
         return vector
 
-    def _column(self, kind: str) -> str:
-        return column_name(kind, self.label)
-
     def _rows_of(self, product_id: str) -> list[int]:
         with explained(self.uri):
-            return self._open.rows(f"product_id = {_quoted(_readable(product_id))}")
+            return self._open.rows(f"product_id = {quoted(_readable(product_id))}")
 
     def _check_column(self, name: str) -> None:
         if name not in self.columns:
@@ -326,10 +322,6 @@ class Searcher:
 
 def _given(where: str | None) -> tuple[str, ...]:
     return (where,) if where and where.strip() else ()
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _counts(column: Any) -> dict[str, int]:

@@ -1,4 +1,6 @@
-"""The search table as `Searcher` asks it: row numbers and scores first, details of the few that are shown.
+"""The search table as `Searcher` asks it, and what a search gives back.
+
+Row numbers and scores come first, and then the details of the few that are shown.
 
 A row number is LanceDB's `_rowid`. Reading the details of all candidates would take longer than finding
 them.
@@ -9,19 +11,27 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache, reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from lancedb.query import MatchQuery
+from PIL import Image
 
 from furnclip.errors import InputError
-from furnclip.search.hits import Hit
+from furnclip.images import BrokenImage, contact_sheet, encode_jpeg, open_image
+from furnclip.journal import write_bytes
+from furnclip.search.query import Query
+from furnclip.sources import ShopImages
 from furnclip.vectors import Floats, index, unit
 from furnclip.vectors.index import DETAILS, KEYWORDS, PACKED_FROM, IndexLocation
 from furnclip.vectors.parquet import SHOWN, matrix_of
+from furnclip.vectors.words import codes_of, name_of
 
 Scores = dict[int, float]  # row -> score, best first
 _REFINED = 2  # times as many candidates of a packed index have their vectors read
@@ -29,6 +39,49 @@ _SAMPLE = 256  # products that stand for all
 _ROW_ID = "_rowid"
 _LEAST_PROBES = 20
 _EVERY_PARTITION = 1_000_000
+NOTHING = "no product has these words; nearest by meaning:"
+_CELL_PX = 200  # of the contact sheet
+_SHEET_COLUMNS = 5
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One product. `score`: cosine, share of what is asked that its words have, or both weighed, by mode."""
+
+    product_id: str
+    title: str
+    score: float
+    clean_title: str
+    style: str
+    material: str
+    color: str
+    object_type: str
+    group: str
+    split: str
+    image: str  # path of the image, relative to the image folder
+    variants: int = 1  # products of its group in the table, itself included
+    columns: Mapping[str, Any] = field(default_factory=dict)  # the shop's own, by name
+    why: Mapping[str, Any] = field(default_factory=dict)
+    """`words`: word of the query -> columns that have it; `cosine`; `exact`: columns that equal the query or
+    a code in it
+    """
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Answer(list[Hit]):
+    """The hits of one request, best first, and what to tell about it.
+
+    `understood`: what of the text became a filter or another word, a line each. `note`: why these hits are
+    only the nearest, empty where they are what was asked for.
+    """
+
+    def __init__(self, hits: Iterable[Hit] = (), *, understood: Sequence[str] = (), note: str = "") -> None:
+        super().__init__(hits)
+        self.understood = tuple(understood)
+        self.note = note
 
 
 class SearchTable:
@@ -179,3 +232,38 @@ def _found(search: Any, score: str, count: int, where: str | None) -> list[tuple
         search = search.where(where, prefilter=True)
     found = search.with_row_id(True).select([score]).limit(count).to_arrow()
     return list(zip(found[_ROW_ID].to_pylist(), found[score].to_pylist(), strict=True))
+
+
+def explain(hit: Hit, query: Query, table: SearchTable) -> dict[str, Any]:
+    """The `why` of a hit, with the words of the query and where it has them."""
+    words, exact, product = dict[str, list[str]](), list[str](), {**vars(hit), **hit.columns}
+    fields = sorted(table.fields, key=lambda field_: field_.kind == "code")  # an id says least of all
+    for field_ in fields if query.terms else ():
+        texts = field_.texts(product)
+        told = {f"@{name_of(text)}" for text in texts} | {
+            f"={code}" for text in texts for code in codes_of(text)
+        }
+        if told & set(query.exact):
+            exact += [field_.column] * (field_.kind in ("code", "name"))
+        tokens = {token for text in texts for token in table.vocabulary.tokens(text)}
+        for term in query.terms:
+            if tokens & set(term.stems):
+                words.setdefault(term.word, []).append(field_.column)
+    return {name: value for name, value in (("words", words), ("exact", exact)) if value} | dict(hit.why)
+
+
+def write_preview(hits: Sequence[Hit], images: ShopImages, target: Path) -> Path:
+    """A contact sheet of the hits' images with rank and title at `target`; its path.
+
+    An image that cannot be read is an empty frame.
+    """
+    cells: list[tuple[Image.Image | None, str]] = []
+    for place, hit in enumerate(hits, start=1):
+        image = None
+        with suppress(BrokenImage):
+            if hit.image:
+                image = open_image(images.read(hit.image, hit.product_id), longest_px=_CELL_PX)
+        cells.append((image, f"{place}. {hit.clean_title or hit.title}"))
+    rows = [cells[start : start + _SHEET_COLUMNS] for start in range(0, len(cells), _SHEET_COLUMNS)]
+    write_bytes(target, encode_jpeg(contact_sheet(rows, cell_px=_CELL_PX), quality=90))
+    return target

@@ -101,12 +101,14 @@ def _parsed(where: str) -> exp.Expr:
 
 def _check(node: exp.Expr, allowed: _Kinds, columns: Mapping[str, str], *, depth: int) -> None:
     """Refuse, by `ValueError`, what is not of the subset; name columns as the table does."""
-    if isinstance(node, _COMPARISONS):
-        _check_quotes(node, columns)
     if type(node) not in allowed or any(node.args[name] for name in node.args.keys() - _ARGUMENTS):
         raise ValueError(_misplaced(node, allowed))
     if isinstance(node, exp.Column):
         same = [column for column in columns if column.lower() == node.name.lower()]
+        left = node.parent.this if isinstance(node.parent, _COMPARISONS) else node
+        if not same and isinstance(left, exp.Column) and left is not node:  # `color = red`
+            name, hint = node.name[:80], f"put text in quotes: {left.name} = '{node.name[:80]}'"
+            raise UsageError(f"there is no column `{name}`", hint=hint)
         if not same:
             raise no_column(node.name, columns)
         node.this.set("this", node.name if node.name in same else same[0])
@@ -149,17 +151,6 @@ def _check_pair(node: exp.Expr, left: exp.Expr, right: exp.Expr) -> None:
         date.fromisoformat(right.name)  # its own message says what is wrong
     elif _kind(right) != ("text" if kind == "list" else kind):
         raise ValueError(f"{_shown(left)} is a {kind} and {_shown(right)} is a {_kind(right)}")
-
-
-def _check_quotes(node: exp.Expr, columns: Mapping[str, str]) -> None:
-    """Refuse `color = red`, where `red` is no column: it is a text without quotes."""
-    left, right = node.this, node.args.get("expression")
-    names = {name.lower() for name in columns}
-    if not (isinstance(left, exp.Column) and isinstance(right, exp.Column)):
-        return
-    if left.name.lower() in names and right.name.lower() not in names:
-        name = right.name[:80]
-        raise UsageError(f"there is no column `{name}`", hint=f"put text in quotes: {left.name} = '{name}'")
 
 
 def _typed(node: exp.Expr) -> exp.Expr:

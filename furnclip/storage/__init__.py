@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from furnclip import console, journal
 from furnclip.errors import InputError, StorageError
-from furnclip.storage.bucket import Bucket, S3File, Transfer, key_of
-from furnclip.storage.failures import explained
+from furnclip.storage.bucket import Bucket, S3File, Transfer, explained, key_of
 
 if TYPE_CHECKING:
     from furnclip.config import StorageConfig  # a quarter of the time to import this package

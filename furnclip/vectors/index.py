@@ -18,25 +18,25 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.index import FTS, Bitmap, IvfFlat, IvfRq
 
 from furnclip.catalogue import ATTRIBUTES
-from furnclip.config import SearchConfig
-from furnclip.errors import InputError, MissingStageError, StorageError
+from furnclip.config import Config, SearchConfig
+from furnclip.errors import ConfigError, FurnclipError, InputError, MissingStageError, StorageError
 from furnclip.vectors import parquet, words
-from furnclip.vectors.location import IndexLocation as IndexLocation
-from furnclip.vectors.location import explained as explained
-from furnclip.vectors.location import index_location as index_location
 from furnclip.vectors.parquet import AGAIN, PRODUCT_COLUMNS, SHOWN, Provenance, VectorFile, column_name
 from furnclip.vectors.words import Field, Vocabulary
 
@@ -44,9 +44,9 @@ KEYWORDS = "keywords"
 DETAILS = "details"
 PROVENANCE, _VOCABULARY, PARTS = b"furnclip", b"furnclip_words", b"furnclip_parts"
 _FILTERABLE = (*ATTRIBUTES, "split")
-_KINDS = {pa.string(): "text", pa.float64(): "number", pa.bool_(): "boolean", pa.date32(): "date"}
 KEEP_OLD = timedelta(hours=1)  # for readers that opened the version before this one
 _BATCH_ROWS = 1024
+_TABLE = re.compile(r"(s3://[^/]+(/.*)?|(?!\w+://).*)/[^/]+\.lance", re.DOTALL)
 # Products of each partition that its center is found with, and rounds of finding: a tenth of the time of
 # LanceDB's own 256 and 50.
 _SAMPLE_RATE = 64
@@ -54,6 +54,73 @@ _SAMPLE_RATE = 64
 # the memory, and reading a third of them takes longer than a search may. Candidates are compared by vectors.
 PACKED_FROM = 200_000
 _MOST_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class IndexLocation:
+    """Where the table is and what its storage wants to know."""
+
+    uri: str
+    options: Mapping[str, str]
+
+    def connect(self) -> tuple[Any, str, Any | None]:
+        """The LanceDB database that holds the table, the table's name in it, and the table if it is there."""
+        folder, name = self.uri.removesuffix(".lance").rsplit("/", 1)
+        database = lancedb.connect(folder, storage_options=dict(self.options))
+        try:
+            return database, name, database.open_table(name)
+        except (ValueError, FileNotFoundError) as error:
+            if "not found" in str(error).lower():
+                return database, name, None
+            raise
+
+
+def index_location(config: Config) -> IndexLocation:
+    """The table of these settings.
+
+    Raises `InputError` for a name that is no table's, `StorageError` or `ConfigError` for a bucket about
+    which LanceDB would retry for minutes or panic.
+    """
+    uri, storage = (config.search.index or str(config.paths.index)).rstrip("/"), config.storage
+    if not _TABLE.fullmatch(uri):
+        hint = "it is a folder or an `s3://` address ending in `.lance`, e.g. `s3://bucket/shop/index.lance`"
+        raise InputError(f"`search.index` cannot be `{uri}`", hint=hint)
+    if not uri.startswith("s3://"):
+        return IndexLocation(uri, {})
+    from furnclip.storage import S3Manager  # boto3, which a local table does not need
+
+    options = {"timeout": f"{storage.timeout_s:g}s", "connect_timeout": "10s", "client_max_retries": "3"}
+    if storage.endpoint_url:
+        if not storage.endpoint_url.startswith(("http://", "https://")):
+            hint = f"begin it with `https://` or `http://`, e.g. `https://{storage.endpoint_url}`"
+            raise ConfigError(f"`storage.endpoint_url` cannot be `{storage.endpoint_url}`", hint=hint)
+        options["endpoint"] = storage.endpoint_url
+        options["allow_http"] = str(storage.endpoint_url.startswith("http://")).lower()
+    if storage.region:
+        options["region"] = storage.region
+    bucket = uri.removeprefix("s3://").split("/")[0]
+    with S3Manager.from_config(storage.model_copy(update={"bucket": bucket})) as manager:
+        manager.check()
+    return IndexLocation(uri, options)
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """What LanceDB raises for a table or storage that it cannot use, panics included, as `StorageError`."""
+    try:
+        yield
+    except FurnclipError:
+        raise
+    except BaseException as error:
+        is_theirs = isinstance(error, ValueError | RuntimeError | OSError)
+        if not is_theirs and type(error).__name__ != "PanicException":
+            raise
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown")
+        remote = "check `storage.endpoint_url`, `storage.region`, the bucket and your credentials"
+        raise StorageError(
+            f"the search table `{uri}` cannot be used: {said[:300]}",
+            hint=remote if uri.startswith("s3://") else f"remove `{uri}` and run `furnclip embed` again",
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -103,9 +170,7 @@ def vocabulary_of(table: Any, *, where: str) -> Vocabulary:
 
 def kind_of(field: pa.Field) -> str | None:
     """`text`, `number`, `boolean`, `date` or `list`; None for a column that is none of a shop's, a vector."""
-    if pa.types.is_list(field.type):  # whatever its items are called
-        return "list" if field.type.value_type == pa.string() else None
-    return _KINDS.get(field.type)
+    return next((kind for kind, stored in parquet.COLUMN_TYPES.items() if stored == field.type), None)
 
 
 def write_index(location: IndexLocation, vectors: Path, search: SearchConfig) -> IndexReport:
@@ -290,6 +355,11 @@ class TableRows:
 def fields_of(schema: pa.Schema) -> list[Field]:
     """The fields of texts that are indexed, of a vector file or table."""
     return words.fields_of({field.name: kind_of(field) or "" for field in shop_fields(schema)})
+
+
+def quoted(text: str) -> str:
+    """A text in SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def partitions_of(products: int) -> int:

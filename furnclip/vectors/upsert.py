@@ -175,8 +175,7 @@ def _merge(table: Any, parts: Sequence[pa.Table]) -> list[pa.Table]:
 
 
 def _among(column: str, values: Iterable[str]) -> str:
-    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
-    return f"`{column}` IN ({quoted})"
+    return f"`{column}` IN ({', '.join(map(index.quoted, values))})"
 
 
 def _tidy(table: Any, products: int, since: str) -> None:

@@ -10,7 +10,7 @@ from starlette.datastructures import ImmutableMultiDict, UploadFile
 from furnclip import __version__
 from furnclip.config import ServeConfig
 from furnclip.errors import UsageError, nearest
-from furnclip.search.hits import Hit
+from furnclip.search.table import Hit
 
 _LONGEST_WHERE = 4000  # characters; a longer one does not fit into an address
 

@@ -1,4 +1,7 @@
-"""The page at `/`: what the templates show, made of hits, facets and the address that was asked for."""
+"""The pages: `/`, made of hits, facets and the address that was asked for, and `/arena`, blind judging.
+
+The contest is another room's and is handed in.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -24,12 +27,12 @@ from starlette.staticfiles import StaticFiles
 from furnclip.errors import FurnclipError, InputError
 from furnclip.images import encode_jpeg
 from furnclip.relevance import known
-from furnclip.search.hits import Answer, Hit
 from furnclip.search.searcher import Searcher
 from furnclip.search.service import asking
-from furnclip.search.service.app import Service, cached_jpeg, no_product
+from furnclip.search.service.app import Served, Service, cached_jpeg, no_product
 from furnclip.search.service.guard import Refused, status_of
-from furnclip.search.service.tables import Served
+from furnclip.search.table import Answer, Hit
+from furnclip.vectors.index import quoted
 
 # Parameter of the page -> the column that it filters, and its heading.
 FACETS = {
@@ -43,6 +46,16 @@ _FIRST_HITS = 24
 _SOME = 6  # products that the start shows
 _KEPT_IMAGES = 200  # that somebody searches by; some 10 MB
 _PRICE_BANDS = 4
+# Key, what its button says, and what it means.
+KEYS = (
+    ("A", "A is better", "row A answers the query better"),
+    ("B", "B is better", "row B answers the query better"),
+    ("T", "Tie", "both rows are equally good"),
+    ("X", "Both bad", "both rows are bad"),
+    ("N", "Skip", "you cannot or do not want to judge this one"),
+    ("U", "Undo", "take your last vote back and judge it again"),
+    ("Q", "Quit", "stop; your votes are kept"),
+)
 
 
 class PageParams(asking.Params):
@@ -188,8 +201,7 @@ def _where(params: PageParams, price: str | None) -> str:
     conditions = []
     for name, value in params.filters.items():
         if name in FACETS:
-            quoted = value.replace("'", "''")
-            conditions.append(f"{FACETS[name][0]} = '{quoted}'")
+            conditions.append(f"{FACETS[name][0]} = {quoted(value)}")
         elif price:
             low, _, high = value.partition("-")
             conditions += [f"{price} >= {low}"] if low else []
@@ -280,4 +292,65 @@ def page_routes(service: Service, pages: Pages) -> list[BaseRoute]:
         Route("/uploads/{name}", uploaded_image, methods=["GET"]),
         Route("/docs", docs, methods=["GET"]),
         Mount("/static", StaticFiles(packages=[("furnclip.search.service", "static")]), name="static"),
+    ]
+
+
+class Contest(Protocol):
+    """Blind judging by several raters."""
+
+    def ballot(self, rater: str) -> Mapping[str, Any]:
+        """What a rater is asked now."""
+
+    def press(self, rater: str, key: str, ballot: str) -> None:
+        """One of `KEYS`, pressed while that ballot was shown."""
+
+    def image(self, name: str) -> bytes:
+        """The JPEG of an image on a ballot."""
+
+    def close(self) -> None:
+        """End every rater's session."""
+
+
+class RaterParams(asking.Params):
+    """Who judges."""
+
+    rater: Annotated[str, Field(max_length=100)] = ""
+    over: bool = False
+
+
+class KeyParams(RaterParams):
+    """A key that was pressed."""
+
+    key: Annotated[str, Field(pattern="^[ABTXNUQ]$")]
+    ballot: Annotated[str, Field(max_length=64)] = ""
+
+
+def contest_routes(service: Service, pages: Pages, contest: Contest) -> list[BaseRoute]:
+    """The addresses for raters."""
+
+    async def arena(request: Request) -> Response:
+        shown: dict[str, Any] = {"rater": "", "over": False, "ballot": None, "error": None, "keys": KEYS}
+        try:
+            params = asking.read(request.query_params, RaterParams, service.limits)
+            shown |= {"rater": " ".join(params.rater.split()), "over": params.over}
+            if shown["rater"] and not params.over:
+                shown["ballot"] = await service.work(contest.ballot, shown["rater"])
+            return pages.answer("arena.html", **shown)
+        except FurnclipError as error:
+            return pages.answer("arena.html", status=status_of(error), **{**shown, "error": error})
+
+    async def press(request: Request) -> Response:
+        params = asking.read(await request.form(max_files=0, max_fields=10), KeyParams, service.limits)
+        rater = " ".join(params.rater.split())
+        await service.work(contest.press, rater, params.key, params.ballot)
+        over = {"over": "true"} if params.key == "Q" else {}
+        return RedirectResponse(f"/arena?{urlencode({'rater': rater, **over})}", 303)
+
+    async def arena_image(request: Request) -> Response:
+        return await service.image(request, contest.image, "name")
+
+    return [
+        Route("/arena", arena, methods=["GET"]),
+        Route("/arena", press, methods=["POST"]),
+        Route("/arena/images/{name}", arena_image, methods=["GET"]),
     ]
