@@ -462,6 +462,7 @@ def test_typed_columns_filter(searcher: Searcher, where: str, right: Any) -> Non
     [
         ("prise < 3", "did you mean `price`?"),
         ("color = red", "put text in quotes: color = 'red'"),
+        ("color IN ('blue', red)", "put text in quotes: color = 'red'"),
         ("price = 'cheap'", "`price` is a number and `'cheap'` is a text"),
         ("in_stock = 1", "`in_stock` is a boolean and `1` is a number"),
         ("added > 'soon'", "soon"),
