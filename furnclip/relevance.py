@@ -5,6 +5,7 @@ Products that share a group or a caption are each other's positives: they cannot
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from furnclip.catalogue import ATTRIBUTES, says_nothing
 from furnclip.journal import parse_json, read_text
-from furnclip.metrics.retrieval import Integers, relevant_by_key
+from furnclip.metrics.retrieval import Integers
 
 Attributes = Mapping[str, Sequence[str]]  # attribute -> its value for each product, "" where not known
 
@@ -41,7 +42,13 @@ def known_attributes(products: Sequence[Mapping[str, str | None]]) -> dict[str, 
 
 def positives(*labellings: Sequence[Hashable], exclude_self: bool = False) -> list[Integers]:
     """For each product those that share one of its labels, ascending: itself too, unless excluded."""
-    by_label = [relevant_by_key(labels, labels) for labels in labellings]
+    by_label = []
+    for labels in labellings:
+        places: defaultdict[Hashable, list[int]] = defaultdict(list)
+        for row, label in enumerate(labels):
+            places[label].append(row)
+        arrays = {label: np.array(rows, dtype=np.int64) for label, rows in places.items()}
+        by_label.append([arrays[label] for label in labels])
     found = [reduce(np.union1d, rows) for rows in zip(*by_label, strict=True)]
     return [rows[rows != row] for row, rows in enumerate(found)] if exclude_self else found
 

@@ -39,7 +39,7 @@ _LIBRARIES = (
     *("boto3", "httpx", "lance_namespace", "numpy", "onnx", "openai", "pandas", "peft", "pyarrow.dataset"),
     *("pyarrow.parquet", "pydantic", "rapidfuzz", "rich.console", "safetensors.torch", "snowballstemmer"),
     *("typer", "furnclip.clean.batch.monitor", "furnclip.clean.live", "furnclip.evaluate.measure"),
-    *("furnclip.fetch", "furnclip.prepare.run", "furnclip.train.run"),
+    *("furnclip.fetch", "furnclip.prepare.run", "furnclip.train"),
 )
 _OF_CLIP = ("configuration_clip", "modeling_clip", "tokenization_clip", "image_processing_clip")
 

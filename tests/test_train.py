@@ -24,8 +24,8 @@ from furnclip.journal import read_journal
 from furnclip.model.clip import quiet
 from furnclip.model.loading import load_clip, load_float32
 from furnclip.runs import latest_run
-from furnclip.train.checkpoints import Position
-from furnclip.train.run import verdict
+from furnclip.train import verdict
+from furnclip.train.records import Position
 from furnclip.train.scenarios import SCENARIOS, unfreeze
 from tests.conftest import Cli
 from tests.forked import run_ranks

@@ -17,7 +17,6 @@ from furnclip.config import TrainingConfig
 from furnclip.config.sections import ModelConfig
 from furnclip.model.loading import load_float32
 from furnclip.shards import Sample
-from furnclip.train.batches import positives_of
 from furnclip.train.data import (
     Augmentation,
     TrainingData,
@@ -27,6 +26,7 @@ from furnclip.train.data import (
     step_batches,
     without_words,
 )
+from furnclip.train.loop import positives_of
 from furnclip.train.scenarios import depth_below_top, learning_rate, settled
 
 

@@ -22,7 +22,6 @@ from furnclip.model.loading import load_float32
 from furnclip.model.towers import CLIP, SIGLIP, LossName
 from furnclip.relevance import positive_mask
 from furnclip.runs import PrecisionChoice as Choice
-from furnclip.train.batches import dropout_seed
 from furnclip.train.encoder import TowerEncoder
 from furnclip.train.exact import (
     Chunk,
@@ -36,6 +35,7 @@ from furnclip.train.exact import (
     measured,
     storage_addresses,
 )
+from furnclip.train.loop import dropout_seed
 from furnclip.train.scenarios import SCENARIOS, Muon, orthogonalized, unfreeze
 
 SAMPLES = 24

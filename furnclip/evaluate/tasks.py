@@ -207,20 +207,13 @@ def _attribute_task(split: Split, requests: Sequence[AttributeQuery], codes: Int
 def _graded(query_codes: Integers, gallery_codes: Integers, relevant: Sequence[Integers]) -> Gains:
     """Gains from the attributes that query (A, Q) and gallery (A, N) share, and the relevant items."""
 
-    def gains(rows: slice, columns: slice) -> npt.NDArray[np.floating]:
-        queries, gallery = query_codes[:, rows], gallery_codes[:, columns]
-        alike = np.zeros((queries.shape[1], gallery.shape[1]), dtype=bool)  # (B, C)
-        same_type = alike.copy()
-        for name, wanted, offered in zip(ATTRIBUTES, queries, gallery, strict=True):
-            same = (wanted[:, None] == offered[None, :]) & (wanted[:, None] >= 0)
-            if name == "object_type":
-                same_type = same
-            else:
-                alike |= same
-        worth = np.where(same_type, np.where(alike, _ALIKE, _SAME_TYPE), 0.0)
+    def gains(rows: slice) -> npt.NDArray[np.floating]:
+        queries = query_codes[:, rows, None]
+        same = (queries == gallery_codes[:, None, :]) & (queries >= 0)  # (A, B, N)
+        alike, same_type = same[:-1].any(axis=0), same[-1]  # `ATTRIBUTES` end with the type
+        worth = np.where(same_type, np.where(alike, _ALIKE, _SAME_TYPE), 0.0).astype(np.float32)
         for row, items in enumerate(relevant[rows]):
-            inside = items[(items >= columns.start) & (items < columns.stop)]
-            worth[row, inside - columns.start] = _RELEVANT
+            worth[row, items] = _RELEVANT
         return worth
 
     return gains

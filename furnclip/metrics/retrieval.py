@@ -14,29 +14,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.int64]
-Gains = Callable[[slice, slice], Floats]
-"""Gains of gallery items (second slice) for queries (first slice): an array (B, C), not negative."""
+Gains = Callable[[slice], Floats]
+"""Gains of all gallery items for some of the queries: a new array (B, N), not negative."""
 
 TIE = 1e-6
 SCORES = 1 << 24
 """Scores held at a time: 64 MB in float32."""
-
-
-def relevant_by_key(query_keys: Sequence[Hashable], gallery_keys: Sequence[Hashable]) -> list[Integers]:
-    """Gallery indices that carry the query's key, ascending, for each query."""
-    places: dict[Hashable, list[int]] = {}
-    for index, key in enumerate(gallery_keys):
-        places.setdefault(key, []).append(index)
-    arrays = {key: np.asarray(found, dtype=np.int64) for key, found in places.items()}
-    none = np.empty(0, dtype=np.int64)
-    return [arrays.get(key, none) for key in query_keys]
 
 
 def ranks(queries: Floats, gallery: Floats, relevant: Sequence[Integers]) -> Integers:
@@ -111,7 +101,7 @@ def ndcg_at_k(
     discounts = 1.0 / np.log2(np.arange(2, count + 2))
     values: list[Floats] = []
     for rows, scores in _scored(queries, gallery, exclude, scores_held):
-        worth = np.array(gains(rows, slice(0, len(gallery))), dtype=np.float32)  # a copy: changed below
+        worth = gains(rows)
         worth[np.isneginf(scores)] = 0.0  # the query itself
         best = np.sort(np.partition(worth, -count, axis=1)[:, -count:], axis=1)[:, ::-1] @ discounts
         if not np.all(best > 0):

@@ -3,31 +3,40 @@
 In: a prepared model and data. Out: `checkpoints/`, `metrics.jsonl`. `Loop._step` is one optimizer step over
 the whole effective batch; it is taken only when loss and gradient are finite.
 
-Letters: B effective batch, F texts of a product, D dimension.
+The batch of a step is made ready while the step before is still computing. Samples are sorted by the length
+of their captions, so that micro-batches carry little padding. Every process makes the captions of the whole
+batch, because the loss needs all labels, and the images of its own share.
+
+Letters: B effective batch, b micro-batch, F texts of a product, D dimension.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from furnclip import console
+from furnclip.catalogue import content_hash
 from furnclip.errors import InputError, Interrupted, ModelError, is_out_of_memory
-from furnclip.model.towers import TOWERS
+from furnclip.features import Keys, feature_keys
+from furnclip.model.towers import TOWERS, Tower
+from furnclip.relevance import AttributeQuery, known_attributes, positive_mask
 from furnclip.runs import CHECKPOINTS
-from furnclip.train.batches import Batch, batches, make_batch, texts_of
-from furnclip.train.checkpoints import Position, save_checkpoint
-from furnclip.train.data import steps_per_epoch
-from furnclip.train.encoder import retrieval_figures
+from furnclip.train.data import Indices, TrainingData, step_batches, steps_per_epoch
+from furnclip.train.encoder import Inputs, TowerEncoder, retrieval_figures
 from furnclip.train.exact import (
+    Chunk,
     Loss,
     Memory,
     NonFiniteLossError,
@@ -40,13 +49,14 @@ from furnclip.train.exact import (
     storage_addresses,
 )
 from furnclip.train.prepared import Prepared
-from furnclip.train.processes import Interrupts
+from furnclip.train.processes import signals_held
+from furnclip.train.records import Position, Tracker, save_checkpoint
 from furnclip.train.scenarios import build_optimizer, learning_rate
-from furnclip.train.trackers import Tracker
 
 _CHANCE_STEPS = 100  # so long the loss may stay at chance before the run stops
 _CHANCE_SHARE = 0.99
 _LONG_WAIT = 0.3
+_DROPOUT_STREAM = 7919
 
 
 @dataclass
@@ -54,7 +64,6 @@ class Loop:
     """Trains the parameters of `ready` from a position to the end."""
 
     ready: Prepared
-    interrupts: Interrupts = field(default_factory=Interrupts)
     trackers: list[Tracker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -140,7 +149,7 @@ class Loop:
             raise self._non_finite(batch, [], position.step, "gradient")
         clip_grads_with_norm_(ready.parameters.values(), config.max_gradient_norm, torch.tensor(norms["all"]))
         lr = learning_rate(position.step, self.total_steps, config)
-        with self.interrupts.held():  # weights, position and log change together
+        with signals_held():  # weights, position and log change together
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group["share"]
             self.optimizer.step()
@@ -215,7 +224,7 @@ class Loop:
     def _validate(self, position: Position, *, epochs_done: int) -> None:
         """Validate, remember the best, count epochs without progress, save."""
         figures = retrieval_figures(self.ready.encoder, self.ready.validation)
-        with self.interrupts.held():
+        with signals_held():
             position.epoch, position.step_in_epoch = epochs_done, 0
             better = position.best_score is None or figures["score"] > position.best_score
             position.stale_epochs = 0 if better else position.stale_epochs + 1
@@ -256,3 +265,124 @@ def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
         squares[group] = squares[group] + square if group in squares else square
     norms = {group: float(value) ** 0.5 for group, value in sorted(squares.items())}
     return {**norms, "all": sum(norm**2 for norm in norms.values()) ** 0.5}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The effective batch, and this process's `own` part of it in micro-batches.
+
+    Each product has F texts: its caption and, where attributes are trained on, a short query. `positives`:
+    for each of the F texts (B, B) booleans, whether the image of a row is right for the text of a column.
+    `inputs`: one array a micro-batch, for towers that run; `keys`: in the cache, for frozen towers; both hold
+    all captions of their rows, then all short queries.
+    """
+
+    indices: Indices
+    positives: list[NDArray[np.bool_]]
+    own: slice
+    micro_batches: list[slice]
+    inputs: dict[Tower, list[Inputs]]
+    keys: dict[Tower, Keys]
+
+    def chunks(self, encoder: TowerEncoder, tower: Tower, *, seed: int, step: int) -> list[Chunk]:
+        """The tower's part as micro-batches, images (b, D) or texts (b, F, D); as one when it is frozen."""
+        if tower in self.keys:
+            chunks = [encoder.frozen(tower, self.keys[tower])]
+        else:
+            chunks = [
+                encoder.live(tower, inputs, dropout_seed(seed, step=step, tower=tower, start=rows.start))
+                for inputs, rows in zip(self.inputs[tower], self.micro_batches, strict=True)
+            ]
+        if tower == "vision":
+            return chunks
+        texts = len(self.positives)
+
+        def by_product(chunk: Chunk) -> Tensor:
+            vectors = chunk()  # (F * b, D), all captions first
+            return vectors.view(texts, len(vectors) // texts, vectors.shape[1]).transpose(0, 1)
+
+        return [partial(by_product, chunk) for chunk in chunks]
+
+
+def batches(ready: Prepared, epoch: int, first: int) -> Iterator[Batch]:
+    """The epoch's batches from `first` on, each made while the caller works on the one before."""
+    seed = ready.config.train.seed
+    parts = step_batches(len(ready.train), ready.batch_size, seed=seed, epoch=epoch)[first:]
+    with ThreadPoolExecutor(1, thread_name_prefix="images") as thread:
+        waiting = [thread.submit(make_batch, ready, parts[0], epoch)] if parts else []
+        for part in parts[1:]:
+            batch = waiting.pop().result()
+            waiting.append(thread.submit(make_batch, ready, part, epoch))
+            yield batch
+        for last in waiting:
+            yield last.result()
+
+
+def make_batch(ready: Prepared, indices: Indices, epoch: int) -> Batch:
+    """Captions for all, images and tokens for this process's share."""
+    data, encoder = ready.train, ready.encoder
+    captions = data.captions(indices, epoch=epoch)
+    by_length = np.argsort([len(caption) for caption in captions], kind="stable")
+    indices, captions = indices[by_length], [captions[row] for row in by_length]
+    texts, positives = [captions], [positives_of(captions, data, indices)]
+    if data.asks_attributes:
+        queries = data.short_queries(indices, epoch=epoch)
+        texts.append(texts_of(queries, data, indices))
+        positives.append(positives_of(texts[1], data, indices) | _answers(queries, data, indices))
+    own, size = ready.processes.slice_of(len(indices)), ready.micro_batch_size
+    parts = [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
+    inputs: dict[Tower, list[Inputs]] = {}
+    keys: dict[Tower, Keys] = {}
+    if "vision" in encoder.stores:
+        keys["vision"] = data.image_keys[data.drawn_images(indices[own], epoch=epoch)]
+    else:
+        inputs["vision"] = [data.squares(indices[rows], epoch=epoch) for rows in parts]
+    if "text" in encoder.stores:
+        keys["text"] = feature_keys(content_hash(text) for each in texts for text in each[own])
+    else:
+        asked = ([text for each in texts for text in each[rows]] for rows in parts)
+        inputs["text"] = list(map(encoder.clip.tokenize, asked))
+    return Batch(indices, positives, own, parts, inputs, keys)
+
+
+def texts_of(queries: Sequence[AttributeQuery | None], data: TrainingData, indices: Indices) -> list[str]:
+    """The short queries; the product's caption where there is none."""
+    captions = (data.texts[index].caption for index in indices)
+    return [query.text if query else caption for query, caption in zip(queries, captions, strict=True)]
+
+
+def positives_of(texts: Sequence[str], data: TrainingData, indices: Indices) -> NDArray[np.bool_]:
+    """(B, B): whether the text of a column is also right for the product of a row.
+
+    It is for products of the same group or caption, for those with the same text, and where it is another
+    product's own caption: words that are left out can leave just that.
+    """
+    if not data.config.multi_positive:
+        return np.eye(len(indices), dtype=bool)
+    products = [data.texts[index] for index in indices]
+    captions = [product.caption for product in products]
+    numbers = np.unique([*captions, *texts], return_inverse=True)[1].reshape(2, -1)
+    shared = positive_mask(texts, captions, [product.group for product in products])
+    shared |= numbers[0][:, None] == numbers[1][None, :]
+    return shared
+
+
+def _answers(
+    queries: Sequence[AttributeQuery | None], data: TrainingData, indices: Indices
+) -> NDArray[np.bool_]:
+    """(B, B): whether the product of a row answers the short query of a column."""
+    attributes = known_attributes([data.texts[index].fields for index in indices])
+    answers = np.zeros((len(indices), len(indices)), dtype=bool)
+    found: dict[str, NDArray[np.int64]] = {}
+    for column, query in enumerate(queries):
+        if query and query.wanted:
+            if query.text not in found:
+                found[query.text] = query.answers(attributes)
+            answers[found[query.text], column] = True
+    return answers
+
+
+def dropout_seed(seed: int, *, step: int, tower: Tower, start: int) -> int:
+    """The seed of the dropout of the micro-batch that begins at `start` of the effective batch."""
+    sequence = np.random.SeedSequence([seed % 2**32, _DROPOUT_STREAM, step, TOWERS.index(tower), start])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

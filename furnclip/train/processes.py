@@ -11,8 +11,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -88,49 +86,19 @@ def joined() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-class Interrupts:
-    """Passes each of the signals on to its former handler, but not within `held`."""
-
-    def __init__(self) -> None:
-        self._is_held = False
-        self._waiting = 0
-        self._before: dict[int, Any] = {}
-
-    @contextmanager
-    def handled(self) -> Iterator[None]:
-        """Handle the signals within the block; one that the process was started to ignore stays ignored."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number, handler in self._before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, self._interrupt)
-        try:
-            yield
-        finally:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Within the block signals wait until its end."""
-        self._is_held = True
-        try:
-            yield
-        finally:
-            self._is_held = False
-        if self._waiting:
-            self._interrupt(self._waiting, None)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._is_held:
-            self._waiting = number
-            return
-        self._waiting = 0
-        if callable(handler := self._before[number]):
-            handler(number, frame)
-        raise KeyboardInterrupt
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Within the block SIGINT, SIGTERM and SIGHUP wait until its end; ignored ones stay ignored."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before, waiting = {number: signal.getsignal(number) for number in numbers}, list[int]()
+    is_main = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    held = {number: old for number, old in before.items() if is_main and old is not signal.SIG_IGN}
+    try:
+        for number in held:
+            signal.signal(number, lambda number, frame: waiting.append(number))
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+    for number in waiting[:1]:
+        signal.raise_signal(number)

@@ -62,11 +62,11 @@ from furnclip.model.clip import Clip
 from furnclip.model.loading import load_float32
 from furnclip.relevance import attribute_queries, known_attributes, positives
 from furnclip.shards import ShardDataset, read_manifest
-from furnclip.train.checkpoints import Position
+from furnclip.train import finish
 from furnclip.train.data import TrainingData
-from furnclip.train.finish import finish
 from furnclip.train.loop import Loop
 from furnclip.train.prepared import Prepared
+from furnclip.train.records import Position
 from tests.bench.tools.rivals import RATES, RIVALS
 from tests.bench.tools.testbed import BASES, Testbed, hashed
 from tests.training import loop_of
