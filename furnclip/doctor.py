@@ -24,15 +24,7 @@ from urllib.request import Request, urlopen
 
 from furnclip.config import Config
 from furnclip.console import redact
-from furnclip.errors import (
-    HOW_TO_BEGIN,
-    FurnclipError,
-    InputError,
-    ModelError,
-    ServiceError,
-    StorageError,
-    first_line,
-)
+from furnclip.errors import HOW_TO_BEGIN, FurnclipError, first_line
 from furnclip.parallel import cores
 
 LIMIT_S = 30.0  # a slow machine needs half of it to import everything
@@ -144,20 +136,20 @@ def check_base_model(config: Config) -> str:
         cached = [try_to_load_from_cache(name, file, revision=revision) for file in files]
     except HFValidationError:
         hint = "give a folder that exists, or an id like `openai/clip-vit-base-patch32`"
-        raise ModelError(f"`{name}` is neither a folder nor a hub id", hint=hint) from None
+        raise FurnclipError(f"`{name}` is neither a folder nor a hub id", hint=hint) from None
     if any(isinstance(path, str) for path in cached):
         return f"{name} is in the cache"
     if constants.HF_HUB_OFFLINE:
-        raise ModelError(f"{name} is not in the cache, and HF_HUB_OFFLINE is set", hint=elsewhere)
+        raise FurnclipError(f"{name} is not in the cache, and HF_HUB_OFFLINE is set", hint=elsewhere)
     head = Request(hf_hub_url(name, "config.json", revision=revision), method="HEAD")
     try:
         urlopen(head, timeout=NETWORK_S).close()
     except HTTPError as error:
         hint = "correct `model.name` and `model.revision`; a private model has to be downloaded first"
-        raise ModelError(f"the hub does not offer {name} (HTTP {error.code})", hint=hint) from None
+        raise FurnclipError(f"the hub does not offer {name} (HTTP {error.code})", hint=hint) from None
     except OSError:
         message = f"{name} is not in the cache, and the hub cannot be reached"
-        raise ModelError(message, hint=elsewhere) from None
+        raise FurnclipError(message, hint=elsewhere) from None
     return f"{name} can be downloaded"
 
 
@@ -172,7 +164,7 @@ def check_catalogue(config: Config) -> str:
     start = f"the first {_MOST_ROWS:,} of " if found.products == _MOST_ROWS else ""
     message = f"{start}{products.name}: {found.text()}"
     if found.is_hopeless and not found.to_fetch:  # that is the next command
-        raise InputError(message, hint=found.advice or "export the catalogue again")
+        raise FurnclipError(message, hint=found.advice or "export the catalogue again")
     if found.usable < _ENOUGH_SHARE * found.products:
         raise Caution(message, hint=found.advice)
     return message
@@ -192,7 +184,7 @@ def check_cleaning(config: Config, ask_provider: Callable[[], tuple[date | None,
     left_days = (shutdown - date.today()).days
     hint = "set `clean.model`" + (f" to `{successor}`" if successor else "")
     if left_days <= 0:
-        raise ServiceError(f"{model} was shut down on {shutdown}", hint=hint)
+        raise FurnclipError(f"{model} was shut down on {shutdown}", hint=hint)
     if left_days < _WARN_DAYS:
         raise Caution(f"key accepted, {model} is shut down on {shutdown}", hint=hint)
     return f"key accepted, {model} is shut down on {shutdown}"
@@ -221,9 +213,9 @@ def check_disk(work: Path) -> str:
     free_bytes = shutil.disk_usage(folder).free
     message = f"{free_bytes / 1e9:,.1f} GB free for {work}"
     if not os.access(folder, os.W_OK):
-        raise StorageError(f"{folder} cannot be written", hint="set `paths.work` to another folder")
+        raise FurnclipError(f"{folder} cannot be written", hint="set `paths.work` to another folder")
     if free_bytes < _ENOUGH_BYTES:
-        problem = StorageError if free_bytes < _LITTLE_BYTES else Caution
+        problem = FurnclipError if free_bytes < _LITTLE_BYTES else Caution
         raise problem(message, hint="free some space, or set `paths.work` to another disk")
     return message
 

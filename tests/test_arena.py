@@ -561,6 +561,20 @@ def test_standings_of_a_hand_counted_contest() -> None:
     assert sum(part.wins for part in standings.categories["tuned against base"].values()) == 8
 
 
+@pytest.mark.parametrize("name", ["A", "B", "T", "X", "N"])
+def test_a_run_may_be_called_like_a_key(name: str) -> None:
+    def named(models: tuple[str, str]) -> tuple[str, str]:
+        first, second = (name if model == "tuned" else model for model in models)
+        return first, second
+
+    votes = [
+        replace(vote, duel=named(vote.duel), sides=named(vote.sides), models={"base": "b", name: "t"})
+        for vote in votes_of("anna", "ttttttttbb==xnn")
+    ]
+    score = compute_standings(votes, {}).duels[0].score
+    assert (score.wins, score.losses, score.ties, score.both_bad) == (8, 2, 2, 1)
+
+
 def test_a_clear_contest_is_decided_even_for_those_who_peek() -> None:
     standings = compute_standings(votes_of("anna", "t" * 20), {})
     duel = standings.duels[0]

@@ -385,15 +385,12 @@ class BrowserContest:
             session[0].close()
 
     def _ballot(self, app: ArenaApp, trial: Trial) -> str:
-        return self._hash(app.rater, trial.query.query_id, *trial.duel, str(trial.repeat))
+        return content_hash(self._salt, app.rater, trial.query.query_id, *trial.duel, str(trial.repeat))
 
     def _card(self, card: Card) -> dict[str, str]:
         return {"title": card.title, "detail": card.detail, "image": self._name(card.image)}
 
     def _name(self, image: str) -> str:
-        name = self._hash(image) if image else ""
+        name = content_hash(self._salt, image) if image else ""
         self._images[name] = image
         return name
-
-    def _hash(self, *words: str) -> str:
-        return hashlib.sha256("\0".join((self._salt, *words)).encode()).hexdigest()[:24]

@@ -156,7 +156,7 @@ def compute_standings(votes: Sequence[Vote], contests: Mapping[str, JudgedLineup
         raters=tuple(_rater(name, group) for name, group in _grouped(votes, lambda v: v.rater).items()),
         duels=tuple(duels),
         categories=categories,
-        side=_score([vote.choice for vote in fresh], first="A", second="B"),
+        side=_score([vote.outcome for vote in fresh], first="A", second="B"),
         alpha=krippendorff_alpha([{vote.rater: vote.winner for vote in group} for group in shared]),
         queries_judged_by_several=len(shared),
         ranking=tuple(sorted(ranking, key=lambda each: -each.rating)),
@@ -222,13 +222,12 @@ def _score(outcomes: Sequence[str], *, first: str, second: str) -> WinRate:
     wins, losses = counts[first], counts[second]
     decisive = wins + losses
     rate = wins / decisive if decisive else None
-    ties, both_bad = counts["tie"] + counts["T"], counts["both bad"] + counts["X"]
     interval, p_value = wilson_interval(wins, decisive), sign_test(wins, losses)
-    return WinRate(wins, losses, ties, both_bad, rate, interval, p_value)
+    return WinRate(wins, losses, counts["tie"], counts["both bad"], rate, interval, p_value)
 
 
 def _rater(name: str, votes: Sequence[Vote]) -> Rater:
-    side = _score([vote.choice for vote in votes], first="A", second="B")
+    side = _score([vote.outcome for vote in votes], first="A", second="B")
     first_answers = {vote.subject: vote.winner for vote in votes if not vote.repeat}
     repeats = [vote for vote in votes if vote.repeat and vote.choice != "N"]
     alike = sum(first_answers.get(vote.subject) == vote.winner for vote in repeats)
