@@ -52,39 +52,22 @@ class _Finder(MetaPathFinder, Loader):
 @contextmanager
 def quick_imports(library: Literal["lancedb", "pyarrow"] = "lancedb") -> Iterator[None]:
     """Import a library, then what is inside, without stopping to collect garbage."""
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
     gc.disable()
     try:
-        import_lancedb() if library == "lancedb" else import_pyarrow()
+        try:
+            import_module("pyarrow").array([0])  # the first array is where it looks for pandas
+            import_module(library)
+        except Exception:  # whatever a class that is not what it says leads to
+            _forget("lancedb", keep="lancedb._lancedb")  # an extension module is loaded once
+        finally:
+            sys.meta_path.remove(finder)
+            _forget(*_LEFT_OUT)
+        import_module(library)  # as usual, where a version of it wants more than stand-ins
         yield
     finally:
         gc.enable()
-
-
-def import_pyarrow() -> None:
-    """Import it without pandas, for which it looks when it makes its first array."""
-    with _stand_ins():
-        import_module("pyarrow").array([0])
-
-
-def import_lancedb() -> None:
-    """Import it; as usual where a version of it wants more than stand-ins."""
-    with _stand_ins():
-        try:
-            import_module("lancedb")
-        except Exception:  # whatever a class that is not what it says leads to
-            _forget("lancedb", keep="lancedb._lancedb")  # an extension module is loaded once
-    import_module("lancedb")
-
-
-@contextmanager
-def _stand_ins() -> Iterator[None]:
-    finder = _Finder()
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        _forget(*_LEFT_OUT)
 
 
 def _forget(*packages: str, keep: str = "") -> None:
