@@ -176,30 +176,33 @@ class Kept:
                     column.flush()
                     os.fsync(column.fileno())
 
-    def near_pairs(self, looks: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `nearby.near_pairs`, of the ascending `looks` (N,), whose fingerprints are at `places` (N,).
+    def near_pairs(
+        self, places: np.ndarray, looks: np.ndarray, first: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `nearby.near_pairs`, of the ascending `looks` (N,); their prints are at `places[first]` (N,).
 
         What was found between those that the last finished run had is taken from there.
         """
-        prints, had = self.column("prints"), self._stored["looks"]
+        prints, had, places = self.column("prints"), self._stored["looks"], places[first]
         new = np.flatnonzero(_place_among(had, looks) < 0)
         if len(new) > max(_MOST_NEW * len(looks), 16) or not (len(had) and len(looks)):
-            return near_pairs(prints[places])
-        ends = np.searchsorted(looks, self._stored["pairs"])
-        there = (looks[np.minimum(ends, len(looks) - 1)] == self._stored["pairs"]).all(axis=1)
-        pairs, apart = pairs_with(prints, self.column("vectors"), places, new)
-        pairs, apart = (
-            np.concatenate([ends[there], pairs]),
-            np.concatenate([self._stored["apart"][there], apart]),
-        )
-        order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-        return pairs[order], apart[order]
+            pairs, apart = near_pairs(prints[places])
+        else:
+            ends = np.searchsorted(looks, self._stored["pairs"])
+            there = (looks[np.minimum(ends, len(looks) - 1)] == self._stored["pairs"]).all(axis=1)
+            pairs, apart = pairs_with(prints, self.column("vectors"), places, new)
+            pairs = np.concatenate([ends[there], pairs])
+            apart = np.concatenate([self._stored["apart"][there], apart])
+            order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+            pairs, apart = pairs[order], apart[order]
+        self._found = {"looks": looks, "pairs": looks[pairs], "apart": apart}
+        return pairs, apart
 
-    def finish(self, records: Rows, found: Sequence[np.ndarray], digests: Digests, **about: Any) -> None:
-        """Say which rows are current. found: looks, ascending, pairs (P, 2) of them, and how far apart."""
+    def finish(self, records: Rows, digests: Digests, **about: Any) -> None:
+        """Say which rows are current, and what `near_pairs` found of them."""
         self.about |= about | {"folder": self.folder.name, "version": _FORMAT, "store": self._store}
         told = np.frombuffer(json.dumps(self.about).encode(), np.uint8)
-        columns = {**dict(zip(("looks", "pairs", "apart"), found, strict=True)), **digests._asdict()}
+        columns = self._found | digests._asdict()
         columns |= {"about": told, "live": records.places, "numbers": records["row"]}
         if not all(np.array_equal(self._stored.get(name, ()), columns[name]) for name in columns):
             with replacing(self._path) as file:

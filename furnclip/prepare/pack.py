@@ -66,9 +66,6 @@ class SampleChange(NamedTuple):
     missing_reason: str = ""  # why it has no image
 
 
-_UNCHANGED = SampleChange()
-
-
 @dataclass(frozen=True)
 class PlannedShard:
     """One shard to be. `content` is a hash of what its samples, in the order of their keys, hold."""
@@ -200,7 +197,7 @@ def pack_shard(shard: PlannedShard, *, folder: Path, staged: Path, store: Path) 
                     yield written.run(int(same[row]), count)
                 else:
                     key, content, group = rows[row]
-                    change = shard.changes.get(key, _UNCHANGED)
+                    change = shard.changes.get(key, SampleChange())
                     yield f"{content:016x}", _sample(key, group, next(members), change)
 
         write_shard(shard.staged_in(staged), samples(), content=shard.content)

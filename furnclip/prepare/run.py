@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,13 +209,7 @@ class _Preparation:
         self.rejections += catalogue.rejections
         for note in catalogue.notes:
             self._note(note, int(records["row"][note.row]))
-        found: list[np.ndarray] = []
-
-        def near(looks: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            pairs, apart = self.kept.near_pairs(looks, catalogue.places[first])
-            found.extend((looks, looks[pairs], apart))
-            return pairs, apart
-
+        near = partial(self.kept.near_pairs, catalogue.places)
         ties = find_ties(records, catalogue.images, catalogue.rows, near, by_column=by_column)
         ties = self._without_placeholders(catalogue, ties)
         assignment = self._assign(catalogue, ties, ledger)
@@ -232,7 +227,7 @@ class _Preparation:
                 processes=settings.workers,
             )
         manifest = self._publish(catalogue, planned, known, alike.result(), leaks.result())
-        self._finish(catalogue, found)
+        self._finish(catalogue)
         shutil.rmtree(staged, ignore_errors=True)
         products = sum(manifest.splits[name].samples for name in SPLITS)
         return PrepareSummary(
@@ -265,7 +260,7 @@ class _Preparation:
                 for name in FOLDERS
             },
             settings=settings.model_dump(exclude={"workers", "engine"}),
-            leaks=leaks | _about_groups(alike),
+            leaks=leaks | alike.counts,
             columns=catalogue.columns,
             rejected=_counted(self.rejections),
         ).with_hash()
@@ -279,14 +274,14 @@ class _Preparation:
             write_manifest(folder, manifest)
         return manifest
 
-    def _finish(self, catalogue: Catalogue, found: Sequence[np.ndarray]) -> None:
+    def _finish(self, catalogue: Catalogue) -> None:
         """Note that the shards hold these products, and forget all others."""
         records = catalogue.records
         gone = self.kept.gone(records)
         if not self.kept.is_continued:
             gone = np.setdiff1d(self.store.keys(), records["key"], assume_unique=True)
         self.store.forget(gone)
-        self.kept.finish(records, found, catalogue.digests, **catalogue.about)
+        self.kept.finish(records, catalogue.digests, **catalogue.about)
 
     def _note(self, note: Note, row: int) -> None:
         """What of a product is not used, and why; `row`: in the catalogue."""
@@ -376,16 +371,6 @@ class _Preparation:
             f"first in row {first.row}: {first.detail}",
             hint=f"`{reasons}` has the reason of each row; fix them and run the command again",
         )
-
-
-def _about_groups(groups: NearGroups) -> dict[str, int]:
-    """What the manifest says of near-duplicate groups."""
-    return {
-        "near_duplicate_groups": len(groups.sizes),
-        "largest_near_duplicate_group": int(groups.sizes.max(initial=0)),
-        "near_duplicate_groups_of_several_types": int(groups.has_types.sum()),
-        "near_duplicate_groups_of_several_titles": int(groups.has_titles.sum()),
-    }
 
 
 def _counted(rejections: Sequence[Rejection]) -> dict[str, int]:

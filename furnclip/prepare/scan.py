@@ -139,7 +139,8 @@ class Scanner:
             if sample.images or sample.described:
                 yield self._kept(sample, Members(decoded.jpegs, *item.text))
             else:
-                yield _rejection(item.product, "no-text", "neither title nor attributes, and no image")
+                row, product_id, *_ = item.product
+                yield Rejection(row, product_id, "no-text", "neither title nor attributes, and no image")
         self.images.tell_near_matches()
 
     def _judge(self, product: Product | Rejection) -> _Undecoded | Scanned | Rejection:
@@ -225,10 +226,6 @@ def _name(item: _Undecoded | Scanned | Rejection) -> str:
         return f"row {item.entry.row}"
     about = item.product if isinstance(item, _Undecoded) else item
     return f"row {about.row}, product {about.product_id}"
-
-
-def _rejection(product: Product, reason: str, detail: str) -> Rejection:
-    return Rejection(product.row, product.product_id, reason, detail)
 
 
 def _number(*parts: bytes | str) -> int:

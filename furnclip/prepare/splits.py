@@ -156,15 +156,6 @@ def assign(
     is_new = known_split == UNDECIDED
     names = np.where(is_new, keys, known_group)
 
-    def named_of(nodes: np.ndarray) -> np.ndarray:
-        """The name of each node, by the nodes of the rows; 0 without one."""
-        named = np.zeros(ties.node_count, dtype=np.uint64)
-        for among in (placed & is_new, placed & ~is_new):
-            least = np.full(ties.node_count, _NO_NAME)
-            np.minimum.at(least, nodes[among], names[among])
-            named = np.where(least == _NO_NAME, named, least)
-        return named
-
     aside = ThreadPoolExecutor(1)
     grouped = aside.submit(_connected, ties, placed, ties.middle)
     aside.shutdown(wait=False)
@@ -178,20 +169,31 @@ def assign(
     split_of[part[settled]] = known_split[settled]
 
     assignment = Assignment(known_group, known_group.copy(), np.full(len(keys), UNDECIDED, dtype=np.int8))
-    assignment.together[placed] = named_of(part)[part[placed]]
+    assignment.together[placed] = _named(part, names, placed, is_new, ties.node_count)[part[placed]]
     assignment.split[placed] = split_of[part[placed]]
     _draw_splits(assignment, np.flatnonzero(placed & (assignment.split == UNDECIDED)), shares)
 
     groups = _connected(ties, placed, ties.middle) if len(contested) else grouped.result()
     group = groups[_first_of(ties, ties.middle)]
-    named, new = named_of(group), placed & is_new
+    named, new = _named(group, names, placed, is_new, ties.node_count), placed & is_new
     assignment.group[new] = named[group[new]]
-    for row in np.flatnonzero(assignment.split == UNDECIDED).tolist():
-        label = int(ties.label[row])
-        among = 0 if label == NO_NODE else int(named[groups[label]])
-        assignment.group[row] = among or keys[row]
+    out = np.flatnonzero(assignment.split == UNDECIDED)
+    among = named[groups[ties.label[out]]]
+    assignment.group[out] = np.where((ties.label[out] != NO_NODE) & (among > 0), among, keys[out])
     _fill_empty_splits(assignment, known_split, shares)
     return assignment
+
+
+def _named(
+    nodes: np.ndarray, names: np.ndarray, placed: np.ndarray, is_new: np.ndarray, count: int
+) -> np.ndarray:
+    """The name of each of `count` nodes, by the nodes (N,) of the placed rows; 0 without one."""
+    named = np.zeros(count, dtype=np.uint64)
+    for among in (placed & is_new, placed & ~is_new):
+        least = np.full(count, _NO_NAME)
+        np.minimum.at(least, nodes[among], names[among])
+        named = np.where(least == _NO_NAME, named, least)
+    return named
 
 
 def _is_of_several_splits(

@@ -134,6 +134,16 @@ class NearGroups(NamedTuple):
     has_types: np.ndarray  # (G,) whether several object types are in each
     has_titles: np.ndarray  # (G,) or titles
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the manifest says of them."""
+        return {
+            "near_duplicate_groups": len(self.sizes),
+            "largest_near_duplicate_group": int(self.sizes.max(initial=0)),
+            "near_duplicate_groups_of_several_types": int(self.has_types.sum()),
+            "near_duplicate_groups_of_several_titles": int(self.has_titles.sum()),
+        }
+
 
 def near_groups(records: Records, ties: Ties) -> NearGroups:
     """The groups, told by the images alone."""
