@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 MAX_ID_CHARS = 200
 _MAX_SHOWN_COLUMNS = 20
 _MAX_SHOWN_CHARS = 40
+_ONE = ("id_column", "title_column", "image_column", "group_column", "parent_column")
+_SEVERAL = ("more_image_columns", "published_columns")  # settings that name columns
 
 
 class Product(NamedTuple):
@@ -79,22 +80,10 @@ def _remedy(path: Path, paths: DataPaths) -> str:
     return f"delete `{path}` and run `furnclip clean run`: it is written again, and nothing is paid for twice"
 
 
-class _Columns(NamedTuple):
-    """What a file calls the columns that the settings name; empty where there is none."""
-
-    id: str
-    title: str
-    image: str
-    group: str
-    parent: str
-    more_images: tuple[str, ...]
-    published: tuple[str, ...]
-
-
 def _open(
     path: Path, paths: DataPaths, images: ImageStore | None = None, lines: Iterable[str] | None = None
-) -> tuple[_Columns, Iterator[Record]]:
-    """The columns that the settings name; and the records, those that belong together as one."""
+) -> tuple[DataPaths, Iterator[Record]]:
+    """The settings, with columns as the file calls them; and records, those that belong together as one."""
 
     def read() -> tuple[list[str], Iterator[Record]]:
         names, records = read_records(path, images, language=paths.language, lines=lines)
@@ -110,14 +99,14 @@ def _open(
     except InputError as error:
         error.hint = _remedy(path, paths) or error.hint
         raise
-    find = partial(_find_column, path, names)
-    one = {name: find(f"{name}_column", getattr(paths, f"{name}_column")) for name in _Columns._fields[:-2]}
-    more = tuple(find("more_image_columns", name) for name in paths.more_image_columns)
-    published = tuple(find("published_columns", name) for name in paths.published_columns)
-    found = _Columns(**one, more_images=more, published=published)
-    if found.parent:
-        own = names_of_products(names, found.id)
-        records = with_parents(lambda: read()[1], found.parent, own, published)
+    one = {name: _find_column(path, names, name, getattr(paths, name)) for name in _ONE}
+    several = {
+        name: [_find_column(path, names, name, each) for each in getattr(paths, name)] for name in _SEVERAL
+    }
+    found = paths.model_copy(update={**one, **several})
+    if found.parent_column:
+        own = names_of_products(names, found.id_column)
+        records = with_parents(lambda: read()[1], found.parent_column, own, found.published_columns)
     return found, records
 
 
@@ -151,11 +140,11 @@ def read_products(
     return _judge(records, columns)
 
 
-def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | Rejection]:
+def _judge(records: Iterable[Record], columns: DataPaths) -> Iterator[Product | Rejection]:
     seen: set[int] = set()  # 64-bit hashes: a million ids take 80 MB as strings in a dict, a third as these
     for record in records:
         fields = record.fields
-        product_id = fields.get(columns.id, "").strip()
+        product_id = fields.get(columns.id_column, "").strip()
         reason, detail = record.reason, record.detail
         if reason:
             pass
@@ -165,16 +154,20 @@ def _judge(records: Iterable[Record], columns: _Columns) -> Iterator[Product | R
             reason, detail = "bad-id", f"an id is printable and has at most {MAX_ID_CHARS} characters"
         elif hash(product_id) in seen:
             reason, detail = "duplicate-id", f"`{product_id}` is the id of an earlier row"
-        elif hidden := [name for name in columns.published if not is_published(fields[name])]:
+        elif hidden := [name for name in columns.published_columns if not is_published(fields[name])]:
             reason, detail = "unpublished", f"column `{hidden[0]}` says `{fields[hidden[0]].strip()}`"
         if reason:
             yield Rejection(record.row, product_id[:MAX_ID_CHARS], reason, detail, fields, record.file_rows)
             continue
         seen.add(hash(product_id))
-        named = [name for name in (columns.image, *columns.more_images) if name and fields[name].strip()]
-        title = plain_text(fields[columns.title])
+        named = [
+            name
+            for name in (columns.image_column, *columns.more_image_columns)
+            if name and fields[name].strip()
+        ]
+        title = plain_text(fields[columns.title_column])
         told = [*(text for text in record.options if text.casefold() not in title.casefold()), title]
-        group = fields[columns.group].strip() if columns.group else ""
+        group = fields[columns.group_column].strip() if columns.group_column else ""
         yield Product(
             row=record.row,
             product_id=product_id,
@@ -199,7 +192,7 @@ def uncleaned_rows(paths: DataPaths) -> int:
             # an image can be the id, where the file has the images themselves
             columns, records = _open(path, paths, ImageStore((paths.id_column,), None, path.stem))
             # of every row, damaged ones as well: each row of the catalogue has its counterpart
-            ids = (record.fields.get(columns.id, "").strip() for record in records)
+            ids = (record.fields.get(columns.id_column, "").strip() for record in records)
             hashes.append(np.fromiter(map(hash, ids), np.int64))
     known, at = np.unique(np.concatenate(hashes), return_inverse=True)
     settled, there = (

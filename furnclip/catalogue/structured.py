@@ -158,13 +158,11 @@ def read_json(
 ) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
     """Columns, in the order in which they first occur, and every object; a message where there is none."""
     read = _json_lines if kind == "lines" else partial(_array_items, is_inside=kind == "object")
-    columns: dict[str, None] = {}
-    for item in map(_with_variants, read(path)):
-        if isinstance(item, dict):
-            columns.update(dict.fromkeys(item))
+    items = map(_with_variants, read(path))
+    columns = list(dict.fromkeys(name for item in items if isinstance(item, dict) for name in item))
     if not columns:
         raise unreadable(path, "holds no JSON object", hint="each line has to be one JSON object")
-    return list(columns), map(_with_variants, read(path))
+    return columns, map(_with_variants, read(path))
 
 
 def _with_variants(row: dict[str, Any] | str) -> dict[str, Any] | str:
@@ -287,13 +285,11 @@ def _rows_of(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | str]:
 
 def read_xml(path: Path) -> tuple[list[str], Iterator[dict[str, Any] | str]]:
     """Columns, in the order in which they first occur, and every product as a row."""
-    columns: dict[str, None] = {}
-    for row in _feed_rows(path):
-        columns.update(dict.fromkeys(row))
+    columns = list(dict.fromkeys(name for row in _feed_rows(path) for name in row))
     if not columns:
         hint = "furnclip reads RSS and Atom feeds for Google Merchant Center; export it as one, or as CSV"
         raise unreadable(path, "is XML or HTML without products", hint=hint)
-    return list(columns), _feed_rows(path)
+    return columns, _feed_rows(path)
 
 
 def _feed_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -36,9 +35,9 @@ from furnclip.catalogue import (
 )
 from furnclip.clean import offline
 from furnclip.clean.batch.results import Outcome, collect
+from furnclip.clean.batch.results import estimate as estimate_parts
 from furnclip.clean.batch.state import SENT, UNSENT, State
 from furnclip.clean.offline import find_brands, names_of, plain_title, settled
-from furnclip.clean.plan import estimate as estimate_parts
 from furnclip.clean.plan import prepare
 from furnclip.clean.prompt import FIELDS
 from furnclip.clean.workspace import (
@@ -136,7 +135,7 @@ def estimate(ledger: CleaningLedger, *, limit: int | None, sample: int | None, c
 
         with _service(ledger.config) as service:
             send_canary(ledger, service, waiting[0], once_more=True)
-    return asdict(estimate_parts(waiting, ledger))
+    return estimate_parts(waiting, ledger)._asdict()
 
 
 def cancel(ledger: CleaningLedger) -> list[int]:

@@ -26,6 +26,8 @@ import openai
 
 from furnclip import console
 from furnclip.clean.batch.results import (
+    Calibration,
+    calibrate,
     classify,
     is_reply_lost,
     live_bill,
@@ -36,7 +38,7 @@ from furnclip.clean.batch.results import (
 )
 from furnclip.clean.batch.service import OFFICIAL_URL, RefusedError
 from furnclip.clean.batch.state import UNSENT, BatchPart
-from furnclip.clean.plan import Calibration, calibrate, plan_retries
+from furnclip.clean.plan import plan_retries
 from furnclip.clean.workspace import CleaningLedger, RequestLine
 from furnclip.errors import FurnclipError, ServiceError
 from furnclip.journal import Journal, aside_name

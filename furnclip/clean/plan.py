@@ -3,9 +3,6 @@
 In: catalogue and images. Out: `parts/`, `rows.jsonl` and, in the journal, one `planned` event a part and
 `prepared` at the end. A kill loses at most the part being written: requests planned before, also with other
 settings, are not planned twice, and the same requests and limits give the same bytes.
-
-The price is estimated before sending: an image by the patch rule, text by its length, answers by the model
-table; then by what the canary took, then by the parts that came back.
 """
 
 from __future__ import annotations
@@ -18,16 +15,15 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from furnclip import console
 from furnclip.catalogue import Product, Rejection, content_hash
 from furnclip.clean import offline
 from furnclip.clean.batch.requests import Recipe, is_openai, request_image, text_tokens, with_cap
-from furnclip.clean.batch.results import Outcome, collect, merge
+from furnclip.clean.batch.results import Outcome, backoff_s, collect, merge
 from furnclip.clean.batch.state import UNSENT, BatchPart
 from furnclip.clean.prompt import user_text
 from furnclip.clean.workspace import (
@@ -50,7 +46,6 @@ from furnclip.sources import FoundImage
 _INLINE_PRODUCTS = 256  # starting processes costs more than this many images
 _QUEUE_HEADROOM = 0.9  # the service counts tokens in its own way; stay below its limit
 _CAP_CEILING_TOKENS = 8000
-_MAX_WAIT_S = 900.0
 
 
 def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) -> Event:
@@ -97,12 +92,34 @@ def prepare(ledger: CleaningLedger, *, limit: int | None, sample: int | None) ->
 
 def _plan_rows(ledger: CleaningLedger, products: Iterable[Product | Rejection], *, total: int) -> Event:
     """Write `rows.jsonl` and the parts, each of them journalled when it is complete; counts of the rows."""
-    is_local = ledger.config.clean.backend == "local"
+    clean, state, recipe = ledger.config.clean, ledger.state, ledger.recipe
+    known = {line["custom_id"] for part in state.parts.values() for line in part.rejected_lines}
+    for part in state.current_parts:
+        known.update(request.custom_id for request in ledger.workspace.read_index(part.number))
+    is_local = clean.backend == "local"
+    brands = offline.find_brands(ledger.products(), recipe.vocabulary) if is_local else None
+    function = partial(encode_product, recipe=recipe, known=known, brands=brands)
     counts = dict.fromkeys(("rows", "requests", "rejected"), 0)
-    with console.progress("reading images", total=total) as meter, replacing(ledger.workspace.rows) as file:
-        lines = _lines_to_send(ledger, products, file, counts, meter)
+
+    def lines_to_send() -> Iterator[RequestLine]:
+        """The entries of the rows are written, and counted, while their lines stream by."""
+        items = ((product, _found(ledger, product)) for product in products)
+        for entry, line in pool.map(items, name_of=lambda item: item[0].product_id):
+            file.write(encode_event(entry._asdict()))
+            counts["rows"] += 1
+            counts["requests"] += bool(entry.custom_id)
+            counts["rejected"] += bool(entry.reason)
+            meter.advance()
+            if line:
+                yield line
+
+    with (
+        console.progress("reading images", total=total) as meter,
+        replacing(ledger.workspace.rows) as file,
+        Workers(function, clean.workers, here_first=_INLINE_PRODUCTS, setting="clean.workers") as pool,
+    ):
         status = "downloaded" if is_local else "planned"
-        for facts in _write_own(ledger, lines, ledger.state.next_number, status=status):
+        for facts in _write_own(ledger, lines_to_send(), state.next_number, status=status):
             ledger.record("planned", **facts)
     return counts
 
@@ -165,32 +182,6 @@ def _selected(ledger: CleaningLedger, limit: int | None, sample: int | None) -> 
     hashed = ((content_hash(product.product_id), product.row) for product in ledger.products())
     chosen = {row for _, row in heapq.nsmallest(sample, hashed)}
     yield from islice((p for p in ledger.products() if p.row in chosen), limit)
-
-
-def _lines_to_send(
-    ledger: CleaningLedger,
-    products: Iterable[Product | Rejection],
-    file: IO[bytes],
-    counts: dict[str, int],
-    meter: console.Meter,
-) -> Iterator[RequestLine]:
-    """The lines to be sent; the entries of the rows are written, and counted, while they stream by."""
-    clean, state, recipe = ledger.config.clean, ledger.state, ledger.recipe
-    known = {line["custom_id"] for part in state.parts.values() for line in part.rejected_lines}
-    for part in state.current_parts:
-        known.update(request.custom_id for request in ledger.workspace.read_index(part.number))
-    brands = offline.find_brands(ledger.products(), recipe.vocabulary) if clean.backend == "local" else None
-    items = ((product, _found(ledger, product)) for product in products)
-    function = partial(encode_product, recipe=recipe, known=known, brands=brands)
-    with Workers(function, clean.workers, here_first=_INLINE_PRODUCTS, setting="clean.workers") as pool:
-        for entry, line in pool.map(items, name_of=lambda item: item[0].product_id):
-            file.write(encode_event(entry._asdict()))
-            counts["rows"] += 1
-            counts["requests"] += bool(entry.custom_id)
-            counts["rejected"] += bool(entry.reason)
-            meter.advance()
-            if line:
-                yield line
 
 
 def _found(ledger: CleaningLedger, product: Product | Rejection) -> list[FoundImage] | BrokenImage:
@@ -307,61 +298,6 @@ def write_parts(
             **shared,
         }
         number += 1
-
-
-class Calibration(NamedTuple):
-    """The best knowledge of the tokens that a request takes besides its image and title."""
-
-    overhead_tokens: float
-    answer_tokens: float
-    basis: str  # "table", "canary" or "results"
-
-    def prompt_tokens(self, part: BatchPart) -> int:
-        return round(part.tokens + part.requests * self.overhead_tokens)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Expected tokens and price of some requests."""
-
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float
-    basis: str
-
-
-def calibrate(ledger: CleaningLedger) -> Calibration:
-    state, recipe = ledger.state, ledger.recipe
-    overhead, answer, basis = float(recipe.overhead_tokens), float(recipe.answer_tokens), "table"
-    if canary := state.canaries.get(recipe.identity):
-        overhead, answer, basis = canary["overhead_tokens"], canary["completion_tokens"], "canary"
-    answered = prompt = completion = 0.0
-    for part in state.with_status("merged"):
-        total, completed, _ = part.counts
-        count = completed if total else part.requests  # the service ran and billed so many
-        if count and part.identity == recipe.identity and part.usage.prompt_tokens:
-            answered += count
-            prompt += part.usage.prompt_tokens - part.tokens * count / part.requests
-            completion += part.usage.completion_tokens
-    if answered:
-        overhead, answer, basis = prompt / answered, completion / answered, "results"
-    return Calibration(max(0.0, overhead), answer, basis)
-
-
-def estimate(parts: Sequence[BatchPart], ledger: CleaningLedger) -> Estimate:
-    """What these parts will take together."""
-    calibration, requests = calibrate(ledger), sum(part.requests for part in parts)
-    prompt = sum(map(calibration.prompt_tokens, parts))
-    completion = round(requests * calibration.answer_tokens)
-    is_batch = ledger.config.clean.backend == "openai"
-    cost_usd = ledger.recipe.model.cost_usd(prompt, completion, batch=is_batch)
-    return Estimate(requests, prompt, completion, cost_usd, calibration.basis)
-
-
-def backoff_s(wait_s: float, refusals: int) -> float:
-    """`wait_s`, doubled with every refusal after the first, up to a quarter of an hour."""
-    return min(_MAX_WAIT_S, wait_s * 2.0 ** max(0, refusals - 1))
 
 
 def plan_retries(ledger: CleaningLedger) -> int:

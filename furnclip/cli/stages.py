@@ -63,7 +63,7 @@ def fetch(
     from furnclip.fetch import fetch as fetch_images
 
     summary = fetch_images(call.settings(), refresh=refresh)
-    call.emit(summary.as_dict(), lambda: _show_fetched(summary))
+    call.emit(vars(summary), lambda: _show_fetched(summary))
     if summary.failed:
         console.warn(
             f"{sum(summary.failed.values()):,} images could not be fetched; `{summary.failed_csv}` has the "

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock, Thread
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from furnclip import console
 from furnclip.catalogue import Rejection, content_hash, read_products, write_row
@@ -59,10 +59,6 @@ class FetchSummary:
     unchanged: int = 0  # asked for again, and still the same
     fetched_bytes: int = 0
     failed: dict[str, int] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return dict(vars(self))
 
 
 def fetch(config: Config, *, refresh: bool = False) -> FetchSummary:
@@ -135,7 +131,7 @@ class _Run:
             if (key := _key_of(address)) in seen:
                 continue
             seen.add(key)
-            if self._shelf.find(key) and not refresh:
+            if key in self._shelf.known and not refresh:
                 self._summary.kept += 1
             else:
                 todo[address.split("/")[2].lower()].append(address)
@@ -195,7 +191,7 @@ class _Run:
     async def _fetch(self, address: str, server: _Host, attempt: int) -> bool:
         """Try an address once; whether it needs no other attempt."""
         summary, key = self._summary, _key_of(address)
-        kept, is_other = self._shelf.find(key), False
+        kept, is_other = self._shelf.known.get(key), False
         is_silent = not server.has_answered and server.silences >= _SILENCES * self._settings.per_host
         try:
             if is_silent and attempt == 1:
@@ -250,31 +246,29 @@ class _Shelf:
         self._place = image_place(config)
         self._place.tidy(FETCHED_FOLDER)
         self._journal, self._lock, self._is_closed = journal, Lock(), False
-        known: dict[int, _KeptImage] = {}
-        for key, event in fetched_images(journal.path):
-            known[key] = _KeptImage(**{name: event[name] for name in _KeptImage._fields if name in event})
-        statuses = ((key, kept, self._place.status(kept.name)) for key, kept in known.items())
-        self._known = {
-            key: kept for key, kept, status in statuses if status.split(" ")[0] == str(kept.size_bytes)
+        known = {
+            key: _KeptImage(**{name: event[name] for name in _KeptImage._fields if name in event})
+            for key, event in fetched_images(journal.path)
         }
-        self._uses = Counter(kept.name for kept in self._known.values())
+        # what was kept of an address before this run or in it
+        self.known = {key: kept for key, kept in known.items() if self._is_there(kept)}
+        self._uses = Counter(kept.name for kept in self.known.values())
 
-    def find(self, key: int) -> _KeptImage | None:
-        """What was kept of an address before this run or in it."""
-        return self._known.get(key)
+    def _is_there(self, kept: _KeptImage) -> bool:
+        return self._place.status(kept.name).split(" ")[0] == str(kept.size_bytes)
 
     def keep(self, key: int, address: str, found: Download) -> bool:
         """Keep an image, and say whether it is another than before. Raises `OSError`, `StorageError`."""
         digest = hashlib.sha256(found.content).hexdigest()
         ending = found.format.lower().replace("jpeg", "jpg")
         name = f"{FETCHED_FOLDER}/{digest[:2]}/{digest[:32]}.{ending}"
-        kept, before = _KeptImage(name, len(found.content), found.etag, found.modified), self._known.get(key)
+        kept, before = _KeptImage(name, len(found.content), found.etag, found.modified), self.known.get(key)
         about = {"address": redact(address), "at": utc_now(), "type": found.format, "sha256": digest}
         event = {"key": f"{key:016x}", **about, **kept._asdict()}
         with self._lock:
             is_new = not self._uses[name]
             self._uses[name] += 1
-            self._known[key] = kept
+            self.known[key] = kept
         if is_new:
             self._place.write(name, found.content, lambda: self._announce(event))
         else:

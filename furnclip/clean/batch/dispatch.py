@@ -21,10 +21,10 @@ from typing import Any
 from openai.types import Batch
 
 from furnclip import console
-from furnclip.clean.batch.results import classify, usage_of
+from furnclip.clean.batch.results import backoff_s, calibrate, classify, estimate, usage_of
 from furnclip.clean.batch.service import TERMINAL, BatchService, RefusedError, UnsureError
 from furnclip.clean.batch.state import SENT, UNSENT, BatchPart
-from furnclip.clean.plan import Limits, backoff_s, calibrate, cut_part, estimate, queue_limit
+from furnclip.clean.plan import Limits, cut_part, queue_limit
 from furnclip.clean.workspace import CleaningLedger, RequestLine, key_print
 from furnclip.errors import ConfigError, JournalError, ServiceError
 from furnclip.journal import sha256_of

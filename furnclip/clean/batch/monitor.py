@@ -16,10 +16,17 @@ from openai.types import Batch, BatchError
 
 from furnclip import console
 from furnclip.clean.batch.dispatch import Dispatcher
-from furnclip.clean.batch.results import halt_on_same_error, merge, stop_if_halted
+from furnclip.clean.batch.results import (
+    backoff_s,
+    calibrate,
+    estimate,
+    halt_on_same_error,
+    merge,
+    stop_if_halted,
+)
 from furnclip.clean.batch.service import TERMINAL, BatchService, OutageError, counts_of
 from furnclip.clean.batch.state import BatchPart
-from furnclip.clean.plan import Limits, backoff_s, calibrate, cut_part, estimate, plan_retries
+from furnclip.clean.plan import Limits, cut_part, plan_retries
 from furnclip.clean.workspace import CleaningLedger, PartRequest
 from furnclip.errors import ServiceError
 from furnclip.journal import Event, write_bytes

@@ -3,13 +3,16 @@
 Output and error files hold lines in any order, some missing, doubled or damaged. A status of 200 is no
 success yet: refusals, cut and empty answers come with it too. The files are the truth, not the service's
 counts, and which of the two a line stands in does not matter.
+
+What is not sent yet is estimated: an image by the patch rule, text by its length, answers by the model table;
+then by what the canary took, then by the parts that came back.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,6 +32,7 @@ _RETRYABLE_STATUS = frozenset({0, 408, 409, 425, 429})
 _DETAIL_CHARACTERS = 200
 _SAME_ERROR_SHARE = 0.2
 _SAME_ERROR_ROWS = 10
+_MAX_WAIT_S = 900.0
 
 
 class Outcome(NamedTuple):
@@ -195,6 +199,60 @@ def is_reply_lost(line: dict[str, Any]) -> bool:
     """Whether a live request may have run, and been billed, although no reply came."""
     status = _object(line.get("response")).get("status_code")
     return not isinstance(status, int) or status in (0, 408) or (status >= 500 and status != 503)
+
+
+class Calibration(NamedTuple):
+    """The best knowledge of the tokens that a request takes besides its image and title."""
+
+    overhead_tokens: float
+    answer_tokens: float
+    basis: str  # "table", "canary" or "results"
+
+    def prompt_tokens(self, part: BatchPart) -> int:
+        return round(part.tokens + part.requests * self.overhead_tokens)
+
+
+class Estimate(NamedTuple):
+    """Expected tokens and price of some requests."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    basis: str
+
+
+def calibrate(ledger: CleaningLedger) -> Calibration:
+    state, recipe = ledger.state, ledger.recipe
+    overhead, answer, basis = float(recipe.overhead_tokens), float(recipe.answer_tokens), "table"
+    if canary := state.canaries.get(recipe.identity):
+        overhead, answer, basis = canary["overhead_tokens"], canary["completion_tokens"], "canary"
+    answered = prompt = completion = 0.0
+    for part in state.with_status("merged"):
+        total, completed, _ = part.counts
+        count = completed if total else part.requests  # the service ran and billed so many
+        if count and part.identity == recipe.identity and part.usage.prompt_tokens:
+            answered += count
+            prompt += part.usage.prompt_tokens - part.tokens * count / part.requests
+            completion += part.usage.completion_tokens
+    if answered:
+        overhead, answer, basis = prompt / answered, completion / answered, "results"
+    return Calibration(max(0.0, overhead), answer, basis)
+
+
+def estimate(parts: Sequence[BatchPart], ledger: CleaningLedger) -> Estimate:
+    """What these parts will take together."""
+    calibration, requests = calibrate(ledger), sum(part.requests for part in parts)
+    prompt = sum(map(calibration.prompt_tokens, parts))
+    completion = round(requests * calibration.answer_tokens)
+    is_batch = ledger.config.clean.backend == "openai"
+    cost_usd = ledger.recipe.model.cost_usd(prompt, completion, batch=is_batch)
+    return Estimate(requests, prompt, completion, cost_usd, calibration.basis)
+
+
+def backoff_s(wait_s: float, refusals: int) -> float:
+    """`wait_s`, doubled with every refusal after the first, up to a quarter of an hour."""
+    return min(_MAX_WAIT_S, wait_s * 2.0 ** max(0, refusals - 1))
 
 
 def model_of(part: BatchPart, clean: CleaningConfig) -> VisionModel:

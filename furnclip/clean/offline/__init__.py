@@ -13,7 +13,6 @@ capitals or in CamelCase. Do not trust it for a few rows or for names that are p
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections import Counter, defaultdict
@@ -77,7 +76,8 @@ def local_answer(
     An image that is not the product's own but its parent's does not overrule the title.
     """
     pieces = _unnamed(title)
-    name, said = _joined(pieces), TitleReading(", ".join(pieces), vocabulary)
+    name = " ".join(" ".join(pieces).split()).lower()[:MAX_TITLE_CHARACTERS].strip(_EDGES)
+    said = TitleReading(", ".join(pieces), vocabulary)
     kind, material = said.object_type, said.first("material")
     if material == UNKNOWN:
         material = usual_material(name, kind, vocabulary)
@@ -109,7 +109,6 @@ def _color(named: str, image: Image.Image, vocabulary: AllowedWords) -> str:
 
 _BY_MAKER = re.compile(r"\s+by\s+[A-Z][\w&.'-]*(?:\s+[A-Z][\w&.'-]*){0,3}\s*(?=$|[,(|-])")
 _MARKED = re.compile(r"\b[\w&.'-]+\s?[®™©]")
-_TAGS = re.compile(r"<[^>]{0,80}>")
 _QUOTES = re.compile("(?<![0-9])[\u201c-\u201f\u00ab\u00bb]")  # a closing one behind a number means inches
 _EMPTY_BRACKETS = re.compile(r"[(\[{]\s*[)\]}]")
 _DASHES = "\u2013\u2014"
@@ -119,19 +118,9 @@ _JOINTS = re.compile(rf"\s*(?:[|{_DASHES};:*~!]|{_COMMA})\s*|\s+[-/+]\s+")
 _MEASURES = re.compile(r"\S*\d\S*(?:\s+(?:[x\u00d7]|[cm]?m|kg|in|inch(?:es)?|ft|zoll)\b)*")
 
 
-def clean_title(title: str) -> str:
-    """The title without brands, numbers, prices, shipping and counts, in lower case."""
-    return _joined(_unnamed(title))
-
-
-def _joined(pieces: list[str]) -> str:
-    text = " ".join(" ".join(pieces).split()).lower()
-    return text[:MAX_TITLE_CHARACTERS].strip(_EDGES)
-
-
 def title_pieces(title: str) -> list[str]:
     """What is left of the title, in the pieces that dashes, bars and commas make of it; case as written."""
-    text = _TAGS.sub(" ", readable(html.unescape(html.unescape(sendable(title)))))
+    text = readable(sendable(title))
     text = _MARKED.sub(" ", _BY_MAKER.sub(" ", _QUOTES.sub(" ", text)))
     text = _any_of(tuple(lexicon()["brands"]["names"])).sub(" ", text)
     text = _EMPTY_BRACKETS.sub(" ", _dropped().sub(" ", text))
