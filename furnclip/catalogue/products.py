@@ -166,7 +166,9 @@ def _judge(records: Iterable[Record], columns: DataPaths) -> Iterator[Product | 
             if name and fields[name].strip()
         ]
         title = plain_text(fields[columns.title_column])
-        told = [*(text for text in record.options if text.casefold() not in title.casefold()), title]
+        told: list[str] = []
+        if named and record.inherited.issuperset(named):
+            told = [*(text for text in record.options if text.casefold() not in title.casefold()), title]
         group = fields[columns.group_column].strip() if columns.group_column else ""
         yield Product(
             row=record.row,
@@ -176,7 +178,7 @@ def _judge(records: Iterable[Record], columns: DataPaths) -> Iterator[Product | 
             group=group or record.group,
             fields=fields,
             file_rows=record.file_rows,
-            variant=", ".join(told) if named and record.inherited.issuperset(named) else "",
+            variant=", ".join(told),
         )
 
 

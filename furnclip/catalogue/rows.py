@@ -239,9 +239,9 @@ def with_parents(
         inherited = frozenset(
             name
             for name, cell in record.fields.items()
-            if cells.get(name, "").strip()
+            if (not cell.strip() or (name in published and not is_published(cells.get(name, ""))))
+            and cells.get(name, "").strip()
             and name not in own
-            and (not cell.strip() or (name in published and not is_published(cells[name])))
         )
         options = tuple(
             cell.strip()
