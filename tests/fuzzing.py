@@ -1,6 +1,6 @@
 """A shop after every command, and commands run on damaged copies of it.
 
-Sixteen damaged versions of each file, ten thousand in all with FURNCLIP_FULL=1. A failure names the file,
+Eight damaged versions of each file, ten thousand in all with FURNCLIP_FULL=1. A failure names the file,
 the seed and the command; `SEED=17 pytest tests/test_fuzz_files.py -k NAME` runs that one version alone.
 """
 
@@ -64,7 +64,7 @@ def versions() -> range:
     if chosen := os.environ.get("SEED"):
         return range(int(chosen), int(chosen) + 1)
     every = -(-10_000 // KINDS)
-    return range(every if os.environ.get("FURNCLIP_FULL") else int(os.environ.get("VERSIONS", "16")))
+    return range(every if os.environ.get("FURNCLIP_FULL") else int(os.environ.get("VERSIONS", "8")))
 
 
 def damage(path: Path, mutations: tuple[Mutation, ...], random: Random) -> bytes:
