@@ -53,10 +53,14 @@ class Person:
     def wait(self, *texts: str, timeout_s: float = 60) -> Person:
         """Look until all of `texts` are on the screen."""
         until = time.monotonic() + timeout_s
-        while not all(text in self.text for text in texts):
-            assert time.monotonic() < until, f"waited for {texts}, saw\n{self.text}"
-            assert self.read(0.1) or all(text in self.text for text in texts), f"ended at\n{self.text}"
-        return self
+        is_there = True
+        while True:
+            shown = self.text  # drawn once a look: with a picture it takes longer than reading
+            if all(text in shown for text in texts):
+                return self
+            assert is_there, f"ended at\n{shown}"
+            assert time.monotonic() < until, f"waited for {texts}, saw\n{shown}"
+            is_there = self.read(0.1)
 
     def press(self, keys: str | bytes) -> Person:
         """Type after the screen has been still for a moment."""

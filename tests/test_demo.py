@@ -26,7 +26,7 @@ from furnclip.cli.commands import app
 from furnclip.config import load_config, write_templates
 from furnclip.demo import SETTINGS, STAGES, apply_settings, unpack
 from tests.bench.tools.pack_catalogue import ORDER, pack
-from tests.conftest import Cli
+from tests.conftest import Cli, run_here
 
 BUNDLE = Path(furnclip.__file__).parent / "demo" / "catalogue.zip"
 FULL = bool(os.environ.get("FURNCLIP_FULL"))
@@ -68,10 +68,10 @@ def test_the_bundle_is_small_and_complete() -> None:
     assert len(table) == ORDER.products
 
 
-def test_the_command_offers_what_is_in_the_bundle(cli: Cli, tmp_path: Path) -> None:
+def test_the_command_offers_what_is_in_the_bundle(tmp_path: Path) -> None:
     products = next(option for option in command_of("demo").params if option.name == "products")
     assert products.default == ORDER.products
-    refused = cli("demo", "tour", "--products", str(ORDER.products + 1), cwd=tmp_path)
+    refused = run_here("demo", "tour", "--products", str(ORDER.products + 1), cwd=tmp_path)
     assert refused.code == 2
     assert str(ORDER.products) in refused.stderr
     assert list(tmp_path.iterdir()) == []
@@ -121,10 +121,10 @@ def test_every_setting_of_the_tour_is_applied(tmp_path: Path) -> None:
     assert found == wanted
 
 
-def test_a_folder_in_use_is_refused(cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
-    refused = cli("demo", "mine", cwd=tmp_path)
+    refused = run_here("demo", "mine", cwd=tmp_path)
     assert refused.code == 1
     assert "is not empty" in refused.stderr
     assert "hint: name a new folder: `furnclip demo my-tour`" in refused.stderr
@@ -141,10 +141,10 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("record", DAMAGED.values(), ids=DAMAGED)
-def test_a_record_that_does_not_fit_is_refused(cli: Cli, tmp_path: Path, record: str) -> None:
+def test_a_record_that_does_not_fit_is_refused(tmp_path: Path, record: str) -> None:
     (tmp_path / "tour" / "work").mkdir(parents=True)
     (tmp_path / "tour" / "work" / "tour.json").write_text(record)
-    refused = cli("demo", "tour", "--products", "30", cwd=tmp_path)
+    refused = run_here("demo", "tour", "--products", "30", cwd=tmp_path)
     assert refused.code == 1
     assert "Traceback" not in refused.stderr
     assert "hint: name a new folder: `furnclip demo my-tour`" in refused.stderr

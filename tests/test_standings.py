@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import choix
-import krippendorff
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from furnclip.metrics.standings import (
     bradley_terry,
@@ -33,6 +30,8 @@ def test_wilson_equals_newcombe_1998_table_1(wins: int, trials: int, lower: floa
 
 @given(counts)
 def test_wilson_equals_scipy(pair: tuple[int, int]) -> None:
+    from scipy import stats
+
     wins, losses = pair
     if wins + losses == 0:
         assert wilson_interval(0, 0) == (0.0, 1.0)
@@ -43,6 +42,8 @@ def test_wilson_equals_scipy(pair: tuple[int, int]) -> None:
 
 @given(counts)
 def test_sign_test_equals_scipy(pair: tuple[int, int]) -> None:
+    from scipy import stats
+
     wins, losses = pair
     theirs = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     assert sign_test(wins, losses) == pytest.approx(theirs, rel=1e-9)
@@ -93,6 +94,8 @@ def test_alpha_equals_krippendorffs_example() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_alpha_equals_the_krippendorff_package(seed: int) -> None:
+    import krippendorff
+
     random = np.random.default_rng(seed)
     table = random.integers(0, 4, (4, 30)).tolist()
     for row in table:
@@ -129,6 +132,8 @@ def test_bradley_terry_equals_the_journals_example() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_bradley_terry_equals_choix(seed: int) -> None:
+    import choix
+
     random = np.random.default_rng(seed)
     wins = random.integers(1, 30, (5, 5))
     np.fill_diagonal(wins, 0)

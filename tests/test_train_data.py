@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from furnclip.config import TrainingConfig
 from furnclip.config.sections import ModelConfig
@@ -149,6 +148,8 @@ def _four_legs() -> Image.Image:
 
 @given(st.integers(0, 10_000), st.sampled_from(["simple", "advanced"]))
 def test_a_changed_picture_shows_the_whole_product(seed: int, kind: Augmentation) -> None:
+    from scipy import ndimage
+
     changed = augment(_four_legs(), kind, np.random.default_rng(seed))
     assert changed.size == (64, 64)
     dark = np.asarray(changed.convert("L")) < 60
