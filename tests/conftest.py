@@ -44,7 +44,9 @@ os.environ.update(
     }
 )
 of_the_server()
-settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
+# How long an example takes says how busy the machine is.
+EXAMPLES = 100 if os.environ.get("FURNCLIP_FULL") else 40
+settings.register_profile("busy", deadline=None, max_examples=EXAMPLES)
 settings.load_profile("busy")
 
 
@@ -108,13 +110,20 @@ def _loopback_only() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No key, no bucket and no personal settings of whoever runs the tests."""
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No key, no bucket and no personal settings of whoever runs the tests.
+
+    What a test takes over from a `.env` file is taken back: with it no later command could be forked.
+    """
+    before = dict(os.environ)
     for name in list(os.environ):
         if name.startswith(_CLEARED) and name != "AWS_EC2_METADATA_DISABLED":
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "100")
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @dataclass(frozen=True)
