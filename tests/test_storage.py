@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import boto3
@@ -42,6 +43,7 @@ def write_dataset(folder: Path, sizes: dict[str, int], *, seed: int = 0) -> Path
     return folder
 
 
+@cache
 def drawn_bytes(word: str, size_bytes: int) -> bytes:
     return hashlib.shake_256(word.encode()).digest(size_bytes)
 
