@@ -49,10 +49,17 @@ _KEEP_OLD_S = 3600.0  # for searchers that opened the table before this one
 
 
 def write_onnx(
-    clip: Clip, folder: Path, config: Config, captions: Sequence[str], *, int8: Sequence[Tower]
+    clip: Clip,
+    folder: Path,
+    config: Config,
+    captions: Sequence[str],
+    *,
+    int8: Sequence[Tower],
+    gallery: Floats | None = None,
 ) -> LightEncoder:
     """Write both towers of `clip`, in float32, into `folder`, and those of `int8` in 8 bits as well.
 
+    `gallery`: vectors (N, D) of products; with them the text tower to search with is chosen.
     Raises `ModelError` where float32 does not come out as torch has it; then there is no folder.
     """
     if clip.precision.precision != "fp32":
@@ -80,6 +87,8 @@ def write_onnx(
         about = replace(about, cosines=_compared(clip, aside, names, asked))
         write_text(aside / light.README, _readme(clip, about))
         write_json(aside / MANIFEST_NAME, asdict(about))
+        if gallery is not None:  # before the folder has its name: whole ones are not looked at again
+            _choose_text(LightEncoder(aside), captions, gallery)
     return LightEncoder(folder)
 
 
@@ -178,7 +187,7 @@ def write_beside(uri: str, vectors: Path, clips: Mapping[str, Clip], config: Con
         else:
             captions, (gallery,) = _sample(vectors, column_name("vec", label))
             try:
-                _choose_text(write_onnx(clip, home, config, captions, int8=("text",)), captions, gallery)
+                write_onnx(clip, home, config, captions, int8=("text",), gallery=gallery)
             except ModelError as error:
                 console.note(f"searching needs torch: {error.message}")
                 continue
