@@ -67,7 +67,7 @@ class Call:
     flags: dict[str, dict[str, Any]]  # settings that were given, nested like the file
     as_json: bool
     written: list[Path] = field(default_factory=list)  # folders that the command writes to
-    has_begun: bool = True  # off where there is neither a catalogue nor anything made of one
+    has_begun: bool = True  # off where there is neither a catalogue, nor anything made of one, nor a bucket
 
     def settings(self, *, trust: bool = False) -> Config:
         """The settings of this call, checked."""
@@ -75,7 +75,8 @@ class Call:
 
         chosen = load_config(self.config, self.flags, trust=trust)
         paths = chosen.paths
-        self.has_begun = any(path.exists() for path in (paths.products, paths.shards, paths.embeddings))
+        here = any(path.exists() for path in (paths.products, paths.shards, paths.embeddings))
+        self.has_begun = here or bool(chosen.storage.bucket)
         self.written.extend(path for path in (paths.work, paths.images) if isinstance(path, Path))
         return chosen
 
