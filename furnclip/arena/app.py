@@ -356,7 +356,7 @@ class BrowserContest:
 
     def image(self, name: str) -> bytes:
         """The JPEG of an image that a ballot has shown. Raises `InputError` for any other name."""
-        if not self._images.get(name):
+        if name not in self._images:
             raise InputError("there is no such image", hint="it stands on no ballot")
         return encode_jpeg(thumbnail(self._images[name], _THUMBNAIL_PX), _JPEG_QUALITY)
 
@@ -391,6 +391,8 @@ class BrowserContest:
         return {"title": card.title, "detail": card.detail, "image": self._name(card.image)}
 
     def _name(self, image: str) -> str:
-        name = content_hash(self._salt, image) if image else ""
+        if not image:
+            return ""
+        name = content_hash(self._salt, image)
         self._images[name] = image
         return name
