@@ -35,6 +35,23 @@ def test_results_come_in_order_from_here_and_from_processes(processes: int, at_l
     assert at_least <= len({process for _, process in found}) <= processes + 1
 
 
+def test_what_is_imported_beforehand_takes_even_the_first_task(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\n"
+        "from furnclip.parallel import Workers, preload\n"
+        "from tests.test_parallel import squared\n"
+        "if __name__ == '__main__':\n"
+        "    preload('tests.test_parallel')\n"
+        "    for _ in range(2):\n"
+        "        with Workers(squared, 2) as workers:\n"
+        "            found = list(workers.map(range(1)))\n"
+        "    assert found[0][1] != os.getpid()\n"  # the first time it may be done before a process answers
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=60)
+
+
 def test_items_without_a_task_keep_their_place() -> None:
     with Workers(squared, 2, here_first=0) as workers:
         pairs = list(workers.pairs(range(200), task_of=lambda item: item if item % 3 else None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ COMMANDS = [("--help",), ("train",)]
 COMMANDS += [("search", "chair"), ("embed",), ("eval",)] * FULL  # whose own tests interrupt what they do
 
 
-def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
+def start(*words: str, cwd: Path, start_new_session: bool = False) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "furnclip", *words],
         cwd=cwd,
@@ -41,6 +42,7 @@ def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=start_new_session,
     )
 
 
@@ -74,6 +76,22 @@ def test_ctrl_c_at_any_moment(prepared: Path, words: tuple[str, ...]) -> None:
         assert process.returncode in ({0, 130} if words == ("--help",) else {0, 1, 2, 130}), stderr
         assert "Traceback" not in stderr
         assert "ignored" not in stderr
+
+
+def test_ctrl_c_in_a_terminal_while_worker_processes_start(prepared: Path, tmp_path: Path) -> None:
+    """A terminal sends it to the process that they are forked from as well, which is importing by then."""
+    shop = shutil.copytree(prepared, tmp_path / "shop")
+    for number in range(20 if FULL else 4):
+        process = start("prepare", "--fresh", cwd=shop, start_new_session=True)
+        wait_for_our_code(process)
+        while process.poll() is None and not psutil.Process(process.pid).children():
+            time.sleep(0.001)
+        time.sleep(number * (0.03 if FULL else 0.15))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode in (0, 130), stderr
+        assert "Traceback" not in stderr, stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

@@ -99,11 +99,17 @@ def prepare(
     ] = False,
 ) -> None:
     """Split products without leaks and pack them into shards."""
+    options = call.settings()
+    is_first = fresh or rebuild or check or not any(options.paths.cache.glob("prepare/samples-*"))
+    if is_first and options.prepare.engine == "local":  # it will take processes, which are soon there so
+        from furnclip.parallel import cores, preload
+
+        if (options.prepare.workers or cores()) > 1:
+            preload("furnclip.prepare.scan")
     with quick_imports("pyarrow"):
         from furnclip.errors import InputError
         from furnclip.prepare import prepare as prepare_shards
 
-    options = call.settings()
     if options.paths.cleaned.is_file() or not check:
         try:
             check_cleaned(options)

@@ -6,8 +6,8 @@
 
 Results come in the order of the items, and only a bounded number of items is in flight, so memory does
 not grow with their number. Starting processes takes as long as importing furnclip: the first tasks are
-done here, and so is what comes before the first process answers. On Ray (`on_ray`) the results come back to
-this process, which alone writes.
+done here, and so is what comes before the first process answers, unless the process that they are forked
+from is there already. On Ray (`on_ray`) the results come back to this process, which alone writes.
 
 One rule for signals: Ctrl-C is the parent's to handle, workers ignore SIGINT; when the parent ends, by
 whatever signal, they end with it.
@@ -23,13 +23,15 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 from itertools import islice
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
@@ -50,12 +52,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_answered = threading.Event()  # by a worker process: others are there at once
+_preloaded: list[str] = []  # what the process that workers are forked from has imported, once it is started
+
+
+def preload(module: str) -> None:
+    """Start the process that workers are forked from, which imports a module while this one goes on.
+
+    The first call counts. It does nothing where processes cannot be made so.
+    """
+    if _preloaded or "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    _preloaded.append(module)
+    forkserver.set_forkserver_preload([module])
+    resource_tracker.ensure_running()  # which ends with Ctrl-C let through
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # or Ctrl-C is a traceback while it imports
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 class Workers(Generic[Task, Result]):
     """Processes that run one function. They start when there is enough to do and end with the block.
 
     function: what to run; it is sent to each process once, so a `partial` may hold what all tasks share.
     processes: 0 for one a core, as far as the free memory allows `memory_mb` for each.
-    here_first: tasks that are done in this process before others are started.
+    here_first: tasks that are done in this process before others are started; 0 where that is quick.
     setting: the name of the setting that holds `processes`, for the hint of an error.
     engine: where the processes are. on_devices: on Ray, one process a GPU; the function holds a model.
     """
@@ -82,7 +105,7 @@ class Workers(Generic[Task, Result]):
             possible = max(1, min(possible, (free_bytes >> 20) // memory_mb))
         self._processes = processes or possible
         self._setting = setting
-        self._here_first = here_first
+        self.here_first = 0 if _preloaded else here_first
         self._seen = 0
         self._pool: ProcessPoolExecutor | None = None
         self._starter: threading.Thread
@@ -93,7 +116,6 @@ class Workers(Generic[Task, Result]):
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            self._starter.join()
             self._pool.shutdown(cancel_futures=True)
         if self._ray is not None:
             self._ray.close()
@@ -141,7 +163,7 @@ class Workers(Generic[Task, Result]):
 
     def _submit(self, tasks: list[Task]) -> _Outcomes[Result]:
         self._seen += len(tasks)
-        if tasks and self._seen > self._here_first:
+        if tasks and self._seen > self.here_first:
             if self._on_ray:
                 return self._cluster().submit(tasks)
             if self._processes > 1 and (pool := self._started()):
@@ -166,14 +188,13 @@ class Workers(Generic[Task, Result]):
             # Not `fork`: a fork of a process with threads, and pyarrow has some, can hang.
             has_forkserver = "forkserver" in multiprocessing.get_all_start_methods()
             context = multiprocessing.get_context("forkserver" if has_forkserver else "spawn")
-            if has_forkserver:  # what a partial calls is imported once, shared by all workers
-                context.set_forkserver_preload([getattr(self._function, "func", self._function).__module__])
-            pool = ProcessPoolExecutor(self._processes, context, _start_worker, (self._function,))
-            self._starter = threading.Thread(
-                target=_wait_for_answer, args=(pool, self._processes), daemon=True
-            )
+            preload(getattr(self._function, "func", self._function).__module__)
+            self._pool = ProcessPoolExecutor(self._processes, context, _start_worker, (self._function,))
+            told = self._pool, self._processes
+            self._starter = threading.Thread(target=_wait_for_answer, args=told, daemon=True)
             self._starter.start()
-            self._pool = pool
+            if _answered.is_set():
+                self._starter.join()  # soon
         return None if self._starter.is_alive() else self._pool
 
 
@@ -269,14 +290,24 @@ def free_memory_bytes() -> int | None:
 _worker_function: list[Callable[[Any], Any]] = []  # of a worker process: one, set when it starts
 
 
+class _NoPandas(MetaPathFinder):
+    """Where pandas is installed pyarrow imports it with the first array, for a quarter of a second."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def _wait_for_answer(pool: ProcessPoolExecutor, processes: int) -> None:
-    with suppress(BrokenProcessPool, OSError):  # the next task says so
+    with suppress(RuntimeError, OSError, CancelledError):  # the next task says so
         answers = [pool.submit(abs, 0) for _ in range(processes)]  # so that all of them start now
         answers[0].result()
+        _answered.set()
 
 
 def _start_worker(function: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    sys.meta_path.insert(0, _NoPandas())
     _worker_function.append(function)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -66,7 +66,9 @@ def _frame(pixels: np.ndarray) -> tuple[float, float, float, float]:
         background = np.median(edge, axis=0)
         if (np.abs(edge - background).max(axis=1) <= _PLAIN_LEVELS).mean() < _PLAIN_SHARE:
             break
-        away = np.abs(pixels - background).max(axis=2)  # (H, W)
+        away = np.zeros(pixels.shape[:2])  # (H, W); by channel, as `max` over an axis of three is slow
+        for channel, level in enumerate(background):
+            np.maximum(away, np.abs(pixels[..., channel] - level), out=away)
         content = away > _CONTENT_LEVELS
         columns, lines = (np.flatnonzero(content.mean(axis=axis) > _SPECKS) for axis in (0, 1))
         if min(len(columns), len(lines)) < _LEAST_PX:

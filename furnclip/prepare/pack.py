@@ -145,7 +145,7 @@ def write_shards(
         ThreadPoolExecutor(processes or cores()) as here,  # most of the work lets others run
         console.progress("writing shards", total=len(unwritten), unit="shards") as meter,
     ):
-        are_few = len(unwritten) <= _HERE_FIRST
+        are_few = len(unwritten) <= workers.here_first
         for _ in here.map(lambda shard: [*write([shard])], unwritten) if are_few else write(unwritten):
             meter.advance()
     wanted = {shard.name: folder / shard.name for shard in planned}

@@ -35,6 +35,7 @@ from furnclip.journal import open_regular, parse_json, replacing
 BLOCK_BYTES = tarfile.BLOCKSIZE
 _END_BYTES = 2 * BLOCK_BYTES
 _HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+_to_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 _NO_CHECKSUM = b" " * 8  # what a checksum counts in its own place
 _TEXTS_AT_ONCE = 1024  # samples
 _METADATA_KEY = b"furnclip.shard"
@@ -125,7 +126,7 @@ def encode_sample(sample: Sample) -> dict[str, bytes]:
     about = {name: getattr(sample, name) for name in _JSON_FIELDS}
     if sample.missing_reason:
         about["missing_reason"] = sample.missing_reason
-    text = json.dumps(about, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = _to_json(about)
     images = dict(zip(_image_suffixes(len(sample.images)), sample.images, strict=True))
     return {**images, "json": text.encode("utf-8"), "txt": sample.caption.encode("utf-8")}
 
