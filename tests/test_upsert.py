@@ -210,6 +210,48 @@ def killed_at(environment: dict[str, str], shop: Path, step: str, delay_s: float
     embed_shards(shop)
 
 
+@pytest.mark.parametrize(("views", "others"), [(False, 0), (False, 1), (True, 1)])
+def test_products_without_an_image_are_merged_as_well(
+    built: Path, tmp_path: Path, views: bool, others: int
+) -> None:
+    """They have no image vector. Two get another title, one is new and one loses its image.
+
+    views: whether a product has several images. others: products with an image that get another title.
+    """
+    shop = Path(shutil.copytree(built, tmp_path / "shop"))
+    path = shop / "products.csv"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(shop / "images" / "second.jpg", quality=95)
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+
+    def write() -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        embed(shop)
+
+    rows[1]["image"] = rows[2]["image"] = ""
+    rows[0]["image"] += "|second.jpg" * views
+    write()
+    rows[1]["title"], rows[2]["title"], rows[3]["image"] = "a zebra lamp", "a velvet bed", ""
+    rows.append({**rows[1], "product_id": "N00001", "title": "a quilted pouf"})
+    for row in rows[4 : 4 + others]:
+        row["title"] = "a red stool"
+    write()
+    table, _ = open_index(index_location(load_config(shop / "furnclip.toml")))
+    # LanceDB cannot add to an index of vectors where none of the new rows has one
+    assert (b"furnclip_target" in told_by(table.schema)) == bool(others)
+    assert table.to_arrow()["image_clip_base"].null_count == 4
+    assert ids_of(shop) == sorted(row["product_id"] for row in rows)
+    assert answers(shop) == answers(anew(shop))
+    if views:
+        found = Searcher(load_config(shop / "furnclip.toml")).search(
+            image=shop / "images" / "second.jpg", k=1
+        )
+        assert found[0].product_id == rows[0]["product_id"]
+
+
 @pytest.mark.skipif(not FULL, reason="100 kills take minutes")
 def test_killed_around_the_upsert(built: Path, tmp_path: Path) -> None:
     shop = Path(shutil.copytree(built, tmp_path / "shop"))

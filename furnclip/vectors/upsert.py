@@ -76,7 +76,8 @@ def update_index(location: IndexLocation, vectors: Path, search: SearchConfig) -
         _merge(table, others)
         for start in range(0, len(deleted), _IDS_AT_ONCE):
             table.delete(_among("product_id", deleted[start : start + _IDS_AT_ONCE]))
-        _tidy(table, file.rows, since)
+        if not _tidy(table, file.rows, since):
+            return None
         _note(table, index.state_of(wanted, vocabulary, now))
         indexed = [found.columns[0] for found in table.list_indices()]
     return IndexReport(location.uri, exact=not any(name.startswith("vec_") for name in indexed))
@@ -170,7 +171,7 @@ def _merge(table: Any, parts: Sequence[pa.Table]) -> list[pa.Table]:
     if any(map(len, parts)):
         rows = pa.concat_tables([part.cast(table.schema) for part in parts])
         merge = table.merge_insert("product_id").when_matched_update_all().when_not_matched_insert_all()
-        merge.execute(rows)
+        merge.execute(rows, on_bad_vectors="null")  # a product without an image has none
     return []
 
 
@@ -178,11 +179,18 @@ def _among(column: str, values: Iterable[str]) -> str:
     return f"`{column}` IN ({', '.join(map(index.quoted, values))})"
 
 
-def _tidy(table: Any, products: int, since: str) -> None:
-    """Take all rows into the indices, and remove versions from before `since`, where it pays."""
+def _tidy(table: Any, products: int, since: str) -> bool:
+    """Take rows into the indices and remove versions from before `since`, where it pays; whether that worked.
+
+    LanceDB 0.40 cannot add to an index of vectors where none of the new rows has one.
+    """
     outside = table.index_stats(f"{KEYWORDS}_idx").num_unindexed_rows
     if outside * _INDEXED_IN > products or len(table.list_versions()) > _MOST_VERSIONS:
-        table.optimize(cleanup_older_than=index.age_to_remove(datetime.fromisoformat(since)))
+        try:
+            table.optimize(cleanup_older_than=index.age_to_remove(datetime.fromisoformat(since)))
+        except (RuntimeError, ValueError, OSError):
+            return False
+    return True
 
 
 def _note(table: Any, state: Mapping[bytes, bytes]) -> None:
