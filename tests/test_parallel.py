@@ -35,7 +35,7 @@ def test_results_come_in_order_from_here_and_from_processes(processes: int, at_l
     assert at_least <= len({process for _, process in found}) <= processes + 1
 
 
-def test_what_is_imported_beforehand_takes_even_the_first_task(tmp_path: Path) -> None:
+def test_after_preload_processes_take_tasks_from_the_second_chunk_on(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import os, time\n"
@@ -45,8 +45,8 @@ def test_what_is_imported_beforehand_takes_even_the_first_task(tmp_path: Path) -
         "    preload('tests.test_parallel')\n"
         "    for _ in range(2):\n"
         "        with Workers(squared, 2) as workers:\n"
-        "            found = list(workers.map(range(1)))\n"
-        "    assert found[0][1] != os.getpid()\n"  # the first time it may be done before a process answers
+        "            found = list(workers.map(range(64)))\n"
+        "    assert [process == os.getpid() for _, process in found] == [True] * 16 + [False] * 48\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=60)

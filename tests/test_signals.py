@@ -81,6 +81,8 @@ def test_ctrl_c_at_any_moment(prepared: Path, words: tuple[str, ...]) -> None:
 def test_ctrl_c_in_a_terminal_while_worker_processes_start(prepared: Path, tmp_path: Path) -> None:
     """A terminal sends it to the process that they are forked from as well, which is importing by then."""
     shop = shutil.copytree(prepared, tmp_path / "shop")
+    with (shop / "products.csv").open("a", encoding="utf-8") as file:
+        file.writelines(f"none{number},{'no image' * 10}\n" for number in range(600))
     for number in range(20 if FULL else 4):
         process = start("prepare", "--fresh", cwd=shop, start_new_session=True)
         wait_for_our_code(process)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _LARGE_GROUP_SHARE = 0.1
 _SHOWN_TYPES = 8
+_LONG_BYTES = 50_000  # of a catalogue; some 500 rows
 _LEAST_LEFT = 0.5  # of the products in search, after a night
 _SHARED = {
     "title": "their title: set `paths.group_column` to the column that tells variants apart",
@@ -84,6 +85,16 @@ def _show_fetched(summary: FetchSummary) -> None:
     console.say(f"{summary.fetched_bytes / 1e6:,.1f} MB fetched into {summary.images}")
 
 
+def _decodes_many(options: Config, *, anew: bool) -> bool:
+    """Whether a run will decode more images here than one process does while others are started."""
+    from furnclip.parallel import cores
+
+    settings, path = options.prepare, options.paths.products
+    is_first = anew or not any(options.paths.cache.glob("prepare/samples-*"))
+    is_long = path.is_file() and path.stat().st_size > _LONG_BYTES
+    return is_first and is_long and settings.engine == "local" and (settings.workers or cores()) > 1
+
+
 @takes("prepare.workers", "prepare.engine", "storage.bucket", "storage.prefix")
 def prepare(
     call: Call,
@@ -100,12 +111,10 @@ def prepare(
 ) -> None:
     """Split products without leaks and pack them into shards."""
     options = call.settings()
-    is_first = fresh or rebuild or check or not any(options.paths.cache.glob("prepare/samples-*"))
-    if is_first and options.prepare.engine == "local":  # it will take processes, which are soon there so
-        from furnclip.parallel import cores, preload
+    if _decodes_many(options, anew=fresh or rebuild or check):
+        from furnclip.parallel import preload
 
-        if (options.prepare.workers or cores()) > 1:
-            preload("furnclip.prepare.scan")
+        preload("furnclip.prepare.scan")
     with quick_imports("pyarrow"):
         from furnclip.errors import InputError
         from furnclip.prepare import prepare as prepare_shards

@@ -44,7 +44,7 @@ Item = TypeVar("Item")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_CHUNKS_AHEAD = 4
+_CHUNK_ITEMS, _CHUNKS_AHEAD = 16, 4
 
 
 def cores() -> int:
@@ -52,7 +52,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_answered = threading.Event()  # by a worker process: others are there at once
+_answered = threading.Event()
 _preloaded: list[str] = []  # what the process that workers are forked from has imported, once it is started
 
 
@@ -73,12 +73,17 @@ def preload(module: str) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
+def has_started() -> bool:
+    """Whether a worker process has answered, so that further ones are there at once."""
+    return _answered.is_set()
+
+
 class Workers(Generic[Task, Result]):
     """Processes that run one function. They start when there is enough to do and end with the block.
 
     function: what to run; it is sent to each process once, so a `partial` may hold what all tasks share.
     processes: 0 for one a core, as far as the free memory allows `memory_mb` for each.
-    here_first: tasks that are done in this process before others are started; 0 where that is quick.
+    here_first: tasks that are done in this process before others are started; fewer after `preload`.
     setting: the name of the setting that holds `processes`, for the hint of an error.
     engine: where the processes are. on_devices: on Ray, one process a GPU; the function holds a model.
     """
@@ -105,7 +110,7 @@ class Workers(Generic[Task, Result]):
             possible = max(1, min(possible, (free_bytes >> 20) // memory_mb))
         self._processes = processes or possible
         self._setting = setting
-        self.here_first = 0 if _preloaded else here_first
+        self._here_first = min(here_first, _CHUNK_ITEMS) if _preloaded else here_first
         self._seen = 0
         self._pool: ProcessPoolExecutor | None = None
         self._starter: threading.Thread
@@ -121,7 +126,7 @@ class Workers(Generic[Task, Result]):
             self._ray.close()
 
     def map(
-        self, tasks: Iterable[Task], *, name_of: Callable[[Task], str] = str, chunk_items: int = 16
+        self, tasks: Iterable[Task], *, name_of: Callable[[Task], str] = str, chunk_items: int = _CHUNK_ITEMS
     ) -> Iterator[Result]:
         """The result of each task, in order. Other arguments and errors as in `pairs`."""
         pairs = self.pairs(tasks, task_of=lambda task: task, name_of=name_of, chunk_items=chunk_items)
@@ -133,7 +138,7 @@ class Workers(Generic[Task, Result]):
         *,
         task_of: Callable[[Item], Task | None],
         name_of: Callable[[Item], str] = str,
-        chunk_items: int = 16,
+        chunk_items: int = _CHUNK_ITEMS,
     ) -> Iterator[tuple[Item, Result | None]]:
         """(item, result of its task, or None where it has none) for each item, in their order.
 
@@ -163,7 +168,7 @@ class Workers(Generic[Task, Result]):
 
     def _submit(self, tasks: list[Task]) -> _Outcomes[Result]:
         self._seen += len(tasks)
-        if tasks and self._seen > self.here_first:
+        if tasks and self._seen > self._here_first:
             if self._on_ray:
                 return self._cluster().submit(tasks)
             if self._processes > 1 and (pool := self._started()):
@@ -193,7 +198,7 @@ class Workers(Generic[Task, Result]):
             told = self._pool, self._processes
             self._starter = threading.Thread(target=_wait_for_answer, args=told, daemon=True)
             self._starter.start()
-            if _answered.is_set():
+            if has_started():
                 self._starter.join()  # soon
         return None if self._starter.is_alive() else self._pool
 

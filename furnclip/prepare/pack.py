@@ -27,7 +27,7 @@ from furnclip import console
 from furnclip.catalogue import content_hash
 from furnclip.errors import FurnclipError
 from furnclip.journal import MANIFEST_NAME, move_file, sha256_of, sync_folder
-from furnclip.parallel import Workers, cores
+from furnclip.parallel import Workers, cores, has_started
 from furnclip.prepare.splits import LEDGER_NAME, UNDECIDED, Assignment, Ledger
 from furnclip.prepare.store import Members, Records, read_samples
 from furnclip.shards.manifest import (
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from furnclip.config import PrepConfig
 
 _HERE_FIRST = 8  # shards; of those that a night changes most samples are taken over as they are
+_FEW_SAMPLES = 500  # which are packed here sooner than by processes that are there
 MOST_VALUES = 50  # of an attribute in the manifest; free text would make it megabytes
 
 
@@ -138,14 +139,16 @@ def write_shards(
     changed = [shard for shard in planned if shard.name not in known]
     unwritten = [shard for shard in changed if not shard.at(shard.staged_in(staged))]  # by a killed run
     pack = partial(pack_shard, folder=folder, staged=staged, store=store)
-    workers = Workers(pack, processes, here_first=_HERE_FIRST, setting="prepare.workers")
+    are_many = has_started() and sum(len(shard.keys) for shard in unwritten) > _FEW_SAMPLES
+    here_first = 0 if are_many else _HERE_FIRST
+    workers = Workers(pack, processes, here_first=here_first, setting="prepare.workers")
     write = partial(workers.map, name_of=attrgetter("name"), chunk_items=1)
     with (
         workers,
         ThreadPoolExecutor(processes or cores()) as here,  # most of the work lets others run
         console.progress("writing shards", total=len(unwritten), unit="shards") as meter,
     ):
-        are_few = len(unwritten) <= workers.here_first
+        are_few = len(unwritten) <= here_first
         for _ in here.map(lambda shard: [*write([shard])], unwritten) if are_few else write(unwritten):
             meter.advance()
     wanted = {shard.name: folder / shard.name for shard in planned}
