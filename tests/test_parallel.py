@@ -38,14 +38,14 @@ def test_results_come_in_order_from_here_and_from_processes(processes: int, at_l
 def test_after_preload_processes_take_tasks_from_the_second_chunk_on(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, time\n"
+        "import os\n"
         "from furnclip.parallel import Workers, preload\n"
         "from tests.test_parallel import squared\n"
         "if __name__ == '__main__':\n"
         "    preload('tests.test_parallel')\n"
-        "    for _ in range(2):\n"
+        "    for tasks in (20_000, 64):\n"
         "        with Workers(squared, 2) as workers:\n"
-        "            found = list(workers.map(range(64)))\n"
+        "            found = list(workers.map(range(tasks)))\n"
         "    assert [process == os.getpid() for _, process in found] == [True] * 16 + [False] * 48\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
