@@ -43,13 +43,28 @@ def test_after_preload_processes_take_tasks_from_the_second_chunk_on(tmp_path: P
         "from tests.test_parallel import squared\n"
         "if __name__ == '__main__':\n"
         "    preload('tests.test_parallel')\n"
-        "    for tasks in (20_000, 64):\n"
+        "    for tasks in (4000, 64):\n"
         "        with Workers(squared, 2) as workers:\n"
         "            found = list(workers.map(range(tasks)))\n"
         "    assert [process == os.getpid() for _, process in found] == [True] * 16 + [False] * 48\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=60)
+
+
+def read_variable(_: int) -> str | None:
+    return os.environ.get("FURNCLIP_TOLD")
+
+
+def test_workers_have_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that they are forked from has that of its start."""
+    for told in ("once", "again", None):
+        if told:
+            monkeypatch.setenv("FURNCLIP_TOLD", told)
+        else:
+            monkeypatch.delenv("FURNCLIP_TOLD")
+        with Workers(read_variable, 2, here_first=0) as workers:
+            assert set(workers.map(range(3000))) == {told}
 
 
 def test_items_without_a_task_keep_their_place() -> None:

@@ -194,7 +194,8 @@ class Workers(Generic[Task, Result]):
             has_forkserver = "forkserver" in multiprocessing.get_all_start_methods()
             context = multiprocessing.get_context("forkserver" if has_forkserver else "spawn")
             preload(getattr(self._function, "func", self._function).__module__)
-            self._pool = ProcessPoolExecutor(self._processes, context, _start_worker, (self._function,))
+            given = self._function, dict(os.environ)
+            self._pool = ProcessPoolExecutor(self._processes, context, _start_worker, given)
             told = self._pool, self._processes
             self._starter = threading.Thread(target=_wait_for_answer, args=told, daemon=True)
             self._starter.start()
@@ -310,7 +311,9 @@ def _wait_for_answer(pool: ProcessPoolExecutor, processes: int) -> None:
         _answered.set()
 
 
-def _start_worker(function: Callable[[Any], Any]) -> None:
+def _start_worker(function: Callable[[Any], Any], environment: dict[str, str]) -> None:
+    os.environ.clear()  # it may have changed since the process that this one is forked from was started
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     sys.meta_path.insert(0, _NoPandas())
     _worker_function.append(function)
