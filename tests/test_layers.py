@@ -137,7 +137,7 @@ RULES = {
     "print()": {"console"},
     "sys.stdout": {"console"},
     "sys.stderr": {"console"},
-    "os.environ": {"config"},
+    "os.environ": {"config", "parallel"},  # which hands it on to worker processes as it is
     "os.getenv": {"config"},
     "torch.load": set(),
     "tarfile.extractall": set(),
