@@ -43,7 +43,7 @@ from furnclip.journal import Event, encode_event, replacing, sha256_of
 from furnclip.parallel import Workers
 from furnclip.sources import FoundImage
 
-_INLINE_PRODUCTS = 256  # starting processes costs more than this many images
+_TITLES_HERE, _PHOTOS_HERE = 256, 32  # rows that are done sooner than other processes have started
 _QUEUE_HEADROOM = 0.9  # the service counts tokens in its own way; stay below its limit
 _CAP_CEILING_TOKENS = 8000
 
@@ -113,10 +113,11 @@ def _plan_rows(ledger: CleaningLedger, products: Iterable[Product | Rejection], 
             if line:
                 yield line
 
+    here_first = _TITLES_HERE if is_local else _PHOTOS_HERE
     with (
         console.progress("reading images", total=total) as meter,
         replacing(ledger.workspace.rows) as file,
-        Workers(function, clean.workers, here_first=_INLINE_PRODUCTS, setting="clean.workers") as pool,
+        Workers(function, clean.workers, here_first=here_first, setting="clean.workers") as pool,
     ):
         status = "downloaded" if is_local else "planned"
         for facts in _write_own(ledger, lines_to_send(), state.next_number, status=status):

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,9 +90,8 @@ class CleanAnswer(BaseModel):
     @classmethod
     def _in_vocabulary(cls, word: str, info: ValidationInfo) -> str:
         """The allowed word that is meant; case and blanks do not matter."""
-        for allowed in getattr(info.context, info.field_name or ""):
-            if " ".join(allowed.split()).casefold() == " ".join(word.split()).casefold():
-                return str(allowed)
+        if allowed := _by_plain(getattr(info.context, info.field_name or "")).get(_plain(word)):
+            return allowed
         raise PydanticCustomError("vocabulary", "`{word}` is not in the list", {"word": word[:60]})
 
     @field_validator("queries", mode="before")
@@ -104,6 +104,16 @@ class CleanAnswer(BaseModel):
 
     def values(self) -> tuple[str, ...]:
         return (self.clean_title, self.style, self.material, self.color, self.object_type)
+
+
+def _plain(word: str) -> str:
+    return " ".join(word.split()).casefold()
+
+
+@cache
+def _by_plain(allowed: tuple[str, ...]) -> dict[str, str]:
+    """The allowed words as `_plain` has them; of two that are the same the first."""
+    return {_plain(word): word for word in reversed(allowed)}
 
 
 def check_answer(text: str, vocabulary: AllowedWords, *, in_thoughts: bool = True) -> CleanAnswer:

@@ -66,7 +66,8 @@ class EmbedSummary:
     missing: dict[str, int] = field(default_factory=dict)
     """rows without an image vector, by the first word of the reason"""
     seconds: float = 0.0
-    loading_s: float = 0.0  # of these: loading the models and choosing their precision
+    loading_s: float = 0.0
+    """of these, once a model: loading it, choosing its precision, writing it for searches without torch"""
     provenance: Provenance = field(default_factory=Provenance)
     index: IndexReport | None = None  # None in the processes of `torchrun` but the first
     was_there: bool = False
@@ -102,7 +103,9 @@ def embed_catalogue(config: Config, *, run: str | None = None) -> EmbedSummary:
             if not summary.was_there:
                 work.finish()
             if work.models:
+                start_beside = time.monotonic()
                 write_beside(location.uri, summary.vectors, work.models, config)
+                summary.loading_s += time.monotonic() - start_beside
             work.free_models()  # LanceDB takes memory of its own
             report = is_index_of(location, work.key, config.search)
             report = report or update_index(location, summary.vectors, config.search)

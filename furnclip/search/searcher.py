@@ -225,7 +225,9 @@ class Searcher:
                 if len(hits) == k or len(ranking.scores) < count or count >= self._open.products:
                     break
                 count *= 4
-            found = [replace(hit, why=explain(hit, query, self._open)) for hit in hits]
+            found = hits
+            if query.terms:
+                found = [replace(hit, why=explain(hit, query, self._open)) for hit in hits]
             if found and "exact" in found[0].why:
                 return Answer(found, understood=query.understood)
             said = [*query.understood, *(f"no product has `{word}`" for word in query.unknown)]
@@ -250,12 +252,8 @@ class Searcher:
         rows, hits = list(ranking.scores), dict[str, Hit]()
         for start in range(0, len(rows), k):
             part = {row: ranking.scores[row] for row in rows[start : start + k]}
-            for row, hit in zip(part, self._open.hits(part), strict=True):
-                key = str(row) if all_variants or not hit.group else hit.group
-                cosine = ranking.cosines.get(row)
-                hits.setdefault(
-                    key, hit if cosine is None else replace(hit, why={"cosine": round(cosine, 4)})
-                )
+            for row, hit in zip(part, self._open.hits(part, ranking.cosines), strict=True):
+                hits.setdefault(str(row) if all_variants or not hit.group else hit.group, hit)
             if len(hits) >= k:
                 break
         return list(hits.values())[:k]

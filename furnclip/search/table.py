@@ -170,8 +170,8 @@ class SearchTable:
         found = found.sort_by([(name, order), ("_rank", "ascending")])
         return {row: scores[row] for row in found[_ROW_ID].to_pylist()}
 
-    def hits(self, scores: Scores) -> list[Hit]:
-        """The products of these rows, in their order."""
+    def hits(self, scores: Scores, cosines: Mapping[int, float] | None = None) -> list[Hit]:
+        """The products of these rows, in their order; `cosines` of some of them are told by their `why`."""
         found = self._take(list(scores), DETAILS)
         details = dict(zip(found[_ROW_ID].to_pylist(), found[DETAILS].to_pylist(), strict=True))
         hits = []
@@ -180,6 +180,8 @@ class SearchTable:
                 product = json.loads(details[row])
                 shown: dict[str, Any] = {name: str(product[name]) for name in SHOWN}
                 shown |= {"variants": int(product["variants"]), "columns": dict(product["columns"])}
+                if cosines and row in cosines:
+                    shown["why"] = {"cosine": round(cosines[row], 4)}
                 hits.append(Hit(score=float(score), **shown))
         except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(
@@ -238,7 +240,7 @@ def explain(hit: Hit, query: Query, table: SearchTable) -> dict[str, Any]:
     """The `why` of a hit, with the words of the query and where it has them."""
     words, exact, product = dict[str, list[str]](), list[str](), {**vars(hit), **hit.columns}
     fields = sorted(table.fields, key=lambda field_: field_.kind == "code")  # an id says least of all
-    for field_ in fields if query.terms else ():
+    for field_ in fields:
         texts = field_.texts(product)
         told = {f"@{name_of(text)}" for text in texts} | {
             f"={code}" for text in texts for code in codes_of(text)

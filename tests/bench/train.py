@@ -6,15 +6,15 @@ Random weights, 224-pixel images, captions of about 20 tokens. The rival is Hugg
 with PEFT's adapters on the same layers, `padding="max_length"` (77), float32, the loss of each
 micro-batch summed up; it gets its pixels normalized and its tokens padded beforehand. furnclip starts
 from bytes and strings and contrasts the whole effective batch. Both take AdamW steps. Samples per
-second of one optimizer step of 64 samples in micro-batches of 32 (6 in one with `--quick`); for frozen
+second of one optimizer step of 64 samples in micro-batches of 32 (16 in one with `--quick`); for frozen
 towers after the pass that fills the cache.
 
 `dual_lora_no_graph_kept`: the same where memory is too small to keep any graph between the two passes,
 so that every micro-batch is encoded twice. A large batch on a machine with memory lies in between.
 
 `peak_memory` is the peak resident memory of a process that takes one exact step of 1024 samples in
-micro-batches of 32, keeping no graphs, over its peak after a lone step of 32 before (8 in micro-batches of 4
-with `--quick`); what the large one has more is its images, as bytes (`images_mb`), and the (B, B)
+micro-batches of 32, keeping no graphs, over its peak after a lone step of 32 before (32 in micro-batches of
+16 with `--quick`); what the large one has more is its images, as bytes (`images_mb`), and the (B, B)
 similarities. In the precision that furnclip chooses for the machine.
 Known bias: random weights are as fast as trained ones, but nothing here says how well it learns.
 """
@@ -250,7 +250,7 @@ def main() -> None:
         child(int(sys.argv[2]), int(sys.argv[3]))
         return
     options = parse("train")
-    repeats, samples, micro, large, lone = (1, 6, 6, 8, 4) if options.quick else (3, 64, 32, 1024, 32)
+    repeats, samples, micro, large, lone = (1, 16, 16, 32, 16) if options.quick else (3, 64, 32, 1024, 32)
     work = workload(samples, micro)
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}

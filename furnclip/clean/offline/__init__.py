@@ -18,7 +18,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 
 from PIL import Image
@@ -262,14 +262,21 @@ def _whole(word: str, following: Mapping[BrandName, Counter[str]]) -> BrandName:
 
 def _own_names(fields: Mapping[str, str], product_id: str) -> Iterator[tuple[BrandName, str]]:
     """What the row's own columns call its brand or its number, and what takes its place in the title."""
-    columns = lexicon()["columns"]
     for column, cell in [*fields.items(), ("productid", product_id)]:
-        kind = re.sub(r"[^a-z]", "", column.lower())
+        if not (kind := _kind_of(column)):
+            continue
         words = tuple(word.casefold() for word in _WORD.findall(cell))
-        is_brand = kind in columns["makers"] and not all(map(_describes, words))
-        is_number = kind in columns["numbers"] and any(map(str.isdigit, cell)) and len(cell) > 2
+        is_brand = kind == "makers" and not all(map(_describes, words))
+        is_number = kind == "numbers" and any(map(str.isdigit, cell)) and len(cell) > 2
         if words and (is_brand or is_number):
             yield words, _ANY_NUMBER if is_number else ""
+
+
+@cache
+def _kind_of(column: str) -> str:
+    """What the catalogue's column holds: `makers`, `numbers` or, in an empty text, anything else."""
+    letters = re.sub(r"[^a-z]", "", column.lower())
+    return next((kind for kind, columns in lexicon()["columns"].items() if letters in columns), "")
 
 
 @cache
@@ -293,13 +300,20 @@ def settled(written: Sequence[str], values: Mapping[str, str], names: Sequence[s
 
     names: of makers, series and numbers; a query that has one of them is dropped.
     """
-    spaced = [f" {' '.join(words_of(name))} " for name in names]
+    spaced = [_spaced(name) for name in names]
+    allowed = (
+        query for query in chain(written, made(values)) if not any(n in _spaced(query) for n in spaced)
+    )
     kept: dict[str, None] = {}
-    for query in chain(written, made(values)):
-        text = f" {' '.join(words_of(query))} "
-        if len(kept) < count and not any(name in text for name in spaced):
-            kept[query] = None
+    while len(kept) < count and (query := next(allowed, None)) is not None:
+        kept[query] = None
     return list(kept)
+
+
+@lru_cache(maxsize=10_000)
+def _spaced(text: str) -> str:
+    """Its words with a space on both sides; many products have the same queries."""
+    return f" {' '.join(words_of(text))} "
 
 
 def made(values: Mapping[str, str]) -> Iterator[str]:
@@ -311,8 +325,7 @@ def made(values: Mapping[str, str]) -> Iterator[str]:
     everyday = lexicon()["everyday"].get(kind) or [kind]
     name = everyday[sum(map(ord, title)) % len(everyday)]
     of_material = lexicon()["made_of"].get(material, material)
-    rooms = (room for room, kinds in lexicon()["rooms"].items() if kind in kinds)
-    room = next(rooms, "")
+    room = _room_of(kind)
     use = f"{color or material} {kind} for the {room}" if room else f"{color} {material} {kind}"
     asked = (
         f"{color or material} {kind}",
@@ -324,6 +337,11 @@ def made(values: Mapping[str, str]) -> Iterator[str]:
         _without_measures(title),
     )
     yield from dict.fromkeys(" ".join(query.split()) for query in asked if query.split())
+
+
+@lru_cache(maxsize=10_000)
+def _room_of(kind: str) -> str:
+    return next((room for room, kinds in lexicon()["rooms"].items() if kind in kinds), "")
 
 
 def _without_measures(title: str) -> str:

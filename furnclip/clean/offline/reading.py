@@ -99,6 +99,8 @@ def lexicon() -> Mapping[str, Any]:
 
 def folded(text: str) -> str:
     """In small letters without accents."""
+    if text.isascii():
+        return text.lower()
     plain = unicodedata.normalize("NFKD", text.lower().replace("ß", "ss").replace("œ", "oe"))
     return "".join(c for c in plain if not unicodedata.combining(c))
 
