@@ -6,7 +6,7 @@ ViT-B/32 with random weights, JPEGs of 500 pixels, one caption a product, two th
 contender is a process of its own that turns the same files and captions into unit vectors; what is
 timed begins with the model loaded and ends with the vectors. furnclip: from the images by way of the
 shards, start of `furnclip prepare` included, to the vector file and the search table on the disk; what a
-model costs once, loading it and writing it as ONNX for searches, is `furnclip_loading_s`. furnclip chooses its
+model costs once, loading it and writing it as ONNX for searches, is `furnclip_loading_s`. It chooses its
 precision itself, as a user would have it; the plain loop, open_clip and sentence-transformers run as their
 documentation shows, in float32. `model_only` is the forward pass of Hugging Face's model on ready tensors,
 in furnclip's precision.
