@@ -585,3 +585,77 @@ def test_what_is_kept_out_may_have_an_article(text: str) -> None:
     asked = understand(text, vocabulary, {}, literal=False)
     assert asked.avoided == ("back",)
     assert {stem for term in asked.terms for stem in term.stems if "!" not in stem} == {"chair"}
+
+
+@pytest.mark.parametrize("text", ["SKU-007/B", "sku-007-x", "sku 007 c", "a chair, SKU-007/XL"])
+def test_of_a_variant_that_there_is_not_the_article_leads(searcher: Searcher, text: str) -> None:
+    assert searcher.search(text)[0].product_id == "P00007"
+
+
+@pytest.mark.parametrize("text", ["chairs 2024-2025", "table 120-60", "lamp 100cm/B"])
+def test_a_year_or_size_with_a_sign_is_no_article(text: str) -> None:
+    assert understand(text, vocabulary("chair"), {}, literal=False).articles[1:] == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [("under 100", "price <= 100"), ("more than 100 euro?", "price >= 100"), ("unter 100 €", "price <= 100")],
+)
+@pytest.mark.parametrize("mode", ["hybrid", "keyword", "vector"])
+def test_a_text_that_is_only_a_filter_lists_what_passes(
+    searcher: Searcher, text: str, where: str, mode: Any
+) -> None:
+    answer = searcher.search(text, mode=mode)
+    assert [hit.product_id for hit in answer] == [hit.product_id for hit in searcher.search(where=where)]
+    assert not answer.note
+    assert all(line.startswith("price") for line in answer.understood)
+    assert searcher.facets(["brand"], text) == searcher.facets(["brand"], where=where)
+
+
+@pytest.mark.parametrize("text", ["no glass", "not red", "ohne rot"])
+def test_a_text_that_only_keeps_out_looks_for_no_word_of_itself(text: str) -> None:
+    query = understand(text, vocabulary("glass table", "red chair"), {}, literal=False)
+    assert (query.text, query.terms, len(query.understood)) == ("", (), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "avoided"),
+    [
+        ("sofa without glass or metal", ("glass", "metal")),
+        ("sofa, not red or blue", ("red", "blue")),
+        ("not red, nor blue or green sofa", ("red", "blue", "green")),
+        ("Sofa ohne Glas oder Metall", ("glas", "metall")),
+        ("canapé sans verre ni métal", ("verre", "metal")),
+        ("no leather and black shoes", ("leather",)),
+    ],
+)
+def test_or_behind_what_is_kept_out_keeps_out_as_well(text: str, avoided: tuple[str, ...]) -> None:
+    known = vocabulary("red sofa", "glass metal leather green blue shoes", "verre rot table")
+    assert understand(text, known, {}, literal=False).avoided == avoided
+
+
+@pytest.mark.parametrize("text", ["wrist watch", "a wrist watch", "wrist watches"])
+def test_a_guess_does_not_come_before_the_kind_that_was_typed(text: str) -> None:
+    known = vocabulary(*["black watch"] * 20, "red waist", *["white bag"] * 20)
+    terms = understand(text, known, {}, literal=False).terms
+    weights = {term.word.removesuffix("es"): term.weight for term in terms}
+    assert weights["wrist"] < weights["watch"]
+
+
+def test_a_mistyped_kind_at_the_end_or_with_swapped_letters_stays_one() -> None:
+    known = vocabulary("floor lamp", "side table", "black floor")
+    terms = [understand(text, known, {}, literal=False).terms for text in ("table lamb", "lmap table")]
+    assert [[term.is_kind for term in each] for each in terms] == [[True, True], [True, True]]
+
+
+@pytest.mark.parametrize("word", ["mens", "womens", "men's", "childrens", "women", "man"])
+def test_a_genitive_without_its_sign_is_the_same_word(word: str) -> None:
+    known = vocabulary("Men shirt", "Women shirt", "Children shirt")
+    assert understand(word, known, {}, literal=False).groups
+    assert not understand(word, known, {}, literal=False).understood
+
+
+@pytest.mark.parametrize("text", ["do you have a table", "where is a table", "gibt es auch einen table"])
+def test_words_of_a_question_are_no_typing_errors(text: str) -> None:
+    query = understand(text, vocabulary("hane table", "whale table"), {}, literal=False)
+    assert [term.word for term in query.terms] == ["table"]

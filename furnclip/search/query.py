@@ -17,7 +17,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
 from furnclip.vectors.index import KEYWORDS
-from furnclip.vectors.words import Vocabulary, code_of, fold, knowledge, name_of, value_of, words_of
+from furnclip.vectors.words import Vocabulary, code_of, codes_of, fold, knowledge, name_of, value_of, words_of
 
 PRICE = "price"
 _TYPOS = ((8, 2), (4, 1))  # from so many letters on: so many errors
@@ -50,6 +50,9 @@ class Term:
     either: int = 0
     """which of the things that the query names: "perfume and body mist" are two"""
 
+    is_guess: bool = False
+    """whether it is taken for a typing error other than swapped letters, which may be another word"""
+
     opening: str = ""
     """what a title has in the index that opens with the word as it is written, where it may be a name"""
 
@@ -70,11 +73,16 @@ class Term:
 
 @dataclass(frozen=True)
 class Query:
-    """A text as it is searched. `text`: for the encoder. `where`: filters in the shopper's SQL."""
+    """A text as it is searched. `text`: for the encoder, empty where it only says filters.
+
+    `exact`: what leads; `articles`: what codes in it begin with, where there is nothing of `exact`.
+    `where`: filters in the shopper's SQL.
+    """
 
     text: str
     terms: tuple[Term, ...] = ()
     exact: tuple[str, ...] = ()
+    articles: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
     avoided: tuple[str, ...] = ()
     understood: tuple[str, ...] = ()
@@ -103,7 +111,7 @@ class Query:
     def words(self) -> str:
         """The words of the index, and what the text may be exactly."""
         asked = (word for term in self.terms for word in (*term.stems, term.opening))
-        return " ".join(dict.fromkeys(filter(None, [*self.exact, *asked])))
+        return " ".join(dict.fromkeys(filter(None, [*self.exact, *self.articles, *asked])))
 
     @cached_property
     def kinds(self) -> str:
@@ -148,8 +156,8 @@ def understand(text: str, vocabulary: Vocabulary, columns: Mapping[str, str], *,
         rest, avoided = _negated(rest, vocabulary)
         said = [*missing, *where, *(f"without {word}" for word in avoided)]
         said += [f"no product has `{word}`" for word in avoided if not _said(word, vocabulary)]
-    exact = _exact(text, rest, vocabulary)
-    if not words_of(rest):  # nothing is left to look for
+    exact, articles = _exact(text, rest, vocabulary)
+    if not words_of(rest) and not (where or avoided):  # of a filter that there is no column for
         rest = text
     without = [(word, vocabulary.meanings(f"!{word}")) for word in avoided]
     said_so = [Term(f"without {word}", tuple(stems)) for word, stems in without if stems]
@@ -159,7 +167,9 @@ def understand(text: str, vocabulary: Vocabulary, columns: Mapping[str, str], *,
     for first, second in pairwise(terms):  # of a compound
         spelled[first.word + second.word] = " ".join(term.spelled or term.word for term in (first, second))
     corrected = re.sub(r"[^\W_]+", lambda match: spelled.get(fold(match[0]), match[0]), rest)
-    return Query(corrected.strip(), tuple(terms), exact, tuple(where), tuple(avoided), tuple(said))
+    if not words_of(rest):
+        corrected = text if terms or not (where or avoided) else ""
+    return Query(corrected.strip(), tuple(terms), exact, articles, tuple(where), tuple(avoided), tuple(said))
 
 
 def _as_written(text: str, vocabulary: Vocabulary) -> str:
@@ -172,16 +182,20 @@ def _as_written(text: str, vocabulary: Vocabulary) -> str:
     return re.sub(r"\b(?<!\d-)[^\W\d_]+(?![\w-]*\d)", written, text)
 
 
-def _exact(text: str, rest: str, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """Words of the index: an id, code or name that is the text, or a code in the rest of it.
+def _exact(text: str, rest: str, vocabulary: Vocabulary) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Words of the index: an id, code or name that is the text, or a code in the rest of it; and what
+    these begin with, for the article of a variant that there is not.
 
     rest: what no filter was made of; a price is no article number.
     """
     code, name = code_of(text), f"@{name_of(text)}"
     # An id has a digit or is one word; looking for others would take time.
     is_code = code and (any(map(str.isdigit, code)) or len(text.split()) == 1)
-    codes = [code] * bool(is_code) + [code_of(word) for word in rest.split() if _is_code(word)]
-    return (*(f"={each}" for each in dict.fromkeys(codes)), *((name,) * (name in vocabulary.frequencies)))
+    written = [text] * bool(is_code) + [word for word in rest.split() if _is_code(word)]
+    codes = dict.fromkeys(f"={code_of(each)}" for each in written)
+    starts = (start for each in written for start in codes_of(each)[1:] if _is_code(start))
+    articles = dict.fromkeys(f"={start}" for start in starts)
+    return (*codes, *((name,) * (name in vocabulary.frequencies))), tuple(articles)
 
 
 def _is_code(word: str) -> bool:
@@ -197,10 +211,14 @@ def _is_code(word: str) -> bool:
 
 
 def _weighed(terms: list[Term], vocabulary: Vocabulary) -> list[Term]:
-    """The terms with what each counts: rare ones more, and a sofa that is not red before what is red."""
+    """The terms with what each counts: rare ones more, and a sofa that is not red before what is red.
+
+    Before a kind that was typed as the catalogue has it a guess is none: "wrist watch" is no waist pouch.
+    """
     weighed = []
-    for term in terms:
-        is_kind = vocabulary.is_kind(term.stems)
+    kinds_typed = [vocabulary.is_kind(term.stems) and not term.is_guess for term in terms]
+    for place, term in enumerate(terms):
+        is_kind = vocabulary.is_kind(term.stems) and not (term.is_guess and any(kinds_typed[place:]))
         may_be_name = term.stems and not is_kind and not vocabulary.is_look(term.stems)
         opening = f"^{(term.spelled or term.word).split()[0]}" if may_be_name else ""
         weight = vocabulary.rarity(*term.stems)
@@ -283,7 +301,8 @@ def _guessed(word: str, vocabulary: Vocabulary) -> Iterator[Term]:
         return
     slips = [word[:at] + word[at + 1] + word[at] + word[at + 2 :] for at in range(len(word) - 1)]
     if not (found := _parts([word], known, known)) and (typos := _typos(word, vocabulary)):
-        yield Term(word, tuple(dict.fromkeys(map(vocabulary.stem, typos))), typos[0])
+        is_guess = sorted(word) != sorted(typos[0])
+        yield Term(word, tuple(dict.fromkeys(map(vocabulary.stem, typos))), typos[0], is_guess=is_guess)
         return
     found = found or _parts(slips, known, known) or _parts([word], vocabulary.meanings, kinds)
     if not found and (ends := _parts([word], lambda part: [part], kinds)):
@@ -321,7 +340,7 @@ def _typos(word: str, vocabulary: Vocabulary) -> list[str]:
 
 @cache
 def _patterns() -> dict[str, re.Pattern[str]]:
-    """`BETWEEN`, `<=` and `>=` of an amount, and `not` of up to three words."""
+    """`BETWEEN`, `<=` and `>=` of an amount, `not` of up to three words, and the `or` behind it."""
     units = "|".join(map(re.escape, knowledge()["units"]))
     says = {
         name: "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
@@ -335,7 +354,8 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         ">=": rf"(?:{says['least']})\s*{amount}",
         "not": rf"(?:{says['not']})((?:[\s-]+\w+){{1,3}})",
     }
-    return {name: re.compile(rf"(?<!\w){shape}") for name, shape in shapes.items()}
+    patterns = {name: re.compile(rf"(?<!\w){shape}") for name, shape in shapes.items()}
+    return patterns | {"or": re.compile(rf"^,?\s+(?:{says['or']})\s+")}
 
 
 def _priced(text: str) -> tuple[str, list[str]]:
@@ -359,7 +379,10 @@ def _negated(text: str, vocabulary: Vocabulary) -> tuple[str, list[str]]:
         if first and (word := first[0]).isalpha():
             typos = [] if _said(word, vocabulary) else _typos(word, vocabulary)
             avoided.append(next(iter(typos), word))
-            rest = f"{rest[: match.start()]} {rest[match.start(1) + first.end() :]}"
+            # "without glass or metal" is without either
+            says_not, behind = rest[match.start() : match.start(1)], rest[match.start(1) + first.end() :]
+            behind = _patterns()["or"].sub(f" {says_not} ", behind)
+            rest = f"{rest[: match.start()]} {behind}"
             start = match.start()
     return (rest, avoided) if avoided else (text, [])
 

@@ -79,7 +79,7 @@ class Ranker:
             meaning |= self._meaning(request, count, " AND ".join(filter(None, (where, query.condition))))
         together = [*rows, *(row for row in meaning if row not in rows)]
         texts, cosines = self._compared(request if has_meaning else Request(), together, meaning)
-        exact = {row for row, text in texts.items() if not set(query.exact).isdisjoint(text.split())}
+        exact = _having(query.exact, texts) or _having(query.articles, texts)
         usual = self._usual(request) if cosines else 0.0
         span = max(max(cosines.values(), default=0.0) - usual, 1e-6)
         scores = {}
@@ -145,6 +145,11 @@ class Ranker:
             share * float(self._table.middle(column) @ vector)
             for column, vector, share in self._sides(request)
         )
+
+
+def _having(words: Sequence[str], texts: Mapping[int, str]) -> set[int]:
+    """The rows that have one of these words of the index."""
+    return {row for row, text in texts.items() if not set(words).isdisjoint(text.split())} if words else set()
 
 
 def _best(scores: Mapping[int, float], count: int) -> Scores:

@@ -178,7 +178,8 @@ class Searcher:
             wish, rows = _Wish(where=_given(where), avoided=tuple(exclude)), None
             if words := _readable(text or ""):
                 query, wish = self._understand(words, wish, literal=literal)
-                rows = self._open.every_word(query.groups, self._condition(wish))
+                if query.text:
+                    rows = self._open.every_word(query.groups, self._condition(wish))
             found = self._open.values(columns, self._condition(wish), rows)
         return {name: _counts(found[name]) for name in columns}
 
@@ -205,7 +206,7 @@ class Searcher:
             if own.avoided:
                 away = np.mean([next(vectors) for _ in own.avoided], axis=0)
                 text = unit((text - _AVOIDED_SHARE * away)[None])[0]
-            found.append((Request(query, text), own))
+            found.append((Request(query, text if query.text else None), own))
         return found
 
     def _answer(self, request: Request, mode: Mode, wish: _Wish) -> Answer:
@@ -239,7 +240,8 @@ class Searcher:
         self, request: Request, mode: Mode, count: int, where: str | None, sort: str | None
     ) -> Ranking:
         """The rows that may be shown, in order: by relevance, or by a column those with every word."""
-        if request.text is None and request.image is None and mode != "keyword":
+        has_words = mode == "keyword" and request.query.text
+        if request.text is None and request.image is None and not has_words:
             ranking = Ranking(dict.fromkeys(self._open.rows(where), 0.0))
         else:
             ranking = self._ranker.ranked(request, mode, count, where)

@@ -245,7 +245,7 @@ def explain(hit: Hit, query: Query, table: SearchTable) -> dict[str, Any]:
         told = {f"@{name_of(text)}" for text in texts} | {
             f"={code}" for text in texts for code in codes_of(text)
         }
-        if told & set(query.exact):
+        if told.intersection(query.exact + query.articles):
             exact += [field_.column] * (field_.kind in ("code", "name"))
         tokens = {token for text in texts for token in table.vocabulary.tokens(text)}
         for term in query.terms:
