@@ -16,12 +16,10 @@ A field's weight is how often its words are repeated, as BM25F weighs: before th
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 import threading
 import unicodedata
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +31,6 @@ from typing import Any, Literal
 
 import snowballstemmer
 import tomli
-from pydantic import TypeAdapter
-from pydantic_core import from_json  # twice as fast as `json`
 
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.relevance import known
@@ -58,8 +54,9 @@ _NUMBER = r"\d+(?:[.,]\d+)?"
 
 @cache
 def knowledge() -> dict[str, Any]:
-    """What words.toml says."""
-    return tomli.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+    """What words.toml says; the stop words as sets."""
+    said = tomli.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+    return said | {"stop": {name: frozenset(words.split()) for name, words in said["stop"].items()}}
 
 
 @cache
@@ -104,7 +101,7 @@ def said_of(text: str) -> list[tuple[str, ...]]:
     """The words of a product's text, with `!` in front of those that it says it is without."""
     found, is_without = [], False
     for forms in words_of(text):
-        if is_without and not any(forms[0] in _stop_words(language) for language in _STEMMERS):
+        if is_without and not any(forms[0] in knowledge()["stop"][language] for language in _STEMMERS):
             forms, is_without = tuple(f"!{form}" for form in forms if form.isalpha()) or forms, False
         found.append(forms)
         is_without = is_without or forms[0] in knowledge()["filters"]["not"]
@@ -159,15 +156,10 @@ def stem(word: str, language: str) -> str:
 
 
 @cache
-def _stop_words(language: str) -> frozenset[str]:
-    return frozenset(knowledge()["stop"][language].split())
-
-
-@cache
 def _function_words() -> frozenset[str]:
     """The words of any language that say nothing about a product, or are part of a filter."""
-    phrases = [*knowledge()["stop"].values(), *chain.from_iterable(knowledge()["filters"].values())]
-    return frozenset(" ".join(phrases).split())
+    phrases = " ".join(chain.from_iterable(knowledge()["filters"].values()))
+    return frozenset(phrases.split()).union(*knowledge()["stop"].values())
 
 
 @cache
@@ -269,7 +261,7 @@ class Vocabulary:
         """The vocabulary of these rows; an empty `language` is found out."""
         products, counts = _counted(rows, fields)
         if not language:  # the one most of whose function words it has; English where none tells
-            said = {each: sum(counts[word] for word in _stop_words(each)) for each in _STEMMERS}
+            said = {each: sum(counts[word] for word in knowledge()["stop"][each]) for each in _STEMMERS}
             language = max(said, key=lambda each: (said[each], each == "en"))
         return cls(products, dict(counts.most_common(_MOST_WORDS)), language)
 
@@ -290,20 +282,6 @@ class Vocabulary:
         ones = (word[:-1] for word in self.frequencies if word[-1:] == "s")
         ones = (one for one in ones if self.stem(one) == self.stem(f"{one}s"))
         return list(dict.fromkeys(filter(str.isalpha, (*self.frequencies, *ones))))
-
-    def pack(self) -> bytes:
-        """As bytes for the metadata of a table."""
-        text = TypeAdapter(Any).dump_json([self.products, self.language, self.frequencies])
-        return base64.b64encode(zlib.compress(text, 1))
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> Vocabulary:
-        """The vocabulary; raises `ValueError` or `TypeError` where it is damaged."""
-        try:
-            products, language, frequencies = from_json(zlib.decompress(base64.b64decode(packed)))
-        except zlib.error as error:
-            raise ValueError(str(error)) from None
-        return cls(int(products), frequencies, language)
 
     def rarity(self, *stems: str) -> float:
         """The inverse document frequency of BM25 of words that mean the same."""
@@ -366,7 +344,7 @@ class Vocabulary:
     def is_stop(self, word: str) -> bool:
         """Whether a folded word says nothing about a product, in English, here or where it is unknown."""
         known = knowledge()["stop"] if self.stem(word) not in self.stems else ("en", self.language)
-        return any(word in _stop_words(language) for language in known)
+        return any(word in knowledge()["stop"][language] for language in known)
 
     def keywords(self, row: Mapping[str, Any], fields: Iterable[Field]) -> str:
         """Everything that a product is found by, for the index."""
