@@ -658,3 +658,12 @@ def test_a_genitive_without_its_sign_is_the_same_word(word: str) -> None:
 def test_words_of_a_question_are_no_typing_errors(text: str) -> None:
     query = understand(text, vocabulary("hane table", "whale table"), {}, literal=False)
     assert [term.word for term in query.terms] == ["table"]
+
+
+@pytest.mark.parametrize("name", ["No Fear", "Not Rated", "Max 90", "Under 100", "Sans Souci", "Ohne Ende"])
+def test_a_brand_or_series_that_reads_like_a_filter_is_none(name: str) -> None:
+    rows = [{"title": "fear rated souci ende chair", "brand": name, "price": 9.0}]
+    known = Vocabulary.gather(rows, fields_of({"brand": "text", "price": "number"}), "en")
+    query = understand(name.lower(), known, {"price": "number"}, literal=False)
+    assert (query.where, query.avoided, query.understood) == ((), (), ())
+    assert "@" in "".join(query.exact)

@@ -148,7 +148,8 @@ def understand(text: str, vocabulary: Vocabulary, columns: Mapping[str, str], *,
     """What `text` asks of a catalogue with these words and columns, name -> kind."""
     where, avoided, said = list[str](), list[str](), list[str]()
     rest = text = _as_written(text, vocabulary)
-    if not literal:
+    is_name = f"@{name_of(text)}" in vocabulary.frequencies  # "No Fear" and "Max 90" are no filters
+    if not literal and not is_name:
         rest, where = _priced(rest)
         why = f"column `{PRICE}` holds texts:" if PRICE in columns else f"no column `{PRICE}` for"
         missing = [f"{why} `{condition}`" for condition in where if columns.get(PRICE) != "number"]
