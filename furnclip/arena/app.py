@@ -159,7 +159,7 @@ class Judging:
         if len(duels) == 1:
             return duels
         models, shown = self._lineup.order, Counter(vote.duel for vote in votes)
-        fit = fit_strengths([(vote.duel, vote.winner) for vote in votes if vote.counts], models)
+        fit = fit_strengths([(vote.duel, vote.verdict) for vote in votes if vote.counts], models)
 
         def worth(duel: tuple[str, str]) -> tuple[float, int]:
             gain = information_gain(fit, models.index(duel[0]), models.index(duel[1]))
