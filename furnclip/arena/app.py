@@ -45,6 +45,7 @@ _REPEAT_DISTANCE = 4  # votes after which a repeated query is no longer fresh in
 _LONGEST_NAME = 40
 _THUMBNAIL_PX, _JPEG_QUALITY = 320, 88  # of a page
 _IDLE_S = 600.0
+_MOST_RATERS = 100  # at a time in browsers: each has a file open
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,7 @@ class BrowserContest:
     """The same contest for raters in a browser; safe to share between threads.
 
     A ballot has titles, and names of images that are the same whichever model showed them. A rater's lock is
-    held until they quit or have been idle for some time.
+    held until they quit, have been idle for some time, or too many others came since.
     """
 
     def __init__(self, config: Config, *, runs: Sequence[str] = (), model: str | None = None) -> None:
@@ -378,6 +379,8 @@ class BrowserContest:
         else:
             app, _ = self._sessions[rater]
         self._sessions[rater] = app, now
+        if len(self._sessions) > _MOST_RATERS:
+            self._close(min(self._sessions, key=lambda name: self._sessions[name][1]))
         return app
 
     def _close(self, rater: str) -> None:
