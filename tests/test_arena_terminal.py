@@ -13,6 +13,7 @@ import re
 import shlex
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,11 @@ from rich.cells import cell_len
 
 from furnclip import ArenaApp
 from furnclip.arena import VoteBook, duel_lines, tables
+from furnclip.arena.lineup import JudgedQuery
+from furnclip.arena.session import View, compose
 from furnclip.arena.terminal import KeyReader
 from furnclip.config import load_config
+from furnclip.viewers import Window
 from tests.arena_contest import write_contest
 from tests.arena_person import Person
 
@@ -372,3 +376,14 @@ def test_results_break_at_blanks_in_any_window(tmp_path: Path, cols: int) -> Non
             word for cell in cells for word in re.findall(r"[a-z]+", str(cell)) if word in str(cell).split()
         }
         assert wanted <= words
+
+
+@pytest.mark.parametrize("cols", [40, 60, 80, 200])
+def test_a_query_is_shown_whole_in_any_window(cols: int) -> None:
+    for text in ("black shirt " * 11, f"Ein {COMPOUND} aus {COMPOUND} für {COMPOUND}", JAPANESE * 4):
+        view = View(JudgedQuery("q", "text", text.strip()), ((), ()), rater="anna", votes=0, left=1)
+        lines = compose(view, Window(cols, 24), color=False).lines
+        assert max(map(cell_len, lines)) <= cols
+        assert "".join(text.split()) in "".join("".join(lines).split())
+    endless = replace(view, query=JudgedQuery("q", "text", "chair " * 1000))
+    assert compose(endless, Window(cols, 24), color=False).usable  # or it could not even be skipped
