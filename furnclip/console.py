@@ -198,13 +198,11 @@ def _column_widths(cells: Sequence[Sequence[Text]], room: int) -> list[int]:
     """As wide as the longest word, with equal shares of what room is left; empty: too narrow."""
     measured = [[stdout().measure(cell) for cell in column] for column in zip(*cells, strict=True)]
     widths = [min(_LONGEST_WORD, max(cell.minimum for cell in column)) for column in measured]
-    wanted = [
-        max(cell.maximum for cell in column) - width for column, width in zip(measured, widths, strict=True)
-    ]
-    spare = room - sum(widths)
-    for place, index in enumerate(sorted(range(len(widths)), key=wanted.__getitem__)):
-        given = max(0, min(spare // (len(widths) - place), wanted[index]))
-        widths[index], spare = widths[index] + given, spare - given
+    longest = [max(cell.maximum for cell in column) for column in measured]
+    spare, left = room - sum(widths), len(widths)
+    for index in sorted(range(left), key=lambda index: longest[index] - widths[index]):
+        given = max(0, min(spare // left, longest[index] - widths[index]))
+        widths[index], spare, left = widths[index] + given, spare - given, left - 1
     return widths if spare >= 0 else []
 
 

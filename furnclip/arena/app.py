@@ -222,7 +222,7 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            hint = "continue there, or choose another name with `--rater`"
+            hint = "continue there, or vote under another name (in a terminal `--rater`)"
             raise JournalError(f"rater `{self.rater}` is voting in another window", hint=hint) from None
         arena, votes = self.config.arena, self._votes_so_far()
         self.judging = Judging(
@@ -369,18 +369,15 @@ class BrowserContest:
 
     def _session(self, rater: str) -> ArenaApp:
         now = time.monotonic()
-        for name, (_, used) in list(self._sessions.items()):
-            if now - used > _IDLE_S and name != rater:
+        idle = sorted((now - used, name) for name, (_, used) in self._sessions.items())
+        for place, (idle_s, name) in enumerate(idle, start=1):
+            if name != rater and (idle_s > _IDLE_S or place >= _MOST_RATERS):
                 self._close(name)
         if not rater.strip():  # which elsewhere means whoever started this
             raise UsageError("a rater needs a name", hint="type it where the contest begins")
-        if rater not in self._sessions:
-            app = ArenaApp(self._config, rater=rater, runs=self._runs, model=self._model)
-        else:
-            app, _ = self._sessions[rater]
+        known = self._sessions.get(rater)
+        app = known[0] if known else ArenaApp(self._config, rater=rater, runs=self._runs, model=self._model)
         self._sessions[rater] = app, now
-        if len(self._sessions) > _MOST_RATERS:
-            self._close(min(self._sessions, key=lambda name: self._sessions[name][1]))
         return app
 
     def _close(self, rater: str) -> None:
