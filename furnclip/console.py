@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+    from rich.text import Text
 
     from furnclip.errors import FurnclipError
 
@@ -28,6 +29,8 @@ _SECRET_SHAPES = re.compile(
     r"|(?<=://)[^\s/@`'\"]*:[^\s@`'\"]*(?=@)"
     r"|(?i:(?<=[?&]))(?i:[\w-]*(?:signature|credential|token|key|secret|password|sig)=)[^&\s`'\"]+)"
 )
+_LONGEST_WORD = 24  # that a table keeps whole
+_FRAME_CELLS = 3  # around each column of a table
 _SHORTEST_SECRET = 12  # a placeholder like `local` is a word of its own
 _secrets: set[str] = set()
 
@@ -143,9 +146,13 @@ def record(event: Mapping[str, Any]) -> None:
         sys.stderr.write(redact(json.dumps(event)) + "\n")
 
 
-def say(text: str) -> None:
-    """Print a plain line as a result, on stdout."""
-    stdout().print(clean_text(text), markup=False, soft_wrap=True)
+def say(text: str, *, wrap: bool = False) -> None:
+    """Print plain lines as a result, on stdout.
+
+    `wrap`: sentences, broken at blanks on a terminal; a path or command stays whole for whoever copies it.
+    """
+    wraps = wrap and stdout().is_terminal
+    stdout().print(clean_text(text), markup=False, soft_wrap=not wraps)
 
 
 def show_bytes(data: bytes) -> None:
@@ -161,18 +168,42 @@ def show_bytes(data: bytes) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
-    """Print a table as a result, on stdout; numbers are set flush right."""
+    """Print a table as a result, on stdout; numbers are set flush right.
+
+    Where the words of a row do not fit beside each other, each cell has a line of its own.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(clean_text(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
-    for index, name in enumerate(columns):
+    cells = [[Text(format_cell(cell)) for cell in row] for row in ([*columns], *rows)]
+    widths = _column_widths(cells, stdout().width - _FRAME_CELLS * len(columns) - 1)
+    if title:
+        say(title, wrap=True)
+    if not widths:
+        for row in cells[1:]:
+            pairs = zip(cells[0], row, strict=True)
+            say("\n".join(("", *(f"{name}: {cell}".removeprefix(": ") for name, cell in pairs))), wrap=True)
+        return say("")
+    made = Table(box=box.SIMPLE_HEAD)
+    for index, (name, width) in enumerate(zip(cells[0], widths, strict=True)):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        made.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(format_cell(cell)) for cell in row))
+        made.add_column(name, justify="right" if numeric else "left", overflow="fold", width=width)
+    for row in cells[1:]:
+        made.add_row(*row)
     stdout().print(made)
+
+
+def _column_widths(cells: Sequence[Sequence[Text]], room: int) -> list[int]:
+    """As wide as the longest word, with equal shares of what room is left; empty: too narrow."""
+    measured = [[stdout().measure(cell) for cell in column] for column in zip(*cells, strict=True)]
+    widths = [min(_LONGEST_WORD, max(cell.minimum for cell in column)) for column in measured]
+    longest = [max(cell.maximum for cell in column) for column in measured]
+    spare, left = room - sum(widths), len(widths)
+    for index in sorted(range(left), key=lambda index: longest[index] - widths[index]):
+        given = max(0, min(spare // left, longest[index] - widths[index]))
+        widths[index], spare, left = widths[index] + given, spare - given, left - 1
+    return widths if spare >= 0 else []
 
 
 def format_cell(cell: object) -> str:

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import pwd
+import random
 import re
 import shutil
 from collections import Counter
@@ -536,13 +537,13 @@ def test_nothing_on_a_sheet_overlaps_or_leaves_it(width: int, height: int, k: in
 
 
 def votes_of(rater: str, winners: str, *, models: int = 2) -> list[Vote]:
-    """Votes where each letter says who wins: t(uned), b(ase), = tie, x both bad, n skip."""
+    """Votes where each letter says who wins: t(uned), b(ase), = tie, x both bad, n skip, c(oin)."""
     judging = Judging(lineup(len(winners), models), rater, [], repeat_every=0, shared_share=1.0)
-    votes = []
+    coin, votes = random.Random(rater), []
     for number, letter in enumerate(winners):
         trial = judging.current
         assert trial is not None
-        wanted = {"t": "tuned", "b": "base"}.get(letter)
+        wanted = {"t": "tuned", "b": "base", "c": coin.choice(trial.sides)}.get(letter)
         choice = "AB"[trial.sides.index(wanted)] if wanted else {"=": "T", "x": "X", "n": "N"}[letter]
         votes.append(judge(judging, choice, number))
     return votes
@@ -561,18 +562,58 @@ def test_standings_of_a_hand_counted_contest() -> None:
     assert sum(part.wins for part in standings.categories["tuned against base"].values()) == 8
 
 
-@pytest.mark.parametrize("name", ["A", "B", "T", "X", "N"])
-def test_a_run_may_be_called_like_a_key(name: str) -> None:
-    def named(models: tuple[str, str]) -> tuple[str, str]:
-        first, second = (name if model == "tuned" else model for model in models)
-        return first, second
+def statistics_with(folder: Path, name: str) -> tuple[list[object], list[dict[str, str]]]:
+    """What `arena stats` says of fixed opinions on the base, `name` and another; the rows of the export."""
+    models = ["", "base", name, "other"]
+    write_contest(folder, runs=models[2:])
+    for rater, opinions in (("anna", "1101TXN"), ("ben", "10010XT")):
+        with app_in(folder, rater, runs=models[2:]) as app:
+            while trial := app.trial:
+                opinion = opinions[int(trial.query.query_id[-5:]) % len(opinions)]
+                better = trial.duel[int(opinion)] if opinion.isdigit() else ""
+                app.vote("AB"[trial.sides.index(better)] if better else opinion)
+    book = folder / "work/arena/votes.jsonl"
+    events = [json.loads(line) for line in book.read_text().splitlines()]
+    for event in events:  # as release 0.1.0 wrote them
+        event["winner"] = event.get("winner") or event.get("outcome")
+    book.write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    stats = json.loads(run("stats", "--json", "--config", folder / "furnclip.toml").stdout)
+    for duel in stats["duels"]:
+        duel |= {role: models.index(duel[role]) for role in ("baseline", "challenger", "decided")}
+    ranking = [(models.index(each["model"]), each["rating"]) for each in stats["ranking"]]
+    raters = [(each["ties"], each["both_bad"], each["repeats_alike"]) for each in stats["raters"]]
+    categories = list(stats["categories"].values())
+    run("export", folder / "votes.csv", "--config", folder / "furnclip.toml")
+    with (folder / "votes.csv").open(newline="") as file:
+        return [stats["duels"], stats["alpha"], ranking, raters, categories], list(csv.DictReader(file))
 
-    votes = [
-        replace(vote, duel=named(vote.duel), sides=named(vote.sides), models={"base": "b", name: "t"})
-        for vote in votes_of("anna", "ttttttttbb==xnn")
-    ]
-    score = compute_standings(votes, {}).duels[0].score
-    assert (score.wins, score.losses, score.ties, score.both_bad) == (8, 2, 2, 1)
+
+@pytest.mark.parametrize(
+    "name", ["A", "B", "T", "X", "N", "tie", "both bad", "skip", "baseline", "challenger", "unknown"]
+)
+def test_a_run_may_be_called_like_an_outcome(name: str, tmp_path: Path) -> None:
+    expected, _ = statistics_with(tmp_path / "plain", "tuned")
+    found, rows = statistics_with(tmp_path / "odd", name)
+    assert found == expected
+    assert any(row["winner"] == name for row in rows)
+    for row in rows:
+        is_won = row["outcome"] in ("A", "B")
+        assert row["winner"] in ((row["baseline_method"], row["challenger_method"]) if is_won else ("",))
+
+
+def test_a_run_called_like_the_base_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_contest(tmp_path / "c", runs=["base", "two"]))
+    for args in ([], ["--run", "two", "--run", "base"]):
+        refused = run(*args)
+        assert (refused.exit_code, "error: a run called `base` clashes" in refused.stderr) == (2, True)
+        assert "hint: rename its folder" in refused.stderr
+
+
+def test_raters_who_toss_a_coin_do_not_agree_on_three_models() -> None:
+    votes = [vote for rater in "ab" for vote in votes_of(rater, "c" * 900, models=3)]
+    alpha = compute_standings(votes, {}).alpha
+    assert alpha is not None
+    assert abs(alpha) < 0.1
 
 
 def test_a_clear_contest_is_decided_even_for_those_who_peek() -> None:

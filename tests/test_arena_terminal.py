@@ -13,12 +13,19 @@ import re
 import shlex
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
-from furnclip.arena import VoteBook
+from furnclip import ArenaApp
+from furnclip.arena import VoteBook, duel_lines, tables
+from furnclip.arena.lineup import JudgedQuery
+from furnclip.arena.session import View, compose
 from furnclip.arena.terminal import KeyReader
+from furnclip.config import load_config
+from furnclip.viewers import Window
 from tests.arena_contest import write_contest
 from tests.arena_person import Person
 
@@ -343,3 +350,40 @@ def test_a_string_that_never_ends_does_not_swallow_for_ever() -> None:
     assert reader.feed(b"\x1b_Gi=1", 0.0) == []
     assert reader.feed(b"a", 1.0) == []
     assert reader.feed(b"a", 3.0) == ["A"]
+
+
+COMPOUND, JAPANESE = "Wohnzimmerschrankbefestigungsschraube", "木製ダイニングテーブル四人掛け"
+
+
+@pytest.mark.parametrize("cols", [40, 60, 80, 200])
+def test_results_break_at_blanks_in_any_window(tmp_path: Path, cols: int) -> None:
+    runs = [COMPOUND, JAPANESE]
+    folder = write_contest(tmp_path / "c", runs=runs, words=(COMPOUND, JAPANESE))
+    with ArenaApp(load_config(folder / "furnclip.toml"), rater="anna", runs=runs) as app:
+        for choice in "AABTX" * 4:
+            app.vote(choice)
+        standings = app.standings()
+    raw = Person(folder, "stats", cols=cols).rest().replace("\r", "").rpartition("\nvotes: ")[0]
+    shown = re.sub(r"\x1b\[[\d;]*m", "", raw)
+    assert max(map(cell_len, shown.splitlines())) <= cols
+    sentences, words = " ".join(shown.split()), set(re.split(r"[\s:]+", shown))
+    for duel in standings.duels:
+        assert " ".join(duel_lines(duel)) in sentences
+    for table in tables(standings):
+        assert " ".join(table.note.split()) in sentences
+        cells = [*table.columns, *itertools.chain(*table.rows)]
+        wanted = {
+            word for cell in cells for word in re.findall(r"[a-z]+", str(cell)) if word in str(cell).split()
+        }
+        assert wanted <= words
+
+
+@pytest.mark.parametrize("cols", [40, 60, 80, 200])
+def test_a_query_is_shown_whole_in_any_window(cols: int) -> None:
+    for text in ("black shirt " * 11, f"Ein {COMPOUND} aus {COMPOUND} für {COMPOUND}", JAPANESE * 4):
+        view = View(JudgedQuery("q", "text", text.strip()), ((), ()), rater="anna", votes=0, left=1)
+        lines = compose(view, Window(cols, 24), color=False).lines
+        assert max(map(cell_len, lines)) <= cols
+        assert "".join(text.split()) in "".join("".join(lines).split())
+    endless = replace(view, query=JudgedQuery("q", "text", "chair " * 1000))
+    assert compose(endless, Window(cols, 24), color=False).usable  # or it could not even be skipped

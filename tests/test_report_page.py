@@ -8,12 +8,16 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from furnclip import ArenaApp
+from furnclip.config import load_config
+from tests.arena_contest import write_contest
 from tests.conftest import invoke
 from tests.test_evaluate import CONFIG, add_run, drawn_samples, write_shards
 
@@ -32,6 +36,38 @@ def page(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> str:
     result = invoke("eval", "--config", folder / "furnclip.toml", *runs)
     assert result.exit_code == 0, result.stderr
     return (folder / "work" / "eval" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def arena_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The results of votes on a run and products with long names."""
+    word = "Wohnzimmerschrankbefestigungsschraubenabdeckung"
+    folder = write_contest(tmp_path_factory.mktemp("arena") / "c", runs=(word,), words=(word, "木製椅子"))
+    with ArenaApp(load_config(folder / "furnclip.toml"), rater=word[:40]) as app:
+        for choice in "ABTXA":
+            app.vote(choice)
+    assert invoke("arena", "stats", "--config", folder / "furnclip.toml").exit_code == 0
+    return (folder / "work" / "arena" / "report.html").read_text(encoding="utf-8")
+
+
+def test_kinds_that_begin_alike_have_a_row_each(tmp_path: Path, tiny_clip: Path) -> None:
+    kinds = [f"Wohnzimmerschrankwandelement {number}" for number in range(3)] + [
+        "木製ダイニングテーブル四人掛け"
+    ]
+    (tmp_path / "furnclip.toml").write_text(CONFIG.format(model=tiny_clip), encoding="utf-8")
+    samples = [
+        replace(sample, fields={**sample.fields, "object_type": kinds[number % len(kinds)]})
+        for number, sample in enumerate(drawn_samples(40))
+    ]
+    write_shards(tmp_path / "work" / "shards", samples)
+    add_run(tmp_path, "tuned", seed=1)
+    assert invoke("eval", "--config", tmp_path / "furnclip.toml").exit_code == 0
+    page = (tmp_path / "work" / "eval" / "report.html").read_text(encoding="utf-8")
+    plot = page.partition("By type</figcaption>")[2].partition("</svg>\n<details>")[0]
+    heights = re.findall(r'y="([\d.]+)" text-anchor="end">(?:wohn|木製)', plot)
+    assert len(set(heights)) == len(kinds)
+    assert "木製ダイニングテーブル四人掛け</text>" not in page  # twice as wide as Latin letters
+    assert "Where tuned is most ahead of base" in page
 
 
 class Outline(HTMLParser):
@@ -104,14 +140,23 @@ addEventListener("load", () => {{
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to lay out the page")
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])
-def test_a_browser_shows_it_without_sideways_scroll(page: str, width: int, tmp_path: Path) -> None:
-    outer = tmp_path / "outer.html"
+def test_a_browser_shows_it_without_sideways_scroll(
+    page: str, arena_page: str, width: int, tmp_path: Path
+) -> None:
+    for name, content in (("eval", page), ("arena", arena_page)):
+        check_layout(content, width, tmp_path / name)
+
+
+def check_layout(page: str, width: int, folder: Path) -> None:
+    """Nothing of the page is wider than its window, or too small to read."""
+    folder.mkdir()
+    outer = folder / "outer.html"
     outer.write_text(MEASURE.format(width=width, page=html.escape(page)), encoding="utf-8")
     done = subprocess.run(
         [
             str(CHROMIUM),
             *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
-            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--user-data-dir={folder / 'profile'}",
             *("--virtual-time-budget=5000", "--dump-dom", f"file://{outer}"),
         ],
         capture_output=True,

@@ -13,8 +13,11 @@ import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import expect, sync_playwright
 
+from furnclip import ArenaApp
 from furnclip.arena import VoteBook
+from furnclip.arena.app import _MOST_RATERS
 from furnclip.config import load_config
+from furnclip.errors import JournalError
 from tests.service import Service, make_shop, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -185,9 +188,21 @@ def test_a_ballot_counts_once(service: Service, shop: Path) -> None:
     for _ in range(3):
         assert service.ask("/arena", method="POST", body=body, headers=kind)[0] == 303
     for bad in ("rater=ben&key=Z", "rater=&key=A", "rater=ben", "key=A&rater=" + "x" * 200):
-        assert service.ask("/arena", method="POST", body=bad, headers=kind)[0] == 400, bad
+        status, said, _ = service.ask("/arena", method="POST", body=bad, headers=kind)
+        assert (status, b"Start again" in said) == (400, True), bad  # a page: a person looks at it
+    assert b"`key` is missing" in service.ask("/arena", method="POST", body="rater=ben", headers=kind)[1]
+    assert b"`price` cannot be" in service.ask("/?price=%D9%A1-")[1]  # digits of another script
     votes = VoteBook(load_config(shop / "furnclip.toml").paths.votes).votes()
     assert [vote.choice for vote in votes if vote.rater == "ben"] == ["A"]
+
+
+def test_more_raters_than_files_may_be_open(service: Service, shop: Path) -> None:
+    for number in range(_MOST_RATERS + 5):
+        assert service.ask(f"/arena?rater=visitor{number}")[0] == 200
+    settings = load_config(shop / "furnclip.toml")
+    ArenaApp(settings, rater="visitor0").close()  # let go for those who came since
+    with pytest.raises(JournalError):
+        ArenaApp(settings, rater=f"visitor{_MOST_RATERS}")
 
 
 LOOKS = [{"viewport": SIZES[size], "color_scheme": scheme} for size, scheme in EVERY_LOOK]

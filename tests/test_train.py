@@ -318,6 +318,8 @@ def test_a_teacher_that_knows_nothing_is_no_reason_to_stop(ready: Path, tiny_cli
         (["--epochs", "-1"], 2, "`train.epochs` cannot be -1"),
         (["--scenario", "dual"], 2, "`train.scenario` cannot be"),
         (["--run", "../elsewhere"], 2, "cannot be a run's name"),
+        (["--run", "base"], 2, "cannot be a run's name"),
+        (["--run", "master_vectors"], 2, "but not `base` or `master_vectors`"),
         (["--upload"], 2, "there is no bucket"),
         (["--model", "nowhere/at/all"], 1, "there is no model folder"),
     ],

@@ -45,6 +45,7 @@ _REPEAT_DISTANCE = 4  # votes after which a repeated query is no longer fresh in
 _LONGEST_NAME = 40
 _THUMBNAIL_PX, _JPEG_QUALITY = 320, 88  # of a page
 _IDLE_S = 600.0
+_MOST_RATERS = 100  # at a time in browsers: each has a file open
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Judging:
         if len(duels) == 1:
             return duels
         models, shown = self._lineup.order, Counter(vote.duel for vote in votes)
-        fit = fit_strengths([(vote.duel, vote.winner) for vote in votes if vote.counts], models)
+        fit = fit_strengths([(vote.duel, vote.verdict) for vote in votes if vote.counts], models)
 
         def worth(duel: tuple[str, str]) -> tuple[float, int]:
             gain = information_gain(fit, models.index(duel[0]), models.index(duel[1]))
@@ -221,7 +222,7 @@ class ArenaApp(AbstractContextManager["ArenaApp"]):
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            hint = "continue there, or choose another name with `--rater`"
+            hint = "continue there, or vote under another name (in a terminal `--rater`)"
             raise JournalError(f"rater `{self.rater}` is voting in another window", hint=hint) from None
         arena, votes = self.config.arena, self._votes_so_far()
         self.judging = Judging(
@@ -318,7 +319,7 @@ class BrowserContest:
     """The same contest for raters in a browser; safe to share between threads.
 
     A ballot has titles, and names of images that are the same whichever model showed them. A rater's lock is
-    held until they quit or have been idle for some time.
+    held until they quit, have been idle for some time, or too many others came since.
     """
 
     def __init__(self, config: Config, *, runs: Sequence[str] = (), model: str | None = None) -> None:
@@ -368,15 +369,14 @@ class BrowserContest:
 
     def _session(self, rater: str) -> ArenaApp:
         now = time.monotonic()
-        for name, (_, used) in list(self._sessions.items()):
-            if now - used > _IDLE_S and name != rater:
+        idle = sorted((now - used, name) for name, (_, used) in self._sessions.items())
+        for place, (idle_s, name) in enumerate(idle, start=1):
+            if name != rater and (idle_s > _IDLE_S or place >= _MOST_RATERS):
                 self._close(name)
         if not rater.strip():  # which elsewhere means whoever started this
             raise UsageError("a rater needs a name", hint="type it where the contest begins")
-        if rater not in self._sessions:
-            app = ArenaApp(self._config, rater=rater, runs=self._runs, model=self._model)
-        else:
-            app, _ = self._sessions[rater]
+        known = self._sessions.get(rater)
+        app = known[0] if known else ArenaApp(self._config, rater=rater, runs=self._runs, model=self._model)
         self._sessions[rater] = app, now
         return app
 

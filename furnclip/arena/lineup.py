@@ -19,7 +19,7 @@ import numpy.typing as npt
 from furnclip.catalogue import ATTRIBUTES, UNKNOWN, content_hash
 from furnclip.config import Config, DataPaths
 from furnclip.console import note, printable
-from furnclip.errors import InputError, MissingStageError, ModelMismatchError
+from furnclip.errors import InputError, MissingStageError, ModelMismatchError, UsageError
 from furnclip.images import open_image
 from furnclip.journal import read_json, write_json
 from furnclip.relevance import default_caption, known, read_queries
@@ -184,6 +184,9 @@ def _find_contenders(config: Config, runs: Sequence[str]) -> list[_Contender]:
         command = "furnclip embed" if latest_run(config.paths.runs) else "furnclip train"
         raise MissingStageError(f"{master}: fine-tuned vectors", command=command)
     wanted = list(dict.fromkeys(runs)) or [Path(models["finetuned"].name).name]
+    if "base" in wanted:
+        hint = "rename its folder and run `furnclip embed --run NAME`"
+        raise UsageError("a run called `base` clashes with the base model's name in the votes", hint=hint)
     return [_Contender("base", master, "base"), *(_find_run(run, config.paths) for run in wanted)]
 
 

@@ -35,6 +35,7 @@ _MENTION_AFTER_S = 0.15  # waiting for an image is mentioned only after this
 _POLL_S = 0.05
 _IDLE_S = 0.2  # between looks at the window's size
 _MIN_IMAGE_ROWS = 5
+_QUERY_ROWS = 4  # about as many are filled by the longest query shown whole
 _TOO_SMALL = "too small a window to show both rows; make it larger, or quit with Q"
 _CLEAR = b"\x1b[0m\x1b[2J\x1b[1;1H"
 _QUIT = ("Q", CTRL_C)
@@ -83,7 +84,9 @@ def compose(view: View, window: Window, *, color: bool) -> Frame:
     header.add_column(justify="right", no_wrap=True)
     rater = _line(("furnclip arena", "bold"), (f"  {view.rater}", "dim"))
     header.add_row(rater, _line(votes, (f"  {view.left} left", "dim")))
-    query = _line(("query ", "bold"), (f"({view.query.kind}): ", "dim"), (view.query.text, "bold cyan"))
+    asked = (("query ", "bold"), (f"({view.query.kind}): ", "dim"), (view.query.text, "bold cyan"))
+    query = _line(*asked, wraps=True)
+    query.truncate(_QUERY_ROWS * window.cols, overflow="ellipsis")
     above = _painted(Group(header, query), window, color=color)
     below = _painted(Group(_line((view.message, "dim")), _keys(window.cols)), window, color=color)
     plain = _painted(_results(view, details=False), window, color=color)
@@ -122,10 +125,9 @@ def _painted(renderable: RenderableType, window: Window, *, color: bool) -> list
     return file.getvalue().splitlines()
 
 
-def _line(*parts: tuple[str, str]) -> Text:
-    return Text.assemble(
-        *((printable(text), style) for text, style in parts), no_wrap=True, overflow="ellipsis"
-    )
+def _line(*parts: tuple[str, str], wraps: bool = False) -> Text:
+    words = ((printable(text), style) for text, style in parts)
+    return Text.assemble(*words, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
 
 
 def _results(view: View, *, details: bool) -> RenderableType:

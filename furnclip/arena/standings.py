@@ -136,18 +136,18 @@ def compute_standings(votes: Sequence[Vote], contests: Mapping[str, JudgedLineup
     votes, contests = _distinguish_retrained(votes, contests)
     fresh = [vote for vote in votes if vote.counts]
     by_query = _grouped(fresh, lambda vote: vote.subject)
-    winners = {subject: majority([vote.winner for vote in group]) for subject, group in by_query.items()}
+    verdicts = {subject: majority([vote.verdict for vote in group]) for subject, group in by_query.items()}
     duels, categories = [], {}
     by_duel = _grouped([group[0] for group in by_query.values()], lambda vote: vote.duel)
     for (first, second), judged in by_duel.items():
-        duels.append(_duel(first, second, judged, winners, contests))
+        duels.append(_duel(first, second, judged, verdicts, contests))
         by_category = _grouped(judged, lambda vote: vote.query.category or UNKNOWN)
         categories[f"{second} against {first}"] = {
-            name: _score([winners[vote.subject] for vote in group], first=second, second=first)
+            name: _score([verdicts[vote.subject] for vote in group])
             for name, group in sorted(by_category.items(), key=lambda item: (-len(item[1]), item[0]))
         }
     models = list(dict.fromkeys(model for vote in fresh for model in vote.models))
-    results = [(duel, winner) for (_, duel, _), winner in winners.items()]
+    results = [(duel, verdict) for (_, duel, _), verdict in verdicts.items()]
     fit = fit_strengths(results, models) if len(models) > 2 else None
     ranking = [] if fit is None else map(ModelRating, fit.models, fit.scores, fit.intervals)
     shared = [group for group in by_query.values() if len({vote.rater for vote in group}) > 1]
@@ -157,7 +157,7 @@ def compute_standings(votes: Sequence[Vote], contests: Mapping[str, JudgedLineup
         duels=tuple(duels),
         categories=categories,
         side=_score([vote.outcome for vote in fresh], first="A", second="B"),
-        alpha=krippendorff_alpha([{vote.rater: vote.winner for vote in group} for group in shared]),
+        alpha=krippendorff_alpha([{vote.rater: vote.verdict for vote in group} for group in shared]),
         queries_judged_by_several=len(shared),
         ranking=tuple(sorted(ranking, key=lambda each: -each.rating)),
         ranking_is_regularised=fit is not None and fit.regularized,
@@ -188,9 +188,9 @@ def _distinguish_retrained(
     return renamed, relabeled
 
 
-def majority(winners: Sequence[str]) -> str:
-    """The most frequent answer, or `tie` where no answer has more votes than every other."""
-    (first, count), *others = Counter(winners).most_common()
+def majority(verdicts: Sequence[str]) -> str:
+    """The most frequent verdict, or `tie` where none has more votes than every other."""
+    (first, count), *others = Counter(verdicts).most_common()
     return "tie" if others and others[0][1] == count else first
 
 
@@ -198,11 +198,11 @@ def _duel(
     baseline: str,
     challenger: str,
     judged: Sequence[Vote],
-    winners: Mapping[Any, str],
+    verdicts: Mapping[Any, str],
     contests: Mapping[str, JudgedLineup],
 ) -> Duel:
     """The result of two models; `judged` has one vote for each of their queries."""
-    score = _score([winners[vote.subject] for vote in judged], first=challenger, second=baseline)
+    score = _score([verdicts[vote.subject] for vote in judged])
     always_valid = confidence_sequence(score.wins, score.decisive)
     decided = challenger if always_valid[0] > 0.5 else baseline if always_valid[1] < 0.5 else ""
     needed = votes_needed(score.win_rate) if score.win_rate is not None else None
@@ -217,7 +217,7 @@ def _duel(
     return Duel(baseline, challenger, score, always_valid, decided, needed, queries_agreed, queries)
 
 
-def _score(outcomes: Sequence[str], *, first: str, second: str) -> WinRate:
+def _score(outcomes: Sequence[str], *, first: str = "challenger", second: str = "baseline") -> WinRate:
     counts = Counter(outcomes)
     wins, losses = counts[first], counts[second]
     decisive = wins + losses
@@ -228,9 +228,9 @@ def _score(outcomes: Sequence[str], *, first: str, second: str) -> WinRate:
 
 def _rater(name: str, votes: Sequence[Vote]) -> Rater:
     side = _score([vote.outcome for vote in votes], first="A", second="B")
-    first_answers = {vote.subject: vote.winner for vote in votes if not vote.repeat}
+    first_answers = {vote.subject: vote.verdict for vote in votes if not vote.repeat}
     repeats = [vote for vote in votes if vote.repeat and vote.choice != "N"]
-    alike = sum(first_answers.get(vote.subject) == vote.winner for vote in repeats)
+    alike = sum(first_answers.get(vote.subject) == vote.verdict for vote in repeats)
     skips = sum(vote.choice == "N" for vote in votes)
     median_s = sorted(vote.seconds for vote in votes)[len(votes) // 2]
     counts = (len(votes) - skips, side.ties, side.both_bad, skips)
@@ -246,12 +246,12 @@ def _grouped(votes: Iterable[Vote], key: Callable[[Vote], Any]) -> dict[Any, lis
 
 
 def fit_strengths(results: Iterable[tuple[tuple[str, str], str]], models: Sequence[str]) -> Strengths:
-    """Bradley-Terry strengths from duels and their winners; no winner is half a win each."""
+    """Bradley-Terry strengths from duels and their verdicts; no winner is half a win each."""
     place = {model: number for number, model in enumerate(models)}
     wins = np.zeros((len(models), len(models)))
-    for duel, winner in results:
+    for duel, verdict in results:
         first, second = (place[model] for model in duel)
-        share = 1.0 if winner == duel[0] else 0.0 if winner == duel[1] else 0.5
+        share = {"baseline": 1.0, "challenger": 0.0}.get(verdict, 0.5)
         wins[first, second] += share
         wins[second, first] += 1 - share
     return bradley_terry(wins, models)

@@ -54,8 +54,13 @@ class Vote:
 
     @property
     def winner(self) -> str:
-        """The preferred model, or `tie`, `both bad` or `skip`."""
-        return self.sides["AB".index(self.choice)] if self.choice in ("A", "B") else self.outcome
+        """The preferred model, empty where none is."""
+        return self.sides["AB".index(self.choice)] if self.choice in ("A", "B") else ""
+
+    @property
+    def verdict(self) -> str:
+        """`baseline`, `challenger`, `tie`, `both bad` or `skip`; no model's name, which may be any word."""
+        return ("baseline", "challenger")[self.duel.index(self.winner)] if self.winner else self.outcome
 
     @property
     def counts(self) -> bool:

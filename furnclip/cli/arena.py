@@ -107,9 +107,9 @@ def _emit(
         for table in tables(standings) if standings.votes else ():
             console.show_table(table.columns, table.rows, title=table.title)
             if table.note:
-                console.say(table.note)
+                console.say(table.note, wrap=True)
         for duel in standings.duels:  # last, so that it is still on the screen
-            console.say("\n".join(("", *duel_lines(duel))))
+            console.say("\n".join(("", *duel_lines(duel))), wrap=True)
         console.say(f"votes: {book.path}")
         if page:
             console.say(f"page: {page}")

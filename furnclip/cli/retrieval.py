@@ -54,8 +54,9 @@ def evaluate(
         columns, rows = summary_table(report)
         title = f"text to image, {report['queries']} queries, gallery of {report['gallery_size']}"
         console.show_table(columns, rows, title=title)
-        for line in (*comparison_lines(report), f"report: {result.html_path}"):
-            console.say(line)
+        for line in comparison_lines(report):
+            console.say(line, wrap=True)
+        console.say(f"report: {result.html_path}")
 
     call.emit(payload, show)
 

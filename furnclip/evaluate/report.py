@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.cells import cell_len, set_cell_size
 
 from furnclip.catalogue import ATTRIBUTES
 from furnclip.evaluate.measure import Measurement
@@ -165,8 +166,9 @@ def choose(measured: Measurement) -> list[PagePart]:
     random = np.random.default_rng(measured.config.seed)
     products = partial(_section, measured, "text_to_image")
     answers = measured.answers["text_to_image"]
-    first, name = measured.models[0].label, measured.models[-1].label
-    before, ranks = answers[first].first_ranks, answers[name].first_ranks
+    first, last = measured.models[0], measured.models[-1]
+    before, ranks = answers[first.label].first_ranks, answers[last.label].first_ranks
+    name = last.clip.name if last.label == "finetuned" else last.label
     note = "A fair sample, chosen before looking"
     sections = [products("Drawn by lot", note, random.permutation(len(ranks)))]
     if "attributes_to_image" in measured.tasks:
@@ -177,8 +179,8 @@ def choose(measured: Measurement) -> list[PagePart]:
         change = np.log(before) - np.log(ranks)  # how many times nearer to the top, as a logarithm
         gains = [row for row in np.argsort(-change, kind="stable") if change[row] > 0]
         losses = [row for row in np.argsort(change, kind="stable") if change[row] < 0]
-        sections.append(products("Gains", f"Where {name} is most ahead of {first}", gains))
-        sections.append(products("Regressions", f"Where {name} is most behind {first}", losses))
+        sections.append(products("Gains", f"Where {name} is most ahead of {first.label}", gains))
+        sections.append(products("Regressions", f"Where {name} is most behind {first.label}", losses))
     hardest = [row for row in np.argsort(-ranks, kind="stable") if ranks[row] > _TOP]
     sections.append(products("Hardest", f"Where {name} finds the relevant image last", hardest))
     return [section for section in sections if section["examples"]]
@@ -283,11 +285,11 @@ def _interval_plot(
 ) -> Plot:
     """A row for each name with its note, and in it a point with its interval for each model."""
     row_height = _ROW_GAP + _MODEL_HEIGHT * len(scores)
-    shown = {
-        text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…": note
-        for text, note in names.items()
-    }
-    left = 12 + _LETTER_WIDTH * max(map(len, shown), default=0)
+    shown = [
+        text if cell_len(text) <= _MOST_LETTERS else f"{set_cell_size(text, _MOST_LETTERS - 1).rstrip()}…"
+        for text in names
+    ]
+    left = 12 + _LETTER_WIDTH * max(map(cell_len, shown), default=0)
     top = _top(row["intervals"][metric][1] for rows in scores.values() for row in rows)
     right = WIDTH - _RIGHT
     name = "MRR" if metric == "mrr" else metric
@@ -306,7 +308,7 @@ def _interval_plot(
         columns=[(x(value), f"{value:g}") for value in _ticks(top)],
         rows=[
             (_MARGIN_TOP + row_height * (row + 0.5), text, note)
-            for row, (text, note) in enumerate(shown.items())
+            for row, (text, note) in enumerate(zip(shown, names.values(), strict=True))
         ],
         markers={
             label: [(x(row[metric]), y(number, model)) for number, row in enumerate(rows)]

@@ -60,6 +60,7 @@ SHARES = tuple(round(share, 1) for share in np.linspace(0, 1, 11).tolist())
 _PARITY = 0.9999
 _PROBES = 32
 _TIMED = 9
+_TAKEN_NAMES = ("base", "master_vectors")  # of the base model in votes and reports; of the vector file
 
 
 def train_all(config: Config, *, prefix: str = "", resume: bool = True) -> dict[str, Any]:
@@ -94,8 +95,9 @@ def train(config: Config, *, run: str = "", resume: bool = True) -> dict[str, An
     `run`: its name; empty: the scenario's. `resume` off: an older run of that name is removed.
     """
     name = run or config.train.scenario
-    if name != Path(name).name or name.startswith("."):
-        raise UsageError(f"`{name}` cannot be a run's name", hint="use letters, digits, `-` and `_`")
+    if name != Path(name).name or name.startswith(".") or name in _TAKEN_NAMES:
+        hint = f"use letters, digits, `-` and `_`, but not `{'` or `'.join(_TAKEN_NAMES)}`"
+        raise UsageError(f"`{name}` cannot be a run's name", hint=hint)
     folder = config.paths.runs / name
     check_settings(config)
     with joined() as processes, exclusive(folder) if processes.first else nullcontext():

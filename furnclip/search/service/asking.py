@@ -97,6 +97,7 @@ def read(given: ImmutableMultiDict[str, Any], shape: type[P], limits: ServeConfi
         first = error.errors(include_url=False)[0]
         name, message, shown = str(first["loc"][0]), first["msg"], str(first["input"])[:60]
         problem = f"`{name}` cannot be `{shown}`: {message[:1].lower()}{message[1:]}"
+        problem = f"`{name}` is missing" if first["type"] == "missing" else problem
         raise UsageError(problem, hint="see /docs") from None
     k, query = getattr(params, "k", None), getattr(params, "q", "")
     if k is not None and k > limits.max_k:

@@ -66,7 +66,7 @@ class PageParams(asking.Params):
     color: Annotated[str, Field(max_length=100)] = ""
     material: Annotated[str, Field(max_length=100)] = ""
     style: Annotated[str, Field(max_length=100)] = ""
-    price: Annotated[str, Field(pattern=r"^(\d*-\d*)?$", max_length=30)] = ""
+    price: Annotated[str, Field(pattern="^([0-9]*-[0-9]*)?$", max_length=30)] = ""
     like: Annotated[str, Field(max_length=500)] = ""
     image: Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")] = ""
     sort: Literal["", "price", "-price"] = ""
@@ -327,22 +327,28 @@ class KeyParams(RaterParams):
 
 def contest_routes(service: Service, pages: Pages, contest: Contest) -> list[BaseRoute]:
     """The addresses for raters."""
+    nothing: dict[str, Any] = {"rater": "", "over": False, "ballot": None, "error": None, "keys": KEYS}
+
+    def refused(error: FurnclipError) -> Response:
+        return pages.answer("arena.html", status=status_of(error), **{**nothing, "error": error})
 
     async def arena(request: Request) -> Response:
-        shown: dict[str, Any] = {"rater": "", "over": False, "ballot": None, "error": None, "keys": KEYS}
         try:
             params = asking.read(request.query_params, RaterParams, service.limits)
-            shown |= {"rater": " ".join(params.rater.split()), "over": params.over}
+            shown: dict[str, Any] = {"rater": " ".join(params.rater.split()), "over": params.over}
             if shown["rater"] and not params.over:
                 shown["ballot"] = await service.work(contest.ballot, shown["rater"])
-            return pages.answer("arena.html", **shown)
+            return pages.answer("arena.html", **{**nothing, **shown})
         except FurnclipError as error:
-            return pages.answer("arena.html", status=status_of(error), **{**shown, "error": error})
+            return refused(error)
 
     async def press(request: Request) -> Response:
-        params = asking.read(await request.form(max_files=0, max_fields=10), KeyParams, service.limits)
-        rater = " ".join(params.rater.split())
-        await service.work(contest.press, rater, params.key, params.ballot)
+        try:
+            params = asking.read(await request.form(max_files=0, max_fields=10), KeyParams, service.limits)
+            rater = " ".join(params.rater.split())
+            await service.work(contest.press, rater, params.key, params.ballot)
+        except FurnclipError as error:
+            return refused(error)
         over = {"over": "true"} if params.key == "Q" else {}
         return RedirectResponse(f"/arena?{urlencode({'rater': rater, **over})}", 303)
 
