@@ -11,10 +11,12 @@ import pyarrow.parquet
 import pytest
 from PIL import Image, ImageDraw
 
+from furnclip.catalogue.formats import formats
 from tests.batch_server import BatchServer
 from tests.clean_shop import server as server
 from tests.conftest import Outcome, run_here
 from tests.feed_files import table
+from tests.shop_exports import EXPORTS
 
 Row = Mapping[str, str]
 
@@ -22,15 +24,20 @@ Row = Mapping[str, str]
 class Shop:
     """An export in a folder with a photo of a gray chair and one of a red one; `init` ran on it."""
 
-    def __init__(self, folder: Path, rows: list[Row]) -> None:
+    def __init__(self, folder: Path, export: list[Row] | str) -> None:
         self.folder = folder
         (folder / "images").mkdir()
         for name, color in {"gray": (130, 130, 130), "red": (190, 40, 40)}.items():
             image = Image.new("RGB", (120, 120), (255, 255, 255))
             ImageDraw.Draw(image).rectangle((30, 30, 90, 100), fill=color)
             image.save(folder / "images" / f"{name}.png")
+        rows = [] if isinstance(export, str) else export
         columns = dict.fromkeys(name for row in rows for name in row)
-        content = table({name: row.get(name, "") for name in columns} for row in rows)
+        content = (
+            export
+            if isinstance(export, str)
+            else table({**dict.fromkeys(columns, ""), **row} for row in rows)
+        )
         (folder / "export.csv").write_text(content, encoding="utf-8")
         self.told = self.run("init", "export.csv", "--json").ok()
 
@@ -176,6 +183,53 @@ def test_what_is_not_published_is_no_product(name: str, tmp_path: Path) -> None:
     (tmp_path / "furnclip.toml").write_text(settings, encoding="utf-8")
     cleaned = shop.run("clean", "run", "--backend", "local", "--json").ok().json
     assert cleaned["cleaned"] == hidden + 1, "on demand"
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_what_the_shop_shows_is_a_product_and_nothing_else(name: str, tmp_path: Path) -> None:
+    shown, content = EXPORTS[name]
+    shop, ids, kind = Shop(tmp_path, content), shown.split(), name.split(", ")[0]
+    is_known = kind in {each["name"] for each in formats()["format"]}
+    recognized = shop.told.json["recognized"]
+    assert recognized["format"] == (kind if is_known else "plain table")
+    assert recognized["products"] == len(ids)
+    cleaned = shop.run("clean", "run", "--backend", "local", "--json").ok().json
+    assert sorted(shop.table("cleaned.csv", "clean_title")) == sorted(ids)
+    assert cleaned["reasons"].keys() <= {"unpublished"}, "no row is lost for another reason"
+
+
+def sofa(*prices: str, parent: str, sku: str = "s1") -> list[Row]:
+    """A product of variations, and before it one whose id is its SKU."""
+    cells = {"Images": "gray.png", "Visibility in catalog": "visible"}
+    variations = [
+        woo(10 + n, f"Velvet sofa - {n}", Parent=parent, **{**cells, "Regular price": price})
+        for n, price in enumerate(prices)
+    ]
+    alone = woo(7, "Oak table", **{**cells, "Regular price": "5", "Images": "red.png"})
+    return [alone, *variations, woo(9, "Velvet sofa", SKU=sku, **{**cells, "Regular price": ""})]
+
+
+@pytest.mark.parametrize("is_cleaned", [False, True])
+@pytest.mark.parametrize(("parent", "sku"), [("s1", "s1"), ("id:9", "s1"), ("7", "7"), ("id:9", "")])
+def test_a_parent_stands_for_its_variations(parent: str, sku: str, is_cleaned: bool, tmp_path: Path) -> None:
+    """Its price is the lowest of theirs, and it is one hit with them, by whatever they call it."""
+    hidden = woo(20, "Velvet sofa - last", Parent=parent, Published="0", **{"Regular price": "10"})
+    shop = Shop(tmp_path, [*sofa("499", "", "89.5", "0", parent=parent, sku=sku), hidden])
+    model = {"FURNCLIP_MODEL__NAME": "furnclip-tiny"}
+    if is_cleaned:
+        shop.run("clean", "run", "--backend", "local").ok()
+    shop.run("prepare", env=model).ok()
+    shop.run("embed", env=model).ok()
+
+    def prices(*words: str) -> dict[str, float | None]:
+        told = shop.run("search", "velvet sofa", "--json", "--all-variants", *words, env=model).ok()
+        return {hit["product_id"]: hit["columns"].get("price") for hit in told.json["hits"]}
+
+    assert prices() == {"7": 5, "9": 89.5, "10": 499, "11": None, "12": 89.5, "13": 0}
+    assert prices("--where", "price < 100 AND price > 50").keys() == {"9", "12"}
+    [first, *others] = shop.run("search", "velvet sofa", "--json", env=model).ok().json["hits"]
+    assert (first["group"], first["variants"]) == ("9", 5)
+    assert [hit["product_id"] for hit in others] == ["7"]
 
 
 SHORTCODES = {

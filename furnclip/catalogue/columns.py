@@ -198,8 +198,28 @@ def _boolean(text: str) -> bool | None:
 @lru_cache(maxsize=256)
 def is_published(cell: str) -> bool:
     """Whether a cell says that a product can be seen in the shop; an empty one does."""
-    words = [part.strip().casefold() for part in cell.split("|")]
-    return any(word not in _words("unpublished") and _boolean(word) is not False for word in words)
+    return any(_shows(part) is not False for part in cell.split("|"))
+
+
+def tells_published(cell: str) -> bool:
+    """Whether all that a cell says is that a product can be seen in the shop, or cannot."""
+    return all(_shows(part) is not None for part in cell.split("|"))
+
+
+def needs_parent(cell: str) -> bool:
+    """Whether a cell says that a product is seen as a variation of another alone."""
+    return cell.strip().casefold() in _words("with_parent")
+
+
+def _shows(text: str) -> bool | None:
+    """Whether the shop shows products of which this is said; None where it is no word for that."""
+    word = text.strip().casefold()
+    if needs_parent(word) or word in _words("unpublished") or word in _words("no"):
+        return False
+    if word in _words("published") or word in _words("yes"):
+        return True
+    number = _amount(word)[0]  # 2 stands for off, as in Magento
+    return None if number is None or number > 2 else number == 1
 
 
 def _date(text: str, first: str = "") -> date | None:

@@ -24,8 +24,9 @@ from furnclip.catalogue.columns import (
     known_names,
     plain_name,
     short_name,
+    tells_published,
 )
-from furnclip.catalogue.rows import Record, merged, read_records, with_parents
+from furnclip.catalogue.rows import Record, merged, read_records, said_once, with_parents
 from furnclip.catalogue.structured import ImageStore
 from furnclip.errors import InputError
 
@@ -117,25 +118,37 @@ class _Chooser:
         image = self._take("image") or self._take_looking_like_images()
         title = self._take("title") or self._take_text()
         self._take_id(image or title)
-        settings = self._found.settings
+        settings, published = self._found.settings, self._published()
         if settings.get("merge_rows") or settings.get("merge_untitled_rows"):
             key, told_by = settings["id_column"], title if settings.get("merge_untitled_rows") else ""
-            self.sample = list(merged(self.sample, key, [key, title], told_by))
+            first = [key, title, *said_once(self._known.values(), published)]
+            self.sample = list(merged(self.sample, key, first, told_by))
         self._take("parent")
         if "parent_column" not in self._found.settings:
             self._take("group")
         self._take_more_images(image)
         self._find_table()
-        self._take_published()
+        self._leave_out(published)
         columns = [name for name in (image, *self._found.settings.get("more_image_columns", ())) if name]
         self._found.images = [
             name for column in columns for cell in self._cells(column) for name in image_names(cell)
         ]
 
-    def _take_published(self) -> None:
-        """The columns by which products are not in the shop; those are left out of the sample."""
-        names = [self._known[name] for name in self._format.get("published", ()) if name in self._known]
-        if columns := [name for name in names if self._cells(name)]:
+    def _published(self) -> list[str]:
+        """The columns by which products are not in the shop."""
+        if own := self._format.get("published", ()):
+            return [column for name in own if self._cells(column := self._known.get(name, ""))]
+        usual = [self._known[name] for name in formats()["usual"]["published"] if name in self._known]
+        cells = {column: set(self._cells(column)) for column in usual}
+        return [
+            column
+            for column, texts in cells.items()
+            if any(map(is_published, texts)) and all(map(tells_published, texts))
+        ]
+
+    def _leave_out(self, columns: list[str]) -> None:
+        """Leave what the shop does not show out of the sample."""
+        if columns:
             rows, settings = self.sample, self._found.settings
             if parent := settings.get("parent_column"):
                 own = names_of_products(self._known.values(), settings["id_column"])

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from furnclip.catalogue.columns import is_published, known_as, known_names, plain_name, short_name
 from furnclip.catalogue.formats import formats, image_names, names_of_products
-from furnclip.catalogue.rows import Record, is_our_sheet, merged, read_records, renamed_column, with_parents
+from furnclip.catalogue.rows import (
+    Record,
+    is_our_sheet,
+    merged,
+    read_records,
+    renamed_column,
+    said_once,
+    with_parents,
+)
 from furnclip.catalogue.structured import ImageStore
 from furnclip.catalogue.text import plain_text
 from furnclip.errors import ConfigError, InputError, nearest
@@ -89,7 +97,8 @@ def _open(
         names, records = read_records(path, images, language=paths.language, lines=lines)
         if (paths.merge_rows or paths.merge_untitled_rows) and not is_our_sheet(names):
             texts = [name for name in names if plain_name(name) in known_names()["columns"]["description"]]
-            first = [name for name in (paths.id_column, paths.title_column, *texts) if name in names]
+            once = said_once(names, paths.published_columns)
+            first = [name for name in (paths.id_column, paths.title_column, *texts, *once) if name in names]
             told_by = paths.title_column if paths.merge_untitled_rows else ""
             records = merged(records, paths.id_column, first, told_by)
         return names, records
@@ -105,7 +114,7 @@ def _open(
     }
     found = paths.model_copy(update={**one, **several})
     if found.parent_column:
-        own = names_of_products(names, found.id_column)
+        own = [found.id_column] if is_our_sheet(names) else names_of_products(names, found.id_column)
         records = with_parents(lambda: read()[1], found.parent_column, own, found.published_columns)
     return found, records
 
