@@ -177,3 +177,87 @@ id,title,image,status,active,visible
 3,Old sofa,red.png,discontinued,no,no
 """),
 }  # fmt: skip
+
+# What else real files have in them: the products (id, title, images, price) that `init` and `prepare` make.
+Product = tuple[str, str, str, float | None]
+ODDITIES: dict[str, tuple[str, list[Product]]] = {
+    "a second header for machines": ("""\
+Artikelnummer;Bezeichnung;Bild;Preis
+sku;name;image;price
+1;Stuhl;gray.png;9,00
+2;Tisch;red.png;1.299,00
+""", [("1", "Stuhl", "gray.png", 9), ("2", "Tisch", "red.png", 1299)]),
+    "two files in one": ("""\
+\ufeffid,title,image,price
+1,Chair,gray.png,9
+\ufeffid,title,image,price
+2,Table,red.png,8
+id,title,image,price
+3,Bed,red.png,7
+""", [("1", "Chair", "gray.png", 9), ("2", "Table", "red.png", 8), ("3", "Bed", "red.png", 7)]),
+    "what columns are for": ("""\
+"# Required | A unique id, of at most 100 characters.",# Required | A title,# Required | The price,\
+# Required | Image
+id,title,price,image_link
+1,Chair,9.00 USD,gray.png
+2,Table,8.00 USD,red.png
+""", [("1", "Chair", "gray.png", 9), ("2", "Table", "red.png", 8)]),
+    "a row in each language": ("""\
+id_product;id_lang;name;image;price
+1;1;Chair;gray.png;9
+1;2;Stuhl;gray.png;9
+2;1;Table;red.png;8
+2;2;Tisch;red.png;8
+""", [("1", "Chair", "gray.png", 9), ("2", "Table", "red.png", 8)]),
+    "words for no image": ("""\
+sku,attribute_set_code,product_websites,name,price,base_image,additional_images
+A,Default,base,Chair,9,no_selection,
+B,Default,base,Table,8,gray.png,no_selection
+C,Default,base,Bed,7,NULL,
+D,Default,base,Sofa,6,red.png,N/A
+""", [
+        ("A", "Chair", "", 9),
+        ("B", "Table", "gray.png", 8),
+        ("C", "Bed", "", 7),
+        ("D", "Sofa", "red.png", 6),
+    ]),
+    "images as JSON": ("""\
+id;title;images
+1;Chair;"[{""url"": ""gray.png"", ""alt"": ""in front""}, {""url"": ""red.png""}]"
+2;Table;"[""gray.png"",""red.png""]"
+3;Bed;['red.png', 'gray.png']
+""", [
+        ("1", "Chair", "gray.png red.png", None),
+        ("2", "Table", "gray.png red.png", None),
+        ("3", "Bed", "red.png gray.png", None),
+    ]),
+    "addresses without a scheme": ("""\
+id,title,image
+1,Chair,//cdn.shop.example/a.jpg
+2,Table,"https://shop.example/w_80,h_60/b.jpg,//cdn.shop.example/c.jpg"
+""", [
+        ("1", "Chair", "https://cdn.shop.example/a.jpg", None),
+        ("2", "Table", "https://shop.example/w_80,h_60/b.jpg https://cdn.shop.example/c.jpg", None),
+    ]),
+    "prices as people write them": ("""\
+id;title;image;price
+1;Chair;gray.png;"1.299,00 €"
+2;Table;gray.png;"1.299,\u2013 €"
+3;Bed;gray.png;"1.299,-- €*"
+4;Sofa;gray.png;"ab 99,50 €"
+5;Lamp;gray.png;"1 299,00 €"
+""", [
+        ("1", "Chair", "gray.png", 1299),
+        ("2", "Table", "gray.png", 1299),
+        ("3", "Bed", "gray.png", 1299),
+        ("4", "Sofa", "gray.png", 99.5),
+        ("5", "Lamp", "gray.png", 1299),
+    ]),
+}  # fmt: skip
+
+# Columns that look as if they named a product's variations and name its category, or nothing.
+NO_GROUPS = {
+    "no parent": [("parent_id", "0"), ("parent_id", "0"), ("parent_id", "0")],
+    "a category's name": [("Gruppe", "Stühle"), ("Gruppe", "Stühle"), ("Gruppe", "Tische")],
+    "nothing": [("item_group_id", "N/A"), ("item_group_id", "N/A"), ("item_group_id", "-")],
+}

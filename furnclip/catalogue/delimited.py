@@ -198,6 +198,8 @@ def _lines_above_header(lines: Sequence[str], delimiter: str) -> int:
         return 0
     for number, line in enumerate(lines[:_PREAMBLE_LINES]):
         cells = split_line(line, delimiter)
+        if sum(cell.lstrip("\ufeff").startswith("# ") for cell in cells) > 1:
+            continue  # what its columns are for, as Facebook writes it
         filled = sum(bool(cell.strip()) for cell in cells)
         if filled > 1 and (filled > width // 3 or len(cells) != width):
             return number

@@ -8,9 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from furnclip.catalogue.columns import is_published, known_as, known_names, plain_name, short_name
-from furnclip.catalogue.formats import formats, image_names, names_of_products
+from furnclip.catalogue.columns import (
+    is_published,
+    known_as,
+    known_names,
+    names_nothing,
+    plain_name,
+    short_name,
+)
+from furnclip.catalogue.formats import formats, image_names, is_header, names_of_products
 from furnclip.catalogue.rows import (
+    REPEATED_HEADER,
     Record,
     is_our_sheet,
     merged,
@@ -151,23 +159,19 @@ def read_products(
 
 def _judge(records: Iterable[Record], columns: DataPaths) -> Iterator[Product | Rejection]:
     seen: set[int] = set()  # 64-bit hashes: a million ids take 80 MB as strings in a dict, a third as these
+    families = [name for name in (columns.group_column, columns.parent_column) if name]
     for record in records:
         fields = record.fields
         product_id = fields.get(columns.id_column, "").strip()
-        reason, detail = record.reason, record.detail
-        if reason:
-            pass
-        elif not product_id:
-            reason, detail = "no-id", "the id is empty"
-        elif len(product_id) > MAX_ID_CHARS or not product_id.isprintable():
-            reason, detail = "bad-id", f"an id is printable and has at most {MAX_ID_CHARS} characters"
-        elif hash(product_id) in seen:
+        reason, detail = _problem(record, product_id, columns)
+        if not reason and hash(product_id) in seen:
             reason, detail = "duplicate-id", f"`{product_id}` is the id of an earlier row"
-        elif hidden := [name for name in columns.published_columns if not is_published(fields[name])]:
-            reason, detail = "unpublished", f"column `{hidden[0]}` says `{fields[hidden[0]].strip()}`"
         if reason:
             yield Rejection(record.row, product_id[:MAX_ID_CHARS], reason, detail, fields, record.file_rows)
             continue
+        for name in families:
+            if (cell := fields[name]) and names_nothing(cell.strip()):
+                fields[name] = ""
         seen.add(hash(product_id))
         named = [
             name
@@ -189,6 +193,22 @@ def _judge(records: Iterable[Record], columns: DataPaths) -> Iterator[Product | 
             file_rows=record.file_rows,
             variant=", ".join(told),
         )
+
+
+def _problem(record: Record, product_id: str, columns: DataPaths) -> tuple[str, str]:
+    """Why a row is no product, in a word and in words; empty where it is one."""
+    if record.reason:
+        return record.reason, record.detail
+    if is_header(record):
+        return REPEATED_HEADER
+    if not product_id:
+        return "no-id", "the id is empty"
+    if len(product_id) > MAX_ID_CHARS or not product_id.isprintable():
+        return "bad-id", f"an id is printable and has at most {MAX_ID_CHARS} characters"
+    for name in columns.published_columns:
+        if not is_published(cell := record.fields[name]):
+            return "unpublished", f"column `{name}` says `{cell.strip()}`"
+    return "", ""
 
 
 def uncleaned_rows(paths: DataPaths) -> int:

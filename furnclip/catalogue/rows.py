@@ -60,6 +60,7 @@ _JSON_OBJECT = re.compile(r'\s*\{\s*(["}]|$)')
 ATTRIBUTES = ("style", "material", "color", "object_type")
 UNKNOWN = "unknown"  # the value of an attribute that neither title nor image tells
 CLEAN_COLUMNS = ("clean_title", *ATTRIBUTES, "queries", "clean_source")
+REPEATED_HEADER = "repeated-header", "the row has the names of columns in it"
 REJECT_COLUMNS = ("rejected_reason", "rejected_detail")
 _OURS = re.compile(f"(raw_)*({'|'.join((*CLEAN_COLUMNS, *REJECT_COLUMNS))})")
 
@@ -166,12 +167,14 @@ def _json_kind(path: Path, suffix: str) -> Literal["lines", "object"]:
 
 
 def _csv_records(columns: list[str], table: Table, *, is_clean: bool) -> Iterator[Record]:
-    is_ours = is_our_sheet(columns)
+    is_ours, last = is_our_sheet(columns), table.header[-1]
     for number, (cells, reason, detail) in enumerate(table.rows(), start=1):
         texts = list(map(unescape, cells)) if is_ours else cells
         fields = dict(zip(columns, texts, strict=False))
         if len(fields) < len(texts) and len(texts) == len(columns):
             fields = joined(zip(columns, texts, strict=True))
+        if cells[-1] == last and [cells[0].lstrip("\ufeff"), *cells[1:]] == table.header:
+            reason, detail = REPEATED_HEADER
         if reason:
             yield Record(number, _writable(fields), reason, detail)
         else:
@@ -300,7 +303,7 @@ class _Families:
         if self._parent_of and (found := self._parent_of.get(self._id(record))):
             return found
         cell = record.fields.get(self._column, "").strip()
-        return "" if cell.startswith("sku=") else cell
+        return "" if cell == "0" or cell.startswith("sku=") else cell
 
     def _find(self, reference: str) -> _Parent | None:
         return self._parents.get(reference) or self._parents.get(f"id:{reference}")
