@@ -21,7 +21,7 @@ import pytest
 
 from furnclip import ArenaApp
 from furnclip.arena import VoteBook
-from furnclip.catalogue.rows import unescape
+from furnclip.catalogue.delimited import unescape
 from furnclip.config import load_config
 from furnclip.errors import InputError
 from furnclip.journal import write_json

@@ -8,6 +8,8 @@ the two. `content_hash` decides everywhere in furnclip whether something is up t
 from furnclip.catalogue.columns import Column as Column
 from furnclip.catalogue.columns import ColumnTypes as ColumnTypes
 from furnclip.catalogue.columns import says_nothing as says_nothing
+from furnclip.catalogue.delimited import sheet_text as sheet_text
+from furnclip.catalogue.delimited import write_row as write_row
 from furnclip.catalogue.formats import Recognition as Recognition
 from furnclip.catalogue.formats import image_names as image_names
 from furnclip.catalogue.formats import image_table as image_table
@@ -25,7 +27,5 @@ from furnclip.catalogue.rows import REJECT_COLUMNS as REJECT_COLUMNS
 from furnclip.catalogue.rows import UNKNOWN as UNKNOWN
 from furnclip.catalogue.rows import read_records as read_records
 from furnclip.catalogue.rows import renamed_column as renamed_column
-from furnclip.catalogue.rows import sheet_text as sheet_text
-from furnclip.catalogue.rows import write_row as write_row
 from furnclip.catalogue.text import content_hash as content_hash
 from furnclip.catalogue.text import normalized_title as normalized_title

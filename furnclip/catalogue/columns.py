@@ -38,7 +38,7 @@ _LONGEST_ITEM = 100
 _LONGEST_CELL = 80  # of a number, boolean or date
 _AMOUNT = re.compile(
     r"(?P<before>[^\d,+-]*?)(?P<sign>[+-]?) ?(?P<unit>[^\d.,+-]*)"
-    r"(?P<digits>\d[\d.,' ]*?|[.,]\d+)([.,]-{1,2})? ?(?P<after>[^\d,+-]*)",
+    r"(?P<digits>\d[\d.,' ]*?|[.,]\d+)(?P<no_cents>[.,]-{1,2})? ?(?P<after>[^\d,+-]*)",
     re.ASCII,
 )
 _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d+)?[eE][+-]?\d+", re.ASCII)
@@ -48,7 +48,7 @@ _YEAR_FIRST = re.compile(rf"(\d{{4}})-(\d\d?)-(\d\d?){_TIME}", re.ASCII)
 _YEAR_LAST = re.compile(rf"(\d\d?)([./-])(\d\d?)\2(\d{{4}}){_TIME}", re.ASCII)
 _CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SCHEMA_ORG = re.compile(r"https?://schema\.org/")
-_PLAIN_SIGNS = {ord(blank): " " for blank in "\u00a0\u202f\u2009\t"} | {0x2019: "'", 0x2212: "-"}
+_PLAIN_SIGNS = {ord(blank): " " for blank in "\u00a0\u202f\u2009\t"} | {0x2019: "'", 0x2212: "-", 0x2013: "-"}
 _KINDS: dict[str, Kind] = {
     "description": "text",
     "price": "number",
@@ -111,6 +111,11 @@ def says_nothing(text: str) -> bool:
     return not text or text.casefold() in _words("nothing")
 
 
+def names_nothing(text: str) -> bool:
+    """Whether a cell, without spaces around it, names no other product."""
+    return text == "0" or says_nothing(text)
+
+
 @dataclass(frozen=True)
 class Column:
     """One column: `source` is what the catalogue calls it, `name` what a filter does.
@@ -161,7 +166,7 @@ def _amount(text: str, decimal: str = "") -> tuple[float | None, str]:
     if not match or not all(map(_is_money, match.group("before", "unit", "after"))):
         return None, ""
     parts, signs = re.split("[.,' ]", match["digits"]), re.findall("[.,' ]", match["digits"])
-    last, certain, fraction = "".join(signs[-1:]), "", ""
+    last, certain, fraction = "".join(signs[-1:]), (match["no_cents"] or "")[:1], ""
     if last in (".", ","):
         if signs.count(last) > 1:
             certain = "," if last == "." else "."
@@ -178,7 +183,7 @@ def _amount(text: str, decimal: str = "") -> tuple[float | None, str]:
 
 def _is_money(text: str) -> bool:
     """Whether a text is the sign of a currency, or nothing."""
-    word = text.strip()
+    word = text.strip("* ")  # an asterisk stands for a note
     return (
         not word or word.casefold() in _words("money") or all(unicodedata.category(c) == "Sc" for c in word)
     )
@@ -198,8 +203,28 @@ def _boolean(text: str) -> bool | None:
 @lru_cache(maxsize=256)
 def is_published(cell: str) -> bool:
     """Whether a cell says that a product can be seen in the shop; an empty one does."""
-    words = [part.strip().casefold() for part in cell.split("|")]
-    return any(word not in _words("unpublished") and _boolean(word) is not False for word in words)
+    return any(_shows(part) is not False for part in cell.split("|"))
+
+
+def tells_published(cell: str) -> bool:
+    """Whether all that a cell says is that a product can be seen in the shop, or cannot."""
+    return all(_shows(part) is not None for part in cell.split("|"))
+
+
+def needs_parent(cell: str) -> bool:
+    """Whether a cell says that a product is seen as a variation of another alone."""
+    return cell.strip().casefold() in _words("with_parent")
+
+
+def _shows(text: str) -> bool | None:
+    """Whether the shop shows products of which this is said; None where it is no word for that."""
+    word = text.strip().casefold()
+    if needs_parent(word) or word in _words("unpublished") or word in _words("no"):
+        return False
+    if word in _words("published") or word in _words("yes"):
+        return True
+    number = _amount(word)[0]  # 2 stands for off, as in Magento
+    return None if number is None or number > 2 else number == 1
 
 
 def _date(text: str, first: str = "") -> date | None:

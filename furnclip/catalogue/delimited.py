@@ -3,17 +3,23 @@
 A quote that is not closed properly would swallow the rows up to the next quote. `csv` is strict here: where a
 quoted cell does not end at a delimiter or a line end, its quote is text and each line a row. So it is as well
 where every line of a cell has the cells of a row and looks as the other rows do (`Table._fits`).
+
+What we write is safe to open in a spreadsheet, which runs a cell such as `=HYPERLINK(...)` as a formula: on
+its way out such a cell, or one with apostrophes before such a sign, gets an apostrophe in front, and loses it
+on its way in.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 from furnclip import console
 from furnclip.catalogue.text import text_lines
@@ -29,6 +35,8 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _FILE_NAME = re.compile(r"\S*\.[A-Za-z]\w{2,4}|\S*[/\\]\S+")
 _NAMES = re.compile(r"[a-z][a-z0-9_\t,;#.:\[\]=-]*", re.IGNORECASE)
 _CODE = re.compile(r"[\w.\-/#]*\d[\w.\-/#]*")
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # and the full-width signs
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 
 Row = tuple[list[str], str, str]  # cells; a reason and its detail where they cannot be used
 
@@ -190,6 +198,8 @@ def _lines_above_header(lines: Sequence[str], delimiter: str) -> int:
         return 0
     for number, line in enumerate(lines[:_PREAMBLE_LINES]):
         cells = split_line(line, delimiter)
+        if sum(cell.lstrip("\ufeff").startswith("# ") for cell in cells) > 1:
+            continue  # what its columns are for, as Facebook writes it
         filled = sum(bool(cell.strip()) for cell in cells)
         if filled > 1 and (filled > width // 3 or len(cells) != width):
             return number
@@ -214,3 +224,26 @@ def split_line(line: str, delimiter: str) -> list[str]:
     cell = rf'(?:^|{end})(?: *"((?:[^"]|"")*)" *(?={end}|$)|([^{end}]*))'
     found = re.finditer(cell, line.rstrip("\r\n"))
     return [match[2] if match[1] is None else match[1].replace('""', '"') for match in found]
+
+
+def write_row(file: IO[bytes], cells: Iterable[object]) -> None:
+    """Add a row to a CSV file whose cells no spreadsheet runs as a formula; each as `str` writes it."""
+    file.write(sheet_text([cells]).encode("utf-8"))
+
+
+def sheet_text(rows: Iterable[Iterable[object]]) -> str:
+    """A small table as the text of a CSV file, header included."""
+    text = io.StringIO(newline="")
+    # The default line end: with another one, `csv` leaves a lone carriage return unquoted.
+    csv.writer(text).writerows([escape(str(cell)) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def escape(cell: str) -> str:
+    """`cell` as a spreadsheet shows it without running it."""
+    return "'" + cell if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
+
+
+def unescape(cell: str) -> str:
+    """The text that `escape` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -6,8 +6,11 @@ no name is known, by what its cells look like. Every choice has its reason.
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import islice
@@ -22,15 +25,22 @@ from furnclip.catalogue.columns import (
     is_published,
     known_as,
     known_names,
+    names_nothing,
     plain_name,
+    says_nothing,
     short_name,
+    tells_published,
 )
-from furnclip.catalogue.rows import Record, merged, read_records, with_parents
+from furnclip.catalogue.rows import Record, merged, read_records, said_once, with_parents
 from furnclip.catalogue.structured import ImageStore
 from furnclip.errors import InputError
 
 _SAMPLE_ROWS = 1000
+_HEADER_ROWS = 3
 _MOST = 0.9
+_USUAL = "a usual name for it"
+_LARGEST_GROUP = 30  # variations that a product may have in a small file
+_WORDS_FOR_GROUPS = ("group", "gruppe", "groupe", "grupo")  # of variations, or a category
 _LONGER = "a usual name for it is a part of its name"
 _PLAIN: dict[str, Any] = {"name": "plain table", "why": "each row is a product"}
 _ENDING = re.compile(
@@ -38,7 +48,8 @@ _ENDING = re.compile(
 )
 _SEPARATORS = tuple(map(re.compile, (r"\s*\n\s*", r"\s*,\s*", r"\s*;\s*", r"\s+")))
 _SEPARATED = re.compile(r"[,;\s\[]")
-_BEFORE_ADDRESS = re.compile(r"[,;\s]+(?=https?://)")
+_BEFORE_ADDRESS = re.compile(r"[,;\s]+(?=(?:https?:)?//)")
+_HOST = re.compile(r"//[\w-]+(\.[\w-]+)+/")  # of an address without `https:`
 _LISTED = re.compile(r"""(["'])(.+?)\1""")
 
 
@@ -71,7 +82,7 @@ def recognize(path: Path, *, reserved: Iterable[str] = ()) -> Recognition:
     """
     names = read_records(path)[0]
     records = read_records(path, ImageStore(tuple(names), None, path.stem))[1]
-    sample = [record for record in islice(records, _SAMPLE_ROWS) if not record.reason]
+    sample = [row for row in islice(records, _SAMPLE_ROWS) if not row.reason and not is_header(row)]
     if not sample:
         raise InputError(f"`{path}` has no row that can be read", hint="export the catalogue again")
     known: dict[str, str] = {}
@@ -117,25 +128,37 @@ class _Chooser:
         image = self._take("image") or self._take_looking_like_images()
         title = self._take("title") or self._take_text()
         self._take_id(image or title)
-        settings = self._found.settings
+        settings, published = self._found.settings, self._published()
         if settings.get("merge_rows") or settings.get("merge_untitled_rows"):
             key, told_by = settings["id_column"], title if settings.get("merge_untitled_rows") else ""
-            self.sample = list(merged(self.sample, key, [key, title], told_by))
+            first = [key, title, *said_once(self._known.values(), published)]
+            self.sample = list(merged(self.sample, key, first, told_by))
         self._take("parent")
         if "parent_column" not in self._found.settings:
             self._take("group")
         self._take_more_images(image)
         self._find_table()
-        self._take_published()
+        self._leave_out(published)
         columns = [name for name in (image, *self._found.settings.get("more_image_columns", ())) if name]
         self._found.images = [
             name for column in columns for cell in self._cells(column) for name in image_names(cell)
         ]
 
-    def _take_published(self) -> None:
-        """The columns by which products are not in the shop; those are left out of the sample."""
-        names = [self._known[name] for name in self._format.get("published", ()) if name in self._known]
-        if columns := [name for name in names if self._cells(name)]:
+    def _published(self) -> list[str]:
+        """The columns by which products are not in the shop."""
+        if own := self._format.get("published", ()):
+            return [column for name in own if self._cells(column := self._known.get(name, ""))]
+        usual = [self._known[name] for name in formats()["usual"]["published"] if name in self._known]
+        cells = {column: set(self._cells(column)) for column in usual}
+        return [
+            column
+            for column, texts in cells.items()
+            if any(map(is_published, texts)) and all(map(tells_published, texts))
+        ]
+
+    def _leave_out(self, columns: list[str]) -> None:
+        """Leave what the shop does not show out of the sample."""
+        if columns:
             rows, settings = self.sample, self._found.settings
             if parent := settings.get("parent_column"):
                 own = names_of_products(self._known.values(), settings["id_column"])
@@ -165,7 +188,7 @@ class _Chooser:
         own, usual = self._format.get(role, []), formats()["usual"].get(role, [])
         named = [(name, f"as {self._format['name']} calls it") for name in own if name in self._known]
         longer = known_as(usual, self._known, role) if role in known_names()["unlike"] else []
-        named += [(name, "a usual name for it") for name in usual if name in self._known]
+        named += [(name, _USUAL) for name in usual if name in self._known]
         named += [(name, _LONGER) for name in longer if name not in usual]
         return [(self._known[name], why) for name, why in named]
 
@@ -179,9 +202,25 @@ class _Chooser:
             cells = self._cells(column)
             is_image = any("://" in cell for cell in cells) or self._are_images(cells)
             is_wrong = is_image if role == "title" else role == "image" and why == _LONGER and not is_image
+            is_wrong = is_wrong or (
+                role in ("parent", "group") and not self._tells_families(role, column, why)
+            )
             if cells and not is_wrong and column not in self._found.settings.values():
                 return self._set(role, column, why)
         return ""
+
+    def _tells_families(self, role: str, column: str, why: str) -> bool:
+        """Whether cells name parents or groups of variations: no categories, and not the same in all rows."""
+        cells = [cell for cell in self._cells(column) if not names_nothing(cell)]
+        if not cells or why not in (_USUAL, _LONGER):
+            return bool(cells)
+        if role == "parent":
+            own = names_of_products(self._known.values(), self._found.settings["id_column"])
+            return not {cell for name in own for cell in self._cells(name)}.isdisjoint(cells)
+        largest = max(Counter(cells).values())
+        codes = sum(any(map(str.isdigit, cell)) for cell in cells)
+        is_id = short_name(column) not in _WORDS_FOR_GROUPS or codes >= _MOST * len(cells)
+        return is_id and largest <= max(_LARGEST_GROUP, len(self.sample) // 10)
 
     def _take_looking_like_images(self) -> str:
         for column in self._known.values():
@@ -204,6 +243,8 @@ class _Chooser:
         """A column by name that is filled and tells products apart; or what names each row for certain."""
         merges = any(name.startswith("merge") for name in self._found.settings)
         candidates = self._candidates("id")
+        if not merges and (found := self._id_in_languages(candidates)):
+            return found
         for column, why in candidates:
             cells = self._cells(column)
             is_filled = len(cells) >= _MOST * len(self.sample)
@@ -218,6 +259,20 @@ class _Chooser:
         return self._set(
             "id", column, "no column tells all rows apart; rows with the id of another are rejected"
         )
+
+    def _id_in_languages(self, candidates: Sequence[tuple[str, str]]) -> str:
+        """An id that each product has once in each language, if there is one."""
+        languages = [self._known[name] for name in known_names()["header"]["language"] if name in self._known]
+        for column, why in candidates if languages else ():
+            keys = [(row.fields[column].strip(), row.fields[languages[0]].strip()) for row in self.sample]
+            ids = {name for name, _ in keys}
+            if "" not in ids and len(set(keys)) == len(keys) and len(ids) < _MOST * len(keys):
+                self._found.settings["merge_rows"] = True
+                self._found.reasons["merge_rows"] = (
+                    "rows with the same id are one product in several languages"
+                )
+                return self._set("id", column, why)
+        return ""
 
     def _take_more_images(self, image: str) -> None:
         own, usual = map(_any_of, (self._format.get("more_images", []), formats()["usual"]["more_images"]))
@@ -241,17 +296,34 @@ def names_of_products(columns: Iterable[str], id_column: str) -> list[str]:
     return [id_column, *(name for name in columns if plain_name(name) in usual and name != id_column)]
 
 
+def is_header(record: Record) -> bool:
+    """Whether one of the first rows has names of columns in it, in another language or for machines."""
+    if record.row > _HEADER_ROWS:
+        return False
+    cells = [cell for cell in record.fields.values() if cell.strip()]
+    known = {name for role in ("id", "title", "image") for name in formats()["usual"][role]}
+    return len(cells) > 2 and sum(plain_name(cell) in known for cell in cells) > len(cells) / 2
+
+
+@lru_cache(maxsize=1024)
 def image_names(cell: str) -> tuple[str, ...]:
     """The images of a cell: separated by `|`, or by what else shops take where all parts are image names."""
-    return tuple(name for part in cell.split("|") for name in _names_in(part.strip().strip('"')) if name)
+    names = (name for part in cell.split("|") for name in _names_in(part.strip().strip('"')))
+    return tuple(
+        f"https:{name}" if name[:2] == "//" and _HOST.match(name) else name
+        for name in names
+        if not says_nothing(name)
+    )
 
 
 def _names_in(text: str) -> list[str]:
     if not _SEPARATED.search(text):
         return [text]
     if text[:1] == "[" and text[-1:] == "]":
+        with suppress(ValueError, RecursionError):
+            return ImageStore((), None, "").cell(json.loads(text), "en").split("|")
         return [match[2].strip() for match in _LISTED.finditer(text)]
-    if "://" in text:
+    if "://" in text or text[:2] == "//":
         return [name.strip(" ,;") for name in _BEFORE_ADDRESS.split(text)]
     for separator in _SEPARATORS:
         names = [name for name in separator.split(text.strip(",; ")) if name]

@@ -8,9 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from furnclip.catalogue.columns import is_published, known_as, known_names, plain_name, short_name
-from furnclip.catalogue.formats import formats, image_names, names_of_products
-from furnclip.catalogue.rows import Record, is_our_sheet, merged, read_records, renamed_column, with_parents
+from furnclip.catalogue.columns import (
+    is_published,
+    known_as,
+    known_names,
+    names_nothing,
+    plain_name,
+    short_name,
+)
+from furnclip.catalogue.formats import formats, image_names, is_header, names_of_products
+from furnclip.catalogue.rows import (
+    REPEATED_HEADER,
+    Record,
+    is_our_sheet,
+    merged,
+    read_records,
+    renamed_column,
+    said_once,
+    with_parents,
+)
 from furnclip.catalogue.structured import ImageStore
 from furnclip.catalogue.text import plain_text
 from furnclip.errors import ConfigError, InputError, nearest
@@ -89,7 +105,8 @@ def _open(
         names, records = read_records(path, images, language=paths.language, lines=lines)
         if (paths.merge_rows or paths.merge_untitled_rows) and not is_our_sheet(names):
             texts = [name for name in names if plain_name(name) in known_names()["columns"]["description"]]
-            first = [name for name in (paths.id_column, paths.title_column, *texts) if name in names]
+            once = said_once(names, paths.published_columns)
+            first = [name for name in (paths.id_column, paths.title_column, *texts, *once) if name in names]
             told_by = paths.title_column if paths.merge_untitled_rows else ""
             records = merged(records, paths.id_column, first, told_by)
         return names, records
@@ -105,7 +122,7 @@ def _open(
     }
     found = paths.model_copy(update={**one, **several})
     if found.parent_column:
-        own = names_of_products(names, found.id_column)
+        own = [found.id_column] if is_our_sheet(names) else names_of_products(names, found.id_column)
         records = with_parents(lambda: read()[1], found.parent_column, own, found.published_columns)
     return found, records
 
@@ -142,23 +159,19 @@ def read_products(
 
 def _judge(records: Iterable[Record], columns: DataPaths) -> Iterator[Product | Rejection]:
     seen: set[int] = set()  # 64-bit hashes: a million ids take 80 MB as strings in a dict, a third as these
+    families = [name for name in (columns.group_column, columns.parent_column) if name]
     for record in records:
         fields = record.fields
         product_id = fields.get(columns.id_column, "").strip()
-        reason, detail = record.reason, record.detail
-        if reason:
-            pass
-        elif not product_id:
-            reason, detail = "no-id", "the id is empty"
-        elif len(product_id) > MAX_ID_CHARS or not product_id.isprintable():
-            reason, detail = "bad-id", f"an id is printable and has at most {MAX_ID_CHARS} characters"
-        elif hash(product_id) in seen:
+        reason, detail = _problem(record, product_id, columns)
+        if not reason and hash(product_id) in seen:
             reason, detail = "duplicate-id", f"`{product_id}` is the id of an earlier row"
-        elif hidden := [name for name in columns.published_columns if not is_published(fields[name])]:
-            reason, detail = "unpublished", f"column `{hidden[0]}` says `{fields[hidden[0]].strip()}`"
         if reason:
             yield Rejection(record.row, product_id[:MAX_ID_CHARS], reason, detail, fields, record.file_rows)
             continue
+        for name in families:
+            if (cell := fields[name]) and names_nothing(cell.strip()):
+                fields[name] = ""
         seen.add(hash(product_id))
         named = [
             name
@@ -180,6 +193,22 @@ def _judge(records: Iterable[Record], columns: DataPaths) -> Iterator[Product | 
             file_rows=record.file_rows,
             variant=", ".join(told),
         )
+
+
+def _problem(record: Record, product_id: str, columns: DataPaths) -> tuple[str, str]:
+    """Why a row is no product, in a word and in words; empty where it is one."""
+    if record.reason:
+        return record.reason, record.detail
+    if is_header(record):
+        return REPEATED_HEADER
+    if not product_id:
+        return "no-id", "the id is empty"
+    if len(product_id) > MAX_ID_CHARS or not product_id.isprintable():
+        return "bad-id", f"an id is printable and has at most {MAX_ID_CHARS} characters"
+    for name in columns.published_columns:
+        if not is_published(cell := record.fields[name]):
+            return "unpublished", f"column `{name}` says `{cell.strip()}`"
+    return "", ""
 
 
 def uncleaned_rows(paths: DataPaths) -> int:

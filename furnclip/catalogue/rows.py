@@ -1,27 +1,30 @@
-"""Rows of any supported file, streamed, with damaged ones marked; and CSV files of our own.
+"""Rows of any supported file, streamed, with damaged ones marked; rows that make one product, or a family.
 
-What we write is safe to open in a spreadsheet, which runs a cell such as `=HYPERLINK(...)` as a formula: on
-its way out such a cell, or one with apostrophes before such a sign, gets an apostrophe in front, and loses it
-on its way in. A column of the catalogue that has the name of one of ours is called `raw_NAME` in our files
+A column of the catalogue that has the name of one of ours is called `raw_NAME` in our files
 (and `raw_NAME` is called `raw_raw_NAME`), so no two columns have one name.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from furnclip import console
-from furnclip.catalogue.columns import is_published, known_names, plain_name
-from furnclip.catalogue.delimited import MAX_CELL_CHARS, Table
+from furnclip.catalogue.columns import (
+    is_published,
+    known_as,
+    known_names,
+    needs_parent,
+    plain_name,
+    short_name,
+)
+from furnclip.catalogue.delimited import MAX_CELL_CHARS, Table, unescape
 from furnclip.catalogue.structured import (
     ImageStore,
     NoText,
@@ -49,14 +52,16 @@ _OTHER_KINDS = {
 _TABLES = ("products", "items", "rows", "data", "results")
 _NO_TEXT = re.compile("[\ud800-\udfff]")  # a byte that was none, or half a character in JSON
 _JSON_ARRAY = re.compile(r"\s*\[\s*[{\]]")
+_OPTIONS = re.compile(r"\s*\[[A-Z]{1,3}\][^=]+=.*", re.DOTALL)  # in place of a variant's name, in BigCommerce
+_FREE = "0., "  # what a price of nothing has in it
+_VARIATION = re.compile(r"(?:\A|\|)\s*sku=([^,|]+)")  # in the cell of a parent, as Magento writes them
 _JSON_OBJECT = re.compile(r'\s*\{\s*(["}]|$)')
 
 ATTRIBUTES = ("style", "material", "color", "object_type")
 UNKNOWN = "unknown"  # the value of an attribute that neither title nor image tells
 CLEAN_COLUMNS = ("clean_title", *ATTRIBUTES, "queries", "clean_source")
+REPEATED_HEADER = "repeated-header", "the row has the names of columns in it"
 REJECT_COLUMNS = ("rejected_reason", "rejected_detail")
-_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # and the full-width signs
-_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 _OURS = re.compile(f"(raw_)*({'|'.join((*CLEAN_COLUMNS, *REJECT_COLUMNS))})")
 
 
@@ -162,12 +167,14 @@ def _json_kind(path: Path, suffix: str) -> Literal["lines", "object"]:
 
 
 def _csv_records(columns: list[str], table: Table, *, is_clean: bool) -> Iterator[Record]:
-    is_ours = is_our_sheet(columns)
+    is_ours, last = is_our_sheet(columns), table.header[-1]
     for number, (cells, reason, detail) in enumerate(table.rows(), start=1):
         texts = list(map(unescape, cells)) if is_ours else cells
         fields = dict(zip(columns, texts, strict=False))
         if len(fields) < len(texts) and len(texts) == len(columns):
             fields = joined(zip(columns, texts, strict=True))
+        if cells[-1] == last and [cells[0].lstrip("\ufeff"), *cells[1:]] == table.header:
+            reason, detail = REPEATED_HEADER
         if reason:
             yield Record(number, _writable(fields), reason, detail)
         else:
@@ -191,7 +198,7 @@ def merged(records: Iterable[Record], key: str, first: Collection[str], title: s
     together: list[Record] = []
     for record in records:
         name = "" if record.reason else record.fields.get(key, "").strip()
-        is_more = title and not record.reason and not record.fields.get(title, "").strip()
+        is_more = title and not record.reason and not _OPTIONS.sub("", record.fields.get(title, "")).strip()
         if together and not is_more and name != together[0].fields[key].strip():
             yield _as_one(together, first)
             together = []
@@ -201,6 +208,12 @@ def merged(records: Iterable[Record], key: str, first: Collection[str], title: s
             yield record
     if together:
         yield _as_one(together, first)
+
+
+def said_once(columns: Iterable[str], published: Sequence[str]) -> Sequence[str]:
+    """The columns that say whether a product is in the shop, if its first row does so for its variants."""
+    stores = known_names()["header"]["store"]
+    return () if any(plain_name(name) in stores for name in columns) else published
 
 
 def _as_one(records: Sequence[Record], first: Collection[str]) -> Record:
@@ -218,48 +231,117 @@ def with_parents(
     """The records of `read`, variations with what only their parents say; each with its parent's id as group.
 
     The column itself says that id too, of parents as well: what reads it later need not know the parents.
-    parent: the column that names the parent, by its cell (or `id:` and its cell) in one of the columns `own`,
-    the first of which has the id. published: columns in which a parent speaks for its variations as well.
+    A parent without a price has those of its variations, as a product of several rows has.
+    parent: the column that names the parent by its cell in one of the columns `own`, the first of which has
+    the id (`id:7`: in the column `id`); or, in the parent's row, its variations (`sku=a,size=S|sku=b`).
+    published: columns in which a parent speaks for its variations as well.
     Reads the file three times and holds the parents, which may come last.
     """
-    named = {_reference(record, parent) for record in read()} - {""}
-    parents: dict[str, Record] = {}
-    for record in read():
-        for name in own:
-            if (reference := _reference(record, name)) in named and not record.reason:
-                parents.setdefault(reference, record)
-    ids = {record.fields[own[0]].strip() for record in parents.values()}
-    for record in read():
-        reference, itself = _reference(record, parent), record.fields.get(own[0], "").strip()
-        found = parents.get(reference or itself * (itself in ids))
+    families = _Families(parent, own, published)
+    families.hold_parents(read(), families.names_of_parents(read()))
+    yield from map(families.complete, read())
+
+
+class _Parent(NamedTuple):
+    id: str
+    cells: dict[str, str]  # those that a variation may take
+    options: list[str]  # columns that tell its variations apart
+    hidden: dict[str, str]  # the cells by which the shop does not show it
+    prices: dict[tuple[str, str], None]  # of its variations: columns and cells
+
+
+class _Families:
+    """Which records are variations of which, and what their parents say."""
+
+    def __init__(self, parent: str, own: Sequence[str], published: Collection[str]) -> None:
+        self._column, self._id_column, self._published = parent, own[0], published
+        self._own = {name: "id:" if plain_name(name) == "id" else "" for name in own}
+        self._parent_of: dict[str, str] = {}  # of variations that their parents name
+        self._parents: dict[str, _Parent] = {}
+
+    def names_of_parents(self, records: Iterable[Record]) -> set[str]:
+        """What variations call their parents, without `id:`."""
+        named = set()
+        for record in records:
+            named.add(self._reference(record).removeprefix("id:"))
+            for variation in _VARIATION.findall(record.fields.get(self._column, "")):
+                if variation not in self._parent_of or not self._hidden(record):
+                    self._parent_of[variation] = self._id(record)
+        return named.union(self._parent_of.values()) - {""}
+
+    def hold_parents(self, records: Iterable[Record], named: set[str]) -> None:
+        """Take note of all parents, and of the prices of their variations."""
+        prices, priced = defaultdict[str, dict[tuple[str, str], None]](dict), list[str]()
+        for record in records:
+            fields = record.fields
+            is_shown = not record.reason and all(map(needs_parent, self._hidden(record).values()))
+            if is_shown and (reference := self._reference(record)):
+                for name in (priced := priced or _prices(tuple(fields))):
+                    if fields[name].strip(_FREE):
+                        prices[reference][name, fields[name]] = None
+            if record.reason or named.isdisjoint(fields[name].strip() for name in self._own):
+                continue
+            # In a sheet of ours variations have it already; its parents say what any variation costs.
+            spoken = () if is_our_sheet(tuple(fields)) else fields.items()
+            cells = {name: cell for name, cell in spoken if cell.strip() and name not in self._own}
+            found = _Parent(self._id(record), cells, _options(tuple(fields)), self._hidden(record), {})
+            for name, sign in self._own.items():
+                self._parents.setdefault(sign + fields[name].strip(), found)
+        for reference, offers in prices.items():
+            if parent := self._find(reference):
+                parent.prices.update(offers)
+
+    def _id(self, record: Record) -> str:
+        return record.fields.get(self._id_column, "").strip()
+
+    def _hidden(self, record: Record) -> dict[str, str]:
+        fields, names = record.fields, self._published
+        return {name: cell for name in names if not is_published(cell := fields.get(name, ""))}
+
+    def _reference(self, record: Record) -> str:
+        """What a variation calls its parent; empty for any other record."""
+        if self._parent_of and (found := self._parent_of.get(self._id(record))):
+            return found
+        cell = record.fields.get(self._column, "").strip()
+        return "" if cell == "0" or cell.startswith("sku=") else cell
+
+    def _find(self, reference: str) -> _Parent | None:
+        return self._parents.get(reference) or self._parents.get(f"id:{reference}")
+
+    def complete(self, record: Record) -> Record:
+        """A record with its group, and with what its parent or its variations say."""
+        fields, reference, itself = record.fields, self._reference(record), self._id(record)
+        found = self._find(reference) if reference else self._parents.get(self._own[self._id_column] + itself)
         if found is None or record.reason:
-            yield record._replace(group=reference or itself)
-            continue
-        cells, group = found.fields, found.fields[own[0]].strip()
-        inherited = frozenset(
-            name
-            for name, cell in record.fields.items()
-            if (not cell.strip() or (name in published and not is_published(cells.get(name, ""))))
-            and cells.get(name, "").strip()
-            and name not in own
-        )
+            return record._replace(group=reference.removeprefix("id:") or itself)
+        if found.id == itself:
+            prices = joined(found.prices)
+            more = {name: prices[name] for name in prices if not fields[name].strip(_FREE)}
+            return record._replace(fields=fields | more | {self._column: itself}, group=itself)
+        more = {name: cell for name, cell in found.cells.items() if not fields[name].strip()} | found.hidden
+        if self._parent_of:
+            hidden = self._hidden(record)
+            more |= {name: found.cells.get(name, "") for name, cell in hidden.items() if needs_parent(cell)}
         options = tuple(
             cell.strip()
-            for name, cell in record.fields.items()
-            if cell != cells.get(name) and _is_option(name) and any(map(str.isalpha, cell))
+            for name in found.options
+            if (cell := fields[name]) != found.cells.get(name) and any(map(str.isalpha, cell))
         )
-        fields = record.fields | {name: cells[name] for name in inherited} | {parent: group}
-        yield record._replace(fields=fields, group=group, inherited=inherited, options=options)
+        fields = {**fields, **more, self._column: found.id}
+        return Record(record.row, fields, "", "", record.file_rows, found.id, frozenset(more), options)
 
 
-@lru_cache(maxsize=4096)
-def _is_option(column: str) -> bool:
-    """Whether a column says what tells the variations of a product apart."""
-    return not set(known_names()["words"]["option"]).isdisjoint(plain_name(column).split("_"))
+@lru_cache(maxsize=64)
+def _prices(columns: tuple[str, ...]) -> list[str]:
+    shorts = {short_name(name): name for name in reversed(columns)}
+    return [shorts[name] for name in known_as(known_names()["columns"]["price"], shorts, "price")]
 
 
-def _reference(record: Record, column: str) -> str:
-    return record.fields.get(column, "").strip().removeprefix("id:").strip()
+@lru_cache(maxsize=64)
+def _options(columns: tuple[str, ...]) -> list[str]:
+    """The columns that say what tells the variations of a product apart."""
+    words = set(known_names()["words"]["option"])
+    return [name for name in columns if not words.isdisjoint(plain_name(name).split("_"))]
 
 
 def _typed_records(
@@ -304,29 +386,6 @@ def _writable(fields: dict[str, str]) -> dict[str, str]:
     """What of a damaged row can stand in a list of rejected rows."""
     short = {name: value if len(value) <= MAX_CELL_CHARS else "" for name, value in fields.items()}
     return {name: _NO_TEXT.sub("\ufffd", value) for name, value in short.items()}
-
-
-def write_row(file: IO[bytes], cells: Iterable[object]) -> None:
-    """Add a row to a CSV file whose cells no spreadsheet runs as a formula; each as `str` writes it."""
-    file.write(sheet_text([cells]).encode("utf-8"))
-
-
-def sheet_text(rows: Iterable[Iterable[object]]) -> str:
-    """A small table as the text of a CSV file, header included."""
-    text = io.StringIO(newline="")
-    # The default line end: with another one, `csv` leaves a lone carriage return unquoted.
-    csv.writer(text).writerows([escape(str(cell)) for cell in row] for row in rows)
-    return text.getvalue()
-
-
-def escape(cell: str) -> str:
-    """`cell` as a spreadsheet shows it without running it."""
-    return "'" + cell if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
-
-
-def unescape(cell: str) -> str:
-    """The text that `escape` was given."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def is_our_sheet(columns: Sequence[str]) -> bool:

@@ -253,7 +253,7 @@ def plain_text(text: str) -> str:
         words.feed(text)
         words.close()
         text = " ".join("".join(words.parts).split())
-    plain = _without_shortcodes(text)
+    plain = _without_shortcodes(text) if "[" in text else text
     return text.strip() if plain == text else " ".join(plain.split())
 
 
