@@ -24,7 +24,7 @@ through a model of stub size.
 from __future__ import annotations
 
 import csv
-import importlib.util
+import importlib
 import json
 import os
 import statistics
@@ -257,12 +257,9 @@ RIVALS: dict[str, Callable[[Path], Embed]] = {
 
 def _declare_torchvision_operators() -> list[Any]:
     """Empty operators in place of compiled ones that do not load."""
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return []
     try:
-        torch.ops.load_library(str(Path(spec.origin).with_name("_C.so")))
-    except OSError:
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError):
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
