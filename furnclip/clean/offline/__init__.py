@@ -301,12 +301,13 @@ def settled(written: Sequence[str], values: Mapping[str, str], names: Sequence[s
     names: of makers, series and numbers; a query that has one of them is dropped.
     """
     spaced = [_spaced(name) for name in names]
-    allowed = (
-        query for query in chain(written, made(values)) if not any(n in _spaced(query) for n in spaced)
-    )
     kept: dict[str, None] = {}
-    while len(kept) < count and (query := next(allowed, None)) is not None:
-        kept[query] = None
+    for query in chain(written, made(values)):
+        if len(kept) >= count:
+            break
+        text = _spaced(query)
+        if not any(name in text for name in spaced):
+            kept[query] = None
     return list(kept)
 
 
